@@ -1,0 +1,77 @@
+# Everything runs in .venv, made from requirements.lock by `make setup`; the other targets make it when it is missing
+# or older than the lock. Needed: one of the Pythons below, make, and a package index.
+
+# The first of these that is 3.11, 3.12 or 3.13. Another one: make setup PYTHON=/path/to/python
+PYTHON = python3.11 python3.12 python3.13 python3
+IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+VENV_PACKAGE = import sys; print("python%d.%d-venv" % sys.version_info[:2])
+
+UV = .venv/bin/uv
+READY = .venv/ready
+
+# uv trusts the certificates and asks the index that pip does.
+export UV_SYSTEM_CERTS = true
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+
+# Tests are many and small: one thread each is quicker than waking a pool for every matrix.
+test test-slow coverage: export OMP_NUM_THREADS = 1
+test test-slow coverage: export TF_CPP_MIN_LOG_LEVEL = 2
+
+.PHONY: help setup demo test test-slow coverage check bench lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: $(READY) ## .venv with exactly what requirements.lock names, and shelfmark itself, editable
+
+# uv alone first, by pip and by the lock's hashes: it then installs the rest in seconds, pip takes minutes.
+$(UV): requirements.lock
+	@for python in $(PYTHON); do \
+	  "$$python" -c '$(IN_RANGE)' 2>/dev/null && break; \
+	done || { echo 'error: none of "$(PYTHON)" is Python 3.11, 3.12 or 3.13;' \
+	  'install one, or name it: make setup PYTHON=/path/to/python' >&2; exit 1; }; \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $$python cannot make virtual environments (it has no ensurepip);" \
+	  "on Debian and Ubuntu: apt install $$("$$python" -c '$(VENV_PACKAGE)')" >&2; exit 1; }; \
+	set -ex; "$$python" -m venv --clear .venv
+	@awk '/^[^ ]/ {wanted = /^uv==/} wanted' requirements.lock > .venv/uv.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.txt
+	@touch $(UV)
+
+$(READY): $(UV) setup.cfg
+	$(UV) pip sync --python .venv/bin/python --require-hashes requirements.lock
+	$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+demo: $(READY) ## draws a small catalogue and runs everything on it, in demo-workspace
+	.venv/bin/shelfmark demo --workspace demo-workspace
+
+test: $(READY) ## the quick tests
+	.venv/bin/python -m pytest -q
+
+test-slow: $(READY) ## the slow tests alone
+	.venv/bin/python -m pytest -q -m slow
+
+coverage: $(READY) ## the quick tests, and the lines they leave out
+	.venv/bin/coverage run -m pytest -q
+	.venv/bin/coverage report
+
+check: $(READY) ## style, types, direction of imports, links and commands in the documentation
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/python -m pytest -q tests/test_docs.py
+
+bench: $(READY) ## every benchmark, one after the other
+	@set -e; for bench in benchmarks/[a-z]*.py; do echo "== $$bench"; .venv/bin/python "$$bench"; done
+
+lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit (newest: make lock UPGRADE=--upgrade)
+	$(UV) pip compile setup.cfg --all-extras --universal --python-version 3.11 --fork-strategy fewest \
+	  --generate-hashes --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
+
+clean: ## removes what make and the tools made, .venv and demo-workspace included
+	rm -rf .venv demo-workspace shelfmark.egg-info build .coverage .hypothesis .*_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
