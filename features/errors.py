@@ -1,0 +1,60 @@
+"""How things go wrong before a user: one exception, one `error:` line, one exit status."""
+
+import logging
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+
+class ShelfmarkError(Exception):
+    """Something the user can mend: what happened, what was expected, what to do next, in one line."""
+
+
+def run_command(command: click.Command, name: str, arguments: list[str], obj: Any = None) -> None:
+    """Runs a command and leaves with its exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage.
+
+    Args:
+        command: of click.
+        name: the program's.
+        arguments: after the program's name; `--debug` among them shows the traceback of an error.
+        obj: for the command's context.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("shelfmark").setLevel(logging.INFO)
+    try:
+        command.main(args=arguments, prog_name=name, standalone_mode=False, obj=obj)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as wrong:
+        wrong.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        print("error: interrupted; the same command continues the work", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says to a user.
+
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "shop.csv"))
+    'shop.csv: No such file or directory; expected room and leave to read and write there; mend it, run again'
+    """
+    if isinstance(error, ShelfmarkError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        told = error.strerror or " ".join(str(error).split())[:300]
+        return f"{where}{told}; expected room and leave to read and write there; mend it, run again"
+    told = " ".join(str(error).split())[:300]
+    advice = "this is a fault of shelfmark or its set-up; run again with --debug and report it"
+    return f"{type(error).__name__}: {told}; {advice}"
