@@ -1,0 +1,75 @@
+"""The bundle: everything that categorizing needs, in one directory.
+
+    bundle/  head.json  head.weights.h5  sizes.npy  taxonomy.csv  thresholds.json
+             backbone.json  backbone.weights.h5  splits.parquet  manifest.json
+
+splits.parquet (product_id, split) keeps every product on its side of the split in the weeks to come.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features.artifact import digest_of, file_digest, open_artifact
+from features.backbones import Backbone, load_backbone
+from features.errors import ShelfmarkError
+from models.categorizer import Asked, Categorizer, Rules
+from models.head import STRUCTURE, WEIGHTS, load_head
+from models.taxonomy import read_taxonomy
+
+HEAD_FILES = (STRUCTURE, WEIGHTS, "sizes.npy", "taxonomy.csv")
+THRESHOLDS, SPLITS = "thresholds.json", "splits.parquet"
+BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; its backbone is loaded when photos have to be read."""
+
+    path: Path
+    digest: str
+    categorizer: Categorizer
+    fingerprint: str  # of the backbone
+
+    def backbone(self) -> Backbone:
+        """The bundle's backbone, with the weights it was extracted with."""
+        told = json.loads((self.path / BACKBONE).read_text())
+        backbone = load_backbone(told["name"], str(self.path / BACKBONE_WEIGHTS), told["image_size"])
+        if backbone.fingerprint != self.fingerprint:
+            raise ShelfmarkError(
+                f"{self.path}: its backbone has fingerprint {backbone.fingerprint}, its head reads "
+                f"{self.fingerprint}; expected the same; release again with this version of shelfmark"
+            )
+        return backbone
+
+    @property
+    def splits(self) -> Path:
+        """product_id and split of every product the bundle was made from."""
+        return self.path / SPLITS
+
+
+def load_asked(folder: Path) -> Asked:
+    """The head of a head/ or bundle/ directory, ready to answer."""
+    model = digest_of({name: file_digest(folder / name) for name in HEAD_FILES})
+    head = load_head(folder)
+    taxonomy = read_taxonomy(folder / "taxonomy.csv")
+    return Asked(head, taxonomy, np.load(folder / "sizes.npy"), model, file_digest(folder / "taxonomy.csv"))
+
+
+def read_rules(file: Path) -> Rules:
+    """Reads thresholds.json."""
+    return Rules.from_dict(json.loads(file.read_text()))
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Opens a bundle.
+
+    Raises:
+        ShelfmarkError: no finished bundle is there, or its parts do not belong together.
+    """
+    artifact = open_artifact(path, "bundle")
+    asked = load_asked(path)
+    categorizer = Categorizer(asked, read_rules(path / THRESHOLDS))
+    return Bundle(path, artifact.digest, categorizer, asked.head.shape.fingerprint)

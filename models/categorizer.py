@@ -1,0 +1,180 @@
+"""The categorizer: head, confidence and threshold together, from bottlenecks (or photos) to decisions.
+
+Batch and HTTP, evaluation and release all decide through it, so they decide alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.backbones import Backbone, extract
+from features.errors import ShelfmarkError
+from features.images import Limits, Refused, normalise
+from models.answers import Answers, Rows, answer
+from models.confidence import ConfidenceModel
+from models.head import Head
+from models.taxonomy import Taxonomy
+from models.thresholds import Certificate
+
+ACCEPTED, REVIEW, UNREADABLE = "accepted", "review", "unreadable"
+COLUMNS = (
+    *("product_id", "category", "confidence", "status"),
+    *("node", "node_level", "top_categories", "top_confidences"),
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """thresholds.json: how the answers of one model become decisions."""
+
+    model: str  # digest of the head's files
+    labels: str  # digest of taxonomy.csv
+    temperature: float
+    confidence: ConfidenceModel
+    certificate: Certificate
+    fit_products: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "model": self.model,
+            "labels": self.labels,
+            "temperature": self.temperature,
+            "confidence": self.confidence.to_dict(),
+            "certificate": self.certificate.to_dict(),
+            "target": self.certificate.target,
+            "delta": self.certificate.delta,
+            "fit": {"products": self.fit_products},
+        }
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> "Rules":
+        """Back from `to_dict`."""
+        confidence = ConfidenceModel.from_dict(told["confidence"])
+        certificate = Certificate.from_dict(told["certificate"])
+        numbers = told["temperature"], confidence, certificate, told["fit"]["products"]
+        return cls(told["model"], told["labels"], *numbers)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A head that answers about products: what calibration looks at."""
+
+    head: Head
+    taxonomy: Taxonomy
+    sizes: np.ndarray  # (C,) int, training products
+    model: str  # digest of the head's files
+    labels: str  # digest of taxonomy.csv
+
+    def answer(self, bottlenecks: Rows, bounds: np.ndarray, temperature: float) -> Answers:
+        """Answers about products, see models/answers.py."""
+        return answer(self.head, bottlenecks, bounds, self.taxonomy, temperature)
+
+
+@dataclass(frozen=True)
+class Categorizer:
+    """Decides about products."""
+
+    asked: Asked
+    rules: Rules
+
+    def __post_init__(self) -> None:
+        if (self.rules.model, self.rules.labels) != (self.asked.model, self.asked.labels):
+            raise ShelfmarkError(
+                "thresholds of another model; expected those calibrated for this head; run calibrate again"
+            )
+
+    def answer(self, bottlenecks: Rows, bounds: np.ndarray) -> Answers:
+        """Answers about products at the calibrated temperature."""
+        return self.asked.answer(bottlenecks, bounds, self.rules.temperature)
+
+    def confidence(self, answers: Answers) -> np.ndarray:
+        """(n,) calibrated probability that the most likely category is right."""
+        return self.rules.confidence.confidence(answers.evidence(self.asked.sizes))
+
+    def decide(self, product_id: np.ndarray, answers: Answers) -> pd.DataFrame:
+        """Decisions about n products, one row each, columns COLUMNS.
+
+        Args:
+            product_id: (n,) str.
+            answers: about them.
+        """
+        confidence = self.confidence(answers)
+        threshold = self.rules.certificate.threshold
+        accepted = confidence >= threshold if threshold is not None else np.zeros(len(confidence), bool)
+        names = self.asked.taxonomy.categories
+        category = names[answers.top[:, 0]]
+        return decisions_table(
+            product_id=product_id,
+            category=category,
+            confidence=confidence,
+            status=np.where(accepted, ACCEPTED, REVIEW),
+            node=np.where(accepted, category, None),
+            node_level=[self.asked.taxonomy.levels if yes else None for yes in accepted],
+            top_categories=[names[top[top >= 0]].tolist() for top in answers.top],
+            top_confidences=[
+                [round(float(p), 6) for p in probability[top >= 0]]
+                for top, probability in zip(answers.top, answers.top_probability, strict=True)
+            ],
+        )
+
+
+def decisions_table(**columns: Any) -> pd.DataFrame:
+    """A table of decisions with its fixed types."""
+    table = pd.DataFrame({name: pd.Series(list(columns[name]), dtype=object) for name in COLUMNS})
+    return table.astype({"confidence": "float64", "node_level": "Int32"})
+
+
+def unreadable(product_id: Sequence[str]) -> pd.DataFrame:
+    """Decisions about products without any readable image."""
+    nothing: list[Any] = [None] * len(product_id)
+    empty: list[list[Any]] = [[] for _ in product_id]
+    return decisions_table(
+        product_id=product_id,
+        category=nothing,
+        confidence=[0.0] * len(product_id),
+        status=[UNREADABLE] * len(product_id),
+        node=nothing,
+        node_level=nothing,
+        top_categories=empty,
+        top_confidences=empty,
+    )
+
+
+def categorize_photos(
+    categorizer: Categorizer,
+    backbone: Backbone,
+    product_id: str,
+    photos: Sequence[bytes],
+    limits: Limits,
+    batch: int,
+) -> tuple[pd.DataFrame, list[Refused | None]]:
+    """The decision about one product from its photos' bytes.
+
+    Args:
+        categorizer: decides.
+        backbone: the categorizer's own.
+        product_id: told back.
+        photos: as files hold them.
+        limits: of image sizes.
+        batch: images a step of the backbone.
+
+    Returns:
+        One decision row, and for each photo why it was refused, or None.
+    """
+    jpegs: list[bytes] = []
+    refusals: list[Refused | None] = []
+    for photo in photos:
+        try:
+            jpegs.append(normalise(photo, limits).jpeg)
+            refusals.append(None)
+        except Refused as refused:
+            refusals.append(refused)
+    if not jpegs:
+        return unreadable([product_id]), refusals
+    bottlenecks = extract(backbone, jpegs, len(jpegs), batch)
+    answers = categorizer.answer(bottlenecks, np.array([0, len(jpegs)]))
+    return categorizer.decide(np.array([product_id], dtype=object), answers), refusals
