@@ -1,0 +1,117 @@
+"""Calibrate: how sure the head may be, and from where it decides alone.
+
+    thresholds/  thresholds.json  manifest.json
+
+FIT gives temperature, confidence model and grid; CERT certifies and nothing else (models/thresholds.py).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.artifact import Artifact, write_whole
+from models.answers import Answers, product_bounds
+from models.bundle import THRESHOLDS, load_asked
+from models.categorizer import Asked, Rules
+from models.confidence import ConfidenceModel, fit_confidence, fit_temperature
+from models.groups import duplicate_groups, in_fit
+from models.thresholds import Graded, certify
+from pipeline.config import Calibration
+from pipeline.extract import Part, open_part
+from pipeline.stage import stage
+from pipeline.train import categories_of
+
+VERSION = 1
+MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
+
+
+def calibrate(
+    records: Artifact, bottlenecks: Artifact, head: Artifact, store: Path, out: Path, settings: Calibration
+) -> Artifact:
+    """Calibrates the head on the validation products.
+
+    Args:
+        records: of ingest.
+        bottlenecks: of extract.
+        head: of train.
+        store: directory of all stores.
+        out: the artifact's directory.
+        settings: the section [calibration].
+    """
+
+    def make(work: Path) -> Mapping[str, Any]:
+        asked = load_asked(head.path)
+        val = open_part(bottlenecks, store, "val")
+        truth = asked.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
+        group = duplicate_groups(val.product_id, val.image_digest)
+        chosen = in_fit(group, settings.fit_share)
+        rules = _rules(asked, val, truth, group, chosen, settings)
+        write_whole(work / THRESHOLDS, json.dumps(rules.to_dict(), indent=1, sort_keys=True).encode())
+        told = rules.certificate
+        return {
+            "certified": told.threshold is not None,
+            "threshold": told.threshold,
+            "certified_products": told.products,
+            "acceptance_rate": told.acceptance_rate,
+            "reason": told.reason,
+        }
+
+    made_from = {
+        "records": records.digest,
+        "bottlenecks": bottlenecks.digest,
+        "head": head.digest,
+        "settings": settings.that_matter(),
+    }
+    return stage(out, kind="thresholds", version=VERSION, made_from=made_from, make=make)
+
+
+def _rules(
+    asked: Asked, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray, settings: Calibration
+) -> Rules:
+    """The rules from the validation images: chosen ones are FIT, the others CERT."""
+    fit, cert = _side(val, truth, group, chosen), _side(val, truth, group, ~chosen)
+    temperature = _temperature(asked, fit)
+    fit_answers, cert_answers = (asked.answer(side.rows, side.bounds, temperature) for side in (fit, cert))
+    confidence = fit_confidence(fit_answers.evidence(asked.sizes), fit_answers.top[:, 0] == fit.truth)
+    certificate = certify(
+        _graded(fit, fit_answers, confidence, asked),
+        _graded(cert, cert_answers, confidence, asked),
+        target=settings.precision,
+        delta=settings.delta,
+        grid=settings.grid,
+    )
+    return Rules(asked.model, asked.labels, temperature, confidence, certificate, len(fit.truth))
+
+
+class _side:
+    """The products of FIT or of CERT."""
+
+    def __init__(self, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray) -> None:
+        product_id = val.product_id[chosen]
+        self.bounds = product_bounds(product_id)
+        first = self.bounds[:-1]
+        self.rows = val.rows.only(chosen)
+        self.product_id, self.truth, self.group = (
+            product_id[first],
+            truth[chosen][first],
+            group[chosen][first],
+        )
+
+
+def _temperature(asked: Asked, fit: _side) -> float:
+    products = max(
+        1, int(np.searchsorted(fit.bounds, MOST_LOGITS // len(asked.taxonomy.categories), side="right")) - 1
+    )
+    bounds = fit.bounds[: products + 1]
+    if len(bounds) < 2:
+        return 1.0
+    logits = asked.head.logits(fit.rows[slice(0, bounds[-1])])
+    return fit_temperature(logits, np.diff(bounds), fit.truth[: len(bounds) - 1])
+
+
+def _graded(side: _side, answers: Answers, model: ConfidenceModel, asked: Asked) -> Graded:
+    confidence = model.confidence(answers.evidence(asked.sizes))
+    return Graded(side.product_id, side.group, confidence, answers.top[:, 0] == side.truth)

@@ -1,0 +1,328 @@
+"""The command line. Each command's docstring is its help and ends with an example that a test runs.
+
+Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage. Stages are imported inside the commands:
+TensorFlow and Beam take seconds, `--help` must not.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from features.errors import ShelfmarkError, run_command
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
+
+WITH_BEAM = ("ingest", "retrain", "categorize")  # commands that take Beam's options after --
+WITHOUT_TENSORFLOW = ("ingest", "report")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and leaves with its exit status; what stands after -- is for Beam."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    run_command(shelfmark, "shelfmark", arguments[:cut], obj=tuple(arguments[cut + 1 :]))
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every stage."""
+    path = click.Path(path_type=Path)
+    options = [
+        click.option(
+            "--workspace", type=path, required=True, help="Directory of all runs, releases and the store."
+        ),
+        click.option("--run", "name", help="Name of the run; default: the ISO week, as in 2026-W47."),
+        click.option("--config", "file", type=path, help="TOML file of settings."),
+        click.option(
+            "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
+        ),
+        click.option("--backbone", help="Network of keras.applications; default: inception_v3."),
+        click.option("--weights", help="imagenet, random, or a .weights.h5 file; default: imagenet."),
+        click.option("--image-size", type=int, help="Pixels; default: the network's own."),
+        click.option("--seed", type=int, help="Of everything random; default: 0."),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+_taxonomy = click.option(
+    "--taxonomy", type=click.Path(path_type=Path), help="CSV of category_id, category_level1, …"
+)
+
+
+class _Commands(click.Group):
+    """Keeps the commands in the order of the work, and Beam's options to those that run Beam."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(context, args)
+        if context.obj and name not in WITH_BEAM:
+            raise click.UsageError(f"'{name}' takes no Beam options; expected nothing after --", context)
+        return name, command, rest
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(package_name="shelfmark")
+def shelfmark() -> None:
+    """Puts the products of a large catalogue into the right category from their photos."""
+
+
+@contextmanager
+def _run(
+    name: str | None,
+    workspace: Path,
+    file: Path | None,
+    sets: tuple[str, ...],
+    given: dict[str, Any],
+    fresh: bool,
+) -> Iterator["Run"]:
+    """The run, locked, with its settings: `fresh` over the defaults, else over the run's last ones."""
+    import datetime
+
+    from pipeline.config import load_config
+    from pipeline.run import begin_run, default_name, saved_settings
+    from pipeline.stage import only_job
+
+    name = name or default_name(datetime.date.today())
+    if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial"):
+        raise ShelfmarkError(
+            f"--run {name}: not a directory name; expected letters, digits, '-', '_' and '.'; mend it"
+        )
+    weights = given["weights"]
+    if weights not in (None, "imagenet", "random"):
+        weights = str(Path(weights).absolute())  # later stages may be called from elsewhere
+    options = {
+        "backbone.name": given["backbone"], "backbone.weights": weights,
+        "backbone.image_size": given["image_size"], "seed": given["seed"],
+    }  # fmt: skip
+    config = load_config(file, sets, options, base={} if fresh else saved_settings(workspace, name))
+    with only_job(workspace / "runs" / name):
+        yield begin_run(workspace, name, config)
+
+
+def _stage(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that gets the run of the common options as its first argument."""
+
+    @_common
+    def command(
+        workspace: Path, name: str | None, file: Path | None, sets: tuple[str, ...], debug: bool, **given: Any
+    ) -> None:
+        settings = {option: given.pop(option) for option in ("backbone", "weights", "image_size", "seed")}
+        fresh = function.__name__ in ("ingest", "retrain")
+        if function.__name__ not in WITHOUT_TENSORFLOW:
+            _start_tensorflow()
+        with _run(name, workspace, file, sets, settings, fresh) as run:
+            function(run, **given)
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    return command
+
+
+@shelfmark.command()
+@_sources
+@_taxonomy
+@_stage
+def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Path | None) -> None:
+    """Converts a catalogue to records: every image checked, every product in train, val or test.
+
+    SOURCE is a .bson file (Cdiscount), a folder of photos, or a .csv or .parquet manifest. Options after --
+    are Beam's.
+
+    \b
+    Example:
+      shelfmark ingest catalogue.bson --taxonomy category_names.csv --workspace shop --config weekly.toml
+    """
+    from pipeline.ingest import ingest as make
+
+    config = run.config
+    make(
+        list(sources), run.path / "records", config.ingest,
+        seed=config.seed, taxonomy=taxonomy, known=run.known_splits(), beam=_beam(),
+    )  # fmt: skip
+
+
+@shelfmark.command()
+@_stage
+def extract(run: "Run") -> None:
+    """Runs the frozen backbone over the images that the store lacks.
+
+    \b
+    Example:
+      shelfmark extract --workspace shop
+    """
+    from pipeline.extract import extract_records
+
+    records = run.artifact("records", "ingest")
+    extract_records(records, run.backbone(), run.store, run.path / "bottlenecks", run.config.extract)
+
+
+@shelfmark.command()
+@_stage
+def train(run: "Run") -> None:
+    """Trains the head on the bottlenecks.
+
+    \b
+    Example:
+      shelfmark train --workspace shop --set train.epochs=40
+    """
+    from pipeline.train import train as make
+
+    records, bottlenecks = run.artifact("records", "ingest"), run.artifact("bottlenecks", "extract")
+    make(records, bottlenecks, run.store, run.path / "head", run.config)
+
+
+@shelfmark.command()
+@_stage
+def calibrate(run: "Run") -> None:
+    """Certifies the threshold from which the promised precision holds.
+
+    \b
+    Example:
+      shelfmark calibrate --workspace shop --set calibration.precision=0.85
+    """
+    from pipeline.calibrate import calibrate as make
+
+    records, bottlenecks = run.artifact("records", "ingest"), run.artifact("bottlenecks", "extract")
+    head = run.artifact("head", "train")
+    make(records, bottlenecks, head, run.store, run.path / "thresholds", run.config.calibration)
+
+
+@shelfmark.command()
+@_stage
+def evaluate(run: "Run") -> None:
+    """Grades the head and its threshold on products it has not learnt from.
+
+    \b
+    Example:
+      shelfmark evaluate --workspace shop
+    """
+    from pipeline.evaluate import evaluate as make
+
+    records, bottlenecks = run.artifact("records", "ingest"), run.artifact("bottlenecks", "extract")
+    head, thresholds = run.artifact("head", "train"), run.artifact("thresholds", "calibrate")
+    make(records, bottlenecks, head, thresholds, run.store, run.path / "evaluation", run.config.calibration)
+
+
+@shelfmark.command()
+@_stage
+def report(run: "Run") -> None:
+    """Writes the page with the acceptance-rate curve, the levels, the categories and the confusions.
+
+    \b
+    Example:
+      shelfmark report --workspace shop
+    """
+    from pipeline.report import report as make
+
+    print(make(run.path).path / "index.html")
+
+
+@shelfmark.command()
+@_sources
+@_taxonomy
+@_stage
+def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Path | None) -> None:
+    """Does the whole weekly run, and releases the bundle if it is better than the one in service.
+
+    Run again, it does nothing again; with other settings it remakes what depends on them; killed, it
+    continues.
+
+    \b
+    Example:
+      shelfmark retrain catalogue.bson --taxonomy category_names.csv --workspace shop --config weekly.toml
+    """
+    from pipeline.retrain import retrain as make
+
+    make(run, list(sources), taxonomy, _beam())
+    print(run.path / "report" / "index.html")
+
+
+@shelfmark.command()
+@_sources
+@click.option(
+    "--workspace",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Directory with the release in service.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="FILE.parquet for the decisions."
+)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def categorize(
+    sources: tuple[str, ...],
+    workspace: Path,
+    output: Path,
+    file: Path | None,
+    sets: tuple[str, ...],
+    debug: bool,
+) -> None:
+    """Decides about every product of a source with the bundle in service.
+
+    Each product gets one row: accepted, review or unreadable. A category given in the source is ignored.
+    Options after -- are Beam's.
+
+    \b
+    Example:
+      shelfmark categorize catalogue.bson --workspace shop --output decisions.parquet
+    """
+    _start_tensorflow()
+    from pipeline.categorize import categorize as make
+    from pipeline.config import load_config
+    from pipeline.release import require_release
+
+    config = load_config(file, sets)
+    counts = make(list(sources), require_release(workspace), workspace / "store", output, config, _beam())
+    print(f"{output}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items()))
+
+
+@shelfmark.command()
+@click.option(
+    "--workspace",
+    type=click.Path(path_type=Path),
+    default=Path("demo-workspace"),
+    help="Default: demo-workspace.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def demo(workspace: Path, debug: bool) -> None:
+    """Draws a small catalogue, retrains and categorizes, and says where the report is.
+
+    \b
+    Example:
+      shelfmark demo --workspace demo
+    """
+    _start_tensorflow()
+    from pipeline.demo import demo as make
+
+    make(workspace)
+
+
+def _start_tensorflow() -> None:
+    from features.backbones import start_tensorflow
+
+    start_tensorflow()
+
+
+def _beam() -> tuple[str, ...]:
+    """Beam's own options, what stood after --."""
+    return click.get_current_context().obj or ()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Evaluate: what the released thing would have done, on products it has not learnt from.
+
+    evaluation/  metrics.json  {curve,decisions,categories,confusions}.parquet  manifest.json
+
+    metrics.json        train, val, cert, test: each graded, or null where there is none
+    curve.parquet       threshold, acceptance_rate, precision, precision_lower   of the graded products
+    decisions.parquet   as `shelfmark categorize` gives them, of the graded products
+    categories.parquet  category, name, train_products, and counts: products, right, predicted,
+                        predicted_right, accepted, accepted_right
+    confusions.parquet  category, category_name, predicted, predicted_name, products
+
+The graded products are those of test. Where there is no test part they are CERT, which has certified the
+threshold: then precision was not independently measured, and every output says so.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from features.artifact import Artifact, write_whole
+from models import metrics
+from models.answers import Answers, product_bounds
+from models.bundle import THRESHOLDS, load_asked, read_rules
+from models.categorizer import Categorizer
+from models.groups import duplicate_groups, in_fit
+from models.taxonomy import Taxonomy
+from models.thresholds import lower_bound
+from pipeline.config import Calibration
+from pipeline.decisions import write_decisions
+from pipeline.extract import Part, open_part
+from pipeline.stage import log, stage
+from pipeline.train import categories_of
+from pipeline.units import write_table
+
+VERSION = 1
+CURVE_POINTS = 10_000
+CONFUSIONS = 200
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Products with their answers and the truth."""
+
+    product_id: np.ndarray  # (n,) str
+    truth: np.ndarray  # (n,) int
+    answers: Answers
+    confidence: np.ndarray  # (n,) float
+    unseen: np.ndarray  # (n,) bool, no image of it was trained on
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(n,) bool."""
+        return self.answers.top[:, 0] == self.truth
+
+    def only(self, chosen: np.ndarray) -> "Graded":
+        """The chosen products, (n,) bool."""
+        answers = Answers(*(getattr(self.answers, name)[chosen] for name in Answers.__dataclass_fields__))
+        return Graded(
+            self.product_id[chosen], self.truth[chosen], answers, self.confidence[chosen], self.unseen[chosen]
+        )
+
+
+def evaluate(
+    records: Artifact,
+    bottlenecks: Artifact,
+    head: Artifact,
+    thresholds: Artifact,
+    store: Path,
+    out: Path,
+    settings: Calibration,
+) -> Artifact:
+    """Grades the categorizer on every part of the catalogue.
+
+    Args:
+        records: of ingest.
+        bottlenecks: of extract.
+        head: of train.
+        thresholds: of calibrate.
+        store: directory of all stores.
+        out: the artifact's directory.
+        settings: the section [calibration], for the division of validation.
+    """
+
+    def make(work: Path) -> Mapping[str, Any]:
+        categorizer = Categorizer(load_asked(head.path), read_rules(thresholds.file(THRESHOLDS)))
+        category = categories_of(records)
+        parts = {name: open_part(bottlenecks, store, name) for name in ("train", "val", "test")}
+        trained = set(parts["train"].image_digest)
+        graded = {name: grade(categorizer, part, category, trained) for name, part in parts.items()}
+        group = duplicate_groups(parts["val"].product_id, parts["val"].image_digest)
+        first = product_bounds(parts["val"].product_id)[:-1]
+        graded["cert"] = graded["val"].only(~in_fit(group[first], settings.fit_share))
+        on = "test" if len(graded["test"].truth) else "cert"
+        told: dict[str, Any] = {name: measure(part, categorizer) for name, part in graded.items()}
+        told |= {"graded_on": on, "independent": on == "test"}
+        told |= {name: bottlenecks.summary[name] for name in ("backbone", "weights")}
+        write_whole(work / "metrics.json", json.dumps(told, indent=1, sort_keys=True).encode())
+        _write_tables(graded[on], categorizer, work)
+        return _headline(told)
+
+    made_from = {
+        "records": records.digest,
+        "bottlenecks": bottlenecks.digest,
+        "head": head.digest,
+        "thresholds": thresholds.digest,
+        "fit_share": settings.fit_share,
+    }
+    artifact = stage(out, kind="evaluation", version=VERSION, made_from=made_from, make=make)
+    if not artifact.summary["independent"]:
+        log.warning("evaluation: there is no test part; precision was not independently measured")
+    return artifact
+
+
+def grade(categorizer: Categorizer, part: Part, category: pd.Series, trained: set[str]) -> Graded:
+    """Asks about a part's products.
+
+    Args:
+        categorizer: answers.
+        part: images of products.
+        category: the true one by product_id.
+        trained: digests of the images trained on.
+    """
+    bounds = product_bounds(part.product_id)
+    product_id = part.product_id[bounds[:-1]]
+    truth = categorizer.asked.taxonomy.index(category.reindex(product_id).to_numpy())
+    answers = categorizer.answer(part.rows, bounds)
+    seen = np.array([digest in trained for digest in part.image_digest], dtype=int)
+    unseen = np.add.reduceat(seen, bounds[:-1]) == 0 if len(seen) else np.zeros(0, bool)
+    return Graded(product_id, truth, answers, categorizer.confidence(answers), unseen)
+
+
+def measure(graded: Graded, categorizer: Categorizer) -> dict[str, Any] | None:
+    """A part's entry in metrics.json; None where it has no products."""
+    if not len(graded.truth):
+        return None
+    certificate = categorizer.rules.certificate
+    accepted = graded.confidence >= (certificate.threshold if certificate.threshold is not None else np.inf)
+    return {
+        **_precisions(graded, certificate.target),
+        "target_precision": certificate.target,
+        "threshold": certificate.threshold,
+        "accepted": int(accepted.sum()),
+        "accepted_precision": metrics.precision(graded.correct[accepted]) if accepted.any() else None,
+        "levels": _levels(graded, categorizer.asked.taxonomy),
+        "unseen": _precisions(graded.only(graded.unseen), certificate.target)
+        if graded.unseen.any()
+        else None,
+    }
+
+
+def _precisions(graded: Graded, target: float) -> dict[str, Any]:
+    curve = metrics.acceptance_curve(graded.confidence, graded.correct)
+    return {
+        "products": len(graded.truth),
+        "precision": metrics.precision(graded.correct),
+        "acceptance_rate_at_target": metrics.acceptance_rate_at(curve, target)[0],
+    }
+
+
+def _levels(graded: Graded, taxonomy: Taxonomy) -> dict[str, dict[str, float]]:
+    """Top-1 and top-5 of each level, leaf probabilities summed up the tree."""
+    known = (
+        graded.truth >= 0
+    )  # a category that is not in the head's tree (another week's) has no nodes: wrong at all levels
+    levels = {}
+    for level in range(taxonomy.levels):
+        truth = np.where(known, taxonomy.nodes[level][graded.truth], -2)
+        ranked = graded.answers.level_top[:, level]
+        levels[f"level{level + 1}"] = {f"top{k}": metrics.top_k_share(ranked, truth, k) for k in (1, 5)}
+    return levels
+
+
+def _write_tables(graded: Graded, categorizer: Categorizer, work: Path) -> None:
+    rules, asked = categorizer.rules, categorizer.asked
+    curve = metrics.acceptance_curve(graded.confidence, graded.correct).thinned(CURVE_POINTS)
+    lower = lower_bound(curve.accepted, curve.accepted - curve.right, rules.certificate.delta)
+    columns = {
+        "threshold": curve.threshold,
+        "acceptance_rate": curve.acceptance_rate,
+        "precision": curve.precision,
+    }
+    write_table(pa.table(columns | {"precision_lower": lower}), work / "curve.parquet")
+    decisions = categorizer.decide(graded.product_id, graded.answers)
+    write_decisions(decisions, work / "decisions.parquet")
+
+    names = np.array(
+        [asked.taxonomy.label(index) for index in range(len(asked.taxonomy.categories))], dtype=object
+    )
+    accepted = (decisions["status"] == "accepted").to_numpy()
+    counts = metrics.per_category(graded.truth, graded.answers.top[:, 0], accepted, len(names))
+    table = {"category": asked.taxonomy.categories, "name": names, "train_products": asked.sizes}
+    write_table(pa.table(table | vars(counts)), work / "categories.parquet")
+
+    wrong = metrics.confusions(graded.truth, graded.answers.top[:, 0], CONFUSIONS)
+    write_table(
+        pa.table(
+            {
+                "category": asked.taxonomy.categories[wrong.truth],
+                "category_name": names[wrong.truth],
+                "predicted": asked.taxonomy.categories[wrong.predicted],
+                "predicted_name": names[wrong.predicted],
+                "products": wrong.products,
+            }
+        ),
+        work / "confusions.parquet",
+    )
+
+
+def _headline(told: Mapping[str, Any]) -> dict[str, Any]:
+    part = told[told["graded_on"]]
+    return {
+        "graded_on": told["graded_on"],
+        "independent": told["independent"],
+        "products": part["products"] if part else 0,
+        "precision": part["precision"] if part else None,
+        "accepted": part["accepted"] if part else 0,
+        "accepted_precision": part["accepted_precision"] if part else None,
+    }

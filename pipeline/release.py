@@ -1,0 +1,185 @@
+"""Release: pack the bundle, compare it with the one in service, put it into service if it is better.
+
+releases/<run>/    a copy of the run's bundle (<run>.2, … when the same run is released again)
+releases/current   a link to the one in service, switched by one rename
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.artifact import Artifact, find_artifact, write_whole
+from features.backbones import Backbone
+from features.bottlenecks import Store
+from features.errors import ShelfmarkError
+from features.product import PARTS
+from features.records import read_images
+from models.bundle import BACKBONE, BACKBONE_WEIGHTS, HEAD_FILES, SPLITS, THRESHOLDS, Bundle, open_bundle
+from models.groups import duplicate_groups, in_fit
+from pipeline.config import Config, Extract
+from pipeline.evaluate import grade, measure
+from pipeline.extract import Part, fill_store, open_part
+from pipeline.stage import log, stage
+from pipeline.train import categories_of
+
+VERSION = 1
+
+
+def pack(records: Artifact, head: Artifact, thresholds: Artifact, backbone: Backbone, out: Path) -> Artifact:
+    """Puts together what categorizing needs."""
+
+    def make(work: Path) -> Mapping[str, Any]:
+        for name in HEAD_FILES:
+            shutil.copyfile(head.file(name), work / name)
+        shutil.copyfile(thresholds.file(THRESHOLDS), work / THRESHOLDS)
+        told = {"name": backbone.name, "image_size": backbone.image_size, "weights": backbone.weights}
+        write_whole(work / BACKBONE, json.dumps(told, indent=1).encode())
+        backbone.save_weights(work / BACKBONE_WEIGHTS)
+        products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
+        products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
+        return {"backbone": backbone.name, "fingerprint": backbone.fingerprint}
+
+    made_from = {
+        "records": records.digest,
+        "head": head.digest,
+        "thresholds": thresholds.digest,
+        "fingerprint": backbone.fingerprint,
+    }
+    return stage(out, kind="bundle", version=VERSION, made_from=made_from, make=make)
+
+
+def current_release(releases: Path) -> Bundle | None:
+    """The bundle in service, or None before the first release."""
+    link = releases / "current"
+    return open_bundle(link.resolve()) if link.is_symlink() else None
+
+
+def require_release(workspace: Path) -> Bundle:
+    """The bundle in service; ShelfmarkError before the first release."""
+    bundle = current_release(workspace / "releases")
+    if bundle is None:
+        raise ShelfmarkError(
+            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
+        )
+    return bundle
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a bundle goes into service, and why."""
+
+    better: bool
+    reason: str
+    candidate: str  # digest
+    current: str | None  # digest
+    judged_on: str  # test, or cert where there is no test part
+
+
+def judge(
+    candidate: Artifact,
+    current: Bundle | None,
+    records: Artifact,
+    bottlenecks: Artifact,
+    store: Path,
+    config: Config,
+) -> Verdict:
+    """Compares two bundles on this week's test products, each with its own backbone.
+
+    The better one accepts more at the promised precision; where both accept the same share, the more precise.
+    No product of the test part was ever trained on by either (the split is sticky).
+
+    Args:
+        candidate: this run's bundle.
+        current: the one in service.
+        records: of this run.
+        bottlenecks: of this run.
+        store: directory of all stores.
+        config: sections [extract] and [calibration].
+    """
+    on = "test" if records.summary["records"]["test"] else "cert"
+    if current is None:
+        return Verdict(True, "nothing is in service yet", candidate.digest, None, on)
+    if current.digest == candidate.digest:
+        return Verdict(False, "it is already in service", candidate.digest, current.digest, on)
+    part = open_part(bottlenecks, store, "test" if on == "test" else "val")
+    if on == "cert":
+        group = duplicate_groups(part.product_id, part.image_digest)
+        part = part.only(~in_fit(group, config.calibration.fit_share))
+    category = categories_of(records)
+    merits = []
+    for bundle in (open_bundle(candidate.path), current):
+        own = _with_own_backbone(part, bundle, records, bottlenecks, store, config.extract)
+        told = measure(grade(bundle.categorizer, own, category, set()), bundle.categorizer)
+        merits.append((told["acceptance_rate_at_target"], told["precision"]) if told else (0.0, 0.0))
+    (new_rate, new_precision), (old_rate, old_precision) = merits
+    reason = (
+        f"accepts {new_rate:.1%} at the promised precision ({new_precision:.1%} right of all) "
+        f"against {old_rate:.1%} ({old_precision:.1%}) in service, on {on}"
+    )
+    return Verdict(merits[0] > merits[1], reason, candidate.digest, current.digest, on)
+
+
+def _with_own_backbone(
+    part: Part, bundle: Bundle, records: Artifact, bottlenecks: Artifact, store: Path, settings: Extract
+) -> Part:
+    """The part's images as the bundle's backbone sees them."""
+    if bundle.fingerprint == bottlenecks.summary["fingerprint"]:
+        return part
+    images = (
+        pd.read_parquet(records.file("images.parquet"))
+        .drop_duplicates("image_digest")
+        .set_index("image_digest")
+    )
+    shelf = Store(store / bundle.fingerprint)
+
+    def read(rows: np.ndarray) -> Any:
+        return read_images(records.path, images.loc[part.image_digest[rows]])
+
+    fill_store(shelf, part.image_digest, read, bundle.backbone(), settings)
+    places = shelf.find(part.image_digest)
+    return Part(part.product_id, part.image_digest, shelf.rows(places.shard, places.row))
+
+
+def release(candidate: Artifact, verdict: Verdict, run: str, releases: Path) -> Path | None:
+    """Puts the bundle into service when the verdict says so; returns its directory."""
+    if not verdict.better:
+        log.info("release: kept the one in service: %s", verdict.reason)
+        return None
+    target = _copy(candidate, run, releases)
+    link = releases / "current.tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    os.replace(link, releases / "current")
+    log.info("release: %s is in service: %s", target.name, verdict.reason)
+    return target
+
+
+def _copy(candidate: Artifact, run: str, releases: Path) -> Path:
+    """The candidate's copy under releases/, made whole by one rename."""
+    releases.mkdir(parents=True, exist_ok=True)
+    names = (run if number == 1 else f"{run}.{number}" for number in range(1, 1000))
+    for name in names:
+        found = find_artifact(releases / name)
+        if found and found.digest == candidate.digest:
+            return releases / name
+        if not (releases / name).exists():
+            break
+    else:
+        raise ShelfmarkError(f"{releases}: {run} was released 999 times; expected fewer; give another --run")
+    working = releases / f"{name}.partial"
+    shutil.rmtree(working, ignore_errors=True)
+    shutil.copytree(candidate.path, working)
+    os.rename(working, releases / name)
+    return releases / name
+
+
+def write_verdict(verdict: Verdict, file: Path) -> None:
+    """Keeps the verdict with the run."""
+    write_whole(file, json.dumps(asdict(verdict), indent=1).encode())

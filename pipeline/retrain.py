@@ -1,0 +1,49 @@
+"""The weekly run, on one page."""
+
+from pathlib import Path
+
+from features.artifact import Artifact
+from pipeline.calibrate import calibrate
+from pipeline.evaluate import evaluate
+from pipeline.extract import extract_records
+from pipeline.ingest import ingest
+from pipeline.release import current_release, judge, pack, release, write_verdict
+from pipeline.report import report
+from pipeline.run import Run
+from pipeline.train import train
+
+
+def retrain(
+    run: Run, sources: list[str], taxonomy: Path | None = None, beam: tuple[str, ...] = ()
+) -> Path | None:
+    """Trains this week's bundle and releases it if it is better than the one in service.
+
+    Args:
+        run: opened.
+        sources: paths of the catalogue.
+        taxonomy: CSV of the tree, for sources that do not tell it.
+        beam: Beam's own options.
+
+    Returns:
+        The new release, or None when the one in service stays.
+    """
+    config, path, store = run.config, run.path, run.store
+    records = ingest(
+        sources,
+        path / "records",
+        config.ingest,
+        seed=config.seed,
+        taxonomy=taxonomy,
+        known=run.known_splits(),
+        beam=beam,
+    )
+    backbone = run.backbone()
+    bottlenecks = extract_records(records, backbone, store, path / "bottlenecks", config.extract)
+    head = train(records, bottlenecks, store, path / "head", config)
+    thresholds = calibrate(records, bottlenecks, head, store, path / "thresholds", config.calibration)
+    evaluate(records, bottlenecks, head, thresholds, store, path / "evaluation", config.calibration)
+    report(path)
+    candidate: Artifact = pack(records, head, thresholds, backbone, path / "bundle")
+    verdict = judge(candidate, current_release(run.releases), records, bottlenecks, store, config)
+    write_verdict(verdict, path / "verdict.json")
+    return release(candidate, verdict, run.name, run.releases)

@@ -1,0 +1,106 @@
+"""A run: one week's directory under WORKSPACE/runs, and what the stages share.
+
+    config.json   {"run", "code_version", "based_on", "settings"}
+
+`based_on` is the release in service when the run began: its products keep their part. It stays when the run
+goes on after its own release.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.artifact import Artifact, open_artifact, write_whole
+from features.backbones import Backbone, load_backbone
+from features.errors import ShelfmarkError
+from models.bundle import SPLITS
+from pipeline.config import Config
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run's things are."""
+
+    workspace: Path
+    name: str
+    config: Config
+    based_on: str | None  # name of a release
+
+    @property
+    def path(self) -> Path:
+        """The run's directory."""
+        return self.workspace / "runs" / self.name
+
+    @property
+    def store(self) -> Path:
+        """Bottlenecks of all runs."""
+        return self.workspace / "store"
+
+    @property
+    def releases(self) -> Path:
+        """Bundles that are or were in service."""
+        return self.workspace / "releases"
+
+    def known_splits(self) -> Path | None:
+        """product_id and split of the release that the run is based on."""
+        return self.releases / self.based_on / SPLITS if self.based_on else None
+
+    def backbone(self) -> Backbone:
+        """The frozen network of the settings."""
+        settings = self.config.backbone
+        return load_backbone(settings.name, settings.weights, settings.image_size, self.config.seed)
+
+    def artifact(self, kind: str, command: str) -> Artifact:
+        """A finished artifact of the run; ShelfmarkError names the command that makes it."""
+        try:
+            return open_artifact(self.path / kind, kind)
+        except ShelfmarkError as error:
+            raise ShelfmarkError(
+                f"{self.path / kind}: missing; expected a finished {kind}; run `shelfmark {command}` first"
+            ) from error
+
+
+def default_name(today: datetime.date) -> str:
+    """The ISO week, as in 2026-W47.
+
+    >>> default_name(datetime.date(2026, 11, 20))
+    '2026-W47'
+    """
+    year, week, _ = today.isocalendar()
+    return f"{year}-W{week:02d}"
+
+
+def saved_settings(workspace: Path, name: str) -> dict[str, Any]:
+    """Settings that the run was last used with; empty for a new run."""
+    return _saved(workspace / "runs" / name).get("settings", {})
+
+
+def begin_run(workspace: Path, name: str, config: Config) -> Run:
+    """Opens the run, or makes it, and keeps its settings. The caller holds the run's lock."""
+    path = workspace / "runs" / name
+    current = workspace / "releases" / "current"
+    in_service = os.readlink(current) if current.is_symlink() else None
+    based_on = _saved(path).get("based_on", in_service)
+    told = {
+        "run": name,
+        "code_version": importlib.metadata.version("shelfmark"),
+        "based_on": based_on,
+        "settings": config.model_dump(mode="json"),
+    }
+    write_whole(path / "config.json", json.dumps(told, indent=1).encode())
+    return Run(workspace, name, config, based_on)
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ShelfmarkError(
+            f"{path}/config.json: not JSON; expected the run's settings; remove the file to begin anew"
+        ) from error

@@ -1,0 +1,105 @@
+"""Train: bottlenecks of the training products → head/.
+
+    head/  head.json  head.weights.h5  taxonomy.csv  history.csv  manifest.json
+           sizes.npy   (C,) int32, training products of each category
+
+FIT, a third of the validation products by hash of their duplicate group, selects; CERT, the rest, waits.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.artifact import Artifact
+from features.errors import ShelfmarkError
+from models.fit import Examples, Recipe, fit_head
+from models.groups import duplicate_groups, in_fit
+from models.head import HeadShape
+from models.taxonomy import Taxonomy, read_taxonomy
+from pipeline.config import Config
+from pipeline.extract import Part, open_part
+from pipeline.stage import stage
+
+VERSION = 1
+
+
+def train(records: Artifact, bottlenecks: Artifact, store: Path, out: Path, config: Config) -> Artifact:
+    """Trains this run's head.
+
+    Args:
+        records: of ingest.
+        bottlenecks: of extract.
+        store: directory of all stores.
+        out: the artifact's directory.
+        config: sections [head], [train], [calibration] and the seed.
+    """
+
+    def make(work: Path) -> Mapping[str, Any]:
+        taxonomy = read_taxonomy(records.file("taxonomy.csv"))
+        category = categories_of(records)
+        learnt, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
+        chosen = in_fit(duplicate_groups(val.product_id, val.image_digest), config.calibration.fit_share)
+        shape = HeadShape(
+            width=learnt.rows[slice(0, 1)].shape[1],
+            categories=len(taxonomy.categories),
+            hidden=config.head.hidden,
+            dropout=config.head.dropout,
+            scale=_scale(learnt),
+            fingerprint=bottlenecks.summary["fingerprint"],
+        )
+        recipe = Recipe(**config.train.model_dump(), seed=config.seed)
+        examples = _examples(learnt, category, taxonomy)
+        selecting = _examples(val.only(chosen), category, taxonomy) if chosen.any() else None
+        head, history = fit_head(shape, examples, selecting, recipe)
+        head.save(work)
+        shutil.copyfile(records.file("taxonomy.csv"), work / "taxonomy.csv")
+        pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
+        sizes = (
+            category.reindex(np.unique(learnt.product_id))
+            .value_counts()
+            .reindex(taxonomy.categories, fill_value=0)
+        )
+        np.save(work / "sizes.npy", sizes.to_numpy(np.int32))
+        return {
+            "images": len(learnt.product_id),
+            "categories": shape.categories,
+            "epochs": len(history["loss"]),
+        }
+
+    made_from = {
+        "records": records.digest,
+        "bottlenecks": bottlenecks.digest,
+        "settings": {
+            "seed": config.seed,
+            "head": config.head.that_matter(),
+            "train": config.train.that_matter(),
+            "fit_share": config.calibration.fit_share,
+        },
+    }
+    return stage(out, kind="head", version=VERSION, made_from=made_from, make=make)
+
+
+def categories_of(records: Artifact) -> pd.Series:
+    """Category by product_id, of the products that have one."""
+    products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "category"]).dropna()
+    return products.set_index("product_id")["category"]
+
+
+def _examples(part: Part, category: pd.Series, taxonomy: Taxonomy) -> Examples:
+    return Examples(part.rows.load(), taxonomy.index(category.reindex(part.product_id).to_numpy()))
+
+
+def _scale(learnt: Part) -> float:
+    """1 / RMS of the training bottlenecks, from at most 20,000 of them."""
+    every = max(1, len(learnt.rows) // 20_000)
+    sample = learnt.rows[slice(0, None, every)].astype(np.float64)
+    rms = np.sqrt(np.mean(sample**2))
+    if rms == 0:  # seen with random weights: the outputs of MobileNet and MobileNet v2 vanish
+        raise ShelfmarkError(
+            "the bottlenecks are all zero; expected a backbone that tells images apart; give other --weights"
+        )
+    return float(f"{1 / rms:.6g}")

@@ -1,0 +1,91 @@
+"""The command `shelfmark-serve`: the bundle in service, behind HTTP.
+
+Exit status as of the other commands: 0 done, 1 failed with one `error:` line, 2 wrong usage. TensorFlow and
+FastAPI are imported inside the function: they take seconds, `--help` must not.
+"""
+
+import logging
+import socket
+import sys
+from pathlib import Path
+
+import click
+
+from features.errors import ShelfmarkError, run_command
+
+log = logging.getLogger("shelfmark")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command and leaves with its exit status."""
+    logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    run_command(serve, "shelfmark-serve", sys.argv[1:] if arguments is None else arguments)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--workspace",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Directory with the release in service.",
+)
+@click.option(
+    "--host", default="127.0.0.1", help="Address to listen at; default: 127.0.0.1, for this machine."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Default: 8000; 0: any free one.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="shelfmark")
+def serve(workspace: Path, host: str, port: int, debug: bool) -> None:
+    """Decides over HTTP about products from their photos, with the bundle in service.
+
+    POST /v1/categorize takes the photos of one product in the multipart field images; GET /healthz tells
+    which bundle answers; /docs tells the rest. A later release is served after a restart.
+
+    \b
+    Example:
+      shelfmark-serve --workspace shop --port 8080
+    """
+    listener = _bind(host, port)
+    release = _release(workspace)
+    from features.backbones import start_tensorflow
+
+    start_tensorflow()
+    import uvicorn
+
+    from models.bundle import open_bundle
+    from serving.app import create_app
+
+    app = create_app(open_bundle(release))
+    listener.listen()  # only now: until then a caller is refused rather than kept waiting
+    at, port = listener.getsockname()[:2]
+    log.info("%s is served at http://%s:%d", release.name, f"[{at}]" if ":" in at else at, port)
+    uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket with its address; before anything is loaded, so that a taken port is told at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ShelfmarkError(
+            f"{host}:{port}: {error.strerror}; expected a free address of this machine; "
+            "give another --host or --port"
+        ) from error
+    return listener
+
+
+def _release(workspace: Path) -> Path:
+    """Directory of the bundle in service."""
+    link = workspace / "releases" / "current"
+    if not link.is_symlink():
+        raise ShelfmarkError(
+            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
+        )
+    return link.resolve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What goes over the wire: the JSON bodies of the HTTP service, as OpenAPI tells them.
+
+    POST /v1/categorize   200 Decision   413, 422 Problem
+    GET  /healthz         200 Health
+
+Numbers that are not there are null, whatever NumPy and pandas call them.
+"""
+
+from typing import Literal
+
+import pandas as pd
+from pandas.api.types import is_scalar
+from pydantic import BaseModel, ConfigDict
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Decision(_Body):
+    """The decision about one product: the columns of decisions.parquet."""
+
+    product_id: str | None
+    """As given in the request."""
+    category: str | None
+    """The most likely one; null when no photo is readable."""
+    confidence: float
+    """Calibrated probability that the category is right, 0 to 1."""
+    status: Literal["accepted", "review", "unreadable"]
+    """`accepted` from the certified threshold on; a person decides about the rest."""
+    node: str | None
+    """What was decided; null unless accepted."""
+    node_level: int | None
+    """The node's level, 1 = coarsest; null unless accepted."""
+    top_categories: list[str]
+    """Up to five, most likely first; none when no photo is readable."""
+    top_confidences: list[float]
+    """Their probabilities."""
+
+
+class Health(_Body):
+    """What is in service."""
+
+    status: Literal["ok"]
+    """The bundle is loaded and answers."""
+    release: str
+    """Name of its directory under releases/."""
+    bundle: str
+    """Its digest."""
+    backbone: str
+    """Fingerprint of its backbone."""
+    threshold: float | None
+    """Confidence from which it decides alone; null when none is certified."""
+
+
+class Problem(_Body):
+    """Why there is no decision."""
+
+    detail: str
+    """What happened; what was expected; what to do next."""
+
+
+def decision_of(decisions: pd.DataFrame, product_id: str | None) -> Decision:
+    """The only row of a table of decisions.
+
+    Args:
+        decisions: one row, with the columns of models.categorizer.COLUMNS.
+        product_id: as given in the request.
+    """
+    row = {name: column.iloc[0] for name, column in decisions.items()}
+    told = {name: None if is_scalar(value) and pd.isna(value) else value for name, value in row.items()}
+    return Decision.model_validate(told | {"product_id": product_id})
