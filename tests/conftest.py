@@ -1,0 +1,99 @@
+"""What several tests share: drawn photos, a small backbone, a small bundle.
+
+TensorFlow takes ten seconds to import: it is started, quiet and deterministic, for the first test that needs
+it.
+"""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from features.artifact import Artifact, begin, digest_of, file_digest, seal
+from features.backbones import Backbone, load_backbone, start_tensorflow
+
+os.environ.setdefault(
+    "TF_CPP_MIN_LOG_LEVEL", "3"
+)  # for the test files that import Keras as they are collected
+
+SHARED = Path(__file__).parents[1].parent / "shared"  # data beside the checkout, where there is any
+Photo = Callable[..., bytes]
+CATEGORIES = ("apple", "leek", "milk", "oats", "pear", "soap")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps hundreds of Keras' own warnings out of the summary."""
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning:keras")
+
+
+def _photo(seed: int, width: int = 48, height: int = 40, mode: str = "RGB") -> bytes:
+    """A JPEG of coloured blotches, another one for each seed."""
+    rng = np.random.default_rng(seed)
+    shape = (6, 7) if mode == "L" else (6, 7, 3)
+    blotches = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode)
+    file = io.BytesIO()
+    blotches.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def photo() -> Photo:
+    """Draws a JPEG from a seed, of a width, a height and a mode (RGB or L)."""
+    return _photo
+
+
+@pytest.fixture(scope="session")
+def quiet_tensorflow() -> None:
+    start_tensorflow()
+
+
+@pytest.fixture(scope="session")
+def mobilenet(quiet_tensorflow: None) -> Backbone:
+    """A small backbone: 32 px, 1,024 numbers, random weights."""
+    return load_backbone("mobilenet", "random", 32)
+
+
+@pytest.fixture(scope="session")
+def bundle_path(mobilenet: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished bundle over `mobilenet`: six categories, confidence = p1, threshold 0.5; only to be read."""
+    path = tmp_path_factory.mktemp("workspace") / "bundle"
+    make_bundle(path, mobilenet, threshold=0.5)
+    return path
+
+
+def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Artifact:
+    """Puts a bundle together without the pipeline."""
+    from models.bundle import BACKBONE, BACKBONE_WEIGHTS, HEAD_FILES, SPLITS, THRESHOLDS
+    from models.categorizer import Rules
+    from models.confidence import ConfidenceModel
+    from models.head import Head, HeadShape, build_head
+    from models.thresholds import Certificate
+
+    work = begin(path, {"drawn": "here"})
+    shape = HeadShape(backbone.width, len(CATEGORIES), (8, 8), 0.5, 1.0, backbone.fingerprint)
+    Head(shape, build_head(shape)).save(work)
+    kinds = ["food"] * 5 + ["home"]
+    pd.DataFrame({"category": CATEGORIES, "level1": kinds, "level2": CATEGORIES}).to_csv(
+        work / "taxonomy.csv", index=False
+    )
+    np.save(work / "sizes.npy", np.arange(20, 26, dtype=np.int32))
+    rules = Rules(
+        model=digest_of({name: file_digest(work / name) for name in HEAD_FILES}),
+        labels=file_digest(work / "taxonomy.csv"),
+        temperature=1.0,
+        confidence=ConfidenceModel("probability", 0, "drawn"),
+        certificate=Certificate(target=0.9, delta=0.1, grid=1000, products=0, threshold=threshold),
+        fit_products=0,
+    )
+    (work / THRESHOLDS).write_text(json.dumps(rules.to_dict()))
+    told = {"name": backbone.name, "image_size": backbone.image_size, "weights": backbone.weights}
+    (work / BACKBONE).write_text(json.dumps(told))
+    backbone.save_weights(work / BACKBONE_WEIGHTS)
+    pd.DataFrame({"product_id": ["p"], "split": ["train"]}).to_parquet(work / SPLITS, index=False)
+    return seal(path, kind="bundle", version=1, made_from={"drawn": "here"}, summary={})

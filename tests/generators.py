@@ -1,0 +1,125 @@
+"""Drawn products with known truth: confidences, whether right, and the precision a threshold really has.
+
+G1 has the curve of the source paper's figure 5, G2 are awkward curves, G5 near-duplicates, G6 ties; a
+catalogue has logits, from which confidences are still to be made.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy.special import betainc
+
+from models.thresholds import Graded
+
+Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
+
+A, B = 0.674666, 0.424138  # of G1's Beta distribution
+
+
+def g1(rng: np.random.Generator, products: int) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated confidences (n,) float ~ Beta(A, B), and (n,) bool right with that probability."""
+    confidence = rng.beta(A, B, products)
+    return confidence, rng.random(products) < confidence
+
+
+def g1_precision(threshold: float) -> float:
+    """True precision of G1 from the threshold on: A / (A + B) (1 - I_t(A + 1, B)) / (1 - I_t(A, B))."""
+    return float(A / (A + B) * (1 - betainc(A + 1, B, threshold)) / (1 - betainc(A, B, threshold)))
+
+
+def plateau(u: np.ndarray) -> np.ndarray:
+    """G2: precision a hair over the target for long."""
+    return np.select([u < 0.03, u < 0.15, u < 0.6], [0.97, 0.8787, 0.897], 0.3)
+
+
+def contaminated(u: np.ndarray) -> np.ndarray:
+    """G2: the top two per cent are bad."""
+    return np.where(u < 0.02, 0.7, np.clip(1 - 0.75 * np.maximum(u - 0.05, 0) ** 1.3, 0.02, 0.995))
+
+
+def dip(u: np.ndarray) -> np.ndarray:
+    """G2: under the target for a while, then over it again."""
+    return np.select([u < 0.05, u < 0.20, u < 0.45], [0.97, 0.84, 0.97], 0.4)
+
+
+def g2(shape: Callable[[np.ndarray], np.ndarray]) -> Draw:
+    """Draws confidences 1 - u, u uniform, right with probability shape(u)."""
+
+    def draw(rng: np.random.Generator, products: int) -> tuple[np.ndarray, np.ndarray]:
+        u = rng.random(products)
+        return 1 - u, rng.random(products) < shape(u)
+
+    return draw
+
+
+def g2_precision(shape: Callable[[np.ndarray], np.ndarray]) -> Callable[[float], float]:
+    """True precision of G2 from a threshold on, by adding up a fine grid."""
+    u = (np.arange(100_000) + 0.5) / 100_000
+    mean = np.cumsum(shape(u)) / np.arange(1, len(u) + 1)
+    return lambda threshold: float(mean[max(round((1 - threshold) * len(u)) - 1, 0)])
+
+
+def g5(rng: np.random.Generator, products: int, size: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """G1 in near-duplicates: groups of `size` products share confidence and outcome; also groups (n,) int."""
+    confidence, correct = g1(rng, products // size)
+    group = np.arange(products // size)
+    return np.repeat(confidence, size), np.repeat(correct, size), np.repeat(group, size)
+
+
+def g6(rng: np.random.Generator, products: int) -> tuple[np.ndarray, np.ndarray]:
+    """G1 with confidences rounded to hundredths."""
+    confidence, correct = g1(rng, products)
+    return confidence.round(2), correct
+
+
+def g6_precision(threshold: float) -> float:
+    """True precision of G6: confidences from half a hundredth below are rounded up to the threshold."""
+    return g1_precision(max(threshold - 0.005, 0))
+
+
+def graded(
+    confidence: np.ndarray, correct: np.ndarray, name: str = "cert", group: np.ndarray | None = None
+) -> Graded:
+    """Products called `<name>0`, `<name>1`, …, each its own group unless groups (n,) int are given."""
+    ids = _names(name, len(correct))
+    groups = ids if group is None else _names(f"{name}-group", group.max() + 1)[group]
+    return Graded(ids, groups, confidence, correct)
+
+
+@cache
+def _names(prefix: str, count: int) -> np.ndarray:
+    return np.array([f"{prefix}{i}" for i in range(count)], dtype=object)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Drawn products as an overconfident head sees them."""
+
+    logits: np.ndarray  # (n, categories) float32, of the images
+    images: np.ndarray  # (p,) int, images of each product
+    truth: np.ndarray  # (p,) int, label: one in ten is wrong, more in some categories than in others
+    parent: np.ndarray  # (categories,) int
+    category_size: np.ndarray  # (categories,) int, training products
+
+
+def catalogue(rng: np.random.Generator, products: int, categories: int = 200, parents: int = 20) -> Catalogue:
+    """Products around drawn centres; large categories are learnt better, some are hard or badly labelled."""
+    world = np.random.default_rng(7)  # the same catalogue for every draw
+    parent = world.integers(0, parents, categories)
+    centre = world.normal(size=(parents, 24))[parent] + 0.75 * world.normal(size=(categories, 24))
+    size = np.maximum(20, 20_000 // (np.arange(categories) + 8))
+    hard = 1.3 * np.exp(0.35 * world.normal(size=(categories, 1)))
+    learnt = centre + world.normal(size=centre.shape) * 4 / np.sqrt(size)[:, None]
+    badly_labelled = world.beta(0.5, 4.5, categories)
+
+    truth = rng.choice(categories, products, p=size / size.sum())
+    images = rng.integers(1, 5, products)
+    of_product = centre[truth] + 0.8 * hard[truth] * rng.normal(size=(products, 24))
+    of_image = np.repeat(of_product, images, axis=0)
+    of_image += 0.6 * np.repeat(hard[truth], images, axis=0) * rng.normal(size=of_image.shape)
+    logits = 1.6 * (of_image @ learnt.T - 0.5 * (learnt**2).sum(axis=1))
+    wrong = rng.random(products) < badly_labelled[truth]
+    label = np.where(wrong, rng.integers(0, categories, products), truth)
+    return Catalogue(logits.astype(np.float32), images, label, parent, size)

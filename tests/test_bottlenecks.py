@@ -1,0 +1,155 @@
+"""The store gives back what was put in, and has only what is whole."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from features.bottlenecks import Store
+from features.errors import ShelfmarkError
+
+WIDTH = 6
+
+
+def digests(*names: str) -> np.ndarray:
+    return np.array([hashlib.sha256(name.encode()).hexdigest() for name in names], dtype=object)
+
+
+def rows_of(names: str | list[str]) -> np.ndarray:
+    """One drawn bottleneck for each name, always the same."""
+    drawn = [np.random.default_rng(list(name.encode())).normal(size=WIDTH) for name in names]
+    return np.array(drawn, np.float16).reshape(-1, WIDTH)
+
+
+def filled(path: Path, *shards: str) -> Store:
+    """A store with a shard for each text, with an image for each of its letters."""
+    store = Store(path)
+    for names in shards:
+        store.append(digests(*names), rows_of(names), engine="tensorflow float32")
+    return store
+
+
+def test_what_was_appended_is_found_and_read_in_any_order(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc", "de")
+    for wanted in ("abcde", "edcba", "cadcc", "e", ""):
+        places = store.find(digests(*wanted))
+        read = store.rows(places.shard, places.row)
+        assert len(read) == len(wanted)
+        if wanted:
+            np.testing.assert_array_equal(read[slice(None)], rows_of(wanted))
+
+
+def test_another_job_finds_it_too(tmp_path: Path) -> None:
+    filled(tmp_path, "abc")
+    places = Store(tmp_path).find(digests("b"))
+    np.testing.assert_array_equal(Store(tmp_path).rows(places.shard, places.row)[np.array([0])], rows_of("b"))
+
+
+def test_image_that_the_store_lacks_has_row_minus_one(tmp_path: Path) -> None:
+    places = filled(tmp_path, "abc").find(digests("x", "c", "y"))
+    assert places.row.tolist() == [-1, 2, -1]
+    assert places.shard[0] == places.shard[2] == ""
+    assert places.row.dtype == np.int32
+
+
+def test_empty_store_lacks_everything(tmp_path: Path) -> None:
+    store = Store(tmp_path / "not" / "there")
+    assert store.shards() == []
+    assert store.find(digests("a", "b")).row.tolist() == [-1, -1]
+    assert store.find(digests()).row.tolist() == []
+    assert len(store.rows(np.array([], dtype=object), np.array([], np.int32)).load()) == 0
+
+
+def test_image_in_two_shards_is_found_once(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc", "cd")
+    places = store.find(digests("c", "c"))
+    assert len(places.row) == 2
+    assert (places.shard[0], places.row[0]) == (places.shard[1], places.row[1])
+    np.testing.assert_array_equal(store.rows(places.shard, places.row)[slice(None)], rows_of("cc"))
+
+
+def test_same_images_give_the_same_shard_again(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc", "abc")
+    assert len(store.shards()) == 1
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".npy", ".parquet"]
+    assert filled(tmp_path / "elsewhere", "abc").shards() == store.shards()
+    assert filled(tmp_path / "other order", "acb").shards() != store.shards()
+
+
+def test_shard_of_a_killed_job_is_not_there(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc", "de")
+    (shard,) = set(store.shards()) - set(filled(tmp_path / "one", "abc").shards())
+    (tmp_path / f"{shard}.parquet").unlink()  # what is written last
+    (tmp_path / f"{shard}.4711.tmp").write_bytes(b"torn")
+    assert shard not in store.shards()
+    assert store.find(digests("d", "a")).row.tolist() == [-1, 0]
+    assert filled(tmp_path, "de").find(digests("d")).row.tolist() == [0]
+
+
+def test_files_are_plain_npy_and_parquet(tmp_path: Path) -> None:
+    (shard,) = filled(tmp_path, "abc").shards()
+    array = np.load(tmp_path / f"{shard}.npy")
+    assert array.dtype == np.float16
+    np.testing.assert_array_equal(array, rows_of("abc"))
+    table = pq.read_table(tmp_path / f"{shard}.parquet")
+    assert table.column("image_digest").to_pylist() == digests(*"abc").tolist()
+    assert table.schema.metadata[b"engine"] == b"tensorflow float32"
+
+
+def test_shard_that_has_gone_says_to_extract_again(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc")
+    places = store.find(digests("a"))
+    (tmp_path / f"{store.shards()[0]}.npy").unlink()
+    with pytest.raises(ShelfmarkError, match=r"\.npy: cannot be read .* run extract again"):
+        store.rows(places.shard, places.row)
+
+
+@pytest.mark.parametrize("kept", [0, 60, 140])
+def test_torn_shard_says_to_extract_again(tmp_path: Path, kept: int) -> None:
+    store = filled(tmp_path, "abc")
+    file = tmp_path / f"{store.shards()[0]}.npy"
+    file.write_bytes(file.read_bytes()[:kept])
+    places = store.find(digests("a"))
+    with pytest.raises(ShelfmarkError, match="run extract again"):
+        store.rows(places.shard, places.row)
+
+
+def test_place_of_an_image_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc")
+    places = store.find(digests("x"))
+    with pytest.raises(ShelfmarkError, match="run extract again"):
+        store.rows(places.shard, places.row)
+
+
+def test_float32_and_wrong_counts_are_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match=r"float16, found .* float32"):
+        store.append(digests("a"), rows_of("a").astype(np.float32), engine="")
+    with pytest.raises(ValueError, match=r"expected \(2, d\) float16, found \(1, 6\)"):
+        store.append(digests("a", "b"), rows_of("a"), engine="")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_are_taken_by_numbers_slices_and_choices(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc", "de")
+    places = store.find(digests(*"abcde"))
+    rows = store.rows(places.shard, places.row)
+    np.testing.assert_array_equal(rows[np.array([4, 0, 0])], rows_of("eaa"))
+    np.testing.assert_array_equal(rows[slice(1, 5, 2)], rows_of("bd"))
+    chosen = rows.only(np.array([True, False, False, True, True]))
+    assert len(chosen) == 3
+    np.testing.assert_array_equal(chosen[slice(None)], rows_of("ade"))
+    np.testing.assert_array_equal(chosen.only(np.array([2]))[slice(None)], rows_of("e"))
+
+
+def test_rows_are_loaded_where_they_fit_and_stay_on_disk_where_not(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc", "de")
+    places = store.find(digests(*"abcde"))
+    rows = store.rows(places.shard, places.row)
+    size = 5 * WIDTH * 2  # bytes
+    loaded = rows.load(size)
+    assert isinstance(loaded, np.ndarray)
+    np.testing.assert_array_equal(loaded, rows_of("abcde"))
+    assert rows.load(size - 1) is rows

@@ -1,0 +1,121 @@
+"""A bundle is opened whole, with parts that belong together, or not at all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import conftest
+import numpy as np
+import pandas as pd
+import pytest
+
+from features.artifact import file_digest, seal
+from features.backbones import Backbone
+from features.errors import ShelfmarkError
+from models.bundle import HEAD_FILES, load_asked, open_bundle, read_rules
+
+
+def changed(bundle: Path, tmp_path: Path, change: Callable[[Path], object]) -> Path:
+    """A copy of the bundle, changed and finished again."""
+    work = tmp_path / "changed.partial"
+    shutil.copytree(bundle, work)
+    (work / "manifest.json").unlink()
+    (work / "made_from.json").write_text("{}")
+    change(work)
+    return seal(tmp_path / "changed", kind="bundle", version=1, made_from={}, summary={}).path
+
+
+def test_opened_bundle_holds_all_that_categorizing_needs(
+    bundle_path: Path, mobilenet: Backbone, photo: conftest.Photo
+) -> None:
+    bundle = open_bundle(bundle_path)
+    assert bundle.fingerprint == mobilenet.fingerprint
+    assert bundle.categorizer.asked.taxonomy.categories.tolist() == list(conftest.CATEGORIES)
+    assert bundle.categorizer.asked.sizes.tolist() == [20, 21, 22, 23, 24, 25]
+    assert bundle.categorizer.rules.certificate.threshold == 0.5
+    assert pd.read_parquet(bundle.splits).to_dict("list") == {"product_id": ["p"], "split": ["train"]}
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(bundle.backbone().bottlenecks(pixels), mobilenet.bottlenecks(pixels))
+
+
+def test_bundle_may_be_copied_and_keeps_its_digest(bundle_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle_path, tmp_path / "W47")
+    assert open_bundle(tmp_path / "W47").digest == open_bundle(bundle_path).digest
+
+
+def test_unfinished_bundle_is_refused(bundle_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShelfmarkError, match="no finished bundle here"):
+        open_bundle(tmp_path / "nothing")
+    shutil.copytree(bundle_path, tmp_path / "half")
+    (tmp_path / "half" / "manifest.json").unlink()
+    with pytest.raises(ShelfmarkError, match="no finished bundle here"):
+        open_bundle(tmp_path / "half")
+
+
+def test_bundle_that_lost_a_file_is_refused(bundle_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle_path, tmp_path / "torn")
+    (tmp_path / "torn" / "backbone.weights.h5").unlink()
+    with pytest.raises(ShelfmarkError, match="no finished bundle here"):
+        open_bundle(tmp_path / "torn")
+
+
+def test_another_artifact_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "head.partial").mkdir()
+    (tmp_path / "head.partial" / "made_from.json").write_text("{}")
+    seal(tmp_path / "head", kind="head", version=1, made_from={}, summary={})
+    with pytest.raises(ShelfmarkError, match="holds 'head'; expected 'bundle'"):
+        open_bundle(tmp_path / "head")
+
+
+def retold(work: Path) -> None:
+    told = json.loads((work / "thresholds.json").read_text())
+    (work / "thresholds.json").write_text(json.dumps(told | {"model": "0" * 64}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        retold,
+        lambda work: np.save(work / "sizes.npy", np.arange(6, dtype=np.int32)),
+        lambda work: (work / "taxonomy.csv").write_text(
+            (work / "taxonomy.csv").read_text().replace("food", "Food")
+        ),
+        lambda work: (work / "head.json").write_text((work / "head.json").read_text().replace("0.5", "0.25")),
+    ],
+    ids=["thresholds", "sizes", "taxonomy", "head"],
+)
+def test_thresholds_of_another_model_are_refused(
+    bundle_path: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    with pytest.raises(ShelfmarkError, match=r"thresholds of another model; .* run calibrate again"):
+        open_bundle(changed(bundle_path, tmp_path, change))
+
+
+def test_backbone_that_is_not_the_heads_is_refused(bundle_path: Path, tmp_path: Path) -> None:
+    def other_size(work: Path) -> None:
+        told = json.loads((work / "backbone.json").read_text())
+        (work / "backbone.json").write_text(json.dumps(told | {"image_size": 64}))
+
+    bundle = open_bundle(changed(bundle_path, tmp_path, other_size))
+    with pytest.raises(
+        ShelfmarkError, match=r"has fingerprint mobilenet-64-\w+, its head reads mobilenet-32-"
+    ):
+        bundle.backbone()
+
+
+def test_rules_survive_their_file(bundle_path: Path) -> None:
+    rules = read_rules(bundle_path / "thresholds.json")
+    assert type(rules).from_dict(json.loads(json.dumps(rules.to_dict()))) == rules
+    told = json.loads((bundle_path / "thresholds.json").read_text())
+    assert (told["target"], told["delta"], told["fit"]) == (0.9, 0.1, {"products": 0})
+
+
+def test_model_is_told_by_all_files_that_answers_depend_on(bundle_path: Path, tmp_path: Path) -> None:
+    asked = load_asked(bundle_path)
+    assert asked.labels == file_digest(bundle_path / "taxonomy.csv")
+    for name in HEAD_FILES:
+        shutil.copyfile(bundle_path / name, tmp_path / name)
+    assert load_asked(tmp_path).model == asked.model
+    np.save(tmp_path / "sizes.npy", np.arange(6, dtype=np.int32))
+    assert load_asked(tmp_path).model != asked.model

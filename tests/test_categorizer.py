@@ -1,0 +1,188 @@
+"""Decisions: accepted from the threshold on, and one row for every product."""
+
+import dataclasses
+from pathlib import Path
+
+import conftest
+import numpy as np
+import pandas as pd
+import pytest
+
+from features.backbones import Backbone, extract
+from features.errors import ShelfmarkError
+from features.images import Limits
+from models.bundle import open_bundle
+from models.categorizer import COLUMNS, Categorizer, categorize_photos, unreadable
+from models.confidence import ConfidenceModel
+
+
+class Echo:
+    """A head whose logits are its bottlenecks."""
+
+    def logits(self, bottlenecks: np.ndarray) -> np.ndarray:
+        return bottlenecks.astype(np.float32)
+
+
+@pytest.fixture
+def bundled(bundle_path: Path) -> Categorizer:
+    return open_bundle(bundle_path).categorizer
+
+
+@pytest.fixture
+def echo(bundled: Categorizer) -> Categorizer:
+    """Confidence is the largest probability; what goes in are logits of the six categories."""
+    return dataclasses.replace(bundled, asked=dataclasses.replace(bundled.asked, head=Echo()))
+
+
+def with_threshold(categorizer: Categorizer, threshold: float | None) -> Categorizer:
+    certificate = dataclasses.replace(categorizer.rules.certificate, threshold=threshold)
+    return dataclasses.replace(
+        categorizer, rules=dataclasses.replace(categorizer.rules, certificate=certificate)
+    )
+
+
+def logits_of(*probabilities: list[float]) -> np.ndarray:
+    return np.log(np.array(probabilities, np.float64)).astype(np.float32)
+
+
+def decide(categorizer: Categorizer, logits: np.ndarray, bounds: list[int] | None = None) -> pd.DataFrame:
+    edges = np.arange(len(logits) + 1) if bounds is None else np.array(bounds)
+    product_id = np.array([f"p{number}" for number in range(len(edges) - 1)], dtype=object)
+    return categorizer.decide(product_id, categorizer.answer(logits, edges))
+
+
+def test_decision_says_what_was_decided_at_which_level(echo: Categorizer) -> None:
+    table = decide(echo, logits_of([0.05, 0.05, 0.6, 0.2, 0.06, 0.04], [0.3, 0.1, 0.2, 0.1, 0.1, 0.2]))
+    assert tuple(table.columns) == COLUMNS
+    accepted, review = table.astype(object).where(table.notna(), None).to_dict("records")
+    assert accepted == {
+        "product_id": "p0",
+        "category": "milk",
+        "confidence": pytest.approx(0.6, abs=1e-6),
+        "status": "accepted",
+        "node": "milk",
+        "node_level": 2,
+        "top_categories": ["milk", "oats", "pear", "apple", "leek"],
+        "top_confidences": pytest.approx([0.6, 0.2, 0.06, 0.05, 0.05], abs=1e-6),
+    }
+    assert (review["status"], review["category"]) == ("review", "apple")
+    assert review["node"] is review["node_level"] is None
+
+
+def test_types_are_the_promised_ones(echo: Categorizer) -> None:
+    tables = [
+        decide(echo, logits_of([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])),
+        decide(echo, np.zeros((0, 6))),
+        unreadable(["p"]),
+    ]
+    for table in tables:
+        assert tuple(table.columns) == COLUMNS
+        assert table["confidence"].dtype == "float64"
+        assert table["node_level"].dtype == "Int32"
+        assert table["category"].dtype == object
+
+
+def test_accepted_are_exactly_those_from_the_threshold_on(echo: Categorizer) -> None:
+    logits = np.random.default_rng(1).normal(0, 1.5, (200, 6)).astype(np.float32)
+    confidence = decide(echo, logits)["confidence"]
+    threshold = float(np.sort(confidence)[120])  # one of them stands on it
+    table = decide(with_threshold(echo, threshold), logits)
+    assert table["status"].tolist() == np.where(confidence >= threshold, "accepted", "review").tolist()
+    assert (table["status"] == "accepted").sum() == 80
+    assert table["node"].notna().tolist() == (table["status"] == "accepted").tolist()
+
+
+def test_without_a_certificate_everything_goes_to_review(echo: Categorizer) -> None:
+    table = decide(with_threshold(echo, None), logits_of([1 - 5e-9, *[1e-9] * 5]))
+    assert table["confidence"].tolist() == [1.0]
+    assert table["status"].tolist() == ["review"]
+    assert table["node"].isna().all()
+    assert table["node_level"].isna().all()
+
+
+def test_product_is_decided_by_the_mean_of_its_photos(echo: Categorizer) -> None:
+    table = decide(
+        echo, logits_of([0.9, 0.02, 0.02, 0.02, 0.02, 0.02], [0.2, 0.7, 0.025, 0.025, 0.025, 0.025]), [0, 2]
+    )
+    assert table["category"].tolist() == ["apple"]
+    assert table["confidence"].tolist() == pytest.approx([0.55], abs=1e-6)
+    assert table["top_confidences"].tolist() == [
+        pytest.approx([0.55, 0.36, 0.0225, 0.0225, 0.0225], abs=1e-6)
+    ]
+
+
+def test_calibrated_temperature_is_used(echo: Categorizer) -> None:
+    hot = dataclasses.replace(echo, rules=dataclasses.replace(echo.rules, temperature=2.0))
+    logits = logits_of([0.64, 0.16, 0.05, 0.05, 0.05, 0.05])
+    roots = np.sqrt([0.64, 0.16, 0.05, 0.05, 0.05, 0.05])
+    assert decide(hot, logits)["confidence"].tolist() == pytest.approx([0.8 / roots.sum()], abs=2e-6)
+
+
+def test_confidence_is_the_models_not_the_probability(echo: Categorizer) -> None:
+    """Log odds of 1 on log(1 + training products of the category), nothing else."""
+    zeros = dict.fromkeys(
+        ["logit_p1", "log_p1_over_p2", "entropy", "logit_parent_mass", "log_category_size", "log_images"], 0.0
+    )
+    model = ConfidenceModel(
+        "logistic",
+        100,
+        coefficient=zeros | {"log_category_size": 1.0},
+        mean=zeros,
+        scale=dict.fromkeys(zeros, 1.0),
+    )
+    sized = dataclasses.replace(echo, rules=dataclasses.replace(echo.rules, confidence=model))
+    table = decide(sized, np.eye(6, dtype=np.float32)[[0, 5]])
+    assert table["confidence"].tolist() == pytest.approx([21 / 22, 26 / 27], abs=1e-6)
+
+
+def test_thresholds_of_another_model_or_tree_are_refused(bundled: Categorizer) -> None:
+    for column in ("model", "labels"):
+        with pytest.raises(ShelfmarkError, match="thresholds of another model"):
+            Categorizer(bundled.asked, dataclasses.replace(bundled.rules, **{column: "0" * 64}))
+
+
+def test_unreadable_products_have_a_row_each_and_no_category() -> None:
+    table = unreadable(["a", "b"])
+    assert table["product_id"].tolist() == ["a", "b"]
+    assert table["status"].tolist() == ["unreadable", "unreadable"]
+    assert table["confidence"].tolist() == [0.0, 0.0]
+    assert table[["category", "node", "node_level"]].isna().all(axis=None)
+    assert table["top_categories"].tolist() == table["top_confidences"].tolist() == [[], []]
+    assert len(unreadable([])) == 0
+
+
+def test_photos_are_decided_as_their_bottlenecks_are(
+    bundled: Categorizer, mobilenet: Backbone, photo: conftest.Photo
+) -> None:
+    photos = [photo(seed) for seed in range(3)]
+    table, refusals = categorize_photos(bundled, mobilenet, "shoe-é", photos, Limits(), batch=2)
+    assert refusals == [None, None, None]
+    bottlenecks = extract(mobilenet, photos, 3, batch=4)
+    expected = bundled.decide(
+        np.array(["shoe-é"], dtype=object), bundled.answer(bottlenecks, np.array([0, 3]))
+    )
+    pd.testing.assert_frame_equal(table, expected, rtol=1e-4)
+
+
+def test_broken_photos_are_told_and_the_others_decide(
+    bundled: Categorizer, mobilenet: Backbone, photo: conftest.Photo
+) -> None:
+    photos = [b"", photo(1), photo(2)[:-200], b"text"]
+    table, refusals = categorize_photos(bundled, mobilenet, "p", photos, Limits(), batch=2)
+    alone, _ = categorize_photos(bundled, mobilenet, "p", [photo(1)], Limits(), batch=2)
+    pd.testing.assert_frame_equal(table, alone)
+    assert [refusal and refusal.reason for refusal in refusals] == [
+        "empty",
+        None,
+        "truncated",
+        "not_an_image",
+    ]
+
+
+@pytest.mark.parametrize("photos", [[b"", b"text"], []], ids=["all broken", "none"])
+def test_product_without_a_readable_photo_is_unreadable(
+    bundled: Categorizer, mobilenet: Backbone, photos: list[bytes]
+) -> None:
+    table, refusals = categorize_photos(bundled, mobilenet, "p", photos, Limits(), batch=2)
+    pd.testing.assert_frame_equal(table, unreadable(["p"]))
+    assert [refusal is not None for refusal in refusals] == [True] * len(photos)

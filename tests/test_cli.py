@@ -1,0 +1,260 @@
+"""The command line: help, examples, exit statuses, and what bad input comes to."""
+
+import errno
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline import drawing, units
+from pipeline.cli import main, shelfmark
+from serving.__main__ import serve
+
+COMMANDS = {f"shelfmark {name}": command for name, command in shelfmark.commands.items()} | {
+    "shelfmark-serve": serve
+}
+
+
+def run(*arguments: str) -> int:
+    """Exit status of `shelfmark` with these arguments."""
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments])
+        raise SystemExit(0)
+    return int(stop.value.code or 0)
+
+
+def error_line(capsys) -> str:
+    """The one `error:` line, and nothing of a traceback."""
+    lines = capsys.readouterr().err.splitlines()
+    assert not any(line.startswith("Traceback") for line in lines)
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def example(command: click.Command) -> str:
+    found = re.search(r"Example:\n\s+(shelfmark\S* .*|shelfmark\S*)\s*$", command.help or "")
+    assert found, command.name
+    return found[1].strip()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of two categories with 30 small photos each."""
+    for number in range(60):
+        folder = tmp_path / "photos" / ("Red" if number % 2 else "Blue")
+        folder.mkdir(parents=True, exist_ok=True)
+        colour = (200 - number, number, 30) if number % 2 else (30, number, 200 - number)
+        Image.new("RGB", (40, 40), colour).save(folder / f"{number}.jpg")
+    return tmp_path / "photos"
+
+
+# Help
+
+
+def test_help_imports_none_of_the_slow_packages():
+    code = "import sys, pipeline.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    slow = {
+        "tensorflow",
+        "keras",
+        "apache_beam",
+        "pandas",
+        "numpy",
+        "pydantic",
+        "sklearn",
+        "scipy",
+        "pyarrow",
+    }
+    assert "retrain" in told
+    assert slow & set(told.split()) == set()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_and_ends_with_an_example_of_itself(name):
+    assert example(COMMANDS[name]).startswith(name)
+
+
+def test_the_examples_of_the_stages_run_one_after_the_other(tmp_path, monkeypatch):
+    drawing.draw_catalogue(tmp_path, products=300)
+    (tmp_path / "weekly.toml").write_text(
+        'backbone = {weights = "random", image_size = 75}\ningest = {min_products = 10}\n'
+        "head = {hidden = [64, 64]}\ntrain = {epochs = 20}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = []
+    for name in ("ingest", "extract", "train", "calibrate", "evaluate", "report", "retrain", "categorize"):
+        arguments = example(shelfmark.commands[name]).split()[1:]
+        done.append((name, run(*arguments)))
+    assert done == [(name, 0) for name, _ in done]
+    assert len(pd.read_parquet("decisions.parquet")) == 300
+
+
+def test_the_example_of_the_demo_runs(tmp_path, monkeypatch, capsys):
+    from pipeline import demo
+
+    monkeypatch.chdir(tmp_path)
+    draw = drawing.draw_catalogue
+    monkeypatch.setattr(demo, "draw_catalogue", lambda folder: draw(folder, products=400))  # a quarter of it
+    monkeypatch.setattr(demo, "IMAGE_SIZE", 75)
+    assert run(*example(shelfmark.commands["demo"]).split()[1:]) == 0
+    told = capsys.readouterr().out
+    assert "weights           random: these numbers show that the pipeline works, not how good it is" in told
+    assert Path(re.search(r"report +(.*)", told)[1]).is_file()
+
+
+# Exit statuses
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sort"],
+        ["ingest"],
+        ["train"],
+        ["retrain", "x", "--workspace", "W", "--colour"],
+        ["train", "--workspace", "W", "--", "--runner=X"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments, capsys):
+    assert run(*arguments) == 2
+    assert "Error:" in capsys.readouterr().err
+
+
+def test_a_stage_before_its_time_names_the_command_to_run_first(tmp_path, capsys):
+    assert run("train", "--workspace", str(tmp_path)) == 1
+    assert "run `shelfmark ingest` first" in error_line(capsys)
+
+
+def test_categorize_before_the_first_release_says_so(tmp_path, photos, capsys):
+    assert (
+        run("categorize", str(photos), "--workspace", str(tmp_path), "--output", str(tmp_path / "d.parquet"))
+        == 1
+    )
+    assert "nothing is in service" in error_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "x.partial"])
+def test_a_run_is_named_like_a_directory(tmp_path, name, capsys):
+    assert run("train", "--workspace", str(tmp_path), "--run", name) == 1
+    assert f"--run {name}: not a directory name" in error_line(capsys)
+
+
+# Bad input: each a clear error line or counted rejects, and nothing half-finished that looks finished
+
+
+def ingest(source: Path, workspace: Path, *more: str) -> int:
+    return run("ingest", str(source), "--workspace", str(workspace), "--run", "r", *more)
+
+
+def finished(workspace: Path) -> list[Path]:
+    return list(workspace.rglob("manifest.json"))
+
+
+def test_a_missing_source(tmp_path, capsys):
+    assert ingest(tmp_path / "none.bson", tmp_path / "W") == 1
+    assert "none.bson: no such file or folder" in error_line(capsys)
+    assert finished(tmp_path / "W") == []
+
+
+def test_an_empty_folder(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert ingest(tmp_path / "empty", tmp_path / "W") == 1
+    assert "an empty folder" in error_line(capsys)
+
+
+def test_a_truncated_bson(tmp_path, capsys):
+    drawn = drawing.draw_catalogue(tmp_path, products=60)
+    whole = drawn.catalogue.read_bytes()
+    drawn.catalogue.write_bytes(whole[:-1000])
+    assert ingest(drawn.catalogue, tmp_path / "W") == 1
+    assert "catalogue.bson: truncated: the document at byte" in error_line(capsys)
+    assert finished(tmp_path / "W") == []
+
+
+def test_a_csv_without_the_needed_columns(tmp_path, capsys):
+    (tmp_path / "shop.csv").write_text("id,photo\n1,a.jpg\n")
+    assert ingest(tmp_path / "shop.csv", tmp_path / "W") == 1
+    line = error_line(capsys)
+    assert "no column product_id" in line
+    assert "found: id, photo" in line
+
+
+def test_a_manifest_whose_photos_are_not_there_is_a_flood_of_rejects(tmp_path, capsys):
+    (tmp_path / "shop.csv").write_text(
+        "product_id,image,category\n" + "".join(f"{n},{n}.jpg,c\n" for n in range(50))
+    )
+    assert ingest(tmp_path / "shop.csv", tmp_path / "W") == 1
+    assert "50 of 50 images rejected (missing 50)" in error_line(capsys)
+    assert finished(tmp_path / "W") == []
+
+
+def test_a_few_photos_that_are_not_there_are_counted_rejects(tmp_path, photos):
+    rows = [f"{file.stem},{file},{file.parent.name}" for file in sorted(photos.rglob("*.jpg"))]
+    (tmp_path / "shop.csv").write_text("\n".join(["product_id,image,category", *rows, "gone,gone.jpg,Red"]))
+    assert ingest(tmp_path / "shop.csv", tmp_path / "W") == 0
+    rejects = pd.read_parquet(tmp_path / "W" / "runs" / "r" / "records" / "rejects.parquet")
+    assert rejects[["product_id", "reason"]].to_numpy().tolist() == [["gone", "missing"]]
+
+
+def test_a_category_that_the_taxonomy_does_not_know_is_a_counted_reject(tmp_path, photos):
+    (tmp_path / "names.csv").write_text("category_id,category_level1\nRed,Colours\n")
+    taxonomy = ["--taxonomy", str(tmp_path / "names.csv"), "--set", "ingest.max_rejected=0.6"]
+    assert ingest(photos, tmp_path / "W", *taxonomy) == 0
+    rejects = pd.read_parquet(tmp_path / "W" / "runs" / "r" / "records" / "rejects.parquet")
+    assert rejects["reason"].value_counts().to_dict() == {"unknown_category": 30}
+
+
+def test_a_full_disk(tmp_path, photos, capsys, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(units.os, "replace", full)
+    assert ingest(photos, tmp_path / "W") == 1
+    assert "No space left on device" in error_line(capsys)
+    monkeypatch.undo()
+    assert finished(tmp_path / "W") == []
+    assert ingest(photos, tmp_path / "W") == 0  # once there is room, the same command goes on
+
+
+def test_a_workspace_that_cannot_be_written(tmp_path, photos, capsys, monkeypatch):
+    def read_only(self, *arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)  # root writes everywhere, so the error is made
+    assert ingest(photos, tmp_path / "W") == 1
+    assert "Read-only file system" in error_line(capsys)
+
+
+def test_a_setting_misspelt(tmp_path, photos, capsys):
+    (tmp_path / "weekly.toml").write_text("[calibration]\nprecison = 0.9\n")
+    assert ingest(photos, tmp_path / "W", "--config", str(tmp_path / "weekly.toml")) == 1
+    assert "[calibration]: unknown setting 'precison'. Did you mean 'precision'?" in error_line(capsys)
+
+
+def test_an_internal_fault_is_one_line_and_a_traceback_only_with_debug(tmp_path, photos, capsys, monkeypatch):
+    import pipeline.ingest
+
+    def broken(*arguments, **options):
+        raise RuntimeError("wheels came off")
+
+    monkeypatch.setattr(pipeline.ingest, "look", broken)
+    assert ingest(photos, tmp_path / "W") == 1
+    assert "RuntimeError: wheels came off; this is a fault of shelfmark" in error_line(capsys)
+    ingest(photos, tmp_path / "W", "--debug")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_log_of_a_stage_is_one_line_with_counts_and_seconds(tmp_path, photos, caplog):
+    with caplog.at_level(logging.INFO, logger="shelfmark"):
+        ingest(photos, tmp_path / "W")
+    lines = [record.getMessage() for record in caplog.records if record.name == "shelfmark"]
+    assert len(lines) == 1
+    assert re.fullmatch(r"records: products 60, images 60, .* in \d+\.\d s", lines[0])

@@ -1,0 +1,233 @@
+"""Temperature, evidence and the correctness model, on drawn catalogues and small samples."""
+
+import json
+from dataclasses import fields
+from functools import cache
+
+import generators as draw
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+from sklearn.metrics import log_loss
+
+from models.confidence import (
+    ConfidenceModel,
+    Evidence,
+    category_effects,
+    evidence_of,
+    fit_confidence,
+    fit_temperature,
+    product_probabilities,
+)
+from models.metrics import acceptance_curve, acceptance_rate_at
+
+
+@cache
+def drawn(seed: int, products: int) -> tuple[Evidence, np.ndarray]:
+    """Evidence of drawn products and whether each is right, at the temperature of another draw."""
+    other = draw.catalogue(np.random.default_rng(0), 500)
+    temperature = fit_temperature(other.logits, other.images, other.truth)
+    some = draw.catalogue(np.random.default_rng(seed), products)
+    probabilities = product_probabilities(some.logits, some.images, temperature)
+    evidence = evidence_of(probabilities, some.images, some.parent, some.category_size)
+    return evidence, evidence.category == some.truth
+
+
+def rows(evidence: Evidence, chosen: np.ndarray | slice) -> Evidence:
+    return Evidence(**{column.name: getattr(evidence, column.name)[chosen] for column in fields(evidence)})
+
+
+def loss_by_hand(logits: np.ndarray, images: np.ndarray, truth: np.ndarray, temperature: float) -> float:
+    of_products = np.split(softmax(logits.astype(float) / temperature, axis=1), np.cumsum(images)[:-1])
+    with np.errstate(divide="ignore"):  # far from the best temperature some probabilities are 0
+        return float(np.mean([-np.log(p[:, t].mean()) for p, t in zip(of_products, truth, strict=True)]))
+
+
+def test_temperature_is_recovered() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(6000, 10)) * 6
+    truth = np.array([rng.choice(10, p=p) for p in softmax(logits / 2.5, axis=1)])
+    images = np.ones(6000, dtype=int)
+    assert fit_temperature(logits, images, truth) == pytest.approx(2.5, rel=0.05)
+    assert fit_temperature(3 * logits, images, truth) == pytest.approx(3 * 2.5, rel=0.05)
+
+
+def test_temperature_is_the_best_of_many_for_products_of_several_images() -> None:
+    some = draw.catalogue(np.random.default_rng(2), 300)
+    found = fit_temperature(some.logits, some.images, some.truth)
+    tried = np.geomspace(0.05, 20, 120)
+    losses = [loss_by_hand(some.logits, some.images, some.truth, t) for t in tried]
+    assert found == pytest.approx(tried[np.argmin(losses)], rel=0.05)
+    assert loss_by_hand(some.logits, some.images, some.truth, found) <= min(losses) + 1e-6
+    assert found > 2  # the drawn head is too sure of itself
+
+
+def test_temperature_of_a_head_that_is_always_right_or_always_wrong_stays_within_bounds() -> None:
+    logits, images = np.eye(4, dtype=np.float32), np.ones(4, dtype=int)
+    assert 0.05 <= fit_temperature(logits, images, np.arange(4)) < 0.1
+    assert 19 < fit_temperature(logits, images, np.arange(4)[::-1]) <= 20
+
+
+def test_temperature_refuses_counts_that_do_not_fit() -> None:
+    logits = np.zeros((3, 2), dtype=np.float32)
+    with pytest.raises(ValueError, match="2 images counted; expected 3"):
+        fit_temperature(logits, np.array([2]), np.array([0]))
+    with pytest.raises(ValueError, match="1 or more of each product"):
+        product_probabilities(logits, np.array([3, 0]), 1.0)
+    with pytest.raises(ValueError, match="1 at least"):
+        fit_temperature(logits[:0], np.array([], dtype=int), np.array([], dtype=int))
+
+
+def test_product_probabilities_are_the_mean_over_its_images() -> None:
+    some = draw.catalogue(np.random.default_rng(3), 50)
+    found = product_probabilities(some.logits, some.images, 1.7)
+    of_images = np.split(softmax(some.logits.astype(float) / 1.7, axis=1), np.cumsum(some.images)[:-1])
+    np.testing.assert_allclose(found, [p.mean(axis=0) for p in of_images], rtol=1e-12)
+    first = some.images[0]
+    np.testing.assert_array_equal(product_probabilities(some.logits[:first], some.images[:1], 1.7), found[:1])
+    assert product_probabilities(some.logits[:0], some.images[:0], 1.7).shape == (0, 200)
+
+
+def test_evidence_is_what_the_probabilities_say() -> None:
+    probabilities = np.array([[0.5, 0.2, 0.3, 0.0], [0.1, 0.1, 0.1, 0.7]])
+    found = evidence_of(probabilities, np.array([1, 4]), np.array([0, 0, 1, 1]), np.array([10, 20, 30, 40]))
+    assert found.category.tolist() == [0, 3]
+    assert found.p1.tolist() == [0.5, 0.7]
+    assert found.p2.tolist() == [0.3, 0.1]
+    assert found.parent_mass == pytest.approx([0.7, 0.8])
+    assert found.category_size.tolist() == [10, 40]
+    assert found.entropy == pytest.approx([1.0297, 0.9404], abs=1e-4)  # -sum p ln p
+
+
+def test_evidence_refuses_what_is_no_number_and_unequal_lengths() -> None:
+    evidence, _ = drawn(4, 60)
+    columns = {column.name: getattr(evidence, column.name) for column in fields(evidence)}
+    with pytest.raises(ValueError, match="not finite"):
+        Evidence(**(columns | {"p2": np.full(60, np.nan)}))
+    with pytest.raises(ValueError, match="one length"):
+        Evidence(**(columns | {"images": np.ones(59)}))
+    with pytest.raises(ValueError, match="has no image"):
+        Evidence(**(columns | {"images": np.zeros(60)}))
+
+
+def test_confidence_is_calibrated_and_ranks_better_than_p1() -> None:
+    model = fit_confidence(*drawn(5, 4000))
+    evidence, correct = drawn(6, 8000)
+    confidence = model.confidence(evidence)
+    assert model.kind == "logistic"
+    assert log_loss(correct, confidence) < log_loss(correct, evidence.p1) - 0.05
+    assert confidence.mean() == pytest.approx(correct.mean(), abs=0.02)
+    middle = (confidence > 0.6) & (confidence < 0.8)
+    assert confidence[middle].mean() == pytest.approx(correct[middle].mean(), abs=0.05)
+    ours, _ = acceptance_rate_at(acceptance_curve(confidence, correct), 0.9)
+    plain, _ = acceptance_rate_at(acceptance_curve(evidence.p1, correct), 0.9)
+    assert ours > plain + 0.02
+
+
+@pytest.mark.parametrize("products", [60, 100, 200])
+def test_small_fits_do_not_overfit(products: int) -> None:
+    evidence, correct = drawn(6, 8000)
+    many, outcome = drawn(5, 4000)
+    for start in range(0, 4000, 400):
+        chosen = slice(start, start + products)
+        model = fit_confidence(rows(many, chosen), outcome[chosen])
+        assert model.kind == "logistic"
+        confidence = model.confidence(evidence)
+        assert log_loss(correct, confidence) < log_loss(correct, evidence.p1)
+        assert log_loss(correct, confidence) < log_loss(correct, np.full(8000, correct.mean()))
+
+
+def test_category_effects_are_the_shrunken_intercepts() -> None:
+    rng = np.random.default_rng(7)
+    truth = rng.normal(size=300) * 0.8
+    category, logit = rng.integers(0, 300, 12_000), rng.normal(size=12_000)
+    correct = rng.random(12_000) < expit(logit + truth[category])
+    effect, spread = category_effects(category, correct, logit)
+    found = np.array([effect[c] for c in range(300)])
+    assert spread == pytest.approx(0.8, abs=0.1)
+    assert np.corrcoef(found, truth)[0, 1] > 0.85
+    assert found.std() < truth.std() < 1
+    surplus = np.bincount(category, correct - expit(logit + found[category]))  # zero at the posterior mode:
+    np.testing.assert_allclose(surplus, found / spread**2, atol=0.05)
+
+
+def test_category_effects_stay_small_where_every_outcome_is_certain() -> None:
+    category = np.repeat(np.arange(50), 40)
+    correct = np.repeat(np.arange(50) % 5 > 0, 40)
+    effect, spread = category_effects(category, correct, np.full(2000, 6.0))
+    assert spread < 10
+    assert max(effect[c] for c in range(0, 50, 5)) < 0 < min(effect[c] for c in range(1, 50, 5))
+
+
+def test_unseen_categories_have_no_effect() -> None:
+    evidence, correct = drawn(5, 4000)
+    seen = evidence.category < 100
+    model = fit_confidence(rows(evidence, seen), correct[seen])
+    unseen = rows(evidence, ~seen)
+    assert set(model.effect) == set(evidence.category[seen].tolist())
+    without = ConfidenceModel.from_dict(model.to_dict() | {"effect": {}})
+    np.testing.assert_array_equal(model.confidence(unseen), without.confidence(unseen))
+
+
+@pytest.mark.parametrize(("right", "products"), [(29, 29), (100, 100), (0, 100), (4, 100), (96, 100)])
+def test_too_little_to_learn_from_is_told(right: int, products: int) -> None:
+    evidence = rows(drawn(5, 4000)[0], slice(products))
+    model = fit_confidence(evidence, np.arange(products) < right)
+    assert model.kind == "probability"
+    assert f"{products} products in FIT, {right} right" in (model.reason or "")
+    np.testing.assert_array_equal(model.confidence(evidence), evidence.p1.round(6))
+
+
+def test_outcomes_must_be_one_for_each_product() -> None:
+    with pytest.raises(ValueError, match="3 outcomes for 4000 products"):
+        fit_confidence(drawn(5, 4000)[0], np.array([True, False, True]))
+
+
+def test_row_order_does_not_change_the_model() -> None:
+    evidence, correct = drawn(5, 4000)
+    model = fit_confidence(evidence, correct)
+    order = np.random.default_rng(8).permutation(4000)
+    assert fit_confidence(rows(evidence, order), correct[order]) == model
+
+
+def test_one_product_has_the_confidence_it_has_among_many() -> None:
+    evidence, correct = drawn(5, 4000)
+    model = fit_confidence(evidence, correct)
+    together = model.confidence(evidence)
+    alone = [model.confidence(rows(evidence, slice(i, i + 1)))[0] for i in range(0, 4000, 40)]
+    np.testing.assert_array_equal(alone, together[::40])
+    assert model.confidence(rows(evidence, slice(0))).shape == (0,)
+    np.testing.assert_array_equal(together, together.round(6))
+
+
+def test_model_comes_back_from_json() -> None:
+    evidence, correct = drawn(5, 4000)
+    for model in (fit_confidence(evidence, correct), fit_confidence(rows(evidence, slice(9)), correct[:9])):
+        again = ConfidenceModel.from_dict(json.loads(json.dumps(model.to_dict())))
+        assert again == model
+        np.testing.assert_array_equal(again.confidence(evidence), model.confidence(evidence))
+    assert list(fit_confidence(evidence, correct).coefficient) == [
+        "logit_p1",
+        "log_p1_over_p2",
+        "entropy",
+        "logit_parent_mass",
+        "log_category_size",
+        "log_images",
+    ]
+
+
+def test_certain_and_flat_products_have_finite_confidences() -> None:
+    evidence, correct = drawn(5, 4000)
+    model = fit_confidence(evidence, correct)
+    edges = Evidence(
+        p1=np.array([1.0, 0.0]),
+        p2=np.array([0.0, 0.0]),
+        entropy=np.array([0.0, 9.0]),
+        parent_mass=np.array([1.0, 0.0]),
+        category=np.array([0, 9999]),
+        category_size=np.array([0, 0]),
+        images=np.array([1, 400]),
+    )
+    confidence = model.confidence(edges)
+    assert ((confidence >= 0) & (confidence <= 1)).all()
+    assert confidence[0] > confidence[1]

@@ -1,0 +1,160 @@
+"""Settings: defaults, the file over them, the command line over both; what is refused, and in which words."""
+
+import doctest
+
+import pytest
+from pydantic import ValidationError
+
+from features.errors import ShelfmarkError
+from pipeline import config as config_module
+from pipeline.config import Config, Extract, load_config
+
+
+@pytest.fixture
+def weekly(tmp_path):
+    def write(text):
+        file = tmp_path / "weekly.toml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def refusal(*args, **options):
+    with pytest.raises(ShelfmarkError) as caught:
+        load_config(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_defaults_are_those_of_the_paper():
+    config = load_config()
+    assert config == Config()
+    assert (config.head.hidden, config.train.batch, config.train.decay) == ((1024, 1024), 256, 7e-5)
+    assert (config.calibration.precision, config.ingest.min_products) == (0.9, 20)
+
+
+def test_file_is_over_the_defaults_options_over_the_file_and_set_over_all(weekly):
+    file = weekly("seed = 1\n[train]\nepochs = 3\nbatch = 4\n[calibration]\nprecision = 0.8\n")
+    options = {"seed": 2, "backbone.image_size": 139, "backbone.name": None}
+    config = load_config(file, ("train.epochs=5", "seed = 6"), options)
+    assert (config.train.epochs, config.train.batch, config.seed) == (5, 4, 6)
+    assert (config.calibration.precision, config.train.patience) == (0.8, 30)
+    assert (config.backbone.image_size, config.backbone.name) == (139, "inception_v3")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("backbone.weights=random", "random"),
+        ("backbone.weights='random'", "random"),
+        ("backbone.weights=../my weights=1.weights.h5", "../my weights=1.weights.h5"),
+    ],
+)
+def test_set_takes_a_bare_word_as_text(text, wanted):
+    assert load_config(sets=(text,)).backbone.weights == wanted
+
+
+def test_set_reads_values_as_toml():
+    config = load_config(sets=("head.hidden=[64, 32]", "train.learning_rate=1e-2", "train.epochs=1_000"))
+    assert (config.head.hidden, config.train.learning_rate, config.train.epochs) == ((64, 32), 0.01, 1000)
+
+
+def test_unknown_section_is_told_with_what_was_perhaps_meant(weekly):
+    file = weekly("[calibraton]\nprecision = 0.8\n")
+    assert refusal(file) == f"{file}: unknown section 'calibraton'. Did you mean 'calibration'?"
+
+
+def test_unknown_setting_is_told_with_its_section_and_what_was_perhaps_meant(weekly):
+    file = weekly("[calibration]\nprecison = 0.8\n")
+    assert refusal(file) == f"{file} [calibration]: unknown setting 'precison'. Did you mean 'precision'?"
+
+
+def test_unknown_setting_that_is_like_none_is_told_with_those_known():
+    told = refusal(sets=("extract.zzz=1",))
+    assert told == "--set extract.zzz=1 [extract]: unknown setting 'zzz'. Known: batch, shard_images."
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("train.epochs=0", "train.epochs = 0"),
+        ("train.epochs=1.5", "train.epochs = 1.5"),
+        ("train.epochs=many", "train.epochs = 'many'"),
+        ("train.learning_rate=inf", "train.learning_rate = inf"),
+        ("train.learning_rate=nan", "train.learning_rate = nan"),
+        ("calibration.precision=1", "calibration.precision = 1"),
+        ("head.hidden=[1024]", "head.hidden.1 = [1024]"),
+        ("backbone.image_size=16", "backbone.image_size = 16"),
+        ("ingest.max_rejected=1.1", "ingest.max_rejected = 1.1"),
+        ("seed=-1", "seed = -1"),
+        ("train=3", "train = 3"),
+    ],
+)
+def test_wrong_values_are_told_with_the_setting_and_the_reason(text, setting):
+    told = refusal(sets=(text,))
+    assert told.startswith(f"--set {text}: {setting}: ") and told.endswith("; mend the setting")
+
+
+def test_a_wrong_option_is_told_by_its_name_on_the_command_line():
+    assert refusal(options={"backbone.image_size": 5000}).startswith(
+        "--image-size: backbone.image_size = 5000: "
+    )
+
+
+def test_set_without_a_value_or_into_no_section_is_refused():
+    assert "no '='; expected section.name=value" in refusal(sets=("train.epochs",))
+    assert "'seed' is no section" in refusal(sets=("seed.x=1",), options={"seed": 3})
+    assert "unknown section 'a'" in refusal(sets=("a.b.c=1",))
+
+
+def test_a_file_that_is_not_toml_is_told_by_name_and_line(weekly):
+    file = weekly("[train]\nepochs = = 3\n")
+    assert refusal(file).startswith(f"{file}: not TOML: ") and "line 2" in refusal(file)
+    file.write_bytes(b"# \xff\n")
+    assert refusal(file).startswith(f"{file}: not TOML: ")
+
+
+def test_a_file_that_is_not_there_is_told_by_name(tmp_path):
+    missing = tmp_path / "weekly.toml"
+    assert refusal(missing) == (
+        f"{missing}: No such file or directory; expected a TOML file of settings; mend --config"
+    )
+    assert refusal(tmp_path).startswith(f"{tmp_path}: Is a directory; ")
+
+
+def test_settings_of_the_run_so_far_take_the_place_of_the_defaults(weekly):
+    saved = load_config(sets=("train.epochs=3", "head.hidden=[64,32]", "seed=7")).model_dump(mode="json")
+    before = load_config(base=saved)
+    config = load_config(weekly("[train]\nbatch = 9\n"), ("head.dropout=0.1",), base=saved)
+    assert (before.train.epochs, before.head.hidden, before.seed) == (3, (64, 32), 7)
+    assert (config.train.epochs, config.train.batch, config.head.hidden) == (3, 9, (64, 32))
+    assert load_config(base=saved) == before, "the saved settings were changed in passing"
+
+
+def test_settings_of_a_run_that_are_unknown_now_are_told_as_the_runs():
+    assert refusal(base={"train": {"epoch": 3}}).startswith("the run's config.json [train]: unknown setting")
+
+
+def test_a_section_where_the_run_has_a_number_is_refused(weekly):
+    assert "seed" in refusal(weekly("[seed]\nx = 1\n"), base={"seed": 3})
+
+
+def test_settings_are_frozen():
+    config = load_config()
+    with pytest.raises(ValidationError):
+        config.seed = 1
+    with pytest.raises(ValidationError):
+        config.train.epochs = 1
+
+
+def test_settings_for_speed_alone_do_not_matter_to_the_result():
+    assert Extract(batch=7).that_matter() == Extract().that_matter() == {}
+    assert load_config().ingest.that_matter() == {
+        "min_products": 20, "max_rejected": 0.1, "max_pixels": 50_000_000,
+        "unit_bytes": 64 * 2**20, "unit_images": 2000,
+    }  # fmt: skip
+
+
+def test_examples_in_the_docstrings_are_right():
+    assert doctest.testmod(config_module).failed == 0

@@ -1,0 +1,262 @@
+"""Extract: each image once, whatever was there before, and an index that points at the right bottlenecks."""
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import pytest
+from catalogues import Drawn, documents, draw_products, photo, write_bson
+from test_ingest import in_a_loop
+
+from features.backbones import read_pixels
+from features.bottlenecks import Store
+from features.errors import ShelfmarkError
+from pipeline import extract as extract_module
+from pipeline import ingest as ingest_module
+from pipeline.config import Extract, Ingest
+from pipeline.extract import extract_records, open_part
+from pipeline.ingest import ingest
+
+pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
+SETTINGS = Extract(batch=16, shard_images=30)
+
+
+@dataclass
+class Colours:
+    """A backbone that tells the mean colours of the quarters of an image, and counts its batches."""
+
+    name: str = "colours"
+    weights: str = "none"
+    image_size: int = 8
+    width: int = 12
+    fingerprint: str = "colours-8"
+    batches: list[int] = field(default_factory=list)
+    fail_at: int = -1
+
+    def bottlenecks(self, pixels):
+        if len(self.batches) == self.fail_at:
+            raise KeyboardInterrupt
+        self.batches.append(len(pixels))
+        quarters = pixels.reshape(len(pixels), 2, 4, 2, 4, 3).astype(np.float32).mean(axis=(2, 4))
+        return quarters.reshape(len(pixels), 12)
+
+
+@pytest.fixture
+def extracted(monkeypatch):
+    """Images extracted so far, shard by shard."""
+    counts = []
+    real = extract_module.extract
+
+    def counting(backbone, jpegs, count, batch):
+        counts.append(count)
+        return real(backbone, jpegs, count, batch)
+
+    monkeypatch.setattr(extract_module, "extract", counting)
+    return counts
+
+
+# 60 products with one to three photos each; two photos stand at several products
+PRODUCTS = draw_products({"1": 30, "2": 30})
+PRODUCTS[7] = Drawn("7", "1", (photo(40), photo(40), photo(71)))
+PRODUCTS[8] = Drawn("8", "1", (photo(81), photo(40)))
+PRODUCTS[45] = Drawn("45", "2", (photo(81),))
+PRODUCTS[46] = Drawn("46", "2", (photo(460, "PNG"), photo(461)))
+DIFFERENT = len({picture for product in PRODUCTS for picture in product.pictures})
+
+
+def records_of(products, folder):
+    """Records in several shards, made without Beam."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = write_bson(folder / "catalogue.bson", documents(products))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest_module, "run_units", in_a_loop)
+        return ingest([str(source)], folder / "records", Ingest(unit_bytes=40_000))
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return records_of(PRODUCTS, tmp_path_factory.mktemp("week-one"))
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def index_of(artifact):
+    return pd.read_parquet(artifact.file("index.parquet"))
+
+
+def rows_of(artifact, store):
+    """product_id, image_index → bottleneck."""
+    index = index_of(artifact)
+    rows = Store(store / "colours-8").rows(index["shard"].to_numpy(), index["row"].to_numpy())[:]
+    return dict(
+        zip(zip(index["product_id"], index["image_index"], strict=True), map(tuple, rows), strict=True)
+    )
+
+
+def test_every_image_has_the_bottleneck_that_it_has_alone(records, tmp_path):
+    made = extract_records(records, Colours(), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    rows = rows_of(made, tmp_path / "store")
+    pictures = {(p.id, place): picture for p in PRODUCTS for place, picture in enumerate(p.pictures)}
+    pictures["46", 0] = photo(460)  # drawn as a PNG
+    alone = [Colours().bottlenecks(pixels)[0] for pixels in read_pixels(pictures.values(), 8, batch=1)]
+    wanted = {key: tuple(row.astype(np.float16)) for key, row in zip(pictures, alone, strict=True)}
+    png, other = np.array(rows.pop(("46", 0))), np.array(rows["46", 1])
+    jpeg = np.array(wanted.pop(("46", 0)))
+    assert rows == wanted
+    assert np.abs(png - jpeg).max() < 6 < np.abs(other - jpeg).max(), "transcoded at 95, drawn at 75"
+
+
+def test_an_identical_image_is_extracted_once(records, tmp_path, extracted):
+    made = extract_records(records, Colours(), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    assert sum(extracted) == DIFFERENT and extracted[:-1] == [30] * (len(extracted) - 1)
+    index = index_of(made)
+    twins = index[index["image_digest"] == hashlib.sha256(photo(40)).hexdigest()]
+    assert list(zip(twins["product_id"], twins["image_index"], strict=True)) == [
+        ("4", 0),
+        ("7", 0),
+        ("7", 1),
+        ("8", 1),
+    ]
+    assert len(twins[["shard", "row"]].drop_duplicates()) == 1
+
+
+def test_the_index_has_every_record_sorted_by_product(records, tmp_path):
+    made = extract_records(records, Colours(), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    index = index_of(made)
+    assert list(index.columns) == ["image_digest", "product_id", "image_index", "split", "shard", "row"]
+    keys = list(zip(index["product_id"], index["image_index"], strict=True))
+    assert keys == sorted((p.id, place) for p in PRODUCTS for place in range(len(p.pictures)))
+    split = pd.read_parquet(records.file("products.parquet")).set_index("product_id")["split"]
+    assert (index["split"].to_numpy() == index["product_id"].map(split).to_numpy()).all()
+    told = {"images": len(index), "fingerprint": "colours-8", "backbone": "colours", "weights": "none"}
+    assert made.summary == told
+
+
+def test_a_part_has_the_images_of_its_split_with_their_bottlenecks(records, tmp_path):
+    made = extract_records(records, Colours(), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    rows, index, images = rows_of(made, tmp_path / "store"), index_of(made), 0
+    for split in ("train", "val", "test"):
+        part = open_part(made, tmp_path / "store", split)
+        its = index[index["split"] == split]
+        assert list(part.product_id) == list(its["product_id"])
+        assert list(part.image_digest) == list(its["image_digest"])
+        wanted = [rows[key] for key in zip(its["product_id"], its["image_index"], strict=True)]
+        assert list(map(tuple, part.rows[:])) == wanted
+        images += len(part.rows)
+        chosen = part.product_id == part.product_id[0]
+        only = part.only(chosen)
+        assert set(only.product_id) == {part.product_id[0]} and len(only.rows) == chosen.sum() == len(
+            only.image_digest
+        )
+        assert (only.rows[:] == part.rows[:][chosen]).all()
+    assert images == len(index)
+    assert len(open_part(made, tmp_path / "store", "nowhere").rows) == 0
+
+
+# Again
+
+
+def test_running_again_opens_what_is_there(records, tmp_path, extracted, caplog):
+    common = (tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    first = extract_records(records, Colours(), *common)
+    extracted.clear()
+    caplog.set_level(logging.INFO, logger="shelfmark")
+    assert extract_records(records, Colours(), *common) == first and extracted == []
+    assert caplog.records[-1].getMessage().startswith("bottlenecks: unchanged (")
+
+
+def test_another_run_of_the_same_records_extracts_nothing(records, tmp_path, extracted):
+    first = extract_records(records, Colours(), tmp_path / "store", tmp_path / "one", SETTINGS)
+    extracted.clear()
+    second = extract_records(records, Colours(), tmp_path / "store", tmp_path / "two", SETTINGS)
+    assert extracted == [] and second.digest == first.digest
+
+
+def test_another_backbone_extracts_all_into_a_store_of_its_own(records, tmp_path, extracted):
+    common = (tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    first = extract_records(records, Colours(), *common)
+    before = contents(tmp_path / "store" / "colours-8")
+    extracted.clear()
+    second = extract_records(records, Colours(fingerprint="colours-9"), *common)
+    assert sum(extracted) == DIFFERENT and second.digest != first.digest
+    assert contents(tmp_path / "store" / "colours-8") == before
+
+
+def test_settings_for_speed_do_not_make_it_again(records, tmp_path, extracted):
+    common = (records, Colours(), tmp_path / "store", tmp_path / "bottlenecks")
+    first = extract_records(*common, SETTINGS)
+    extracted.clear()
+    assert extract_records(*common, Extract(batch=7, shard_images=11)) == first and extracted == []
+
+
+def test_week_two_extracts_only_what_is_new(records, tmp_path, extracted):
+    store = tmp_path / "store"
+    first = extract_records(records, Colours(), store, tmp_path / "one", SETTINGS)
+    before = contents(store / "colours-8")
+    extracted.clear()
+    new = [Drawn("900", "1", (photo(9000), photo(40))), Drawn("901", "2", (photo(9010),))]
+    week_two = records_of([*new, *PRODUCTS[5:]], tmp_path / "week-two")
+    second = extract_records(week_two, Colours(), store, tmp_path / "two", SETTINGS)
+    assert extracted == [2]
+    after = contents(store / "colours-8")
+    assert {name: after[name] for name in before} == before and len(after) == len(before) + 2
+    one, two = rows_of(first, store), rows_of(second, store)
+    assert {key: two[key] for key in one.keys() & two.keys()} == {
+        key: one[key] for key in one.keys() & two.keys()
+    }
+    assert two["900", 1] == one["4", 0]
+
+
+# Losses and interruptions
+
+
+@pytest.mark.parametrize("lost", [(".npy", ".parquet"), (".parquet",)], ids="+".join)
+def test_a_lost_shard_is_made_again_and_no_other(records, tmp_path, extracted, lost):
+    common = (tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    first = extract_records(records, Colours(), *common)
+    rows = rows_of(first, tmp_path / "store")
+    shelf = tmp_path / "store" / "colours-8"
+    shard = Store(shelf).shards()[1]
+    images = len(np.load(shelf / f"{shard}.npy"))
+    for suffix in lost:
+        (shelf / f"{shard}{suffix}").unlink()
+    extracted.clear()
+    second = extract_records(records, Colours(), *common)
+    assert extracted == [images]
+    assert rows_of(second, tmp_path / "store") == rows
+
+
+def test_a_store_that_is_lost_is_made_again_as_it_was(records, tmp_path, extracted):
+    common = (tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    first = extract_records(records, Colours(), *common)
+    before = contents(tmp_path / "store" / "colours-8")
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    assert extract_records(records, Colours(), *common).digest == first.digest
+    assert contents(tmp_path / "store" / "colours-8") == before
+
+
+def test_an_interrupted_extract_goes_on_at_the_last_finished_shard(records, tmp_path, extracted):
+    undisturbed = extract_records(records, Colours(), tmp_path / "one", tmp_path / "a", SETTINGS)
+    extracted.clear()
+    with pytest.raises(KeyboardInterrupt):  # two batches a shard: in the second shard
+        extract_records(records, Colours(fail_at=3), tmp_path / "two", tmp_path / "b", SETTINGS)
+    assert len(Store(tmp_path / "two" / "colours-8").shards()) == 1 and not (tmp_path / "b").exists()
+    extracted.clear()
+    resumed = extract_records(records, Colours(), tmp_path / "two", tmp_path / "b", SETTINGS)
+    assert sum(extracted) == DIFFERENT - 30
+    assert resumed.digest == undisturbed.digest
+    assert contents(tmp_path / "two" / "colours-8") == contents(tmp_path / "one" / "colours-8")
+
+
+def test_a_damaged_record_is_told(tmp_path):
+    its = records_of(PRODUCTS, tmp_path)
+    shard = max(its.path.glob("*.tfrecord"), key=lambda file: file.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ShelfmarkError, match="a record does not fit its checksum"):
+        extract_records(its, Colours(), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)

@@ -1,0 +1,178 @@
+"""The split: the paper's counts in every category, the same in any order of rows; nobody changes sides."""
+
+import hashlib
+from collections import Counter
+from decimal import ROUND_HALF_UP, Decimal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.product import DROPPED, PARTS, order_key, split_products, wanted_counts
+
+
+def paper(products: int) -> dict[str, int]:
+    """S1's rule in decimal arithmetic: dropped under 20, ten to test under 100, else 80 / 10 / 10."""
+    if products < 20:
+        return {DROPPED: products} if products else {}
+    tenth = int((Decimal(products) / 10).quantize(Decimal(1), ROUND_HALF_UP))
+    test = 10 if products < 100 else tenth
+    return {"train": products - tenth - test, "val": tenth, "test": test}
+
+
+def draw_catalogue(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and categories of 300 categories with 1 to 400 products, the edges of the rule among them."""
+    rng = np.random.default_rng(seed)
+    sizes = np.concatenate(
+        [[1, 19, 20, 24, 25, 94, 95, 99, 100, 104, 105, 114, 115], rng.integers(1, 400, 287)]
+    )
+    category = np.repeat([f"c{number}" for number in range(len(sizes))], sizes)
+    return np.array([f"p{number}" for number in range(len(category))], dtype=object), category
+
+
+def counts(category: np.ndarray, split: np.ndarray) -> dict[str, dict[str, int]]:
+    """Products of each category by part."""
+    return {name: dict(Counter(split[category == name].tolist())) for name in np.unique(category).tolist()}
+
+
+def nobody(product_id: np.ndarray) -> np.ndarray:
+    return np.full(len(product_id), "", dtype=object)
+
+
+@pytest.mark.parametrize(
+    ("products", "wanted"),
+    [
+        (19, (0, 0, 0)),
+        (20, (8, 2, 10)),
+        (24, (12, 2, 10)),
+        (25, (12, 3, 10)),
+        (99, (79, 10, 10)),
+        (100, (80, 10, 10)),
+        (104, (84, 10, 10)),
+        (105, (83, 11, 11)),
+        (1000, (800, 100, 100)),
+    ],
+)
+def test_wanted_counts_are_the_papers(products: int, wanted: tuple[int, int, int]) -> None:
+    assert wanted_counts(products) == wanted
+
+
+def test_wanted_counts_agree_with_decimal_arithmetic_for_every_size() -> None:
+    for products in range(20, 3000):
+        assert wanted_counts(products) == tuple(paper(products)[part] for part in PARTS)
+
+
+def test_smaller_categories_may_be_learnt_and_always_have_a_product_to_train_on() -> None:
+    small = [wanted_counts(products, min_products=1) for products in range(1, 20)]
+    assert small[:4] == [(1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 2)]
+    assert [sum(wanted) for wanted in small] == list(range(1, 20))
+    assert min(train for train, _, _ in small) == 1
+    assert min(min(wanted) for wanted in small) == 0
+
+
+def test_every_category_of_a_catalogue_is_split_by_the_papers_rule() -> None:
+    product_id, category = draw_catalogue(1)
+    split = split_products(product_id, category, nobody(product_id))
+    told = counts(category, split)
+    assert len(told) == 300
+    for name, parts in told.items():
+        assert parts == paper(int(np.sum(category == name))), name
+
+
+def test_order_of_rows_changes_nothing() -> None:
+    product_id, category = draw_catalogue(2)
+    split = split_products(product_id, category, nobody(product_id))
+    order = np.random.default_rng(3).permutation(len(product_id))
+    again = split_products(product_id[order], category[order], nobody(product_id))
+    assert again.tolist() == split[order].tolist()
+
+
+def test_with_a_tenth_more_products_no_old_one_moves_and_the_counts_are_exact_again() -> None:
+    product_id, category = draw_catalogue(4)
+    before = split_products(product_id, category, nobody(product_id))
+    rng = np.random.default_rng(5)
+    fresh = len(product_id) // 10
+    names = np.concatenate([category, rng.choice([*np.unique(category), "new1", "new2"], fresh)])
+    ids = np.concatenate([product_id, [f"new{number}" for number in range(fresh)]])
+    known = np.concatenate([np.where(before == DROPPED, "", before), nobody(ids[-fresh:])])
+
+    order = rng.permutation(len(ids))
+    after = split_products(ids[order], names[order], known[order])[np.argsort(order)]
+    stayed = known != ""
+    assert after[stayed].tolist() == known[stayed].tolist()
+    for name, parts in counts(names, after).items():
+        assert parts == paper(int(np.sum(names == name))), name
+
+
+def test_known_product_keeps_its_part_in_another_category_and_takes_a_place_there() -> None:
+    ids = np.array([f"p{number}" for number in range(40)], dtype=object)
+    known = nobody(ids)
+    known[:3], known[3:15] = "val", "test"
+    split = split_products(ids, np.full(40, "other"), known)
+    assert split[:15].tolist() == ["val"] * 3 + ["test"] * 12
+    # wanted 26 / 4 / 10: test is over-full, val has one place left
+    assert Counter(split[15:].tolist()) == {"val": 1, "train": 24}
+
+
+def test_known_product_is_dropped_with_its_category() -> None:
+    ids = np.array([f"p{number}" for number in range(19)], dtype=object)
+    assert set(split_products(ids, np.full(19, "small"), np.full(19, "train"))) == {DROPPED}
+
+
+def test_smallest_category_is_a_setting() -> None:
+    ids = np.array([f"p{number}" for number in range(3)], dtype=object)
+    split = split_products(ids, np.array(["one", "two", "two"]), nobody(ids), min_products=2)
+    assert split[0] == DROPPED
+    assert sorted(split[1:]) == ["train", "val"]
+
+
+def test_catalogue_without_products_is_split_into_nothing() -> None:
+    nothing = np.array([], dtype=object)
+    assert split_products(nothing, nothing, nothing).tolist() == []
+
+
+def test_order_key_is_a_hash_that_never_changes() -> None:
+    assert order_key("product 1") == 0xA1B526ADE2BFC209 // 2  # printf 'product 1' | b2sum -l 64
+    shoe = hashlib.blake2b("chaussure-é-鞋".encode(), digest_size=8).hexdigest()
+    assert order_key("chaussure-é-鞋") == int(shoe, 16) // 2
+
+
+def test_order_keys_are_spread_evenly() -> None:
+    share = np.array([order_key(str(number)) for number in range(10_000)]) / 2**63
+    assert 0 <= share.min() < share.max() < 1
+    np.testing.assert_allclose(np.histogram(share, bins=10, range=(0, 1))[0], 1000, atol=150)
+
+
+def places_by_hand(ids: list[str], category: list[str], known: list[str], smallest: int) -> list[str]:
+    """The split by lists and loops: test, then val, then train, in the order of the hash."""
+    split = [DROPPED] * len(ids)
+    for name in set(category):
+        rows = [row for row in range(len(ids)) if category[row] == name]
+        if len(rows) < smallest:
+            continue
+        free = dict(zip(PARTS, wanted_counts(len(rows), smallest), strict=True)) | {"train": len(rows)}
+        for row in rows:
+            if known[row]:
+                split[row] = known[row]
+                free[known[row]] -= 1
+        for row in sorted(rows, key=lambda row: order_key(ids[row])):
+            if not known[row]:
+                split[row] = next(part for part in ("test", "val", "train") if free[part] > 0)
+                free[split[row]] -= 1
+    return split
+
+
+products = st.lists(
+    st.tuples(st.text(max_size=8), st.sampled_from("abc"), st.sampled_from(["", "", *PARTS])),
+    max_size=120,
+    unique_by=lambda product: product[0],
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(products, st.integers(1, 25))
+def test_split_agrees_with_giving_places_one_by_one(rows: list[tuple[str, str, str]], smallest: int) -> None:
+    ids, category, known = ([row[column] for row in rows] for column in range(3))
+    columns = [np.array(column, dtype=object) for column in (ids, category, known)]
+    assert split_products(*columns, smallest).tolist() == places_by_hand(ids, category, known, smallest)

@@ -1,0 +1,154 @@
+"""Records are what TensorFlow would write, and what it reads, without TensorFlow."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.errors import ShelfmarkError
+from features.product import ProductImage
+from features.records import dataset, frame, image_of, read_images, serialise, spec, unframe
+
+SHOE = ProductImage("chaussure-é-鞋", 0, "Fruit/Apple", "train", "", "ab" * 32, b"\xff\xd8 jpeg \x00\xff\xd9")
+
+
+def example(image: ProductImage) -> tf.train.Example:
+    """The record as TensorFlow would build it."""
+
+    def text(value: bytes) -> tf.train.Feature:
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    features = {
+        name: text(getattr(image, name).encode()) for name in ("product_id", "category", "split", "seller")
+    }
+    features |= {"image_digest": text(image.image_digest.encode()), "image": text(image.jpeg)}
+    features["image_index"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[image.image_index]))
+    return tf.train.Example(features=tf.train.Features(feature=features))
+
+
+images = st.builds(
+    ProductImage,
+    product_id=st.text(),
+    image_index=st.integers(0, 2**31 - 1),
+    category=st.text(),
+    split=st.sampled_from(["train", "val", "test"]),
+    seller=st.text(),
+    image_digest=st.text("0123456789abcdef", min_size=64, max_size=64),
+    jpeg=st.binary(max_size=400),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(images)
+def test_record_has_tensorflows_bytes_feature_by_feature_in_alphabetical_order(image: ProductImage) -> None:
+    whole = example(image)
+    assert tf.train.Example.FromString(serialise(image)) == whole
+    entries = [
+        tf.train.Features(feature={name: feature}).SerializeToString()
+        for name, feature in sorted(whole.features.feature.items())
+    ]
+    assert serialise(image).endswith(b"".join(entries))
+    assert len(serialise(image)) == whole.ByteSize()
+
+
+@pytest.mark.parametrize("index", [0, 1, 127, 128, 300, 2**31 - 1])
+def test_image_index_of_any_size_is_parsed_back(index: int) -> None:
+    image = dataclasses.replace(SHOE, image_index=index)
+    assert tf.train.Example.FromString(serialise(image)) == example(image)
+    assert tf.io.parse_single_example(serialise(image), spec())["image_index"].numpy() == index
+
+
+def test_record_larger_than_a_megabyte_is_tensorflows_too() -> None:
+    image = dataclasses.replace(SHOE, jpeg=bytes(3_000_000))
+    assert tf.train.Example.FromString(serialise(image)) == example(image)
+    assert len(serialise(image)) == example(image).ByteSize()
+
+
+def test_spec_parses_every_field_of_a_record() -> None:
+    parsed = tf.io.parse_example([serialise(SHOE)], spec())
+    told = {name: values.numpy()[0] for name, values in parsed.items()}
+    expected = dataclasses.asdict(SHOE)
+    expected["image"] = expected.pop("jpeg")
+    assert told == {
+        name: value.encode() if isinstance(value, str) else value for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize("data", [b"", b"a", bytes(range(256)) * 300])
+def test_shard_is_the_one_that_tensorflow_writes(tmp_path: Path, data: bytes) -> None:
+    with tf.io.TFRecordWriter(str(tmp_path / "shard")) as shard:
+        shard.write(data)
+    assert frame(data) == (tmp_path / "shard").read_bytes()
+    assert unframe(frame(data)) == data
+
+
+def test_tensorflow_reads_the_frames(tmp_path: Path) -> None:
+    examples = [serialise(dataclasses.replace(SHOE, image_index=number)) for number in range(5)]
+    (tmp_path / "shard").write_bytes(b"".join(map(frame, examples)))
+    assert list(tf.data.TFRecordDataset(str(tmp_path / "shard")).as_numpy_iterator()) == examples
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    framed = frame(serialise(SHOE))
+    assert image_of(unframe(framed)) == SHOE.jpeg
+    for bit in range(8 * len(framed)):
+        torn = bytearray(framed)
+        torn[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ShelfmarkError, match="does not fit its checksum"):
+            unframe(bytes(torn))
+
+
+def test_every_cut_record_is_refused() -> None:
+    framed = frame(serialise(SHOE))
+    for length in range(len(framed)):
+        with pytest.raises(ShelfmarkError, match="does not fit its checksum"):
+            unframe(framed[:length])
+
+
+def write_shards(folder: Path) -> pd.DataFrame:
+    """Two shards of four records each and where the records stand."""
+    rows = []
+    for file in ("train-0.tfrecord", "val-0.tfrecord"):
+        offset = 0
+        with open(folder / file, "wb") as shard:
+            for number in range(4):
+                framed = frame(
+                    serialise(dataclasses.replace(SHOE, jpeg=f"{file} {number}".encode() * (number + 1)))
+                )
+                rows.append((file, offset, shard.write(framed), f"{file} {number}".encode() * (number + 1)))
+                offset += len(framed)
+    return pd.DataFrame(rows, columns=["file", "offset", "length", "jpeg"])
+
+
+def test_single_images_are_read_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    rows = write_shards(tmp_path)
+    for order in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 0, 3, 4, 4, 1], [5], []):
+        chosen = rows.iloc[order]
+        assert list(read_images(tmp_path, chosen)) == chosen["jpeg"].tolist()
+
+
+def test_reading_from_a_damaged_shard_is_refused(tmp_path: Path) -> None:
+    rows = write_shards(tmp_path)
+    data = bytearray((tmp_path / "val-0.tfrecord").read_bytes())
+    data[rows["offset"].iat[6] + 30] ^= 1
+    (tmp_path / "val-0.tfrecord").write_bytes(data)
+    found = read_images(tmp_path, rows.iloc[[5, 6]])
+    assert next(found) == rows["jpeg"].iat[5]
+    with pytest.raises(ShelfmarkError, match="remove the records directory and run again"):
+        next(found)
+
+
+def test_dataset_gives_parsed_batches_of_all_files(tmp_path: Path) -> None:
+    rows = write_shards(tmp_path)
+    batches = list(
+        dataset([tmp_path / "train-0.tfrecord", tmp_path / "val-0.tfrecord"], batch=3).as_numpy_iterator()
+    )
+    assert [len(batch["image"]) for batch in batches] == [3, 3, 2]
+    assert np.concatenate([batch["image"] for batch in batches]).tolist() == rows["jpeg"].tolist()
+    assert {name for batch in batches for name in batch} == set(spec())
+    assert batches[0]["product_id"][0].decode() == "chaussure-é-鞋"

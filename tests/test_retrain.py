@@ -1,0 +1,237 @@
+"""The weekly run as a whole: on a drawn catalogue, through the command line, killed and run again."""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from models.bundle import open_bundle
+from pipeline.cli import main
+from pipeline.drawing import draw_catalogue
+
+SETTINGS = """
+[ingest]
+min_products = 10
+unit_bytes = 300_000
+[backbone]
+weights = "random"
+image_size = 75
+[extract]
+shard_images = 100
+[head]
+hidden = [64, 64]
+[train]
+epochs = 40
+batch = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A drawn catalogue with its settings, a workspace that `retrain` has filled, and its digests."""
+    folder = tmp_path_factory.mktemp("shop")
+    drawn = draw_catalogue(folder, products=400)
+    (folder / "weekly.toml").write_text(SETTINGS)
+    status, _ = run_here(*retrain_arguments(folder, folder / "W"))
+    assert status == 0
+    return folder, drawn, digests(folder / "W")
+
+
+def retrain_arguments(folder: Path, workspace: Path, *more: str) -> list[str]:
+    names = {
+        "taxonomy": folder / "category_names.csv",
+        "workspace": workspace,
+        "config": folder / "weekly.toml",
+    }
+    options = [text for name, value in names.items() for text in (f"--{name}", str(value))]
+    return ["retrain", str(folder / "catalogue.bson"), *options, "--run", "week", *more]
+
+
+def run_here(*arguments: str) -> tuple[int, str]:
+    """Exit status and log of a command, run in this process."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("shelfmark").addHandler(handler)
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0), "\n".join(lines)
+    finally:
+        logging.getLogger("shelfmark").removeHandler(handler)
+    return 0, "\n".join(lines)
+
+
+def digests(workspace: Path) -> dict[str, str]:
+    """Digests of every finished thing in a workspace: manifests, shards of the store, verdicts."""
+    files = [
+        *workspace.rglob("manifest.json"),
+        *workspace.glob("store/*/*"),
+        *workspace.glob("runs/*/verdict.json"),
+    ]
+    return {str(file.relative_to(workspace)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_run_again_does_nothing_again(shop):
+    folder, _, _ = shop
+    before = {
+        file: file.stat().st_mtime_ns for file in (folder / "W").rglob("*") if file.name != "config.json"
+    }
+    status, log = run_here(*retrain_arguments(folder, folder / "W"))
+    after = {file: file.stat().st_mtime_ns for file in before}
+    changed = [
+        file for file in before if before[file] != after[file] and file.is_file() and file.name != ".lock"
+    ]
+    assert status == 0
+    assert [str(file) for file in changed if file.name != "verdict.json"] == []
+    kinds = ("records", "bottlenecks", "head", "thresholds", "evaluation", "report", "bundle")
+    assert all(f"{kind}: unchanged" in log for kind in kinds)
+    assert "already in service" in log
+
+
+def test_a_changed_setting_remakes_only_what_depends_on_it(shop):
+    folder, _, _ = shop
+    status, log = run_here(*retrain_arguments(folder, folder / "W", "--set", "calibration.precision=0.6"))
+    unchanged = {line.partition(":")[0] for line in log.splitlines() if ": unchanged" in line}
+    assert status == 0
+    assert unchanged == {"records", "bottlenecks", "head"}
+    run_here(*retrain_arguments(folder, folder / "W"))  # as it was, for the other tests
+
+
+def test_the_same_work_has_the_same_digests_in_another_workspace(shop, tmp_path):
+    folder, _, _ = shop
+    again = draw_catalogue(tmp_path, products=400)
+    assert again.catalogue.read_bytes() == (folder / "catalogue.bson").read_bytes()
+    assert run_here(*retrain_arguments(folder, tmp_path / "W"))[0] == 0
+    run = "runs/week/"
+    ours, theirs = digests(tmp_path / "W"), digests(folder / "W")
+    parts = ["records", "bottlenecks", "head", "thresholds", "evaluation", "bundle"]
+    assert {part: ours[f"{run}{part}/manifest.json"] for part in parts} == {
+        part: theirs[f"{run}{part}/manifest.json"] for part in parts
+    }
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_with_the_same_digests(shop, tmp_path, kills):
+    folder, _, undisturbed = shop
+    command = [sys.executable, "-m", "pipeline.cli", *retrain_arguments(folder, tmp_path)]
+    whole = len(list((folder / "W").rglob("*")))
+    moments = random.Random(kills)
+    for _ in range(kills):
+        there = len(list(tmp_path.rglob("*")))
+        job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_files(tmp_path, moments.randint(there + 1, max(whole - 5, there + 2)), job)
+        os.kill(job.pid, signal.SIGKILL)
+        assert job.wait() == -signal.SIGKILL
+    subprocess.run(command, check=True, capture_output=True)
+    assert digests(tmp_path) == undisturbed
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def wait_for_files(folder: Path, count: int, job: subprocess.Popen[bytes]) -> None:
+    """Until the folder has held so many files, finished or not, or nothing new has come for a while."""
+    most, since = 0, time.monotonic()
+    while most < count and job.poll() is None and time.monotonic() - since < 60:
+        now = len(list(folder.rglob("*")))
+        if now > most:
+            most, since = now, time.monotonic()
+        time.sleep(0.01)
+
+
+def test_the_account_of_the_catalogue_is_closed(shop):
+    folder, drawn, _ = shop
+    records = folder / "W" / "runs" / "week" / "records"
+    products = pd.read_parquet(records / "products.parquet")
+    kept = products[products["split"].isin(["train", "val", "test"])]["images"].sum()
+    aside = products[products["split"].isin(["none", "dropped"])]["images"].sum()
+    rejects = len(pd.read_parquet(records / "rejects.parquet"))
+    assert len(products) == drawn.products
+    assert kept == len(pd.read_parquet(records / "images.parquet"))
+    assert kept + aside + rejects == drawn.images
+    assert rejects == drawn.broken
+
+
+def test_batch_gives_the_test_products_the_decisions_of_the_evaluation(shop, tmp_path):
+    folder, drawn, _ = shop
+    output = tmp_path / "decisions.parquet"
+    arguments = [
+        "categorize",
+        str(folder / "catalogue.bson"),
+        "--workspace",
+        str(folder / "W"),
+        "--output",
+        str(output),
+    ]
+    assert run_here(*arguments, "--config", str(folder / "weekly.toml"))[0] == 0
+    decisions = pd.read_parquet(output)
+    evaluated = pd.read_parquet(folder / "W" / "runs" / "week" / "evaluation" / "decisions.parquet")
+    same = decisions[decisions["product_id"].isin(evaluated["product_id"])]
+    pd.testing.assert_frame_equal(same.reset_index(drop=True), evaluated)
+    assert len(decisions) == drawn.products == decisions["product_id"].nunique()
+    assert set(decisions["status"]) <= {"accepted", "review", "unreadable"}
+    assert (decisions["status"] == "unreadable").any()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_worse_bundle_is_kept_out_of_service(shop):
+    folder, _, _ = shop
+    in_service = os.readlink(folder / "W" / "releases" / "current")
+    arguments = retrain_arguments(
+        folder, folder / "W", "--set", "train.epochs=1", "--set", "train.learning_rate=1e-9"
+    )
+    arguments[arguments.index("week")] = "worse"
+    status, log = run_here(*arguments)
+    verdict = json.loads((folder / "W" / "runs" / "worse" / "verdict.json").read_text())
+    assert status == 0
+    assert not verdict["better"]
+    assert "kept the one in service" in log
+    assert os.readlink(folder / "W" / "releases" / "current") == in_service
+
+
+def test_a_release_of_the_same_run_never_takes_the_place_of_the_one_in_service(shop, tmp_path):
+    folder, _, _ = shop
+    bad = ["--set", "train.epochs=1", "--set", "train.learning_rate=1e-9"]
+    run_here(*retrain_arguments(folder, tmp_path, *bad))
+    first = open_bundle((tmp_path / "releases" / "current").resolve()).digest
+    run_here(*retrain_arguments(folder, tmp_path))
+    assert os.readlink(tmp_path / "releases" / "current") == "week.2"
+    assert open_bundle(tmp_path / "releases" / "week").digest == first
+
+
+def test_next_week_no_product_changes_its_part(shop, tmp_path):
+    folder, _, _ = shop
+    draw_catalogue(tmp_path, seed=1, products=440)
+    arguments = retrain_arguments(
+        tmp_path, folder / "W", "--config", str(folder / "weekly.toml"), "--set", "train.epochs=1"
+    )
+    arguments[arguments.index("week")] = "next"
+    assert run_here(*arguments)[0] == 0
+    weeks = [
+        pd.read_parquet(folder / "W" / "runs" / week / "records" / "products.parquet").set_index(
+            "product_id"
+        )["split"]
+        for week in ("week", "next")
+    ]
+    parts = [week[week.isin(["train", "val", "test"])] for week in weeks]
+    both = parts[0].index.intersection(parts[1].index)
+    assert len(both) > 100
+    assert (parts[0][both] == parts[1][both]).all()
+
+
+def test_two_jobs_cannot_meet_on_one_run(shop, capsys):
+    import filelock
+
+    folder, _, _ = shop
+    with filelock.FileLock(folder / "W" / "runs" / "week" / ".lock"):
+        status, _ = run_here(*retrain_arguments(folder, folder / "W"))
+    assert status == 1
+    assert "another job is at work on this run" in capsys.readouterr().err

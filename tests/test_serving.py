@@ -1,0 +1,476 @@
+"""The HTTP service and its command, on a bundle with drawn weights."""
+
+import asyncio
+import io
+import json
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from features.artifact import begin, seal, write_whole
+from features.backbones import Backbone, extract, load_backbone, start_tensorflow
+from features.images import LIMITS, normalise
+from models.bundle import BACKBONE, BACKBONE_WEIGHTS, SPLITS, THRESHOLDS, Bundle, load_asked, open_bundle
+from models.categorizer import COLUMNS, Rules, categorize_photos, decisions_table
+from models.confidence import ConfidenceModel
+from models.head import Head, HeadShape, build_head
+from models.taxonomy import Taxonomy, write_taxonomy
+from models.thresholds import Certificate
+from serving import app as serving
+from serving.__main__ import main
+from serving.wire import Decision, decision_of
+
+ROOT = Path(__file__).parents[1]
+THRESHOLD = 0.7
+TREE = {
+    "apple": "fruit",
+    "banana": "fruit",
+    "bread": "bakery",
+    "lemon": "fruit",
+    "roll": "bakery",
+    "soap": "bath",
+}
+GOODS = Taxonomy(np.array(list(TREE), object), np.array([[TREE[name], name] for name in TREE], object))
+SURE, UNSURE = 1, 5  # photos whose confidence is above THRESHOLD, and below
+
+
+def photo(number: int, format: str = "JPEG", side: int = 10) -> bytes:
+    """A file of 4 × 4 squares in drawn colours, `side` pixels each."""
+    colours = np.random.default_rng(number).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(colours.repeat(side, 0).repeat(side, 1)).save(file, format)
+    return file.getvalue()
+
+
+def drawn_backbone(seed: int) -> Backbone:
+    """A MobileNet that tells photos apart: Keras' own random weights shrink them all to 0 in float16."""
+    backbone = load_backbone("mobilenet", "random", 32, seed)
+    network, rng = backbone.model.get_layer("mobilenet"), np.random.default_rng(seed)
+    weights = network.get_weights()
+    for at, kernel in enumerate(weights):
+        if kernel.ndim == 4:  # He et al. 2015; depthwise kernels have one output for each input
+            inputs = kernel[..., 0].size if kernel.shape[-1] > 1 else kernel[..., 0, 0].size
+            weights[at] = rng.normal(0, np.sqrt(2 / inputs), kernel.shape)
+    network.set_weights(weights)
+    return backbone
+
+
+def make_bundle(path: Path) -> None:
+    """A bundle whose head has drawn weights."""
+    work = begin(path, {})
+    drawn_backbone(seed=0).save_weights(work / BACKBONE_WEIGHTS)
+    told = {"name": "mobilenet", "image_size": 32, "weights": "drawn"}
+    write_whole(work / BACKBONE, json.dumps(told).encode())
+    backbone = load_backbone("mobilenet", str(work / BACKBONE_WEIGHTS), 32)
+    keras.utils.set_random_seed(5)
+    shape = HeadShape(backbone.width, len(GOODS.categories), (16, 8), 0.1, 500.0, backbone.fingerprint)
+    Head(shape, build_head(shape)).save(work)
+    write_taxonomy(GOODS, work / "taxonomy.csv")
+    np.save(work / "sizes.npy", np.full(len(GOODS.categories), 10, np.int32))
+    asked = load_asked(work)
+    certificate = Certificate(0.9, 0.1, 1000, 400, 100, 2, THRESHOLD)
+    rules = Rules(asked.model, asked.labels, 1.0, ConfidenceModel("probability", 0), certificate, 200)
+    write_whole(work / THRESHOLDS, json.dumps(rules.to_dict()).encode())
+    pd.DataFrame({"product_id": ["a"], "split": ["train"]}).to_parquet(work / SPLITS)
+    seal(path, kind="bundle", version=1, made_from={}, summary={})
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    start_tensorflow()
+    path = tmp_path_factory.mktemp("shop")
+    make_bundle(path / "releases" / "2026-W47")
+    (path / "releases" / "current").symlink_to("2026-W47")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(workspace: Path) -> Bundle:
+    return open_bundle((workspace / "releases" / "current").resolve())
+
+
+@pytest.fixture(scope="module")
+def backbone(bundle: Bundle) -> Backbone:
+    return bundle.backbone()
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Bundle) -> Iterator[TestClient]:
+    with TestClient(serving.create_app(bundle)) as client:
+        yield client
+
+
+def send(client: TestClient | httpx.Client, photos: list[bytes], **fields: str) -> httpx.Response:
+    return client.post("/v1/categorize", files=[("images", ("photo", data)) for data in photos], data=fields)
+
+
+def decided(bundle: Bundle, backbone: Backbone, product_id: str, photos: list[bytes]) -> dict[str, Any]:
+    """The decision without HTTP, its nulls as pandas writes them."""
+    table, _ = categorize_photos(bundle.categorizer, backbone, product_id, photos, LIMITS, serving.BATCH)
+    return json.loads(table.to_json(orient="records"))[0]
+
+
+# The decision
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"),
+    [([SURE], "accepted"), ([UNSURE], "review"), ([SURE, 2, 3], None), (list(range(6)), None)],
+)
+def test_decision_is_the_one_made_without_http(
+    client: TestClient, bundle: Bundle, backbone: Backbone, numbers: list[int], status: str | None
+) -> None:
+    photos = [photo(number) for number in numbers]
+    answer = send(client, photos, product_id="mug-7")
+    assert answer.status_code == 200
+    assert answer.json() == decided(bundle, backbone, "mug-7", photos)
+    assert status in (None, answer.json()["status"])
+
+
+def test_decision_is_the_one_made_from_bottlenecks(
+    client: TestClient, bundle: Bundle, backbone: Backbone
+) -> None:
+    photos = [photo(SURE), photo(8, "PNG"), photo(9, "BMP", side=200)]  # the last, 1.9 MB, waits on disk
+    jpegs = [normalise(data).jpeg for data in photos]
+    bottlenecks = extract(backbone, jpegs, len(jpegs), serving.BATCH)
+    categorizer = bundle.categorizer
+    table = categorizer.decide(np.array(["x"], object), categorizer.answer(bottlenecks, np.array([0, 3])))
+    assert send(client, photos, product_id="x").json() == json.loads(table.to_json(orient="records"))[0]
+
+
+def test_accepted_decision_names_its_node(client: TestClient) -> None:
+    answer = send(client, [photo(SURE)], product_id="mug-7").json()
+    assert list(answer) == list(COLUMNS)
+    assert answer["product_id"] == "mug-7"
+    assert answer["node"] == answer["category"] == answer["top_categories"][0]
+    assert answer["node_level"] == 2
+    assert answer["confidence"] == pytest.approx(answer["top_confidences"][0]) and answer["confidence"] >= 0.7
+    assert len(answer["top_categories"]) == len(answer["top_confidences"]) == 5
+
+
+def test_decision_for_review_has_no_node(client: TestClient) -> None:
+    answer = send(client, [photo(UNSURE)]).json()
+    assert (answer["status"], answer["node"], answer["node_level"]) == ("review", None, None)
+    assert answer["category"] in GOODS.categories
+
+
+@pytest.mark.parametrize("fields", [{}, {"product_id": ""}])
+def test_product_id_is_null_when_none_is_given(client: TestClient, fields: dict[str, str]) -> None:
+    assert send(client, [photo(0)], **fields).json()["product_id"] is None
+
+
+def test_product_id_comes_back_as_it_is(client: TestClient) -> None:
+    assert send(client, [photo(0)], product_id="Tasse № 7 ☕").json()["product_id"] == "Tasse № 7 ☕"
+
+
+def test_names_and_types_of_files_do_not_matter(client: TestClient) -> None:
+    files = [("images", ("list.txt", photo(3, "PNG"), "text/plain"))]
+    answer = client.post("/v1/categorize", files=files)
+    assert answer.json() == send(client, [photo(3, "PNG")]).json()
+
+
+def test_products_sent_at_once_get_their_own_decisions(client: TestClient) -> None:
+    alone = [send(client, [photo(number)], product_id=str(number)).json() for number in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        together = threads.map(lambda n: send(client, [photo(n)], product_id=str(n)).json(), range(6))
+        assert list(together) == alone
+
+
+def test_without_threshold_everything_is_for_review(bundle: Bundle) -> None:
+    rules = bundle.categorizer.rules
+    rules = replace(rules, certificate=Certificate(0.9, 0.1, 1000, 20, reason="too few products"))
+    uncertified = replace(bundle, categorizer=replace(bundle.categorizer, rules=rules))
+    client = TestClient(serving.create_app(uncertified))
+    assert client.get("/healthz").json()["threshold"] is None
+    assert send(client, [photo(SURE)]).json()["status"] == "review"
+
+
+# Bad photos
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"", "empty"), (b"a list of things to buy", "not_an_image"), (photo(0)[:700], "truncated")],
+)
+def test_product_without_readable_photo_is_unreadable(
+    client: TestClient, bundle: Bundle, backbone: Backbone, data: bytes, reason: str
+) -> None:
+    answer = send(client, [data], product_id="p")
+    assert answer.status_code == 200
+    assert answer.headers["X-Shelfmark-Refused"] == f"0:{reason}"
+    assert answer.json() == decided(bundle, backbone, "p", [data])
+    nothing = {"category": None, "confidence": 0.0, "node": None, "node_level": None}
+    assert answer.json() == {
+        "product_id": "p", "status": "unreadable", **nothing, "top_categories": [], "top_confidences": []
+    }  # fmt: skip
+
+
+def test_readable_photos_decide_and_the_others_are_told(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "shelfmark"):
+        answer = send(client, [photo(SURE), photo(2)[:700], b"text"], product_id="p\n7")
+    assert answer.headers["X-Shelfmark-Refused"] == "1:truncated, 2:not_an_image"
+    good = send(client, [photo(SURE)], product_id="p\n7")
+    assert answer.json() == good.json()
+    assert "X-Shelfmark-Refused" not in good.headers
+    told = [message for message in caplog.messages if "refused" in message]
+    assert [message.partition(": ")[0] for message in told] == [
+        r"product 'p\n7', photo 1 refused", r"product 'p\n7', photo 2 refused"
+    ]  # fmt: skip
+
+
+# Bad requests
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"data": {"product_id": "p"}},
+        {"json": {"images": ["photo.jpg"]}},
+        {"content": photo(0), "headers": {"Content-Type": "image/jpeg"}},
+        {"files": {"image": photo(0)}},
+        {"files": {"product_id": photo(0), "images": photo(0)}},
+        {"data": {"images": "photo.jpg"}},
+    ],
+    ids=["nothing", "no images", "JSON", "bare photo", "wrong field", "file as id", "name, not file"],
+)
+def test_request_without_photos_is_told_what_was_expected(
+    client: TestClient, request_: dict[str, Any]
+) -> None:
+    answer = client.post("/v1/categorize", **request_)
+    assert answer.status_code == 422
+    assert list(answer.json()) == ["detail"]
+    assert "files in the field images; send it as curl -F images=@" in answer.json()["detail"]
+
+
+def form(*names: str, data: bytes = b"") -> dict[str, Any]:
+    """A multipart request as browsers write it, of files in the field images."""
+    head = '--edge\r\nContent-Disposition: form-data; name="images"; filename="{}"\r\n\r\n'
+    body = b"".join(head.format(name).encode() + data + b"\r\n" for name in names) + b"--edge--\r\n"
+    return {"content": body, "headers": {"Content-Type": "multipart/form-data; boundary=edge"}}
+
+
+def test_browser_form_without_a_choice_has_no_photo(client: TestClient) -> None:
+    answer = client.post("/v1/categorize", **form(""))
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("images: Field required; expected multipart/form-data")
+
+
+def test_damaged_form_is_refused(client: TestClient) -> None:
+    whole = form("a", data=photo(0))["content"]
+    answer = client.post("/v1/categorize", content=whole, headers={"Content-Type": "multipart/form-data"})
+    assert answer.status_code == 400
+    assert "boundary" in answer.json()["detail"]
+
+
+def test_sixteen_photos_are_taken_and_seventeen_are_not(client: TestClient) -> None:
+    assert send(client, [photo(0)] * 16).status_code == 200
+    answer = send(client, [photo(0)] * 17)
+    assert answer.status_code == 413
+    assert answer.json() == {"detail": "17 photos; expected 16 at most; leave some out"}
+
+
+TOO_LARGE = "more than {} MiB; expected less in one request; send fewer or smaller photos"
+
+
+def test_large_body_is_refused_by_its_declared_length(client: TestClient) -> None:
+    request = form("a", data=photo(0))
+    limit = 64 * 1024 * 1024
+    declared = request["headers"] | {"Content-Length": str(limit)}
+    assert client.post("/v1/categorize", content=request["content"], headers=declared).status_code == 200
+    declared["Content-Length"] = str(limit + 1)
+    answer = client.post("/v1/categorize", content=request["content"], headers=declared)
+    assert (answer.status_code, answer.json()) == (413, {"detail": TOO_LARGE.format(64)})
+
+
+def test_large_body_is_refused_while_it_comes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MOST_BYTES", 1 << 20)
+    head = form("a")["content"].partition(b"--edge--")[0]
+    taken: list[bytes] = []
+    answer: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        taken.append(bytes(1 << 16) if taken else head)
+        return {"type": "http.request", "body": taken[-1], "more_body": True}  # for ever
+
+    async def tell(message: Any) -> None:
+        answer.append(message)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=edge")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/categorize",
+        "query_string": b"",
+        "headers": headers,
+    }
+    asyncio.run(serving.create_app(bundle)(scope, receive, tell))
+    assert answer[0]["status"] == 413
+    assert json.loads(answer[1]["body"]) == {"detail": TOO_LARGE.format(1)}
+    assert len(taken) == 17
+
+
+# Health, description
+
+
+def test_health_tells_what_is_in_service(client: TestClient, bundle: Bundle) -> None:
+    assert client.get("/healthz").json() == {
+        "status": "ok", "release": "2026-W47", "bundle": bundle.digest,
+        "backbone": bundle.fingerprint, "threshold": THRESHOLD,
+    }  # fmt: skip
+
+
+def test_health_answers_while_a_product_is_at_work(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def slowly(*args: Any) -> Any:
+        started.set()
+        assert go_on.wait(30)
+        return categorize_photos(*args)
+
+    monkeypatch.setattr(serving, "categorize_photos", slowly)
+    with ThreadPoolExecutor(1) as thread:
+        work = thread.submit(send, client, [photo(0)])
+        assert started.wait(30)
+        assert client.get("/healthz").json()["status"] == "ok"
+        assert not work.done()
+        go_on.set()
+        assert work.result(30).status_code == 200
+
+
+def test_openapi_describes_the_decision(client: TestClient) -> None:
+    told = client.get("/openapi.json").json()
+    assert tuple(Decision.model_fields) == COLUMNS
+    decision = told["components"]["schemas"]["Decision"]
+    assert tuple(decision["required"]) == COLUMNS
+    assert all("description" in field for field in decision["properties"].values())
+    responses = told["paths"]["/v1/categorize"]["post"]["responses"]
+    bodies = {
+        code: reply["content"]["application/json"]["schema"]["$ref"] for code, reply in responses.items()
+    }
+    assert {code: body.rpartition("/")[2] for code, body in bodies.items()} == {
+        "200": "Decision", "400": "Problem", "413": "Problem", "422": "Problem"
+    }  # fmt: skip
+    assert "X-Shelfmark-Refused" in responses["200"]["headers"]
+
+
+@pytest.mark.parametrize("nothing", [None, np.nan, pd.NA])
+def test_nothing_becomes_null(nothing: Any) -> None:
+    table = decisions_table(
+        product_id=["a"], category=["roll"], confidence=[np.float64(0.5)], status=["review"], node=[nothing],
+        node_level=[nothing], top_categories=[["roll"]], top_confidences=[[0.5]],
+    )  # fmt: skip
+    text = decision_of(table, None).model_dump_json()
+    assert json.loads(text) == {
+        "product_id": None, "category": "roll", "confidence": 0.5, "status": "review", "node": None,
+        "node_level": None, "top_categories": ["roll"], "top_confidences": [0.5],
+    }  # fmt: skip
+
+
+# The command
+
+
+def stopped(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str]:
+    """Exit status and standard error of a command that ends by itself."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_command_without_release_says_to_retrain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, told = stopped(capsys, "--workspace", str(tmp_path), "--port", "0")
+    assert status == 1
+    assert re.fullmatch(r"error: .*: nothing is in service; .* run `shelfmark retrain` first\n", told)
+
+
+def test_command_with_half_a_bundle_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "releases" / "half").mkdir(parents=True)
+    (tmp_path / "releases" / "current").symlink_to("half")
+    status, told = stopped(capsys, "--workspace", str(tmp_path), "--port", "0")
+    assert status == 1
+    assert re.fullmatch(r"error: .*half: no finished bundle here; .*\n", told)
+
+
+def test_command_says_that_the_port_is_taken(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        status, told = stopped(capsys, "--workspace", str(workspace), "--port", port)
+    assert status == 1
+    assert told == (
+        f"error: 127.0.0.1:{port}: Address already in use; expected a free address of this machine; "
+        "give another --host or --port\n"
+    )
+
+
+def test_command_says_that_the_host_is_another(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, told = stopped(capsys, "--workspace", str(workspace), "--host", "192.0.2.1")  # RFC 5737: nobody's
+    assert status == 1
+    assert re.fullmatch(r"error: 192.0.2.1:8000: .*; give another --host or --port\n", told)
+
+
+@pytest.mark.parametrize("arguments", ["", "--workspace w --port 70000", "--workspace w extra"])
+def test_wrong_usage_has_status_two(capsys: pytest.CaptureFixture[str], arguments: str) -> None:
+    status, told = stopped(capsys, *arguments.split())
+    assert status == 2
+    assert told.startswith("Usage: shelfmark-serve")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, serving.__main__; print(*(name.partition('.')[0] for name in sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"tensorflow", "keras", "numpy", "pandas", "fastapi", "uvicorn"} & set(told.stdout.split())
+
+
+@pytest.fixture
+def server(workspace: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The running command and its address."""
+    command = [sys.executable, "-m", "serving", "--workspace", str(workspace), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        limit = threading.Timer(120, process.kill)
+        limit.start()
+        assert process.stderr is not None
+        told = re.compile(r"2026-W47 is served at (http://127\.0\.0\.1:\d+)\n")
+        try:
+            yield process, next(found[1] for line in process.stderr if (found := told.fullmatch(line)))
+        finally:
+            limit.cancel()
+            process.kill()
+
+
+def test_server_decides_refuses_and_stops(
+    server: tuple[subprocess.Popen[str], str], bundle: Bundle, backbone: Backbone
+) -> None:
+    process, address = server
+    photos = [photo(SURE), photo(2)]
+    with httpx.Client(base_url=address, timeout=60) as client:
+        assert client.get("/healthz").json()["bundle"] == bundle.digest
+        assert send(client, photos, product_id="p").json() == decided(bundle, backbone, "p", photos)
+        large = send(client, [bytes(65 << 20)])
+        assert (large.status_code, large.json()) == (413, {"detail": TOO_LARGE.format(64)})
+        assert client.get("/healthz").json()["status"] == "ok"
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+    assert '"POST /v1/categorize HTTP/1.1" 413' in told
+    assert "Traceback" not in told

@@ -1,0 +1,200 @@
+"""The tree is the one that the paths tell, and survives its file."""
+
+from collections import Counter
+from pathlib import Path
+
+import conftest
+import numpy as np
+import pytest
+
+from features.errors import ShelfmarkError
+from models.taxonomy import Paths, Taxonomy, build_taxonomy, read_paths, read_taxonomy, write_taxonomy
+
+CDISCOUNT = conftest.SHARED / "data" / "cdiscount" / "category_names.csv"
+
+
+def told(**paths: str) -> Paths:
+    """Paths from texts like leek="Food/Vegetables"."""
+    return Counter({(category, tuple(path.split("/"))): 1 for category, path in paths.items()})
+
+
+def tree_of(**paths: str) -> Taxonomy:
+    return build_taxonomy(told(**paths), set(paths))[0]
+
+
+def names_of(tree: Taxonomy) -> dict[str, str]:
+    """Each category's path as a text."""
+    return {category: "/".join(names) for category, names in zip(tree.categories, tree.names, strict=True)}
+
+
+def test_categories_are_sorted_and_stand_under_their_names() -> None:
+    tree = tree_of(soap="Home/Bath", leek="Food/Vegetable", pear="Food/Fruit")
+    assert tree.levels == 2
+    assert names_of(tree) == {"leek": "Food/Vegetable", "pear": "Food/Fruit", "soap": "Home/Bath"}
+    assert tree.nodes.tolist() == [[0, 0, 1], [0, 1, 2]]
+
+
+def test_shallow_leaf_stands_for_itself_at_the_deeper_levels() -> None:
+    tree = tree_of(gift="Gift", leek="Food/Vegetable", pear="Food/Fruit/Pear")
+    assert names_of(tree) == {
+        "gift": "Gift/Gift/Gift",
+        "leek": "Food/Vegetable/Vegetable",
+        "pear": "Food/Fruit/Pear",
+    }
+    assert tree.nodes.tolist() == [[1, 0, 0], [2, 1, 0], [0, 1, 2]]
+    assert [tree.label(index) for index in range(3)] == ["Gift", "Food / Vegetable", "Food / Fruit / Pear"]
+
+
+def test_where_paths_name_categories_one_to_one_the_finest_name_is_the_category() -> None:
+    assert tree_of(a="Food/Pear", b="Food/Leek").levels == 2
+
+
+def test_where_they_do_not_the_category_is_one_level_more() -> None:
+    tree = tree_of(a="Food/Pear", b="Food/Pear", c="Food/Leek")
+    assert names_of(tree) == {"a": "Food/Pear/a", "b": "Food/Pear/b", "c": "Food/Leek/c"}
+    assert tree.nodes.tolist() == [[0, 0, 0], [1, 1, 0], [0, 1, 2]]
+
+
+def test_same_name_under_two_parents_is_two_nodes() -> None:
+    tree = tree_of(a="Food/Other/Nut", b="Home/Other/Nut", c="Home/Other/Bolt")
+    assert tree.nodes.tolist() == [[0, 1, 1], [0, 1, 1], [0, 1, 2]]
+
+
+def test_category_without_a_path_is_a_leaf_under_the_root() -> None:
+    tree, conflicts = build_taxonomy(told(leek="Food/Leek"), {"leek", "mystery"})
+    assert names_of(tree) == {"leek": "Food/Leek", "mystery": "mystery/mystery"}
+    assert conflicts == 0
+
+
+def test_categories_that_are_not_kept_leave_no_trace() -> None:
+    tree, conflicts = build_taxonomy(told(leek="Food/Leek", soap="Home/Bath/Soap/Hard"), {"leek"})
+    assert names_of(tree) == {"leek": "Food/Leek"}
+    assert conflicts == 0
+
+
+def test_category_at_several_places_goes_to_the_most_common_then_the_first() -> None:
+    paths: Paths = Counter(
+        {
+            ("leek", ("Food", "Fruit")): 2,
+            ("leek", ("Food", "Vegetable")): 5,
+            ("soap", ("Home", "Bath")): 3,
+            ("soap", ("Body", "Bath")): 3,
+            ("pear", ("Food", "Pear")): 1,
+            ("pear", ()): 9,
+        }
+    )
+    tree, conflicts = build_taxonomy(paths, {"leek", "soap", "pear"})
+    assert names_of(tree) == {"leek": "Food/Vegetable", "soap": "Body/Bath", "pear": "Food/Pear"}
+    assert conflicts == 2
+
+
+def test_level_sums_add_up_the_leaves_of_each_node() -> None:
+    tree = tree_of(a="Food/Pear", b="Food/Leek", c="Home/Soap")
+    leaves = np.array([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
+    np.testing.assert_allclose(leaves @ tree.sums[0], [[0.7, 0.3], [0.2, 0.8]])
+    np.testing.assert_allclose(leaves @ tree.sums[1], leaves)
+
+
+def test_tree_of_one_level_is_its_categories() -> None:
+    tree = tree_of(a="a", b="b")
+    assert tree.levels == 1
+    assert tree.nodes.tolist() == [[0, 1]]
+    np.testing.assert_allclose(np.eye(2) @ tree.sums[0], np.eye(2))
+
+
+def test_index_of_what_is_not_in_the_tree_is_minus_one() -> None:
+    tree = tree_of(a="Food/a", b="Food/b", c="Food/c")
+    wanted = np.array(["c", "x", "a", None, float("nan"), "b"], dtype=object)
+    assert tree.index(wanted).tolist() == [2, -1, 0, -1, -1, 1]
+    assert tree.index(np.array([], dtype=object)).tolist() == []
+
+
+AWKWARD = [
+    "NA",
+    "null",
+    "None",
+    "",
+    "nan",
+    "1e5",
+    "007",
+    "a,b",
+    'say "hi"',
+    "two\nlines",
+    " padded ",
+    "Noix de coco é鞋",
+]
+
+
+def test_awkward_names_survive_the_file(tmp_path: Path) -> None:
+    paths = Counter({(name or "empty", ("Top, left", name or "empty")): 1 for name in AWKWARD})
+    tree, _ = build_taxonomy(paths, {category for category, _ in paths})
+    write_taxonomy(tree, tmp_path / "taxonomy.csv")
+    again = read_taxonomy(tmp_path / "taxonomy.csv")
+    assert again.categories.tolist() == tree.categories.tolist()
+    assert again.names.tolist() == tree.names.tolist()
+    np.testing.assert_array_equal(again.nodes, tree.nodes)
+    assert again.index(tree.categories).tolist() == list(range(len(AWKWARD)))
+
+
+def test_file_has_a_column_for_the_category_and_for_each_level(tmp_path: Path) -> None:
+    write_taxonomy(tree_of(gift="Gift", pear="Food/Fruit"), tmp_path / "taxonomy.csv")
+    assert (
+        tmp_path / "taxonomy.csv"
+    ).read_text() == "category,level1,level2\ngift,Gift,Gift\npear,Food,Fruit\n"
+
+
+def test_paths_are_read_in_the_form_of_cdiscount(tmp_path: Path) -> None:
+    file = tmp_path / "names.csv"
+    text = (
+        'category_id,category_level1,category_level2\n1,"FOOD, DRINK",NA\n2,HOME,\n3, HOME , BATH \n4,HOME\n'
+    )
+    for encoding in ("utf-8", "utf-8-sig"):
+        file.write_text(text, encoding=encoding)
+        assert read_paths(file) == Counter(
+            {
+                ("1", ("FOOD, DRINK", "NA")): 1,
+                ("2", ("HOME",)): 1,
+                ("3", ("HOME", "BATH")): 1,
+                ("4", ("HOME",)): 1,
+            }
+        )
+
+
+def test_written_taxonomy_may_be_given_as_a_taxonomy(tmp_path: Path) -> None:
+    tree = tree_of(gift="Gift", pear="Food/Fruit")
+    write_taxonomy(tree, tmp_path / "taxonomy.csv")
+    again, _ = build_taxonomy(read_paths(tmp_path / "taxonomy.csv"), {"gift", "pear"})
+    assert names_of(again) == names_of(tree)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"category_id,name\n1,a\n", "columns category_id, name; expected category_id, category_level1"),
+        (b"category_level1\nFOOD\n", "columns category_level1; expected category_id"),
+        (b"", "cannot be read"),
+        (b"category_id,level1\n1,\xff\xfe\n", "cannot be read"),
+        (b'category_id,level1\n1,"open\n', "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_file_that_is_no_taxonomy_is_refused(tmp_path: Path, data: bytes | None, why: str) -> None:
+    file = tmp_path / "names.csv"
+    if data is not None:
+        file.write_bytes(data)
+    with pytest.raises(ShelfmarkError, match=why):
+        read_paths(file)
+
+
+@pytest.mark.skipif(not CDISCOUNT.is_file(), reason="needs ../shared/data/cdiscount/category_names.csv")
+def test_tree_of_cdiscount_has_5270_categories_in_three_levels(tmp_path: Path) -> None:
+    paths = read_paths(CDISCOUNT)
+    tree, conflicts = build_taxonomy(paths, {category for category, _ in paths})
+    assert (len(tree.categories), tree.levels, conflicts) == (5270, 3, 0)
+    # 483 names at level 2, three of them under two parents
+    assert [sums.shape for sums in tree.sums] == [(5270, 49), (5270, 486), (5270, 5270)]
+    assert tree.label(int(tree.index(np.array(["1000012764"]))[0])) == (
+        "AMENAGEMENT URBAIN - VOIRIE / AMENAGEMENT URBAIN / ABRI FUMEUR"
+    )
+    write_taxonomy(tree, tmp_path / "taxonomy.csv")
+    assert read_taxonomy(tmp_path / "taxonomy.csv").names.tolist() == tree.names.tolist()

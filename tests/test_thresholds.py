@@ -1,0 +1,344 @@
+"""The promise of the threshold: kept on drawn products, exact, and the same in whatever order rows come."""
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import generators as draw
+import numpy as np
+import pytest
+from mapie.risk_control import BinaryClassificationController
+from scipy.stats import binom, binomtest
+
+from features.product import order_key
+from models.thresholds import (
+    Certificate,
+    Graded,
+    certify,
+    counts_at,
+    lower_bound,
+    one_per_group,
+    p_values,
+    products_for,
+    threshold_grid,
+    walk,
+)
+
+SHAPES = (draw.plateau, draw.contaminated, draw.dip)
+DRAWS: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {
+    "g1": draw.g1,
+    "g5": draw.g5,
+    "g6": draw.g6,
+    **{shape.__name__: draw.g2(shape) for shape in SHAPES},
+}
+TRUTH: dict[str, Callable[[float], float]] = {
+    "g1": draw.g1_precision,
+    "g5": draw.g1_precision,
+    "g6": draw.g6_precision,
+    **{shape.__name__: draw.g2_precision(shape) for shape in SHAPES},
+}
+
+
+@cache
+def calibrations(name: str, products: int, runs: int) -> tuple[np.ndarray, np.ndarray]:
+    """(runs,) bool, whether the certified threshold breaks its promise; (runs,) float, acceptance rates."""
+    rng = np.random.default_rng(20)
+    broken, rates = [], []
+    for _ in range(runs):
+        (a, b, *fit_group), (c, d, *cert_group) = DRAWS[name](rng, products // 4), DRAWS[name](rng, products)
+        found = certify(draw.graded(a, b, "fit", *fit_group), draw.graded(c, d, "cert", *cert_group))
+        broken.append(found.threshold is not None and TRUTH[name](found.threshold) < 0.9)
+        rates.append(found.acceptance_rate)
+    return np.array(broken), np.array(rates)
+
+
+def allowed(runs: int) -> float:
+    """Share of broken promises that delta = 0.1 allows among so many runs."""
+    return 0.1 + 3 * (0.1 * 0.9 / runs) ** 0.5
+
+
+@pytest.mark.parametrize("products", [500, 5000])
+@pytest.mark.parametrize("name", DRAWS)
+def test_promise_is_broken_in_one_of_ten_calibrations_at_most(name: str, products: int) -> None:
+    broken, _ = calibrations(name, products, 1000)
+    assert broken.mean() <= allowed(1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DRAWS)
+def test_promise_is_kept_with_fifty_thousand_products(name: str) -> None:
+    broken, rates = calibrations(name, 50_000, 300)
+    assert broken.mean() <= allowed(300)
+    assert name != "g1" or rates.mean() >= 0.505
+
+
+@pytest.mark.parametrize(("products", "least"), [(500, 0.41), (5000, 0.49)])
+def test_promise_costs_little_acceptance(products: int, least: float) -> None:
+    _, rates = calibrations("g1", products, 1000)
+    assert rates.mean() >= least  # of 0.515, which is what the true curve allows
+
+
+def test_bad_products_at_the_very_top_do_not_stop_certification() -> None:
+    _, rates = calibrations("contaminated", 5000, 1000)
+    assert rates.mean() >= 0.38
+    assert (rates == 0).mean() <= 0.01
+
+
+def test_near_duplicates_counted_one_by_one_would_break_the_promise() -> None:
+    rng = np.random.default_rng(21)
+    broken = 0
+    for _ in range(300):
+        (a, b, _), (c, d, _) = draw.g5(rng, 500), draw.g5(rng, 2000)
+        found = certify(draw.graded(a, b, "fit"), draw.graded(c, d))
+        broken += found.threshold is not None and draw.g1_precision(found.threshold) < 0.9
+    assert broken / 300 > 0.15
+
+
+def test_p_values_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(22)
+    accepted = np.unique(np.geomspace(1, 2_000_000, 400).astype(int))
+    for alpha in (0.02, 0.1, 0.4):
+        errors = rng.binomial(accepted, alpha)
+        oracle = binom.cdf(errors, accepted, alpha)
+        np.testing.assert_allclose(p_values(accepted, errors, alpha), oracle, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(p_values(np.array([0, 3]), np.array([0, 3]), 0.1), [1, 1])
+
+
+def test_lower_bound_is_that_of_scipy() -> None:
+    for accepted, errors in ((1, 0), (22, 0), (57, 4), (900, 61), (5, 5)):
+        test = binomtest(accepted - errors, accepted, alternative="greater")
+        oracle = test.proportion_ci(0.95, "exact").low
+        assert lower_bound(accepted, errors, 0.05) == pytest.approx(oracle, abs=1e-12)
+    np.testing.assert_array_equal(lower_bound(np.array([0, 4]), np.array([0, 4]), 0.1), [0, 0])
+
+
+def alike(products: int, name: str, right: bool = True) -> Graded:
+    return draw.graded(np.full(products, 0.8), np.full(products, right), name)
+
+
+def test_22_products_without_error_certify_and_21_do_not() -> None:
+    missed, certified = (certify(alike(10, "fit"), alike(products, "cert")) for products in (21, 22))
+    assert (missed.threshold, missed.accepted, missed.acceptance_rate) == (None, 0, 0.0)
+    assert (certified.threshold, certified.accepted, certified.errors) == (0.8, 22, 0)
+    assert certified.p_value == pytest.approx(0.9**22)
+    assert certified.precision_lower == pytest.approx(0.1 ** (1 / 22))
+
+
+def by_hand(fit: Graded, cert: Graded, target: float, delta: float) -> float | None:
+    """Section by section in plain Python: a grid of all confidences, chains as loops, scipy's binomial."""
+    grid = sorted(set(fit.confidence.tolist()), reverse=True)
+    alpha = 1 - target
+
+    def counts(of: Graded, t: float) -> tuple[int, int]:
+        taken = [z for s, z in zip(of.confidence.tolist(), of.correct.tolist(), strict=True) if s >= t]
+        return len(taken), len(taken) - sum(taken)
+
+    def evidence(t: float) -> float:
+        m, k = counts(fit, t)
+        e = k / m
+        if e >= alpha or m < 5:
+            return -1
+        return m * ((e * np.log(e / alpha) if e else 0) + (1 - e) * np.log((1 - e) / (1 - alpha)))
+
+    chains: dict[int, float] = {}
+    best = max(range(len(grid)), key=lambda j: (evidence(grid[j]), -j))
+    if evidence(grid[best]) >= 0:
+        chains[best] = 0.8 * delta
+    for share in (5, 10, 20, 40):
+        start = next(j for j, t in enumerate(grid) if 100 * counts(fit, t)[0] >= share * len(fit.correct))
+        chains[start] = chains.get(start, 0) + 0.05 * delta
+    certified = []
+    for start, level in chains.items():
+        for t in grid[start:]:
+            m, k = counts(cert, t)
+            if binom.cdf(k, m, alpha) > level:
+                break
+            certified.append(t)
+    return min(certified, default=None)
+
+
+@pytest.mark.parametrize("target", [0.6, 0.8, 0.9])
+def test_threshold_agrees_with_walking_every_chain_by_hand(target: float) -> None:
+    rng = np.random.default_rng(23)
+    found = []
+    for _ in range(40):
+        fit = draw.graded(*draw.g6(rng, 40), "fit")
+        cert = draw.graded(*draw.g6(rng, 150))
+        certificate = certify(fit, cert, target=target, delta=0.2)
+        assert certificate.threshold == by_hand(fit, cert, target, 0.2)
+        found.append(certificate.threshold)
+    assert sum(threshold is not None for threshold in found) > 10
+
+
+def test_no_threshold_is_higher_than_mapies() -> None:
+    rng = np.random.default_rng(24)
+    compared = 0
+    for _ in range(10):
+        grid = threshold_grid(draw.g1(rng, 500)[0], 50)[10:]
+        confidence, correct = draw.g1(rng, 1500)
+        mapie = BinaryClassificationController(
+            predict_function=lambda s: np.column_stack([1 - s, s]),
+            risk="precision",
+            target_level=0.9,
+            confidence_level=0.9,
+            list_predict_params=grid,
+            fwer_method="fixed_sequence",
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # precision is not monotone, as MAPIE remarks
+            mapie.calibrate(confidence, correct.astype(int))
+        levels = np.zeros(len(grid))
+        levels[0] = 0.1
+        ours = walk(p_values(*counts_at(grid, confidence, correct), 0.1), levels)
+        if mapie.best_predict_param is not None:
+            assert ours is not None
+            assert grid[ours[1]] <= mapie.best_predict_param
+            compared += 1
+    assert compared >= 5
+
+
+def shuffled(products: Graded, rng: np.random.Generator) -> Graded:
+    order = rng.permutation(len(products.correct))
+    return Graded(
+        products.product_id[order], products.group[order], products.confidence[order], products.correct[order]
+    )
+
+
+def test_row_order_changes_nothing() -> None:
+    rng = np.random.default_rng(25)
+    (a, b), (c, d) = draw.g6(rng, 300), draw.g6(rng, 1200)
+    group = rng.integers(0, 700, 1200)  # products of a group differ, so that it matters which one counts
+    fit, cert = draw.graded(a, b, "fit"), draw.graded(c, d, "cert", group)
+    once = certify(fit, cert)
+    assert once.threshold is not None
+    assert once.products == len(set(group.tolist()))
+    for _ in range(5):
+        assert certify(shuffled(fit, rng), shuffled(cert, rng)) == once
+
+
+def test_a_group_is_stood_for_by_the_smallest_hash_of_its_ids() -> None:
+    ids = np.array(["a", "b", "c", "d", "e"])
+    group = np.array([1, 2, 1, 1, 2])
+    chosen = {ids[row] for row in one_per_group(ids, group)}
+    assert chosen == {min("acd", key=order_key), min("be", key=order_key)}
+
+
+def test_a_product_or_group_cannot_be_fitted_and_certified_on() -> None:
+    fit, cert = alike(50, "fit"), alike(50, "cert")
+    with pytest.raises(ValueError, match="50 products are in FIT and CERT"):
+        certify(fit, fit)
+    group = cert.group.copy()
+    group[7] = fit.group[3]
+    with pytest.raises(ValueError, match="1 groups are in FIT and CERT, as 'fit3'"):
+        certify(fit, replace(cert, group=group))
+    with pytest.raises(ValueError, match="groups are int and str"):
+        certify(fit, replace(cert, group=np.arange(50)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"confidence": np.array([0.5, np.nan])}, "not a number"),
+        ({"confidence": np.array([0.5, 1.1])}, "outside 0 to 1"),
+        ({"confidence": np.array([0.5])}, "one length"),
+        ({"correct": np.array([1, 0])}, "expected bool"),
+        ({"product_id": np.array(["a", "a"])}, "a row per product"),
+    ],
+)
+def test_ill_graded_products_are_refused(change: dict[str, np.ndarray], message: str) -> None:
+    columns = {
+        "product_id": np.array(["a", "b"]),
+        "group": np.array([1, 2]),
+        "confidence": np.array([0.5, 0.6]),
+        "correct": np.array([True, False]),
+    }
+    with pytest.raises(ValueError, match=message):
+        Graded(**(columns | change))
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"target 1\.0"):
+        certify(alike(10, "fit"), alike(30, "cert"), target=1.0)
+    with pytest.raises(ValueError, match="grid 0"):
+        certify(alike(10, "fit"), alike(30, "cert"), grid=0)
+
+
+def test_nothing_is_accepted_without_fit_or_without_cert() -> None:
+    no_fit, no_cert = certify(alike(0, "fit"), alike(90, "cert")), certify(alike(90, "fit"), alike(0, "cert"))
+    assert no_fit.threshold is no_cert.threshold is None
+    assert (no_fit.grid, no_fit.more_products_needed) == (0, None)
+    assert "FIT has none" in (no_fit.reason or "")
+    assert 22 <= (no_cert.more_products_needed or 0) <= 60
+
+
+def test_all_wrong_is_not_certified_and_more_products_would_not_help() -> None:
+    found = certify(alike(90, "fit", right=False), alike(900, "cert", right=False))
+    assert (found.threshold, found.more_products_needed) == (None, None)
+    assert "more products alone will not help" in (found.reason or "")
+
+
+def test_all_right_accepts_everything() -> None:
+    rng = np.random.default_rng(27)
+    fit = draw.graded(rng.random(40), np.full(40, True), "fit")
+    found = certify(fit, draw.graded(rng.random(400), np.full(400, True)))
+    assert found.threshold == fit.confidence.min()
+    assert (found.grid, found.errors, found.precision) == (40, 0, 1.0)
+
+
+def test_grid_has_attained_confidences_at_even_steps() -> None:
+    confidence = draw.g6(np.random.default_rng(28), 5000)[0]
+    grid = threshold_grid(confidence, 20)
+    assert set(grid.tolist()) <= set(confidence.tolist())
+    assert (np.diff(grid) < 0).all()
+    accepted = counts_at(grid, confidence, np.full(5000, True))[0]
+    assert accepted[-1] == 5000
+    assert set(threshold_grid(confidence, 10**6).tolist()) == set(confidence.tolist())
+
+
+def test_certificate_tells_what_the_accepted_products_are() -> None:
+    rng = np.random.default_rng(29)
+    cert = draw.graded(*draw.g6(rng, 3000))
+    found = certify(draw.graded(*draw.g6(rng, 1000), "fit"), cert)
+    taken = cert.confidence >= found.threshold
+    assert found.accepted == taken.sum()
+    assert found.errors == (taken & ~cert.correct).sum()
+    assert found.acceptance_rate == taken.mean()
+    assert found.precision == pytest.approx(cert.correct[taken].mean())
+    assert found.precision_lower is not None and 0.9 <= found.precision_lower < (found.precision or 0)
+    assert found.margin == pytest.approx((found.precision or 0) - 0.9)
+    lowest = np.sort(cert.confidence[taken])[: -(-found.accepted // 10)].max()
+    tail = taken & (cert.confidence <= lowest)
+    assert found.margin_products == tail.sum()
+    assert found.margin_precision == cert.correct[tail].mean()
+    assert (found.chain, found.reason) == ("main, backup 20%", None)  # they start at the same threshold
+    assert found.level == pytest.approx(0.085)
+    assert found.p_value == pytest.approx(binom.cdf(found.errors, found.accepted, 0.1))
+
+
+def test_certificate_comes_back_from_json() -> None:
+    rng = np.random.default_rng(30)
+    fit = draw.graded(*draw.g1(rng, 300), "fit")
+    for cert in (draw.graded(*draw.g1(rng, 1000)), draw.graded(*draw.g1(rng, 15))):
+        found = certify(fit, cert)
+        assert Certificate.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+@pytest.mark.parametrize(("precision", "audits"), [(0.91, 3980), (0.92, 932), (0.94, 210), (0.97, 65)])
+def test_products_for_a_promise_are_about_those_of_the_exact_plan(precision: float, audits: int) -> None:
+    assert products_for(precision, 0.9, 0.1) == pytest.approx(audits, rel=0.15)
+    assert products_for(0.9, 0.9, 0.1) == np.inf
+
+
+def test_the_products_said_to_be_missing_mostly_suffice() -> None:
+    rng = np.random.default_rng(31)
+    enough = []
+    for _ in range(60):
+        fit = draw.graded(*draw.g1(rng, 200), "fit")
+        found = certify(fit, draw.graded(*draw.g1(rng, 60)))
+        if found.more_products_needed is not None:
+            more = certify(fit, draw.graded(*draw.g1(rng, 60 + found.more_products_needed)))
+            enough.append(more.threshold is not None)
+    assert len(enough) > 20
+    assert np.mean(enough) > 0.6
