@@ -37,7 +37,8 @@ class Store:
 
     def shards(self) -> list[str]:
         """Names of the finished shards, sorted."""
-        return sorted(file.stem for file in self.path.glob("*.parquet"))
+        marks = self.path.glob("*.parquet")
+        return sorted(mark.stem for mark in marks if mark.with_suffix(".npy").is_file())
 
     def find(self, digests: np.ndarray) -> Places:
         """Places of images by their digests, (n,) str."""
@@ -88,7 +89,8 @@ class Store:
                 self._arrays[shard] = np.load(file, mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
                 raise ShelfmarkError(
-                    f"{file}: cannot be read ({error}); expected a shard of bottlenecks; run extract again"
+                    f"{file}: cannot be read ({error}); expected a shard of bottlenecks; "
+                    "remove it and run extract again"
                 ) from error
         return self._arrays[shard]
 

@@ -61,7 +61,7 @@ def calibrate(
 
     made_from = {
         "records": records.digest,
-        "bottlenecks": bottlenecks.digest,
+        "fingerprint": bottlenecks.summary["fingerprint"],
         "head": head.digest,
         "settings": settings.that_matter(),
     }

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from features.artifact import begin, digest_of
 from features.bottlenecks import Store
@@ -26,10 +25,9 @@ from pipeline import plan
 from pipeline.config import Config
 from pipeline.decisions import write_decisions
 from pipeline.extract import fill_store
-from pipeline.ingest import REJECTS, look
+from pipeline.ingest import look, write_rejects
 from pipeline.sources import open_source, read_bytes
 from pipeline.stage import counts_of, log
-from pipeline.units import write_table
 
 
 def categorize(
@@ -56,16 +54,12 @@ def categorize(
     rows = look(opened, config.ingest, work, beam)
     plan.refuse_flood(rows, config.ingest.max_rejected)
     decisions = _decide(rows, bundle, Store(store / bundle.fingerprint), config)
-    rejects = rows[(rows["reason"] != "") & (rows["reason"] != plan.NO_IMAGE)].rename(
-        columns={"file": "source"}
-    )
-    _finish(decisions, rejects, work, output)
+    rejects = _write_both(decisions, rows, output)
+    shutil.rmtree(work)
     counts = {
         str(status): int(count) for status, count in decisions["status"].value_counts().sort_index().items()
     }
-    log.info(
-        "decisions: %s", counts_of({"products": len(decisions)} | counts | {"rejected_images": len(rejects)})
-    )
+    log.info("decisions: %s", counts_of({"products": len(decisions)} | counts | {"rejected_images": rejects}))
     return counts
 
 
@@ -91,12 +85,11 @@ def _decide(rows: pd.DataFrame, bundle: Bundle, store: Store, config: Config) ->
     return pd.concat([decided, unreadable(silent)]).sort_values("product_id", ignore_index=True)
 
 
-def _finish(decisions: pd.DataFrame, rejects: pd.DataFrame, work: Path, output: Path) -> None:
-    """Puts the files in their places, the decisions last, and clears the work."""
+def _write_both(decisions: pd.DataFrame, rows: pd.DataFrame, output: Path) -> int:
+    """Writes the rejects, if there are any, then the decisions; returns the number of rejects."""
     told = output.with_suffix(".rejects.parquet")
-    if len(rejects):
-        write_table(pa.Table.from_pandas(rejects, REJECTS, preserve_index=False), told)
-    else:
-        told.unlink(missing_ok=True)
+    rejects = write_rejects(rows, told)
+    if not rejects:
+        told.unlink()
     write_decisions(decisions, output)
-    shutil.rmtree(work)
+    return rejects

@@ -106,7 +106,7 @@ def evaluate(
 
     made_from = {
         "records": records.digest,
-        "bottlenecks": bottlenecks.digest,
+        "fingerprint": bottlenecks.summary["fingerprint"],
         "head": head.digest,
         "thresholds": thresholds.digest,
         "fit_share": settings.fit_share,

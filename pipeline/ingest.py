@@ -127,7 +127,7 @@ def look(sources: list[Source], settings: Ingest, work: Path, beam: tuple[str, .
         beam: Beam's own options.
 
     Returns:
-        The columns of LOOK, and image_index, the image's position among its product's.
+        The columns of LOOK, image_index (position among the product's images) and source (for people).
     """
     folder = work / "_look"
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,6 +140,11 @@ def look(sources: list[Source], settings: Ingest, work: Path, beam: tuple[str, .
     rows = pa.concat_tables(
         pq.read_table(unit_file(folder, number)) for number in range(len(units))
     ).to_pandas()
+    rows["source"] = rows[
+        "file"
+    ]  # for people, without what is above the source: it may stand elsewhere next week
+    for source in sources:
+        rows["source"] = rows["source"].str.removeprefix(f"{source.path.parent}/")
     rows["image_index"] = rows.groupby("product_id", sort=False).cumcount().astype(np.int32)
     return rows
 
@@ -241,14 +246,18 @@ def _write_tables(rows: pd.DataFrame, products: pd.DataFrame, paths: Paths, work
         **{name: products[name].where(products[name] != "", None) for name in ("category", "seller")}
     )
     write_table(pa.Table.from_pandas(known, PRODUCTS, preserve_index=False), work / "products.parquet")
-    rejects = rows[(rows["reason"] != "") & (rows["reason"] != plan.NO_IMAGE)].assign(
-        source=lambda r: r["file"]
-    )
-    write_table(pa.Table.from_pandas(rejects, REJECTS, preserve_index=False), work / "rejects.parquet")
+    write_rejects(rows, work / "rejects.parquet")
     learnt = set(products.loc[products["split"].isin(PARTS), "category"])
     tree, conflicts = build_taxonomy(paths, learnt)
     write_taxonomy(tree, work / "taxonomy.csv")
     return conflicts
+
+
+def write_rejects(rows: pd.DataFrame, file: Path) -> int:
+    """Writes the refused images, if any or none; returns how many they are."""
+    rejects = rows[(rows["reason"] != "") & (rows["reason"] != plan.NO_IMAGE)]
+    write_table(pa.Table.from_pandas(rejects, REJECTS, preserve_index=False), file)
+    return len(rejects)
 
 
 def _summary(rows: pd.DataFrame, products: pd.DataFrame) -> dict[str, Any]:

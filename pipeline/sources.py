@@ -58,6 +58,7 @@ class Source(Protocol):
     """What the stages need of a source."""
 
     name: str
+    path: Path
 
     def told(self) -> list[list[Any]]:
         """Names, sizes (bytes) and modification times (ns) of its files."""
@@ -84,6 +85,7 @@ def open_source(text: str) -> Source:
             f"{text}: no such file or folder; expected a .bson, a folder of photos, a .csv or a .parquet; "
             "check the path"
         )
+    path = path.absolute()  # an interrupted job may go on from another directory
     if path.is_dir():
         return _Folder(path)
     if path.suffix == ".bson":

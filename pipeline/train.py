@@ -72,7 +72,7 @@ def train(records: Artifact, bottlenecks: Artifact, store: Path, out: Path, conf
 
     made_from = {
         "records": records.digest,
-        "bottlenecks": bottlenecks.digest,
+        "fingerprint": bottlenecks.summary["fingerprint"],
         "settings": {
             "seed": config.seed,
             "head": config.head.that_matter(),

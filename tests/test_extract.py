@@ -214,7 +214,7 @@ def test_week_two_extracts_only_what_is_new(records, tmp_path, extracted):
 # Losses and interruptions
 
 
-@pytest.mark.parametrize("lost", [(".npy", ".parquet"), (".parquet",)], ids="+".join)
+@pytest.mark.parametrize("lost", [(".npy", ".parquet"), (".parquet",), (".npy",)], ids="+".join)
 def test_a_lost_shard_is_made_again_and_no_other(records, tmp_path, extracted, lost):
     common = (tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
     first = extract_records(records, Colours(), *common)

@@ -161,7 +161,7 @@ def test_the_summary_tells_the_account(records):
 def test_rejects_tell_product_place_source_and_reason(records, catalogue):
     rejects = pd.read_parquet(records.file("rejects.parquet"))
     assert list(rejects.columns) == ["product_id", "image_index", "source", "reason", "detail"]
-    assert set(rejects["source"]) == {str(catalogue)} and (rejects["detail"] != "").all()
+    assert set(rejects["source"]) == {catalogue.name} and (rejects["detail"] != "").all()
     told = [tuple(row) for row in rejects[["product_id", "image_index", "reason"]].itertuples(index=False)]
     assert told[:3] == [("0", 0, "truncated"), ("0", 1, "empty"), ("1", 0, "not_an_image")]
     assert told[3:5] == [("2", 0, "missing"), ("2", 1, "truncated")]
