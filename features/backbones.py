@@ -11,7 +11,7 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from features.images import Limits
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 # Plain bilinear: bicubic and antialiased resizing cost a fifth more and gave a linear classifier on grocery
 # photos no better validation accuracy (0.618 plain, 0.605 antialiased, 0.611 bicubic; squashed, cropped,
@@ -195,21 +196,35 @@ def read_pixels(jpegs: Iterable[bytes], size: int, batch: int) -> Iterator[np.nd
         except Exception as error:  # TensorFlow would make an UnknownError of twenty lines of it
             failures.append(error)
 
+    with tf.device("cpu"):
+        texts = tf.data.Dataset.from_generator(told, output_signature=tf.TensorSpec([], tf.string))
+        images = texts.map(_decoder(size), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        yield from images.batch(batch).map(_filler(size, batch)).prefetch(2).as_numpy_iterator()
+    if failures:
+        raise failures[0]
+
+
+def _decoder(size: int) -> "Callable[[tf.Tensor], tf.Tensor]":
+    """A JPEG → (size, size, 3) uint8."""
+    import tensorflow as tf
+
     def decode(jpeg: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
         resized = tf.image.resize(pixels, (size, size), method=RESIZE)
         return tf.cast(tf.round(tf.clip_by_value(resized, 0, 255)), tf.uint8)
 
+    return decode
+
+
+def _filler(size: int, batch: int) -> "Callable[[tf.Tensor], tf.Tensor]":
+    """(n, size, size, 3) with n up to `batch` → (batch, size, size, 3), black at the end."""
+    import tensorflow as tf
+
     def fill(images: tf.Tensor) -> tf.Tensor:
         images = tf.pad(images, [[0, batch - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]])
         return tf.ensure_shape(images, (batch, size, size, 3))
 
-    with tf.device("cpu"):
-        texts = tf.data.Dataset.from_generator(told, output_signature=tf.TensorSpec([], tf.string))
-        images = texts.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        yield from images.batch(batch).map(fill).prefetch(2).as_numpy_iterator()
-    if failures:
-        raise failures[0]
+    return fill
 
 
 def extract(backbone: Backbone, jpegs: Iterable[bytes], count: int, batch: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, xlogy
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 BLOCK = 1024  # images whose probabilities are in memory at once while the temperature is sought
@@ -110,31 +110,6 @@ class Evidence:
             raise ValueError("a number of the evidence is not finite")
         if (self.images < 1).any():
             raise ValueError("a product has no image; expected 1 at least")
-
-
-def evidence_of(
-    probabilities: np.ndarray, images: np.ndarray, parent: np.ndarray, category_size: np.ndarray
-) -> Evidence:
-    """The evidence in a block of product probabilities.
-
-    Args:
-        probabilities: (n, categories) float, two categories at least.
-        images: (n,) int, images of each product.
-        parent: (categories,) int, parent of each category.
-        category_size: (categories,) int, training products of each category.
-    """
-    category = probabilities.argmax(axis=1)
-    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
-    kin = parent == parent[category][:, None]
-    return Evidence(
-        p1=first,
-        p2=second,
-        entropy=-xlogy(probabilities, probabilities).sum(axis=1),
-        parent_mass=np.where(kin, probabilities, 0).sum(axis=1),
-        category=category,
-        category_size=category_size[category],
-        images=images,
-    )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.special import betainc
+from scipy.special import betainc, xlogy
 
+from models.confidence import Evidence
 from models.thresholds import Graded
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
@@ -123,3 +124,28 @@ def catalogue(rng: np.random.Generator, products: int, categories: int = 200, pa
     wrong = rng.random(products) < badly_labelled[truth]
     label = np.where(wrong, rng.integers(0, categories, products), truth)
     return Catalogue(logits.astype(np.float32), images, label, parent, size)
+
+
+def evidence_of(
+    probabilities: np.ndarray, images: np.ndarray, parent: np.ndarray, category_size: np.ndarray
+) -> Evidence:
+    """The evidence in a block of product probabilities.
+
+    Args:
+        probabilities: (n, categories) float, two categories at least.
+        images: (n,) int, images of each product.
+        parent: (categories,) int, parent of each category.
+        category_size: (categories,) int, training products of each category.
+    """
+    category = probabilities.argmax(axis=1)
+    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    kin = parent == parent[category][:, None]
+    return Evidence(
+        p1=first,
+        p2=second,
+        entropy=-xlogy(probabilities, probabilities).sum(axis=1),
+        parent_mass=np.where(kin, probabilities, 0).sum(axis=1),
+        category=category,
+        category_size=category_size[category],
+        images=images,
+    )

@@ -14,7 +14,6 @@ from models.confidence import (
     ConfidenceModel,
     Evidence,
     category_effects,
-    evidence_of,
     fit_confidence,
     fit_temperature,
     product_probabilities,
@@ -29,7 +28,7 @@ def drawn(seed: int, products: int) -> tuple[Evidence, np.ndarray]:
     temperature = fit_temperature(other.logits, other.images, other.truth)
     some = draw.catalogue(np.random.default_rng(seed), products)
     probabilities = product_probabilities(some.logits, some.images, temperature)
-    evidence = evidence_of(probabilities, some.images, some.parent, some.category_size)
+    evidence = draw.evidence_of(probabilities, some.images, some.parent, some.category_size)
     return evidence, evidence.category == some.truth
 
 
@@ -86,17 +85,6 @@ def test_product_probabilities_are_the_mean_over_its_images() -> None:
     first = some.images[0]
     np.testing.assert_array_equal(product_probabilities(some.logits[:first], some.images[:1], 1.7), found[:1])
     assert product_probabilities(some.logits[:0], some.images[:0], 1.7).shape == (0, 200)
-
-
-def test_evidence_is_what_the_probabilities_say() -> None:
-    probabilities = np.array([[0.5, 0.2, 0.3, 0.0], [0.1, 0.1, 0.1, 0.7]])
-    found = evidence_of(probabilities, np.array([1, 4]), np.array([0, 0, 1, 1]), np.array([10, 20, 30, 40]))
-    assert found.category.tolist() == [0, 3]
-    assert found.p1.tolist() == [0.5, 0.7]
-    assert found.p2.tolist() == [0.3, 0.1]
-    assert found.parent_mass == pytest.approx([0.7, 0.8])
-    assert found.category_size.tolist() == [10, 40]
-    assert found.entropy == pytest.approx([1.0297, 0.9404], abs=1e-4)  # -sum p ln p
 
 
 def test_evidence_refuses_what_is_no_number_and_unequal_lengths() -> None:
