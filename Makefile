@@ -49,7 +49,7 @@ demo: $(READY) ## draws a small catalogue and runs everything on it, in demo-wor
 	.venv/bin/shelfmark demo --workspace demo-workspace
 
 test: $(READY) ## the quick tests
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests alone
 	.venv/bin/python -m pytest -q -m slow

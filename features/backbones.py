@@ -139,7 +139,7 @@ def _build(make: Any, name: str, weights: str, size: int) -> "keras.Model":
             return make(include_top=False, pooling="avg", input_shape=(size, size, 3), weights=source)
     except Exception as error:  # Keras raises bare Exceptions for downloads, ValueError and h5py's for files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if source == "imagenet":
+        if source == "imagenet" and not isinstance(error, ValueError):  # ValueError: the image size, for one
             raise ShelfmarkError(
                 f"ImageNet weights of {name} cannot be downloaded ({reason}); expected a network or a "
                 "cached copy; give --weights FILE.weights.h5 (the network without its top, from "
@@ -147,7 +147,7 @@ def _build(make: Any, name: str, weights: str, size: int) -> "keras.Model":
                 "with meaningless features"
             ) from error
         raise ShelfmarkError(
-            f"weights {weights}: do not fit {name} at {size} px ({reason}); give the file of this network"
+            f"weights {weights}: do not fit {name} at {size} px ({reason}); give this network's own"
         ) from error
 
 

@@ -54,6 +54,8 @@ class AcceptanceCurve:
 
         For plots and bounds: two million products have up to a million distinct confidences.
         """
+        if not self.products:
+            return self
         wanted = -(-np.arange(1, most + 1) * self.products // most)  # accepted products, rounded up
         keep = np.unique(np.searchsorted(self.accepted, wanted))
         return AcceptanceCurve(self.threshold[keep], self.accepted[keep], self.right[keep], self.products)

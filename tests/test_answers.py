@@ -120,7 +120,7 @@ def test_answers_never_depend_on_the_size_of_a_piece(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 100])
-def test_pieces_hold_every_product_once_and_no_more_images_than_asked(
+def test_pieces_hold_every_product_once_and_as_many_images_as_asked(
     monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
     monkeypatch.setattr(models.answers, "PIECE", piece)
@@ -129,6 +129,7 @@ def test_pieces_hold_every_product_once_and_no_more_images_than_asked(
     assert [product for start, stop in cut for product in range(start, stop)] == list(range(7))
     for start, stop in cut:
         assert stop - start == 1 or bounds[stop] - bounds[start] <= piece
+        assert stop == 7 or bounds[stop + 1] - bounds[start] > piece
 
 
 def test_head_is_never_asked_for_more_images_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:

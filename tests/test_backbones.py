@@ -174,7 +174,7 @@ def test_weights_of_another_network_are_refused_in_one_line(
 ) -> None:
     mobilenet.save_weights(tmp_path / "mobilenet.weights.h5")
     with pytest.raises(
-        ShelfmarkError, match=r"do not fit mobilenet_v2 at 32 px .* file of this network"
+        ShelfmarkError, match=r"do not fit mobilenet_v2 at 32 px .* give this network"
     ) as told:
         load_backbone("mobilenet_v2", str(tmp_path / "mobilenet.weights.h5"), 32)
     assert "\n" not in str(told.value)

@@ -115,6 +115,13 @@ def test_known_product_keeps_its_part_in_another_category_and_takes_a_place_ther
     assert Counter(split[15:].tolist()) == {"val": 1, "train": 24}
 
 
+def test_new_products_take_the_places_in_the_order_of_the_hash() -> None:
+    ids = np.array([f"p{number}" for number in range(30)], dtype=object)
+    split = split_products(ids, np.full(30, "one"), nobody(ids))
+    ordered = split[np.argsort([order_key(product) for product in ids])]
+    assert ordered.tolist() == ["test"] * 10 + ["val"] * 3 + ["train"] * 17
+
+
 def test_known_product_is_dropped_with_its_category() -> None:
     ids = np.array([f"p{number}" for number in range(19)], dtype=object)
     assert set(split_products(ids, np.full(19, "small"), np.full(19, "train"))) == {DROPPED}
@@ -164,14 +171,14 @@ def places_by_hand(ids: list[str], category: list[str], known: list[str], smalle
 
 
 products = st.lists(
-    st.tuples(st.text(max_size=8), st.sampled_from("abc"), st.sampled_from(["", "", *PARTS])),
-    max_size=120,
+    st.tuples(st.text(max_size=8), st.sampled_from("ab"), st.sampled_from(["", "", *PARTS])),
+    max_size=80,
     unique_by=lambda product: product[0],
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(products, st.integers(1, 25))
+@settings(max_examples=100, deadline=None)
+@given(products, st.integers(1, 6))
 def test_split_agrees_with_giving_places_one_by_one(rows: list[tuple[str, str, str]], smallest: int) -> None:
     ids, category, known = ([row[column] for row in rows] for column in range(3))
     columns = [np.array(column, dtype=object) for column in (ids, category, known)]
