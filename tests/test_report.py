@@ -13,7 +13,8 @@ import pytest
 from features.errors import ShelfmarkError
 from models.confidence import ConfidenceModel
 from models.thresholds import Certificate
-from pipeline.report import MOST_CATEGORIES, load, render, write_report
+from pipeline.report import load, render, write_report
+from pipeline.wording import MOST_CATEGORIES
 
 HOSTILE = "<script>alert(1)</script>"
 CERTIFIED = Certificate(
