@@ -1,11 +1,12 @@
 """The demo's catalogue: drawn photos of products in Cdiscount's shape, with the ills of a real catalogue.
 
-    FOLDER/catalogue.bson       documents {_id: int, category_id: int, imgs: [{picture: bytes}]}; no category_id
-                                where the product is uncategorized
+    FOLDER/catalogue.bson       documents {_id: int, category_id: int, imgs: [{picture: bytes}]}; an
+                                uncategorized product has no category_id
     FOLDER/category_names.csv   category_id, category_level1, category_level2, category_level3
 
-A product's form tells its family, colour and pattern tell the leaf. Three pairs of leaves are nearly alike, and most
-wrong labels stand there, as sellers' do: a head can be sure of the other leaves, and should ask about these.
+A product's form tells its family, colour and pattern tell the leaf. Three pairs of leaves are nearly alike,
+and most wrong labels stand there, as sellers' do: a head can be sure of the other leaves, and should ask about
+these.
 """
 
 import csv
@@ -50,7 +51,7 @@ class Leaf(NamedTuple):
 
 LEAVES = (
     Leaf("Kitchen", "Cups", "Blue mug", 60, (48, 84, 176), twin="Cobalt mug"),
-    Leaf("Kitchen", "Cups", "Cobalt mug", 45, (45, 88, 172), twin="Blue mug"),
+    Leaf("Kitchen", "Cups", "Cobalt mug", 45, (44, 92, 170), twin="Blue mug"),
     Leaf("Kitchen", "Cups", "Striped mug", 40, (190, 60, 60), "striped"),
     Leaf("Kitchen", "Cups", "Enamel mug", 3, (90, 150, 90)),
     Leaf("Kitchen", "Plates", "Green plate", 60, (96, 150, 84)),
@@ -62,10 +63,10 @@ LEAVES = (
     Leaf("Home", "Cushions", "Checked cushion", 28, (70, 120, 90), "checked"),
     Leaf("Home", "Cushions", "Pink cushion", 14, (224, 142, 168)),
     Leaf("Clothing", "T-shirts", "Black T-shirt", 32, (40, 40, 44), twin="Charcoal T-shirt"),
-    Leaf("Clothing", "T-shirts", "Charcoal T-shirt", 24, (44, 44, 48), twin="Black T-shirt"),
+    Leaf("Clothing", "T-shirts", "Charcoal T-shirt", 24, (47, 47, 51), twin="Black T-shirt"),
     Leaf("Clothing", "T-shirts", "Striped T-shirt", 35, (40, 60, 120), "striped"),
     Leaf("Clothing", "Bags", "Brown handbag", 18, (112, 72, 46), twin="Chestnut handbag"),
-    Leaf("Clothing", "Bags", "Chestnut handbag", 14, (117, 71, 44), twin="Brown handbag"),
+    Leaf("Clothing", "Bags", "Chestnut handbag", 14, (121, 70, 42), twin="Brown handbag"),
     Leaf("Sports", "Balls", "Basketball", 28, (216, 112, 40)),
     Leaf("Sports", "Balls", "Tennis ball", 18, (196, 216, 66)),
     Leaf("Sports", "Balls", "Football", 10, (44, 44, 48), "dotted"),
@@ -232,9 +233,8 @@ def _photo(
     centre = SIDE * rng.uniform(0.92, 1.08, 2)
     fills = _fill(form, turn, centre)
     body = fills.point(lambda fill: 255 * (fill == BODY))
-    fills.paste(
-        SECOND, mask=ImageChops.multiply(body, _fill(pattern, turn, centre).point(lambda fill: 85 * fill))
-    )
+    second = _fill(pattern, turn, centre).point(lambda fill: 255 * (fill == SECOND))
+    fills.paste(SECOND, mask=ImageChops.multiply(body, second))
     silhouette = fills.point(lambda fill: 255 * (fill != PAPER))
     paper = np.full(3, rng.uniform(238, 252))
     palette = np.stack([paper, colour, 0.6 * colour, (236, 234, 228)]) * rng.normal(1, 0.008, 3)
@@ -265,8 +265,8 @@ def _light(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _odd_formats(products: int) -> list[str]:
-    """What is not a plain upright RGB JPEG: some cut-outs, one photo for print, one of a phone held sideways."""
-    return ["cut-out"] * round(CUT_OUT * products) + ["print", "sideways"]
+    """Kinds of products whose photos are no plain JPEGs: some cut-outs, one in CMYK, one lying on its side."""
+    return ["cut-out"] * round(CUT_OUT * products) + ["cmyk", "sideways"]
 
 
 def _encode(photo: Image.Image, silhouette: Image.Image, kind: str, rng: np.random.Generator) -> bytes:
@@ -275,7 +275,7 @@ def _encode(photo: Image.Image, silhouette: Image.Image, kind: str, rng: np.rand
     if kind == "cut-out":
         photo.putalpha(silhouette)
         photo.save(file, "PNG")
-    elif kind == "print":
+    elif kind == "cmyk":
         photo.convert("CMYK").save(file, "JPEG", quality=quality)
     elif kind == "sideways":
         exif = Image.Exif()
