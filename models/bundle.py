@@ -7,8 +7,10 @@ splits.parquet (product_id, split) keeps every product on its side of the split 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,7 @@ class Bundle:
     digest: str
     categorizer: Categorizer
     fingerprint: str  # of the backbone
+    caveats: tuple[str, ...]  # what everybody who uses its decisions has to be told
 
     def backbone(self) -> Backbone:
         """The bundle's backbone, with the weights it was extracted with."""
@@ -72,4 +75,14 @@ def open_bundle(path: Path) -> Bundle:
     artifact = open_artifact(path, "bundle")
     asked = load_asked(path)
     categorizer = Categorizer(asked, read_rules(path / THRESHOLDS))
-    return Bundle(path, artifact.digest, categorizer, asked.head.shape.fingerprint)
+    caveats = _caveats(artifact.summary)
+    return Bundle(path, artifact.digest, categorizer, asked.head.shape.fingerprint, caveats)
+
+
+def _caveats(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    told = {
+        "precision was not independently measured: its run had no test part": summary["independent"] is False,
+        "the weights of its backbone are random: its decisions are a demonstration": summary["weights"]
+        == "random",
+    }
+    return tuple(caveat for caveat, holds in told.items() if holds)

@@ -59,6 +59,8 @@ def categorize(
     counts = {
         str(status): int(count) for status, count in decisions["status"].value_counts().sort_index().items()
     }
+    for caveat in bundle.caveats:
+        log.warning("decisions: of %s: %s", bundle.path.name, caveat)
     log.info("decisions: %s", counts_of({"products": len(decisions)} | counts | {"rejected_images": rejects}))
     return counts
 

@@ -44,7 +44,12 @@ def pack(records: Artifact, head: Artifact, thresholds: Artifact, backbone: Back
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
         products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
-        return {"backbone": backbone.name, "fingerprint": backbone.fingerprint}
+        return {
+            "backbone": backbone.name,
+            "weights": backbone.weights,
+            "fingerprint": backbone.fingerprint,
+            "independent": records.summary["records"]["test"] > 0,
+        }
 
     made_from = {
         "records": records.digest,

@@ -55,9 +55,12 @@ def serve(workspace: Path, host: str, port: int, debug: bool) -> None:
     from models.bundle import open_bundle
     from serving.app import create_app
 
-    app = create_app(open_bundle(release))
+    bundle = open_bundle(release)
+    app = create_app(bundle)
     listener.listen()  # only now: until then a caller is refused rather than kept waiting
     at, port = listener.getsockname()[:2]
+    for caveat in bundle.caveats:
+        log.warning("%s: %s", release.name, caveat)
     log.info("%s is served at http://%s:%d", release.name, f"[{at}]" if ":" in at else at, port)
     uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
 

@@ -96,4 +96,10 @@ def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Arti
     (work / BACKBONE).write_text(json.dumps(told))
     backbone.save_weights(work / BACKBONE_WEIGHTS)
     pd.DataFrame({"product_id": ["p"], "split": ["train"]}).to_parquet(work / SPLITS, index=False)
-    return seal(path, kind="bundle", version=1, made_from={"drawn": "here"}, summary={})
+    return seal(
+        path,
+        kind="bundle",
+        version=1,
+        made_from={"drawn": "here"},
+        summary={"independent": True, "weights": "random"},
+    )

@@ -15,6 +15,8 @@ from features.backbones import Backbone
 from features.errors import ShelfmarkError
 from models.bundle import HEAD_FILES, load_asked, open_bundle, read_rules
 
+SUMMARY = {"independent": False, "weights": "imagenet"}
+
 
 def changed(bundle: Path, tmp_path: Path, change: Callable[[Path], object]) -> Path:
     """A copy of the bundle, changed and finished again."""
@@ -23,7 +25,7 @@ def changed(bundle: Path, tmp_path: Path, change: Callable[[Path], object]) -> P
     (work / "manifest.json").unlink()
     (work / "made_from.json").write_text("{}")
     change(work)
-    return seal(tmp_path / "changed", kind="bundle", version=1, made_from={}, summary={}).path
+    return seal(tmp_path / "changed", kind="bundle", version=1, made_from={}, summary=SUMMARY).path
 
 
 def test_opened_bundle_holds_all_that_categorizing_needs(
@@ -34,6 +36,7 @@ def test_opened_bundle_holds_all_that_categorizing_needs(
     assert bundle.categorizer.asked.taxonomy.categories.tolist() == list(conftest.CATEGORIES)
     assert bundle.categorizer.asked.sizes.tolist() == [20, 21, 22, 23, 24, 25]
     assert bundle.categorizer.rules.certificate.threshold == 0.5
+    assert bundle.caveats == ("the weights of its backbone are random: its decisions are a demonstration",)
     assert pd.read_parquet(bundle.splits).to_dict("list") == {"product_id": ["p"], "split": ["train"]}
     pixels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     np.testing.assert_array_equal(bundle.backbone().bottlenecks(pixels), mobilenet.bottlenecks(pixels))
@@ -119,3 +122,16 @@ def test_model_is_told_by_all_files_that_answers_depend_on(bundle_path: Path, tm
     assert load_asked(tmp_path).model == asked.model
     np.save(tmp_path / "sizes.npy", np.arange(6, dtype=np.int32))
     assert load_asked(tmp_path).model != asked.model
+
+
+def test_bundle_whose_run_had_no_test_part_says_that_precision_was_not_measured(
+    bundle_path, tmp_path
+) -> None:
+    shutil.copytree(bundle_path, tmp_path / "copy")
+    told = (
+        (tmp_path / "copy" / "manifest.json")
+        .read_text()
+        .replace('"independent": true', '"independent": false')
+    )
+    (tmp_path / "copy" / "manifest.json").write_text(told)
+    assert "not independently measured" in open_bundle(tmp_path / "copy").caveats[0]

@@ -89,7 +89,7 @@ def make_bundle(path: Path) -> None:
     rules = Rules(asked.model, asked.labels, 1.0, ConfidenceModel("probability", 0), certificate, 200)
     write_whole(work / THRESHOLDS, json.dumps(rules.to_dict()).encode())
     pd.DataFrame({"product_id": ["a"], "split": ["train"]}).to_parquet(work / SPLITS)
-    seal(path, kind="bundle", version=1, made_from={}, summary={})
+    seal(path, kind="bundle", version=1, made_from={}, summary={"independent": True, "weights": "random"})
 
 
 @pytest.fixture(scope="module")
