@@ -4,15 +4,15 @@
                                 uncategorized product has no category_id
     FOLDER/category_names.csv   category_id, category_level1, category_level2, category_level3
 
-A product's form tells its family, colour and pattern tell the leaf. Three pairs of leaves are nearly alike,
-and most wrong labels stand there, as sellers' do: a head can be sure of the other leaves, and should ask about
+A product's form tells its family, colour and pattern tell the leaf. Some leaves are nearly alike, and most
+wrong labels stand there, as sellers' do: a head can be sure of the other leaves, and should ask about
 these.
 """
 
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +20,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from features.artifact import write_whole
+
 PRODUCTS = 3000
 SIDE = 180  # px of a photo, as Cdiscount's
 IMAGES = (0.72, 0.18, 0.07, 0.03)  # share of the products with 1, 2, 3, 4 photos; 1.41 on average
 UNCATEGORIZED = 0.08  # share of the products
-MIXED_UP = 0.10  # share of the labels in a pair of look-alikes that name the other one
+MIXED_UP = 0.11  # share of the labels of look-alikes that name another one of them
 MISTAKEN = 0.006  # share of all labels that name any leaf; with those mixed up about 4 % are wrong
 BROKEN = 0.02  # share of the images
 UNREADABLE = 3  # uncategorized products that have broken images only, besides those that chance makes so
@@ -46,12 +48,14 @@ class Leaf(NamedTuple):
     weight: int  # products, relative to the other leaves
     colour: tuple[int, int, int]  # of the body
     pattern: str = ""  # one of PATTERNS over the body
-    twin: str = ""  # the leaf of the family that looks nearly alike
+    alike: bool = False  # nearly like the other such leaves of its family
 
 
 LEAVES = (
-    Leaf("Kitchen", "Cups", "Blue mug", 60, (48, 84, 176), twin="Cobalt mug"),
-    Leaf("Kitchen", "Cups", "Cobalt mug", 45, (44, 92, 170), twin="Blue mug"),
+    Leaf("Kitchen", "Cups", "Blue mug", 28, (48, 84, 176), alike=True),
+    Leaf("Kitchen", "Cups", "Cobalt mug", 26, (44, 86, 173), alike=True),
+    Leaf("Kitchen", "Cups", "Royal blue mug", 24, (50, 80, 179), alike=True),
+    Leaf("Kitchen", "Cups", "Sapphire mug", 22, (46, 81, 172), alike=True),
     Leaf("Kitchen", "Cups", "Striped mug", 40, (190, 60, 60), "striped"),
     Leaf("Kitchen", "Cups", "Enamel mug", 3, (90, 150, 90)),
     Leaf("Kitchen", "Plates", "Green plate", 60, (96, 150, 84)),
@@ -62,11 +66,13 @@ LEAVES = (
     Leaf("Home", "Cushions", "Red cushion", 80, (178, 44, 52)),
     Leaf("Home", "Cushions", "Checked cushion", 28, (70, 120, 90), "checked"),
     Leaf("Home", "Cushions", "Pink cushion", 14, (224, 142, 168)),
-    Leaf("Clothing", "T-shirts", "Black T-shirt", 32, (40, 40, 44), twin="Charcoal T-shirt"),
-    Leaf("Clothing", "T-shirts", "Charcoal T-shirt", 24, (47, 47, 51), twin="Black T-shirt"),
+    Leaf("Clothing", "T-shirts", "Black T-shirt", 20, (40, 40, 44), alike=True),
+    Leaf("Clothing", "T-shirts", "Charcoal T-shirt", 18, (44, 44, 48), alike=True),
+    Leaf("Clothing", "T-shirts", "Anthracite T-shirt", 16, (42, 45, 46), alike=True),
     Leaf("Clothing", "T-shirts", "Striped T-shirt", 35, (40, 60, 120), "striped"),
-    Leaf("Clothing", "Bags", "Brown handbag", 18, (112, 72, 46), twin="Chestnut handbag"),
-    Leaf("Clothing", "Bags", "Chestnut handbag", 14, (121, 70, 42), twin="Brown handbag"),
+    Leaf("Clothing", "Bags", "Brown handbag", 14, (112, 72, 46), alike=True),
+    Leaf("Clothing", "Bags", "Chestnut handbag", 13, (116, 71, 44), alike=True),
+    Leaf("Clothing", "Bags", "Mocha handbag", 12, (110, 75, 50), alike=True),
     Leaf("Sports", "Balls", "Basketball", 28, (216, 112, 40)),
     Leaf("Sports", "Balls", "Tennis ball", 18, (196, 216, 66)),
     Leaf("Sports", "Balls", "Football", 10, (44, 44, 48), "dotted"),
@@ -101,7 +107,10 @@ FORMS: dict[str, Shape] = {
         (((-0.35, -0.95), (0.35, -0.95), (0.75, 0.15), (-0.75, 0.15)), BODY),
     ),
     "Cushions": (
-        (((-0.9, -0.9), (0, -0.76), (0.9, -0.9), (0.8, 0), (0.9, 0.9), (0, 0.76), (-0.9, 0.9), (-0.8, 0)), BODY),
+        (
+            ((-0.9, -0.9), (0, -0.76), (0.9, -0.9), (0.8, 0), (0.9, 0.9), (0, 0.76), (-0.9, 0.9), (-0.8, 0)),
+            BODY,
+        ),
     ),
     "T-shirts": (
         (((-0.3, -0.85), (0.3, -0.85), (0.98, -0.45), (0.8, -0.05), (-0.8, -0.05), (-0.98, -0.45)), BODY),
@@ -207,10 +216,13 @@ def _apportion(products: int) -> np.ndarray:
 
 def _mislabel(leaf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(n,) int, place of the leaf that each product's label names."""
-    names = [told.name for told in LEAVES]
-    twin = np.array([names.index(told.twin or told.name) for told in LEAVES])
-    label = np.where(rng.random(len(leaf)) < MIXED_UP, twin[leaf], leaf)
-    return np.where(rng.random(len(leaf)) < MISTAKEN, rng.integers(len(LEAVES), size=len(leaf)), label)
+    label = np.where(rng.random(len(leaf)) < MISTAKEN, rng.integers(len(LEAVES), size=len(leaf)), leaf)
+    for number in np.flatnonzero(rng.random(len(leaf)) < MIXED_UP):
+        true = LEAVES[leaf[number]]
+        others = [place for place, other in enumerate(LEAVES) if other.alike and other.family == true.family]
+        if true.alike:
+            label[number] = rng.choice([place for place in others if place != leaf[number]])
+    return label
 
 
 # Photos
@@ -265,7 +277,7 @@ def _light(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _odd_formats(products: int) -> list[str]:
-    """Kinds of products whose photos are no plain JPEGs: some cut-outs, one in CMYK, one lying on its side."""
+    """Kinds of products whose photos are no plain JPEGs: cut-outs, one in CMYK, one on its side."""
     return ["cut-out"] * round(CUT_OUT * products) + ["cmyk", "sideways"]
 
 
@@ -314,16 +326,23 @@ def _break(photos: list[list[bytes]], unreadable: set[int], rng: np.random.Gener
 def _write_catalogue(file: Path, label: np.ndarray, photos: list[list[bytes]]) -> None:
     import bson
 
-    with open(file, "wb") as out:
-        for number, pictures in enumerate(photos):
-            category = {"category_id": category_id(label[number])} if label[number] >= 0 else {}
-            images = [{"picture": picture} for picture in pictures]
-            out.write(bson.encode({"_id": number, **category, "imgs": images}))
+    documents = []
+    for number, pictures in enumerate(photos):
+        category = {"category_id": category_id(label[number])} if label[number] >= 0 else {}
+        documents.append(bson.encode({"_id": number, **category, "imgs": [{"picture": p} for p in pictures]}))
+    _write_new(file, b"".join(documents))
 
 
 def _write_names(file: Path) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["category_id", "category_level1", "category_level2", "category_level3"])
-        for place, leaf in enumerate(LEAVES):
-            writer.writerow([category_id(place), leaf.department, leaf.family, leaf.name])
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["category_id", "category_level1", "category_level2", "category_level3"])
+    for place, leaf in enumerate(LEAVES):
+        writer.writerow([category_id(place), leaf.department, leaf.family, leaf.name])
+    _write_new(file, out.getvalue().encode())
+
+
+def _write_new(file: Path, data: bytes) -> None:
+    """Leaves a file alone that holds these bytes: a source is told by its modification time, too."""
+    if not file.is_file() or file.read_bytes() != data:
+        write_whole(file, data)
