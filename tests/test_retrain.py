@@ -123,18 +123,28 @@ def test_the_same_work_has_the_same_digests_in_another_workspace(shop, tmp_path)
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_with_the_same_digests(shop, tmp_path, kills):
     folder, _, undisturbed = shop
-    command = [sys.executable, "-m", "pipeline.cli", *retrain_arguments(folder, tmp_path)]
-    whole = files_in(folder / "W")
-    moments = random.Random(kills)
-    for _ in range(kills):
-        there = files_in(tmp_path)
-        job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for_files(tmp_path, moments.randint(there + 1, max(whole - 5, there + 2)), job)
-        os.kill(job.pid, signal.SIGKILL)
-        assert job.wait() == -signal.SIGKILL
-    subprocess.run(command, check=True, capture_output=True)
-    assert digests(tmp_path) == undisturbed
-    assert not list(tmp_path.rglob("*.partial"))
+    whole, moments, killed = files_in(folder / "W"), random.Random(kills), 0
+    for workspace in (tmp_path / str(number) for number in range(2 * kills)):
+        command = [sys.executable, "-m", "pipeline.cli", *retrain_arguments(folder, workspace)]
+        while killed < kills:
+            job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            wait_for_files(workspace, random_moment(moments, workspace, whole), job)
+            if job.poll() is not None:
+                break  # it came to its end first: the next one is killed in a workspace of its own
+            os.kill(job.pid, signal.SIGKILL)
+            killed += job.wait() == -signal.SIGKILL
+        subprocess.run(command, check=True, capture_output=True)
+        assert digests(workspace) == undisturbed
+        assert not list(workspace.rglob("*.partial"))
+        if killed == kills:
+            return
+    raise AssertionError(f"killed {killed} times only")
+
+
+def random_moment(moments: random.Random, workspace: Path, whole: int) -> int:
+    """A number of files that the workspace does not hold yet; unfinished work can be more than the result."""
+    there = files_in(workspace)
+    return moments.randint(there + 1, max(whole, there + 1))
 
 
 def files_in(folder: Path) -> int:
