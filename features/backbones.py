@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import sys
+import tempfile
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from features.artifact import write_whole
 from features.errors import ShelfmarkError
 from features.images import Limits
 
@@ -55,7 +57,18 @@ class Backbone:
 
     def save_weights(self, file: Path) -> None:
         """Writes the weights (`.weights.h5`), for `load_backbone(weights=file)`."""
-        self.model.get_layer(self.name).save_weights(file)
+        save_weights(self.model.get_layer(self.name), file)
+
+
+def save_weights(model: "keras.Model", file: Path) -> None:
+    """Writes a model's weights, whole or not at all.
+
+    By way of a scratch directory: a disk that is full under an open HDF5 file ends the process in a segfault.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        written = Path(scratch, file.name)
+        model.save_weights(written)
+        write_whole(file, written.read_bytes())
 
 
 def start_tensorflow() -> None:

@@ -69,8 +69,12 @@ class Store:
         self.path.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
         working = self.path / f"{name}.{os.getpid()}.tmp"
-        with open(working, "wb") as file:
-            np.save(file, bottlenecks)
+        try:
+            with open(working, "wb") as file:
+                np.save(file, bottlenecks)
+        except OSError as error:  # NumPy tells neither the file nor the reason
+            working.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror or str(error), str(working)) from error
         os.replace(working, self.path / f"{name}.npy")
         table = pa.table({"image_digest": pa.array(digests, pa.string())})
         pq.write_table(table.replace_schema_metadata({"engine": engine}), working)

@@ -73,6 +73,12 @@ def open_bundle(path: Path) -> Bundle:
         ShelfmarkError: no finished bundle is there, or its parts do not belong together.
     """
     artifact = open_artifact(path, "bundle")
+    for name, told in artifact.files.items():
+        if file_digest(path / name) != told["sha256"]:
+            raise ShelfmarkError(
+                f"{path / name}: damaged; expected the digest that the manifest tells; "
+                "put another release into service, or train again"
+            )
     asked = load_asked(path)
     categorizer = Categorizer(asked, read_rules(path / THRESHOLDS))
     caveats = _caveats(artifact.summary)

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from features.backbones import save_weights
+from features.errors import ShelfmarkError
+
 if TYPE_CHECKING:
     import keras
 
@@ -70,7 +73,7 @@ class Head:
     def save(self, folder: Path) -> None:
         """Writes head.json and head.weights.h5."""
         (folder / STRUCTURE).write_text(json.dumps(asdict(self.shape), indent=1))
-        self.model.save_weights(folder / WEIGHTS)
+        save_weights(self.model, folder / WEIGHTS)
 
 
 def load_head(folder: Path) -> Head:
@@ -78,5 +81,12 @@ def load_head(folder: Path) -> Head:
     told = json.loads((folder / STRUCTURE).read_text())
     shape = HeadShape(**told | {"hidden": tuple(told["hidden"])})
     model = build_head(shape)
-    model.load_weights(folder / WEIGHTS)
+    try:
+        model.load_weights(folder / WEIGHTS)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ShelfmarkError(
+            f"{folder / WEIGHTS}: cannot be read ({reason}); expected a head's weights; "
+            f"remove {folder.name}/ and run again"
+        ) from error
     return Head(shape, model)

@@ -26,8 +26,8 @@ from pipeline.config import Config
 from pipeline.decisions import write_decisions
 from pipeline.extract import fill_store
 from pipeline.ingest import look, write_rejects
-from pipeline.sources import open_source, read_bytes
-from pipeline.stage import counts_of, log
+from pipeline.sources import open_sources, read_unchanged
+from pipeline.stage import counts_of, log, only_job
 
 
 def categorize(
@@ -48,7 +48,18 @@ def categorize(
     """
     if output.suffix != ".parquet":
         raise ShelfmarkError(f"{output}: not a .parquet; expected --output FILE.parquet; mend the name")
-    opened = [open_source(source) for source in sources]
+    if output.is_dir():
+        raise ShelfmarkError(f"{output}: a directory; expected --output FILE.parquet; mend the name")
+    with only_job(output.with_name(output.name + ".lock")):
+        counts = _categorize(sources, bundle, store, output, config, beam)
+    shutil.rmtree(output.with_name(output.name + ".lock"), ignore_errors=True)
+    return counts
+
+
+def _categorize(
+    sources: list[str], bundle: Bundle, store: Path, output: Path, config: Config, beam: tuple[str, ...]
+) -> dict[str, int]:
+    opened = open_sources(sources)
     told = digest_of([[[source.name, source.told()] for source in opened], config.ingest.that_matter()])
     work = begin(output, {"sources": told, "bundle": bundle.digest})
     rows = look(opened, config.ingest, work, beam)
@@ -73,8 +84,9 @@ def _decide(rows: pd.DataFrame, bundle: Bundle, store: Store, config: Config) ->
 
     def read(chosen: np.ndarray) -> Iterator[bytes]:
         limits, rows = Limits(max_pixels=config.ingest.max_pixels), images.iloc[chosen]
-        for file, offset, length in zip(rows["file"], rows["offset"], rows["length"], strict=True):
-            yield normalise(read_bytes(file, offset, length), limits).jpeg
+        columns = [rows[name] for name in ("file", "offset", "length", "image_digest")]
+        for file, offset, length, digest in zip(*columns, strict=True):
+            yield normalise(read_unchanged(file, offset, length, digest), limits).jpeg
 
     if len(images) and (store.find(digests).row < 0).any():
         fill_store(store, digests, read, bundle.backbone(), config.extract)

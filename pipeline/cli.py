@@ -96,7 +96,7 @@ def _run(
     from pipeline.stage import only_job
 
     name = name or default_name(datetime.date.today())
-    if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial"):
+    if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name == "current":
         raise ShelfmarkError(
             f"--run {name}: not a directory name; expected letters, digits, '-', '_' and '.'; mend it"
         )
@@ -179,7 +179,8 @@ def train(run: "Run") -> None:
     """
     from pipeline.train import train as make
 
-    records, bottlenecks = run.artifact("records", "ingest"), run.artifact("bottlenecks", "extract")
+    records = run.artifact("records", "ingest")
+    bottlenecks = run.artifact("bottlenecks", "extract", records=records)
     make(records, bottlenecks, run.store, run.path / "head", run.config)
 
 
@@ -194,8 +195,9 @@ def calibrate(run: "Run") -> None:
     """
     from pipeline.calibrate import calibrate as make
 
-    records, bottlenecks = run.artifact("records", "ingest"), run.artifact("bottlenecks", "extract")
-    head = run.artifact("head", "train")
+    records = run.artifact("records", "ingest")
+    bottlenecks = run.artifact("bottlenecks", "extract", records=records)
+    head = run.artifact("head", "train", records=records)
     make(records, bottlenecks, head, run.store, run.path / "thresholds", run.config.calibration)
 
 
@@ -210,8 +212,10 @@ def evaluate(run: "Run") -> None:
     """
     from pipeline.evaluate import evaluate as make
 
-    records, bottlenecks = run.artifact("records", "ingest"), run.artifact("bottlenecks", "extract")
-    head, thresholds = run.artifact("head", "train"), run.artifact("thresholds", "calibrate")
+    records = run.artifact("records", "ingest")
+    bottlenecks = run.artifact("bottlenecks", "extract", records=records)
+    head = run.artifact("head", "train", records=records)
+    thresholds = run.artifact("thresholds", "calibrate", head=head)
     make(records, bottlenecks, head, thresholds, run.store, run.path / "evaluation", run.config.calibration)
 
 
@@ -226,6 +230,11 @@ def report(run: "Run") -> None:
     """
     from pipeline.report import report as make
 
+    records = run.artifact("records", "ingest")
+    thresholds = run.artifact("thresholds", "calibrate", records=records)
+    run.artifact("evaluation", "evaluate", thresholds=thresholds)
+    run.require_settings("head", "train", run.config.of_the_head())
+    run.require_settings("thresholds", "calibrate", run.config.calibration.that_matter())
     print(make(run.path).path / "index.html")
 
 

@@ -97,6 +97,15 @@ class Config(BaseModel):
     train: Train = Train()
     calibration: Calibration = Calibration()
 
+    def of_the_head(self) -> dict[str, Any]:
+        """The settings that a head depends on."""
+        return {
+            "seed": self.seed,
+            "head": self.head.that_matter(),
+            "train": self.train.that_matter(),
+            "fit_share": self.calibration.fit_share,
+        }
+
 
 def load_config(
     file: Path | None = None,

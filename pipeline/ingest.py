@@ -29,7 +29,7 @@ from features.records import frame, serialise
 from models.taxonomy import Paths, build_taxonomy, read_paths, write_taxonomy
 from pipeline import plan
 from pipeline.config import Ingest
-from pipeline.sources import Source, SourceImage, Unit, open_source, read_bytes, read_unit
+from pipeline.sources import Source, SourceImage, Unit, open_sources, read_unchanged, read_unit
 from pipeline.stage import log, stage
 from pipeline.units import run_units, unit_file, write_table
 
@@ -85,7 +85,7 @@ def ingest(
         ShelfmarkError: a source or the taxonomy cannot be read, too many images are rejected, or nothing can
             be learnt.
     """
-    opened = [open_source(source) for source in sources]
+    opened = open_sources(sources)
     if taxonomy and not taxonomy.is_file():
         raise ShelfmarkError(
             f"{taxonomy}: no such file; expected a CSV of category_id, category_level1, …; check --taxonomy"
@@ -223,11 +223,7 @@ def _read_images(unit: pd.DataFrame, limits: Limits) -> Iterator[ProductImage]:
     """Reads a unit's images in the source's order and makes them strict JPEGs."""
     row: Any
     for row in unit.itertuples(index=False):
-        data = read_bytes(row.file, row.offset, row.length)
-        if hashlib.sha256(data).hexdigest() != row.image_digest:
-            raise ShelfmarkError(
-                f"{row.file}: changed while it was read; expected a source at rest; run again"
-            )
+        data = read_unchanged(row.file, row.offset, row.length, row.image_digest)
         jpeg = data if row.kept else normalise(data, limits).jpeg
         yield ProductImage(
             row.product_id, row.image_index, row.category, row.split, row.seller, row.image_digest, jpeg

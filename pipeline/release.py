@@ -23,8 +23,9 @@ from features.product import PARTS
 from features.records import read_images
 from models.bundle import BACKBONE, BACKBONE_WEIGHTS, HEAD_FILES, SPLITS, THRESHOLDS, Bundle, open_bundle
 from models.groups import duplicate_groups, in_fit
+from models.metrics import acceptance_curve, acceptance_rate_at, precision
 from pipeline.config import Config, Extract
-from pipeline.evaluate import grade, measure
+from pipeline.evaluate import grade
 from pipeline.extract import Part, fill_store, open_part
 from pipeline.stage import log, stage
 from pipeline.train import categories_of
@@ -63,7 +64,14 @@ def pack(records: Artifact, head: Artifact, thresholds: Artifact, backbone: Back
 def current_release(releases: Path) -> Bundle | None:
     """The bundle in service, or None before the first release."""
     link = releases / "current"
-    return open_bundle(link.resolve()) if link.is_symlink() else None
+    if not link.is_symlink():
+        return None
+    if find_artifact(link.resolve()) is None:
+        raise ShelfmarkError(
+            f"{link}: points to {os.readlink(link)}, which is gone or damaged; expected a bundle; "
+            "point it to another release, or remove it to release anew"
+        )
+    return open_bundle(link.resolve())
 
 
 def require_release(workspace: Path) -> Bundle:
@@ -97,7 +105,8 @@ def judge(
 ) -> Verdict:
     """Compares two bundles on this week's test products, each with its own backbone.
 
-    The better one accepts more at the promised precision; where both accept the same share, the more precise.
+    A certified one is better than one that is not; then the one of which more could be accepted at the
+    candidate's promised precision, as measured there; then the more precise.
     No product of the test part was ever trained on by either (the split is sticky).
 
     Args:
@@ -118,16 +127,20 @@ def judge(
         group = duplicate_groups(part.product_id, part.image_digest)
         part = part.only(~in_fit(group, config.calibration.fit_share))
     category = categories_of(records)
+    bundles = (open_bundle(candidate.path), current)
+    target = bundles[0].categorizer.rules.certificate.target
     merits = []
-    for bundle in (open_bundle(candidate.path), current):
+    for bundle in bundles:
         own = _with_own_backbone(part, bundle, records, bottlenecks, store, config.extract)
-        told = measure(grade(bundle.categorizer, own, category, set()), bundle.categorizer)
-        merits.append((told["acceptance_rate_at_target"], told["precision"]) if told else (0.0, 0.0))
-    (new_rate, new_precision), (old_rate, old_precision) = merits
-    reason = (
-        f"accepts {new_rate:.1%} at the promised precision ({new_precision:.1%} right of all) "
-        f"against {old_rate:.1%} ({old_precision:.1%}) in service, on {on}"
+        graded = grade(bundle.categorizer, own, category, set())
+        rate = acceptance_rate_at(acceptance_curve(graded.confidence, graded.correct), target)[0]
+        certified = bundle.categorizer.rules.certificate.threshold is not None
+        merits.append((certified, rate, precision(graded.correct) if len(graded.correct) else 0.0))
+    new, old = (
+        f"{'' if certified else 'not '}certified, {rate:.1%} acceptable at {target:.0%}, {right:.1%} right"
+        for certified, rate, right in merits
     )
+    reason = f"{new}; in service: {old}; measured on {on}"
     return Verdict(merits[0] > merits[1], reason, candidate.digest, current.digest, on)
 
 

@@ -45,5 +45,6 @@ def retrain(
     report(path)
     candidate: Artifact = pack(records, head, thresholds, backbone, path / "bundle")
     verdict = judge(candidate, current_release(run.releases), records, bottlenecks, store, config)
-    write_verdict(verdict, path / "verdict.json")
+    if verdict.candidate != verdict.current:  # else it was judged, and released, before
+        write_verdict(verdict, path / "verdict.json")
     return release(candidate, verdict, run.name, run.releases)

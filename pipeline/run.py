@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.artifact import Artifact, open_artifact, write_whole
+from features.artifact import Artifact, digest_of, open_artifact, write_whole
 from features.backbones import Backbone, load_backbone
 from features.errors import ShelfmarkError
 from models.bundle import SPLITS
@@ -47,21 +47,44 @@ class Run:
 
     def known_splits(self) -> Path | None:
         """product_id and split of the release that the run is based on."""
-        return self.releases / self.based_on / SPLITS if self.based_on else None
+        if self.based_on is None:
+            return None
+        splits = self.releases / self.based_on / SPLITS
+        if not splits.is_file():
+            raise ShelfmarkError(
+                f"{splits}: missing; expected the release that run {self.name} is based on; put it back, "
+                "or point releases/current to a release and give another --run"
+            )
+        return splits
 
     def backbone(self) -> Backbone:
         """The frozen network of the settings."""
         settings = self.config.backbone
         return load_backbone(settings.name, settings.weights, settings.image_size, self.config.seed)
 
-    def artifact(self, kind: str, command: str) -> Artifact:
-        """A finished artifact of the run; ShelfmarkError names the command that makes it."""
+    def artifact(self, kind: str, command: str, **made_from: Artifact) -> Artifact:
+        """A finished artifact of the run, made from these; ShelfmarkError names the command that makes it."""
+        next_step = f"run `shelfmark {command}` first"
         try:
-            return open_artifact(self.path / kind, kind)
+            artifact = open_artifact(self.path / kind, kind)
         except ShelfmarkError as error:
             raise ShelfmarkError(
-                f"{self.path / kind}: missing; expected a finished {kind}; run `shelfmark {command}` first"
+                f"{self.path / kind}: missing; expected a finished {kind}; {next_step}"
             ) from error
+        for name, source in made_from.items():
+            if artifact.made_from.get(name) != source.digest:
+                raise ShelfmarkError(
+                    f"{self.path / kind}: made from other {name}; expected the run's {name}; {next_step}"
+                )
+        return artifact
+
+    def require_settings(self, kind: str, command: str, settings: dict[str, Any]) -> None:
+        """Raises a ShelfmarkError when an artifact was made with other settings than the run's."""
+        if self.artifact(kind, command).made_from["settings"] != digest_of(settings):
+            raise ShelfmarkError(
+                f"{self.path / kind}: made with other settings; expected those of config.json; "
+                f"run `shelfmark {command}` first"
+            )
 
 
 def default_name(today: datetime.date) -> str:
@@ -97,10 +120,11 @@ def begin_run(workspace: Path, name: str, config: Config) -> Run:
 
 def _saved(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / "config.json").read_text())
+        saved: dict[str, Any] = dict(json.loads((path / "config.json").read_text()))
+        return saved
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ShelfmarkError(
             f"{path}/config.json: not JSON; expected the run's settings; remove the file to begin anew"
         ) from error

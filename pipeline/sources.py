@@ -7,6 +7,7 @@
 A unit of a BSON file is a range of bytes; a unit of the others is a row group of a listing.
 """
 
+import hashlib
 import os
 import re
 import struct
@@ -113,6 +114,37 @@ def read_bytes(file: str, offset: int = 0, length: int = -1) -> bytes:
     with open(file, "rb") as local:
         local.seek(offset)
         return local.read(length)
+
+
+def read_unchanged(file: str, offset: int, length: int, image_digest: str) -> bytes:
+    """Bytes of an image that was looked at before.
+
+    Raises:
+        ShelfmarkError: they are not the same any more.
+    """
+    data = read_bytes(file, offset, length)
+    if hashlib.sha256(data).hexdigest() != image_digest:
+        raise ShelfmarkError(f"{file}: changed while it was read; expected a source at rest; run again")
+    return data
+
+
+def open_sources(texts: list[str]) -> list[Source]:
+    """The sources of these names.
+
+    Raises:
+        ShelfmarkError: one cannot be opened, or products of two would be taken for one.
+    """
+    sources = [open_source(text) for text in texts]
+    if len({source.path.resolve() for source in sources}) < len(sources):
+        raise ShelfmarkError(
+            f"{', '.join(texts)}: a source is given twice; expected each once; mend the command"
+        )
+    if sum(source.path.is_dir() for source in sources) > 1:
+        raise ShelfmarkError(
+            f"{', '.join(texts)}: several folders, in which equal file names would be one product; "
+            "expected one folder; put them under one, or write a manifest"
+        )
+    return sources
 
 
 # BSON

@@ -81,7 +81,7 @@ def only_job(run: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise ShelfmarkError(
-            f"{run}: another job is at work on this run; expected to be alone; wait or give another --run"
+            f"{run}: another job is at work on this run; expected to be alone; wait or give another name"
         ) from None
     try:
         yield

@@ -73,12 +73,7 @@ def train(records: Artifact, bottlenecks: Artifact, store: Path, out: Path, conf
     made_from = {
         "records": records.digest,
         "fingerprint": bottlenecks.summary["fingerprint"],
-        "settings": {
-            "seed": config.seed,
-            "head": config.head.that_matter(),
-            "train": config.train.that_matter(),
-            "fit_share": config.calibration.fit_share,
-        },
+        "settings": config.of_the_head(),
     }
     return stage(out, kind="head", version=VERSION, made_from=made_from, make=make)
 

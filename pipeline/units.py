@@ -75,10 +75,16 @@ def _run_pipeline(
     options = PipelineOptions([*LOCAL, *beam])
     # Beam logs and prints an error in a worker in 500 lines; they are all in the error that it raises, too.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(io.StringIO()), beam_sdk.Pipeline(options=options) as pipeline:
+        with contextlib.redirect_stderr(said), beam_sdk.Pipeline(options=options) as pipeline:
             units = pipeline | beam_sdk.Create(numbered) | beam_sdk.Reshuffle()
             _ = units | beam_sdk.Map(work) | beam_sdk.CombineGlobally(sum)
+    except SystemExit as stop:  # of the parser of Beam's options
+        told = (said.getvalue().strip().splitlines() or ["no reason told"])[-1]
+        raise ShelfmarkError(
+            f"Beam refused {' '.join(beam)} ({told}); expected Beam's options after --"
+        ) from stop
     except Exception as error:
         raise _cause(error) from error
 

@@ -141,7 +141,7 @@ def test_categorize_before_the_first_release_says_so(tmp_path, photos, capsys):
     assert "nothing is in service" in error_line(capsys)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "x.partial"])
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "x.partial", "current"])
 def test_a_run_is_named_like_a_directory(tmp_path, name, capsys):
     assert run("train", "--workspace", str(tmp_path), "--run", name) == 1
     assert f"--run {name}: not a directory name" in error_line(capsys)
@@ -258,3 +258,37 @@ def test_the_log_of_a_stage_is_one_line_with_counts_and_seconds(tmp_path, photos
     lines = [record.getMessage() for record in caplog.records if record.name == "shelfmark"]
     assert len(lines) == 1
     assert re.fullmatch(r"records: products 60, images 60, .* in \d+\.\d s", lines[0])
+
+
+def test_a_stage_on_what_other_records_gave_names_the_command_to_run_first(tmp_path, photos, capsys):
+    import json
+
+    assert ingest(photos, tmp_path / "W") == 0
+    bottlenecks = tmp_path / "W" / "runs" / "r" / "bottlenecks"
+    bottlenecks.mkdir()
+    told = {
+        "kind": "bottlenecks",
+        "version": 1,
+        "made_from": {"records": "others"},
+        "summary": {},
+        "files": {},
+    }
+    (bottlenecks / "manifest.json").write_text(json.dumps(told))
+    assert run("train", "--workspace", str(tmp_path / "W"), "--run", "r") == 1
+    assert "made from other records; expected the run's records; run `shelfmark extract` first" in error_line(
+        capsys
+    )
+
+
+def test_sources_whose_products_would_be_mixed_up_are_refused(tmp_path, photos, capsys):
+    assert run("ingest", str(photos), str(photos), "--workspace", str(tmp_path / "W"), "--run", "r") == 1
+    assert "a source is given twice" in error_line(capsys)
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "more" / "1.jpg")
+    assert run("ingest", str(photos), str(tmp_path / "more"), "--workspace", str(tmp_path / "W")) == 1
+    assert "several folders" in error_line(capsys)
+
+
+def test_options_that_beam_refuses_are_told(tmp_path, photos, capsys):
+    assert ingest(photos, tmp_path / "W", "--", "--direct_running_mode=nonsense") == 1
+    assert "Beam refused --direct_running_mode=nonsense" in error_line(capsys)
