@@ -160,6 +160,8 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(working, path)
-    except BaseException:
+    except BaseException as error:
         working.unlink(missing_ok=True)  # a full disk is not helped by half a file
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a failed write does not tell of which file
         raise
