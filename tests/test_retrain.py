@@ -120,7 +120,7 @@ def test_the_same_work_has_the_same_digests_in_another_workspace(shop, tmp_path)
     }
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_killed_at_random_moments_it_ends_with_the_same_digests(shop, tmp_path, kills):
     folder, _, undisturbed = shop
     whole, moments, killed = files_in(folder / "W"), random.Random(kills), 0
