@@ -16,10 +16,10 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
 # Tests are many and small: one thread each is quicker than waking a pool for every matrix.
-test test-slow coverage: export OMP_NUM_THREADS = 1
-test test-slow coverage: export TF_CPP_MIN_LOG_LEVEL = 2
+test test-slow test-engines test-flink coverage: export OMP_NUM_THREADS = 1
+test test-slow test-engines test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: help setup demo test test-slow coverage check bench lock clean
+.PHONY: help setup demo test test-slow test-engines test-flink coverage check bench bench-ingest lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -54,6 +54,12 @@ test: $(READY) ## the quick tests
 test-slow: $(READY) ## the slow tests alone
 	.venv/bin/python -m pytest -q -m slow
 
+test-engines: $(READY) ## ingest on every Beam runner that can be had here: Flink, Prism, job services, processes
+	.venv/bin/python -m pytest -q -m engines
+
+test-flink: $(READY) ## ingest on Flink (needs Java; fetches Beam's job server with Maven or by itself)
+	REQUIRE_ENGINES=1 .venv/bin/python -m pytest -q -m engines -k flink
+
 coverage: $(READY) ## the quick tests, and the lines they leave out
 	.venv/bin/coverage run -m pytest -q
 	.venv/bin/coverage report
@@ -66,7 +72,11 @@ check: $(READY) ## style, types, direction of imports, links and commands in the
 	.venv/bin/python -m pytest -q tests/test_docs.py
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in benchmarks/[a-z]*.py; do echo "== $$bench"; .venv/bin/python "$$bench"; done
+	@set -e; for bench in main_job ingest plan; do echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
+
+bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, and the plan of 8 M products; 2.5 GB of disk
+	.venv/bin/python benchmarks/ingest.py
+	.venv/bin/python benchmarks/plan.py
 
 lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit (newest: make lock UPGRADE=--upgrade)
 	$(UV) pip compile setup.cfg --all-extras --universal --python-version 3.11 --fork-strategy fewest \

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from features.artifact import write_whole
 from features.errors import ShelfmarkError
+from features.files import write_whole
 from features.images import Limits
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ clash. Without its parquet a shard is not there.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
+from features.files import Place, local, writing
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,21 @@ class Places:
 class Store:
     """The bottlenecks of one fingerprint."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         self._arrays: dict[str, np.ndarray] = {}
 
     def shards(self) -> list[str]:
         """Names of the finished shards, sorted."""
-        marks = self.path.glob("*.parquet")
-        return sorted(mark.stem for mark in marks if mark.with_suffix(".npy").is_file())
+        there = {
+            suffix: {file.stem for file in self.path.glob(f"*{suffix}")} for suffix in (".npy", ".parquet")
+        }
+        return sorted(there[".npy"] & there[".parquet"])
 
     def find(self, digests: np.ndarray) -> Places:
         """Places of images by their digests, (n,) str."""
         shards = self.shards()
-        tables = [pd.read_parquet(self.path / f"{shard}.parquet") for shard in shards]
+        tables = [pd.read_parquet(local(self.path / f"{shard}.parquet")) for shard in shards]
         sizes = [len(table) for table in tables]
         known = pd.concat(tables)["image_digest"] if tables else pd.Series(dtype=str)
         of_shard = np.repeat(np.arange(len(shards)), sizes)
@@ -66,19 +68,12 @@ class Store:
         if bottlenecks.dtype != np.float16 or len(digests) != len(bottlenecks):
             found = f"{bottlenecks.shape} {bottlenecks.dtype}"
             raise ValueError(f"expected ({len(digests)}, d) float16, found {found}")
-        self.path.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-        working = self.path / f"{name}.{os.getpid()}.tmp"
-        try:
-            with open(working, "wb") as file:
-                np.save(file, bottlenecks)
-        except OSError as error:  # NumPy tells neither the file nor the reason
-            working.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror or str(error), str(working)) from error
-        os.replace(working, self.path / f"{name}.npy")
+        with writing(self.path / f"{name}.npy") as working:
+            _save(bottlenecks, working)
         table = pa.table({"image_digest": pa.array(digests, pa.string())})
-        pq.write_table(table.replace_schema_metadata({"engine": engine}), working)
-        os.replace(working, self.path / f"{name}.parquet")
+        with writing(self.path / f"{name}.parquet") as working:
+            pq.write_table(table.replace_schema_metadata({"engine": engine}), working)
         return name
 
     def rows(self, shard: np.ndarray, row: np.ndarray) -> "StoredRows":
@@ -90,7 +85,7 @@ class Store:
         if shard not in self._arrays:
             file = self.path / f"{shard}.npy"
             try:
-                self._arrays[shard] = np.load(file, mmap_mode="r")
+                self._arrays[shard] = np.load(local(file), mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
                 raise ShelfmarkError(
                     f"{file}: cannot be read ({error}); expected a shard of bottlenecks; "
@@ -125,6 +120,14 @@ class StoredRows:
         """The bottlenecks in memory when they take at most `most` bytes, else as they are."""
         size = len(self) * (self._arrays[0][0].nbytes if self._arrays else 0)
         return self[slice(None)] if size <= most else self
+
+
+def _save(bottlenecks: np.ndarray, file: Path) -> None:
+    try:
+        with open(file, "wb") as out:
+            np.save(out, bottlenecks)
+    except OSError as error:  # NumPy tells neither the file nor the reason
+        raise OSError(error.errno, error.strerror or str(error), str(file)) from error
 
 
 def _ranges(sizes: list[int]) -> np.ndarray:

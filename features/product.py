@@ -8,10 +8,11 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 PARTS = ("train", "val", "test")
 NONE, DROPPED = "none", "dropped"  # split of products without category, and in a category too small
+SPLITS = (*PARTS, NONE, DROPPED)
+TRAIN, VAL, TEST = range(3)
 
 
 @dataclass(frozen=True)
@@ -49,35 +50,34 @@ def order_key(product_id: str) -> int:
 
 
 def split_products(
-    product_id: np.ndarray, category: np.ndarray, known: np.ndarray, min_products: int = 20
+    key: np.ndarray, category: np.ndarray, known: np.ndarray, min_products: int = 20
 ) -> np.ndarray:
-    """Part of every product: one of PARTS, or DROPPED where its category has under `min_products` products.
+    """Part of every product: train, val, test, or dropped where its category has under `min_products`.
 
     Args:
-        product_id: (n,) str, distinct.
-        category: (n,) str.
-        known: (n,) str, the part in the release in service; "" where it does not know the product.
+        key: (n,) int64, `order_key` of the products, which stand sorted by their ids (ids break ties).
+        category: (n,) int, from 0.
+        known: (n,) int, the part in the release in service, as a place in SPLITS; -1 where it does not know
+            the product.
         min_products: smallest category that is learnt.
 
     Returns:
-        (n,) str. Wanted counts are filled by the known products first; the places left in test, then in val,
-        go to new products in the order of `order_key`; the rest trains. The order of rows changes nothing.
+        (n,) int8, places in SPLITS. Wanted counts are filled by the known products first; the places left in
+        test, then in val, go to new products in the order of their keys; the rest trains.
     """
-    keys = [order_key(product) for product in product_id]
-    table = pd.DataFrame({"category": category, "key": keys, "known": known})
-    size = table.groupby("category")["key"].transform("size").to_numpy()
-    counts = {n: wanted_counts(n, min_products) for n in np.unique(size).tolist()}
-    wanted = np.array([counts[n] for n in size.tolist()]).reshape(-1, 3)
+    size = np.bincount(category)
+    wanted = np.array([wanted_counts(n, min_products) for n in size.tolist()]).reshape(-1, 3)
+    taken = np.stack(
+        [np.bincount(category[known == part], minlength=len(size)) for part in range(len(PARTS))], axis=1
+    )
+    left = np.maximum(wanted - taken, 0)
 
-    fresh = (table["known"] == "").to_numpy()
-    taken = [(table["known"] == part).groupby(table["category"]).transform("sum") for part in PARTS]
-    left_val, left_test = (np.maximum(wanted[:, i] - taken[i].to_numpy(), 0) for i in (1, 2))
-    # ids break the ties of the hash
-    ordered = table.assign(id=product_id, fresh=fresh).sort_values(["category", "key", "id"])
-    place = ordered.groupby("category")["fresh"].cumsum().sort_index().to_numpy()
-
-    split = np.where(place <= left_test + left_val, "val", "train").astype(object)
-    split[place <= left_test] = "test"
-    split[~fresh] = np.asarray(known, dtype=object)[~fresh]
-    split[size < min_products] = DROPPED
+    fresh = np.flatnonzero(known < 0)
+    fresh = fresh[np.lexsort((key[fresh], category[fresh]))]
+    own = category[fresh]
+    place = np.arange(len(fresh)) - np.searchsorted(own, own)  # in its category, from 0
+    test, val = left[own, TEST], left[own, VAL]
+    split = known.astype(np.int8)
+    split[fresh] = np.select([place < test, place < test + val], [TEST, VAL], TRAIN)
+    split[size[category] < min_products] = SPLITS.index(DROPPED)
     return split

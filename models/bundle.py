@@ -7,6 +7,7 @@ splits.parquet (product_id, split) keeps every product on its side of the split 
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from features.artifact import digest_of, file_digest, open_artifact
 from features.backbones import Backbone, load_backbone
 from features.errors import ShelfmarkError
+from features.files import Place, Remote
 from models.categorizer import Asked, Categorizer, Rules
 from models.head import STRUCTURE, WEIGHTS, load_head
 from models.taxonomy import read_taxonomy
@@ -66,13 +68,25 @@ def read_rules(file: Path) -> Rules:
     return Rules.from_dict(json.loads(file.read_text()))
 
 
-def open_bundle(path: Path) -> Bundle:
+def in_service(releases: Place) -> str | None:
+    """Name of the release that releases/current points to; None before the first one.
+
+    On a disk `current` is a link; on an object store, which has none, a file that holds the name.
+    """
+    current = releases / "current"
+    if isinstance(current, Remote):
+        return current.read_text().strip() if current.is_file() else None
+    return os.readlink(current) if current.is_symlink() else None
+
+
+def open_bundle(place: Place) -> Bundle:
     """Opens a bundle.
 
     Raises:
         ShelfmarkError: no finished bundle is there, or its parts do not belong together.
     """
-    artifact = open_artifact(path, "bundle")
+    artifact = open_artifact(place, "bundle")
+    path = artifact.folder()
     for name, told in artifact.files.items():
         if file_digest(path / name) != told["sha256"]:
             raise ShelfmarkError(

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from features.artifact import Artifact, write_whole
+from features.artifact import Artifact
+from features.files import Place, write_whole
 from models.answers import Answers, product_bounds
 from models.bundle import THRESHOLDS, load_asked
 from models.categorizer import Asked, Rules
@@ -29,7 +30,7 @@ MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (
 
 
 def calibrate(
-    records: Artifact, bottlenecks: Artifact, head: Artifact, store: Path, out: Path, settings: Calibration
+    records: Artifact, bottlenecks: Artifact, head: Artifact, store: Place, out: Place, settings: Calibration
 ) -> Artifact:
     """Calibrates the head on the validation products.
 
@@ -43,7 +44,7 @@ def calibrate(
     """
 
     def make(work: Path) -> Mapping[str, Any]:
-        asked = load_asked(head.path)
+        asked = load_asked(head.folder())
         val = open_part(bottlenecks, store, "val")
         truth = asked.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
         group = duplicate_groups(val.product_id, val.image_digest)

@@ -7,17 +7,18 @@
 A category given in the source is ignored.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.artifact import begin, digest_of
 from features.bottlenecks import Store
 from features.errors import ShelfmarkError
-from features.images import Limits, normalise
+from features.files import Place, remove
+from features.images import normalise
 from models.answers import product_bounds
 from models.bundle import Bundle
 from models.categorizer import unreadable
@@ -25,13 +26,19 @@ from pipeline import plan
 from pipeline.config import Config
 from pipeline.decisions import write_decisions
 from pipeline.extract import fill_store
-from pipeline.ingest import look, write_rejects
+from pipeline.ingest import write_rejects
+from pipeline.look import Look, limits_of, look
 from pipeline.sources import open_sources, read_unchanged
 from pipeline.stage import counts_of, log, only_job
 
 
 def categorize(
-    sources: list[str], bundle: Bundle, store: Path, output: Path, config: Config, beam: tuple[str, ...] = ()
+    sources: list[str],
+    bundle: Bundle,
+    store: Place,
+    output: Place,
+    config: Config,
+    beam: tuple[str, ...] = (),
 ) -> Mapping[str, int]:
     """Decides about every product of the sources.
 
@@ -50,23 +57,27 @@ def categorize(
         raise ShelfmarkError(f"{output}: not a .parquet; expected --output FILE.parquet; mend the name")
     if output.is_dir():
         raise ShelfmarkError(f"{output}: a directory; expected --output FILE.parquet; mend the name")
-    with only_job(output.with_name(output.name + ".lock")):
+    lock = output.with_name(output.name + ".lock")
+    with only_job(lock):
         counts = _categorize(sources, bundle, store, output, config, beam)
-    shutil.rmtree(output.with_name(output.name + ".lock"), ignore_errors=True)
+    remove(lock)
     return counts
 
 
 def _categorize(
-    sources: list[str], bundle: Bundle, store: Path, output: Path, config: Config, beam: tuple[str, ...]
+    sources: list[str], bundle: Bundle, store: Place, output: Place, config: Config, beam: tuple[str, ...]
 ) -> dict[str, int]:
     opened = open_sources(sources)
     told = digest_of([[[source.name, source.told()] for source in opened], config.ingest.that_matter()])
-    work = begin(output, {"sources": told, "bundle": bundle.digest})
-    rows = look(opened, config.ingest, work, beam)
-    plan.refuse_flood(rows, config.ingest.max_rejected)
-    decisions = _decide(rows, bundle, Store(store / bundle.fingerprint), config)
-    rejects = _write_both(decisions, rows, output)
-    shutil.rmtree(work)
+    work = begin(
+        output.with_name(output.name + ".partial"), {"sources": told, "bundle": bundle.digest, "version": "2"}
+    )
+    looked = look(opened, config.ingest, work, beam)
+    index = plan.build_index(looked.tables(plan.COLUMNS))
+    rejects = _write_rejects(looked, index, config.ingest.max_rejected, output)
+    decisions = _decide(looked, index, bundle, Store(store / bundle.fingerprint), config)
+    write_decisions(decisions, output)
+    remove(work)
     counts = {
         str(status): int(count) for status, count in decisions["status"].value_counts().sort_index().items()
     }
@@ -76,17 +87,26 @@ def _categorize(
     return counts
 
 
-def _decide(rows: pd.DataFrame, bundle: Bundle, store: Store, config: Config) -> pd.DataFrame:
+def _write_rejects(looked: Look, index: plan.Index, max_rejected: float, output: Place) -> int:
+    """Writes the rejects, if there are any, and stops at a flood of them; returns how many they are."""
+    file = output.with_suffix(".rejects.parquet")
+    rejects = write_rejects(looked, index, file)
+    if not rejects:
+        file.unlink()
+    plan.refuse_flood(index, max_rejected, str(file))
+    return rejects
+
+
+def _decide(looked: Look, index: plan.Index, bundle: Bundle, store: Store, config: Config) -> pd.DataFrame:
     """Decisions sorted by product."""
-    named = rows[rows["product_id"] != ""]
-    images = named[named["reason"] == ""].sort_values(["product_id", "image_index"])
+    images = _readable(looked, index)
     digests = images["image_digest"].to_numpy(dtype=object)
 
     def read(chosen: np.ndarray) -> Iterator[bytes]:
-        limits, rows = Limits(max_pixels=config.ingest.max_pixels), images.iloc[chosen]
+        limits, rows = limits_of(config.ingest), images.iloc[chosen]
         columns = [rows[name] for name in ("file", "offset", "length", "image_digest")]
         for file, offset, length, digest in zip(*columns, strict=True):
-            yield normalise(read_unchanged(file, offset, length, digest), limits).jpeg
+            yield normalise(read_unchanged(file, offset, length, bytes.fromhex(digest)), limits).jpeg
 
     if len(images) and (store.find(digests).row < 0).any():
         fill_store(store, digests, read, bundle.backbone(), config.extract)
@@ -95,15 +115,16 @@ def _decide(rows: pd.DataFrame, bundle: Bundle, store: Store, config: Config) ->
     product_id = images["product_id"].to_numpy(dtype=object)[bounds[:-1]]
     categorizer = bundle.categorizer
     decided = categorizer.decide(product_id, categorizer.answer(store.rows(places.shard, places.row), bounds))
-    silent = sorted(set(named["product_id"]) - set(product_id))
-    return pd.concat([decided, unreadable(silent)]).sort_values("product_id", ignore_index=True)
+    silent = np.bincount(index.product[index.good], minlength=len(index.product_id)) == 0
+    unread = unreadable(index.product_id.filter(pa.array(silent)).to_pylist())
+    return pd.concat([decided, unread]).sort_values("product_id", ignore_index=True)
 
 
-def _write_both(decisions: pd.DataFrame, rows: pd.DataFrame, output: Path) -> int:
-    """Writes the rejects, if there are any, then the decisions; returns the number of rejects."""
-    told = output.with_suffix(".rejects.parquet")
-    rejects = write_rejects(rows, told)
-    if not rejects:
-        told.unlink()
-    write_decisions(decisions, output)
-    return rejects
+def _readable(looked: Look, index: plan.Index) -> pd.DataFrame:
+    """The readable images, sorted by product: product_id, file, offset, length, image_digest (hex)."""
+    names = ["product_id", "file", "offset", "length", "image_digest", "reason"]
+    tables = [table.filter(pc.equal(table["reason"], "")).drop("reason") for table in looked.tables(names)]
+    rows = np.argsort(index.product[index.good], kind="stable")
+    images = pa.concat_tables(tables).take(pa.array(rows)).to_pandas()
+    images["image_digest"] = [digest.hex() for digest in images["image_digest"]]
+    return images

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from features.errors import ShelfmarkError, run_command
+from features.files import Place, place
 
 if TYPE_CHECKING:
     from pipeline.run import Run
@@ -29,12 +30,27 @@ def main(arguments: list[str] | None = None) -> None:
     run_command(shelfmark, "shelfmark", arguments[:cut], obj=tuple(arguments[cut + 1 :]))
 
 
+class _PlaceType(click.ParamType):
+    """A path, or a place on an object store."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: Any, context: Any) -> Place:
+        """From the text that was given."""
+        if not str(value).strip():
+            self.fail("empty; expected a path, or a place as in s3://bucket/shop", param, context)
+        return place(value) if isinstance(value, str) else cast(Place, value)
+
+
+PLACE = _PlaceType()
+
+
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every stage."""
     path = click.Path(path_type=Path)
     options = [
         click.option(
-            "--workspace", type=path, required=True, help="Directory of all runs, releases and the store."
+            "--workspace", type=PLACE, required=True, help="Directory of all runs, releases and the store."
         ),
         click.option("--run", "name", help="Name of the run; default: the ISO week, as in 2026-W47."),
         click.option("--config", "file", type=path, help="TOML file of settings."),
@@ -53,9 +69,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-_taxonomy = click.option(
-    "--taxonomy", type=click.Path(path_type=Path), help="CSV of category_id, category_level1, …"
-)
+_taxonomy = click.option("--taxonomy", type=PLACE, help="CSV of category_id, category_level1, …")
 
 
 class _Commands(click.Group):
@@ -82,7 +96,7 @@ def shelfmark() -> None:
 @contextmanager
 def _run(
     name: str | None,
-    workspace: Path,
+    workspace: Place,
     file: Path | None,
     sets: tuple[str, ...],
     given: dict[str, Any],
@@ -117,7 +131,12 @@ def _stage(function: Callable[..., None]) -> Callable[..., None]:
 
     @_common
     def command(
-        workspace: Path, name: str | None, file: Path | None, sets: tuple[str, ...], debug: bool, **given: Any
+        workspace: Place,
+        name: str | None,
+        file: Path | None,
+        sets: tuple[str, ...],
+        debug: bool,
+        **given: Any,
     ) -> None:
         settings = {option: given.pop(option) for option in ("backbone", "weights", "image_size", "seed")}
         fresh = function.__name__ in ("ingest", "retrain")
@@ -134,7 +153,7 @@ def _stage(function: Callable[..., None]) -> Callable[..., None]:
 @_sources
 @_taxonomy
 @_stage
-def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Path | None) -> None:
+def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None:
     """Converts a catalogue to records: every image checked, every product in train, val or test.
 
     SOURCE is a .bson file (Cdiscount), a folder of photos, or a .csv or .parquet manifest. Options after --
@@ -242,7 +261,7 @@ def report(run: "Run") -> None:
 @_sources
 @_taxonomy
 @_stage
-def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Path | None) -> None:
+def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None:
     """Does the whole weekly run, and releases the bundle if it is better than the one in service.
 
     Run again, it does nothing again; with other settings it remakes what depends on them; killed, it
@@ -262,13 +281,11 @@ def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Path | None) -> None
 @_sources
 @click.option(
     "--workspace",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     required=True,
     help="Directory with the release in service.",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), required=True, help="FILE.parquet for the decisions."
-)
+@click.option("--output", type=PLACE, required=True, help="FILE.parquet for the decisions.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
@@ -276,8 +293,8 @@ def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Path | None) -> None
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def categorize(
     sources: tuple[str, ...],
-    workspace: Path,
-    output: Path,
+    workspace: Place,
+    output: Place,
     file: Path | None,
     sets: tuple[str, ...],
     debug: bool,

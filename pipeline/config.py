@@ -37,6 +37,7 @@ class Ingest(Section):
     min_products: Positive = 20  # products; smaller categories are dropped (S1)
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.10  # share of the images; more stops the run
     max_pixels: Positive = 50_000_000  # px, declared; larger photos are refused
+    placeholder_products: Annotated[int, Field(ge=2)] = 100  # an image of so many is a photo of none of them
     unit_bytes: Positive = 64 * 2**20  # bytes of source images per unit of work and per output shard
     unit_images: Positive = 2000  # images per unit of work, for sources of single files
 
@@ -73,6 +74,7 @@ class Train(Section):
     decay: Annotated[float, Field(ge=0)] = 7e-5  # per step
     epochs: Positive = 200  # at most
     patience: Positive = 30  # epochs without a better FIT accuracy before training stops
+    placeholders: bool = True  # learn from placeholder images, too
 
 
 class Calibration(Section):

@@ -1,10 +1,9 @@
 """decisions.parquet: one row a product, the same from batch and from evaluation."""
 
-from pathlib import Path
-
 import pandas as pd
 import pyarrow as pa
 
+from features.files import Place
 from pipeline.units import write_table
 
 SCHEMA = pa.schema(
@@ -21,6 +20,6 @@ SCHEMA = pa.schema(
 )
 
 
-def write_decisions(decisions: pd.DataFrame, file: Path) -> None:
+def write_decisions(decisions: pd.DataFrame, file: Place) -> None:
     """Writes decisions, whole or not at all."""
     write_table(pa.Table.from_pandas(decisions, SCHEMA, preserve_index=False), file)

@@ -35,7 +35,8 @@ def demo(workspace: Path) -> None:
         retrain(run, [str(drawn.catalogue)], drawn.taxonomy)
     output = workspace / "decisions.parquet"
     categorize([str(drawn.catalogue)], require_release(workspace), run.store, output, config)
-    print(_told(run.path, drawn, pd.read_parquet(output), output, config.backbone.weights == "random"))
+    path = workspace / "runs" / name
+    print(_told(path, drawn, pd.read_parquet(output), output, config.backbone.weights == "random"))
 
 
 def _config() -> Config:

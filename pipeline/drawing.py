@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from features.artifact import write_whole
+from features.files import write_whole
 
 PRODUCTS = 3000
 SIDE = 180  # px of a photo, as Cdiscount's

@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from features.artifact import Artifact, write_whole
+from features.artifact import Artifact
+from features.files import Place, write_whole
 from models import metrics
 from models.answers import Answers, product_bounds
 from models.bundle import THRESHOLDS, load_asked, read_rules
@@ -71,8 +72,8 @@ def evaluate(
     bottlenecks: Artifact,
     head: Artifact,
     thresholds: Artifact,
-    store: Path,
-    out: Path,
+    store: Place,
+    out: Place,
     settings: Calibration,
 ) -> Artifact:
     """Grades the categorizer on every part of the catalogue.
@@ -88,7 +89,7 @@ def evaluate(
     """
 
     def make(work: Path) -> Mapping[str, Any]:
-        categorizer = Categorizer(load_asked(head.path), read_rules(thresholds.file(THRESHOLDS)))
+        categorizer = Categorizer(load_asked(head.folder()), read_rules(thresholds.file(THRESHOLDS)))
         category = categories_of(records)
         parts = {name: open_part(bottlenecks, store, name) for name in ("train", "val", "test")}
         trained = set(parts["train"].image_digest)

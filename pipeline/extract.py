@@ -19,6 +19,7 @@ from features.artifact import Artifact
 from features.backbones import Backbone, extract
 from features.bottlenecks import Store, StoredRows
 from features.errors import ShelfmarkError
+from features.files import Place
 from features.records import read_images
 from pipeline.config import Extract
 from pipeline.stage import Progress, stage
@@ -28,7 +29,7 @@ VERSION = 1
 
 
 def extract_records(
-    records: Artifact, backbone: Backbone, store: Path, out: Path, settings: Extract
+    records: Artifact, backbone: Backbone, store: Place, out: Place, settings: Extract
 ) -> Artifact:
     """Puts the bottlenecks of all images in `records` into the store and writes the index.
 
@@ -120,7 +121,7 @@ class Part:
         return Part(self.product_id[chosen], self.image_digest[chosen], self.rows.only(chosen))
 
 
-def open_part(bottlenecks: Artifact, store: Path, split: str) -> Part:
+def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
     """The images of a split ("train", "val", "test") with their bottlenecks."""
     index = pd.read_parquet(bottlenecks.file("index.parquet"), filters=[("split", "==", split)])
     shelf = Store(store / bottlenecks.summary["fingerprint"])

@@ -1,57 +1,69 @@
 """Ingest: sources → records, by a plan that never shuffles images.
 
-    look   a unit of the source  → _look/unit-00000.parquet   every image fully checked; where its bytes stand
-    plan   all rows of the look  → _plan/unit-00000.parquet   products, parts, output units (pipeline/plan.py)
+    look   a unit of the source  → _look/unit-00000.parquet   every image fully checked (pipeline/look.py)
+    plan   numbers of all rows   → products, parts, output units (pipeline/plan.py), and with a second reading
+                                   _plan/piece-0000.arrow      what the writers need, a batch an output unit
     write  an output unit        → train/val/test-00000-of-00008.tfrecord and its rows of images.parquet
 
     records/  <part>-<i>-of-<n>.tfrecord
-              images.parquet  products.parquet  rejects.parquet  taxonomy.csv  manifest.json
+              images.parquet  products.parquet  rejects.parquet  duplicates.parquet
+              taxonomy.csv  manifest.json
 
 Every image that came in is in exactly one of: records, rejects, products whose split is none or dropped.
 """
 
 import functools
 import hashlib
+import itertools
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.artifact import Artifact, file_digest, write_whole
+from features.artifact import TOLD, Artifact, file_digest
 from features.errors import ShelfmarkError
-from features.images import Limits, Refused, normalise
-from features.product import DROPPED, NONE, PARTS, ProductImage
+from features.files import Place, local, place, write_whole, writing
+from features.images import Limits, normalise
+from features.product import DROPPED, NONE, PARTS, SPLITS, ProductImage
 from features.records import frame, serialise
 from models.taxonomy import Paths, build_taxonomy, read_paths, write_taxonomy
 from pipeline import plan
 from pipeline.config import Ingest
-from pipeline.sources import Source, SourceImage, Unit, open_sources, read_unchanged, read_unit
+from pipeline.duplicates import (
+    Shared,
+    SharedDigests,
+    contradictions,
+    duplicates_table,
+    find_placeholders,
+    find_shared,
+)
+from pipeline.look import LOOK, Look, limits_of, look
+from pipeline.plan import Index, Products
+from pipeline.sources import open_sources, read_unchanged
 from pipeline.stage import log, stage
 from pipeline.units import run_units, unit_file, write_table
 
-VERSION = 1
-LOOK = pa.schema(
-    [
-        (name, pa.string())
-        for name in ("product_id", "category", "split", "seller", "file", "image_digest", "reason", "detail")
-    ]
-    + [("offset", pa.int64()), ("length", pa.int64()), ("kept", pa.bool_())]
+VERSION = 2
+PIECE_ROWS = 500_000  # rows of the plan in memory at a time, about 150 bytes each
+DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, size and sha256 of its shards
+PIECE = pa.schema(
+    [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
+    + [("image_index", pa.int32()), ("offset", pa.int64()), ("length", pa.int32())]
+    + [("image_digest", pa.binary(32)), ("kept", pa.bool_()), ("placeholder", pa.bool_())]
 )
 IMAGES = pa.schema(
     [(name, pa.string()) for name in ("product_id", "split", "image_digest", "file")]
-    + [("image_index", pa.int32()), ("offset", pa.int64()), ("length", pa.int64())]
-)
-PRODUCTS = pa.schema(
-    [
-        ("product_id", pa.string()),
-        ("category", pa.string()),
-        ("split", pa.string()),
-        ("images", pa.int32()),
-        ("seller", pa.string()),
+    + [
+        ("image_index", pa.int32()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("placeholder", pa.bool_()),
     ]
 )
 REJECTS = pa.schema(
@@ -62,18 +74,18 @@ REJECTS = pa.schema(
 
 def ingest(
     sources: list[str],
-    out: Path,
+    out: Place,
     settings: Ingest,
     *,
     seed: int = 0,
-    taxonomy: Path | None = None,
+    taxonomy: Place | None = None,
     known: Path | None = None,
     beam: tuple[str, ...] = (),
 ) -> Artifact:
     """Converts sources to records.
 
     Args:
-        sources: paths of BSON files, folders, manifests.
+        sources: paths or URLs of BSON files, folders, manifests.
         out: the artifact's directory.
         settings: the section [ingest].
         seed: order of the records.
@@ -97,187 +109,260 @@ def ingest(
         "known": file_digest(known) if known else "none",
     }
 
-    def make(work: Path) -> Mapping[str, Any]:
+    def make(work: Place) -> Mapping[str, Any]:
         paths = (
-            read_paths(taxonomy) if taxonomy else sum((source.paths() for source in opened), start=Paths())
+            read_paths(local(taxonomy))
+            if taxonomy
+            else sum((source.paths() for source in opened), start=Paths())
         )
-        rows = look(opened, settings, work, beam)
-        if taxonomy:
-            plan.refuse_unknown_categories(rows, {category for category, _ in paths})
-        plan.refuse_flood(rows, settings.max_rejected)
-        products = plan.plan_products(rows, _known(known), settings.min_products)
+        categories = frozenset(category for category, _ in paths) if taxonomy else None
+        looked = look(opened, settings, work, beam, categories)
+        index = plan.build_index(looked.tables(plan.COLUMNS))
+        write_rejects(looked, index, work / "rejects.parquet")
+        plan.refuse_flood(index, settings.max_rejected, str(work / "rejects.parquet"))
+        products = plan.plan_products(index, pq.read_table(known) if known else None, settings.min_products)
         plan.require_learnable(products, settings.min_products)
-        _write(rows, products, settings, seed, work, beam)
-        tree_conflicts = _write_tables(rows, products, paths, work)
-        return _summary(rows, products) | {"categories_in_two_places": tree_conflicts}
+        layout = lay_out(index, products, settings, seed)
+        summary = _summary(index, products, layout)
+        del index  # its memory is for the pieces now
+        write_plan(looked, products, layout, work)
+        conflicts = _write_taxonomy(paths, products, work)
+        parts = [part for part in PARTS if SPLITS.index(part) in products.split]
+        _write_shards(parts, layout.units, settings, seed, work, beam)
+        return summary | {"categories_in_two_places": conflicts}
 
-    return stage(out, kind="records", version=VERSION, made_from=made_from, make=make)
-
-
-# Look
-
-
-def look(sources: list[Source], settings: Ingest, work: Path, beam: tuple[str, ...]) -> pd.DataFrame:
-    """Checks every image of the sources; one row an image (or product without any), in the sources' order.
-
-    Args:
-        sources: opened.
-        settings: the section [ingest].
-        work: directory for the finished units, `_look/`.
-        beam: Beam's own options.
-
-    Returns:
-        The columns of LOOK, image_index (position among the product's images) and source (for people).
-    """
-    folder = work / "_look"
-    folder.mkdir(parents=True, exist_ok=True)
-    for listing in folder.glob("listing-*"):
-        listing.unlink()
-    units = [
-        unit for source in sources for unit in source.units(folder, settings.unit_bytes, settings.unit_images)
-    ]
-    run_units("check images", units, functools.partial(_look_unit, limits=_limits(settings)), folder, beam)
-    rows = pa.concat_tables(
-        pq.read_table(unit_file(folder, number)) for number in range(len(units))
-    ).to_pandas()
-    rows["source"] = rows[
-        "file"
-    ]  # for people, without what is above the source: it may stand elsewhere next week
-    for source in sources:
-        rows["source"] = rows["source"].str.removeprefix(f"{source.path.parent}/")
-    rows["image_index"] = rows.groupby("product_id", sort=False).cumcount().astype(np.int32)
-    return rows
+    return stage(out, kind="records", version=VERSION, made_from=made_from, make=make, shared=True)
 
 
-def _limits(settings: Ingest) -> Limits:
-    return Limits(max_pixels=settings.max_pixels)
+# The account
 
 
-def _look_unit(unit: Unit, done: Path, limits: Limits) -> None:
-    rows = [_look_image(image, limits) for image in read_unit(unit)]
-    write_table(pa.Table.from_pylist(rows, LOOK), done)
+def write_rejects(looked: Look, index: Index, rejects: Place) -> int:
+    """Writes the refused images and returns how many they are."""
+    numbers, start = plan.image_indices(index.product), 0
+    with writing(rejects) as working, pq.ParquetWriter(working, REJECTS) as writer:
+        for table in looked.tables(["product_id", "file", "reason", "detail"]):
+            number = pa.array(numbers[start : start + len(table)])
+            start += len(table)
+            refused = pc.and_(pc.not_equal(table["reason"], ""), pc.not_equal(table["reason"], plan.NO_IMAGE))
+            told = table.append_column("image_index", number).filter(refused)
+            if len(told):
+                told = told.append_column("source", looked.names(told["file"]))
+                writer.write_table(told.select(REJECTS.names).cast(REJECTS))
+    return sum(index.reasons().values())
 
 
-def _look_image(image: SourceImage, limits: Limits) -> dict[str, Any]:
-    row = {
-        name: getattr(image, name) for name in LOOK.names if name not in ("image_digest", "length", "kept")
+def _summary(index: Index, products: Products, layout: "Layout") -> dict[str, Any]:
+    """Counts of the closed account."""
+    images = np.bincount(products.split, weights=products.images, minlength=len(SPLITS)).astype(int)
+    of_split = dict(zip(SPLITS, images.tolist(), strict=True))
+    dropped = products.split == SPLITS.index(DROPPED)
+    small = len(np.unique(products.category.code[dropped]))
+    if small:
+        told = f"{dropped.sum():,} products dropped in {small:,} categories that are too small"
+        log.info("records: %s", told)
+    return {
+        "products": len(products.split),
+        "images": index.images(),
+        "records": {part: of_split[part] for part in PARTS},
+        "rejects": dict(sorted(index.reasons().items())),
+        "uncategorized_products": int((products.category.code == 0).sum()),
+        "uncategorized_images": of_split[NONE],
+        "dropped_products": int(dropped.sum()),
+        "dropped_images": of_split[DROPPED],
+        "dropped_categories": small,
+        "unreadable_products": int((products.images == 0).sum()),
+        "products_in_two_categories": products.in_two_categories,
+        "images_of_several_products": len(layout.shared.row),
+        "images_in_several_categories": contradictions(layout.shared, products),
+        "placeholder_images": int(layout.placeholder.sum()),
     }
-    row |= {"image_digest": "", "length": len(image.data), "kept": False}
-    if not image.reason:
-        row["image_digest"] = hashlib.sha256(image.data).hexdigest()
-        try:
-            row["kept"] = normalise(image.data, limits).kept
-        except Refused as refused:
-            row |= {"reason": refused.reason, "detail": refused.detail}
-    return row
 
 
-# Write
+# The plan, as the writers and people read it
 
 
-def _known(splits: Path | None) -> "pd.Series[str]":
-    if splits is None:
-        return pd.Series(dtype=object)
-    return pd.read_parquet(splits).set_index("product_id")["split"]
+@dataclass(frozen=True)
+class Layout:
+    """What becomes of every row of the look (n,), as far as the writers need it."""
+
+    unit: np.ndarray  # (n,) int32, output unit; -1 where the row is not taken
+    units: int
+    product: np.ndarray  # (n,) int32, place among the products
+    image_index: np.ndarray  # (n,) int32
+    placeholder: np.ndarray  # (n,) bool
+    shared: Shared
 
 
-def _write(
-    rows: pd.DataFrame, products: pd.DataFrame, settings: Ingest, seed: int, work: Path, beam: tuple[str, ...]
-) -> None:
-    """Writes the shards: the plan's units as tables for the workers, then the workers."""
-    taken = plan.plan_units(rows, products, seed, settings.unit_bytes)
-    told = products.set_index("product_id")
-    folder = work / "_plan"
-    folder.mkdir(exist_ok=True)
-    for number, positions in enumerate(taken):
-        unit = rows.iloc[positions].copy()
-        for name in ("category", "split", "seller"):
-            unit[name] = unit["product_id"].map(told[name])
-        write_table(pa.Table.from_pandas(unit, preserve_index=False), unit_file(folder, number))
-    parts = [part for part in PARTS if (products["split"] == part).any()]
-    write = functools.partial(
-        _write_unit, work=work, parts=parts, count=len(taken), seed=seed, limits=_limits(settings)
-    )
-    run_units("write records", list(range(len(taken))), write, work / "_images", beam)
+def lay_out(index: Index, products: Products, settings: Ingest, seed: int) -> Layout:
+    """Where every row goes."""
+    unit, units = plan.plan_units(index, products, seed, settings.unit_bytes)
+    shared = find_shared(index)
+    placeholder = find_placeholders(index, shared, settings.placeholder_products)
+    return Layout(unit, units, index.product, plan.image_indices(index.product), placeholder, shared)
 
 
-def _write_unit(
-    number: int, done: Path, *, work: Path, parts: list[str], count: int, seed: int, limits: Limits
-) -> None:
-    """Writes one shard of every part, in an order of its own, and the rows of its images."""
-    unit = pd.read_parquet(unit_file(work / "_plan", number))
-    records = [frame(serialise(image)) for image in _read_images(unit, limits)]
-    order = np.random.default_rng([seed, number]).permutation(len(unit))
-    written = []
-    for part in parts:
-        name = f"{part}-{number:05d}-of-{count:05d}.tfrecord"
-        chosen = [row for row in order if unit["split"].iat[row] == part]
-        write_whole(work / name, b"".join(records[row] for row in chosen))
-        table = unit.iloc[chosen][["product_id", "split", "image_digest", "image_index"]].assign(file=name)
-        lengths = np.array([len(records[row]) for row in chosen], dtype=np.int64)
-        written.append(table.assign(length=lengths, offset=np.cumsum(lengths) - lengths))
-    write_table(pa.Table.from_pandas(pd.concat(written), IMAGES, preserve_index=False), done)
+def write_plan(looked: Look, products: Products, layout: Layout, work: Place) -> None:
+    """Writes products, duplicates, and the planned rows in pieces with a batch for every output unit."""
+    write_table(products.table(), work / "products.parquet")
+    digests = SharedDigests(layout.shared)
+    names = [
+        name for name in PIECE.names if name in LOOK.names and name not in ("category", "split", "seller")
+    ]
+    (work / "_plan").mkdir(exist_ok=True)
+    for piece in (work / "_plan").glob("piece-*"):
+        piece.unlink()
+    start, written, waiting = 0, 0, list[pa.Table]()
+    for table in looked.tables(names):
+        digests.see(start, table["image_digest"])
+        waiting.append(_planned(table, start, products, layout))
+        start += len(table)
+        if start == len(layout.unit) or sum(map(len, waiting)) > PIECE_ROWS:
+            _write_piece(
+                pa.concat_tables(waiting), layout.units, work / "_plan" / f"piece-{written:04d}.arrow"
+            )
+            written += 1
+            waiting.clear()
+    table = duplicates_table(layout.shared, digests.texts(), layout.placeholder, products)
+    write_table(table, work / "duplicates.parquet")
 
 
-def _read_images(unit: pd.DataFrame, limits: Limits) -> Iterator[ProductImage]:
-    """Reads a unit's images in the source's order and makes them strict JPEGs."""
-    row: Any
-    for row in unit.itertuples(index=False):
-        data = read_unchanged(row.file, row.offset, row.length, row.image_digest)
-        jpeg = data if row.kept else normalise(data, limits).jpeg
-        yield ProductImage(
-            row.product_id, row.image_index, row.category, row.split, row.seller, row.image_digest, jpeg
-        )
+def _planned(table: pa.Table, start: int, products: Products, layout: Layout) -> pa.Table:
+    """The taken rows of a table of the look that begins at row `start`, with what was decided of them."""
+    taken = start + np.flatnonzero(layout.unit[start : start + len(table)] >= 0)
+    product = layout.product[taken]
+    columns = {name: table[name].take(pa.array(taken - start)) for name in table.column_names} | {
+        "category": products.category.only(product).texts(),
+        "split": pa.array(SPLITS).take(pa.array(products.split[product])),
+        "seller": products.seller.only(product).texts(),
+        "image_index": layout.image_index[taken],
+        "placeholder": layout.placeholder[taken],
+        "unit": layout.unit[taken],
+    }
+    return pa.table(columns)
 
 
-# Tables
+def _write_piece(rows: pa.Table, units: int, piece: Place) -> None:
+    """Writes planned rows as an Arrow file, batch u for output unit u, each in the source's order."""
+    unit = rows["unit"].to_numpy()
+    order = np.argsort(unit, kind="stable")
+    rows = rows.select(PIECE.names).take(pa.array(order)).combine_chunks()
+    bounds = np.searchsorted(unit[order], np.arange(units + 1))
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with writing(piece) as working, pa.ipc.new_file(working, PIECE, options=options) as writer:
+        for first, last in itertools.pairwise(bounds.tolist()):
+            batches = rows.slice(first, last - first).to_batches()
+            writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], PIECE))
 
 
-def _write_tables(rows: pd.DataFrame, products: pd.DataFrame, paths: Paths, work: Path) -> int:
-    """Writes images, products, rejects and the taxonomy; returns how many categories stand in two places."""
-    units = len(list((work / "_images").glob("unit-*.parquet")))
-    images = pa.concat_tables(pq.read_table(unit_file(work / "_images", number)) for number in range(units))
-    write_table(images, work / "images.parquet")
-    known = products.assign(
-        **{name: products[name].where(products[name] != "", None) for name in ("category", "seller")}
-    )
-    write_table(pa.Table.from_pandas(known, PRODUCTS, preserve_index=False), work / "products.parquet")
-    write_rejects(rows, work / "rejects.parquet")
-    learnt = set(products.loc[products["split"].isin(PARTS), "category"])
-    tree, conflicts = build_taxonomy(paths, learnt)
-    write_taxonomy(tree, work / "taxonomy.csv")
+def _write_taxonomy(paths: Paths, products: Products, work: Place) -> int:
+    """Writes the tree of what is learnt; returns how many categories stand in two places."""
+    codes = np.unique(products.category.code[products.split < len(PARTS)])
+    tree, conflicts = build_taxonomy(paths, {products.category.values[code] for code in codes})
+    with writing(work / "taxonomy.csv") as working:
+        write_taxonomy(tree, working)
     return conflicts
 
 
-def write_rejects(rows: pd.DataFrame, file: Path) -> int:
-    """Writes the refused images, if any or none; returns how many they are."""
-    rejects = rows[(rows["reason"] != "") & (rows["reason"] != plan.NO_IMAGE)]
-    write_table(pa.Table.from_pandas(rejects, REJECTS, preserve_index=False), file)
-    return len(rejects)
+# Shards
 
 
-def _summary(rows: pd.DataFrame, products: pd.DataFrame) -> dict[str, Any]:
-    """Counts of the closed account."""
-    images = products.groupby("split")["images"].sum()
-    rejects = rows.loc[(rows["reason"] != "") & (rows["reason"] != plan.NO_IMAGE), "reason"]
-    dropped = products["split"] == DROPPED
-    if dropped.any():
-        smallest = products.loc[dropped, "category"].nunique()
-        log.info(
-            "records: %s products dropped in %s categories that are too small",
-            f"{dropped.sum():,}",
-            f"{smallest:,}",
-        )
-    return {
-        "products": len(products),
-        "images": int((rows["reason"] != plan.NO_IMAGE).sum()),
-        "records": {part: int(images.get(part, 0)) for part in PARTS},
-        "rejects": {reason: int(count) for reason, count in sorted(rejects.value_counts().items())},
-        "uncategorized_products": int((products["category"] == "").sum()),
-        "uncategorized_images": int(images.get(NONE, 0)),
-        "dropped_products": int(dropped.sum()),
-        "dropped_images": int(images.get(DROPPED, 0)),
-        "dropped_categories": int(products.loc[dropped, "category"].nunique()),
-        "unreadable_products": int((products["images"] == 0).sum()),
-        "products_in_two_categories": plan.conflicts(rows),
+def _write_shards(
+    parts: list[str], units: int, settings: Ingest, seed: int, work: Place, beam: tuple[str, ...]
+) -> None:
+    """Writes the shards of all output units, then images.parquet from what the writers say of them."""
+    pieces = [str(piece) for piece in (work / "_plan").glob("piece-*.arrow")]
+    write = functools.partial(
+        _write_unit, pieces=sorted(pieces), work=str(work), parts=parts, count=units, seed=seed,
+        limits=limits_of(settings),
+    )  # fmt: skip
+    run_units("write records", list(range(units)), write, work / "_images", beam)
+    digests: dict[str, Any] = {}
+    with writing(work / "images.parquet") as working, pq.ParquetWriter(working, IMAGES) as writer:
+        for number in range(units):
+            with unit_file(work / "_images", number).open("rb") as file:
+                table = pq.read_table(file)
+            digests |= json.loads(table.schema.metadata[DIGESTS])
+            writer.write_table(table.replace_schema_metadata())
+    write_whole(work / TOLD, json.dumps(digests).encode())
+
+
+def _write_unit(
+    number: int,
+    done: Place,
+    *,
+    pieces: list[str],
+    work: str,
+    parts: list[str],
+    count: int,
+    seed: int,
+    limits: Limits,
+) -> None:
+    """Writes one shard of every part, in an order of its own, and the rows of its images."""
+    images = _read_plan(pieces, number)
+    records = [frame(serialise(image)) for image in _read_images(images, limits)]
+    split = images["split"].to_numpy()
+    order = np.random.default_rng([seed, number]).permutation(len(records))
+    digests, tables = {}, []
+    for part in parts:
+        name = f"{part}-{number:05d}-of-{count:05d}.tfrecord"
+        chosen = order[split[order] == part]
+        digests[name] = _write_shard([records[row] for row in chosen], place(work) / name)
+        tables.append(_image_rows(images.take(pa.array(chosen)), [len(records[row]) for row in chosen], name))
+    table = pa.concat_tables(tables).replace_schema_metadata({DIGESTS: json.dumps(digests)})
+    write_table(table, done)
+
+
+def _read_plan(pieces: list[str], number: int) -> pa.Table:
+    """The planned rows of an output unit."""
+    batches = []
+    for piece in pieces:
+        with place(piece).open("rb") as file:
+            batches.append(pa.ipc.open_file(file).get_batch(number))
+    return pa.Table.from_batches(batches, PIECE)
+
+
+def _read_images(images: pa.Table, limits: Limits) -> Iterator[ProductImage]:
+    """Reads a unit's images in the source's order and makes them strict JPEGs."""
+    names = (
+        "product_id",
+        "image_index",
+        "category",
+        "split",
+        "seller",
+        "image_digest",
+        "file",
+        "offset",
+        "length",
+    )
+    columns = [images[name].to_pylist() for name in (*names, "kept")]
+    for product_id, number, category, split, seller, digest, file, offset, length, kept in zip(
+        *columns, strict=True
+    ):
+        data = read_unchanged(file, offset, length, digest)
+        jpeg = data if kept else normalise(data, limits).jpeg
+        yield ProductImage(product_id, number, category, split, seller or "", digest.hex(), jpeg)
+
+
+def _write_shard(records: list[bytes], shard: Place) -> dict[str, Any]:
+    """Writes a shard; its size and sha256, so that nobody has to read it again for them."""
+    digest = hashlib.sha256()
+    with writing(shard) as working, open(working, "wb") as file:
+        for record in records:
+            digest.update(record)
+            file.write(record)
+    return {"size": sum(map(len, records)), "sha256": digest.hexdigest()}
+
+
+def _image_rows(images: pa.Table, lengths: list[int], shard: str) -> pa.Table:
+    """The rows of images.parquet of one shard."""
+    length = np.array(lengths, dtype=np.int64)
+    columns = {name: images[name] for name in ("product_id", "split", "image_index", "placeholder")} | {
+        "image_digest": pa.array(
+            [digest.hex() for digest in images["image_digest"].to_pylist()], pa.string()
+        ),
+        "file": pa.array([shard] * len(length), pa.string()),
+        "offset": np.cumsum(length) - length,
+        "length": length,
     }
+    return pa.table(columns).select(IMAGES.names).cast(IMAGES)

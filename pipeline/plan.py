@@ -1,121 +1,286 @@
-"""The plan of an ingest, on tables alone: rows of a look → products with their parts → output units.
+"""The plan of an ingest, on arrays alone: rows of a look → products with their parts → output units.
 
-rows      one an image: product_id, category, split, seller, file, offset, length, image_digest, kept, reason,
-          detail
-products  one a product: product_id, category, split, images (readable ones), seller
+Index      n rows (an image each, or a product without any) and p products, in 30 bytes a row
+Products   one a product, sorted by id: category, split, readable images, seller
 """
 
-from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.errors import ShelfmarkError
-from features.product import DROPPED, NONE, PARTS, split_products
+from features.product import DROPPED, NONE, PARTS, SPLITS, TRAIN, split_products
 
-RUN_BYTES = (
-    2**20
-)  # neighbouring images that stay together; a source's order is not random: runs are dealt out
+RUN_BYTES = 2**20  # neighbouring images stay together; a source's order is not random: runs are dealt out
 NO_IMAGE = "no_image"  # the reason of a row that stands for a product without any image
+TEXTS = ("category", "split", "seller", "reason")
+COLUMNS = ["product_id", "order_key", *TEXTS, "length", "image_digest", "flat"]  # of a look, for the index
 
 
-def refuse_unknown_categories(rows: pd.DataFrame, known: set[str]) -> None:
-    """Marks the images of products whose category the taxonomy does not know (in place)."""
-    unknown = (rows["reason"] == "") & (rows["category"] != "") & ~rows["category"].isin(known)
-    rows.loc[unknown, "reason"] = "unknown_category"
-    rows.loc[unknown, "detail"] = "category " + rows.loc[unknown, "category"] + " is not in the taxonomy"
+@dataclass(frozen=True)
+class Coded:
+    """Texts as places in a list of the distinct ones, of which the first is ""."""
+
+    values: list[str]
+    code: np.ndarray  # (n,) int32
+
+    def only(self, chosen: np.ndarray) -> "Coded":
+        """Those at the chosen places."""
+        return Coded(self.values, self.code[chosen])
+
+    def texts(self) -> pa.Array:
+        """The texts, null for ""."""
+        code = pa.array(self.code, mask=self.code == 0)
+        return pa.DictionaryArray.from_arrays(code, pa.array(self.values, pa.string())).cast(pa.string())
 
 
-def refuse_flood(rows: pd.DataFrame, max_rejected: float) -> None:
-    """Stops when more than `max_rejected` of the images are rejected.
+@dataclass(frozen=True)
+class Index:
+    """What the plan keeps of every row, in the sources' order."""
 
-    Raises:
-        ShelfmarkError: with the three most common reasons and an example.
-    """
-    images = rows[rows["reason"] != NO_IMAGE]
-    rejected = images[images["reason"] != ""]
-    if len(rejected) <= max_rejected * len(images):
-        return
-    reasons = Counter(rejected["reason"]).most_common(3)
-    example = rejected[rejected["reason"] == reasons[0][0]].iloc[0]
-    told = ", ".join(f"{reason} {count:,}" for reason, count in reasons)
-    raise ShelfmarkError(
-        f"{len(rejected):,} of {len(images):,} images rejected ({told}), for example {example['file']}: "
-        f"{example['detail']}; expected at most {max_rejected:.0%}; mend the source or raise "
-        "ingest.max_rejected"
+    product_id: pa.Array  # (p,) large_string, sorted
+    order_key: np.ndarray  # (p,) int64
+    product: np.ndarray  # (n,) int32, place in product_id; -1 where the source could not tell
+    category: Coded
+    split: Coded
+    seller: Coded
+    reason: Coded  # "" of a readable image
+    length: np.ndarray  # (n,) int32, bytes
+    digest_key: np.ndarray  # (n,) uint64, the first 8 bytes of the image's digest
+    flat: np.ndarray  # (n,) bool
+
+    @property
+    def good(self) -> np.ndarray:
+        """(n,) bool: a readable image."""
+        return self.reason.code == 0
+
+    def reasons(self) -> dict[str, int]:
+        """Rejected images by reason, the most common first."""
+        counts = np.bincount(self.reason.code, minlength=len(self.reason.values)).tolist()
+        told = sorted(zip(self.reason.values, counts, strict=True), key=lambda pair: -pair[1])
+        return {reason: count for reason, count in told if reason not in ("", NO_IMAGE) and count}
+
+    def images(self) -> int:
+        """Images that came in."""
+        values = self.reason.values
+        return len(self.product) - (
+            int(np.sum(self.reason.code == values.index(NO_IMAGE))) if NO_IMAGE in values else 0
+        )
+
+
+def build_index(tables: Iterable[pa.Table]) -> Index:
+    """The index of a look's tables (COLUMNS), of which one at a time is in memory."""
+    places: dict[str, dict[str, int]] = {name: {"": 0} for name in TEXTS}
+    pieces, ids, keys, first = [], [], [], 0
+    for table in tables:
+        product = table["product_id"].combine_chunks().dictionary_encode()
+        code = product.indices.to_numpy()
+        key = np.empty(len(product.dictionary), np.int64)
+        key[code] = table["order_key"].to_numpy()
+        ids.append(product.dictionary.cast(pa.large_string()))
+        keys.append(key)
+        piece = {name: _codes(table[name], places[name]) for name in TEXTS}
+        piece |= {name: table[name].to_numpy() for name in ("length", "flat")}
+        pieces.append(piece | {"product": code + first, "digest_key": _heads(table["image_digest"])})
+        first += len(key)
+    product_id, order_key, place = _sorted_ids(ids, keys)
+    coded = {name: Coded(list(places[name]), _joined(pieces, name, np.int32)) for name in TEXTS}
+    return Index(
+        product_id,
+        order_key,
+        place[_joined(pieces, "product", np.int64)],
+        **coded,
+        length=_joined(pieces, "length", np.int32),
+        digest_key=_joined(pieces, "digest_key", np.uint64),
+        flat=_joined(pieces, "flat", np.bool_),
     )
 
 
-def plan_products(rows: pd.DataFrame, known: pd.Series, min_products: int) -> pd.DataFrame:
-    """Products, sorted by id, with the part each falls into.
+def _codes(column: pa.ChunkedArray, places: dict[str, int]) -> np.ndarray:
+    """(n,) int32: the places of texts, new ones being added."""
+    local = column.combine_chunks().dictionary_encode()
+    known = [places.setdefault(text, len(places)) for text in local.dictionary.to_pylist()]
+    return np.array(known, np.int32)[local.indices.to_numpy()]
+
+
+def _heads(digests: pa.ChunkedArray) -> np.ndarray:
+    """(n,) uint64: the first 8 bytes, so that they sort as the digests do."""
+    whole = digests.combine_chunks()
+    width = whole.type.byte_width // 8
+    return np.frombuffer(whole.buffers()[1], ">u8")[::width][whole.offset :][: len(whole)].astype(np.uint64)
+
+
+def _joined(pieces: list[dict[str, np.ndarray]], name: str, dtype: type) -> np.ndarray:
+    """A column of all pieces, which lose it: memory holds it once."""
+    return np.concatenate([np.empty(0, dtype), *(piece.pop(name) for piece in pieces)], dtype=dtype)
+
+
+def _sorted_ids(ids: list[pa.Array], keys: list[np.ndarray]) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """Distinct ids, sorted; their keys; and for every id that came in its place among them, -1 for "".
+
+    Sorted, not hashed: as quick, and Arrow's hash table of 8 M ids takes 0.5 GB. Empties the lists.
+    """
+    every = pa.chunked_array(ids, pa.large_string()).combine_chunks()
+    key = np.concatenate([np.empty(0, np.int64), *keys])
+    ids.clear()
+    keys.clear()
+    order = pc.sort_indices(every).to_numpy()
+    every = every.take(pa.array(order))
+    new = np.ones(len(order), bool)
+    new[1:] = pc.not_equal(every[1:], every[:-1]).to_numpy(zero_copy_only=False)
+    nobody = len(every) > 0 and every[0].as_py() == ""
+    place = np.empty(len(order), np.int32)
+    place[order] = np.cumsum(new) - 1 - int(nobody)
+    first = np.flatnonzero(new)[int(nobody) :]
+    return every.take(pa.array(first)) if len(first) < len(every) else every, key[order[first]], place
+
+
+def refuse_flood(index: Index, max_rejected: float, rejects: str) -> None:
+    """Stops when more than `max_rejected` of the images are rejected.
 
     Args:
-        rows: of the look.
-        known: part by product_id, of the release in service.
+        index: of the look.
+        max_rejected: share.
+        rejects: where all of them are listed.
+
+    Raises:
+        ShelfmarkError: with the three most common reasons.
+    """
+    reasons = index.reasons()
+    rejected, images = sum(reasons.values()), index.images()
+    if rejected <= max_rejected * images:
+        return
+    told = ", ".join(f"{reason} {count:,}" for reason, count in list(reasons.items())[:3])
+    raise ShelfmarkError(
+        f"{rejected:,} of {images:,} images rejected ({told}); expected at most {max_rejected:.0%}; "
+        f"{rejects} lists them: mend the source or raise ingest.max_rejected"
+    )
+
+
+@dataclass(frozen=True)
+class Products:
+    """p products, sorted by id."""
+
+    product_id: pa.Array  # (p,) large_string
+    category: Coded
+    split: np.ndarray  # (p,) int8, place in SPLITS
+    images: np.ndarray  # (p,) int32, readable ones
+    seller: Coded
+    in_two_categories: int  # products whose rows name several
+
+    def table(self) -> pa.Table:
+        """products.parquet."""
+        columns = {
+            "product_id": self.product_id.cast(pa.string()),
+            "category": self.category.texts(),
+            "split": pa.array(SPLITS).take(pa.array(self.split)),
+            "images": self.images,
+            "seller": self.seller.texts(),
+        }
+        return pa.table(columns)
+
+
+def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Products:
+    """Products with the part each falls into.
+
+    Args:
+        index: of the look.
+        known: product_id and split of the release in service.
         min_products: smallest category that is learnt, unless its parts are given.
 
     A product whose rows disagree has the most common category (the first in the alphabet among equals).
     """
-    told = rows[rows["product_id"] != ""]
-    products = pd.DataFrame(
-        {"images": (told["reason"] == "").groupby(told["product_id"]).sum().astype(np.int32)}
-    )
-    for name in ("category", "split", "seller"):
-        products[name] = _most_common(told, name).reindex(products.index, fill_value="")
-    products = products.reset_index().sort_values("product_id", ignore_index=True)
-    learnable = (products["images"] > 0) & (products["category"] != "")
-    free = (learnable & (products["split"] == "")).to_numpy()
-    part = np.where(learnable, products["split"], NONE).astype(object)
-    ids = products["product_id"][free]
-    part[free] = split_products(
-        ids.to_numpy(),
-        products["category"][free].to_numpy(),
-        known.reindex(ids).fillna("").to_numpy(dtype=object),
-        min_products,
-    )
-    products["split"] = part
-    return products[["product_id", "category", "split", "images", "seller"]]
+    images = np.bincount(index.product[index.good], minlength=len(index.product_id)).astype(np.int32)
+    category, mixed = _most_common(index, index.category)
+    given = _most_common(index, index.split)[0]
+    seller = _most_common(index, index.seller)[0]
+    learnable = (images > 0) & (category > 0)
+    free = learnable & (given == 0)
+    parts = np.array([SPLITS.index(text or NONE) for text in index.split.values], np.int8)
+    split = np.where(learnable, parts[given], SPLITS.index(NONE)).astype(np.int8)
+    before = _known_parts(index.product_id, known)[free]
+    split[free] = split_products(index.order_key[free], category[free], before, min_products)
+    coded = [
+        Coded(texts.values, code) for texts, code in ((index.category, category), (index.seller, seller))
+    ]
+    return Products(index.product_id, coded[0], split, images, coded[1], mixed)
 
 
-def _most_common(rows: pd.DataFrame, name: str) -> pd.Series:
-    """The most common text of a column for each product; products without any have no row."""
-    counts = rows[rows[name] != ""].groupby(["product_id", name]).size().rename("rows").reset_index()
-    best = counts.sort_values(["product_id", "rows", name], ascending=[True, False, True])
-    return best.drop_duplicates("product_id").set_index("product_id")[name]
+def _most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
+    """(p,) int32: code of the most common text of each product's rows; how many products' rows disagree."""
+    told = np.flatnonzero((texts.code > 0) & (index.product >= 0))[::-1]
+    product, code = index.product[told], texts.code[told]
+    chosen = np.zeros(len(index.product_id), np.int32)
+    chosen[product] = code  # the first row's, because it is assigned last
+    mixed = np.unique(product[code != chosen[product]])
+    if len(mixed):
+        rows = np.isin(product, mixed)
+        text = np.array(texts.values, dtype=object)[code[rows]]
+        counts = pd.DataFrame({"product": product[rows], "code": code[rows], "text": text})
+        counts = counts.groupby(["product", "code", "text"]).size().rename("rows").reset_index()
+        best = counts.sort_values(["rows", "text"], ascending=[False, True]).drop_duplicates("product")
+        chosen[best["product"]] = best["code"]
+    return chosen, len(mixed)
 
 
-def conflicts(rows: pd.DataFrame) -> int:
-    """Products whose rows name several categories."""
-    return int((rows[rows["category"] != ""].groupby("product_id")["category"].nunique() > 1).sum())
+def _known_parts(product_id: pa.Array, known: pa.Table | None) -> np.ndarray:
+    """(p,) int8: the parts of products that a release knows, as places in SPLITS; -1 of the others."""
+    if known is None:
+        return np.full(len(product_id), -1, np.int8)
+    part = pc.index_in(known["split"].combine_chunks(), value_set=pa.array(SPLITS))
+    place = pc.index_in(product_id, value_set=known["product_id"].combine_chunks().cast(pa.large_string()))
+    return part.take(place).fill_null(-1).to_numpy().astype(np.int8)
 
 
-def plan_units(rows: pd.DataFrame, products: pd.DataFrame, seed: int, unit_bytes: int) -> list[np.ndarray]:
-    """Rows (positions) of each output unit: runs of about RUN_BYTES, shuffled by seed and dealt out.
-
-    Only readable images of products in train, val or test are taken. Inside a unit the rows stay in the
-    source's order, so that they are read forwards.
-    """
-    part = products.set_index("product_id")["split"]
-    wanted = (rows["reason"] == "") & rows["product_id"].map(part).isin(PARTS)
-    taken = np.flatnonzero(wanted.to_numpy())
-    length = rows["length"].to_numpy()[taken]
-    run = np.cumsum(length) // min(RUN_BYTES, unit_bytes)
-    count = max(1, -(-int(length.sum()) // unit_bytes)) if len(taken) else 0
-    order = np.random.default_rng(seed).permutation(int(run[-1]) + 1 if len(taken) else 0)
-    unit = order[run] % count if count else run
-    return [taken[unit == number] for number in range(count)]
-
-
-def require_learnable(products: pd.DataFrame, min_products: int) -> None:
+def require_learnable(products: Products, min_products: int) -> None:
     """Stops when no product can be learnt from.
 
     Raises:
         ShelfmarkError: no category is large enough, or nothing has a category.
     """
-    if not (products["split"] == "train").any():
-        categorized = int((products["category"] != "").sum())
+    if not (products.split == TRAIN).any():
         raise ShelfmarkError(
-            f"no product to train on: {len(products):,} products, {categorized:,} with a category, "
-            f"{int((products['split'] == DROPPED).sum()):,} of them in categories of under {min_products}; "
-            "expected larger categories; add products or lower ingest.min_products"
+            f"no product to train on: {len(products.split):,} products, "
+            f"{np.count_nonzero(products.category.code):,} with a category, "
+            f"{int((products.split == SPLITS.index(DROPPED)).sum()):,} of them in categories of under "
+            f"{min_products}; expected larger categories; add products or lower ingest.min_products"
         )
+
+
+def plan_units(index: Index, products: Products, seed: int, unit_bytes: int) -> tuple[np.ndarray, int]:
+    """The output unit of every row: runs of about RUN_BYTES, shuffled by seed and dealt out.
+
+    Only readable images of products in train, val or test are taken.
+
+    Returns:
+        (n,) int32, -1 where the row is not taken; and how many units there are.
+    """
+    taken = np.flatnonzero(index.good)
+    taken = taken[products.split[index.product[taken]] < len(PARTS)]
+    unit = np.full(len(index.product), -1, np.int32)
+    if not len(taken):
+        return unit, 0
+    end = np.cumsum(index.length[taken], dtype=np.int64)
+    run = end // min(RUN_BYTES, unit_bytes)
+    count = -(-int(end[-1]) // unit_bytes)
+    order = np.random.default_rng(seed).permutation(int(run[-1]) + 1)
+    unit[taken] = order[run] % count
+    return unit, count
+
+
+def image_indices(product: np.ndarray) -> np.ndarray:
+    """(n,) int32: which of its product's rows a row is, from 0.
+
+    >>> image_indices(np.array([7, 7, 3, 7])).tolist()
+    [0, 1, 0, 2]
+    """
+    order = np.argsort(product, kind="stable")
+    ordered, place = product[order], np.arange(len(product))
+    begins = np.diff(ordered, prepend=ordered[:1] - 1) != 0
+    index = np.empty(len(product), np.int32)
+    index[order] = place - np.maximum.accumulate(np.where(begins, place, 0))
+    return index

@@ -15,13 +15,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.artifact import Artifact, find_artifact, write_whole
+from features.artifact import Artifact, find_artifact, partial_of
 from features.backbones import Backbone
 from features.bottlenecks import Store
 from features.errors import ShelfmarkError
+from features.files import MARK, Place, copy_tree, remove, write_whole
 from features.product import PARTS
 from features.records import read_images
-from models.bundle import BACKBONE, BACKBONE_WEIGHTS, HEAD_FILES, SPLITS, THRESHOLDS, Bundle, open_bundle
+from models.bundle import (
+    BACKBONE,
+    BACKBONE_WEIGHTS,
+    HEAD_FILES,
+    SPLITS,
+    THRESHOLDS,
+    Bundle,
+    in_service,
+    open_bundle,
+)
 from models.groups import duplicate_groups, in_fit
 from models.metrics import acceptance_curve, acceptance_rate_at, precision
 from pipeline.config import Config, Extract
@@ -33,7 +43,7 @@ from pipeline.train import categories_of
 VERSION = 1
 
 
-def pack(records: Artifact, head: Artifact, thresholds: Artifact, backbone: Backbone, out: Path) -> Artifact:
+def pack(records: Artifact, head: Artifact, thresholds: Artifact, backbone: Backbone, out: Place) -> Artifact:
     """Puts together what categorizing needs."""
 
     def make(work: Path) -> Mapping[str, Any]:
@@ -61,20 +71,20 @@ def pack(records: Artifact, head: Artifact, thresholds: Artifact, backbone: Back
     return stage(out, kind="bundle", version=VERSION, made_from=made_from, make=make)
 
 
-def current_release(releases: Path) -> Bundle | None:
+def current_release(releases: Place) -> Bundle | None:
     """The bundle in service, or None before the first release."""
-    link = releases / "current"
-    if not link.is_symlink():
+    name = in_service(releases)
+    if name is None:
         return None
-    if find_artifact(link.resolve()) is None:
+    if find_artifact(releases / name) is None:
         raise ShelfmarkError(
-            f"{link}: points to {os.readlink(link)}, which is gone or damaged; expected a bundle; "
+            f"{releases / 'current'}: points to {name}, which is gone or damaged; expected a bundle; "
             "point it to another release, or remove it to release anew"
         )
-    return open_bundle(link.resolve())
+    return open_bundle(releases / name)
 
 
-def require_release(workspace: Path) -> Bundle:
+def require_release(workspace: Place) -> Bundle:
     """The bundle in service; ShelfmarkError before the first release."""
     bundle = current_release(workspace / "releases")
     if bundle is None:
@@ -100,7 +110,7 @@ def judge(
     current: Bundle | None,
     records: Artifact,
     bottlenecks: Artifact,
-    store: Path,
+    store: Place,
     config: Config,
 ) -> Verdict:
     """Compares two bundles on this week's test products, each with its own backbone.
@@ -145,7 +155,7 @@ def judge(
 
 
 def _with_own_backbone(
-    part: Part, bundle: Bundle, records: Artifact, bottlenecks: Artifact, store: Path, settings: Extract
+    part: Part, bundle: Bundle, records: Artifact, bottlenecks: Artifact, store: Place, settings: Extract
 ) -> Part:
     """The part's images as the bundle's backbone sees them."""
     if bundle.fingerprint == bottlenecks.summary["fingerprint"]:
@@ -165,39 +175,46 @@ def _with_own_backbone(
     return Part(part.product_id, part.image_digest, shelf.rows(places.shard, places.row))
 
 
-def release(candidate: Artifact, verdict: Verdict, run: str, releases: Path) -> Path | None:
+def release(candidate: Artifact, verdict: Verdict, run: str, releases: Place) -> Place | None:
     """Puts the bundle into service when the verdict says so; returns its directory."""
     if not verdict.better:
         log.info("release: kept the one in service: %s", verdict.reason)
         return None
     target = _copy(candidate, run, releases)
-    link = releases / "current.tmp"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
-    os.replace(link, releases / "current")
+    current = releases / "current"
+    if isinstance(current, Path):
+        link = current.with_name("current.tmp")
+        link.unlink(missing_ok=True)
+        link.symlink_to(target.name)
+        os.replace(link, current)
+    else:
+        write_whole(current, target.name.encode())
     log.info("release: %s is in service: %s", target.name, verdict.reason)
     return target
 
 
-def _copy(candidate: Artifact, run: str, releases: Path) -> Path:
-    """The candidate's copy under releases/, made whole by one rename."""
+def _copy(candidate: Artifact, run: str, releases: Place) -> Place:
+    """The candidate's copy under releases/, made whole by one rename or by its manifest, copied last."""
     releases.mkdir(parents=True, exist_ok=True)
     names = (run if number == 1 else f"{run}.{number}" for number in range(1, 1000))
     for name in names:
         found = find_artifact(releases / name)
         if found and found.digest == candidate.digest:
             return releases / name
-        if not (releases / name).exists():
+        if not (releases / name / MARK).exists():
             break
     else:
         raise ShelfmarkError(f"{releases}: {run} was released 999 times; expected fewer; give another --run")
-    working = releases / f"{name}.partial"
-    shutil.rmtree(working, ignore_errors=True)
-    shutil.copytree(candidate.path, working)
-    os.rename(working, releases / name)
-    return releases / name
+    target = releases / name
+    working = partial_of(target)
+    remove(working)
+    copy_tree(candidate.path, working)
+    if isinstance(target, Path):
+        remove(target)
+        os.rename(str(working), target)
+    return target
 
 
-def write_verdict(verdict: Verdict, file: Path) -> None:
+def write_verdict(verdict: Verdict, file: Place) -> None:
     """Keeps the verdict with the run."""
     write_whole(file, json.dumps(asdict(verdict), indent=1).encode())

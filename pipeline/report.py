@@ -23,6 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from features.artifact import Artifact, open_artifact
 from features.errors import ShelfmarkError
+from features.files import Place, local
 from pipeline.plots import acceptance_plot, learning_plots, levels_plot, plain_style
 from pipeline.stage import stage
 from pipeline.wording import (
@@ -76,10 +77,10 @@ class ReportData:
         return graded
 
 
-VERSION = 1
+VERSION = 2
 
 
-def report(run: Path) -> Artifact:
+def report(run: Place) -> Artifact:
     """Writes the report of a run's directory.
 
     Raises:
@@ -101,7 +102,7 @@ def report(run: Path) -> Artifact:
 # Reading a run
 
 
-def load(run: Path) -> ReportData:
+def load(run: Place) -> ReportData:
     """Reads what the report needs of a run's directory.
 
     Raises:
@@ -128,7 +129,7 @@ def load(run: Path) -> ReportData:
     )
 
 
-def _read_json(run: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+def _read_json(run: Place, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads((run / name).read_bytes())
     except (OSError, ValueError) as error:
@@ -139,9 +140,10 @@ def _read_json(run: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
-def _read_table(run: Path, name: str) -> pd.DataFrame:
+def _read_table(run: Place, name: str) -> pd.DataFrame:
     try:
-        table = pd.read_csv(run / name) if name.endswith(".csv") else pd.read_parquet(run / name)
+        file = local(run / name)
+        table = pd.read_csv(file) if name.endswith(".csv") else pd.read_parquet(file)
     except (OSError, ValueError) as error:
         raise _unusable(run, name, error) from error
     missing = [column for column in COLUMNS[name] if column not in table]
@@ -150,7 +152,7 @@ def _read_table(run: Path, name: str) -> pd.DataFrame:
     return table
 
 
-def _unusable(run: Path, name: str, why: Exception | str) -> ShelfmarkError:
+def _unusable(run: Place, name: str, why: Exception | str) -> ShelfmarkError:
     told = "missing" if isinstance(why, FileNotFoundError) else f"not usable ({str(why).splitlines()[0]})"
     command = STAGES.get(Path(name).parts[0], "ingest")
     expected = "expected what the report tells of"

@@ -1,8 +1,8 @@
 """The weekly run, on one page."""
 
-from pathlib import Path
 
 from features.artifact import Artifact
+from features.files import Place
 from pipeline.calibrate import calibrate
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract_records
@@ -14,8 +14,8 @@ from pipeline.train import train
 
 
 def retrain(
-    run: Run, sources: list[str], taxonomy: Path | None = None, beam: tuple[str, ...] = ()
-) -> Path | None:
+    run: Run, sources: list[str], taxonomy: Place | None = None, beam: tuple[str, ...] = ()
+) -> Place | None:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
     Args:

@@ -9,15 +9,15 @@ goes on after its own release.
 import datetime
 import importlib.metadata
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.artifact import Artifact, digest_of, open_artifact, write_whole
+from features.artifact import Artifact, digest_of, open_artifact
 from features.backbones import Backbone, load_backbone
 from features.errors import ShelfmarkError
-from models.bundle import SPLITS
+from features.files import Place, local, write_whole
+from models.bundle import SPLITS, in_service
 from pipeline.config import Config
 
 
@@ -25,23 +25,23 @@ from pipeline.config import Config
 class Run:
     """Where a run's things are."""
 
-    workspace: Path
+    workspace: Place
     name: str
     config: Config
     based_on: str | None  # name of a release
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         """The run's directory."""
         return self.workspace / "runs" / self.name
 
     @property
-    def store(self) -> Path:
+    def store(self) -> Place:
         """Bottlenecks of all runs."""
         return self.workspace / "store"
 
     @property
-    def releases(self) -> Path:
+    def releases(self) -> Place:
         """Bundles that are or were in service."""
         return self.workspace / "releases"
 
@@ -55,7 +55,7 @@ class Run:
                 f"{splits}: missing; expected the release that run {self.name} is based on; put it back, "
                 "or point releases/current to a release and give another --run"
             )
-        return splits
+        return local(splits)
 
     def backbone(self) -> Backbone:
         """The frozen network of the settings."""
@@ -97,17 +97,15 @@ def default_name(today: datetime.date) -> str:
     return f"{year}-W{week:02d}"
 
 
-def saved_settings(workspace: Path, name: str) -> dict[str, Any]:
+def saved_settings(workspace: Place, name: str) -> dict[str, Any]:
     """Settings that the run was last used with; empty for a new run."""
     return _saved(workspace / "runs" / name).get("settings", {})
 
 
-def begin_run(workspace: Path, name: str, config: Config) -> Run:
+def begin_run(workspace: Place, name: str, config: Config) -> Run:
     """Opens the run, or makes it, and keeps its settings. The caller holds the run's lock."""
     path = workspace / "runs" / name
-    current = workspace / "releases" / "current"
-    in_service = os.readlink(current) if current.is_symlink() else None
-    based_on = _saved(path).get("based_on", in_service)
+    based_on = _saved(path).get("based_on", in_service(workspace / "releases"))
     told = {
         "run": name,
         "code_version": importlib.metadata.version("shelfmark"),
@@ -118,7 +116,7 @@ def begin_run(workspace: Path, name: str, config: Config) -> Run:
     return Run(workspace, name, config, based_on)
 
 
-def _saved(path: Path) -> dict[str, Any]:
+def _saved(path: Place) -> dict[str, Any]:
     try:
         saved: dict[str, Any] = dict(json.loads((path / "config.json").read_text()))
         return saved

@@ -1,27 +1,31 @@
 """How a stage runs: one job per run, reuse of what is finished, one log line, progress for who looks on."""
 
+import hashlib
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from features.artifact import Artifact, begin, digest_of, find_artifact, seal
+from features.artifact import Artifact, begin, digest_of, find_artifact, open_artifact, partial_of, seal
 from features.errors import ShelfmarkError
+from features.files import Place, Remote, copy_tree, remove
 
 log = logging.getLogger("shelfmark")
 
 
 def stage(
-    path: Path,
+    path: Place,
     *,
     kind: str,
     version: int,
     made_from: Mapping[str, Any],
-    make: Callable[[Path], Mapping[str, Any]],
+    make: Callable[[Any], Mapping[str, Any]],
     usable: Callable[[Artifact], bool] = lambda artifact: True,
+    shared: bool = False,
 ) -> Artifact:
     """The finished artifact at `path`: opened when made from the same inputs, else made by `make`.
 
@@ -33,6 +37,8 @@ def stage(
         make: fills the working directory, where an interrupted run may have left finished shards; returns the
             summary.
         usable: false when a finished artifact refers to something that has gone.
+        shared: workers on other machines fill the working directory, so that on an object store it is there;
+            else `make` is given a directory on the disk, whose files are copied when they are finished.
     """
     inputs = {
         name: value if isinstance(value, str) else digest_of(value) for name, value in made_from.items()
@@ -43,10 +49,17 @@ def stage(
         log.info("%s: unchanged (%s)", kind, counts_of(found.summary))
         return found
     started = time.monotonic()
-    begin(path, inputs)
-    summary = make(path.with_name(path.name + ".partial"))
-    artifact = seal(path, kind=kind, version=version, made_from=inputs, summary=summary)
-    log.info("%s: %s in %.1f s", kind, counts_of(summary), time.monotonic() - started)
+    told: dict[str, Any] = {"kind": kind, "version": version, "made_from": inputs}
+    if isinstance(path, Path) or shared:
+        artifact = seal(path, **told, summary=make(begin(partial_of(path), inputs)))
+    else:
+        with tempfile.TemporaryDirectory(prefix="shelfmark-") as scratch:
+            here = Path(scratch) / path.name
+            seal(here, **told, summary=make(begin(partial_of(here), inputs)))
+            remove(path)
+            copy_tree(here, path)
+        artifact = open_artifact(path, kind)
+    log.info("%s: %s in %.1f s", kind, counts_of(artifact.summary), time.monotonic() - started)
     return artifact
 
 
@@ -71,12 +84,19 @@ def counts_of(summary: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def only_job(run: Path) -> Iterator[None]:
-    """Keeps a second job off the run; the lock ends with the process, however it ends."""
+def only_job(run: Place) -> Iterator[None]:
+    """Keeps a second job off the run; the lock ends with the process, however it ends.
+
+    An object store has no locks: there, a second job on this machine is kept off, one on another is not.
+    """
     import filelock
 
-    run.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run / ".lock")
+    if isinstance(run, Remote):
+        name = f"shelfmark-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
+        lock = filelock.FileLock(Path(tempfile.gettempdir()) / name)
+    else:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(run / ".lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from features.artifact import Artifact
 from features.errors import ShelfmarkError
+from features.files import Place
 from models.fit import Examples, Recipe, fit_head
 from models.groups import duplicate_groups, in_fit
 from models.head import HeadShape
@@ -27,7 +28,7 @@ from pipeline.stage import stage
 VERSION = 1
 
 
-def train(records: Artifact, bottlenecks: Artifact, store: Path, out: Path, config: Config) -> Artifact:
+def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, config: Config) -> Artifact:
     """Trains this run's head.
 
     Args:
@@ -42,6 +43,8 @@ def train(records: Artifact, bottlenecks: Artifact, store: Path, out: Path, conf
         taxonomy = read_taxonomy(records.file("taxonomy.csv"))
         category = categories_of(records)
         learnt, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
+        if not config.train.placeholders:
+            learnt = learnt.only(~np.isin(learnt.image_digest, placeholders_of(records)))
         chosen = in_fit(duplicate_groups(val.product_id, val.image_digest), config.calibration.fit_share)
         shape = HeadShape(
             width=learnt.rows[slice(0, 1)].shape[1],
@@ -51,7 +54,7 @@ def train(records: Artifact, bottlenecks: Artifact, store: Path, out: Path, conf
             scale=_scale(learnt),
             fingerprint=bottlenecks.summary["fingerprint"],
         )
-        recipe = Recipe(**config.train.model_dump(), seed=config.seed)
+        recipe = Recipe(**config.train.model_dump(exclude={"placeholders"}), seed=config.seed)
         examples = _examples(learnt, category, taxonomy)
         selecting = _examples(val.only(chosen), category, taxonomy) if chosen.any() else None
         head, history = fit_head(shape, examples, selecting, recipe)
@@ -82,6 +85,13 @@ def categories_of(records: Artifact) -> pd.Series:
     """Category by product_id, of the products that have one."""
     products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "category"]).dropna()
     return products.set_index("product_id")["category"]
+
+
+def placeholders_of(records: Artifact) -> np.ndarray:
+    """Digests of the images that are flat or stand in very many products."""
+    file = records.file("images.parquet")
+    images = pd.read_parquet(file, columns=["image_digest"], filters=[("placeholder", "==", True)])
+    return images["image_digest"].to_numpy(dtype=object)
 
 
 def _examples(part: Part, category: pd.Series, taxonomy: Taxonomy) -> Examples:

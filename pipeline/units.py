@@ -9,8 +9,9 @@ import io
 import json
 import logging
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from pipeline.stage import Progress
+from features.files import Place, Remote, place, sizes, writing
+from pipeline.stage import Progress, log
 
 # named, because DirectRunner would first try to download another one
 LOCAL = [
@@ -28,13 +30,17 @@ LOCAL = [
 ]
 
 
-def unit_file(folder: Path, number: int) -> Path:
+# exit statuses of a process that Ctrl-C ended: as the system tells it, and as a shell does
+INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
+
+
+def unit_file(folder: Place, number: int) -> Place:
     """Where the result of a unit stands."""
     return folder / f"unit-{number:05d}.parquet"
 
 
 def run_units(
-    what: str, units: list[Any], do: Callable[[Any, Path], None], folder: Path, beam: tuple[str, ...]
+    what: str, units: list[Any], do: Callable[[Any, Place], None], folder: Place, beam: tuple[str, ...]
 ) -> None:
     """Runs `do(unit, file)` for every unit whose file is not there yet.
 
@@ -51,7 +57,10 @@ def run_units(
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("*.tmp"):
         leftover.unlink()
-    missing = [(number, unit) for number, unit in enumerate(units) if not unit_file(folder, number).is_file()]
+    there = sizes(folder)
+    missing = [
+        (number, unit) for number, unit in enumerate(units) if unit_file(folder, number).name not in there
+    ]
     if not missing:
         return
     with Progress(what, len(units)) as progress, _watch(folder, progress):
@@ -59,7 +68,23 @@ def run_units(
 
 
 def _run_pipeline(
-    numbered: list[tuple[int, Any]], do: Callable[[Any, Path], None], folder: str, beam: tuple[str, ...]
+    numbered: list[tuple[int, Any]], do: Callable[[Any, Place], None], folder: str, beam: tuple[str, ...]
+) -> None:
+    """Runs the units; after the death of a worker process again, as long as each run finishes some."""
+    while numbered:
+        try:
+            return _run_once(numbered, do, folder, beam)
+        except WorkerDied as died:
+            there = sizes(place(folder))
+            left = [unit for unit in numbered if unit_file(place(folder), unit[0]).name not in there]
+            if len(left) == len(numbered):
+                raise
+            log.info("%s: %s; going on", place(folder).name, str(died).partition(";")[0])
+            numbered = left
+
+
+def _run_once(
+    numbered: list[tuple[int, Any]], do: Callable[[Any, Place], None], folder: str, beam: tuple[str, ...]
 ) -> None:
     import apache_beam as beam_sdk
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -67,7 +92,7 @@ def _run_pipeline(
     def work(numbered_unit: tuple[int, Any]) -> int:
         number, unit = numbered_unit
         try:
-            do(unit, unit_file(Path(folder), number))
+            do(unit, unit_file(place(folder), number))
         except Exception as error:
             raise RuntimeError(_in_words(error)) from error
         return 1
@@ -75,9 +100,15 @@ def _run_pipeline(
     options = PipelineOptions([*LOCAL, *beam])
     # Beam logs and prints an error in a worker in 500 lines; they are all in the error that it raises, too.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    for by_flink_or_prism in (None, "PrismJobServer"):  # None: the root logger, not those below it
+        logging.getLogger(by_flink_or_prism).disabled = True
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), beam_sdk.Pipeline(options=options) as pipeline:
+        with (
+            contextlib.redirect_stderr(said),
+            _end_with_workers(),
+            beam_sdk.Pipeline(options=options) as pipeline,
+        ):
             units = pipeline | beam_sdk.Create(numbered) | beam_sdk.Reshuffle()
             _ = units | beam_sdk.Map(work) | beam_sdk.CombineGlobally(sum)
     except SystemExit as stop:  # of the parser of Beam's options
@@ -85,8 +116,68 @@ def _run_pipeline(
         raise ShelfmarkError(
             f"Beam refused {' '.join(beam)} ({told}); expected Beam's options after --"
         ) from stop
+    except WorkerDied:
+        raise
     except Exception as error:
         raise _cause(error) from error
+
+
+class WorkerDied(ShelfmarkError):
+    """A worker process of this machine is gone."""
+
+
+@contextlib.contextmanager
+def _end_with_workers() -> Iterator[None]:
+    """Ends the pipeline when one of its worker processes has died, and the processes when it is interrupted.
+
+    FnApiRunner waits for the answer of a dead worker (--direct_running_mode=multi_processing) for ever, and
+    when interrupted for the living ones. So all are ended, and then the wait, which only a signal ends.
+    """
+    died: list[int] = []
+    over = threading.Event()
+
+    def look(ended: threading.ExceptHookArgs) -> None:
+        # of the thread that waits for a worker process, in Beam's SubprocessSdkWorker
+        if not str(ended.exc_value).startswith("Worker subprocess exited"):
+            usual(ended)
+        elif not over.is_set():
+            died.append(int(str(ended.exc_value).split()[-1]))
+            signal.pthread_kill(main, signal.SIGINT)
+
+    def interrupt(*_: object) -> None:
+        if over.is_set():
+            return
+        over.set()
+        for process in _descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        raise KeyboardInterrupt
+
+    main = threading.main_thread().ident or 0
+    usual, threading.excepthook = threading.excepthook, look
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not died or died[0] in INTERRUPTED:
+            raise
+        raise WorkerDied(
+            f"a worker process died (exit status {died[0]}); expected it to live (is memory short?); "
+            "the same command continues"
+        ) from None
+    finally:
+        over.set()
+        signal.signal(signal.SIGINT, before)
+        threading.excepthook = usual
+
+
+def _descendants(process: int) -> Iterator[int]:
+    """The children of a process and theirs; none where the system has no /proc."""
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # gone by itself
+            for child in map(int, children.read_text().split()):
+                yield from _descendants(child)
+                yield child
 
 
 # Of an error in a worker most runners hand back the text alone, somewhere in a traceback.
@@ -117,13 +208,14 @@ def _cause(error: Exception) -> Exception:
 class _watch:
     """Tells the progress from the files that are there: it works alike on every runner."""
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
+    def __init__(self, folder: Place, progress: Progress) -> None:
         self._folder, self._progress, self._over = folder, progress, threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def _look(self) -> None:
-        while not self._over.wait(0.5):
-            self._progress.to(sum(1 for _ in self._folder.glob("unit-*.parquet")))
+        while not self._over.wait(30 if isinstance(self._folder, Remote) else 0.5):  # a listing is dear
+            with contextlib.suppress(OSError, ShelfmarkError):  # the workers will tell
+                self._progress.to(sum(1 for _ in self._folder.glob("unit-*.parquet")))
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -133,8 +225,7 @@ class _watch:
         self._thread.join()
 
 
-def write_table(table: pa.Table, file: Path) -> None:
+def write_table(table: pa.Table, file: Place) -> None:
     """Writes a Parquet file whole or not at all."""
-    working = file.with_name(file.name + ".tmp")
-    pq.write_table(table, working)
-    os.replace(working, file)
+    with writing(file) as working:
+        pq.write_table(table, working)

@@ -25,6 +25,9 @@ REASONS = {
     "too_large": "larger than the limit",
     "truncated": "the file ends too early",
     "undecodable": "the file is damaged",
+    "bad_document": "the document of the source cannot be read",
+    "bad_row": "the row of the source names no product",
+    "unknown_category": "its category is not in the taxonomy",
 }
 EVIDENCE = {  # terms of models/confidence.py
     "logit_p1": "probability of the most likely category",

@@ -7,11 +7,11 @@ FastAPI are imported inside the function: they take seconds, `--help` must not.
 import logging
 import socket
 import sys
-from pathlib import Path
 
 import click
 
 from features.errors import ShelfmarkError, run_command
+from features.files import place
 
 log = logging.getLogger("shelfmark")
 
@@ -25,7 +25,6 @@ def main(arguments: list[str] | None = None) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
     "--workspace",
-    type=click.Path(path_type=Path),
     required=True,
     help="Directory with the release in service.",
 )
@@ -35,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Default: 8000; 0: any free one.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="shelfmark")
-def serve(workspace: Path, host: str, port: int, debug: bool) -> None:
+def serve(workspace: str, host: str, port: int, debug: bool) -> None:
     """Decides over HTTP about products from their photos, with the bundle in service.
 
     POST /v1/categorize takes the photos of one product in the multipart field images; GET /healthz tells
@@ -46,22 +45,27 @@ def serve(workspace: Path, host: str, port: int, debug: bool) -> None:
       shelfmark-serve --workspace shop --port 8080
     """
     listener = _bind(host, port)
-    release = _release(workspace)
     from features.backbones import start_tensorflow
 
     start_tensorflow()
     import uvicorn
 
-    from models.bundle import open_bundle
+    from models.bundle import in_service, open_bundle
     from serving.app import create_app
 
-    bundle = open_bundle(release)
+    releases = place(workspace) / "releases"
+    release = in_service(releases)
+    if release is None:
+        raise ShelfmarkError(
+            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
+        )
+    bundle = open_bundle(releases / release)
     app = create_app(bundle)
     listener.listen()  # only now: until then a caller is refused rather than kept waiting
     at, port = listener.getsockname()[:2]
     for caveat in bundle.caveats:
-        log.warning("%s: %s", release.name, caveat)
-    log.info("%s is served at http://%s:%d", release.name, f"[{at}]" if ":" in at else at, port)
+        log.warning("%s: %s", release, caveat)
+    log.info("%s is served at http://%s:%d", release, f"[{at}]" if ":" in at else at, port)
     uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
 
 
@@ -78,16 +82,6 @@ def _bind(host: str, port: int) -> socket.socket:
             "give another --host or --port"
         ) from error
     return listener
-
-
-def _release(workspace: Path) -> Path:
-    """Directory of the bundle in service."""
-    link = workspace / "releases" / "current"
-    if not link.is_symlink():
-        raise ShelfmarkError(
-            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
-        )
-    return link.resolve()
 
 
 if __name__ == "__main__":

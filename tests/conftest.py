@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from features.artifact import Artifact, begin, digest_of, file_digest, seal
+from features.artifact import Artifact, begin, digest_of, file_digest, partial_of, seal
 from features.backbones import Backbone, load_backbone, start_tensorflow
 
 os.environ.setdefault(
@@ -75,7 +75,7 @@ def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Arti
     from models.head import Head, HeadShape, build_head
     from models.thresholds import Certificate
 
-    work = begin(path, {"drawn": "here"})
+    work = begin(partial_of(path), {"drawn": "here"})
     shape = HeadShape(backbone.width, len(CATEGORIES), (8, 8), 0.5, 1.0, backbone.fingerprint)
     Head(shape, build_head(shape)).save(work)
     kinds = ["food"] * 5 + ["home"]

@@ -1,24 +1,48 @@
 """The plan of an ingest, against one made product by product in plain Python."""
 
+import doctest
+import itertools
 from collections import Counter
 from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from features.errors import ShelfmarkError
 from features.product import order_key
 from pipeline import plan
 
-COLUMNS = ("product_id", "category", "split", "seller", "file", "image_digest", "reason", "detail")
+TEXTS = ("product_id", "category", "split", "seller", "reason")
+UNITS = 4  # tables that the rows of a look come in
 
 
-def table(rows):
-    """Rows of a look from dicts of what matters."""
-    frame = pd.DataFrame([{name: row.get(name, "") for name in COLUMNS} for row in rows], columns=COLUMNS)
-    lengths = [row.get("length", 1000) for row in rows]
-    return frame.assign(offset=0, length=np.array(lengths, dtype=np.int64), kept=True)
+def tables(rows):
+    """Rows of a look, as it gives them unit by unit, from dicts of what matters."""
+    columns = {name: pa.array([row.get(name, "") for row in rows], pa.string()) for name in TEXTS}
+    columns |= {
+        "order_key": pa.array([order_key(row["product_id"]) for row in rows], pa.int64()),
+        "length": pa.array([row.get("length", 1000) for row in rows], pa.int32()),
+        "image_digest": pa.array(
+            [bytes.fromhex(row.get("digest", "00" * 32)) for row in rows], pa.binary(32)
+        ),
+        "flat": pa.array([row.get("flat", False) for row in rows], pa.bool_()),
+    }
+    whole = pa.table(columns)
+    bounds = np.linspace(0, len(rows), UNITS + 1).astype(int)
+    return [whole.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
+
+
+def index_of(rows):
+    return plan.build_index(tables(rows))
+
+
+def planned(rows, known=None, min_products=20):
+    """The products as a frame, "" for null."""
+    told = pa.table({"product_id": list(known), "split": list(known.values())}) if known else None
+    frame = plan.plan_products(index_of(rows), told, min_products).table().to_pandas()
+    return frame.assign(**{name: frame[name].fillna("") for name in ("category", "seller")})
 
 
 def drawn_rows(seed, images=900, products=400):
@@ -96,7 +120,7 @@ def test_plan_agrees_with_one_made_product_by_product(seed):
     known = {
         p: str(rng.choice(["train", "train", "val", "test"])) for p in ids if seed % 2 and rng.random() < 0.6
     }
-    products = plan.plan_products(table(rows), pd.Series(known, dtype=object), min_products=60)
+    products = planned(rows, known, min_products=60)
     found = {row[0]: row[1:] for row in products.itertuples(index=False)}
     assert found == plan_in_plain_python(rows, known, 60)
     assert list(products["product_id"]) == sorted(found)
@@ -104,10 +128,22 @@ def test_plan_agrees_with_one_made_product_by_product(seed):
 
 
 def test_plan_is_the_same_whatever_the_order_of_the_rows():
-    rows = table(drawn_rows(1))
-    first = plan.plan_products(rows, pd.Series(dtype=object), 20)
-    second = plan.plan_products(rows.sample(frac=1, random_state=3), pd.Series(dtype=object), 20)
-    pd.testing.assert_frame_equal(first, second)
+    rows = drawn_rows(1)
+    mixed = [rows[place] for place in np.random.default_rng(3).permutation(len(rows))]
+    pd.testing.assert_frame_equal(planned(rows), planned(mixed))
+
+
+def test_the_index_tells_every_row_by_its_numbers():
+    rows = drawn_rows(2, images=300)
+    index = index_of(rows)
+    ids = index.product_id.to_pylist()
+    assert ids == sorted({row["product_id"] for row in rows} - {""})
+    assert [ids[code] if code >= 0 else "" for code in index.product] == [row["product_id"] for row in rows]
+    for name in ("category", "split", "seller", "reason"):
+        coded = getattr(index, name)
+        assert [coded.values[code] for code in coded.code] == [row[name] for row in rows]
+    assert [order_key(product) for product in ids] == index.order_key.tolist()
+    assert index.images() == sum(row["reason"] != plan.NO_IMAGE for row in rows)
 
 
 def test_given_splits_are_respected_and_never_dropped():
@@ -116,8 +152,7 @@ def test_given_splits_are_respected_and_never_dropped():
         for n in range(6)
     ]
     rows += [{"product_id": f"f{n}", "category": "small"} for n in range(19)]
-    known = pd.Series({"g0": "test"})
-    products = plan.plan_products(table(rows), known, 20).set_index("product_id")["split"]
+    products = planned(rows, {"g0": "test"}).set_index("product_id")["split"]
     assert [products[f"g{n}"] for n in range(6)] == ["train", "val", "test"] * 2
     assert {products[f"f{n}"] for n in range(19)} == {"dropped"}
 
@@ -126,7 +161,7 @@ def test_a_product_without_a_readable_image_is_none_and_does_not_count_for_its_c
     rows = [{"product_id": f"p{n}", "category": "mugs"} for n in range(19)]
     rows += [{"product_id": "broken", "category": "mugs", "reason": "truncated"}] * 2
     rows += [{"product_id": "bare", "category": "mugs", "split": "test", "reason": plan.NO_IMAGE}]
-    products = plan.plan_products(table(rows), pd.Series(dtype=object), 20).set_index("product_id")
+    products = planned(rows).set_index("product_id")
     assert tuple(products.loc["broken", ["split", "images"]]) == ("none", 0)
     assert tuple(products.loc["bare", ["split", "images"]]) == ("none", 0)
     assert set(products["split"]) == {"none", "dropped"}
@@ -139,126 +174,121 @@ def test_a_product_in_two_categories_has_the_one_told_most_often():
         {"product_id": "tie", "category": "b"}, {"product_id": "tie", "category": "a"},
         {"product_id": "once", "category": ""}, {"product_id": "once", "category": "c"},
     ]  # fmt: skip
-    products = plan.plan_products(table(rows), pd.Series(dtype=object), 1).set_index("product_id")["category"]
+    products = planned(rows, min_products=1).set_index("product_id")["category"]
     assert products.to_dict() == {"most": "b", "tie": "a", "once": "c"}
-    assert plan.conflicts(table(rows)) == 2
+    assert plan.plan_products(index_of(rows), None, 1).in_two_categories == 2
 
 
 def test_without_categories_there_are_products_but_nothing_to_learn():
-    rows = table([{"product_id": f"p{n}"} for n in range(3)])
-    products = plan.plan_products(rows, pd.Series(dtype=object), 20)
-    assert list(products["split"]) == ["none"] * 3
+    products = plan.plan_products(index_of([{"product_id": f"p{n}"} for n in range(3)]), None, 20)
+    assert products.table()["split"].to_pylist() == ["none"] * 3
     with pytest.raises(ShelfmarkError, match="no product to train on: 3 products, 0 with a category"):
         plan.require_learnable(products, 20)
 
 
 def test_categories_that_are_all_too_small_are_told_with_the_numbers():
-    rows = table([{"product_id": f"p{n}", "category": "ab"[n % 2]} for n in range(38)])
-    products = plan.plan_products(rows, pd.Series(dtype=object), 20)
+    rows = [{"product_id": f"p{n}", "category": "ab"[n % 2]} for n in range(38)]
     with pytest.raises(ShelfmarkError) as caught:
-        plan.require_learnable(products, 20)
+        plan.require_learnable(plan.plan_products(index_of(rows), None, 20), 20)
     assert str(caught.value) == (
         "no product to train on: 38 products, 38 with a category, 38 of them in categories of under 20; "
         "expected larger categories; add products or lower ingest.min_products"
     )
 
 
-def test_categories_that_the_taxonomy_lacks_are_refused_image_by_image():
-    rows = table(
-        [
-            {"product_id": "1", "category": "mugs"},
-            {"product_id": "2", "category": "robots"},
-            {"product_id": "3", "category": ""},
-            {"product_id": "4", "category": "robots", "reason": "truncated", "detail": "cut"},
-            {"product_id": "5", "category": "robots", "reason": plan.NO_IMAGE},
-        ]
-    )
-    plan.refuse_unknown_categories(rows, {"mugs"})
-    assert list(rows["reason"]) == ["", "unknown_category", "", "truncated", plan.NO_IMAGE]
-    assert rows["detail"][1] == "category robots is not in the taxonomy"
-
-
 def rejected(*reasons, good=0):
-    rows = [
-        {"product_id": str(n), "reason": r, "file": f"{n}.jpg", "detail": "cut"}
-        for n, r in enumerate(reasons)
-    ]
-    return table(rows + [{"product_id": "good"}] * good)
+    rows = [{"product_id": str(n), "reason": reason} for n, reason in enumerate(reasons)]
+    return index_of(rows + [{"product_id": "good"}] * good)
 
 
-def test_a_flood_of_rejects_is_told_with_the_three_most_common_reasons_and_an_example():
+def test_a_flood_of_rejects_is_told_with_the_three_most_common_reasons_and_where_all_are():
     reasons = ["empty", *["truncated"] * 3, *["missing"] * 4, *["too_large"] * 2]
     with pytest.raises(ShelfmarkError) as caught:
-        plan.refuse_flood(rejected(*reasons, good=1990), 0.004)
+        plan.refuse_flood(rejected(*reasons, good=1990), 0.004, "W/rejects.parquet")
     assert str(caught.value) == (
-        "10 of 2,000 images rejected (missing 4, truncated 3, too_large 2), for example 4.jpg: cut; "
-        "expected at most 0%; mend the source or raise ingest.max_rejected"
+        "10 of 2,000 images rejected (missing 4, truncated 3, too_large 2); expected at most 0%; "
+        "W/rejects.parquet lists them: mend the source or raise ingest.max_rejected"
     )
 
 
 def test_rejects_are_a_flood_only_above_the_limit_and_products_without_images_are_none():
-    plan.refuse_flood(rejected("empty", good=9), 0.1)
-    plan.refuse_flood(rejected("empty", *[plan.NO_IMAGE] * 50, good=9), 0.1)
-    plan.refuse_flood(rejected(*[plan.NO_IMAGE] * 5), 0.0)
-    plan.refuse_flood(rejected("empty"), 1.0)
+    plan.refuse_flood(rejected("empty", good=9), 0.1, "")
+    plan.refuse_flood(rejected("empty", *[plan.NO_IMAGE] * 50, good=9), 0.1, "")
+    plan.refuse_flood(rejected(*[plan.NO_IMAGE] * 5), 0.0, "")
+    plan.refuse_flood(rejected("empty"), 1.0, "")
     with pytest.raises(ShelfmarkError, match="1 of 9 images rejected"):
-        plan.refuse_flood(rejected("empty", good=8), 0.1)
+        plan.refuse_flood(rejected("empty", good=8), 0.1, "")
 
 
 # Output units
 
 
-def rows_and_products(seed=0, images=900):
-    rows = table(drawn_rows(seed, images))
-    rows["length"] = np.random.default_rng(seed).integers(2000, 9000, images)
-    return rows, plan.plan_products(rows, pd.Series(dtype=object), 30)
+def drawn_index(seed=0, images=900, length=None):
+    lengths = np.random.default_rng(seed).integers(2000, 9000, images)
+    rows = [
+        row | {"length": length or int(at)} for row, at in zip(drawn_rows(seed, images), lengths, strict=True)
+    ]
+    index = index_of(rows)
+    return index, plan.plan_products(index, None, 30)
+
+
+def learnt_rows(index, products):
+    """Rows that records are to hold, in plain Python."""
+    splits = products.table()["split"].to_pylist()
+    reasons = index.reason.values
+    return [
+        row for row, (product, reason) in enumerate(zip(index.product, index.reason.code, strict=True))
+        if not reasons[reason] and splits[product] in ("train", "val", "test")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("unit_bytes", [5_000, 100_000, 10**6, 10**8])
-def test_units_take_every_learnable_image_exactly_once_in_the_sources_order(unit_bytes):
-    rows, products = rows_and_products()
-    units = plan.plan_units(rows, products, 0, unit_bytes)
-    part = dict(zip(products["product_id"], products["split"], strict=True))
-    learnt = [
-        at for at, (product, reason) in enumerate(zip(rows["product_id"], rows["reason"], strict=True))
-        if not reason and part[product] in ("train", "val", "test")
-    ]  # fmt: skip
-    assert sorted(np.concatenate(units)) == learnt
-    assert all((np.diff(unit) > 0).all() for unit in units)
-    assert len(units) == -(-rows["length"][learnt].sum() // unit_bytes)
+def test_units_take_every_learnable_image_exactly_once(unit_bytes):
+    index, products = drawn_index()
+    unit, count = plan.plan_units(index, products, 0, unit_bytes)
+    learnt = learnt_rows(index, products)
+    assert np.flatnonzero(unit >= 0).tolist() == learnt
+    assert set(unit[learnt]) <= set(range(count))
+    assert count == -(-int(index.length[learnt].sum()) // unit_bytes)
 
 
-def test_units_are_of_about_equal_size_and_hold_neighbours_together():
-    rows, products = rows_and_products(images=9000)
-    units = plan.plan_units(rows, products, 0, 100_000)
-    sizes = [rows["length"].to_numpy()[unit].sum() for unit in units]
+def test_units_are_of_about_equal_size():
+    index, products = drawn_index(images=9000)
+    unit, count = plan.plan_units(index, products, 0, 100_000)
+    sizes = [index.length[unit == number].sum() for number in range(count)]
     assert max(sizes) < 1.2 * 100_000 and min(sizes[1:]) > 0.8 * 100_000
 
 
 def test_units_are_runs_of_a_megabyte_from_all_over_the_source():
-    rows, products = rows_and_products(images=9000)
-    rows["length"] = 20_000
-    unit = plan.plan_units(rows, products, 0, 30 * 2**20)[0]
-    part = products.set_index("product_id")["split"]
-    learnt = np.flatnonzero(
-        (rows["reason"] == "") & rows["product_id"].map(part).isin(["train", "val", "test"])
-    )
-    place = np.searchsorted(learnt, unit)
-    runs = np.split(unit, np.flatnonzero(np.diff(place) > 1) + 1)
+    index, products = drawn_index(images=9000, length=20_000)
+    unit, _ = plan.plan_units(index, products, 0, 30 * 2**20)
+    learnt = learnt_rows(index, products)
+    place = np.flatnonzero(unit[learnt] == 0)
+    runs = np.split(place, np.flatnonzero(np.diff(place) > 1) + 1)
     assert len(runs) > 10 and np.mean([len(run) for run in runs]) >= 52, "1 MiB of 20 kB images"
     assert place.min() < 0.1 * len(learnt) and place.max() > 0.9 * len(learnt)
 
 
 def test_units_depend_on_the_seed_and_on_nothing_else():
-    rows, products = rows_and_products()
-    first = plan.plan_units(rows, products, 0, 100_000)
+    index, products = drawn_index()
+    first = plan.plan_units(index, products, 0, 100_000)[0]
     np.random.seed(7)
-    again = plan.plan_units(rows.set_index(rows.index[::-1]), products.sample(frac=1), 0, 100_000)
-    other = plan.plan_units(rows, products, 1, 100_000)
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    assert np.array_equal(first, plan.plan_units(index, products, 0, 100_000)[0])
+    assert not np.array_equal(first, plan.plan_units(index, products, 1, 100_000)[0])
 
 
 def test_without_learnable_images_there_are_no_units():
-    rows = table([{"product_id": "p"}])
-    assert plan.plan_units(rows, plan.plan_products(rows, pd.Series(dtype=object), 20), 0, 1000) == []
+    index = index_of([{"product_id": "p"}])
+    unit, count = plan.plan_units(index, plan.plan_products(index, None, 20), 0, 1000)
+    assert (unit.tolist(), count) == ([-1], 0)
+
+
+def test_images_are_counted_by_product_in_the_sources_order():
+    rows = drawn_rows(5)
+    seen = Counter()
+    wanted = []
+    for row in rows:
+        wanted.append(seen[row["product_id"]])
+        seen[row["product_id"]] += 1
+    assert plan.image_indices(index_of(rows).product).tolist() == wanted
+    assert doctest.testmod(plan).failed == 0

@@ -60,6 +60,9 @@ def draw_run(run: Path) -> Path:
             "dropped_images": 40,
             "dropped_products": 30,
             "dropped_categories": 4,
+            "images_of_several_products": 1500,
+            "images_in_several_categories": 60,
+            "placeholder_images": 7,
         },
     }
     jsons: dict[str, Any] = {
@@ -230,6 +233,8 @@ def test_every_image_is_accounted_for(run: Path) -> None:
     assert "Rejected The file ends too early. 3 <0.1 %" in text
     assert "Without category Readable. These products wait for a decision. 823 2.4 %" in text
     assert "All images 34 567" in text  # the sum of the rows, not a copy
+    assert "Images that several products share: 1 500; 60 of these stand in several categories" in text
+    assert "Plain colours and images of very many products: 7." in text
 
 
 def test_kept_epoch_is_the_most_accurate_with_the_least_loss(run: Path) -> None:

@@ -5,18 +5,23 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from features.artifact import open_artifact
 from models.bundle import open_bundle
 from pipeline.cli import main
+from pipeline.config import load_config
 from pipeline.drawing import draw_catalogue
+from pipeline.train import train
 
 SETTINGS = """
 [ingest]
@@ -159,6 +164,26 @@ def wait_for_files(folder: Path, count: int, job: subprocess.Popen[bytes]) -> No
         if now > most:
             most, since = now, time.monotonic()
         time.sleep(0.01)
+
+
+def test_placeholder_images_are_kept_out_of_training_when_asked_for(shop, tmp_path):
+    folder, _, _ = shop
+    run = folder / "W" / "runs" / "week"
+    records, bottlenecks = (open_artifact(run / kind, kind) for kind in ("records", "bottlenecks"))
+    shutil.copytree(records.path, tmp_path / "records")
+    images = pd.read_parquet(records.file("images.parquet"))
+    marked = images[images["split"] == "train"]["image_digest"].unique()[:50]
+    images = images.assign(placeholder=images["image_digest"].isin(marked))
+    images.to_parquet(tmp_path / "records" / "images.parquet", index=False)
+    marked_records = replace(records, path=tmp_path / "records")
+    learnt = {}
+    for keep in (True, False):
+        settings = (f"train.placeholders={keep}".lower(), "train.epochs=1", "head.hidden=[8, 8]")
+        config = load_config(folder / "weekly.toml", settings)
+        head = train(marked_records, bottlenecks, folder / "W" / "store", tmp_path / f"{keep}", config)
+        learnt[keep] = head.summary["images"]
+    assert learnt[True] == (images["split"] == "train").sum()
+    assert learnt[False] == ((images["split"] == "train") & ~images["placeholder"]).sum() < learnt[True]
 
 
 def test_the_account_of_the_catalogue_is_closed(shop):

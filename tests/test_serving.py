@@ -24,8 +24,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from features.artifact import begin, seal, write_whole
+from features.artifact import begin, partial_of, seal
 from features.backbones import Backbone, extract, load_backbone, start_tensorflow
+from features.files import write_whole
 from features.images import LIMITS, normalise
 from models.bundle import BACKBONE, BACKBONE_WEIGHTS, SPLITS, THRESHOLDS, Bundle, load_asked, open_bundle
 from models.categorizer import COLUMNS, Rules, categorize_photos, decisions_table
@@ -74,7 +75,7 @@ def drawn_backbone(seed: int) -> Backbone:
 
 def make_bundle(path: Path) -> None:
     """A bundle whose head has drawn weights."""
-    work = begin(path, {})
+    work = begin(partial_of(path), {})
     drawn_backbone(seed=0).save_weights(work / BACKBONE_WEIGHTS)
     told = {"name": "mobilenet", "image_size": 32, "weights": "drawn"}
     write_whole(work / BACKBONE, json.dumps(told).encode())
