@@ -95,6 +95,7 @@ def draw_unit(folder: Path, number: int) -> int:
         "order_key": pa.array(keys).take(product),
         "offset": np.cumsum(length + 60) - length + number * 2**26,
         "length": length,
+        "checksum": length,
         "image_digest": _digests(random, number, rows),
         "kept": ~rejected,
         "flat": np.zeros(rows, np.bool_),

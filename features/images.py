@@ -170,8 +170,19 @@ def _keep(data: bytes, limits: Limits) -> Normalised | None:
 
 
 def _is_flat(rgb: np.ndarray) -> bool:
-    """Whether no channel of (height, width, 3) uint8 varies; most pictures are told by the first alone."""
-    return all(rgb[..., channel].std() < FLAT for channel in range(3))
+    """Whether no channel of (height, width, 3) uint8 varies; most pictures are told by two pixels."""
+    height, width, _ = rgb.shape
+    apart = int(rgb[0, 0, 0]) - int(rgb[height // 2, width // 2, 0])
+    if apart * apart > 2 * FLAT * FLAT * height * width:  # two levels that far apart are variance enough
+        return False
+    return all(_deviation(rgb[..., channel]) < FLAT for channel in range(3))
+
+
+def _deviation(levels: np.ndarray) -> float:
+    """Standard deviation of uint8; in a third of the time that `std` takes for 23 × 23."""
+    values = levels.ravel().astype(np.float32)
+    mean = float(values.sum()) / len(values)
+    return math.sqrt(max(0.0, float(values @ values) / len(values) - mean * mean))
 
 
 def _header(jpeg: bytes) -> tuple[int, bytes]:
@@ -193,10 +204,15 @@ def _segments(jpeg: bytes) -> list[tuple[int, int, int]]:
     segments: list[tuple[int, int, int]] = []
     at = 2 if jpeg.startswith(b"\xff\xd8") else len(jpeg)
     junk = MAX_JUNK
-    while found := MARKER.search(jpeg, at, at + junk):
-        junk -= found.start() - at
-        start, at = found.span()
-        marker = jpeg[at - 1]
+    while True:
+        marker = jpeg[at + 1] if jpeg.startswith(b"\xff", at, len(jpeg) - 1) else 0
+        if marker in (0, 0xFF):
+            found = MARKER.search(jpeg, at, at + junk)
+            if not found:
+                break
+            junk -= found.start() - at
+            at, marker = found.start(), found[0][1]
+        start, at = at, at + 2
         if marker == SCAN[1]:
             return [*segments, (marker, start, len(jpeg))]
         if not (0xC0 <= marker < 0xD8 or marker > 0xD9):

@@ -7,7 +7,6 @@ splits.parquet (product_id, split) keeps every product on its side of the split 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ import numpy as np
 from features.artifact import digest_of, file_digest, open_artifact
 from features.backbones import Backbone, load_backbone
 from features.errors import ShelfmarkError
-from features.files import Place, Remote
+from features.files import Place
 from models.categorizer import Asked, Categorizer, Rules
 from models.head import STRUCTURE, WEIGHTS, load_head
+from models.releases import SPLITS
 from models.taxonomy import read_taxonomy
 
 HEAD_FILES = (STRUCTURE, WEIGHTS, "sizes.npy", "taxonomy.csv")
-THRESHOLDS, SPLITS = "thresholds.json", "splits.parquet"
+THRESHOLDS = "thresholds.json"
 BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"
 
 
@@ -66,17 +66,6 @@ def load_asked(folder: Path) -> Asked:
 def read_rules(file: Path) -> Rules:
     """Reads thresholds.json."""
     return Rules.from_dict(json.loads(file.read_text()))
-
-
-def in_service(releases: Place) -> str | None:
-    """Name of the release that releases/current points to; None before the first one.
-
-    On a disk `current` is a link; on an object store, which has none, a file that holds the name.
-    """
-    current = releases / "current"
-    if isinstance(current, Remote):
-        return current.read_text().strip() if current.is_file() else None
-    return os.readlink(current) if current.is_symlink() else None
 
 
 def open_bundle(place: Place) -> Bundle:

@@ -10,12 +10,15 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from features.errors import ShelfmarkError
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Paths = Counter[tuple[str, tuple[str, ...]]]  # (category, its names from coarse to fine) → how often told
 
@@ -40,8 +43,10 @@ class Taxonomy:
         return np.array([*coarse, np.arange(len(self.categories))], dtype=np.int32)
 
     @cached_property
-    def sums(self) -> list[sparse.csr_array]:
+    def sums(self) -> "list[sparse.csr_array]":
         """For each level a (C, nodes) matrix that sums leaf probabilities up to the nodes."""
+        from scipy import sparse  # a third of a second, which ingest does without
+
         count = len(self.categories)
         ones, rows = np.ones(count, np.float32), np.arange(count)
         return [

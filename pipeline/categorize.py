@@ -27,8 +27,8 @@ from pipeline.config import Config
 from pipeline.decisions import write_decisions
 from pipeline.extract import fill_store
 from pipeline.ingest import write_rejects
-from pipeline.look import Look, limits_of, look
-from pipeline.sources import open_sources, read_unchanged
+from pipeline.look import PLACE, Look, limits_of, look
+from pipeline.sources import open_sources, read_images
 from pipeline.stage import counts_of, log, only_job
 
 
@@ -104,9 +104,8 @@ def _decide(looked: Look, index: plan.Index, bundle: Bundle, store: Store, confi
 
     def read(chosen: np.ndarray) -> Iterator[bytes]:
         limits, rows = limits_of(config.ingest), images.iloc[chosen]
-        columns = [rows[name] for name in ("file", "offset", "length", "image_digest")]
-        for file, offset, length, digest in zip(*columns, strict=True):
-            yield normalise(read_unchanged(file, offset, length, bytes.fromhex(digest)), limits).jpeg
+        for data in read_images(*(rows[name].to_list() for name in PLACE)):
+            yield normalise(data, limits).jpeg
 
     if len(images) and (store.find(digests).row < 0).any():
         fill_store(store, digests, read, bundle.backbone(), config.extract)
@@ -121,8 +120,8 @@ def _decide(looked: Look, index: plan.Index, bundle: Bundle, store: Store, confi
 
 
 def _readable(looked: Look, index: plan.Index) -> pd.DataFrame:
-    """The readable images, sorted by product: product_id, file, offset, length, image_digest (hex)."""
-    names = ["product_id", "file", "offset", "length", "image_digest", "reason"]
+    """The readable images, sorted by product: product_id, image_digest (hex), and their PLACE."""
+    names = ["product_id", "image_digest", *PLACE, "reason"]
     tables = [table.filter(pc.equal(table["reason"], "")).drop("reason") for table in looked.tables(names)]
     rows = np.argsort(index.product[index.good], kind="stable")
     images = pa.concat_tables(tables).take(pa.array(rows)).to_pandas()

@@ -38,7 +38,7 @@ class Ingest(Section):
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.10  # share of the images; more stops the run
     max_pixels: Positive = 50_000_000  # px, declared; larger photos are refused
     placeholder_products: Annotated[int, Field(ge=2)] = 100  # an image of so many is a photo of none of them
-    unit_bytes: Positive = 64 * 2**20  # bytes of source images per unit of work and per output shard
+    unit_bytes: Positive = 32 * 2**20  # bytes of source images per unit of work and per output shard
     unit_images: Positive = 2000  # images per unit of work, for sources of single files
 
 

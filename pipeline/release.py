@@ -26,14 +26,13 @@ from models.bundle import (
     BACKBONE,
     BACKBONE_WEIGHTS,
     HEAD_FILES,
-    SPLITS,
     THRESHOLDS,
     Bundle,
-    in_service,
     open_bundle,
 )
 from models.groups import duplicate_groups, in_fit
 from models.metrics import acceptance_curve, acceptance_rate_at, precision
+from models.releases import SPLITS, in_service
 from pipeline.config import Config, Extract
 from pipeline.evaluate import grade
 from pipeline.extract import Part, fill_store, open_part

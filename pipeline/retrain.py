@@ -1,6 +1,5 @@
 """The weekly run, on one page."""
 
-
 from features.artifact import Artifact
 from features.files import Place
 from pipeline.calibrate import calibrate

@@ -17,7 +17,7 @@ from features.artifact import Artifact, digest_of, open_artifact
 from features.backbones import Backbone, load_backbone
 from features.errors import ShelfmarkError
 from features.files import Place, local, write_whole
-from models.bundle import SPLITS, in_service
+from models.releases import SPLITS, in_service
 from pipeline.config import Config
 
 

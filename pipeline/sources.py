@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+import google_crc32c
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
@@ -31,6 +32,8 @@ from models.taxonomy import Paths
 LISTING = ("product_id", "image", "category", "split", "seller")
 BSON_MAX = 256 * 2**20  # bytes; a longer document is a sign that the walk is lost
 LISTED = 50_000  # files of a folder in memory at a time
+SPAN_BYTES = 2**20  # read at once, where images stand closer together than
+GAP_BYTES = 2**14
 
 
 @dataclass(frozen=True)
@@ -127,22 +130,38 @@ def read_unit(unit: Unit) -> Iterator[SourceImage]:
     return _read_bson(unit) if unit.file.endswith(".bson") else _read_listing(unit)
 
 
-def read_unchanged(file: str, offset: int, length: int, image_digest: bytes) -> bytes:
-    """Bytes of an image that was looked at before.
+def read_images(
+    file: list[str], offset: list[int], length: list[int], checksum: list[int]
+) -> Iterator[bytes]:
+    """Bytes of images that were looked at before; neighbours by one read, which halves the time.
 
     Args:
-        file: path or URL.
-        offset: of the image in it, bytes.
+        file: paths or URLs.
+        offset: of the images in them, bytes.
         length: bytes.
-        image_digest: their sha256 then, 32 bytes.
+        checksum: their crc32c then.
 
     Raises:
         ShelfmarkError: they are not the same any more.
     """
-    data = read_range(place(file), offset, length)
-    if hashlib.sha256(data).digest() != image_digest:
-        raise _changed(file)
-    return data
+    first = 0
+    while first < len(file):
+        last, start, end = first, offset[first], offset[first] + length[first]
+        while (
+            last + 1 < len(file)
+            and file[last + 1] == file[first]
+            and 0 <= offset[last + 1] - end <= GAP_BYTES
+            and end - start < SPAN_BYTES
+        ):
+            last += 1
+            end = offset[last] + length[last]
+        data = read_range(place(file[first]), start, end - start)
+        for image in range(first, last + 1):
+            piece = data[offset[image] - start : offset[image] - start + length[image]]
+            if google_crc32c.value(piece) != checksum[image]:
+                raise _changed(file[image])
+            yield piece
+        first = last + 1
 
 
 def _changed(file: str) -> ShelfmarkError:
@@ -244,29 +263,25 @@ def _documents(file: BinaryIO, unit: Unit) -> Iterator[tuple[int, bytes]]:
 
 
 def _images_of(document: dict[str, Any], raw: bytes, file: str, position: int) -> list[SourceImage]:
-    product: dict[str, Any] = {
-        "product_id": _cell(document["_id"]),
-        "category": _cell(document.get("category_id")),
-        "split": _cell(document.get("split")),
-        "seller": _cell(document.get("seller")),
-        "file": file,
-    }
-    if not product["product_id"] or product["split"] not in ("", *PARTS):
-        raise ValueError(f"_id {product['product_id']!r}, split {product['split']!r}")
+    names = ("_id", "category_id", "split", "seller")
+    product_id, category, split, seller = (_cell(document.get(name)) for name in names)
+    if not product_id or split not in ("", *PARTS):
+        raise ValueError(f"_id {product_id!r}, split {split!r}")
+    product = (product_id, category, split, seller, file)
     images, cursor = [], 0
     for entry in document.get("imgs") or []:
         picture = entry.get("picture") if isinstance(entry, dict) else None
         if not isinstance(picture, bytes):
-            images.append(SourceImage(**product, reason="missing", detail="no picture in the document"))
+            images.append(SourceImage(*product, reason="missing", detail="no picture in the document"))
             continue
         # The decoder does not tell where a value stands; equal pictures are found one after the other.
         # Looking for the whole picture takes 10 µs, for its beginning 1 µs.
         cursor = raw.index(picture[:64], cursor)
         if not raw.startswith(picture, cursor):
             cursor = raw.index(picture, cursor)
-        images.append(SourceImage(**product, offset=position + cursor, length=len(picture), data=picture))
+        images.append(SourceImage(*product, position + cursor, len(picture), picture))
         cursor += len(picture)
-    return images or [SourceImage(**product, reason="no_image")]
+    return images or [SourceImage(*product, reason="no_image")]
 
 
 # Folders and manifests: a listing of files

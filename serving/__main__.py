@@ -50,7 +50,8 @@ def serve(workspace: str, host: str, port: int, debug: bool) -> None:
     start_tensorflow()
     import uvicorn
 
-    from models.bundle import in_service, open_bundle
+    from models.bundle import open_bundle
+    from models.releases import in_service
     from serving.app import create_app
 
     releases = place(workspace) / "releases"

@@ -10,7 +10,7 @@ from test_retrain import SETTINGS, run_here
 
 from features.artifact import find_artifact
 from features.files import Place, copy_tree, local, place, read_range, sizes, write_whole
-from models.bundle import in_service
+from models.releases import in_service
 from pipeline import ingest as ingest_module
 from pipeline.config import Ingest
 from pipeline.drawing import draw_catalogue
