@@ -143,7 +143,7 @@ def plan_all(folder: Path) -> dict[str, Any]:
     steps: dict[str, dict[str, float]] = {}
     looked = Look(sorted(folder.glob("unit-*.parquet")), [])
     with _step("index", steps):
-        index = plan.build_index(looked.tables(plan.COLUMNS))
+        index = looked.index()
     with _step("products", steps):
         plan.refuse_flood(index, settings.max_rejected, "none")
         products = plan.plan_products(index, None, settings.min_products)

@@ -73,7 +73,7 @@ def _categorize(
         output.with_name(output.name + ".partial"), {"sources": told, "bundle": bundle.digest, "version": "2"}
     )
     looked = look(opened, config.ingest, work, beam)
-    index = plan.build_index(looked.tables(plan.COLUMNS))
+    index = looked.index()
     rejects = _write_rejects(looked, index, config.ingest.max_rejected, output)
     decisions = _decide(looked, index, bundle, Store(store / bundle.fingerprint), config)
     write_decisions(decisions, output)

@@ -16,7 +16,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,21 +36,23 @@ from models.taxonomy import Paths, build_taxonomy, read_paths, write_taxonomy
 from pipeline import plan
 from pipeline.config import Ingest
 from pipeline.duplicates import (
+    DUPLICATES,
     Shared,
     SharedDigests,
     contradictions,
     duplicates_table,
-    find_placeholders,
     find_shared,
 )
 from pipeline.look import LOOK, PLACE, Look, limits_of, look
-from pipeline.plan import Index, Products
+from pipeline.plan import PRODUCTS, Index, Products
 from pipeline.sources import open_sources, read_images
 from pipeline.stage import log, stage
 from pipeline.units import run_units, unit_file, write_table
 
 VERSION = 2
-PIECE_ROWS = 500_000  # rows of the plan in memory at a time, about 150 bytes each
+PIECE_ROWS = 250_000  # rows of the plan in memory at a time, about 150 bytes each
+UNITS_A_BATCH = 64  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
+TABLE_ROWS = 2**20  # rows of a table made at a time
 DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, size and sha256 of its shards
 PIECE = pa.schema(
     [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
@@ -61,6 +63,7 @@ PIECE = pa.schema(
         ("kept", pa.bool_()),
         ("placeholder", pa.bool_()),
     ]
+    + [("unit", pa.int32())]
 )
 IMAGES = pa.schema(
     [(name, pa.string()) for name in ("product_id", "split", "image_digest", "file")]
@@ -122,7 +125,7 @@ def ingest(
         )
         categories = frozenset(category for category, _ in paths) if taxonomy else None
         looked = look(opened, settings, work, beam, categories)
-        index = plan.build_index(looked.tables(plan.COLUMNS))
+        index = looked.index()
         write_rejects(looked, index, work / "rejects.parquet")
         plan.refuse_flood(index, settings.max_rejected, str(work / "rejects.parquet"))
         products = plan.plan_products(index, pq.read_table(known) if known else None, settings.min_products)
@@ -144,10 +147,10 @@ def ingest(
 
 def write_rejects(looked: Look, index: Index, rejects: Place) -> int:
     """Writes the refused images and returns how many they are."""
-    numbers, start = plan.image_indices(index.product), 0
+    start = 0
     with writing(rejects) as working, pq.ParquetWriter(working, REJECTS) as writer:
         for table in looked.tables(["product_id", "file", "reason", "detail"]):
-            number = pa.array(numbers[start : start + len(table)])
+            number = pa.array(index.image_index[start : start + len(table)])
             start += len(table)
             refused = pc.and_(pc.not_equal(table["reason"], ""), pc.not_equal(table["reason"], plan.NO_IMAGE))
             told = table.append_column("image_index", number).filter(refused)
@@ -202,14 +205,13 @@ class Layout:
 def lay_out(index: Index, products: Products, settings: Ingest, seed: int) -> Layout:
     """Where every row goes."""
     unit, units = plan.plan_units(index, products, seed, settings.unit_bytes)
-    shared = find_shared(index)
-    placeholder = find_placeholders(index, shared, settings.placeholder_products)
-    return Layout(unit, units, index.product, plan.image_indices(index.product), placeholder, shared)
+    shared, placeholder = find_shared(index, settings.placeholder_products)
+    return Layout(unit, units, index.product, index.image_index, placeholder, shared)
 
 
 def write_plan(looked: Look, products: Products, layout: Layout, work: Place) -> None:
-    """Writes products, duplicates, and the planned rows in pieces with a batch for every output unit."""
-    write_table(products.table(), work / "products.parquet")
+    """Writes products, duplicates, and the planned rows in pieces for the writers."""
+    _write_tables(products.table, len(products.split), PRODUCTS, work / "products.parquet")
     digests = SharedDigests(layout.shared)
     names = [
         name for name in PIECE.names if name in LOOK.names and name not in ("category", "split", "seller")
@@ -228,8 +230,18 @@ def write_plan(looked: Look, products: Products, layout: Layout, work: Place) ->
             )
             written += 1
             waiting.clear()
-    table = duplicates_table(layout.shared, digests.texts(), layout.placeholder, products)
-    write_table(table, work / "duplicates.parquet")
+
+    def duplicates(start: int, stop: int) -> pa.Table:
+        return duplicates_table(layout.shared, digests, layout.placeholder, products, slice(start, stop))
+
+    _write_tables(duplicates, len(layout.shared.row), DUPLICATES, work / "duplicates.parquet")
+
+
+def _write_tables(make: Callable[[int, int], pa.Table], rows: int, schema: pa.Schema, file: Place) -> None:
+    """Writes a table that `make` makes piece by piece, from rows `start` to `stop`."""
+    with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
+        for start in range(0, rows, TABLE_ROWS):
+            writer.write_table(make(start, min(start + TABLE_ROWS, rows)).cast(schema))
 
 
 def _planned(table: pa.Table, start: int, products: Products, layout: Layout) -> pa.Table:
@@ -248,14 +260,15 @@ def _planned(table: pa.Table, start: int, products: Products, layout: Layout) ->
 
 
 def _write_piece(rows: pa.Table, units: int, piece: Place) -> None:
-    """Writes planned rows as an Arrow file, batch u for output unit u, each in the source's order."""
+    """Writes planned rows as an Arrow file, sorted by output unit, a batch for every UNITS_A_BATCH units."""
     unit = rows["unit"].to_numpy()
     order = np.argsort(unit, kind="stable")
     rows = rows.select(PIECE.names).take(pa.array(order)).combine_chunks()
-    bounds = np.searchsorted(unit[order], np.arange(units + 1))
+    ends = np.arange(UNITS_A_BATCH, units + UNITS_A_BATCH, UNITS_A_BATCH)
+    bounds = [0, *np.searchsorted(unit[order], ends).tolist()]
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with writing(piece) as working, pa.ipc.new_file(working, PIECE, options=options) as writer:
-        for first, last in itertools.pairwise(bounds.tolist()):
+        for first, last in itertools.pairwise(bounds):
             batches = rows.slice(first, last - first).to_batches()
             writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], PIECE))
 
@@ -323,7 +336,8 @@ def _read_plan(pieces: list[str], number: int) -> pa.Table:
     batches = []
     for piece in pieces:
         with place(piece).open("rb") as file:
-            batches.append(pa.ipc.open_file(file).get_batch(number))
+            batch = pa.ipc.open_file(file).get_batch(number // UNITS_A_BATCH)
+            batches.append(batch.filter(pc.equal(batch["unit"], number)))
     return pa.Table.from_batches(batches, PIECE)
 
 

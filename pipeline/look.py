@@ -22,6 +22,7 @@ from features.files import Place
 from features.images import Limits, Refused, normalise
 from features.product import order_key
 from pipeline.config import Ingest
+from pipeline.plan import COLUMNS, Index, build_index
 from pipeline.sources import Source, SourceImage, Unit, read_unit
 from pipeline.units import run_units, unit_file, write_table
 
@@ -49,11 +50,20 @@ class Look:
             with path.open("rb") as file:
                 yield pq.read_table(file, columns=columns, read_dictionary=CODED)
 
+    def index(self) -> Index:
+        """What the plan keeps of the rows."""
+        return build_index(self.tables(COLUMNS), sum(map(_rows_in, self.files)))
+
     def names(self, file: pa.ChunkedArray) -> pa.ChunkedArray:
         """Files as people call them, without what is above the source: it may stand elsewhere next week."""
         for root in self.roots:
             file = pc.replace_substring_regex(file, "^" + re.escape(root), "")
         return file
+
+
+def _rows_in(path: Place) -> int:
+    with path.open("rb") as file:
+        return int(pq.read_metadata(file).num_rows)
 
 
 def look(

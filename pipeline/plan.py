@@ -6,6 +6,7 @@ Products   one a product, sorted by id: category, split, readable images, seller
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,21 @@ from features.product import DROPPED, NONE, PARTS, SPLITS, TRAIN, split_products
 RUN_BYTES = 2**20  # neighbouring images stay together; a source's order is not random: runs are dealt out
 NO_IMAGE = "no_image"  # the reason of a row that stands for a product without any image
 TEXTS = ("category", "split", "seller", "reason")
+ROW = {  # of the index; there are few parts and reasons
+    **dict.fromkeys(("product", "category", "seller", "length"), np.int32),
+    **dict.fromkeys(("split", "reason"), np.uint8),
+    **{"digest_key": np.uint64, "flat": np.bool_},
+}
 COLUMNS = ["product_id", "order_key", *TEXTS, "length", "image_digest", "flat"]  # of a look, for the index
+PRODUCTS = pa.schema(
+    [
+        ("product_id", pa.string()),
+        ("category", pa.string()),
+        ("split", pa.string()),
+        ("images", pa.int32()),
+        ("seller", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -26,15 +41,15 @@ class Coded:
     """Texts as places in a list of the distinct ones, of which the first is ""."""
 
     values: list[str]
-    code: np.ndarray  # (n,) int32
+    code: np.ndarray  # (n,) int32 or uint8
 
-    def only(self, chosen: np.ndarray) -> "Coded":
+    def only(self, chosen: np.ndarray | slice) -> "Coded":
         """Those at the chosen places."""
         return Coded(self.values, self.code[chosen])
 
     def texts(self) -> pa.Array:
         """The texts, null for ""."""
-        code = pa.array(self.code, mask=self.code == 0)
+        code = pa.array(self.code.astype(np.int32), mask=self.code == 0)
         return pa.DictionaryArray.from_arrays(code, pa.array(self.values, pa.string())).cast(pa.string())
 
 
@@ -52,6 +67,7 @@ class Index:
     length: np.ndarray  # (n,) int32, bytes
     digest_key: np.ndarray  # (n,) uint64, the first 8 bytes of the image's digest
     flat: np.ndarray  # (n,) bool
+    image_index: np.ndarray  # (n,) int32, which of its product's rows a row is
 
     @property
     def good(self) -> np.ndarray:
@@ -72,36 +88,41 @@ class Index:
         )
 
 
-def build_index(tables: Iterable[pa.Table]) -> Index:
-    """The index of a look's tables (COLUMNS), of which one at a time is in memory."""
+def build_index(tables: Iterable[pa.Table], rows: int) -> Index:
+    """The index of a look's tables (COLUMNS), of which one at a time is in memory.
+
+    Args:
+        tables: of the look.
+        rows: of all of them.
+    """
     places: dict[str, dict[str, int]] = {name: {"": 0} for name in TEXTS}
-    pieces, ids, keys, first = [], [], [], 0
+    # made at once: arrays put together from a thousand pieces took 0.5 GB more
+    row: dict[str, Any] = {name: np.empty(rows, dtype) for name, dtype in ROW.items()}
+    ids, keys, start, first = [], [], 0, 0
     for table in tables:
+        here = slice(start, start + len(table))
+        start += len(table)
         product = table["product_id"].combine_chunks().dictionary_encode()
-        code = product.indices.to_numpy()
+        row["product"][here] = code = product.indices.to_numpy() + np.int32(first)
         key = np.empty(len(product.dictionary), np.int64)
-        key[code] = table["order_key"].to_numpy()
+        key[code - first] = table["order_key"].to_numpy()
+        first += len(key)
         ids.append(product.dictionary.cast(pa.large_string()))
         keys.append(key)
-        piece = {name: _codes(table[name], places[name]) for name in TEXTS}
-        piece |= {name: table[name].to_numpy() for name in ("length", "flat")}
-        pieces.append(piece | {"product": code + first, "digest_key": _heads(table["image_digest"])})
-        first += len(key)
+        for name in TEXTS:
+            row[name][here] = _codes(table[name], places[name])
+        for name in ("length", "flat"):
+            row[name][here] = table[name].to_numpy()
+        row["digest_key"][here] = _heads(table["image_digest"])
     product_id, order_key, place = _sorted_ids(ids, keys)
-    coded = {name: Coded(list(places[name]), _joined(pieces, name, np.int32)) for name in TEXTS}
-    return Index(
-        product_id,
-        order_key,
-        place[_joined(pieces, "product", np.int64)],
-        **coded,
-        length=_joined(pieces, "length", np.int32),
-        digest_key=_joined(pieces, "digest_key", np.uint64),
-        flat=_joined(pieces, "flat", np.bool_),
-    )
+    row["product"] = place[row["product"]]
+    coded = {name: Coded(list(places[name]), row.pop(name)) for name in TEXTS}
+    rest: dict[str, Any] = coded | row | {"image_index": image_indices(row["product"])}
+    return Index(product_id, order_key, **rest)
 
 
 def _codes(column: pa.ChunkedArray, places: dict[str, int]) -> np.ndarray:
-    """(n,) int32: the places of texts, new ones being added."""
+    """(n,) the places of texts, new ones being added."""
     local = column.combine_chunks().dictionary_encode()
     known = [places.setdefault(text, len(places)) for text in local.dictionary.to_pylist()]
     return np.array(known, np.int32)[local.indices.to_numpy()]
@@ -111,12 +132,7 @@ def _heads(digests: pa.ChunkedArray) -> np.ndarray:
     """(n,) uint64: the first 8 bytes, so that they sort as the digests do."""
     whole = digests.combine_chunks()
     width = whole.type.byte_width // 8
-    return np.frombuffer(whole.buffers()[1], ">u8")[::width][whole.offset :][: len(whole)].astype(np.uint64)
-
-
-def _joined(pieces: list[dict[str, np.ndarray]], name: str, dtype: type) -> np.ndarray:
-    """A column of all pieces, which lose it: memory holds it once."""
-    return np.concatenate([np.empty(0, dtype), *(piece.pop(name) for piece in pieces)], dtype=dtype)
+    return np.frombuffer(whole.buffers()[1], ">u8")[::width][whole.offset :][: len(whole)]
 
 
 def _sorted_ids(ids: list[pa.Array], keys: list[np.ndarray]) -> tuple[pa.Array, np.ndarray, np.ndarray]:
@@ -130,13 +146,30 @@ def _sorted_ids(ids: list[pa.Array], keys: list[np.ndarray]) -> tuple[pa.Array, 
     keys.clear()
     order = pc.sort_indices(every).to_numpy()
     every = every.take(pa.array(order))
+    order = order.astype(np.int32)
     new = np.ones(len(order), bool)
     new[1:] = pc.not_equal(every[1:], every[:-1]).to_numpy(zero_copy_only=False)
     nobody = len(every) > 0 and every[0].as_py() == ""
     place = np.empty(len(order), np.int32)
-    place[order] = np.cumsum(new) - 1 - int(nobody)
+    place[order] = np.cumsum(new, dtype=np.int32) - 1 - int(nobody)
     first = np.flatnonzero(new)[int(nobody) :]
     return every.take(pa.array(first)) if len(first) < len(every) else every, key[order[first]], place
+
+
+def image_indices(product: np.ndarray) -> np.ndarray:
+    """(n,) int32: which of its product's rows a row is, from 0.
+
+    >>> image_indices(np.array([7, 7, 3, 7])).tolist()
+    [0, 1, 0, 2]
+    """
+    order = np.argsort(product, kind="stable").astype(np.int32)
+    ordered = product[order]
+    place = np.arange(len(product), dtype=np.int32)
+    first = place.copy()
+    first[1:][ordered[1:] == ordered[:-1]] = 0
+    index = np.empty(len(product), np.int32)
+    index[order] = place - np.maximum.accumulate(first)
+    return index
 
 
 def refuse_flood(index: Index, max_rejected: float, rejects: str) -> None:
@@ -172,16 +205,17 @@ class Products:
     seller: Coded
     in_two_categories: int  # products whose rows name several
 
-    def table(self) -> pa.Table:
-        """products.parquet."""
-        columns = {
-            "product_id": self.product_id.cast(pa.string()),
-            "category": self.category.texts(),
-            "split": pa.array(SPLITS).take(pa.array(self.split)),
-            "images": self.images,
-            "seller": self.seller.texts(),
-        }
-        return pa.table(columns)
+    def table(self, start: int, stop: int) -> pa.Table:
+        """Rows of products.parquet."""
+        here = slice(start, stop)
+        columns = [
+            self.product_id[here].cast(pa.string()),
+            self.category.only(here).texts(),
+            pa.array(SPLITS).take(pa.array(self.split[here])),
+            pa.array(self.images[here]),
+            self.seller.only(here).texts(),
+        ]
+        return pa.table(columns, schema=PRODUCTS)
 
 
 def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Products:
@@ -212,8 +246,8 @@ def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Pr
 
 def _most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
     """(p,) int32: code of the most common text of each product's rows; how many products' rows disagree."""
-    told = np.flatnonzero((texts.code > 0) & (index.product >= 0))[::-1]
-    product, code = index.product[told], texts.code[told]
+    told = (texts.code > 0) & (index.product >= 0)
+    product, code = index.product[told][::-1], texts.code[told][::-1]
     chosen = np.zeros(len(index.product_id), np.int32)
     chosen[product] = code  # the first row's, because it is assigned last
     mixed = np.unique(product[code != chosen[product]])
@@ -259,28 +293,14 @@ def plan_units(index: Index, products: Products, seed: int, unit_bytes: int) -> 
     Returns:
         (n,) int32, -1 where the row is not taken; and how many units there are.
     """
-    taken = np.flatnonzero(index.good)
-    taken = taken[products.split[index.product[taken]] < len(PARTS)]
+    taken = index.good
+    taken[taken] = products.split[index.product[taken]] < len(PARTS)
     unit = np.full(len(index.product), -1, np.int32)
-    if not len(taken):
+    if not taken.any():
         return unit, 0
     end = np.cumsum(index.length[taken], dtype=np.int64)
-    run = end // min(RUN_BYTES, unit_bytes)
     count = -(-int(end[-1]) // unit_bytes)
-    order = np.random.default_rng(seed).permutation(int(run[-1]) + 1)
-    unit[taken] = order[run] % count
+    end //= min(RUN_BYTES, unit_bytes)
+    unit_of_run = np.random.default_rng(seed).permutation(int(end[-1]) + 1) % count
+    unit[taken] = unit_of_run.astype(np.int32)[end]
     return unit, count
-
-
-def image_indices(product: np.ndarray) -> np.ndarray:
-    """(n,) int32: which of its product's rows a row is, from 0.
-
-    >>> image_indices(np.array([7, 7, 3, 7])).tolist()
-    [0, 1, 0, 2]
-    """
-    order = np.argsort(product, kind="stable")
-    ordered, place = product[order], np.arange(len(product))
-    begins = np.diff(ordered, prepend=ordered[:1] - 1) != 0
-    index = np.empty(len(product), np.int32)
-    index[order] = place - np.maximum.accumulate(np.where(begins, place, 0))
-    return index

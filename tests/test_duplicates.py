@@ -13,7 +13,6 @@ from pipeline.duplicates import (
     SharedDigests,
     contradictions,
     duplicates_table,
-    find_placeholders,
     find_shared,
 )
 
@@ -41,14 +40,19 @@ def found(rows, placeholder_products=100, piece=70):
     """duplicates.parquet as dicts, the look being read again in pieces."""
     index = index_of(rows)
     products = plan.plan_products(index, None, 1)
-    shared = find_shared(index)
-    placeholder = find_placeholders(index, shared, placeholder_products)
+    shared, placeholder = find_shared(index, placeholder_products)
     digests = SharedDigests(shared)
     whole = pa.array([bytes.fromhex(row["digest"]) for row in rows], pa.binary(32))
     for start in range(0, len(rows), piece):
         digests.see(start, pa.chunked_array([whole[start : start + piece]]))
-    table = duplicates_table(shared, digests.texts(), placeholder, products)
-    return table.to_pylist(), contradictions(shared, products), placeholder
+    count = len(shared.row)
+    pieces = [slice(start, min(start + 11, count)) for start in range(0, count, 11)]
+    rows = [
+        row
+        for images in pieces
+        for row in duplicates_table(shared, digests, placeholder, products, images).to_pylist()
+    ]
+    return rows, contradictions(shared, products), placeholder
 
 
 def in_plain_python(rows):

@@ -35,13 +35,14 @@ def tables(rows):
 
 
 def index_of(rows):
-    return plan.build_index(tables(rows))
+    return plan.build_index(tables(rows), len(rows))
 
 
 def planned(rows, known=None, min_products=20):
     """The products as a frame, "" for null."""
     told = pa.table({"product_id": list(known), "split": list(known.values())}) if known else None
-    frame = plan.plan_products(index_of(rows), told, min_products).table().to_pandas()
+    products = plan.plan_products(index_of(rows), told, min_products)
+    frame = products.table(0, len(products.split)).to_pandas()
     return frame.assign(**{name: frame[name].fillna("") for name in ("category", "seller")})
 
 
@@ -181,7 +182,7 @@ def test_a_product_in_two_categories_has_the_one_told_most_often():
 
 def test_without_categories_there_are_products_but_nothing_to_learn():
     products = plan.plan_products(index_of([{"product_id": f"p{n}"} for n in range(3)]), None, 20)
-    assert products.table()["split"].to_pylist() == ["none"] * 3
+    assert products.table(0, 3)["split"].to_pylist() == ["none"] * 3
     with pytest.raises(ShelfmarkError, match="no product to train on: 3 products, 0 with a category"):
         plan.require_learnable(products, 20)
 
@@ -234,7 +235,7 @@ def drawn_index(seed=0, images=900, length=None):
 
 def learnt_rows(index, products):
     """Rows that records are to hold, in plain Python."""
-    splits = products.table()["split"].to_pylist()
+    splits = products.table(0, len(products.split))["split"].to_pylist()
     reasons = index.reason.values
     return [
         row for row, (product, reason) in enumerate(zip(index.product, index.reason.code, strict=True))
