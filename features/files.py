@@ -15,6 +15,7 @@ import functools
 import glob
 import io
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -31,6 +32,10 @@ MARK = "manifest.json"  # features/artifact.py
 FIRST_READ = 64 * 1024  # bytes: a product's photo, a Parquet footer
 PAGE = 1000  # objects: no more are listed or removed by one request
 LONGEST_READ = 8 * 1024 * 1024  # bytes: from here on a longer request brings nothing
+
+
+class UnknownScheme(ShelfmarkError):
+    """A place of a kind that nobody here knows, as http://."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,8 @@ def place(text: str) -> Place:
     >>> str(place("file:///data/shop")), str(place("s3://bucket/shop/"))
     ('/data/shop', 's3://bucket/shop')
     """
+    if re.match(r"(s3|gs):/(?!/)", text):
+        raise ShelfmarkError(f"{text}: one slash; expected two, as in s3://bucket/shop; mend the name")
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))  # as it is: Beam does not decode %2C either
     return Remote(text) if "://" in text else Path(text)
@@ -619,10 +626,14 @@ def _told(text: str, error: Exception) -> Exception:
     kinds = _kinds(error)
     reason = " ".join(str(error).split())[:200]
     scheme = text.partition("://")[0]
-    package, entry = WAYS_IN.get(scheme, ("the extra of apache-beam for it", "mend the name"))
+    package, entry = WAYS_IN.get(scheme, ("", "mend the name"))
     if isinstance(error, ModuleNotFoundError) or "Unable to get filesystem" in reason:
+        if not package:
+            return UnknownScheme(
+                f"{text}: {scheme}:// is not known here; expected s3:// or gs://; mend the name"
+            )
         return ShelfmarkError(
-            f"{text}: {scheme}:// is not known here; expected s3:// or gs://; install {package}"
+            f"{text}: {scheme}:// is not known here; expected its package; install {package}"
         )
     if "NoSuchBucket" in kinds:
         return _no_bucket(text)

@@ -26,7 +26,7 @@ from pipeline import plan
 from pipeline.config import Config
 from pipeline.decisions import write_decisions
 from pipeline.extract import fill_store
-from pipeline.ingest import write_rejects
+from pipeline.ingest import refuse_flood, write_rejects
 from pipeline.look import PLACE, Look, limits_of, look
 from pipeline.sources import open_sources, read_images
 from pipeline.stage import counts_of, log, only_job
@@ -93,7 +93,8 @@ def _write_rejects(looked: Look, index: plan.Index, max_rejected: float, output:
     rejects = write_rejects(looked, index, file)
     if not rejects:
         file.unlink()
-    plan.refuse_flood(index, max_rejected, str(file))
+    else:
+        refuse_flood(index, max_rejected, file)
     return rejects
 
 

@@ -106,6 +106,11 @@ def ingest(
             be learnt.
     """
     opened = open_sources(sources)
+    for source in opened:
+        if f"{_absolute(out)}/".startswith(f"{source.path}/"):
+            raise ShelfmarkError(
+                f"{out}: within the source {source.path}; expected a workspace beside it; give another"
+            )
     if taxonomy and not taxonomy.is_file():
         raise ShelfmarkError(
             f"{taxonomy}: no such file; expected a CSV of category_id, category_level1, …; check --taxonomy"
@@ -127,7 +132,7 @@ def ingest(
         looked = look(opened, settings, work, beam, categories)
         index = looked.index()
         write_rejects(looked, index, work / "rejects.parquet")
-        plan.refuse_flood(index, settings.max_rejected, str(work / "rejects.parquet"))
+        refuse_flood(index, settings.max_rejected, work / "rejects.parquet")
         products = plan.plan_products(index, pq.read_table(known) if known else None, settings.min_products)
         plan.require_learnable(products, settings.min_products)
         layout = lay_out(index, products, settings, seed)
@@ -140,6 +145,10 @@ def ingest(
         return summary | {"categories_in_two_places": conflicts}
 
     return stage(out, kind="records", version=VERSION, made_from=made_from, make=make, shared=True)
+
+
+def _absolute(path: Place) -> Place:
+    return path.absolute() if isinstance(path, Path) else path
 
 
 # The account
@@ -158,6 +167,19 @@ def write_rejects(looked: Look, index: Index, rejects: Place) -> int:
                 told = told.append_column("source", looked.names(told["file"]))
                 writer.write_table(told.select(REJECTS.names).cast(REJECTS))
     return sum(index.reasons().values())
+
+
+def refuse_flood(index: Index, max_rejected: float, rejects: Place) -> None:
+    """Stops when more than `max_rejected` of the images are rejected; `rejects` is the table of them.
+
+    Raises:
+        ShelfmarkError: with the three most common reasons, and an example.
+    """
+    example = ""
+    for reason in itertools.islice(index.reasons(), 1):
+        told = pq.read_table(local(rejects), filters=[("reason", "==", reason)]).slice(0, 1).to_pylist()
+        example = "".join(f", for example {row['source']}: {row['detail']}" for row in told)
+    plan.refuse_flood(index, max_rejected, str(rejects), example)
 
 
 def _summary(index: Index, products: Products, layout: "Layout") -> dict[str, Any]:

@@ -172,13 +172,14 @@ def image_indices(product: np.ndarray) -> np.ndarray:
     return index
 
 
-def refuse_flood(index: Index, max_rejected: float, rejects: str) -> None:
+def refuse_flood(index: Index, max_rejected: float, rejects: str, example: str = "") -> None:
     """Stops when more than `max_rejected` of the images are rejected.
 
     Args:
         index: of the look.
         max_rejected: share.
         rejects: where all of them are listed.
+        example: one of the most common reason, as people call it.
 
     Raises:
         ShelfmarkError: with the three most common reasons.
@@ -189,7 +190,7 @@ def refuse_flood(index: Index, max_rejected: float, rejects: str) -> None:
         return
     told = ", ".join(f"{reason} {count:,}" for reason, count in list(reasons.items())[:3])
     raise ShelfmarkError(
-        f"{rejected:,} of {images:,} images rejected ({told}); expected at most {max_rejected:.0%}; "
+        f"{rejected:,} of {images:,} images rejected ({told}){example}; expected at most {max_rejected:.0%}; "
         f"{rejects} lists them: mend the source or raise ingest.max_rejected"
     )
 
@@ -276,6 +277,11 @@ def require_learnable(products: Products, min_products: int) -> None:
     Raises:
         ShelfmarkError: no category is large enough, or nothing has a category.
     """
+    if not products.category.code.any():
+        raise ShelfmarkError(
+            f"no product to train on: none of {len(products.split):,} has a category; expected some; give "
+            "category, category_id or, of photos in folders, the folder above those of the categories"
+        )
     if not (products.split == TRAIN).any():
         raise ShelfmarkError(
             f"no product to train on: {len(products.split):,} products, "
@@ -299,8 +305,9 @@ def plan_units(index: Index, products: Products, seed: int, unit_bytes: int) -> 
     if not taken.any():
         return unit, 0
     end = np.cumsum(index.length[taken], dtype=np.int64)
-    count = -(-int(end[-1]) // unit_bytes)
+    count = min(-(-int(end[-1]) // unit_bytes), len(end))
     end //= min(RUN_BYTES, unit_bytes)
-    unit_of_run = np.random.default_rng(seed).permutation(int(end[-1]) + 1) % count
-    unit[taken] = unit_of_run.astype(np.int32)[end]
+    run = np.cumsum(np.diff(end, prepend=end[:1]) > 0)  # without those that no image ends in
+    unit_of_run = np.random.default_rng(seed).permutation(int(run[-1]) + 1) % count
+    unit[taken] = unit_of_run.astype(np.int32)[run]
     return unit, count

@@ -8,10 +8,12 @@ Each on a disk or, as in s3://bucket/catalogue.bson, on an object store. A unit 
 bytes; a unit of the others is a row group of a listing. Nothing here grows with the catalogue.
 """
 
+import errno
 import hashlib
 import itertools
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +27,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.files import Place, Remote, local, place, read_range, stats, writing
+from features.files import Place, Remote, UnknownScheme, local, place, read_range, stats, writing
 from features.product import PARTS
 from models.taxonomy import Paths
 
@@ -178,10 +180,10 @@ def _digest(stats: Iterable[tuple[str, int, int]]) -> str:
 
 def _stat(path: Place, name: str) -> tuple[str, int, int]:
     try:
-        stat = path.stat()
+        found = path.stat()
     except (OSError, ValueError):  # no path has a NUL in it
         return name, -1, -1
-    return name, stat.st_size, stat.st_mtime_ns
+    return name, found.st_size, found.st_mtime_ns
 
 
 # BSON
@@ -306,14 +308,11 @@ class _Folder:
             names = iter(stats(self.path))
             yield from (name for name in names if not re.search(r"(^|/)\.", name))
             return
-        for folder, folders, files in os.walk(self.path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            below = Path(folder).relative_to(self.path).parts
-            yield from ("/".join((*below, name)) for name in sorted(files) if not name.startswith("."))
+        yield from _walk(str(self.path), "", ())
 
     def told(self) -> str:
         if isinstance(self.path, Remote):
-            return _digest((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats(self.path).items())
+            return _digest((name, it.st_size, it.st_mtime_ns) for name, it in stats(self.path).items())
         return _digest(_stat(self.path / name, name) for name in self._files())
 
     def paths(self) -> Paths:
@@ -333,6 +332,18 @@ class _Folder:
             )
 
 
+def _walk(folder: str, below: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Names of the files in a folder and, after them, of those further down; links are followed."""
+    real = os.path.realpath(folder)
+    if real in above:
+        raise ShelfmarkError(f"{folder}: a link to a folder above it; expected a tree; remove the link")
+    entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=lambda e: e.name)
+    folders = [entry for entry in entries if entry.is_dir()]
+    yield from (below + entry.name for entry in entries if not entry.is_dir())
+    for entry in folders:
+        yield from _walk(entry.path, f"{below}{entry.name}/", (*above, real))
+
+
 @dataclass
 class _Manifest:
     path: Place
@@ -347,7 +358,7 @@ class _Manifest:
         if lacking:
             raise ShelfmarkError(
                 f"{self.path}: no column {' and no column '.join(lacking)}; found: {', '.join(columns)}; "
-                "expected product_id, image and, to learn from, category; mend the header"
+                "expected product_id, image and, to learn from, category, between commas; mend the header"
             )
 
     def _tables(self) -> Iterator[pd.DataFrame]:
@@ -355,13 +366,20 @@ class _Manifest:
         kind, file = self.path.suffix, local(self.path)
         try:
             for batch in _csv_batches(file) if kind == ".csv" else pq.ParquetFile(file).iter_batches():
+                names = batch.schema.names
+                if len(set(names)) < len(names):
+                    twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
+                    raise ShelfmarkError(
+                        f"{self.path}: two columns {twice}; expected each once; mend the header"
+                    )
                 # not to_pandas: it makes 5.0 of an integer 5 where another cell of the column is empty
                 cells = {name: list(map(_cell, column)) for name, column in batch.to_pydict().items()}
                 yield pd.DataFrame(cells, dtype=object)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0]
+            utf8 = " in UTF-8" if kind == ".csv" else ""
             raise ShelfmarkError(
-                f"{self.path}: cannot be read: {reason}; expected a {kind} table; mend the file"
+                f"{self.path}: cannot be read: {reason}; expected a {kind} table{utf8}; mend the file"
             ) from error
 
     def told(self) -> str:
@@ -413,6 +431,8 @@ def _csv_batches(path: Path) -> Iterable[pa.RecordBatch]:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():  # pandas makes 5.0 of an id where one is empty
+        value = int(value)
     return "" if value is None or value != value else str(value).strip()
 
 
@@ -439,10 +459,31 @@ def _read_listing(unit: Unit) -> Iterator[SourceImage]:
         if not product_id:
             yield SourceImage("", **row, file=file, reason="bad_row", detail="no product_id")
             continue
-        try:
-            if not image:
-                raise FileNotFoundError(2, "no path in the manifest")
-            yield SourceImage(product_id, **row, file=file, data=read_range(place(file)))
-        except (OSError, ValueError, ShelfmarkError) as error:  # a NUL in a path is a ValueError
-            detail = getattr(error, "strerror", None) or str(error)[:200]
-            yield SourceImage(product_id, **row, file=file, reason="missing", detail=detail)
+        data, reason = _fetch(file)
+        if reason:
+            yield SourceImage(product_id, **row, file=file, reason="missing", detail=reason)
+        else:
+            yield SourceImage(product_id, **row, file=file, data=data)
+
+
+# What is not there is a reject; a store that does not answer, a disk that fails or a file that may not be
+# read is an error: a reject would stay when the cause is mended.
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+
+
+def _fetch(file: str) -> tuple[bytes, str]:
+    """The bytes of an image, or why it is missing."""
+    if not file:
+        return b"", "no path in the manifest"
+    try:
+        if "://" not in file and stat.S_IFMT(os.stat(file).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            return b"", "not a file"  # reading a pipe would wait for ever
+        return read_range(place(file)), ""
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
+        return b"", error.strerror or str(error)[:200]
+    except ValueError as error:  # no path has a NUL in it
+        return b"", str(error)[:200]
+    except UnknownScheme as error:
+        return b"", str(error)[:200]

@@ -122,7 +122,13 @@ def _run_once(
     except WorkerDied:
         raise
     except Exception as error:
-        raise _cause(error) from error
+        cause = _cause(error)
+        if isinstance(cause, ValueError) and beam:  # an unknown runner, …
+            told = " ".join(str(cause).split())[:200]
+            raise ShelfmarkError(
+                f"Beam refused {' '.join(beam)} ({told}); expected Beam's options after --"
+            ) from error
+        raise cause from error
 
 
 class WorkerDied(ShelfmarkError):

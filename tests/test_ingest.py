@@ -513,10 +513,24 @@ def test_a_flood_of_rejects_stops_ingest_before_anything_is_written(catalogue, t
     images = sum(len(product.pictures) for product in PRODUCTS)
     listed = partial_of(tmp_path / "records") / "rejects.parquet"
     assert str(caught.value) == (
-        f"10 of {images} images rejected (truncated 5, not_an_image 2, missing 2); expected at most 3%; "
+        f"10 of {images} images rejected (truncated 5, not_an_image 2, missing 2), for example "
+        "catalogue.bson: OSError: Truncated File Read; expected at most 3%; "
         f"{listed} lists them: mend the source or raise ingest.max_rejected"
     )
     assert len(pd.read_parquet(listed)) == 10 and not (tmp_path / "records").exists()
+
+
+def test_a_workspace_within_its_source_is_refused(tmp_path, loop):
+    write_files(tmp_path / "shop", {"Mugs/1.jpg": photo(1)})
+    for out in ("W/records", "Mugs/records"):
+        with pytest.raises(ShelfmarkError, match=r"within the source .*; expected a workspace beside it"):
+            loop(tmp_path / "shop", tmp_path / "shop" / out)
+
+
+def test_units_of_a_byte_become_no_more_than_there_are_images(small, tmp_path, loop):
+    made = loop(small, tmp_path / "records", Ingest(unit_bytes=1))
+    shards = {name for name in made.files if name.endswith(".tfrecord")}
+    assert len(shards) == 3 * sum(made.summary["records"].values())
 
 
 def test_a_wrong_taxonomy_is_told_before_any_image_is_looked_at(small, tmp_path, monkeypatch):

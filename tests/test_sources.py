@@ -1,5 +1,6 @@
 """Sources: every product comes out once, its bytes stand where it says, and bad input is told or counted."""
 
+import errno
 import os
 import struct
 from pathlib import Path
@@ -218,6 +219,42 @@ def test_a_name_that_is_not_utf8_is_one_reject(tmp_path, read):
     assert (bad.product_id, bad.reason) == (r"caf\udce9/2.jpg", "missing")
 
 
+def test_links_in_a_folder_are_followed_but_not_in_a_circle(tmp_path, read):
+    write_files(tmp_path, {"apples/1.jpg": RED, "shop/Pear/2.jpg": GREEN})
+    (tmp_path / "shop" / "Apple").symlink_to(tmp_path / "apples")
+    (tmp_path / "shop" / "3.jpg").symlink_to(tmp_path / "apples" / "1.jpg")
+    (tmp_path / "shop" / "gone.jpg").symlink_to(tmp_path / "nothing")
+    told = {image.product_id: image.data or image.reason for image in read(tmp_path / "shop")}
+    assert told == {"3.jpg": RED, "Apple/1.jpg": RED, "Pear/2.jpg": GREEN, "gone.jpg": "missing"}
+    (tmp_path / "shop" / "Pear" / "up").symlink_to(tmp_path / "shop")
+    assert "a link to a folder above it" in refusal(tmp_path / "shop", when_read=read)
+
+
+def test_a_pipe_in_a_folder_is_missing_and_not_waited_for(tmp_path, read):
+    write_files(tmp_path / "shop", {"A/1.jpg": RED})
+    os.mkfifo(tmp_path / "shop" / "A" / "2.jpg")
+    assert [(image.reason, image.detail) for image in read(tmp_path / "shop")] == [
+        ("", ""),
+        ("missing", "not a file"),
+    ]
+
+
+def test_what_may_not_be_read_or_does_not_answer_is_an_error_and_no_reject(manifest, read, monkeypatch):
+    def refuse(file, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(sources, "read_range", refuse)
+    with pytest.raises(PermissionError):
+        read(manifest([{"product_id": "1", "image": "r.jpg"}]))
+    monkeypatch.undo()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(ShelfmarkError, match="no answer"):
+        read(manifest([{"product_id": "1", "image": "s3://shop/r.jpg"}]))
+
+
 def test_an_empty_folder_is_told(tmp_path):
     write_files(tmp_path / "shop", {"A/.hidden": b"x"})
     assert "an empty folder" in refusal(tmp_path / "shop")
@@ -321,6 +358,21 @@ def test_numbers_in_a_parquet_manifest_stay_whole_where_other_cells_are_empty(tm
     pq.write_table(pa.table(table), tmp_path / "products.parquet")
     told = [(i.product_id, i.category, i.seller) for i in read(tmp_path / "products.parquet")]
     assert told == [(str(2**60 + 1), "1000010653", "Smith"), ("2", "", "")]
+
+
+def test_whole_numbers_that_became_floats_are_whole_again(tmp_path, read):
+    table = {"product_id": [1.0, 2.0], "image": ["r.jpg", "r.jpg"], "category": [1000010653.0, float("nan")]}
+    write_files(tmp_path, {"r.jpg": RED})
+    pq.write_table(pa.table(table), tmp_path / "products.parquet")
+    assert [(i.product_id, i.category) for i in read(tmp_path / "products.parquet")] == [
+        ("1", "1000010653"),
+        ("2", ""),
+    ]
+
+
+def test_a_manifest_with_a_column_twice_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text("product_id,image,category,category\n1,r.jpg,A,B\n")
+    assert "two columns category; expected each once" in refusal(tmp_path / "a.csv")
 
 
 def test_blanks_around_a_cell_are_left_out_and_blank_cells_are_empty(manifest, read):

@@ -99,6 +99,11 @@ def test_another_error_in_a_worker_comes_out_in_one_line_and_its_place_can_be_fo
     assert "in fault" in str(caught.value.__cause__), "with --debug the worker's traceback is shown"
 
 
+def test_a_runner_that_beam_does_not_know_is_told(tmp_path):
+    with pytest.raises(ShelfmarkError, match=r"Beam refused --runner=Foo \(Unexpected pipeline runner: Foo"):
+        run_units("test", ["a"], write_text, tmp_path, ("--runner=Foo",))
+
+
 def test_an_error_of_the_runner_comes_out_as_it_is(tmp_path):
     unpicklable = (number for number in range(3))
     with pytest.raises(RuntimeError, match="Unable to pickle"):
