@@ -51,7 +51,7 @@ from pipeline.units import run_units, unit_file, write_table
 
 VERSION = 2
 PIECE_ROWS = 250_000  # rows of the plan in memory at a time, about 150 bytes each
-UNITS_A_BATCH = 64  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
+UNITS_A_BATCH = 4  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
 TABLE_ROWS = 2**20  # rows of a table made at a time
 DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, size and sha256 of its shards
 PIECE = pa.schema(
