@@ -16,10 +16,10 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
 # Tests are many and small: one thread each is quicker than waking a pool for every matrix.
-test test-slow test-engines test-flink coverage: export OMP_NUM_THREADS = 1
-test test-slow test-engines test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
+test test-slow test-runners test-flink coverage: export OMP_NUM_THREADS = 1
+test test-slow test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: help setup demo test test-slow test-engines test-flink coverage check bench bench-ingest lock clean
+.PHONY: help setup demo test test-slow test-runners test-flink coverage check bench bench-ingest lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -54,11 +54,11 @@ test: $(READY) ## the quick tests
 test-slow: $(READY) ## the slow tests alone
 	.venv/bin/python -m pytest -q -m slow
 
-test-engines: $(READY) ## ingest on every Beam runner that can be had here: Flink, Prism, job services, processes
-	.venv/bin/python -m pytest -q -m engines
+test-runners: $(READY) ## ingest on every Beam runner that can be had here: Flink, Prism, job services, processes
+	.venv/bin/python -m pytest -q -m runners
 
 test-flink: $(READY) ## ingest on Flink (needs Java; fetches Beam's job server with Maven or by itself)
-	REQUIRE_ENGINES=1 .venv/bin/python -m pytest -q -m engines -k flink
+	REQUIRE_RUNNERS=1 .venv/bin/python -m pytest -q -m runners -k flink
 
 coverage: $(READY) ## the quick tests, and the lines they leave out
 	.venv/bin/coverage run -m pytest -q

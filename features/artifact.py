@@ -121,7 +121,8 @@ def seal(
     stood at `path` before is removed.
     """
     partial = partial_of(path)
-    files = _results(partial)  # before anything is removed: it takes minutes, a killed job goes on
+    there = sizes(partial)
+    files = _results(partial, there)  # before anything is removed: it takes minutes, a killed job goes on
     manifest = {
         "kind": kind,
         "version": version,
@@ -129,7 +130,7 @@ def seal(
         "summary": dict(summary),
         "files": files,
     }
-    for name in sizes(partial).keys() - files.keys():
+    for name in there.keys() - files.keys():
         (partial / name).unlink(missing_ok=True)
     for folder in partial.glob("_*"):  # empty now; an object store has none
         remove(folder)
@@ -140,11 +141,11 @@ def seal(
     return open_artifact(path, kind)
 
 
-def _results(partial: Place) -> dict[str, dict[str, Any]]:
+def _results(partial: Place, there: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file that stays, by its name below `partial`."""
-    told = json.loads((partial / TOLD).read_bytes()) if (partial / TOLD).is_file() else {}
+    told = json.loads((partial / TOLD).read_bytes()) if TOLD in there else {}
     return {
         name: told.get(name) or {"size": size, "sha256": file_digest(partial / name)}
-        for name, size in sizes(partial).items()
+        for name, size in there.items()
         if not name.endswith(".tmp") and not name.startswith("_") and name != INPUTS
     }

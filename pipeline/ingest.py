@@ -2,7 +2,7 @@
 
     look   a unit of the source  → _look/unit-00000.parquet   every image fully checked (pipeline/look.py)
     plan   numbers of all rows   → products, parts, output units (pipeline/plan.py), and with a second reading
-                                   _plan/piece-0000.arrow      what the writers need, a batch an output unit
+                                   _plan/piece-0000.arrow      what the writers need, a batch for four units
     write  an output unit        → train/val/test-00000-of-00008.tfrecord and its rows of images.parquet
 
     records/  <part>-<i>-of-<n>.tfrecord
@@ -62,8 +62,8 @@ PIECE = pa.schema(
         ("image_digest", pa.binary(32)),
         ("kept", pa.bool_()),
         ("placeholder", pa.bool_()),
+        ("unit", pa.int32()),
     ]
-    + [("unit", pa.int32())]
 )
 IMAGES = pa.schema(
     [(name, pa.string()) for name in ("product_id", "split", "image_digest", "file")]
@@ -175,10 +175,11 @@ def refuse_flood(index: Index, max_rejected: float, rejects: Place) -> None:
     Raises:
         ShelfmarkError: with the three most common reasons, and an example.
     """
-    example = ""
-    for reason in itertools.islice(index.reasons(), 1):
-        told = pq.read_table(local(rejects), filters=[("reason", "==", reason)]).slice(0, 1).to_pylist()
-        example = "".join(f", for example {row['source']}: {row['detail']}" for row in told)
+
+    def example(reason: str) -> str:
+        table = pq.read_table(local(rejects), filters=[("reason", "==", reason)])
+        return f", for example {table['source'][0]}: {table['detail'][0]}"
+
     plan.refuse_flood(index, max_rejected, str(rejects), example)
 
 

@@ -4,7 +4,7 @@ Index      n rows (an image each, or a product without any) and p products, in 3
 Products   one a product, sorted by id: category, split, readable images, seller
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,14 +172,16 @@ def image_indices(product: np.ndarray) -> np.ndarray:
     return index
 
 
-def refuse_flood(index: Index, max_rejected: float, rejects: str, example: str = "") -> None:
+def refuse_flood(
+    index: Index, max_rejected: float, rejects: str, example: Callable[[str], str] = lambda reason: ""
+) -> None:
     """Stops when more than `max_rejected` of the images are rejected.
 
     Args:
         index: of the look.
         max_rejected: share.
         rejects: where all of them are listed.
-        example: one of the most common reason, as people call it.
+        example: a reason → an image with it, as people call it; asked only when there is a flood.
 
     Raises:
         ShelfmarkError: with the three most common reasons.
@@ -190,8 +192,9 @@ def refuse_flood(index: Index, max_rejected: float, rejects: str, example: str =
         return
     told = ", ".join(f"{reason} {count:,}" for reason, count in list(reasons.items())[:3])
     raise ShelfmarkError(
-        f"{rejected:,} of {images:,} images rejected ({told}){example}; expected at most {max_rejected:.0%}; "
-        f"{rejects} lists them: mend the source or raise ingest.max_rejected"
+        f"{rejected:,} of {images:,} images rejected ({told}){example(next(iter(reasons)))}; "
+        f"expected at most {max_rejected:.0%}; {rejects} lists them: "
+        "mend the source or raise ingest.max_rejected"
     )
 
 

@@ -1,4 +1,4 @@
-"""The engines: whatever Beam runs ingest on, the records are the same; called as a user does, as a command.
+"""The runners: whatever Beam runs ingest on, the records are the same; called as a user does, as a command.
 
 threads, in_memory   FnApiRunner in one process        always
 processes            FnApiRunner, a process a worker   always
@@ -28,7 +28,7 @@ from catalogues import HTML, documents, draw_products, write_bson
 from features.artifact import file_digest
 from pipeline.cli import main
 
-pytestmark = pytest.mark.engines  # minutes: each command starts Python, and an engine
+pytestmark = pytest.mark.runners  # minutes: each command starts Python, and a runner
 
 CATEGORIES = ("1000000001", "1000000002", "1000000003")
 FINISHES = 180  # s at most for a command; Flink takes 20, of which 15 to start
@@ -131,7 +131,7 @@ def wanted(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return digest(workspace)
 
 
-# Engines
+# Runners
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The jar of Beam's job server for Flink: the one named, else Beam's own way, else the older one."""
     from apache_beam.utils.subprocess_server import JavaJarServer
 
-    missing = pytest.fail if os.environ.get("REQUIRE_ENGINES") == "1" else pytest.skip
+    missing = pytest.fail if os.environ.get("REQUIRE_RUNNERS") == "1" else pytest.skip
     if not shutil.which("java"):
         missing("no Java; install a Java 17 (on Debian: apt install openjdk-17-jre-headless)")
     if named := os.environ.get("FLINK_JOB_SERVER"):
@@ -259,15 +259,15 @@ def flink_pool(flink: tuple[str, ...], pool: tuple[tuple[str, ...], object]) -> 
     return (*flink, *pool[0])
 
 
-ENGINES = ["in_memory", "processes", "loopback", "external", "prism", "flink", "flink_pool"]
+RUNNERS = ["in_memory", "processes", "loopback", "external", "prism", "flink", "flink_pool"]
 
 
 # The same records
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_records_are_those_of_fnapirunner(drawn, tmp_path, wanted, engine, request):
-    status, said = ingest(drawn, tmp_path, request.getfixturevalue(engine))
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_the_records_are_those_of_fnapirunner(drawn, tmp_path, wanted, runner, request):
+    status, said = ingest(drawn, tmp_path, request.getfixturevalue(runner))
     assert (status, digest(tmp_path)) == (0, wanted), said
 
 
@@ -294,16 +294,16 @@ def changed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("engine", ["in_memory", "loopback", "prism", "flink"])
-def test_a_units_error_is_one_error_line(changed, tmp_path, engine, request):
+@pytest.mark.parametrize("runner", ["in_memory", "loopback", "prism", "flink"])
+def test_a_units_error_is_one_error_line(changed, tmp_path, runner, request):
     shutil.copytree(changed / "workspace", tmp_path / "workspace")
-    status, said = ingest(changed, tmp_path / "workspace", request.getfixturevalue(engine))
+    status, said = ingest(changed, tmp_path / "workspace", request.getfixturevalue(runner))
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     wanted = (
         f"error: {changed}/catalogue.bson: changed while it was read; expected a source at rest; run again"
     )
     assert (status, errors) == (1, [wanted])
-    if engine != "prism":  # whose other bundle may still be failing as the command ends
+    if runner != "prism":  # whose other bundle may still be failing as the command ends
         assert said == wanted + "\n"
 
 
@@ -395,11 +395,11 @@ def test_when_the_worker_of_a_pool_is_killed_the_command_ends_and_the_same_one_c
     assert (status, digest(tmp_path)) == (0, larger_wanted), said
 
 
-@pytest.mark.parametrize("engine", ["processes", "loopback", "prism", "flink"])
+@pytest.mark.parametrize("runner", ["processes", "loopback", "prism", "flink"])
 def test_an_interrupted_job_leaves_no_process_behind_and_continues(
-    larger, larger_wanted, tmp_path, engine, request
+    larger, larger_wanted, tmp_path, runner, request
 ):
-    beam = request.getfixturevalue(engine)
+    beam = request.getfixturevalue(runner)
     with started(shelfmark(*arguments(larger, tmp_path, 100_000), "--", *beam)) as job:
         wait_for(lambda: finished(tmp_path))
         job.send_signal(signal.SIGINT)  # to the command alone, not as a terminal does to all of them
