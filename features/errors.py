@@ -24,6 +24,8 @@ def run_command(command: click.Command, name: str, arguments: list[str], obj: An
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # Arrow's own allocator keeps what is freed: ingest's peak was 556 MB with it, 460 with the system's
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.getLogger("shelfmark").setLevel(logging.INFO)
     try:

@@ -5,6 +5,7 @@ that the release in service knows keeps its part, whatever its category is now.
 """
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ PARTS = ("train", "val", "test")
 NONE, DROPPED = "none", "dropped"  # split of products without category, and in a category too small
 SPLITS = (*PARTS, NONE, DROPPED)
 TRAIN, VAL, TEST = range(3)
+Paths = Counter[tuple[str, tuple[str, ...]]]  # (category, its names from coarse to fine) → how often told
 
 
 @dataclass(frozen=True)

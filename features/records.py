@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
-import pandas as pd
 
 from features.errors import ShelfmarkError
 from features.files import Place
 from features.product import ProductImage
 
 if TYPE_CHECKING:
+    import pandas as pd
     import tensorflow as tf
 
 BYTES_LIST, INT64_LIST = b"\x0a", b"\x1a"  # tags of a Feature's kinds
@@ -94,7 +94,7 @@ def dataset(files: list[Path], batch: int) -> "tf.data.Dataset":
     return examples.map(lambda serialised: tf.io.parse_example(serialised, spec()))
 
 
-def read_images(folder: Place, rows: pd.DataFrame) -> Iterator[bytes]:
+def read_images(folder: Place, rows: "pd.DataFrame") -> Iterator[bytes]:
     """JPEGs of single records, in the order of the rows.
 
     Args:

@@ -16,11 +16,10 @@ import numpy as np
 import pandas as pd
 
 from features.errors import ShelfmarkError
+from features.product import Paths
 
 if TYPE_CHECKING:
     from scipy import sparse
-
-Paths = Counter[tuple[str, tuple[str, ...]]]  # (category, its names from coarse to fine) → how often told
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
     plan   numbers of all rows   → products, parts, output units (pipeline/plan.py), and with a second reading
                                    _plan/piece-0000.arrow      what the writers need, a batch for four units
     write  an output unit        → train/val/test-00000-of-00008.tfrecord and its rows of images.parquet
+                                   (pipeline/shards.py)
 
     records/  <part>-<i>-of-<n>.tfrecord
               images.parquet  products.parquet  rejects.parquet  duplicates.parquet
@@ -13,10 +14,9 @@ Every image that came in is in exactly one of: records, rejects, products whose 
 """
 
 import functools
-import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,9 @@ import pyarrow.parquet as pq
 
 from features.artifact import TOLD, Artifact, file_digest
 from features.errors import ShelfmarkError
-from features.files import Place, local, place, write_whole, writing
-from features.images import Limits, normalise
-from features.product import DROPPED, NONE, PARTS, SPLITS, ProductImage
-from features.records import frame, serialise
-from models.taxonomy import Paths, build_taxonomy, read_paths, write_taxonomy
+from features.files import Place, local, write_whole, writing
+from features.product import DROPPED, NONE, PARTS, SPLITS, Paths
+from models.taxonomy import build_taxonomy, read_paths, write_taxonomy
 from pipeline import plan
 from pipeline.config import Ingest
 from pipeline.duplicates import (
@@ -43,37 +41,17 @@ from pipeline.duplicates import (
     duplicates_table,
     find_shared,
 )
-from pipeline.look import LOOK, PLACE, Look, limits_of, look
+from pipeline.look import LOOK, Look, limits_of, look
 from pipeline.plan import PRODUCTS, Index, Products
-from pipeline.sources import open_sources, read_images
+from pipeline.shards import DIGESTS, IMAGES, PIECE, UNITS_A_BATCH, write_unit
+from pipeline.sources import open_sources
 from pipeline.stage import log, stage
-from pipeline.units import run_units, unit_file, write_table
+from pipeline.units import run_units, unit_file
+from pipeline.workers import local_workers
 
 VERSION = 2
 PIECE_ROWS = 250_000  # rows of the plan in memory at a time, about 150 bytes each
-UNITS_A_BATCH = 4  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
 TABLE_ROWS = 2**20  # rows of a table made at a time
-DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, size and sha256 of its shards
-PIECE = pa.schema(
-    [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
-    + [("image_index", pa.int32()), ("offset", pa.int64()), ("length", pa.int32())]
-    + [
-        ("checksum", pa.uint32()),
-        ("image_digest", pa.binary(32)),
-        ("kept", pa.bool_()),
-        ("placeholder", pa.bool_()),
-        ("unit", pa.int32()),
-    ]
-)
-IMAGES = pa.schema(
-    [(name, pa.string()) for name in ("product_id", "split", "image_digest", "file")]
-    + [
-        ("image_index", pa.int32()),
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("placeholder", pa.bool_()),
-    ]
-)
 REJECTS = pa.schema(
     [("product_id", pa.string()), ("image_index", pa.int32())]
     + [(name, pa.string()) for name in ("source", "reason", "detail")]
@@ -144,7 +122,8 @@ def ingest(
         _write_shards(parts, layout.units, settings, seed, work, beam)
         return summary | {"categories_in_two_places": conflicts}
 
-    return stage(out, kind="records", version=VERSION, made_from=made_from, make=make, shared=True)
+    with local_workers(beam):  # the same for both passes
+        return stage(out, kind="records", version=VERSION, made_from=made_from, make=make, shared=True)
 
 
 def _absolute(path: Place) -> Place:
@@ -314,7 +293,7 @@ def _write_shards(
     """Writes the shards of all output units, then images.parquet from what the writers say of them."""
     pieces = [str(piece) for piece in (work / "_plan").glob("piece-*.arrow")]
     write = functools.partial(
-        _write_unit, pieces=sorted(pieces), work=str(work), parts=parts, count=units, seed=seed,
+        write_unit, pieces=sorted(pieces), work=str(work), parts=parts, count=units, seed=seed,
         limits=limits_of(settings),
     )  # fmt: skip
     run_units("write records", list(range(units)), write, work / "_images", beam)
@@ -326,74 +305,3 @@ def _write_shards(
             digests |= json.loads(table.schema.metadata[DIGESTS])
             writer.write_table(table.replace_schema_metadata())
     write_whole(work / TOLD, json.dumps(digests).encode())
-
-
-def _write_unit(
-    number: int,
-    done: Place,
-    *,
-    pieces: list[str],
-    work: str,
-    parts: list[str],
-    count: int,
-    seed: int,
-    limits: Limits,
-) -> None:
-    """Writes one shard of every part, in an order of its own, and the rows of its images."""
-    images = _read_plan(pieces, number)
-    records = [frame(serialise(image)) for image in _product_images(images, limits)]
-    split = images["split"].to_numpy()
-    order = np.random.default_rng([seed, number]).permutation(len(records))
-    digests, tables = {}, []
-    for part in parts:
-        name = f"{part}-{number:05d}-of-{count:05d}.tfrecord"
-        chosen = order[split[order] == part]
-        digests[name] = _write_shard([records[row] for row in chosen], place(work) / name)
-        tables.append(_image_rows(images.take(pa.array(chosen)), [len(records[row]) for row in chosen], name))
-    table = pa.concat_tables(tables).replace_schema_metadata({DIGESTS: json.dumps(digests)})
-    write_table(table, done)
-
-
-def _read_plan(pieces: list[str], number: int) -> pa.Table:
-    """The planned rows of an output unit."""
-    batches = []
-    for piece in pieces:
-        with place(piece).open("rb") as file:
-            batch = pa.ipc.open_file(file).get_batch(number // UNITS_A_BATCH)
-            batches.append(batch.filter(pc.equal(batch["unit"], number)))
-    return pa.Table.from_batches(batches, PIECE)
-
-
-def _product_images(images: pa.Table, limits: Limits) -> Iterator[ProductImage]:
-    """A unit's images, read in the source's order and made strict JPEGs."""
-    names = ("product_id", "image_index", "category", "split", "seller", "image_digest", "kept")
-    rows = zip(*(images[name].to_pylist() for name in names), strict=True)
-    data = read_images(*(images[name].to_pylist() for name in PLACE))
-    for (product_id, number, category, split, seller, digest, kept), image in zip(rows, data, strict=True):
-        jpeg = image if kept else normalise(image, limits).jpeg
-        yield ProductImage(product_id, number, category, split, seller or "", digest.hex(), jpeg)
-
-
-def _write_shard(records: list[bytes], shard: Place) -> dict[str, Any]:
-    """Writes a shard; its size and sha256, so that nobody has to read it again for them."""
-    digest = hashlib.sha256()
-    with writing(shard) as working, open(working, "wb") as file:
-        for start in range(0, len(records), 256):  # at a time, for threads that take turns at every write
-            piece = b"".join(records[start : start + 256])
-            digest.update(piece)
-            file.write(piece)
-    return {"size": sum(map(len, records)), "sha256": digest.hexdigest()}
-
-
-def _image_rows(images: pa.Table, lengths: list[int], shard: str) -> pa.Table:
-    """The rows of images.parquet of one shard."""
-    length = np.array(lengths, dtype=np.int64)
-    columns = {name: images[name] for name in ("product_id", "split", "image_index", "placeholder")} | {
-        "image_digest": pa.array(
-            [digest.hex() for digest in images["image_digest"].to_pylist()], pa.string()
-        ),
-        "file": pa.array([shard] * len(length), pa.string()),
-        "offset": np.cumsum(length) - length,
-        "length": length,
-    }
-    return pa.table(columns).select(IMAGES.names).cast(IMAGES)

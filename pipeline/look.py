@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import pyarrow as pa
@@ -21,10 +21,12 @@ import pyarrow.parquet as pq
 from features.files import Place
 from features.images import Limits, Refused, normalise
 from features.product import order_key
-from pipeline.config import Ingest
 from pipeline.plan import COLUMNS, Index, build_index
 from pipeline.sources import Source, SourceImage, Unit, read_unit
 from pipeline.units import run_units, unit_file, write_table
+
+if TYPE_CHECKING:
+    from pipeline.config import Ingest
 
 LOOK = pa.schema(
     [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
@@ -68,7 +70,7 @@ def _rows_in(path: Place) -> int:
 
 def look(
     sources: list[Source],
-    settings: Ingest,
+    settings: "Ingest",
     work: Place,
     beam: tuple[str, ...],
     categories: frozenset[str] | None = None,
@@ -95,7 +97,7 @@ def look(
     return Look([unit_file(folder, number) for number in range(len(units))], roots)
 
 
-def limits_of(settings: Ingest) -> Limits:
+def limits_of(settings: "Ingest") -> Limits:
     """The limits of an image by the settings."""
     return Limits(max_pixels=settings.max_pixels)
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -257,11 +256,11 @@ def _most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
     mixed = np.unique(product[code != chosen[product]])
     if len(mixed):
         rows = np.isin(product, mixed)
-        text = np.array(texts.values, dtype=object)[code[rows]]
-        counts = pd.DataFrame({"product": product[rows], "code": code[rows], "text": text})
-        counts = counts.groupby(["product", "code", "text"]).size().rename("rows").reset_index()
-        best = counts.sort_values(["rows", "text"], ascending=[False, True]).drop_duplicates("product")
-        chosen[best["product"]] = best["code"]
+        told = np.stack([product[rows], code[rows]])
+        (product, code), count = np.unique(told, axis=1, return_counts=True)
+        rank = np.unique(np.array(texts.values, dtype=object)[code], return_inverse=True)[1]
+        best = np.lexsort((-rank, count, product))  # the last of a product's: most rows, then the first text
+        chosen[product[best]] = code[best]
     return chosen, len(mixed)
 
 

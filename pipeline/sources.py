@@ -21,15 +21,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import google_crc32c
-import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
 from features.files import Place, Remote, UnknownScheme, local, place, read_range, stats, writing
-from features.product import PARTS
-from models.taxonomy import Paths
+from features.product import PARTS, Paths
 
 LISTING = ("product_id", "image", "category", "split", "seller")
 BSON_MAX = 256 * 2**20  # bytes; a longer document is a sign that the walk is lost
@@ -322,14 +320,12 @@ class _Folder:
     def units(self, work: Place, unit_bytes: int, unit_images: int) -> list[Unit]:
         return _write_listing(work, self._rows(), str(self.path), unit_images)
 
-    def _rows(self) -> Iterator[pd.DataFrame]:
+    def _rows(self) -> Iterator[pa.Table]:
         # a name that is not UTF-8 stands in no table: escaped, it becomes a reject of its own, `missing`
         texts = (name.encode(errors="backslashreplace").decode() for name in self._files())
         while names := list(itertools.islice(texts, LISTED)):
             category = [name.rpartition("/")[0] for name in names]
-            yield pd.DataFrame(
-                {"product_id": names, "image": names, "category": category, "split": "", "seller": ""}
-            )
+            yield _listing({"product_id": names, "image": names, "category": category})
 
 
 def _walk(folder: str, below: str, above: tuple[str, ...]) -> Iterator[str]:
@@ -351,8 +347,8 @@ class _Manifest:
 
     def __post_init__(self) -> None:
         self.name = self.path.name
-        columns = next(self._tables(), pd.DataFrame()).columns
-        if columns.empty:
+        columns = next(self._tables(), pa.table({})).column_names
+        if not columns:
             raise ShelfmarkError(f"{self.path}: no rows; expected product_id, image, …; mend the file")
         lacking = [name for name in ("product_id", "image") if name not in columns]
         if lacking:
@@ -361,7 +357,7 @@ class _Manifest:
                 "expected product_id, image and, to learn from, category, between commas; mend the header"
             )
 
-    def _tables(self) -> Iterator[pd.DataFrame]:
+    def _tables(self) -> Iterator[pa.Table]:
         """The manifest in pieces, every cell a text without blanks around it, "" where empty."""
         kind, file = self.path.suffix, local(self.path)
         try:
@@ -372,9 +368,9 @@ class _Manifest:
                     raise ShelfmarkError(
                         f"{self.path}: two columns {twice}; expected each once; mend the header"
                     )
-                # not to_pandas: it makes 5.0 of an integer 5 where another cell of the column is empty
+                # not by pandas: it makes 5.0 of an integer 5 where another cell of the column is empty
                 cells = {name: list(map(_cell, column)) for name, column in batch.to_pydict().items()}
-                yield pd.DataFrame(cells, dtype=object)
+                yield pa.table(cells, schema=pa.schema([(name, pa.string()) for name in cells]))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0]
             utf8 = " in UTF-8" if kind == ".csv" else ""
@@ -389,29 +385,31 @@ class _Manifest:
         """Of its images on a disk; those on an object store are told by the manifest: a stat is a request."""
         if isinstance(self.path, Path):
             for table in self._tables():
-                images = (image for image in table["image"] if image and "://" not in image)
+                images = (image for image in table["image"].to_pylist() if image and "://" not in image)
                 yield from (_stat(self.path.parent / image, image) for image in images)
 
     def paths(self) -> Paths:
         paths = Paths()
         for table in self._tables():
-            if "category" not in table:
+            if "category" not in table.column_names:
                 return paths
             levels = sorted(
-                (c for c in table.columns if re.fullmatch(r"level\d+", c)), key=lambda c: int(c[5:])
+                (c for c in table.column_names if re.fullmatch(r"level\d+", c)), key=lambda c: int(c[5:])
             )
-            known = table[table["category"] != ""]
-            for row in known[["category", *levels]].itertuples(index=False):
-                paths[(row[0], tuple(name for name in row[1:] if name))] += 1
+            for category, *names in zip(
+                *(table[name].to_pylist() for name in ("category", *levels)), strict=True
+            ):
+                if category:
+                    paths[(category, tuple(name for name in names if name))] += 1
         return paths
 
     def units(self, work: Place, unit_bytes: int, unit_images: int) -> list[Unit]:
         return _write_listing(work, self._rows(), str(self.path.parent), unit_images)
 
-    def _rows(self) -> Iterator[pd.DataFrame]:
+    def _rows(self) -> Iterator[pa.Table]:
         for table in self._tables():
-            rows = pd.DataFrame({name: table.get(name, "") for name in LISTING})
-            wrong = sorted(set(rows["split"]) - {"", *PARTS})
+            rows = _listing({name: table[name] for name in LISTING if name in table.column_names})
+            wrong = sorted(set(rows["split"].to_pylist()) - {"", *PARTS})
             if wrong:
                 raise ShelfmarkError(
                     f"{self.path}: split {wrong[0]!r}; expected {', '.join(PARTS)} or nothing; mend the file"
@@ -436,15 +434,21 @@ def _cell(value: Any) -> str:
     return "" if value is None or value != value else str(value).strip()
 
 
-def _write_listing(work: Place, tables: Iterator[pd.DataFrame], root: str, unit_images: int) -> list[Unit]:
+def _listing(columns: dict[str, Any]) -> pa.Table:
+    """The columns of a listing, "" where they are not told."""
+    nothing = [""] * len(next(iter(columns.values())))
+    cells = {name: columns.get(name, nothing) for name in LISTING}
+    return pa.table(cells, schema=pa.schema([(name, pa.string()) for name in LISTING]))
+
+
+def _write_listing(work: Place, tables: Iterator[pa.Table], root: str, unit_images: int) -> list[Unit]:
     file = work / f"listing-{sum(1 for _ in work.glob('listing-*.parquet'))}.parquet"
     schema = pa.schema([(name, pa.string()) for name in LISTING])
     groups = 0
     with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
         for table in tables:
             for start in range(0, len(table), unit_images):
-                piece = table.iloc[start : start + unit_images]
-                writer.write_table(pa.Table.from_pandas(piece, schema, preserve_index=False))
+                writer.write_table(table.slice(start, unit_images))
                 groups += 1
     return [Unit(str(file), group, group + 1, root) for group in range(groups)]
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from features.errors import ShelfmarkError
 from features.files import Place, Remote, place, sizes, writing
 from pipeline.stage import Progress, log
+from pipeline.workers import WorkerDied, local_workers, run_here
 
 # named, because DirectRunner would first try to download another one
 LOCAL = [
@@ -63,7 +64,9 @@ def run_units(
     ]
     if not missing:
         return
-    with Progress(what, len(units)) as progress, _watch(folder, progress):
+    with Progress(what, len(units)) as progress, _watch(folder, progress), local_workers(beam) as workers:
+        if workers and len(missing) > 1:
+            workers.prepare(do)  # while Beam is imported
         _run_pipeline(missing, do, str(folder), beam)
 
 
@@ -92,7 +95,7 @@ def _run_once(
     def work(numbered_unit: tuple[int, Any]) -> int:
         number, unit = numbered_unit
         try:
-            do(unit, unit_file(place(folder), number))
+            run_here(do, unit, unit_file(place(folder), number))
         except Exception as error:
             raise RuntimeError(_in_words(error)) from error
         return 1
@@ -126,10 +129,6 @@ def _run_once(
                 f"Beam refused {' '.join(beam)} ({told}); expected Beam's options after --"
             ) from error
         raise cause from error
-
-
-class WorkerDied(ShelfmarkError):
-    """A worker process of this machine is gone."""
 
 
 @contextlib.contextmanager
@@ -167,10 +166,7 @@ def _end_with_workers() -> Iterator[None]:
     except KeyboardInterrupt:
         if not died or died[0] in INTERRUPTED:
             raise
-        raise WorkerDied(
-            f"a worker process died (exit status {died[0]}); expected it to live (is memory short?); "
-            "the same command continues"
-        ) from None
+        raise WorkerDied.of(died[0]) from None
     finally:
         over.set()
         signal.signal(signal.SIGINT, before)
@@ -194,7 +190,7 @@ def _in_words(error: Exception) -> str:
     """An error as text, from which `_cause` makes it again."""
     told: list[Any]
     if isinstance(error, ShelfmarkError):
-        told = ["ShelfmarkError", str(error)]
+        told = ["WorkerDied" if isinstance(error, WorkerDied) else "ShelfmarkError", str(error)]
     elif isinstance(error, OSError) and error.strerror:
         told = ["OSError", error.errno, error.strerror, error.filename and str(error.filename)]
     else:
@@ -207,8 +203,9 @@ def _cause(error: Exception) -> Exception:
     _, found, text = str(error).partition(IN_A_WORKER)
     if not found:
         return error
-    kind, *told = json.JSONDecoder().raw_decode(text)[0]
-    return {"ShelfmarkError": ShelfmarkError, "OSError": OSError, "RuntimeError": RuntimeError}[kind](*told)
+    name, *told = json.JSONDecoder().raw_decode(text)[0]
+    kinds = {kind.__name__: kind for kind in (ShelfmarkError, WorkerDied, OSError, RuntimeError)}
+    return kinds[name](*told)
 
 
 class _watch:

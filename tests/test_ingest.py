@@ -417,7 +417,7 @@ def stop_after(monkeypatch, module, name, finished):
 
 @pytest.mark.parametrize(
     ("module", "step", "folder"),
-    [(look_module, "look_unit", "_look"), (ingest_module, "_write_unit", "_images")],
+    [(look_module, "look_unit", "_look"), (ingest_module, "write_unit", "_images")],
     ids=["look", "write"],
 )
 def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(

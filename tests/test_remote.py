@@ -71,7 +71,7 @@ def test_an_interrupted_remote_ingest_goes_on_and_is_finished_by_its_manifest(
 ):
     source, out = [str(shop[1] / "a.bson")], place(bucket) / "W" / "killed" / "records"
     wanted = ingest(source, tmp_path / "records", SMALL)
-    real = ingest_module._write_unit
+    real = ingest_module.write_unit
 
     def stop(number: int, done: Place, **options):
         if number == 2:
@@ -79,7 +79,7 @@ def test_an_interrupted_remote_ingest_goes_on_and_is_finished_by_its_manifest(
         real(number, done, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_module, "_write_unit", stop)
+        patch.setattr(ingest_module, "write_unit", stop)
         with pytest.raises(OSError, match="No space left"):
             ingest(source, out, SMALL, beam=("--direct_running_mode=in_memory",))
     assert find_artifact(out) is None
