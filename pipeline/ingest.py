@@ -4,7 +4,7 @@
     plan   numbers of all rows   → products, parts, output units (pipeline/plan.py), and with a second reading
                                    _plan/piece-0000.arrow      what the writers need, a batch for four units
     write  an output unit        → train/val/test-00000-of-00008.tfrecord and its rows of images.parquet
-                                   (pipeline/shards.py)
+                                   (pipeline/write.py)
 
     records/  <part>-<i>-of-<n>.tfrecord
               images.parquet  products.parquet  rejects.parquet  duplicates.parquet
@@ -43,11 +43,11 @@ from pipeline.duplicates import (
 )
 from pipeline.look import LOOK, Look, limits_of, look
 from pipeline.plan import PRODUCTS, Index, Products
-from pipeline.shards import DIGESTS, IMAGES, PIECE, UNITS_A_BATCH, write_unit
 from pipeline.sources import open_sources
 from pipeline.stage import log, stage
 from pipeline.units import run_units, unit_file
 from pipeline.workers import local_workers
+from pipeline.write import DIGESTS, IMAGES, PIECE, UNITS_A_BATCH, write_unit
 
 VERSION = 2
 PIECE_ROWS = 250_000  # rows of the plan in memory at a time, about 150 bytes each

@@ -1,4 +1,4 @@
-"""Shards: a unit of the plan → a TFRecord file of every part, and the rows of its images.
+"""Write: a unit of the plan → a TFRecord shard of every part, and the rows of its images.
 
 train-00000-of-00008.tfrecord  val-…  test-…   records in an order of their own
 _images/unit-00000.parquet                     their rows of images.parquet, and the digests of the files
