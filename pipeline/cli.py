@@ -19,7 +19,7 @@ from features.files import Place, place
 if TYPE_CHECKING:
     from pipeline.run import Run
 
-WITH_BEAM = ("ingest", "retrain", "categorize")  # commands that take Beam's options after --
+WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that take Beam's options after --
 WITHOUT_TENSORFLOW = ("ingest", "report")
 
 
@@ -115,7 +115,7 @@ def _run(
             f"--run {name}: not a directory name; expected letters, digits, '-', '_' and '.'; mend it"
         )
     weights = given["weights"]
-    if weights not in (None, "imagenet", "random"):
+    if weights not in (None, "imagenet", "random") and "://" not in weights:
         weights = str(Path(weights).absolute())  # later stages may be called from elsewhere
     options = {
         "backbone.name": given["backbone"], "backbone.weights": weights,
@@ -177,6 +177,8 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None
 def extract(run: "Run") -> None:
     """Runs the frozen backbone over the images that the store lacks.
 
+    With options after --, which are Beam's, its workers do; without, this process.
+
     \b
     Example:
       shelfmark extract --workspace shop
@@ -184,7 +186,7 @@ def extract(run: "Run") -> None:
     from pipeline.extract import extract_records
 
     records = run.artifact("records", "ingest")
-    extract_records(records, run.backbone(), run.store, run.path / "bottlenecks", run.config.extract)
+    extract_records(records, run.backbone(), run.store, run.path / "bottlenecks", run.config.extract, _beam())
 
 
 @shelfmark.command()

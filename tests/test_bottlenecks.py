@@ -7,14 +7,24 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from features.bottlenecks import Store
+from features.bottlenecks import Digests, Places, Store, StoredRows
 from features.errors import ShelfmarkError
 
 WIDTH = 6
 
 
 def digests(*names: str) -> np.ndarray:
-    return np.array([hashlib.sha256(name.encode()).hexdigest() for name in names], dtype=object)
+    """(n, 32) uint8."""
+    data = b"".join(hashlib.sha256(name.encode()).digest() for name in names)
+    return np.frombuffer(data, np.uint8).reshape(-1, 32)
+
+
+def find(store: Store, *names: str) -> Places:
+    return store.find(Digests(digests(*names)))
+
+
+def rows_at(store: Store, places: Places) -> StoredRows:
+    return store.rows(places.names, places.shard, places.row)
 
 
 def rows_of(names: str | list[str]) -> np.ndarray:
@@ -34,8 +44,8 @@ def filled(path: Path, *shards: str) -> Store:
 def test_what_was_appended_is_found_and_read_in_any_order(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc", "de")
     for wanted in ("abcde", "edcba", "cadcc", "e", ""):
-        places = store.find(digests(*wanted))
-        read = store.rows(places.shard, places.row)
+        places = find(store, *wanted)
+        read = rows_at(store, places)
         assert len(read) == len(wanted)
         if wanted:
             np.testing.assert_array_equal(read[slice(None)], rows_of(wanted))
@@ -43,31 +53,31 @@ def test_what_was_appended_is_found_and_read_in_any_order(tmp_path: Path) -> Non
 
 def test_another_job_finds_it_too(tmp_path: Path) -> None:
     filled(tmp_path, "abc")
-    places = Store(tmp_path).find(digests("b"))
-    np.testing.assert_array_equal(Store(tmp_path).rows(places.shard, places.row)[np.array([0])], rows_of("b"))
+    places = find(Store(tmp_path), "b")
+    np.testing.assert_array_equal(rows_at(Store(tmp_path), places)[np.array([0])], rows_of("b"))
 
 
 def test_image_that_the_store_lacks_has_row_minus_one(tmp_path: Path) -> None:
-    places = filled(tmp_path, "abc").find(digests("x", "c", "y"))
+    places = find(filled(tmp_path, "abc"), "x", "c", "y")
     assert places.row.tolist() == [-1, 2, -1]
-    assert places.shard[0] == places.shard[2] == ""
+    assert places.shard.tolist() == [-1, 0, -1]
     assert places.row.dtype == np.int32
 
 
 def test_empty_store_lacks_everything(tmp_path: Path) -> None:
     store = Store(tmp_path / "not" / "there")
     assert store.shards() == []
-    assert store.find(digests("a", "b")).row.tolist() == [-1, -1]
-    assert store.find(digests()).row.tolist() == []
-    assert len(store.rows(np.array([], dtype=object), np.array([], np.int32)).load()) == 0
+    assert find(store, "a", "b").row.tolist() == [-1, -1]
+    assert find(store).row.tolist() == []
+    assert len(rows_at(store, find(store)).load()) == 0
 
 
 def test_image_in_two_shards_is_found_once(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc", "cd")
-    places = store.find(digests("c", "c"))
+    places = find(store, "c", "c")
     assert len(places.row) == 2
     assert (places.shard[0], places.row[0]) == (places.shard[1], places.row[1])
-    np.testing.assert_array_equal(store.rows(places.shard, places.row)[slice(None)], rows_of("cc"))
+    np.testing.assert_array_equal(rows_at(store, places)[slice(None)], rows_of("cc"))
 
 
 def test_same_images_give_the_same_shard_again(tmp_path: Path) -> None:
@@ -84,8 +94,8 @@ def test_shard_of_a_killed_job_is_not_there(tmp_path: Path) -> None:
     (tmp_path / f"{shard}.parquet").unlink()  # what is written last
     (tmp_path / f"{shard}.4711.tmp").write_bytes(b"torn")
     assert shard not in store.shards()
-    assert store.find(digests("d", "a")).row.tolist() == [-1, 0]
-    assert filled(tmp_path, "de").find(digests("d")).row.tolist() == [0]
+    assert find(store, "d", "a").row.tolist() == [-1, 0]
+    assert find(filled(tmp_path, "de"), "d").row.tolist() == [0]
 
 
 def test_files_are_plain_npy_and_parquet(tmp_path: Path) -> None:
@@ -94,16 +104,17 @@ def test_files_are_plain_npy_and_parquet(tmp_path: Path) -> None:
     assert array.dtype == np.float16
     np.testing.assert_array_equal(array, rows_of("abc"))
     table = pq.read_table(tmp_path / f"{shard}.parquet")
-    assert table.column("image_digest").to_pylist() == digests(*"abc").tolist()
+    wanted = [hashlib.sha256(name.encode()).digest() for name in "abc"]
+    assert table.column("image_digest").to_pylist() == wanted
     assert table.schema.metadata[b"engine"] == b"tensorflow float32"
 
 
 def test_shard_that_has_gone_says_to_extract_again(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc")
-    places = store.find(digests("a"))
+    places = find(store, "a")
     (tmp_path / f"{store.shards()[0]}.npy").unlink()
     with pytest.raises(ShelfmarkError, match=r"\.npy: cannot be read .* run extract again"):
-        store.rows(places.shard, places.row)
+        rows_at(store, places)
 
 
 @pytest.mark.parametrize("kept", [0, 60, 140])
@@ -111,16 +122,16 @@ def test_torn_shard_says_to_extract_again(tmp_path: Path, kept: int) -> None:
     store = filled(tmp_path, "abc")
     file = tmp_path / f"{store.shards()[0]}.npy"
     file.write_bytes(file.read_bytes()[:kept])
-    places = store.find(digests("a"))
+    places = find(store, "a")
     with pytest.raises(ShelfmarkError, match="run extract again"):
-        store.rows(places.shard, places.row)
+        rows_at(store, places)
 
 
 def test_place_of_an_image_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc")
-    places = store.find(digests("x"))
+    places = find(store, "x")
     with pytest.raises(ShelfmarkError, match="run extract again"):
-        store.rows(places.shard, places.row)
+        rows_at(store, places)
 
 
 def test_float32_and_wrong_counts_are_refused(tmp_path: Path) -> None:
@@ -134,8 +145,8 @@ def test_float32_and_wrong_counts_are_refused(tmp_path: Path) -> None:
 
 def test_rows_are_taken_by_numbers_slices_and_choices(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc", "de")
-    places = store.find(digests(*"abcde"))
-    rows = store.rows(places.shard, places.row)
+    places = find(store, *"abcde")
+    rows = rows_at(store, places)
     np.testing.assert_array_equal(rows[np.array([4, 0, 0])], rows_of("eaa"))
     np.testing.assert_array_equal(rows[slice(1, 5, 2)], rows_of("bd"))
     chosen = rows.only(np.array([True, False, False, True, True]))
@@ -146,8 +157,8 @@ def test_rows_are_taken_by_numbers_slices_and_choices(tmp_path: Path) -> None:
 
 def test_rows_are_loaded_where_they_fit_and_stay_on_disk_where_not(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc", "de")
-    places = store.find(digests(*"abcde"))
-    rows = store.rows(places.shard, places.row)
+    places = find(store, *"abcde")
+    rows = rows_at(store, places)
     size = 5 * WIDTH * 2  # bytes
     loaded = rows.load(size)
     assert isinstance(loaded, np.ndarray)
