@@ -321,6 +321,37 @@ def categorize(
 
 
 @shelfmark.command()
+@click.option("--workspace", type=PLACE, required=True, help="Directory of all runs, releases and the store.")
+@click.option("--keep", type=click.IntRange(min=1), help="Remove all but so many newest runs, too.")
+@click.option(
+    "--older",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    metavar="DAYS",
+    help="Shards and leftovers younger than this stay; default: 1.",
+)
+@click.option("--dry-run", is_flag=True, help="Tell what would go, and remove nothing.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def clean(workspace: Place, keep: int | None, older: float, dry_run: bool, debug: bool) -> None:
+    """Removes shards of the store that no run refers to, and what broken-off jobs left behind.
+
+    Shards that categorize has added belong to no run: with --older 30 they save its work for a month. The
+    runs of the release in service, and of the one it was based on, stay in any case.
+
+    \b
+    Example:
+      shelfmark clean --workspace shop --keep 4 --dry-run
+    """
+    from pipeline.clean import clean as make
+
+    going = make(workspace, keep=keep, older=older, dry_run=dry_run)
+    for one in going:
+        print(f"{one.what}: {one.size / 1e6:,.1f} MB")
+    size = sum(one.size for one in going)
+    print(f"{workspace}: {size / 1e6:,.1f} MB {'would go; nothing was removed' if dry_run else 'removed'}")
+
+
+@shelfmark.command()
 @click.option(
     "--workspace",
     type=click.Path(path_type=Path),

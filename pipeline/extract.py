@@ -155,10 +155,10 @@ def _write_index(images: Path, digests: np.ndarray, places: Mapping[str, Places]
 
 def shards_of(bottlenecks: Artifact, view: str = "") -> set[str]:
     """Names of the shards that the index refers to; `view` is FLIP for those of the mirrored images."""
-    names = set[str]()
-    with pq.ParquetFile(bottlenecks.file("index.parquet"), read_dictionary=[f"{view}shard"]) as index:
-        if f"{view}shard" in index.schema_arrow.names:
-            for batch in index.iter_batches(INDEX_ROWS, columns=[f"{view}shard"]):
+    file, column, names = bottlenecks.file("index.parquet"), f"{view}shard", set[str]()
+    if column in pq.read_schema(file).names:
+        with pq.ParquetFile(file, read_dictionary=[column]) as index:
+            for batch in index.iter_batches(INDEX_ROWS, columns=[column]):
                 names.update(batch.column(0).unique().to_pylist())
     return names
 

@@ -1,12 +1,16 @@
 """The store gives back what was put in, and has only what is whole."""
 
+import doctest
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from features import bottlenecks
 from features.bottlenecks import Digests, Places, Store, StoredRows
 from features.errors import ShelfmarkError
 
@@ -164,3 +168,67 @@ def test_rows_are_loaded_where_they_fit_and_stay_on_disk_where_not(tmp_path: Pat
     assert isinstance(loaded, np.ndarray)
     np.testing.assert_array_equal(loaded, rows_of("abcde"))
     assert rows.load(size - 1) is rows
+
+
+# Digests
+
+
+def test_digests_are_found_whatever_the_order_the_doubles_and_the_strangers() -> None:
+    rng = np.random.default_rng(0)
+    known = rng.integers(0, 256, (500, 32), np.uint8)
+    asked = np.concatenate([known[rng.integers(0, 500, 700)], rng.integers(0, 256, (300, 32), np.uint8)])
+    asked = asked[rng.permutation(1000)]
+    place = {digest.tobytes(): row for row, digest in enumerate(known)}
+    number, row = Digests(asked).places_of(known)
+    found = dict(zip(number.tolist(), row.tolist(), strict=True))
+    wanted = {n: place[digest.tobytes()] for n, digest in enumerate(asked) if digest.tobytes() in place}
+    assert found == wanted and len(number) == len(wanted)
+    seen: set[bytes] = set()
+    first = [not (digest.tobytes() in seen or seen.add(digest.tobytes())) for digest in asked]
+    assert Digests(asked).first.tolist() == first
+
+
+def test_digests_that_share_their_first_64_bits_are_told_apart() -> None:
+    one, two, three = np.zeros((3, 32), np.uint8)
+    two[8], three[31] = 1, 1
+    asked = Digests(np.array([two, one, two, three, one, two]))
+    assert asked.first.tolist() == [True, True, False, True, False, False]
+    number, row = asked.places_of(np.array([three, one]))
+    assert sorted(zip(number.tolist(), row.tolist(), strict=True)) == [(1, 1), (3, 0), (4, 1)]
+
+
+# What never mixes, and what may
+
+
+def test_a_shard_of_another_store_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path / "colours-8", "abc")
+    for other in (tmp_path / "colours-9", tmp_path / "colours-8" / "flip"):
+        other.mkdir()
+        for file in (tmp_path / "colours-8").glob("*.*"):
+            shutil.copy(file, other)
+        wanted = f"bottlenecks of colours-8; expected those of {other.relative_to(tmp_path)}, which"
+        with pytest.raises(ShelfmarkError, match=wanted):
+            find(Store(other), "a")
+
+
+def test_a_parquet_file_that_is_no_shard_is_refused(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc")
+    (file,) = tmp_path.glob("*.parquet")
+    for write in (
+        lambda: pq.write_table(pa.table({"image_digest": ["ab"]}), file),
+        lambda: file.write_bytes(b"torn"),
+    ):
+        write()
+        with pytest.raises(ShelfmarkError, match=r"not a shard of bottlenecks .* run extract again"):
+            find(store, "a")
+
+
+def test_engines_may_mix_and_are_counted(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc")
+    store.append(digests(*"de"), rows_of("de"), engine="openvino bfloat16")
+    assert find(store, *"abcdd").by_engine() == {"openvino bfloat16": 2, "tensorflow float32": 3}
+    assert find(store, "e", "x").by_engine() == {"openvino bfloat16": 1}
+
+
+def test_examples_in_the_docstrings_are_right() -> None:
+    assert doctest.testmod(bottlenecks).failed == 0
