@@ -299,7 +299,8 @@ def extract_arguments(workspace: Path) -> list[str]:
 
 
 def shards_of(workspace: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in workspace.glob("store/**/*.*") if file.is_file()}
+    files = [file for file in workspace.glob("store/**/*.*") if file.is_file()]
+    return {str(file.relative_to(workspace)): file.read_bytes() for file in files}
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
