@@ -10,7 +10,6 @@ makes the same shard again, and two jobs never clash. Without its parquet a shar
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,7 +160,8 @@ class Store:
         """Digests and engine of a shard."""
         file = self.path / f"{shard}.parquet"
         try:
-            table = pq.read_table(io.BytesIO(read_range(file)))
+            # of one column: a third of the time of read_table, which starts threads
+            table = pq.ParquetFile(pa.BufferReader(read_range(file))).read(use_threads=False)
             told = table.schema.metadata or {}
             whole = table.schema.equals(SHARD) and b"engine" in told
         except pa.ArrowInvalid:
