@@ -18,18 +18,15 @@ SETTINGS = "--set ingest.unit_bytes=200000 --set extract.shard_images=64 --set e
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A workspace with the records of 1,400 images, what extract makes of them, and the seconds it works."""
+    """A workspace with the records of 1,400 images, what extract makes of them, and in how many seconds."""
     folder = tmp_path_factory.mktemp("shop")
     write_bson(folder / "catalogue.bson", documents(draw_products({"1": 400, "2": 300})))
     subprocess.run(command("ingest", folder / "W", str(folder / "catalogue.bson")), check=True)
     shutil.copytree(folder / "W", folder / "undisturbed")
-    began, first = time.monotonic(), 0.0
-    with subprocess.Popen(command("extract", folder / "undisturbed")) as job:
-        while job.poll() is None:
-            first = first or (time.monotonic() if finished(folder / "undisturbed") else 0.0)
-            time.sleep(0.05)
-    assert job.returncode == 0 and len(finished(folder / "undisturbed")) == 22
-    return folder, result(folder / "undisturbed"), (first - began, time.monotonic() - began)
+    began = time.monotonic()
+    subprocess.run(command("extract", folder / "undisturbed"), check=True)
+    assert len(finished(folder / "undisturbed")) == 22
+    return folder, result(folder / "undisturbed"), time.monotonic() - began
 
 
 def command(name, workspace, *sources):
@@ -50,27 +47,36 @@ def result(workspace):
     return {str(file.relative_to(workspace)): file.read_bytes() for file in files}
 
 
+def kill(job, workspace, seconds, moments):
+    """Kills the job within its start, or while it makes one of the next shards; whether it still ran."""
+    limit = time.monotonic() + (moments.uniform(0, seconds) if moments.random() < 0.3 else 10 * seconds)
+    wanted = len(finished(workspace)) + moments.randrange(4)
+    while time.monotonic() < limit and len(finished(workspace)) <= wanted and job.poll() is None:
+        time.sleep(0.01)
+    time.sleep(moments.uniform(0, seconds / 22))
+    there = job.poll() is None
+    if there:
+        os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    return there
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_twenty_random_moments_it_loses_no_finished_shard(shop, tmp_path):
-    folder, undisturbed, (first, whole) = shop
-    moments, killed, in_the_middle, number = random.Random(20), 0, 0, 0
+    folder, undisturbed, seconds = shop
+    moments, killed, in_the_middle = random.Random(20), 0, 0
+    workspaces = (tmp_path / str(number) for number in range(20))
     while killed < 20:
-        number += 1
-        workspace = tmp_path / str(number)
+        workspace = next(workspaces)
         shutil.copytree(folder / "W", workspace)
-        done = {}
-        while killed < 20:
+        done, there = {}, True
+        while there and killed < 20:
             job = subprocess.Popen(
                 command("extract", workspace), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            try:
-                job.wait(timeout=moments.uniform(first / 2, first + (whole - first) / 3))
-                break  # it came to its end first: the next one is killed in a workspace of its own
-            except subprocess.TimeoutExpired:
-                os.kill(job.pid, signal.SIGKILL)
-                job.wait()
-                killed += 1
+            there = kill(job, workspace, seconds, moments)
+            killed += there
             now = finished(workspace)
             assert {name: now.get(name) for name in done} == done, "a finished shard was made again"
             in_the_middle += len(done) < len(now) < 22
