@@ -21,7 +21,7 @@ from models.confidence import ConfidenceModel, fit_confidence, fit_temperature
 from models.groups import duplicate_groups, in_fit
 from models.thresholds import Graded, certify
 from pipeline.config import Calibration
-from pipeline.extract import Part, open_part
+from pipeline.extract import Part, open_part, require_same_backbone
 from pipeline.stage import stage
 from pipeline.train import categories_of
 
@@ -42,6 +42,7 @@ def calibrate(
         out: the artifact's directory.
         settings: the section [calibration].
     """
+    require_same_backbone(bottlenecks, head)
 
     def make(work: Path) -> Mapping[str, Any]:
         asked = load_asked(head.folder())

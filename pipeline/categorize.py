@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.artifact import begin, digest_of
-from features.bottlenecks import Store
+from features.bottlenecks import Digests, Store, digests_of
 from features.errors import ShelfmarkError
 from features.files import Place, remove
 from features.images import normalise
@@ -25,9 +25,9 @@ from models.categorizer import unreadable
 from pipeline import plan
 from pipeline.config import Config
 from pipeline.decisions import write_decisions
-from pipeline.extract import fill_store
 from pipeline.ingest import refuse_flood, write_rejects
 from pipeline.look import PLACE, Look, limits_of, look
+from pipeline.shards import fill_store
 from pipeline.sources import open_sources, read_images
 from pipeline.stage import counts_of, log, only_job
 
@@ -100,31 +100,28 @@ def _write_rejects(looked: Look, index: plan.Index, max_rejected: float, output:
 
 def _decide(looked: Look, index: plan.Index, bundle: Bundle, store: Store, config: Config) -> pd.DataFrame:
     """Decisions sorted by product."""
-    images = _readable(looked, index)
-    digests = images["image_digest"].to_numpy(dtype=object)
+    images, digests = _readable(looked, index)
 
     def read(chosen: np.ndarray) -> Iterator[bytes]:
         limits, rows = limits_of(config.ingest), images.iloc[chosen]
         for data in read_images(*(rows[name].to_list() for name in PLACE)):
             yield normalise(data, limits).jpeg
 
-    if len(images) and (store.find(digests).row < 0).any():
-        fill_store(store, digests, read, bundle.backbone(), config.extract)
-    places = store.find(digests)
+    places = fill_store(store, digests, read, bundle.backbone, config.extract)
+    rows = store.rows(places.names, places.shard, places.row)
     bounds = product_bounds(images["product_id"].to_numpy(dtype=object))
     product_id = images["product_id"].to_numpy(dtype=object)[bounds[:-1]]
     categorizer = bundle.categorizer
-    decided = categorizer.decide(product_id, categorizer.answer(store.rows(places.shard, places.row), bounds))
+    decided = categorizer.decide(product_id, categorizer.answer(rows, bounds))
     silent = np.bincount(index.product[index.good], minlength=len(index.product_id)) == 0
     unread = unreadable(index.product_id.filter(pa.array(silent)).to_pylist())
     return pd.concat([decided, unread]).sort_values("product_id", ignore_index=True)
 
 
-def _readable(looked: Look, index: plan.Index) -> pd.DataFrame:
-    """The readable images, sorted by product: product_id, image_digest (hex), and their PLACE."""
+def _readable(looked: Look, index: plan.Index) -> tuple[pd.DataFrame, Digests]:
+    """The readable images, sorted by product: product_id and PLACE, and their digests."""
     names = ["product_id", "image_digest", *PLACE, "reason"]
     tables = [table.filter(pc.equal(table["reason"], "")).drop("reason") for table in looked.tables(names)]
     rows = np.argsort(index.product[index.good], kind="stable")
-    images = pa.concat_tables(tables).take(pa.array(rows)).to_pandas()
-    images["image_digest"] = [digest.hex() for digest in images["image_digest"]]
-    return images
+    images = pa.concat_tables(tables).take(pa.array(rows))
+    return images.drop("image_digest").to_pandas(), Digests(digests_of(images["image_digest"]))

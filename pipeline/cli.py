@@ -19,7 +19,7 @@ from features.files import Place, place
 if TYPE_CHECKING:
     from pipeline.run import Run
 
-WITH_BEAM = ("ingest", "retrain", "categorize")  # commands that take Beam's options after --
+WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that take Beam's options after --
 WITHOUT_TENSORFLOW = ("ingest", "report")
 
 
@@ -115,7 +115,7 @@ def _run(
             f"--run {name}: not a directory name; expected letters, digits, '-', '_' and '.'; mend it"
         )
     weights = given["weights"]
-    if weights not in (None, "imagenet", "random"):
+    if weights not in (None, "imagenet", "random") and "://" not in weights:
         weights = str(Path(weights).absolute())  # later stages may be called from elsewhere
     options = {
         "backbone.name": given["backbone"], "backbone.weights": weights,
@@ -177,6 +177,8 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None
 def extract(run: "Run") -> None:
     """Runs the frozen backbone over the images that the store lacks.
 
+    With options after --, which are Beam's, its workers do; without, this process.
+
     \b
     Example:
       shelfmark extract --workspace shop
@@ -184,7 +186,7 @@ def extract(run: "Run") -> None:
     from pipeline.extract import extract_records
 
     records = run.artifact("records", "ingest")
-    extract_records(records, run.backbone(), run.store, run.path / "bottlenecks", run.config.extract)
+    extract_records(records, run.backbone(), run.store, run.path / "bottlenecks", run.config.extract, _beam())
 
 
 @shelfmark.command()
@@ -316,6 +318,37 @@ def categorize(
     config = load_config(file, sets)
     counts = make(list(sources), require_release(workspace), workspace / "store", output, config, _beam())
     print(f"{output}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items()))
+
+
+@shelfmark.command()
+@click.option("--workspace", type=PLACE, required=True, help="Directory of all runs, releases and the store.")
+@click.option("--keep", type=click.IntRange(min=1), help="Remove all but so many newest runs, too.")
+@click.option(
+    "--older",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    metavar="DAYS",
+    help="Shards and leftovers younger than this stay; default: 1.",
+)
+@click.option("--dry-run", is_flag=True, help="Tell what would go, and remove nothing.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def clean(workspace: Place, keep: int | None, older: float, dry_run: bool, debug: bool) -> None:
+    """Removes shards of the store that no run refers to, and what broken-off jobs left behind.
+
+    Shards that categorize has added belong to no run: with --older 30 they save its work for a month. The
+    runs of the release in service, and of the one it was based on, stay in any case.
+
+    \b
+    Example:
+      shelfmark clean --workspace shop --keep 4 --dry-run
+    """
+    from pipeline.clean import clean as make
+
+    going = make(workspace, keep=keep, older=older, dry_run=dry_run)
+    for one in going:
+        print(f"{one.what}: {one.size / 1e6:,.1f} MB")
+    size = sum(one.size for one in going)
+    print(f"{workspace}: {size / 1e6:,.1f} MB {'would go; nothing was removed' if dry_run else 'removed'}")
 
 
 @shelfmark.command()

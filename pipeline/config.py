@@ -57,6 +57,7 @@ class Extract(Section):
 
     batch: Annotated[Positive, "speed"] = 32  # images
     shard_images: Annotated[Positive, "speed"] = 4096  # images per shard of the store
+    flip: bool = False  # extract the mirrored images, too, as a second view
 
 
 class Head(Section):

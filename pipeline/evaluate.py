@@ -34,7 +34,7 @@ from models.taxonomy import Taxonomy
 from models.thresholds import lower_bound
 from pipeline.config import Calibration
 from pipeline.decisions import write_decisions
-from pipeline.extract import Part, open_part
+from pipeline.extract import Part, open_part, require_same_backbone
 from pipeline.stage import log, stage
 from pipeline.train import categories_of
 from pipeline.units import write_table
@@ -87,6 +87,7 @@ def evaluate(
         out: the artifact's directory.
         settings: the section [calibration], for the division of validation.
     """
+    require_same_backbone(bottlenecks, head)
 
     def make(work: Path) -> Mapping[str, Any]:
         categorizer = Categorizer(load_asked(head.folder()), read_rules(thresholds.file(THRESHOLDS)))

@@ -1,35 +1,53 @@
 """Extract: records → bottlenecks of the images that the store lacks, and the run's index into the store.
 
-    bottlenecks/  index.parquet  manifest.json   image_digest, product_id, image_index, split, shard, row
-    store/<fingerprint>/                         shards, see features/bottlenecks.py
+    bottlenecks/  manifest.json
+                  index.parquet   image_digest (32 bytes), product_id, image_index, split, shard, row
+                                  and with extract.flip: flip_shard, flip_row
+    store/<fingerprint>/          shards, see features/bottlenecks.py
 
 The index is sorted by product, so that the images of a product stand together.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from features.artifact import Artifact
-from features.backbones import Backbone, extract
-from features.bottlenecks import Store, StoredRows
+from features.backbones import Backbone
+from features.bottlenecks import Digests, Places, Store, StoredRows, digest_array, digests_of
 from features.errors import ShelfmarkError
-from features.files import Place
+from features.files import Place, writing
 from features.records import read_images
 from pipeline.config import Extract
-from pipeline.stage import Progress, stage
-from pipeline.units import write_table
+from pipeline.shards import RECORD, fill_store, fill_store_on_beam
+from pipeline.stage import stage
 
-VERSION = 1
+VERSION = 2
+FLIP = "flip_"  # before the names of the second view
+INDEX_ROWS = 2**20  # rows of the index made at a time
+INDEX = pa.schema(
+    [
+        ("image_digest", pa.binary(32)),
+        ("product_id", pa.string()),
+        ("image_index", pa.int32()),
+        ("split", pa.string()),
+    ]
+)
 
 
 def extract_records(
-    records: Artifact, backbone: Backbone, store: Place, out: Place, settings: Extract
+    records: Artifact,
+    backbone: Backbone,
+    store: Place,
+    out: Place,
+    settings: Extract,
+    beam: tuple[str, ...] = (),
 ) -> Artifact:
     """Puts the bottlenecks of all images in `records` into the store and writes the index.
 
@@ -39,93 +57,167 @@ def extract_records(
         store: directory of all stores; the backbone's is `store/<fingerprint>`.
         out: the artifact's directory.
         settings: the section [extract].
+        beam: Beam's own options; with any of them, its workers extract.
+
+    Raises:
+        ShelfmarkError: shards could not be made; the others are kept, the same command goes on.
+        OSError: the disk is full, not writable, …
     """
-    shelf = Store(store / backbone.fingerprint)
+    views = _views(store, backbone.fingerprint, settings.flip)
 
-    def make(work: Path) -> Mapping[str, Any]:
-        images = pd.read_parquet(records.file("images.parquet"))
-
-        def read(rows: np.ndarray) -> Iterator[bytes]:
-            return read_images(records.path, images.iloc[rows])
-
-        fill_store(shelf, images["image_digest"].to_numpy(), read, backbone, settings)
-        places = shelf.find(images["image_digest"].to_numpy())
-        if (places.row < 0).any():
-            raise ShelfmarkError(
-                f"{shelf.path}: lacks images that were just extracted; expected a store at rest; run again"
-            )
-        index = images.assign(shard=places.shard, row=places.row).sort_values(["product_id", "image_index"])
-        columns = ["image_digest", "product_id", "image_index", "split", "shard", "row"]
-        write_table(pa.Table.from_pandas(index[columns], preserve_index=False), work / "index.parquet")
+    def make(work: Place) -> Mapping[str, Any]:
+        images = records.file("images.parquet")
+        digests = Digests(read_digests(images))
+        places = {}
+        for name, view in views.items():
+            if beam:
+                places[name] = fill_store_on_beam(view, digests, records, backbone, settings, beam, work)
+            else:
+                places[name] = fill_store(view, digests, RecordReader(records), lambda: backbone, settings)
+        _write_index(images, digests.values, places, work / "index.parquet")
         return {
-            "images": len(images),
+            "images": len(digests),
             "fingerprint": backbone.fingerprint,
             "backbone": backbone.name,
             "weights": backbone.weights,
+            **{f"{name}engines": found.by_engine() for name, found in places.items()},
         }
 
     def usable(artifact: Artifact) -> bool:
-        shards = pd.read_parquet(artifact.file("index.parquet"), columns=["shard"])["shard"].unique()
-        return set(shards) <= set(shelf.shards())
+        return all(shards_of(artifact, name) <= set(view.shards()) for name, view in views.items())
 
-    made_from = {"records": records.digest, "fingerprint": backbone.fingerprint}
-    return stage(out, kind="bottlenecks", version=VERSION, made_from=made_from, make=make, usable=usable)
-
-
-def fill_store(
-    store: Store,
-    digests: np.ndarray,
-    read: Callable[[np.ndarray], Iterator[bytes]],
-    backbone: Backbone,
-    settings: Extract,
-) -> int:
-    """Extracts what the store lacks, shard by shard; an identical image once.
-
-    Args:
-        store: of the backbone.
-        digests: (n,) str.
-        read: positions in `digests` → their strict JPEGs, in order.
-        backbone: frozen.
-        settings: the section [extract].
-
-    Returns:
-        Images added.
-    """
-    first = ~pd.Series(digests).duplicated().to_numpy()
-    missing = np.flatnonzero(first & (store.find(digests).row < 0))
-    with Progress("extract", len(missing)) as progress:
-        for start in range(0, len(missing), settings.shard_images):
-            rows = missing[start : start + settings.shard_images]
-            seen = _told(read(rows), start, progress)
-            bottlenecks = extract(backbone, seen, len(rows), settings.batch)
-            store.append(digests[rows], bottlenecks, engine="tensorflow float32")
-    return len(missing)
+    made_from = {
+        "records": records.digest,
+        "fingerprint": backbone.fingerprint,
+        "settings": settings.that_matter(),
+    }
+    return stage(
+        out, kind="bottlenecks", version=VERSION, made_from=made_from, make=make, usable=usable,
+        shared=bool(beam),
+    )  # fmt: skip
 
 
-def _told(jpegs: Iterator[bytes], done: int, progress: Progress) -> Iterator[bytes]:
-    for number, jpeg in enumerate(jpegs, start=done):
-        progress.to(number)
-        yield jpeg
+def _views(store: Place, fingerprint: str, flip: bool) -> dict[str, Store]:
+    """The views by what stands before their names in the index."""
+    shelf = Store(store / fingerprint)
+    return {"": shelf} | ({FLIP: shelf.mirrored()} if flip else {})
+
+
+def read_digests(images: Path) -> np.ndarray:
+    """(n, 32) uint8: the column image_digest of a Parquet file, hex or binary."""
+    with pq.ParquetFile(images) as file:
+        pieces = [
+            digests_of(pa.chunked_array([batch.column(0)]))
+            for batch in file.iter_batches(INDEX_ROWS, columns=["image_digest"])
+        ]
+    return np.concatenate([np.empty((0, 32), np.uint8), *pieces])
+
+
+class RecordReader:
+    """Reads images by their numbers in images.parquet, which is opened for the first of them."""
+
+    def __init__(self, records: Artifact) -> None:
+        self._records = records
+        self._rows: pa.Table | None = None
+
+    def __call__(self, numbers: np.ndarray) -> Iterator[bytes]:
+        """Their JPEGs, in order."""
+        if self._rows is None:
+            images = self._records.file("images.parquet")
+            self._rows = pq.read_table(images, columns=list(RECORD), read_dictionary=["file"])
+        rows = self._rows.take(pa.array(numbers)).to_pandas()
+        return read_images(self._records.path, rows.astype({"file": str}))
+
+
+# The index
+
+
+def _write_index(images: Path, digests: np.ndarray, places: Mapping[str, Places], file: Place) -> None:
+    """Writes the index a piece at a time: as one table 20 million rows would take 3 GB."""
+    told = pq.read_table(images, columns=["product_id", "image_index", "split"], read_dictionary=["split"])
+    told = told.combine_chunks()
+    order = pc.sort_indices(told, sort_keys=[("product_id", "ascending"), ("image_index", "ascending")])
+    schema = INDEX
+    for name in places:
+        schema = schema.append(pa.field(f"{name}shard", pa.string()))
+        schema = schema.append(pa.field(f"{name}row", pa.int32()))
+    with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
+        for start in range(0, len(order), INDEX_ROWS):
+            chosen = order.slice(start, INDEX_ROWS)
+            rows = chosen.to_numpy()
+            columns = {name: told[name].take(chosen) for name in told.column_names}
+            columns["image_digest"] = digest_array(digests[rows])
+            for name, found in places.items():
+                columns[f"{name}shard"] = pa.array(found.names, pa.string()).take(pa.array(found.shard[rows]))
+                columns[f"{name}row"] = pa.array(found.row[rows])
+            writer.write_table(pa.table({name: columns[name] for name in schema.names}).cast(schema))
+
+
+def shards_of(bottlenecks: Artifact, view: str = "") -> set[str]:
+    """Names of the shards that the index refers to; `view` is FLIP for those of the mirrored images."""
+    file, column, names = bottlenecks.file("index.parquet"), f"{view}shard", set[str]()
+    if column in pq.read_schema(file).names:
+        with pq.ParquetFile(file, read_dictionary=[column]) as index:
+            for batch in index.iter_batches(INDEX_ROWS, columns=[column]):
+                names.update(batch.column(0).unique().to_pylist())
+    return names
 
 
 @dataclass(frozen=True)
 class Part:
     """The images of one part of the catalogue, products together."""
 
-    product_id: np.ndarray  # (images,) str
-    image_digest: np.ndarray  # (images,) str
+    product_id: np.ndarray  # (images,) str; the images of a product share one object
+    digest: np.ndarray  # (images, 32) uint8
     rows: StoredRows  # (images, d) bottlenecks
+    flipped: StoredRows | None = None  # (images, d) of the mirrored images; None: not extracted
+
+    @property
+    def image_digest(self) -> np.ndarray:
+        """(images,) str, sha256 hex: 120 bytes an image, made when it is asked for."""
+        text = self.digest.tobytes().hex()
+        return np.array([text[at : at + 64] for at in range(0, len(text), 64)], dtype=object)
 
     def only(self, chosen: np.ndarray) -> "Part":
         """The chosen images, (images,) bool."""
-        return Part(self.product_id[chosen], self.image_digest[chosen], self.rows.only(chosen))
+        flipped = self.flipped.only(chosen) if self.flipped else None
+        return Part(self.product_id[chosen], self.digest[chosen], self.rows.only(chosen), flipped)
 
 
 def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
     """The images of a split ("train", "val", "test") with their bottlenecks."""
-    index = pd.read_parquet(bottlenecks.file("index.parquet"), filters=[("split", "==", split)])
-    shelf = Store(store / bottlenecks.summary["fingerprint"])
-    rows = shelf.rows(index["shard"].to_numpy(), index["row"].to_numpy())
-    return Part(
-        index["product_id"].to_numpy(dtype=object), index["image_digest"].to_numpy(dtype=object), rows
-    )
+    file = bottlenecks.file("index.parquet")
+    names = pq.read_schema(file).names
+    views = _views(store, bottlenecks.summary["fingerprint"], f"{FLIP}shard" in names)
+    index = pq.read_table(
+        file, filters=[("split", "==", split)],
+        columns=[name for name in names if name not in ("split", "image_index")],
+        read_dictionary=["product_id", *(f"{view}shard" for view in views)],
+    )  # fmt: skip
+    product_id, product = _coded(index["product_id"])
+    ids = np.array(product_id.to_pylist(), dtype=object)[product]
+    rows = [_rows(index, name, view) for name, view in views.items()]
+    return Part(ids, digests_of(index["image_digest"]), *rows)
+
+
+def _rows(index: pa.Table, name: str, view: Store) -> StoredRows:
+    shards, shard = _coded(index[f"{name}shard"])
+    return view.rows(shards.to_pylist(), shard, index[f"{name}row"].to_numpy())
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """The different values of a dictionary column, and (n,) int32 each row's place among them."""
+    whole = column.unify_dictionaries().combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):  # no chunk at all
+        return pa.array([], pa.string()), np.empty(0, np.int32)
+    return whole.dictionary, whole.indices.to_numpy()
+
+
+def require_same_backbone(bottlenecks: Artifact, head: Artifact) -> None:
+    """Raises a ShelfmarkError when a head was trained on bottlenecks of another backbone."""
+    found, wanted = head.made_from["fingerprint"], bottlenecks.summary["fingerprint"]
+    if found != wanted:
+        raise ShelfmarkError(
+            f"{head.path}: trained on bottlenecks of {found}; expected {wanted}, the backbone of "
+            f"{bottlenecks.path}; run `shelfmark train` first"
+        )

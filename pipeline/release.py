@@ -17,11 +17,10 @@ import pandas as pd
 
 from features.artifact import Artifact, find_artifact, partial_of
 from features.backbones import Backbone
-from features.bottlenecks import Store
+from features.bottlenecks import Digests, Store
 from features.errors import ShelfmarkError
 from features.files import MARK, Place, copy_tree, remove, write_whole
 from features.product import PARTS
-from features.records import read_images
 from models.bundle import (
     BACKBONE,
     BACKBONE_WEIGHTS,
@@ -35,7 +34,8 @@ from models.metrics import acceptance_curve, acceptance_rate_at, precision
 from models.releases import SPLITS, in_service
 from pipeline.config import Config, Extract
 from pipeline.evaluate import grade
-from pipeline.extract import Part, fill_store, open_part
+from pipeline.extract import Part, RecordReader, open_part, read_digests
+from pipeline.shards import fill_store
 from pipeline.stage import log, stage
 from pipeline.train import categories_of
 
@@ -159,19 +159,13 @@ def _with_own_backbone(
     """The part's images as the bundle's backbone sees them."""
     if bundle.fingerprint == bottlenecks.summary["fingerprint"]:
         return part
-    images = (
-        pd.read_parquet(records.file("images.parquet"))
-        .drop_duplicates("image_digest")
-        .set_index("image_digest")
-    )
-    shelf = Store(store / bundle.fingerprint)
-
-    def read(rows: np.ndarray) -> Any:
-        return read_images(records.path, images.loc[part.image_digest[rows]])
-
-    fill_store(shelf, part.image_digest, read, bundle.backbone(), settings)
-    places = shelf.find(part.image_digest)
-    return Part(part.product_id, part.image_digest, shelf.rows(places.shard, places.row))
+    shelf, digests = Store(store / bundle.fingerprint), Digests(part.digest)
+    record = np.empty(len(digests), np.int64)
+    number, row = digests.places_of(read_digests(records.file("images.parquet")))
+    record[number] = row
+    reader = RecordReader(records)
+    places = fill_store(shelf, digests, lambda chosen: reader(record[chosen]), bundle.backbone, settings)
+    return Part(part.product_id, part.digest, shelf.rows(places.names, places.shard, places.row))
 
 
 def release(candidate: Artifact, verdict: Verdict, run: str, releases: Place) -> Place | None:

@@ -37,7 +37,7 @@ def retrain(
         beam=beam,
     )
     backbone = run.backbone()
-    bottlenecks = extract_records(records, backbone, store, path / "bottlenecks", config.extract)
+    bottlenecks = extract_records(records, backbone, store, path / "bottlenecks", config.extract, beam)
     head = train(records, bottlenecks, store, path / "head", config)
     thresholds = calibrate(records, bottlenecks, head, store, path / "thresholds", config.calibration)
     evaluate(records, bottlenecks, head, thresholds, store, path / "evaluation", config.calibration)

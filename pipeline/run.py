@@ -16,7 +16,7 @@ from typing import Any
 from features.artifact import Artifact, digest_of, open_artifact
 from features.backbones import Backbone, load_backbone
 from features.errors import ShelfmarkError
-from features.files import Place, local, write_whole
+from features.files import Place, local, place, write_whole
 from models.releases import SPLITS, in_service
 from pipeline.config import Config
 
@@ -60,7 +60,8 @@ class Run:
     def backbone(self) -> Backbone:
         """The frozen network of the settings."""
         settings = self.config.backbone
-        return load_backbone(settings.name, settings.weights, settings.image_size, self.config.seed)
+        weights = settings.weights if "://" not in settings.weights else str(local(place(settings.weights)))
+        return load_backbone(settings.name, weights, settings.image_size, self.config.seed)
 
     def artifact(self, kind: str, command: str, **made_from: Artifact) -> Artifact:
         """A finished artifact of the run, made from these; ShelfmarkError names the command that makes it."""

@@ -1,7 +1,8 @@
 """Units of work on Beam: Create → Reshuffle → ParDo(unit) → one CombineGlobally, on any runner.
 
-A unit's result is the file `unit-00000.parquet` in a folder that all workers see, written last and whole; the
-graph carries counts alone. So a second run, after whatever end of the first, does what is not there.
+A result is a file (`unit-00000.parquet`, or a name of its own) in a folder that all workers see, written
+last and whole; the graph carries counts alone. So a second run, after whatever end of the first, does what is
+not there.
 """
 
 import contextlib
@@ -37,11 +38,20 @@ INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
 
 def unit_file(folder: Place, number: int) -> Place:
     """Where the result of a unit stands."""
-    return folder / f"unit-{number:05d}.parquet"
+    return folder / _name(number)
+
+
+def _name(number: int) -> str:
+    return f"unit-{number:05d}.parquet"
 
 
 def run_units(
-    what: str, units: list[Any], do: Callable[[Any, Place], None], folder: Place, beam: tuple[str, ...]
+    what: str,
+    units: list[Any],
+    do: Callable[[Any, Place], None],
+    folder: Place,
+    beam: tuple[str, ...],
+    names: list[str] | None = None,
 ) -> None:
     """Runs `do(unit, file)` for every unit whose file is not there yet.
 
@@ -51,51 +61,60 @@ def run_units(
         do: picklable; makes the file, whole or not at all.
         folder: of the files.
         beam: Beam's options, over the local ones.
+        names: of the units' files, in a folder that others write to, too; None: `unit_file`'s.
 
     Raises:
         ShelfmarkError: `do` met bad input. OSError: the disk is full, not writable, …
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink()
-    there = sizes(folder)
-    missing = [
-        (number, unit) for number, unit in enumerate(units) if unit_file(folder, number).name not in there
-    ]
+    if names is None:  # else a leftover may be a living job's
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink()
+    names = names or [_name(number) for number in range(len(units))]
+    missing = _missing(list(zip(names, units, strict=True)), folder)
     if not missing:
         return
-    with Progress(what, len(units)) as progress, _watch(folder, progress), local_workers(beam) as workers:
+    with (
+        Progress(what, len(units)) as progress,
+        _watch(folder, frozenset(names), progress),
+        local_workers(beam) as workers,
+    ):
         if workers and len(missing) > 1:
             workers.prepare(do)  # while Beam is imported
         _run_pipeline(missing, do, str(folder), beam)
 
 
+def _missing(named: list[tuple[str, Any]], folder: Place) -> list[tuple[str, Any]]:
+    """The units whose file is not there."""
+    there = sizes(folder)
+    return [unit for unit in named if unit[0] not in there]
+
+
 def _run_pipeline(
-    numbered: list[tuple[int, Any]], do: Callable[[Any, Place], None], folder: str, beam: tuple[str, ...]
+    named: list[tuple[str, Any]], do: Callable[[Any, Place], None], folder: str, beam: tuple[str, ...]
 ) -> None:
     """Runs the units; after the death of a worker process again, as long as each run finishes some."""
-    while numbered:
+    while named:
         try:
-            return _run_once(numbered, do, folder, beam)
+            return _run_once(named, do, folder, beam)
         except WorkerDied as died:
-            there = sizes(place(folder))
-            left = [unit for unit in numbered if unit_file(place(folder), unit[0]).name not in there]
-            if len(left) == len(numbered):
+            left = _missing(named, place(folder))
+            if len(left) == len(named):
                 raise
             log.info("%s: %s; going on", place(folder).name, str(died).partition(";")[0])
-            numbered = left
+            named = left
 
 
 def _run_once(
-    numbered: list[tuple[int, Any]], do: Callable[[Any, Place], None], folder: str, beam: tuple[str, ...]
+    named: list[tuple[str, Any]], do: Callable[[Any, Place], None], folder: str, beam: tuple[str, ...]
 ) -> None:
     import apache_beam as beam_sdk
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    def work(numbered_unit: tuple[int, Any]) -> int:
-        number, unit = numbered_unit
+    def work(named_unit: tuple[str, Any]) -> int:
+        name, unit = named_unit
         try:
-            run_here(do, unit, unit_file(place(folder), number))
+            run_here(do, unit, place(folder) / name)
         except Exception as error:
             raise RuntimeError(_in_words(error)) from error
         return 1
@@ -112,7 +131,7 @@ def _run_once(
             _end_with_workers(),
             beam_sdk.Pipeline(options=options) as pipeline,
         ):
-            units = pipeline | beam_sdk.Create(numbered) | beam_sdk.Reshuffle()
+            units = pipeline | beam_sdk.Create(named) | beam_sdk.Reshuffle()
             _ = units | beam_sdk.Map(work) | beam_sdk.CombineGlobally(sum)
     except SystemExit as stop:  # of the parser of Beam's options
         told = (said.getvalue().strip().splitlines() or ["no reason told"])[-1]
@@ -211,14 +230,15 @@ def _cause(error: Exception) -> Exception:
 class _watch:
     """Tells the progress from the files that are there: it works alike on every runner."""
 
-    def __init__(self, folder: Place, progress: Progress) -> None:
-        self._folder, self._progress, self._over = folder, progress, threading.Event()
+    def __init__(self, folder: Place, names: frozenset[str], progress: Progress) -> None:
+        self._folder, self._names, self._progress = folder, names, progress
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def _look(self) -> None:
         while not self._over.wait(30 if isinstance(self._folder, Remote) else 0.5):  # a listing is dear
             with contextlib.suppress(OSError, ShelfmarkError):  # the workers will tell
-                self._progress.to(sum(1 for _ in self._folder.glob("unit-*.parquet")))
+                self._progress.to(sum(file.name in self._names for file in self._folder.glob("*.parquet")))
 
     def __enter__(self) -> None:
         self._thread.start()

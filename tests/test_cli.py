@@ -90,7 +90,17 @@ def test_the_examples_of_the_stages_run_one_after_the_other(tmp_path, monkeypatc
     )
     monkeypatch.chdir(tmp_path)
     done = []
-    for name in ("ingest", "extract", "train", "calibrate", "evaluate", "report", "retrain", "categorize"):
+    for name in (
+        "ingest",
+        "extract",
+        "train",
+        "calibrate",
+        "evaluate",
+        "report",
+        "retrain",
+        "categorize",
+        "clean",
+    ):
         arguments = example(shelfmark.commands[name]).split()[1:]
         done.append((name, run(*arguments)))
     assert done == [(name, 0) for name, _ in done]

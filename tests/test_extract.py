@@ -1,23 +1,31 @@
 """Extract: each image once, whatever was there before, and an index that points at the right bottlenecks."""
 
+import dataclasses
+import errno
 import hashlib
+import inspect
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from catalogues import Drawn, documents, draw_products, photo, write_bson
 from test_ingest import in_a_loop
 
 from features.backbones import read_pixels
-from features.bottlenecks import Store
+from features.bottlenecks import Digests, Store
 from features.errors import ShelfmarkError
-from pipeline import extract as extract_module
 from pipeline import ingest as ingest_module
+from pipeline import shards as shards_module
+from pipeline.calibrate import calibrate
 from pipeline.config import Extract, Ingest
+from pipeline.evaluate import evaluate
 from pipeline.extract import extract_records, open_part
 from pipeline.ingest import ingest
+from pipeline.shards import fill_store
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SETTINGS = Extract(batch=16, shard_images=30)
@@ -34,10 +42,13 @@ class Colours:
     fingerprint: str = "colours-8"
     batches: list[int] = field(default_factory=list)
     fail_at: int = -1
+    fails: Iterable[Exception] = ()
 
     def bottlenecks(self, pixels):
         if len(self.batches) == self.fail_at:
             raise KeyboardInterrupt
+        for error in self.fails:
+            raise error
         self.batches.append(len(pixels))
         quarters = pixels.reshape(len(pixels), 2, 4, 2, 4, 3).astype(np.float32).mean(axis=(2, 4))
         return quarters.reshape(len(pixels), 12)
@@ -47,13 +58,13 @@ class Colours:
 def extracted(monkeypatch):
     """Images extracted so far, shard by shard."""
     counts = []
-    real = extract_module.extract
+    real = shards_module.extract
 
     def counting(backbone, jpegs, count, batch):
         counts.append(count)
         return real(backbone, jpegs, count, batch)
 
-    monkeypatch.setattr(extract_module, "extract", counting)
+    monkeypatch.setattr(shards_module, "extract", counting)
     return counts
 
 
@@ -91,10 +102,11 @@ def index_of(artifact):
 def rows_of(artifact, store):
     """product_id, image_index → bottleneck."""
     index = index_of(artifact)
-    rows = Store(store / "colours-8").rows(index["shard"].to_numpy(), index["row"].to_numpy())[:]
-    return dict(
-        zip(zip(index["product_id"], index["image_index"], strict=True), map(tuple, rows), strict=True)
-    )
+    rows = [
+        tuple(np.load(store / "colours-8" / f"{shard}.npy")[row])
+        for shard, row in zip(index["shard"], index["row"], strict=True)
+    ]
+    return dict(zip(zip(index["product_id"], index["image_index"], strict=True), rows, strict=True))
 
 
 def test_every_image_has_the_bottleneck_that_it_has_alone(records, tmp_path):
@@ -114,7 +126,7 @@ def test_an_identical_image_is_extracted_once(records, tmp_path, extracted):
     made = extract_records(records, Colours(), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
     assert sum(extracted) == DIFFERENT and extracted[:-1] == [30] * (len(extracted) - 1)
     index = index_of(made)
-    twins = index[index["image_digest"] == hashlib.sha256(photo(40)).hexdigest()]
+    twins = index[index["image_digest"] == hashlib.sha256(photo(40)).digest()]
     assert list(zip(twins["product_id"], twins["image_index"], strict=True)) == [
         ("4", 0),
         ("7", 0),
@@ -133,6 +145,7 @@ def test_the_index_has_every_record_sorted_by_product(records, tmp_path):
     split = pd.read_parquet(records.file("products.parquet")).set_index("product_id")["split"]
     assert (index["split"].to_numpy() == index["product_id"].map(split).to_numpy()).all()
     told = {"images": len(index), "fingerprint": "colours-8", "backbone": "colours", "weights": "none"}
+    told["engines"] = {"tensorflow float32": len(index)}
     assert made.summary == told
 
 
@@ -143,7 +156,7 @@ def test_a_part_has_the_images_of_its_split_with_their_bottlenecks(records, tmp_
         part = open_part(made, tmp_path / "store", split)
         its = index[index["split"] == split]
         assert list(part.product_id) == list(its["product_id"])
-        assert list(part.image_digest) == list(its["image_digest"])
+        assert list(part.image_digest) == [digest.hex() for digest in its["image_digest"]]
         wanted = [rows[key] for key in zip(its["product_id"], its["image_index"], strict=True)]
         assert list(map(tuple, part.rows[:])) == wanted
         images += len(part.rows)
@@ -260,3 +273,128 @@ def test_a_damaged_record_is_told(tmp_path):
     shard.write_bytes(data)
     with pytest.raises(ShelfmarkError, match="a record does not fit its checksum"):
         extract_records(its, Colours(), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+
+
+class OfAShard:
+    """Raises an error while one certain image is extracted, so many times."""
+
+    def __init__(self, error, times):
+        self.error, self.times, self.asked = error, times, 0
+
+    def __iter__(self):
+        self.asked += 1
+        if self.asked in self.times:
+            yield self.error
+
+
+def test_a_shard_that_fails_once_is_tried_again(records, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="shelfmark")
+    undisturbed = extract_records(records, Colours(), tmp_path / "one", tmp_path / "a", SETTINGS)
+    backbone = Colours(fails=OfAShard(RuntimeError("out of memory"), times=[3]))
+    made = extract_records(records, backbone, tmp_path / "two", tmp_path / "b", SETTINGS)
+    assert made.digest == undisturbed.digest
+    assert contents(tmp_path / "two" / "colours-8") == contents(tmp_path / "one" / "colours-8")
+    assert "extract: a shard failed (RuntimeError: out of memory); trying it again" in caplog.messages
+
+
+def test_a_shard_that_fails_twice_is_told_when_the_others_are_done(records, tmp_path, extracted):
+    whole = extract_records(records, Colours(), tmp_path / "one", tmp_path / "a", SETTINGS)
+    made = Store(tmp_path / "one" / "colours-8").shards()
+    backbone = Colours(fails=OfAShard(RuntimeError("out of memory"), times=[3, 4]))
+    with pytest.raises(
+        ShelfmarkError, match=r"in two tries \(RuntimeError: out of memory\); expected"
+    ) as told:
+        extract_records(records, backbone, tmp_path / "two", tmp_path / "b", SETTINGS)
+    there = Store(tmp_path / "two" / "colours-8").shards()
+    (missing,) = set(made) - set(there)
+    assert f"colours-8: shard {missing} could not be made" in str(told.value) and len(made) > 2
+    extracted.clear()
+    resumed = extract_records(records, Colours(), tmp_path / "two", tmp_path / "b", SETTINGS)
+    assert extracted == [30] and resumed.digest == whole.digest
+    assert contents(tmp_path / "two" / "colours-8") == contents(tmp_path / "one" / "colours-8")
+
+
+def test_a_full_disk_stops_at_once(records, tmp_path, extracted):
+    backbone = Colours(fails=[OSError(errno.ENOSPC, "No space left on device", "here")])
+    with pytest.raises(OSError, match="No space left"):
+        extract_records(records, backbone, tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    assert len(extracted) == 1
+
+
+def test_when_shard_after_shard_fails_the_rest_is_not_tried(records, tmp_path, extracted):
+    backbone = Colours(fails=[RuntimeError("no")])
+    small = Extract(batch=2, shard_images=2)
+    with pytest.raises(ShelfmarkError, match=r"\(RuntimeError: no\), 9 others neither"):
+        extract_records(records, backbone, tmp_path / "store", tmp_path / "bottlenecks", small)
+    assert len(extracted) == 20
+
+
+def test_a_lost_image_is_a_fault_and_no_row_of_zeros(tmp_path):
+    store = Store(tmp_path / "colours-8")
+    digests = Digests(np.arange(96, dtype=np.uint8).reshape(3, 32))
+    with pytest.raises(ShelfmarkError, match="AssertionError: 2 images for 3 rows"):
+        fill_store(store, digests, lambda rows: iter([photo(1), photo(2)]), Colours, SETTINGS)
+    assert store.shards() == []
+
+
+# A second view
+
+
+def test_the_mirrored_images_stand_beside_the_first_view(records, tmp_path, extracted):
+    both = SETTINGS.model_copy(update={"flip": True})
+    store = tmp_path / "store"
+    one = extract_records(records, Colours(), store, tmp_path / "one", SETTINGS)
+    part = open_part(one, store, "train")
+    assert part.flipped is None and part.only(part.product_id == part.product_id[0]).flipped is None
+    extracted.clear()
+    two = extract_records(records, Colours(), store, tmp_path / "two", both)
+    assert sum(extracted) == DIFFERENT, "the first view is there"
+    assert two.summary["flip_engines"] == two.summary["engines"]
+    assert list(index_of(two).columns)[-4:] == ["shard", "row", "flip_shard", "flip_row"]
+    part = open_part(two, store, "train")
+    quarters = part.rows[:].reshape(-1, 2, 2, 3)
+    np.testing.assert_array_equal(part.flipped[:], quarters[:, :, ::-1].reshape(-1, 12))
+    chosen = part.product_id == part.product_id[-1]
+    np.testing.assert_array_equal(part.only(chosen).flipped[:], part.flipped[:][chosen])
+    remade = extract_records(records, Colours(), store, tmp_path / "one", both)
+    assert remade.digest == two.digest != one.digest and len(extracted) == -(-DIFFERENT // 30)
+
+
+def test_a_lost_shard_of_the_second_view_is_made_again(records, tmp_path, extracted):
+    both = SETTINGS.model_copy(update={"flip": True})
+    common = (tmp_path / "store", tmp_path / "bottlenecks", both)
+    first = extract_records(records, Colours(), *common)
+    mirrored = Store(tmp_path / "store" / "colours-8").mirrored()
+    (mirrored.path / f"{mirrored.shards()[0]}.npy").unlink()
+    extracted.clear()
+    assert extract_records(records, Colours(), *common).digest == first.digest and len(extracted) == 1
+
+
+# What never mixes, and what may
+
+
+def test_engines_that_mix_are_told(records, tmp_path, caplog):
+    store = tmp_path / "store"
+    first = extract_records(records, Colours(), store, tmp_path / "one", SETTINGS)
+    shard, count = next(iter(index_of(first).groupby("shard").size().items()))
+    file = store / "colours-8" / f"{shard}.parquet"
+    table = pq.read_table(file)
+    pq.write_table(
+        table.replace_schema_metadata(table.schema.metadata | {b"engine": b"openvino bfloat16"}), file
+    )
+    caplog.set_level(logging.INFO, logger="shelfmark")
+    second = extract_records(records, Colours(), store, tmp_path / "two", SETTINGS)
+    images = len(index_of(first))
+    assert second.summary["engines"] == {"openvino bfloat16": count, "tensorflow float32": images - count}
+    told = f"engines (openvino bfloat16 {count}, tensorflow float32 {images - count})"
+    assert told in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("stage", [calibrate, evaluate])
+def test_a_head_of_another_backbone_is_refused(records, tmp_path, stage):
+    made = extract_records(records, Colours(), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    head = dataclasses.replace(made, made_from={"fingerprint": "colours-9"}, path=tmp_path / "head")
+    arguments = dict.fromkeys(inspect.signature(stage).parameters)
+    arguments |= {"bottlenecks": made, "head": head}
+    with pytest.raises(ShelfmarkError, match=r"head: trained on .* of colours-9; expected colours-8, "):
+        stage(**arguments)

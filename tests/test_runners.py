@@ -1,4 +1,4 @@
-"""The runners: whatever Beam runs ingest on, the records are the same; called as a user does, as a command.
+"""The runners: whatever Beam runs, records and bottlenecks are the same; called as a user does, as a command.
 
 threads, in_memory   FnApiRunner in one process        always
 processes            FnApiRunner, a process a worker   always
@@ -269,6 +269,51 @@ RUNNERS = ["in_memory", "processes", "loopback", "external", "prism", "flink", "
 def test_the_records_are_those_of_fnapirunner(drawn, tmp_path, wanted, runner, request):
     status, said = ingest(drawn, tmp_path, request.getfixturevalue(runner))
     assert (status, digest(tmp_path)) == (0, wanted), said
+
+
+# The same bottlenecks
+
+
+@pytest.fixture(scope="module")
+def ingested(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with records, and the bottlenecks that one process has extracted from them."""
+    workspace = tmp_path_factory.mktemp("ingested")
+    assert ingest(drawn, workspace, ())[0] == 0
+    with started(shelfmark(*extract_arguments(workspace))) as job:
+        assert end(job)[0] == 0
+    assert len(shards_of(workspace)) == 2 * 2 * 6, "two files, two views"
+    return workspace
+
+
+def extract_arguments(workspace: Path) -> list[str]:
+    options = {
+        "workspace": workspace,
+        "run": "r",
+        "backbone": "inception_v3",
+        "weights": "random",
+        "image-size": 75,
+    }
+    sets = ("extract.shard_images=50", "extract.batch=8", "extract.flip=true")
+    told = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return ["extract", *told, *(text for name in sets for text in ("--set", name))]
+
+
+def shards_of(workspace: Path) -> dict[str, bytes]:
+    files = [file for file in workspace.glob("store/**/*.*") if file.is_file()]
+    return {str(file.relative_to(workspace)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_the_bottlenecks_are_those_of_one_process(ingested, tmp_path, runner, request):
+    records = "runs/r/records"
+    shutil.copytree(ingested / records, tmp_path / records)
+    beam = request.getfixturevalue(runner)
+    with started(shelfmark(*extract_arguments(tmp_path), "--", *beam)) as job:
+        status, said = end(job)
+    assert status == 0, said
+    manifest = "runs/r/bottlenecks/manifest.json"
+    assert (tmp_path / manifest).read_text() == (ingested / manifest).read_text()
+    assert shards_of(tmp_path) == shards_of(ingested)
 
 
 # Errors and ends

@@ -1,0 +1,221 @@
+"""Clean: what no kept run needs goes, whatever a run or a job needs stays."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from object_store import object_store
+from test_bottlenecks import digests, rows_of
+
+from features.artifact import begin, partial_of, seal
+from features.bottlenecks import Store
+from features.errors import ShelfmarkError
+from features.files import copy_tree, place, sizes, write_whole
+from pipeline.clean import clean
+from pipeline.cli import main
+from pipeline.stage import only_job
+
+FINGERPRINT = "colours-8"
+
+
+def age(workspace, days=3.0, only=""):
+    """Makes the files of the workspace so old."""
+    then = time.time() - days * 86_400
+    for folder, _, names in os.walk(workspace):
+        for name in names:
+            if only in f"{folder}/{name}":
+                os.utime(Path(folder, name), (then, then), follow_symlinks=False)
+
+
+def add_shard(workspace, letters, fingerprint=FINGERPRINT, flip=False):
+    store = Store(workspace / "store" / fingerprint)
+    store = store.mirrored() if flip else store
+    return store.append(digests(*letters), rows_of(letters), "drawn")
+
+
+def add_run(workspace, name, shards, flip=(), fingerprint=FINGERPRINT, images="", based_on=None, days=3.0):
+    """A run with finished bottlenecks in these shards; with images it has records, and no bottlenecks."""
+    path = workspace / "runs" / name
+    kind = "records" if images else "bottlenecks"
+    work = begin(partial_of(path / kind), {})
+    if images:
+        held = pa.table({"image_digest": [digest.tobytes().hex() for digest in digests(*images)]})
+        pq.write_table(held, work / "images.parquet")
+    else:
+        columns = {"shard": shards} | ({"flip_shard": flip} if flip else {})
+        pq.write_table(pa.table(columns), work / "index.parquet")
+    seal(path / kind, kind=kind, version=1, made_from={}, summary={"fingerprint": fingerprint})
+    write_whole(path / "config.json", json.dumps({"based_on": based_on}).encode())
+    age(path, days)
+
+
+def shards(workspace, fingerprint=FINGERPRINT):
+    return Store(workspace / "store" / fingerprint).shards()
+
+
+def cleaned(workspace, keep=None, older=1.0, dry_run=False):
+    """What went."""
+    return [one.what for one in clean(workspace, keep=keep, older=older, dry_run=dry_run)]
+
+
+def put_into_service(workspace, release):
+    write_whole(workspace / "releases" / release / "manifest.json", b"{}")
+    (workspace / "releases" / "current").unlink(missing_ok=True)
+    (workspace / "releases" / "current").symlink_to(release)
+
+
+# Shards
+
+
+def test_shards_that_no_run_refers_to_go_and_all_others_stay(tmp_path):
+    used, too, lost = (add_shard(tmp_path, letters) for letters in ("abc", "de", "fg"))
+    other = add_shard(tmp_path, "h", "other-9")
+    mirrored, stray = (add_shard(tmp_path, letters, flip=True) for letters in ("abc", "de"))
+    add_run(tmp_path, "one", [used, used], flip=[mirrored, mirrored])
+    add_run(tmp_path, "two", [too])
+    age(tmp_path)
+    before = sizes(tmp_path)
+    told = clean(tmp_path, keep=None, older=1, dry_run=False)
+    assert [one.what for one in told] == [
+        "store/colours-8: 1 of 3 shards",
+        "store/colours-8/flip: 1 of 2 shards",
+        "store/other-9: 1 of 1 shards",
+    ]
+    gone = {"store/colours-8/" + lost, "store/colours-8/flip/" + stray, "store/other-9/" + other}
+    wanted = {f"{name}{suffix}" for name in gone for suffix in (".npy", ".parquet")}
+    assert before.keys() - sizes(tmp_path).keys() == wanted
+    assert sum(one.size for one in told) == sum(before[name] for name in wanted)
+    assert shards(tmp_path) == sorted([used, too])
+    assert not (tmp_path / "store" / "other-9").exists(), "no empty directory stays"
+    assert cleaned(tmp_path) == []
+
+
+def test_young_shards_stay_for_a_job_may_be_about_to_refer_to_them(tmp_path):
+    add_run(tmp_path, "one", [])
+    young = add_shard(tmp_path, "abc")
+    assert cleaned(tmp_path) == [] and shards(tmp_path) == [young]
+    age(tmp_path, days=20)
+    assert cleaned(tmp_path, older=30) == [] and shards(tmp_path) == [young], "of categorize, for a month"
+    assert cleaned(tmp_path, older=10) == ["store/colours-8: 1 of 1 shards"]
+
+
+def test_a_run_whose_extraction_was_killed_keeps_the_shards_of_its_images(tmp_path):
+    done, strange = add_shard(tmp_path, "abc"), add_shard(tmp_path, "xyz")
+    add_run(tmp_path, "one", [], images="cdefg")
+    age(tmp_path)
+    assert cleaned(tmp_path) == ["store/colours-8: 1 of 2 shards"]
+    assert shards(tmp_path) == [done] != [strange]
+
+
+def test_half_a_shard_goes(tmp_path):
+    add_run(tmp_path, "one", [])
+    (tmp_path / "store" / FINGERPRINT / f"{add_shard(tmp_path, 'abc')}.parquet").unlink()
+    age(tmp_path)
+    assert cleaned(tmp_path) == ["store/colours-8: 1 of 1 shards"]
+    assert not (tmp_path / "store" / FINGERPRINT).exists()
+
+
+# Leftovers
+
+
+def test_leftovers_of_jobs_that_do_not_run_go_when_they_are_old(tmp_path):
+    add_run(tmp_path, "one", [])
+    names = [
+        "runs/one/head.partial/made_from.json", "runs/one/head.partial/_plan/piece", "runs/one/a.tmp",
+        "releases/two.partial/head.json", "store/colours-8/1234.npy.tmp", "d.parquet.partial/look",
+    ]  # fmt: skip
+    before = sizes(tmp_path).keys()
+    for name in names:
+        write_whole(tmp_path / name, b"left")
+    assert cleaned(tmp_path) == []
+    age(tmp_path, only="partial")
+    age(tmp_path, only="tmp")
+    write_whole(tmp_path / "runs" / "one" / "head.partial" / "young", b"")
+    gone = ["d.parquet.partial", "releases/two.partial", "runs/one/a.tmp", "store/colours-8/1234.npy.tmp"]
+    assert cleaned(tmp_path) == gone
+    (tmp_path / "runs" / "one" / "head.partial" / "young").unlink()
+    assert cleaned(tmp_path) == ["runs/one/head.partial"]
+    assert not [name for name in names if (tmp_path / name).exists()]
+    assert sizes(tmp_path).keys() == before | {"runs/one/.lock"}, "nor a lock of its own"
+
+
+def test_what_a_running_job_works_on_stays(tmp_path):
+    shard = add_shard(tmp_path, "abc")
+    add_run(tmp_path, "one", [shard])
+    add_run(tmp_path, "two", [])
+    for name in ("runs/one/head.partial/a", "runs/one/b.tmp", "d.parquet.partial/look"):
+        write_whole(tmp_path / name, b"at work")
+    age(tmp_path)
+    before = sizes(tmp_path)
+    with only_job(tmp_path / "runs" / "one"), only_job(tmp_path / "d.parquet.lock"):
+        assert cleaned(tmp_path, keep=1) == []
+    after = sizes(tmp_path)
+    assert {name: after[name] for name in before if "two" not in name} == {
+        name: size for name, size in before.items() if "two" not in name
+    }
+
+
+# Runs
+
+
+def test_only_the_newest_runs_stay_and_the_store_follows(tmp_path):
+    names = ["2026-W01", "2026-W02", "trial", "2026-W03"]
+    of_run = {name: add_shard(tmp_path, letters) for name, letters in zip(names, "abcd", strict=True)}
+    for days, name in zip((9, 7, 2, 5), names, strict=True):
+        add_run(tmp_path, name, [of_run[name]], days=days)
+    age(tmp_path / "store")
+    assert cleaned(tmp_path) == []
+    assert cleaned(tmp_path, keep=2)[:2] == ["runs/2026-W01", "runs/2026-W02"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["2026-W03", "trial"]
+    assert shards(tmp_path) == sorted([of_run["2026-W03"], of_run["trial"]])
+
+
+def test_the_runs_of_the_release_in_service_and_of_the_one_before_stay(tmp_path):
+    for days, name in enumerate(["new", "served", "before", "old", "serve"], start=2):
+        add_run(tmp_path, name, [], based_on="before" if name == "served" else None, days=days)
+    put_into_service(tmp_path, "served.2")
+    assert cleaned(tmp_path, keep=1) == ["runs/old", "runs/serve"]
+
+
+# All of it
+
+
+def test_a_dry_run_tells_and_removes_nothing(tmp_path, capsys):
+    shard = add_shard(tmp_path, "abc")
+    add_run(tmp_path, "one", [], days=9)
+    add_run(tmp_path, "two", [shard], days=3)
+    add_shard(tmp_path, "d")
+    age(tmp_path / "store")
+    before = sizes(tmp_path).keys()
+    main(["clean", "--workspace", str(tmp_path), "--keep", "1", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "runs/one: 0.0 MB\nstore/colours-8: 1 of 2 shards: 0.0 MB\n" in said
+    assert said.endswith("would go; nothing was removed\n")
+    assert sizes(tmp_path).keys() - {"runs/one/.lock", "runs/two/.lock"} == before
+
+
+def test_what_is_no_workspace_is_refused(tmp_path):
+    (tmp_path / "photo.tmp").write_bytes(b"")
+    with pytest.raises(ShelfmarkError, match="has no runs; expected a workspace"):
+        clean(tmp_path, keep=1, older=0, dry_run=False)
+
+
+def test_on_an_object_store_it_removes_the_same(tmp_path):
+    used, lost = (add_shard(tmp_path / "W", letters) for letters in ("abc", "d"))
+    add_run(tmp_path / "W", "one", [used])
+    with object_store() as bucket:
+        there = place(bucket) / "W"
+        copy_tree(tmp_path / "W", there)
+        write_whole(there / "runs" / "one" / "head" / "made_from.json", b"{}")
+        write_whole(there / "releases" / "half" / "head.json", b"{}")
+        write_whole(there / "releases" / "whole" / "manifest.json", b"{}")
+        before = sizes(there)
+        assert cleaned(there) == [], "all of it is young"
+        assert cleaned(there, older=0, dry_run=True) == cleaned(there, older=0)
+        gone = {f"store/colours-8/{lost}{suffix}" for suffix in (".npy", ".parquet")}
+        gone |= {"runs/one/head/made_from.json", "releases/half/head.json"}
+        assert before.keys() - sizes(there).keys() == gone
