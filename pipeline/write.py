@@ -95,7 +95,7 @@ def _write_shard(records: list[bytes], shard: Place) -> dict[str, Any]:
     """Writes a shard; its size and sha256, so that nobody has to read it again for them."""
     digest = hashlib.sha256()
     with writing(shard) as working, open(working, "wb") as file:
-        for start in range(0, len(records), 256):  # at a time, for threads that take turns at every write
+        for start in range(0, len(records), 256):  # at a time: a write for each record takes longer
             piece = b"".join(records[start : start + 256])
             digest.update(piece)
             file.write(piece)
