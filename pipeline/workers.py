@@ -23,6 +23,7 @@ from importlib import abc
 from typing import Any
 
 from features.errors import ShelfmarkError
+from pipeline.stage import log
 
 PROGRAM = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
@@ -136,17 +137,20 @@ class _Workers:
             process.start(do)
 
     def run(self, do: Callable[..., None], *arguments: Any) -> None:
-        """Does it on the next free worker, and waits.
+        """Does it on the next free worker, and waits; once more when the worker dies.
 
         Raises:
             WorkerDied, or what `do` raises.
         """
         worker = self._free.get()
         try:
-            if worker:
+            if not worker:
+                return do(*arguments)
+            try:
                 worker.do(do, *arguments)
-            else:
-                do(*arguments)
+            except WorkerDied as died:
+                log.info("%s; what it was doing is done again", str(died).partition(";")[0])
+                worker.do(do, *arguments)
         finally:
             self._free.put(worker)
 

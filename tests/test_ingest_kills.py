@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from catalogues import Drawn, documents, draw_products, photo, write_bson
 
@@ -71,3 +72,20 @@ def test_killed_at_thirty_random_moments_it_does_no_finished_unit_again(shop, tm
         left = {file.name for file in (workspace / "runs" / "week" / "records").iterdir()}
         assert left == {*undisturbed, "manifest.json"}, "no stray file"
     assert in_the_middle >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(os.cpu_count() == 1, reason="a machine of one core has no worker but the command itself")
+def test_a_killed_worker_costs_its_unit_alone(shop, tmp_path):
+    folder, undisturbed, _ = shop
+    job = psutil.Popen(command(folder, tmp_path / "W"), stderr=subprocess.PIPE, text=True)
+    worker = None
+    while not worker:
+        assert job.poll() is None
+        if any(finished_units(tmp_path / "W")):
+            worker = next(one for one in job.children() if "pipeline.workers" in " ".join(one.cmdline()))
+    worker.kill()
+    told = job.communicate()[1]
+    assert job.returncode == 0 and "a worker process died (exit status -9)" in told
+    assert digest(tmp_path / "W") == undisturbed

@@ -28,8 +28,10 @@ def fail(error):
     raise error
 
 
-def kill_process():
-    os.kill(os.getpid(), signal.SIGKILL)
+def kill_process(folder, times):
+    (folder / str(len(list(folder.iterdir())))).touch()
+    if len(list(folder.iterdir())) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def do_all(do, *arguments):
@@ -71,16 +73,21 @@ def test_an_error_comes_back_as_it_was_and_tells_its_place(error):
     assert sum("in fail" in note for each in failed for note in getattr(each, "__notes__", [])) >= 2
 
 
-def test_a_killed_worker_is_told_and_the_next_thing_starts_another(tmp_path):
+def test_what_a_killed_worker_was_doing_is_done_once_more(tmp_path, caplog):
+    caplog.set_level("INFO", logger="shelfmark")
+    once, ever = tmp_path / "once", tmp_path / "ever"
+    once.mkdir(), ever.mkdir()
     with local_workers(()) as workers:
         here = workers._free.get()
         assert here is None, "this process, which the test keeps"
+        run_here(kill_process, once, 1)
         with pytest.raises(WorkerDied, match=r"exit status -9.*the same command continues"):
-            run_here(kill_process)
-        for number in range(2):
-            run_here(note_process, tmp_path, number)
+            run_here(kill_process, ever, 9)
+        run_here(note_process, tmp_path, 1)
         workers._free.put(here)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert (len(list(once.iterdir())), len(list(ever.iterdir()))) == (2, 2)
+    assert (tmp_path / "1").exists()
+    assert caplog.messages[0] == "a worker process died (exit status -9); what it was doing is done again"
 
 
 PARENT = """
