@@ -30,7 +30,8 @@ from pipeline.stage import stage
 
 VERSION = 2
 FLIP = "flip_"  # before the names of the second view
-INDEX_ROWS = 2**20  # rows of the index made at a time
+INDEX_ROWS = 2**18  # rows of the index made at a time
+READ_ROWS = 2**16  # hex digests decoded at a time; 2**20 of them took 0.5 GB
 INDEX = pa.schema(
     [
         ("image_digest", pa.binary(32)),
@@ -108,7 +109,7 @@ def read_digests(images: Path) -> np.ndarray:
     with pq.ParquetFile(images) as file:
         pieces = [
             digests_of(pa.chunked_array([batch.column(0)]))
-            for batch in file.iter_batches(INDEX_ROWS, columns=["image_digest"])
+            for batch in file.iter_batches(READ_ROWS, columns=["image_digest"])
         ]
     return np.concatenate([np.empty((0, 32), np.uint8), *pieces])
 
