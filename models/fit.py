@@ -56,6 +56,13 @@ class Examples:
     bottlenecks: Rows  # (n, d) float16
     labels: np.ndarray  # (n,) int, index of the category; (n, levels), the category's last, for level heads
 
+    def only(self, chosen: np.ndarray) -> "Examples":
+        """The chosen ones, (n,) bool."""
+        rows = self.bottlenecks
+        return Examples(
+            rows.only(chosen) if isinstance(rows, StoredRows) else rows[chosen], self.labels[chosen]
+        )
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -130,14 +137,50 @@ def fit_head(
         ]
         learn.settle()
         kept.set_weights(model.get_weights())
-        graded = selecting and [
-            grade(rows, labels, batches)
-            for rows, labels, images in selecting.windows(np.arange(len(selecting)), FIT_BATCH)
-            for batches in _calls(images, FIT_BATCH)
-        ]
-        progress.tell(told, graded)
+        progress.tell(told, _grades(grade, selecting) if selecting else None)
     kept.set_weights(progress.best or model.get_weights())
     return Head(shape, kept), progress.history
+
+
+def suspects(
+    shape: HeadShape,
+    train: Examples,
+    fold: np.ndarray,
+    recipe: Recipe,
+    share: float,
+    loss: Losses | None = None,
+    work: Path | None = None,
+) -> np.ndarray:
+    """The images whose labels are least believed by a head that has not learnt from them.
+
+    Out-of-fold probabilities of the given label, as in confident learning (Northcutt, Jiang, Chuang, JAIR
+    2021), ranked by themselves ("self-confidence", Kuan, Mueller, "Model-agnostic label quality scoring to
+    detect real-world label errors", DataPerf 2022).
+
+    Args:
+        shape: of the head.
+        train: learnt from.
+        fold: (n,) bool; each half is judged by a head trained on the other.
+        recipe: of both heads.
+        share: of the images, 0 to 1.
+        loss: as for `fit_head`.
+        work: as for `fit_head`.
+
+    Returns:
+        (n,) bool.
+    """
+    losses = np.zeros(len(train.labels), np.float32)  # a half that is empty suspects nobody
+    for half in (False, True):
+        place = work / f"_fold{int(half)}" if work else None
+        if fold.any() and not fold.all():
+            head, _ = fit_head(shape, train.only(fold != half), None, recipe, loss, place)
+            losses[fold == half] = _grades(
+                grader(head.model), _Source(train.only(fold == half), recipe.memory)
+            )[0]
+    count = round(share * len(losses))
+    chosen = np.zeros(len(losses), bool)
+    chosen[np.argsort(-losses, kind="stable")[:count]] = True
+    return chosen
 
 
 @contextmanager
@@ -224,18 +267,19 @@ class _Progress:
         scores = self._scores()
         return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
-    def tell(self, told: list[Any], graded: list[Any] | None) -> None:
-        """Ends an epoch.
+    def tell(self, told: list[Any], grades: np.ndarray | None) -> None:
+        """Ends an epoch: what its calls told, and FIT's losses and right ones, (2, n).
 
         By accuracy rather than loss: on the grocery photos (three seeds, all validation photos) the loss stops
         after 35-60 epochs at 0.55, the accuracy goes on to 0.57.
         """
-        for prefix, sums in (("", told), ("val_", graded)):
-            if sums:
-                loss, right, images = np.sum([np.asarray(one, np.float64) for one in sums], axis=0)
-                self.history.setdefault(f"{prefix}accuracy", []).append(float(right / images))
-                self.history.setdefault(f"{prefix}loss", []).append(float(loss / images))
-        if graded and self.waited == 0:
+        loss, right, images = np.sum([np.asarray(one, np.float64) for one in told], axis=0)
+        figures = {"accuracy": right / images, "loss": loss / images}
+        if grades is not None:
+            figures |= {"val_accuracy": grades[1].mean(), "val_loss": grades[0].mean()}
+        for name, figure in figures.items():
+            self.history.setdefault(name, []).append(float(figure))
+        if grades is not None and self.waited == 0:
             self.best = self.model.get_weights()
         if self.file:
             self._write(self.file)
@@ -308,6 +352,18 @@ class _Source:
         rows, labels = self.examples.bottlenecks, self.examples.labels[images].astype(np.int32)
         taken = rows.read(images) if isinstance(rows, StoredRows) else rows[images]
         return ops.convert_to_tensor(taken), ops.convert_to_tensor(labels)
+
+
+def _grades(grade: Any, source: _Source) -> np.ndarray:
+    """(2, n) float64, in the order of the examples."""
+    return np.concatenate(
+        [
+            np.asarray(grade(rows, labels, images[start : start + FIT_BATCH].astype(np.int32)), np.float64)
+            for rows, labels, images in source.windows(np.arange(len(source)), FIT_BATCH)
+            for start in range(0, len(images), FIT_BATCH)
+        ],
+        axis=1,
+    )
 
 
 def _calls(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
