@@ -59,8 +59,8 @@ class HeadShape:
         tree = self.hierarchical or self.kind != FLAT
         if tree and (not self.parents or len(self.parents[-1]) != self.categories):
             raise ShelfmarkError(
-                f"a {self.kind} head of {self.categories} categories without their tree; expected the parents "
-                "of every level's nodes; train again"
+                f"a {self.kind} head of {self.categories} categories without their tree; "
+                "expected the parents of every level's nodes; train again"
             )
 
     @property

@@ -1,10 +1,10 @@
 """What the tree adds to a head: softmax along it, measures that know it, ancestors of unknown categories.
 
-              root                  nodes are numbered within each level, see models/taxonomy.py;
-            ┌───┴────┐              a shallow leaf stands for itself at the deeper levels, where it is
-          food      home    1       an only child: its softmax over siblings is 1, and as an ancestor of
-         ┌──┴──┐     │              itself it counts once
-       leek   pear  soap    2
+       root                  nodes are numbered within each level, see models/taxonomy.py;
+     ┌───┴────┐              a shallow leaf stands for itself at the deeper levels, where it is
+   food      home    1       an only child: its softmax over siblings is 1, and as an ancestor of
+  ┌──┴──┐     │              itself it counts once
+leek   pear  soap    2
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def leaf_log_probabilities(scores: Sequence[Any], parents: tuple[tuple[int, ...]
     for told, parent in zip(scores, parents, strict=True):
         level = ops.transpose(ops.cast(told, "float32"))  # segments are rows
         mother = ops.convert_to_tensor(np.array(parent, np.int32))
-        # Against underflow in families whose scores are all low; it changes no value, so it needs no gradient.
+        # Against underflow in families whose scores are all low. It changes no value: no gradient.
         top = ops.stop_gradient(ops.segment_max(level, mother, num_segments=families))
         shifted = level - ops.take(top, mother, axis=0)
         family = ops.segment_sum(ops.exp(shifted), mother, num_segments=families)
@@ -56,7 +56,7 @@ class HierarchicalScores:
 
 
 def hierarchical_scores(truth: np.ndarray, predicted: np.ndarray, taxonomy: Taxonomy) -> HierarchicalScores:
-    """Set-based precision, recall and F1: each category stands for itself and its ancestors, without the root.
+    """Set-based precision, recall and F1: a category stands for itself and its ancestors, without the root.
 
     precision = sum |P ∩ T| / sum |P|, recall = sum |P ∩ T| / sum |T| over the products, P the predicted path,
     T the true one (Kiritchenko, Matwin, Nock and Famili 2006; hP and hR in Kosmopoulos et al., DMKD 2015).

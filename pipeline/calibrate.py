@@ -2,7 +2,8 @@
 
     thresholds/  thresholds.json  manifest.json
 
-FIT gives temperature, confidence model and grid; CERT certifies and nothing else (models/thresholds.py).
+FIT gives aggregation, temperature, confidence model and grid; CERT certifies and nothing else
+(models/thresholds.py).
 """
 
 import json
@@ -17,20 +18,26 @@ from features.files import Place, write_whole
 from models.answers import Answers, product_bounds
 from models.bundle import THRESHOLDS, load_asked
 from models.categorizer import Asked, Rules
-from models.confidence import ConfidenceModel, fit_confidence, fit_temperature
+from models.confidence import (
+    AGGREGATIONS,
+    ConfidenceModel,
+    fit_confidence,
+    fit_temperature,
+    grade_products,
+)
 from models.groups import duplicate_groups, in_fit
 from models.thresholds import Graded, certify
-from pipeline.config import Calibration
+from pipeline.config import Config
 from pipeline.extract import Part, open_part
-from pipeline.stage import stage
+from pipeline.stage import log, stage
 from pipeline.train import categories_of
 
-VERSION = 1
+VERSION = 2
 MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
 
 
 def calibrate(
-    records: Artifact, bottlenecks: Artifact, head: Artifact, store: Place, out: Place, settings: Calibration
+    records: Artifact, bottlenecks: Artifact, head: Artifact, store: Place, out: Place, config: Config
 ) -> Artifact:
     """Calibrates the head on the validation products.
 
@@ -40,8 +47,9 @@ def calibrate(
         head: of train.
         store: directory of all stores.
         out: the artifact's directory.
-        settings: the section [calibration].
+        config: section [calibration], and head.aggregation.
     """
+    settings = config.calibration
 
     def make(work: Path) -> Mapping[str, Any]:
         asked = load_asked(head.folder())
@@ -49,10 +57,11 @@ def calibrate(
         truth = asked.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
         group = duplicate_groups(val.product_id, val.image_digest)
         chosen = in_fit(group, settings.fit_share)
-        rules = _rules(asked, val, truth, group, chosen, settings)
+        rules = _rules(asked, val, truth, group, chosen, config)
         write_whole(work / THRESHOLDS, json.dumps(rules.to_dict(), indent=1, sort_keys=True).encode())
         told = rules.certificate
         return {
+            "aggregation": rules.aggregation,
             "certified": told.threshold is not None,
             "threshold": told.threshold,
             "certified_products": told.products,
@@ -64,27 +73,29 @@ def calibrate(
         "records": records.digest,
         "fingerprint": bottlenecks.summary["fingerprint"],
         "head": head.digest,
-        "settings": settings.that_matter(),
+        "settings": config.of_the_thresholds(),
     }
     return stage(out, kind="thresholds", version=VERSION, made_from=made_from, make=make)
 
 
 def _rules(
-    asked: Asked, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray, settings: Calibration
+    asked: Asked, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray, config: Config
 ) -> Rules:
     """The rules from the validation images: chosen ones are FIT, the others CERT."""
     fit, cert = _side(val, truth, group, chosen), _side(val, truth, group, ~chosen)
-    temperature = _temperature(asked, fit)
-    fit_answers, cert_answers = (asked.answer(side.rows, side.bounds, temperature) for side in (fit, cert))
+    aggregation, temperature = _choose(asked, fit, config.head.aggregation)
+    fit_answers, cert_answers = (
+        asked.answer(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
+    )
     confidence = fit_confidence(fit_answers.evidence(asked.sizes), fit_answers.top[:, 0] == fit.truth)
     certificate = certify(
         _graded(fit, fit_answers, confidence, asked),
         _graded(cert, cert_answers, confidence, asked),
-        target=settings.precision,
-        delta=settings.delta,
-        grid=settings.grid,
+        target=config.calibration.precision,
+        delta=config.calibration.delta,
+        grid=config.calibration.grid,
     )
-    return Rules(asked.model, asked.labels, temperature, confidence, certificate, len(fit.truth))
+    return Rules(asked.model, asked.labels, temperature, confidence, certificate, len(fit.truth), aggregation)
 
 
 class _side:
@@ -102,15 +113,28 @@ class _side:
         )
 
 
-def _temperature(asked: Asked, fit: _side) -> float:
-    products = max(
-        1, int(np.searchsorted(fit.bounds, MOST_LOGITS // len(asked.taxonomy.categories), side="right")) - 1
-    )
+def _choose(asked: Asked, fit: _side, wish: str) -> tuple[str, float]:
+    """How FIT wants a product's images made one, by accuracy, then log loss; and the temperature with it."""
+    wished = AGGREGATIONS if wish == "auto" else (wish,)
+    most = MOST_LOGITS // len(asked.taxonomy.categories)
+    products = max(1, int(np.searchsorted(fit.bounds, most, side="right")) - 1)
     bounds = fit.bounds[: products + 1]
     if len(bounds) < 2:
-        return 1.0
+        return wished[0], 1.0
     logits = asked.head.logits(fit.rows[slice(0, bounds[-1])])
-    return fit_temperature(logits, np.diff(bounds), fit.truth[: len(bounds) - 1])
+    images, truth = np.diff(bounds), fit.truth[: len(bounds) - 1]
+    if (images == 1).all():
+        wished = wished[:1]  # all the same
+    best: list[tuple[float, float, str, float]] = []
+    for aggregation in wished:
+        temperature = fit_temperature(logits, images, truth, aggregation)
+        grade = grade_products(logits, images, truth, temperature, aggregation)
+        best.append((grade.accuracy, -grade.log_loss, aggregation, temperature))
+        log.info(
+            "calibrate: %s: accuracy %.4f, log loss %.4f on FIT", aggregation, grade.accuracy, grade.log_loss
+        )
+    _, _, aggregation, temperature = max(best, key=lambda told: told[:2])  # the first among equals
+    return aggregation, temperature
 
 
 def _graded(side: _side, answers: Answers, model: ConfidenceModel, asked: Asked) -> Graded:

@@ -14,8 +14,8 @@ from models.taxonomy import Taxonomy, build_taxonomy
 class Echo:
     """A head whose logits are its bottlenecks."""
 
-    def logits(self, bottlenecks: np.ndarray) -> np.ndarray:
-        return bottlenecks
+    def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
+        return [bottlenecks]
 
 
 def draw_tree(categories: int, levels: int = 3) -> Taxonomy:
@@ -53,6 +53,7 @@ def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature:
                 filled(top, -1),
                 [probability[category] for category in top],
                 levels,
+                np.zeros((0, 5)),
                 -sum(p * np.log(p) for p in probability if p > 0),
                 sum(p for p, node in zip(probability, parent, strict=True) if node == parent[top[0]]),
                 stop - start,
@@ -102,6 +103,7 @@ def test_types_are_the_promised_ones() -> None:
         "top": ((25, 5), np.int32),
         "top_probability": ((25, 5), np.float32),
         "level_top": ((25, 3, 5), np.int32),
+        "own_top": ((25, 0, 5), np.int32),
         "entropy": ((25,), np.float32),
         "parent_mass": ((25,), np.float32),
         "images": ((25,), np.int64),
@@ -136,9 +138,9 @@ def test_head_is_never_asked_for_more_images_than_a_piece(monkeypatch: pytest.Mo
     asked = []
 
     class Counting(Echo):
-        def logits(self, bottlenecks: np.ndarray) -> np.ndarray:
+        def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
             asked.append(len(bottlenecks))
-            return bottlenecks
+            return [bottlenecks]
 
     monkeypatch.setattr(models.answers, "PIECE", 10)
     logits, bounds = draw(3, 40, 9)
