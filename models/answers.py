@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from models.confidence import Evidence, product_probabilities
+from models.head import SET, Head, set_logits
 from models.taxonomy import Taxonomy
 
 TOP = 5
@@ -93,6 +94,7 @@ def answer(
     taxonomy: Taxonomy,
     temperature: float,
     aggregation: str = "mean",
+    set_head: Head | None = None,
 ) -> Answers:
     """Asks a head about products; a category's probability decides, those of the levels are told beside it.
 
@@ -102,13 +104,20 @@ def answer(
         bounds: (n + 1,) of `product_bounds`.
         taxonomy: of the head's C categories.
         temperature: the logits of every level are divided by it.
-        aggregation: of a product's images, see models/confidence.py.
+        aggregation: of a product's images, see models/confidence.py; or "set": `set_head` speaks about the
+            categories, and the mean about the levels above.
+        set_head: reads the images of a product together.
     """
+    image_wise = "mean" if aggregation == SET else aggregation
     parts = []
     for start, stop in pieces(bounds):
-        outputs = head.outputs(bottlenecks[slice(bounds[start], bounds[stop])])
+        rows = bottlenecks[slice(bounds[start], bounds[stop])]
         images = np.diff(bounds[start : stop + 1])
-        own = [product_probabilities(logits, images, temperature, aggregation) for logits in outputs]
+        own = [product_probabilities(told, images, temperature, image_wise) for told in head.outputs(rows)]
+        if aggregation == SET:
+            assert set_head is not None
+            logits = set_logits(set_head, rows, bounds[start : stop + 1] - bounds[start])
+            own[-1] = product_probabilities(logits, np.ones_like(images), temperature)
         parts.append(_answer(own, images, taxonomy))
     if not parts:
         parts = [_answer([np.zeros((0, len(taxonomy.categories)))], np.zeros(0, int), taxonomy)]

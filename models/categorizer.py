@@ -15,7 +15,7 @@ from features.errors import ShelfmarkError
 from features.images import Limits, Refused, normalise
 from models.answers import Answers, Rows, answer
 from models.confidence import ConfidenceModel
-from models.head import Head
+from models.head import SET, Head
 from models.taxonomy import Taxonomy
 from models.thresholds import Certificate
 
@@ -70,12 +70,13 @@ class Asked:
     sizes: np.ndarray  # (C,) int, training products
     model: str  # digest of the head's files
     labels: str  # digest of taxonomy.csv
+    set_head: Head | None = None  # reads a product's images together, where one was trained
 
     def answer(
         self, bottlenecks: Rows, bounds: np.ndarray, temperature: float, aggregation: str = "mean"
     ) -> Answers:
         """Answers about products, see models/answers.py."""
-        return answer(self.head, bottlenecks, bounds, self.taxonomy, temperature, aggregation)
+        return answer(self.head, bottlenecks, bounds, self.taxonomy, temperature, aggregation, self.set_head)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,10 @@ class Categorizer:
     rules: Rules
 
     def __post_init__(self) -> None:
+        if self.rules.aggregation == SET and self.asked.set_head is None:
+            raise ShelfmarkError(
+                "thresholds of a set head that is not there; expected set.json by head.json; run train again"
+            )
         if (self.rules.model, self.rules.labels) != (self.asked.model, self.asked.labels):
             raise ShelfmarkError(
                 "thresholds of another model; expected those calibrated for this head; run calibrate again"

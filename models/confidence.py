@@ -107,25 +107,17 @@ def _blocks(images: np.ndarray) -> Iterator[tuple[int, int, slice]]:
         start = stop
 
 
-@dataclass(frozen=True)
-class Grade:
-    """How good product probabilities are."""
-
-    accuracy: float
-    log_loss: float  # nats
-
-
 def grade_products(
     logits: np.ndarray, images: np.ndarray, truth: np.ndarray, temperature: float, aggregation: str
-) -> Grade:
-    """Accuracy and log loss of the products' probabilities, block by block; arguments as above."""
+) -> tuple[float, float]:
+    """Accuracy and log loss (nats) of the products' probabilities, block by block; arguments as above."""
     right, lost = 0, 0.0
     for start, stop, rows in _blocks(images):
         probability = product_probabilities(logits[rows], images[start:stop], temperature, aggregation)
         true = probability[np.arange(stop - start), truth[start:stop]]
         right += int(np.count_nonzero(probability.argmax(axis=1) == truth[start:stop]))
         lost -= float(np.log(np.maximum(true, LEAST)).sum())
-    return Grade(right / len(images), lost / len(images))
+    return right / len(images), lost / len(images)
 
 
 def product_probabilities(

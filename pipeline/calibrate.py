@@ -26,6 +26,7 @@ from models.confidence import (
     grade_products,
 )
 from models.groups import duplicate_groups, in_fit
+from models.head import SET, set_logits
 from models.thresholds import Graded, certify
 from pipeline.config import Config
 from pipeline.extract import Part, open_part
@@ -115,26 +116,32 @@ class _side:
 
 def _choose(asked: Asked, fit: _side, wish: str) -> tuple[str, float]:
     """How FIT wants a product's images made one, by accuracy, then log loss; and the temperature with it."""
-    wished = AGGREGATIONS if wish == "auto" else (wish,)
-    most = MOST_LOGITS // len(asked.taxonomy.categories)
+    most = MOST_LOGITS // len(asked.taxonomy.categories)  # images
     products = max(1, int(np.searchsorted(fit.bounds, most, side="right")) - 1)
     bounds = fit.bounds[: products + 1]
     if len(bounds) < 2:
-        return wished[0], 1.0
-    logits = asked.head.logits(fit.rows[slice(0, bounds[-1])])
-    images, truth = np.diff(bounds), fit.truth[: len(bounds) - 1]
-    if (images == 1).all():
-        wished = wished[:1]  # all the same
-    best: list[tuple[float, float, str, float]] = []
-    for aggregation in wished:
-        temperature = fit_temperature(logits, images, truth, aggregation)
-        grade = grade_products(logits, images, truth, temperature, aggregation)
-        best.append((grade.accuracy, -grade.log_loss, aggregation, temperature))
-        log.info(
-            "calibrate: %s: accuracy %.4f, log loss %.4f on FIT", aggregation, grade.accuracy, grade.log_loss
-        )
-    _, _, aggregation, temperature = max(best, key=lambda told: told[:2])  # the first among equals
-    return aggregation, temperature
+        return ("mean" if wish == "auto" else wish), 1.0
+    rows, truth, images = fit.rows[slice(0, bounds[-1])], fit.truth[: len(bounds) - 1], np.diff(bounds)
+    of_images, graded = asked.head.logits(rows), []
+    for name in _wished(wish, images, asked):
+        if name == SET:
+            assert asked.set_head is not None  # train sees to it
+            logits, counts, how = set_logits(asked.set_head, rows, bounds), np.ones_like(images), "mean"
+        else:
+            logits, counts, how = of_images, images, name
+        temperature = fit_temperature(logits, counts, truth, how)
+        accuracy, loss = grade_products(logits, counts, truth, temperature, how)
+        log.info("thresholds: %s of images: FIT accuracy %.4f, log loss %.4f", name, accuracy, loss)
+        graded.append((accuracy, -loss, name, temperature))
+    _, _, name, temperature = max(graded, key=lambda told: told[:2])  # the first among equals
+    return name, temperature
+
+
+def _wished(wish: str, images: np.ndarray, asked: Asked) -> list[str]:
+    if wish != "auto":
+        return [wish]
+    several = list(AGGREGATIONS if (images > 1).any() else AGGREGATIONS[:1])  # of one image all are the same
+    return [*several, SET] if asked.set_head else several
 
 
 def _graded(side: _side, answers: Answers, model: ConfidenceModel, asked: Asked) -> Graded:

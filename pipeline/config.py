@@ -84,7 +84,7 @@ class Head(Section):
         10.0  # of soft_tree: the larger, the nearer to one category alone
     )
     # How a product's images become one. Auto: what FIT prefers.
-    aggregation: Annotated[Literal["auto", "mean", "geometric", "max"], "calibrate"] = "auto"
+    aggregation: Annotated[Literal["auto", "mean", "geometric", "max", "set"], "calibrate"] = "auto"
 
     @model_validator(mode="after")
     def _fits(self) -> "Head":
@@ -135,6 +135,7 @@ class Config(BaseModel):
         return {
             "seed": self.seed,
             "head": self.head.that_matter(),
+            "set_head": self.head.aggregation in ("auto", "set"),
             "train": self.train.that_matter(),
             "fit_share": self.calibration.fit_share,
         }

@@ -2,12 +2,14 @@
 
     head/  head.json  head.weights.h5  taxonomy.csv  history.csv  manifest.json
            sizes.npy   (C,) int32, training products of each category
+           set.json  set.weights.h5   the set head, where head.aggregation may take it
 
 FIT, a third of the validation products by hash of their duplicate group, selects; CERT, the rest, waits.
 """
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ import pandas as pd
 from features.artifact import Artifact
 from features.errors import ShelfmarkError
 from features.files import Place
+from models.answers import product_bounds
 from models.fit import Examples, Recipe, fit_head
 from models.groups import duplicate_groups, in_fit
-from models.head import FLAT, TAXONNET, HeadShape
+from models.head import FLAT, SET, TAXONNET, Head, HeadShape, ProductRows
 from models.losses import Loss, soft_tree, weighted_levels
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.config import Config
@@ -28,6 +31,7 @@ from pipeline.extract import Part, open_part
 from pipeline.stage import stage
 
 VERSION = 2
+MOST_TOGETHER = 8  # images of a product that a set head reads; Cdiscount's products have four at most
 
 
 def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, config: Config) -> Artifact:
@@ -58,6 +62,10 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         told = {"loss": loss} if loss else {}
         head, history = fit_head(shape, examples, selecting, recipe, **told)
         head.save(work)
+        if config.head.aggregation == SET or (
+            config.head.aggregation == "auto" and len(np.unique(learnt.product_id)) < len(learnt.product_id)
+        ):
+            _fit_set_head(learnt, fit, category, taxonomy, shape, recipe).save(work)
         shutil.copyfile(records.file("taxonomy.csv"), work / "taxonomy.csv")
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
         sizes = (
@@ -107,6 +115,22 @@ def _shape(learnt: Part, taxonomy: Taxonomy, fingerprint: str, settings: HeadSet
         selector=(settings.selector or settings.hidden[1]) if settings.kind == TAXONNET else 0,
         hierarchical=hierarchical,
     )
+
+
+def _fit_set_head(
+    learnt: Part, fit: Part, category: pd.Series, taxonomy: Taxonomy, shape: HeadShape, recipe: Recipe
+) -> Head:
+    """A head that reads the images of a product together; it learns after the head of the images."""
+    images = min(int(np.diff(product_bounds(learnt.product_id)).max()), MOST_TOGETHER)
+    together = replace(shape, kind=SET, images=images, parents=(), selector=0, hierarchical=False)
+
+    def examples(part: Part) -> Examples:
+        bounds = product_bounds(part.product_id)
+        truth = taxonomy.index(category.reindex(part.product_id[bounds[:-1]]).to_numpy())
+        return Examples(ProductRows(part.rows.load(), bounds, images), truth)
+
+    selecting = examples(fit) if len(fit.product_id) else None
+    return fit_head(together, examples(learnt), selecting, recipe)[0]
 
 
 def labels_of(

@@ -122,6 +122,7 @@ def test_structure_is_told_in_plain_json(head: Head, tmp_path: Path) -> None:
         "kind": "flat",
         "parents": [],
         "selector": 0,
+        "images": 1,
         "hierarchical": False,
     }
 
