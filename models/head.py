@@ -91,7 +91,7 @@ def head_layers(x: Any, shape: HeadShape) -> Any:
         shape: of the head.
 
     Returns:
-        Kinds flat and set: (n, C) logits. Else a list, (n, nodes) logits for each level from coarse to fine; the
+        Kinds flat and set: (n, C) logits. Else a list: (n, nodes) logits of each level, coarse to fine; the
         nodes of the finest are the categories. Logits of a hierarchical softmax are log-probabilities.
     """
     from keras import layers

@@ -15,7 +15,7 @@ import numpy as np
 
 from features.artifact import Artifact
 from features.files import Place, write_whole
-from models.answers import Answers, product_bounds
+from models.answers import Answers, Rows, product_bounds
 from models.bundle import THRESHOLDS, load_asked
 from models.categorizer import Asked, Rules
 from models.confidence import (
@@ -84,7 +84,9 @@ def _rules(
 ) -> Rules:
     """The rules from the validation images: chosen ones are FIT, the others CERT."""
     fit, cert = _side(val, truth, group, chosen), _side(val, truth, group, ~chosen)
-    aggregation, temperature = _choose(asked, fit, config.head.aggregation)
+    aggregation, temperature = choose_aggregation(
+        asked, fit.rows, fit.bounds, fit.truth, config.head.aggregation
+    )
     fit_answers, cert_answers = (
         asked.answer(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
     )
@@ -114,19 +116,29 @@ class _side:
         )
 
 
-def _choose(asked: Asked, fit: _side, wish: str) -> tuple[str, float]:
-    """How FIT wants a product's images made one, by accuracy, then log loss; and the temperature with it."""
+def choose_aggregation(
+    asked: Asked, rows: Rows, bounds: np.ndarray, truth: np.ndarray, wish: str
+) -> tuple[str, float]:
+    """How FIT wants a product's images made one, by accuracy, then log loss; and the temperature with it.
+
+    Args:
+        asked: the head.
+        rows: (n, d) bottlenecks of FIT, products together; the first 2^27 / C of them are looked at.
+        bounds: (p + 1,) where each product begins.
+        truth: (p,) int.
+        wish: "auto", or the one that it shall be.
+    """
     most = MOST_LOGITS // len(asked.taxonomy.categories)  # images
-    products = max(1, int(np.searchsorted(fit.bounds, most, side="right")) - 1)
-    bounds = fit.bounds[: products + 1]
-    if len(bounds) < 2:
+    products = max(1, int(np.searchsorted(bounds, most, side="right")) - 1)
+    bounds, truth = bounds[: products + 1], truth[:products]
+    if len(truth) == 0:
         return ("mean" if wish == "auto" else wish), 1.0
-    rows, truth, images = fit.rows[slice(0, bounds[-1])], fit.truth[: len(bounds) - 1], np.diff(bounds)
-    of_images, graded = asked.head.logits(rows), []
+    sample, images = rows[slice(0, bounds[-1])], np.diff(bounds)
+    of_images, graded = asked.head.logits(sample), []
     for name in _wished(wish, images, asked):
         if name == SET:
             assert asked.set_head is not None  # train sees to it
-            logits, counts, how = set_logits(asked.set_head, rows, bounds), np.ones_like(images), "mean"
+            logits, counts, how = set_logits(asked.set_head, sample, bounds), np.ones_like(images), "mean"
         else:
             logits, counts, how = of_images, images, name
         temperature = fit_temperature(logits, counts, truth, how)

@@ -58,7 +58,7 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         examples = Examples(learnt.rows.load(), labels(learnt.product_id))
         fit = val.only(chosen)
         selecting = Examples(fit.rows.load(), labels(fit.product_id)) if chosen.any() else None
-        loss = _loss(taxonomy, config.head)
+        loss = loss_of(taxonomy, config.head)
         told = {"loss": loss} if loss else {}
         head, history = fit_head(shape, examples, selecting, recipe, **told)
         head.save(work)
@@ -154,7 +154,7 @@ def labels_of(
     return labels
 
 
-def _loss(taxonomy: Taxonomy, settings: HeadSettings) -> Loss | None:
+def loss_of(taxonomy: Taxonomy, settings: HeadSettings) -> Loss | None:
     """What is minimised; None: cross-entropy, summed over the levels. Hierarchical softmax is in the head."""
     weights = settings.level_weights
     if weights is not None:
