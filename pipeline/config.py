@@ -1,15 +1,16 @@
 """Every setting on one page: defaults, then `--config FILE.toml` over them, then `--set section.name=value`.
 
-A setting that changes a result is part of the digest of the stage that uses it; those marked `speed` are not.
+A setting that changes a result is part of the digest of the stage that uses it; those marked `speed` are not,
+those marked `calibrate` are part of that stage's.
 """
 
 import copy
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from features.errors import ShelfmarkError
@@ -18,16 +19,21 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+ELSEWHERE = {"speed", "calibrate"}  # marks of settings that another stage's digest holds, or none
+
+
 class Section(BaseModel):
     """A section of settings: frozen, unknown names refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def that_matter(self) -> dict[str, Any]:
-        """The settings that can change a result, for a stage's digest."""
+        """The settings that can change the section's own stage, for its digest."""
         fields = type(self).model_fields
         return {
-            name: value for name, value in self.model_dump().items() if "speed" not in fields[name].metadata
+            name: value
+            for name, value in self.model_dump().items()
+            if not set(fields[name].metadata) & ELSEWHERE
         }
 
 
@@ -60,10 +66,35 @@ class Extract(Section):
 
 
 class Head(Section):
-    """The trained part over the bottlenecks: two hidden layers (S1)."""
+    """The trained part over the bottlenecks: two hidden layers (S1). Formulas: docs/heads.md."""
 
+    kind: Literal["flat", "separate", "multitask", "taxonnet"] = (
+        "flat"  # what has an output: categories, levels
+    )
     hidden: tuple[Positive, Positive] = (1024, 1024)  # neurons
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # share, after the first hidden layer
+    selector: Positive | None = (
+        None  # neurons of TaxonNet's feature selectors; None: as the second hidden layer
+    )
+    level_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = (
+        None  # of losses, coarse to fine; None: 1
+    )
+    loss: Literal["cross_entropy", "soft_tree", "hierarchical"] = "cross_entropy"  # the last two: kind flat
+    soft_beta: Annotated[float, Field(ge=0)] = (
+        10.0  # of soft_tree: the larger, the nearer to one category alone
+    )
+    # How a product's images become one. Auto: what FIT prefers.
+    aggregation: Annotated[Literal["auto", "mean", "geometric", "max", "set"], "calibrate"] = "auto"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Head":
+        if self.loss != "cross_entropy" and self.kind != "flat":
+            raise ValueError(
+                f"loss {self.loss} is for kind flat; a {self.kind} head has the tree in its outputs"
+            )
+        if self.level_weights is not None and self.kind == "flat":
+            raise ValueError("level_weights are for heads of several levels; expected none for kind flat")
+        return self
 
 
 class Train(Section):
@@ -104,9 +135,14 @@ class Config(BaseModel):
         return {
             "seed": self.seed,
             "head": self.head.that_matter(),
+            "set_head": self.head.aggregation in ("auto", "set"),
             "train": self.train.that_matter(),
             "fit_share": self.calibration.fit_share,
         }
+
+    def of_the_thresholds(self) -> dict[str, Any]:
+        """The settings that thresholds depend on, beside the head."""
+        return self.calibration.that_matter() | {"aggregation": self.head.aggregation}
 
 
 def load_config(
