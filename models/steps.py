@@ -104,10 +104,10 @@ class _TensorFlowLearner:
 
         self.model, self.optimizer, self.losses, self.mixing = model, optimizer, losses, mixing
         on_gpu = bool(tf.config.list_physical_devices("GPU"))
-        self.steps = tf.function(self._steps, jit_compile=on_gpu, reduce_retracing=True)
+        self.steps = _traced_once(self._steps, jit_compile=on_gpu)
 
     def __call__(self, rows: Tensor, labels: Tensor, batches: np.ndarray, mixes: np.ndarray) -> Tensor:
-        return self.steps(rows, labels, ops.convert_to_tensor(batches), ops.convert_to_tensor(mixes))
+        return self.steps(rows, labels, batches, mixes)
 
     def _steps(self, rows: Tensor, labels: Tensor, batches: Tensor, mixes: Tensor) -> Tensor:
         import tensorflow as tf
@@ -130,14 +130,31 @@ class _TensorFlowLearner:
 
 
 def _tensorflow_grader(model: keras.Model) -> Callable:
-    import tensorflow as tf
-
-    @tf.function(reduce_retracing=True)
     def grade(rows: Tensor, labels: Tensor, batch: Tensor) -> Tensor:
         x, y = _take(rows, labels, batch)
         return _grades(model(x, training=False), y)
 
-    return lambda rows, labels, batch: grade(rows, labels, ops.convert_to_tensor(batch))
+    return _traced_once(grade)
+
+
+def _traced_once(function: Callable, jit_compile: bool = False) -> Callable:
+    """A graph for any number of rows and batches: each more takes a second or two to trace."""
+    import tensorflow as tf
+
+    graphs: list[Callable] = []
+
+    def call(rows: Tensor, labels: Tensor, *arrays: np.ndarray) -> Tensor:
+        given = [rows, labels, *map(tf.convert_to_tensor, arrays)]
+        if not graphs:
+            counts = [1, 1, *(array.ndim for array in arrays)]  # dimensions that may change
+            signature = [
+                tf.TensorSpec([None] * count + given.shape[count:], given.dtype)
+                for given, count in zip(given, counts, strict=True)
+            ]
+            graphs.append(tf.function(function, input_signature=signature, jit_compile=jit_compile))
+        return graphs[0](*given)
+
+    return call
 
 
 class _JaxLearner:

@@ -20,17 +20,18 @@ from features.artifact import Artifact
 from features.errors import ShelfmarkError
 from features.files import Place
 from models.answers import product_bounds
-from models.fit import Examples, Recipe, fit_head
+from models.fit import Examples, Recipe, fit_head, suspects
 from models.groups import duplicate_groups, in_fit
 from models.head import FLAT, SET, TAXONNET, Head, HeadShape, ProductRows
 from models.losses import Loss, soft_tree, weighted_levels
+from models.steps import multiplies_bfloat16
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.config import Config
 from pipeline.config import Head as HeadSettings
 from pipeline.extract import Part, open_part
 from pipeline.stage import stage
 
-VERSION = 2
+VERSION = 3
 MOST_TOGETHER = 8  # images of a product that a set head reads; Cdiscount's products have four at most
 
 
@@ -53,19 +54,22 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
             learnt = learnt.only(~np.isin(learnt.image_digest, placeholders_of(records)))
         chosen = in_fit(duplicate_groups(val.product_id, val.image_digest), config.calibration.fit_share)
         shape = _shape(learnt, taxonomy, bottlenecks.summary["fingerprint"], config.head)
-        recipe = Recipe(**config.train.model_dump(exclude={"placeholders"}), seed=config.seed)
+        recipe = recipe_of(config)
         labels = labels_of(category, taxonomy, shape)
-        examples = Examples(learnt.rows.load(), labels(learnt.product_id))
-        fit = val.only(chosen)
-        selecting = Examples(fit.rows.load(), labels(fit.product_id)) if chosen.any() else None
         loss = loss_of(taxonomy, config.head)
-        told = {"loss": loss} if loss else {}
-        head, history = fit_head(shape, examples, selecting, recipe, **told)
+        examples, left_out = Examples(learnt.rows, labels(learnt.product_id)), 0
+        if config.train.leave_out_suspects:
+            fold = in_fit(duplicate_groups(learnt.product_id, learnt.image_digest), 0.5)
+            suspect = suspects(shape, examples, fold, recipe, config.train.leave_out_suspects, loss, work)
+            learnt, examples, left_out = learnt.only(~suspect), examples.only(~suspect), int(suspect.sum())
+        fit = val.only(chosen)
+        selecting = Examples(fit.rows, labels(fit.product_id)) if chosen.any() else None
+        head, history = fit_head(shape, examples, selecting, recipe, loss, work)
         head.save(work)
         if config.head.aggregation == SET or (
             config.head.aggregation == "auto" and len(np.unique(learnt.product_id)) < len(learnt.product_id)
         ):
-            _fit_set_head(learnt, fit, category, taxonomy, shape, recipe).save(work)
+            _fit_set_head(learnt, fit, category, taxonomy, shape, recipe, work / "_set").save(work)
         shutil.copyfile(records.file("taxonomy.csv"), work / "taxonomy.csv")
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
         sizes = (
@@ -76,6 +80,7 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         np.save(work / "sizes.npy", sizes.to_numpy(np.int32))
         return {
             "images": len(learnt.product_id),
+            "left_out": left_out,
             "categories": shape.categories,
             "epochs": len(history["loss"]),
         }
@@ -86,6 +91,20 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         "settings": config.of_the_head(),
     }
     return stage(out, kind="head", version=VERSION, made_from=made_from, make=make)
+
+
+def recipe_of(config: Config) -> Recipe:
+    """How heads are trained on this machine."""
+    settings = config.training()
+    precision, memory = settings.pop("precision"), settings.pop("memory_gb")
+    for name in ("placeholders", "leave_out_suspects"):
+        settings.pop(name)
+    return Recipe(
+        **settings,
+        seed=config.seed,
+        bfloat16=precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16()),
+        memory=int(memory * 1e9),
+    )
 
 
 def categories_of(records: Artifact) -> pd.Series:
@@ -118,7 +137,13 @@ def _shape(learnt: Part, taxonomy: Taxonomy, fingerprint: str, settings: HeadSet
 
 
 def _fit_set_head(
-    learnt: Part, fit: Part, category: pd.Series, taxonomy: Taxonomy, shape: HeadShape, recipe: Recipe
+    learnt: Part,
+    fit: Part,
+    category: pd.Series,
+    taxonomy: Taxonomy,
+    shape: HeadShape,
+    recipe: Recipe,
+    work: Path,
 ) -> Head:
     """A head that reads the images of a product together; it learns after the head of the images."""
     images = min(int(np.diff(product_bounds(learnt.product_id)).max()), MOST_TOGETHER)
@@ -130,7 +155,7 @@ def _fit_set_head(
         return Examples(ProductRows(part.rows.load(), bounds, images), truth)
 
     selecting = examples(fit) if len(fit.product_id) else None
-    return fit_head(together, examples(learnt), selecting, recipe)[0]
+    return fit_head(together, examples(learnt), selecting, recipe, work=work)[0]
 
 
 def labels_of(
