@@ -1,7 +1,9 @@
 """Losses of a head, made of keras.ops: (outputs, labels) → (n,) nats.
 
-flat     outputs (n, C) logits             labels (n,) int
-levels   outputs a list of (n, nodes)      labels (n, N) int, a node of each level
+    flat     outputs [(n, C) logits]           labels (n,) int
+    levels   outputs [(n, nodes) logits, …]    labels (n, N) int, a node of each level, coarse to fine
+
+The outputs are a list, of one for a flat head.
 """
 
 from collections.abc import Callable, Sequence
