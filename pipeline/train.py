@@ -52,7 +52,7 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         if not config.train.placeholders:
             learnt = learnt.only(~np.isin(learnt.image_digest, placeholders_of(records)))
         chosen = in_fit(duplicate_groups(val.product_id, val.image_digest), config.calibration.fit_share)
-        shape = _shape(learnt, taxonomy, bottlenecks.summary["fingerprint"], config.head)
+        shape = shape_of(learnt, taxonomy, bottlenecks.summary["fingerprint"], config.head)
         recipe = Recipe(**config.train.model_dump(exclude={"placeholders"}), seed=config.seed)
         labels = labels_of(category, taxonomy, shape)
         examples = Examples(learnt.rows.load(), labels(learnt.product_id))
@@ -101,7 +101,8 @@ def placeholders_of(records: Artifact) -> np.ndarray:
     return images["image_digest"].to_numpy(dtype=object)
 
 
-def _shape(learnt: Part, taxonomy: Taxonomy, fingerprint: str, settings: HeadSettings) -> HeadShape:
+def shape_of(learnt: Part, taxonomy: Taxonomy, fingerprint: str, settings: HeadSettings) -> HeadShape:
+    """The shape of a head by its settings, for these training images, their tree and backbone."""
     hierarchical = settings.loss == "hierarchical"
     return HeadShape(
         width=learnt.rows[slice(0, 1)].shape[1],
