@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/left_out.py --workspace W --run R [--share 0.1] [--seeds 3]
                                             [--set head.kind=taxonnet]
 
-Takes a finished run's bottlenecks, leaves a drawn share of the categories out of training and validation, trains
-the head of the settings on the rest, and asks it about all products of the categories left out, and about the
-validation products of those that stayed (which also chose the epoch). Right at a level is the node with the most probability, leaf
-probabilities summed up the tree (and by the level's own output, where the head has one). Prints a table.
+Takes a finished run's bottlenecks, leaves a drawn share of the categories out of training and validation,
+trains the head of the settings on the rest, and asks it about all products of the categories left out, and
+about the validation products of those that stayed (which also chose the epoch). Right at a level is the node
+with the most probability, leaf probabilities summed up the tree; and by the level's own output, where the
+head has one. Prints a table.
 """
 
 import argparse
