@@ -1,6 +1,6 @@
 """The head: hidden layers over bottlenecks, softmax over the categories, or over the nodes of every level.
 
-    hidden     x (d) → scale → Dense(h1) → batch normalization → ReLU → dropout → Dense(h2) → ReLU
+    hidden     x (d) → scale → (standard) → Dense(h1) → batch normalization → ReLU → dropout → Dense(h2) → ReLU
 
     flat       hidden(x) → Dense(C) logits                      Li et al., APIA 2018, "2NN"
     separate   every level: its own hidden(x) → Dense(nodes)    Carranza-Rojas et al. 2018, "FCM"
@@ -17,7 +17,8 @@
 Formulas and numbers of parameters: docs/heads.md. One batch normalization only, on the first hidden layer's
 linear output: more of them does not help (S1). The scale is one number, 1 / RMS of the training bottlenecks:
 without it a backbone with small outputs (random weights: 1e-3) drowns in the epsilon of the batch
-normalization and nothing is learnt.
+normalization and nothing is learnt. Standard: (x - mean) / sqrt(variance + 0.001), number by number, where the
+recipe says so.
 """
 
 import json
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 WEIGHTS, STRUCTURE = "head.weights.h5", "head.json"
 SET_FILES = ("set.json", "set.weights.h5")  # structure and weights of the set head, where there is one
 PREDICT_BATCH = 256  # images; one fixed size, so that every image meets the same kernels
+STANDARD = "standard"  # the layer that standardizes
 FLAT, SEPARATE, MULTITASK, TAXONNET, SET = KINDS = ("flat", "separate", "multitask", "taxonnet", "set")
 ONE_OUTPUT = (FLAT, SET)  # kinds without a tree
 
@@ -55,6 +57,7 @@ class HeadShape:
     parents: tuple[tuple[int, ...], ...] = ()  # Taxonomy.parents, for what is built after the tree
     selector: int = 0  # s, neurons of each of TaxonNet's feature selectors
     images: int = 1  # kind set: images of a product, side by side in one row of `images` · d numbers
+    standardized: bool = False  # each number of a bottleneck by its own mean and deviation in training
     hierarchical: bool = False  # flat: the categories' softmax is a product of softmaxes over siblings
 
     def __post_init__(self) -> None:
@@ -97,6 +100,8 @@ def head_layers(x: Any, shape: HeadShape) -> Any:
     from keras import layers
 
     x = layers.Rescaling(shape.scale, name="scale")(x)
+    if shape.standardized:  # a frozen normalization: its statistics are those of the training bottlenecks
+        x = layers.BatchNormalization(center=False, scale=False, trainable=False, name=STANDARD)(x)
     if shape.kind == SET:
         return _of_a_set(x, shape)
     levels = list(enumerate(shape.level_sizes, start=1))

@@ -1,7 +1,9 @@
 """Losses of a head, made of keras.ops: (outputs, labels) → (n,) nats.
 
-flat     outputs (n, C) logits             labels (n,) int
-levels   outputs a list of (n, nodes)      labels (n, N) int, a node of each level
+    flat     outputs [(n, C) logits]           labels (n,) int
+    levels   outputs [(n, nodes) logits, …]    labels (n, N) int, a node of each level, coarse to fine
+
+The outputs are a list, of one for a flat head.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ def weighted_levels(weights: Sequence[float]) -> Loss:
     def loss(outputs: Any, labels: Any) -> Any:
         total: Any = 0.0
         for level, (weight, logits) in enumerate(zip(weights, outputs, strict=True)):
+            logits = ops.cast(logits, "float32")
             told = ops.sparse_categorical_crossentropy(labels[:, level], logits, from_logits=True)
             total = total + weight * told
         return total
@@ -53,7 +56,8 @@ def soft_tree(taxonomy: Taxonomy, beta: float) -> Loss:
     gain = np.diff(height, prepend=0.0).tolist()
 
     def loss(outputs: Any, labels: Any) -> Any:
-        log_p = ops.log_softmax(ops.cast(outputs, "float32"), axis=-1)
+        (logits,) = outputs
+        log_p = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
         target: Any = gain[0]
         for node, more in zip(taxonomy.nodes, gain[1:], strict=True):
             nodes = ops.convert_to_tensor(node)

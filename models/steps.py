@@ -1,12 +1,12 @@
 """What the backend computes: many steps of SGD in one call, and the grades of a batch.
 
     rows (n, d) float16, labels (n,) or (n, levels) int32, on the device
-    batches (k, b) int32, numbers of rows; mixes (k,) float32, weight of the image itself in mixup, 1 = no mixup
+    batches (k, b) int32, numbers of rows; mixes (k,) float32, in mixup the weight of the image itself
     told (3,) float32: summed loss, images right on the last output, images
     grades (2, b) float32: cross-entropy of the last output, 1 where it is right
 
-TensorFlow runs them as one graph. XLA is left to GPUs: on two cores it takes twice as long as oneDNN (a step of
-2048-1024-1024-5270 at batch 256 in float32: 55 ms without, 108 ms with it). JAX runs them as one `scan`.
+TensorFlow runs them as one graph. XLA is left to GPUs: on two cores it takes twice as long as oneDNN (a step
+of 2048-1024-1024-5270 at batch 256 in float32: 55 ms without, 108 ms with it). JAX runs them as one `scan`.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def grader(model: keras.Model) -> Callable[[Tensor, Tensor, np.ndarray], Tensor]
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this machine multiplies matrices faster in bfloat16: GPUs from Ampere on, and processors with AMX.
+    """Whether this machine is faster in bfloat16: GPUs from Ampere on, and processors with AMX.
 
     On two cores with AMX a step takes half the time (26 instead of 55 ms). XLA has no use for AMX (65 ms in
     either), so with JAX only GPUs count.

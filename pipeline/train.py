@@ -53,7 +53,7 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         if not config.train.placeholders:
             learnt = learnt.only(~np.isin(learnt.image_digest, placeholders_of(records)))
         chosen = in_fit(duplicate_groups(val.product_id, val.image_digest), config.calibration.fit_share)
-        shape = _shape(learnt, taxonomy, bottlenecks.summary["fingerprint"], config.head)
+        shape = shape_of(learnt, taxonomy, bottlenecks.summary["fingerprint"], config)
         recipe = recipe_of(config)
         labels = labels_of(category, taxonomy, shape)
         loss = loss_of(taxonomy, config.head)
@@ -97,7 +97,7 @@ def recipe_of(config: Config) -> Recipe:
     """How heads are trained on this machine."""
     settings = config.training()
     precision, memory = settings.pop("precision"), settings.pop("memory_gb")
-    for name in ("placeholders", "leave_out_suspects"):
+    for name in ("placeholders", "leave_out_suspects", "standardized"):  # not of the steps
         settings.pop(name)
     return Recipe(
         **settings,
@@ -120,7 +120,9 @@ def placeholders_of(records: Artifact) -> np.ndarray:
     return images["image_digest"].to_numpy(dtype=object)
 
 
-def _shape(learnt: Part, taxonomy: Taxonomy, fingerprint: str, settings: HeadSettings) -> HeadShape:
+def shape_of(learnt: Part, taxonomy: Taxonomy, fingerprint: str, config: Config) -> HeadShape:
+    """The shape of a head by its settings, for these training images, their tree and backbone."""
+    settings = config.head
     hierarchical = settings.loss == "hierarchical"
     return HeadShape(
         width=learnt.rows[slice(0, 1)].shape[1],
@@ -133,6 +135,7 @@ def _shape(learnt: Part, taxonomy: Taxonomy, fingerprint: str, settings: HeadSet
         parents=taxonomy.parents if settings.kind != FLAT or hierarchical else (),
         selector=(settings.selector or settings.hidden[1]) if settings.kind == TAXONNET else 0,
         hierarchical=hierarchical,
+        standardized=config.training()["standardized"],
     )
 
 

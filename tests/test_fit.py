@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -297,7 +296,8 @@ def test_every_level_is_learnt_and_the_finest_selects() -> None:
     head, history = fit_head(shape, with_levels(drawn), with_levels(select), recipe(epochs=10))
     for logits, truth in zip(head.outputs(select.bottlenecks[:]), with_levels(select).labels.T, strict=True):
         assert (logits.argmax(axis=1) == truth).mean() > 0.95
-    assert history["val_accuracy"][-1] == (head.logits(select.bottlenecks[:]).argmax(1) == select.labels).mean()
+    right = head.logits(select.bottlenecks[:]).argmax(axis=1) == select.labels
+    assert max(history["val_accuracy"]) == right.mean()
 
 
 def test_a_loss_of_the_callers_own_is_minimised() -> None:
@@ -328,25 +328,22 @@ def test_in_bfloat16_the_head_is_still_of_float32_and_as_good() -> None:
 def test_with_jax_a_head_is_learnt_goes_on_and_is_the_same_again(tmp_path: Path) -> None:
     pytest.importorskip("jax", reason="the backend is not installed")
     script = """
-import sys, pathlib, dataclasses
-import numpy as np
+import sys, pathlib, keras
 import test_fit as t
-train, select = t.draw(1, 300), t.draw(2, 60)
-told = t.recipe(**t.EVERYTHING | t.window_by_window(train, 128))
+train, select = t.draw(1, 256), t.draw(2, 64)
+told = t.recipe(**t.EVERYTHING | t.window_by_window(train, 128) | {"epochs": 3})
 wanted, history = t.fit_head(t.SHAPE, train, select, told)
 work = pathlib.Path(sys.argv[1])
-t.fit_head(t.SHAPE, train, select, dataclasses.replace(told, schedule="inverse_time"), work=work)
 write = t.fit._Progress._write
 def write_and_die(self, file):
     write(self, file)
-    if self.epoch == 2: raise t.Killed
-(work / "_checkpoint.npz").unlink()
+    if self.epoch == 1: raise t.Killed
 t.fit._Progress._write = write_and_die
 try: t.fit_head(t.SHAPE, train, select, told, work=work)
 except t.Killed: pass
 found, _ = t.fit_head(t.SHAPE, train, select, told, work=work)
 t.assert_same(found, wanted)
-assert t.keras.backend.backend() == "jax" and t.accuracy_and_loss(found, t.draw(3, 300))[0] > 0.9
+assert keras.backend.backend() == "jax" and t.accuracy_and_loss(found, t.draw(3, 300))[0] > 0.9
 """
     here = Path(__file__).parent
     done = subprocess.run(

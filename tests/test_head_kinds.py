@@ -82,7 +82,7 @@ def loss_of(kind: str) -> Callable[[Any, Any], Any]:
     if kind in REACHES:
         return weighted_levels((1.0, 1.0, 1.0))
     return lambda outputs, labels: keras.ops.sparse_categorical_crossentropy(
-        labels, outputs, from_logits=True
+        labels, outputs[0], from_logits=True
     )
 
 
@@ -91,7 +91,8 @@ def step(model: keras.Model, x: np.ndarray, labels: np.ndarray, loss: Callable[[
     import tensorflow as tf
 
     with tf.GradientTape() as tape:
-        value = tf.reduce_mean(loss(model(x.astype(np.float32), training=True), labels))
+        outputs = model(x.astype(np.float32), training=True)
+        value = tf.reduce_mean(loss(outputs if isinstance(outputs, list) else [outputs], labels))
     return tape.gradient(value, [weight.value for weight in model.trainable_weights])
 
 

@@ -32,7 +32,7 @@ def test_soft_targets_are_those_of_a_brute_force(tree: Taxonomy, beta: float) ->
     rng = np.random.default_rng(0)
     labels = rng.integers(0, len(tree.categories), 20)
     logits = rng.normal(0, 3, (20, len(tree.categories))).astype(np.float32)
-    found = np.asarray(soft_tree(tree, beta)(logits, labels))
+    found = np.asarray(soft_tree(tree, beta)([logits], labels))
     expected = -(targets_by_hand(tree, beta)[labels] * log_softmax(logits.astype(np.float64), axis=1)).sum(
         axis=1
     )
@@ -45,10 +45,10 @@ def test_steep_soft_targets_are_plain_cross_entropy_and_flat_ones_ignore_the_lab
     labels = np.arange(8)
     plain = -log_softmax(logits, axis=1)
     np.testing.assert_allclose(
-        np.asarray(soft_tree(tree, 200.0)(logits, labels)), plain[labels, labels], rtol=1e-5
+        np.asarray(soft_tree(tree, 200.0)([logits], labels)), plain[labels, labels], rtol=1e-5
     )
     np.testing.assert_allclose(
-        np.asarray(soft_tree(tree, 0.0)(logits, labels)), plain.mean(axis=1), rtol=1e-5
+        np.asarray(soft_tree(tree, 0.0)([logits], labels)), plain.mean(axis=1), rtol=1e-5
     )
 
 
