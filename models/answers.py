@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from models.confidence import Evidence, product_probabilities
+from models.head import SET, Head, set_logits
 from models.taxonomy import Taxonomy
 
 TOP = 5
@@ -19,8 +20,8 @@ PIECE = 8192  # images looked at together
 class Speaker(Protocol):
     """A head, or anything else that gives logits."""
 
-    def logits(self, bottlenecks: np.ndarray) -> np.ndarray:
-        """(n, d) float16 → (n, C) float32."""
+    def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
+        """(n, d) float16 → (n, nodes) float32 of each level it has; last the categories."""
         ...
 
 
@@ -40,7 +41,10 @@ class Answers:
 
     top: np.ndarray  # (n, 5) int32 categories, most likely first; -1 where the tree has fewer
     top_probability: np.ndarray  # (n, 5) float32
-    level_top: np.ndarray  # (n, N, 5) int32 nodes of each level, most likely first; -1 where there are fewer
+    level_top: np.ndarray  # (n, N, 5) int32 nodes of each level by summed leaf probabilities, likewise
+    own_top: (
+        np.ndarray
+    )  # (n, N, 5) int32, by the level's own output; (n, 0, 5) of a flat head, which has none
     entropy: np.ndarray  # (n,) float32, nats
     parent_mass: np.ndarray  # (n,) float32, probability under the parent of the most likely category
     images: np.ndarray  # (n,) int, images the answer is made of
@@ -84,39 +88,60 @@ def pieces(bounds: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def answer(
-    head: Speaker, bottlenecks: Rows, bounds: np.ndarray, taxonomy: Taxonomy, temperature: float
+    head: Speaker,
+    bottlenecks: Rows,
+    bounds: np.ndarray,
+    taxonomy: Taxonomy,
+    temperature: float,
+    aggregation: str = "mean",
+    set_head: Head | None = None,
 ) -> Answers:
-    """Asks a head about products; a product's probabilities are the mean of its images'.
+    """Asks a head about products; a category's probability decides, those of the levels are told beside it.
 
     Args:
         head: gives logits.
         bottlenecks: (images, d), products together.
         bounds: (n + 1,) of `product_bounds`.
         taxonomy: of the head's C categories.
-        temperature: the logits are divided by it.
+        temperature: the logits of every level are divided by it.
+        aggregation: of a product's images, see models/confidence.py; or "set": `set_head` speaks about the
+            categories, and the mean about the levels above.
+        set_head: reads the images of a product together.
     """
+    image_wise = "mean" if aggregation == SET else aggregation
     parts = []
     for start, stop in pieces(bounds):
-        logits = head.logits(bottlenecks[slice(bounds[start], bounds[stop])])
+        rows = bottlenecks[slice(bounds[start], bounds[stop])]
         images = np.diff(bounds[start : stop + 1])
-        parts.append(_answer(product_probabilities(logits, images, temperature), images, taxonomy))
+        own = [product_probabilities(told, images, temperature, image_wise) for told in head.outputs(rows)]
+        if aggregation == SET:
+            assert set_head is not None
+            logits = set_logits(set_head, rows, bounds[start : stop + 1] - bounds[start])
+            own[-1] = product_probabilities(logits, np.ones_like(images), temperature)
+        parts.append(_answer(own, images, taxonomy))
     if not parts:
-        parts = [_answer(np.zeros((0, len(taxonomy.categories)), np.float32), np.zeros(0, int), taxonomy)]
+        parts = [_answer([np.zeros((0, len(taxonomy.categories)))], np.zeros(0, int), taxonomy)]
     columns = zip(*parts, strict=True)
     return Answers(*(np.concatenate(column) for column in columns))
 
 
-def _answer(probability: np.ndarray, images: np.ndarray, taxonomy: Taxonomy) -> tuple[np.ndarray, ...]:
+def _answer(own: list[np.ndarray], images: np.ndarray, taxonomy: Taxonomy) -> tuple[np.ndarray, ...]:
+    probability = own[-1]
     by_level = [probability @ sums for sums in taxonomy.sums]
     top = _top(probability)
     level_top = np.stack([_top(level) for level in by_level], axis=1)
+    own_top = (
+        np.stack([_top(level) for level in own], axis=1)
+        if len(own) > 1
+        else np.zeros((len(top), 0, TOP), np.int32)
+    )
     filled = np.take_along_axis(probability, np.maximum(top, 0), axis=1)
     entropy = -np.sum(probability * np.log(np.maximum(probability, 1e-30)), axis=1)
     parent = by_level[-2] if taxonomy.levels > 1 else np.ones((len(top), 1), np.float32)
     node = taxonomy.nodes[-2][top[:, 0]] if taxonomy.levels > 1 else np.zeros(len(top), int)
     mass = parent[np.arange(len(top)), node]
     entropy, mass = entropy.astype(np.float32), mass.astype(np.float32)
-    return top, filled.astype(np.float32), level_top, entropy, mass, images
+    return top, filled.astype(np.float32), level_top, own_top, entropy, mass, images
 
 
 def _top(probability: np.ndarray) -> np.ndarray:

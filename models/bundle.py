@@ -1,6 +1,6 @@
 """The bundle: everything that categorizing needs, in one directory.
 
-    bundle/  head.json  head.weights.h5  sizes.npy  taxonomy.csv  thresholds.json
+    bundle/  head.json  head.weights.h5  (set.json  set.weights.h5)  sizes.npy  taxonomy.csv  thresholds.json
              backbone.json  backbone.weights.h5  splits.parquet  manifest.json
 
 splits.parquet (product_id, split) keeps every product on its side of the split in the weeks to come.
@@ -19,7 +19,7 @@ from features.backbones import Backbone, load_backbone
 from features.errors import ShelfmarkError
 from features.files import Place
 from models.categorizer import Asked, Categorizer, Rules
-from models.head import STRUCTURE, WEIGHTS, load_head
+from models.head import SET_FILES, STRUCTURE, WEIGHTS, load_head
 from models.releases import SPLITS
 from models.taxonomy import read_taxonomy
 
@@ -57,10 +57,16 @@ class Bundle:
 
 def load_asked(folder: Path) -> Asked:
     """The head of a head/ or bundle/ directory, ready to answer."""
-    model = digest_of({name: file_digest(folder / name) for name in HEAD_FILES})
-    head = load_head(folder)
-    taxonomy = read_taxonomy(folder / "taxonomy.csv")
-    return Asked(head, taxonomy, np.load(folder / "sizes.npy"), model, file_digest(folder / "taxonomy.csv"))
+    of_a_set = [name for name in SET_FILES if (folder / name).exists()]
+    model = digest_of({name: file_digest(folder / name) for name in (*HEAD_FILES, *of_a_set)})
+    return Asked(
+        head=load_head(folder),
+        taxonomy=read_taxonomy(folder / "taxonomy.csv"),
+        sizes=np.load(folder / "sizes.npy"),
+        model=model,
+        labels=file_digest(folder / "taxonomy.csv"),
+        set_head=load_head(folder, SET_FILES) if of_a_set else None,
+    )
 
 
 def read_rules(file: Path) -> Rules:

@@ -15,7 +15,7 @@ from features.errors import ShelfmarkError
 from features.images import Limits, Refused, normalise
 from models.answers import Answers, Rows, answer
 from models.confidence import ConfidenceModel
-from models.head import Head
+from models.head import SET, Head
 from models.taxonomy import Taxonomy
 from models.thresholds import Certificate
 
@@ -36,6 +36,7 @@ class Rules:
     confidence: ConfidenceModel
     certificate: Certificate
     fit_products: int
+    aggregation: str = "mean"  # of a product's images, also in a thresholds.json that does not tell it
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -43,6 +44,7 @@ class Rules:
             "model": self.model,
             "labels": self.labels,
             "temperature": self.temperature,
+            "aggregation": self.aggregation,
             "confidence": self.confidence.to_dict(),
             "certificate": self.certificate.to_dict(),
             "target": self.certificate.target,
@@ -56,7 +58,7 @@ class Rules:
         confidence = ConfidenceModel.from_dict(told["confidence"])
         certificate = Certificate.from_dict(told["certificate"])
         numbers = told["temperature"], confidence, certificate, told["fit"]["products"]
-        return cls(told["model"], told["labels"], *numbers)
+        return cls(told["model"], told["labels"], *numbers, aggregation=told.get("aggregation", "mean"))
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,13 @@ class Asked:
     sizes: np.ndarray  # (C,) int, training products
     model: str  # digest of the head's files
     labels: str  # digest of taxonomy.csv
+    set_head: Head | None = None  # reads a product's images together, where one was trained
 
-    def answer(self, bottlenecks: Rows, bounds: np.ndarray, temperature: float) -> Answers:
+    def answer(
+        self, bottlenecks: Rows, bounds: np.ndarray, temperature: float, aggregation: str = "mean"
+    ) -> Answers:
         """Answers about products, see models/answers.py."""
-        return answer(self.head, bottlenecks, bounds, self.taxonomy, temperature)
+        return answer(self.head, bottlenecks, bounds, self.taxonomy, temperature, aggregation, self.set_head)
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,18 @@ class Categorizer:
     rules: Rules
 
     def __post_init__(self) -> None:
+        if self.rules.aggregation == SET and self.asked.set_head is None:
+            raise ShelfmarkError(
+                "thresholds of a set head that is not there; expected set.json by head.json; run train again"
+            )
         if (self.rules.model, self.rules.labels) != (self.asked.model, self.asked.labels):
             raise ShelfmarkError(
                 "thresholds of another model; expected those calibrated for this head; run calibrate again"
             )
 
     def answer(self, bottlenecks: Rows, bounds: np.ndarray) -> Answers:
-        """Answers about products at the calibrated temperature."""
-        return self.asked.answer(bottlenecks, bounds, self.rules.temperature)
+        """Answers about products at the calibrated temperature, their images made one as was chosen."""
+        return self.asked.answer(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
 
     def confidence(self, answers: Answers) -> np.ndarray:
         """(n,) calibrated probability that the most likely category is right."""

@@ -2,7 +2,7 @@
 
     logits (n, categories), a row for each image
       ──► softmax(logits / temperature)          one number, by likelihood
-      ──► mean over the product's images         (p, categories), block by block
+      ──► one row for each product               (p, categories), block by block: see AGGREGATIONS
       ──► evidence                               p1, p2, entropy, parent_mass, category, category_size, images
       ──► logistic model                         intercept + six coefficients · terms + effect of the category
       ──► confidence                             0 to 1, six decimals
@@ -12,7 +12,7 @@ it stays under one parent, how often this very category is wrong. The model puts
 threshold is best for all products.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -26,18 +26,25 @@ LEAST_PRODUCTS = 30  # of FIT; no model is fitted on fewer
 LEAST_OF_KIND = 5  # right ones in FIT, and wrong ones, likewise
 # scikit-learn's C. Against 1: 6 to 10 points more acceptance with 60 products, 1 fewer at most from 500 on.
 PENALTY = 0.1
+# How a product's images become one: the mean of their probabilities, or their geometric mean or largest,
+# divided by its sum over the categories.
+AGGREGATIONS = ("mean", "geometric", "max")
 SWEEPS = 8  # of the category effects
+LEAST = np.finfo(np.float32).tiny  # a probability in a logarithm is at least this
 EDGE = 1e-6  # probabilities nearer to 0 or 1 count as this
 DECIMALS = 6  # of confidences and coefficients: no decision may hang on the last bits, which batches change
 
 
-def fit_temperature(logits: np.ndarray, images: np.ndarray, truth: np.ndarray) -> float:
+def fit_temperature(
+    logits: np.ndarray, images: np.ndarray, truth: np.ndarray, aggregation: str = "mean"
+) -> float:
     """The temperature with the least mean negative log-likelihood of the products' true categories.
 
     Args:
         logits: (n, categories) float, of a sample of FIT images that fits in memory, product after product.
         images: (p,) int, images of each product, at least 1, summing to n.
         truth: (p,) int, true category.
+        aggregation: one of AGGREGATIONS.
 
     Returns:
         0.05 to 20; above 1 where the head is too sure of itself (Guo et al. 2017).
@@ -48,7 +55,22 @@ def fit_temperature(logits: np.ndarray, images: np.ndarray, truth: np.ndarray) -
     first = _first_images(logits, images)
     if len(truth) != len(images) or len(images) == 0:
         raise ValueError(f"{len(truth)} categories for {len(images)} products; expected one each, 1 at least")
+    if aggregation == "geometric":  # softmax of the mean logits: as if each product had one image
+        logits, first = np.add.reduceat(logits, first, axis=0) / images[:, None], np.arange(len(images))
+        images = np.ones_like(images)
     below = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)  # 0 at each image's largest
+
+    if aggregation == "max":
+        loss = _loss_of_max(below, images, truth)
+    else:
+        loss = _loss_of_mean(below, images, first, truth)
+    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-3})
+    return round(float(np.exp(best.x)), 4)
+
+
+def _loss_of_mean(
+    below: np.ndarray, images: np.ndarray, first: np.ndarray, truth: np.ndarray
+) -> Callable[[float], float]:
     true = np.take_along_axis(below, np.repeat(truth, images)[:, None], axis=1)[:, 0].astype(np.float64)
     blocks = [below[start : start + BLOCK] for start in range(0, len(below), BLOCK)]
 
@@ -59,26 +81,78 @@ def fit_temperature(logits: np.ndarray, images: np.ndarray, truth: np.ndarray) -
         product = np.logaddexp.reduceat(likelihood, first) - np.log(images)  # of the mean probability
         return float(-product.mean())
 
-    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-3})
-    return round(float(np.exp(best.x)), 4)
+    return loss
 
 
-def product_probabilities(logits: np.ndarray, images: np.ndarray, temperature: float) -> np.ndarray:
-    """Mean of softmax(logits / temperature) over each product's images, (p, categories) float64.
+def _loss_of_max(below: np.ndarray, images: np.ndarray, truth: np.ndarray) -> Callable[[float], float]:
+    def loss(log_temperature: float) -> float:
+        scale, likelihood = np.float32(np.exp(-log_temperature)), 0.0
+        for start, stop, rows in _blocks(images):
+            e = np.exp(below[rows] * scale)
+            e /= e.sum(axis=1, keepdims=True)
+            largest = np.maximum.reduceat(e, _first_images(e, images[start:stop]), axis=0)
+            true = largest[np.arange(stop - start), truth[start:stop]]
+            likelihood += np.log(np.maximum(true, LEAST) / largest.sum(axis=1)).sum(dtype=np.float64)
+        return float(-likelihood / len(images))
+
+    return loss
+
+
+def _blocks(images: np.ndarray) -> Iterator[tuple[int, int, slice]]:
+    """Products from, to, and their rows: about BLOCK images at a time."""
+    edges, start = np.concatenate([[0], np.cumsum(images)]), 0
+    while start < len(images):
+        stop = max(start + 1, int(np.searchsorted(edges, edges[start] + BLOCK, side="right")) - 1)
+        yield start, stop, slice(edges[start], edges[stop])
+        start = stop
+
+
+def grade_products(
+    logits: np.ndarray, images: np.ndarray, truth: np.ndarray, temperature: float, aggregation: str
+) -> tuple[float, float]:
+    """Accuracy and log loss (nats) of the products' probabilities, block by block; arguments as above."""
+    right, lost = 0, 0.0
+    for start, stop, rows in _blocks(images):
+        probability = product_probabilities(logits[rows], images[start:stop], temperature, aggregation)
+        true = probability[np.arange(stop - start), truth[start:stop]]
+        right += int(np.count_nonzero(probability.argmax(axis=1) == truth[start:stop]))
+        lost -= float(np.log(np.maximum(true, LEAST)).sum())
+    return right / len(images), lost / len(images)
+
+
+def product_probabilities(
+    logits: np.ndarray, images: np.ndarray, temperature: float, aggregation: str = "mean"
+) -> np.ndarray:
+    """softmax(logits / temperature) of each product's images made one, (p, categories) float64.
 
     Args:
         logits: (n, categories) float, product after product: a block, never all of a catalogue.
         images: (p,) int, images of each product, at least 1, summing to n.
         temperature: from `fit_temperature`.
+        aggregation: one of AGGREGATIONS.
 
     Raises:
-        ValueError: a product without image, or counts that do not sum to n.
+        ValueError: a product without image, counts that do not sum to n, or an unknown aggregation.
     """
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation {aggregation!r}; expected {', '.join(AGGREGATIONS)}")
     first = _first_images(logits, images)
     scaled = logits.astype(np.float64) / temperature
-    probabilities = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    if len(images) == 0:
+        return scaled
+    if aggregation == "geometric":
+        return _softmax(np.add.reduceat(scaled, first, axis=0) / images[:, None])
+    probabilities = _softmax(scaled)
+    if aggregation == "max":
+        largest = np.maximum.reduceat(probabilities, first, axis=0)
+        return largest / largest.sum(axis=1, keepdims=True)
+    return np.add.reduceat(probabilities, first, axis=0) / images[:, None]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return np.add.reduceat(probabilities, first, axis=0) / images[:, None] if len(images) else probabilities
+    return probabilities
 
 
 def _first_images(logits: np.ndarray, images: np.ndarray) -> np.ndarray:

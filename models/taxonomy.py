@@ -42,6 +42,26 @@ class Taxonomy:
         return np.array([*coarse, np.arange(len(self.categories))], dtype=np.int32)
 
     @cached_property
+    def parents(self) -> tuple[tuple[int, ...], ...]:
+        """For each level the parent of each of its nodes, a node of the level above; the root's children: 0.
+
+        What a head needs of the tree: 5,805 numbers for Cdiscount's 5,270 categories, not 15,810.
+        """
+        above = np.zeros_like(self.nodes[0])
+        parents = []
+        for node in self.nodes:
+            _, first = np.unique(node, return_index=True)
+            parents.append(tuple(above[first].tolist()))
+            above = node
+        return tuple(parents)
+
+    @cached_property
+    def depth(self) -> np.ndarray:
+        """(C,) int32, nodes from the root's child down to the category, 1 to N; fewer for a shallow leaf."""
+        differs = self.names != self.names[:, -1:]
+        return np.array([np.flatnonzero(row).max(initial=-1) + 2 for row in differs], np.int32)
+
+    @cached_property
     def sums(self) -> "list[sparse.csr_array]":
         """For each level a (C, nodes) matrix that sums leaf probabilities up to the nodes."""
         from scipy import sparse  # a third of a second, which ingest does without

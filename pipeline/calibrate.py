@@ -2,7 +2,8 @@
 
     thresholds/  thresholds.json  manifest.json
 
-FIT gives temperature, confidence model and grid; CERT certifies and nothing else (models/thresholds.py).
+FIT gives aggregation, temperature, confidence model and grid; CERT certifies and nothing else
+(models/thresholds.py).
 """
 
 import json
@@ -14,23 +15,30 @@ import numpy as np
 
 from features.artifact import Artifact
 from features.files import Place, write_whole
-from models.answers import Answers, product_bounds
+from models.answers import Answers, Rows, product_bounds
 from models.bundle import THRESHOLDS, load_asked
 from models.categorizer import Asked, Rules
-from models.confidence import ConfidenceModel, fit_confidence, fit_temperature
+from models.confidence import (
+    AGGREGATIONS,
+    ConfidenceModel,
+    fit_confidence,
+    fit_temperature,
+    grade_products,
+)
 from models.groups import duplicate_groups, in_fit
+from models.head import SET, set_logits
 from models.thresholds import Graded, certify
-from pipeline.config import Calibration
+from pipeline.config import Config
 from pipeline.extract import Part, open_part, require_same_backbone
-from pipeline.stage import stage
+from pipeline.stage import log, stage
 from pipeline.train import categories_of
 
-VERSION = 1
+VERSION = 2
 MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
 
 
 def calibrate(
-    records: Artifact, bottlenecks: Artifact, head: Artifact, store: Place, out: Place, settings: Calibration
+    records: Artifact, bottlenecks: Artifact, head: Artifact, store: Place, out: Place, config: Config
 ) -> Artifact:
     """Calibrates the head on the validation products.
 
@@ -40,9 +48,10 @@ def calibrate(
         head: of train.
         store: directory of all stores.
         out: the artifact's directory.
-        settings: the section [calibration].
+        config: section [calibration], and head.aggregation.
     """
     require_same_backbone(bottlenecks, head)
+    settings = config.calibration
 
     def make(work: Path) -> Mapping[str, Any]:
         asked = load_asked(head.folder())
@@ -50,10 +59,11 @@ def calibrate(
         truth = asked.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
         group = duplicate_groups(val.product_id, val.image_digest)
         chosen = in_fit(group, settings.fit_share)
-        rules = _rules(asked, val, truth, group, chosen, settings)
+        rules = _rules(asked, val, truth, group, chosen, config)
         write_whole(work / THRESHOLDS, json.dumps(rules.to_dict(), indent=1, sort_keys=True).encode())
         told = rules.certificate
         return {
+            "aggregation": rules.aggregation,
             "certified": told.threshold is not None,
             "threshold": told.threshold,
             "certified_products": told.products,
@@ -65,27 +75,31 @@ def calibrate(
         "records": records.digest,
         "fingerprint": bottlenecks.summary["fingerprint"],
         "head": head.digest,
-        "settings": settings.that_matter(),
+        "settings": config.of_the_thresholds(),
     }
     return stage(out, kind="thresholds", version=VERSION, made_from=made_from, make=make)
 
 
 def _rules(
-    asked: Asked, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray, settings: Calibration
+    asked: Asked, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray, config: Config
 ) -> Rules:
     """The rules from the validation images: chosen ones are FIT, the others CERT."""
     fit, cert = _side(val, truth, group, chosen), _side(val, truth, group, ~chosen)
-    temperature = _temperature(asked, fit)
-    fit_answers, cert_answers = (asked.answer(side.rows, side.bounds, temperature) for side in (fit, cert))
+    aggregation, temperature = choose_aggregation(
+        asked, fit.rows, fit.bounds, fit.truth, config.head.aggregation
+    )
+    fit_answers, cert_answers = (
+        asked.answer(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
+    )
     confidence = fit_confidence(fit_answers.evidence(asked.sizes), fit_answers.top[:, 0] == fit.truth)
     certificate = certify(
         _graded(fit, fit_answers, confidence, asked),
         _graded(cert, cert_answers, confidence, asked),
-        target=settings.precision,
-        delta=settings.delta,
-        grid=settings.grid,
+        target=config.calibration.precision,
+        delta=config.calibration.delta,
+        grid=config.calibration.grid,
     )
-    return Rules(asked.model, asked.labels, temperature, confidence, certificate, len(fit.truth))
+    return Rules(asked.model, asked.labels, temperature, confidence, certificate, len(fit.truth), aggregation)
 
 
 class _side:
@@ -103,15 +117,44 @@ class _side:
         )
 
 
-def _temperature(asked: Asked, fit: _side) -> float:
-    products = max(
-        1, int(np.searchsorted(fit.bounds, MOST_LOGITS // len(asked.taxonomy.categories), side="right")) - 1
-    )
-    bounds = fit.bounds[: products + 1]
-    if len(bounds) < 2:
-        return 1.0
-    logits = asked.head.logits(fit.rows[slice(0, bounds[-1])])
-    return fit_temperature(logits, np.diff(bounds), fit.truth[: len(bounds) - 1])
+def choose_aggregation(
+    asked: Asked, rows: Rows, bounds: np.ndarray, truth: np.ndarray, wish: str
+) -> tuple[str, float]:
+    """How FIT wants a product's images made one, by accuracy, then log loss; and the temperature with it.
+
+    Args:
+        asked: the head.
+        rows: (n, d) bottlenecks of FIT, products together; the first 2^27 / C of them are looked at.
+        bounds: (p + 1,) where each product begins.
+        truth: (p,) int.
+        wish: "auto", or the one that it shall be.
+    """
+    most = MOST_LOGITS // len(asked.taxonomy.categories)  # images
+    products = max(1, int(np.searchsorted(bounds, most, side="right")) - 1)
+    bounds, truth = bounds[: products + 1], truth[:products]
+    if len(truth) == 0:
+        return ("mean" if wish == "auto" else wish), 1.0
+    sample, images = rows[slice(0, bounds[-1])], np.diff(bounds)
+    of_images, graded = asked.head.logits(sample), []
+    for name in _wished(wish, images, asked):
+        if name == SET:
+            assert asked.set_head is not None  # train sees to it
+            logits, counts, how = set_logits(asked.set_head, sample, bounds), np.ones_like(images), "mean"
+        else:
+            logits, counts, how = of_images, images, name
+        temperature = fit_temperature(logits, counts, truth, how)
+        accuracy, loss = grade_products(logits, counts, truth, temperature, how)
+        log.info("thresholds: %s of images: FIT accuracy %.4f, log loss %.4f", name, accuracy, loss)
+        graded.append((accuracy, -loss, name, temperature))
+    _, _, name, temperature = max(graded, key=lambda told: told[:2])  # the first among equals
+    return name, temperature
+
+
+def _wished(wish: str, images: np.ndarray, asked: Asked) -> list[str]:
+    if wish != "auto":
+        return [wish]
+    several = list(AGGREGATIONS if (images > 1).any() else AGGREGATIONS[:1])  # of one image all are the same
+    return [*several, SET] if asked.set_head else several
 
 
 def _graded(side: _side, answers: Answers, model: ConfidenceModel, asked: Asked) -> Graded:

@@ -219,7 +219,7 @@ def calibrate(run: "Run") -> None:
     records = run.artifact("records", "ingest")
     bottlenecks = run.artifact("bottlenecks", "extract", records=records)
     head = run.artifact("head", "train", records=records)
-    make(records, bottlenecks, head, run.store, run.path / "thresholds", run.config.calibration)
+    make(records, bottlenecks, head, run.store, run.path / "thresholds", run.config)
 
 
 @shelfmark.command()
@@ -255,7 +255,7 @@ def report(run: "Run") -> None:
     thresholds = run.artifact("thresholds", "calibrate", records=records)
     run.artifact("evaluation", "evaluate", thresholds=thresholds)
     run.require_settings("head", "train", run.config.of_the_head())
-    run.require_settings("thresholds", "calibrate", run.config.calibration.that_matter())
+    run.require_settings("thresholds", "calibrate", run.config.of_the_thresholds())
     print(make(run.path).path / "index.html")
 
 

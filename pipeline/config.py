@@ -1,15 +1,16 @@
 """Every setting on one page: defaults, then `--config FILE.toml` over them, then `--set section.name=value`.
 
-A setting that changes a result is part of the digest of the stage that uses it; those marked `speed` are not.
+A setting that changes a result is part of the digest of the stage that uses it; those marked `speed` are not,
+those marked `calibrate` are part of that stage's.
 """
 
 import copy
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from features.errors import ShelfmarkError
@@ -18,16 +19,21 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+ELSEWHERE = {"speed", "calibrate"}  # marks of settings that another stage's digest holds, or none
+
+
 class Section(BaseModel):
     """A section of settings: frozen, unknown names refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def that_matter(self) -> dict[str, Any]:
-        """The settings that can change a result, for a stage's digest."""
+        """The settings that can change the section's own stage, for its digest."""
         fields = type(self).model_fields
         return {
-            name: value for name, value in self.model_dump().items() if "speed" not in fields[name].metadata
+            name: value
+            for name, value in self.model_dump().items()
+            if not set(fields[name].metadata) & ELSEWHERE
         }
 
 
@@ -61,20 +67,69 @@ class Extract(Section):
 
 
 class Head(Section):
-    """The trained part over the bottlenecks: two hidden layers (S1)."""
+    """The trained part over the bottlenecks: two hidden layers (S1). Formulas: docs/heads.md."""
 
+    recipe: Literal["default", "paper"] = "default"  # of the training, see RECIPES
+    kind: Literal["flat", "separate", "multitask", "taxonnet"] = (
+        "flat"  # what has an output: categories, levels
+    )
     hidden: tuple[Positive, Positive] = (1024, 1024)  # neurons
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # share, after the first hidden layer
+    selector: Positive | None = (
+        None  # neurons of TaxonNet's feature selectors; None: as the second hidden layer
+    )
+    level_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = (
+        None  # of losses, coarse to fine; None: 1
+    )
+    loss: Literal["cross_entropy", "soft_tree", "hierarchical"] = "cross_entropy"  # the last two: kind flat
+    soft_beta: Annotated[float, Field(ge=0)] = (
+        10.0  # of soft_tree: the larger, the nearer to one category alone
+    )
+    # How a product's images become one. Auto: what FIT prefers.
+    aggregation: Annotated[Literal["auto", "mean", "geometric", "max", "set"], "calibrate"] = "auto"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Head":
+        if self.loss != "cross_entropy" and self.kind != "flat":
+            raise ValueError(
+                f"loss {self.loss} is for kind flat; a {self.kind} head has the tree in its outputs"
+            )
+        if self.level_weights is not None and self.kind == "flat":
+            raise ValueError("level_weights are for heads of several levels; expected none for kind flat")
+        return self
+
+
+RECIPES: dict[str, dict[str, Any]] = {  # what [train] leaves open, by head.recipe
+    "paper": {  # S1, hal-01830894
+        "learning_rate": 0.1, "schedule": "inverse_time", "decay": 7e-5, "momentum": 0.0,
+        "label_smoothing": 0.0, "mixup": 0.0, "standardized": False, "epochs": 200, "patience": 30,
+    },
+    "default": {  # chosen on grocery photos and drawn catalogues, docs/training.md
+        "learning_rate": 0.05, "schedule": "cosine", "decay": 7e-5, "momentum": 0.9,
+        "label_smoothing": 0.1, "mixup": 0.2, "standardized": True, "epochs": 100, "patience": 100,
+    },
+}  # fmt: skip
 
 
 class Train(Section):
-    """SGD with inverse-time decay, lr(t) = learning_rate / (1 + t·decay), t in steps (S1)."""
+    """Stochastic gradient descent. Formulas, sources and what each setting gave: docs/training.md."""
 
     batch: Positive = 256  # images
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    decay: Annotated[float, Field(ge=0)] = 7e-5  # per step
-    epochs: Positive = 200  # at most
-    patience: Positive = 30  # epochs without a better FIT accuracy before training stops
+    # None, down to patience: as head.recipe says.
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    schedule: Literal["inverse_time", "cosine"] | None = None
+    decay: Annotated[float, Field(ge=0)] | None = None  # inverse_time: lr / (1 + t·decay), t in steps
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    mixup: Annotated[float, Field(ge=0)] | None = None  # alpha; 0: none
+    standardized: bool | None = None  # every number of a bottleneck by its own mean and deviation
+    epochs: Positive | None = None  # at most
+    patience: Positive | None = None  # epochs without a better FIT accuracy before training stops
+    imbalance: Literal["none", "class_weights", "logit_adjustment", "balanced"] = "none"
+    adjustment: Annotated[float, Field(ge=0)] = 1.0  # tau of logit_adjustment
+    leave_out_suspects: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the training images
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the machine is faster
+    memory_gb: Annotated[float, Field(gt=0)] = 2.0  # bottlenecks up to it stay in memory, a GPU's if there
     placeholders: bool = True  # learn from placeholder images, too
 
 
@@ -100,14 +155,24 @@ class Config(BaseModel):
     train: Train = Train()
     calibration: Calibration = Calibration()
 
+    def training(self) -> dict[str, Any]:
+        """The settings of [train], what they leave open as head.recipe says."""
+        given = {name: value for name, value in self.train.that_matter().items() if value is not None}
+        return RECIPES[self.head.recipe] | given
+
     def of_the_head(self) -> dict[str, Any]:
         """The settings that a head depends on."""
         return {
             "seed": self.seed,
-            "head": self.head.that_matter(),
-            "train": self.train.that_matter(),
+            "head": self.head.that_matter() | {"recipe": None},  # in "train"
+            "set_head": self.head.aggregation in ("auto", "set"),
+            "train": self.training(),
             "fit_share": self.calibration.fit_share,
         }
+
+    def of_the_thresholds(self) -> dict[str, Any]:
+        """The settings that thresholds depend on, beside the head."""
+        return self.calibration.that_matter() | {"aggregation": self.head.aggregation}
 
 
 def load_config(

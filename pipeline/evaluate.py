@@ -2,7 +2,7 @@
 
     evaluation/  metrics.json  {curve,decisions,categories,confusions}.parquet  manifest.json
 
-    metrics.json        train, val, cert, test: each graded, or null where there is none
+    metrics.json        train, val, cert, test: each graded, or null where there is none; see `measure`
     curve.parquet       threshold, acceptance_rate, precision, precision_lower   of the graded products
     decisions.parquet   as `shelfmark categorize` gives them, of the graded products
     categories.parquet  category, name, train_products, and counts: products, right, predicted,
@@ -15,7 +15,7 @@ threshold: then precision was not independently measured, and every output says 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from models.answers import Answers, product_bounds
 from models.bundle import THRESHOLDS, load_asked, read_rules
 from models.categorizer import Categorizer
 from models.groups import duplicate_groups, in_fit
+from models.hierarchy import consistency, hierarchical_scores
 from models.taxonomy import Taxonomy
 from models.thresholds import lower_bound
 from pipeline.config import Calibration
@@ -39,7 +40,7 @@ from pipeline.stage import log, stage
 from pipeline.train import categories_of
 from pipeline.units import write_table
 
-VERSION = 1
+VERSION = 2
 CURVE_POINTS = 10_000
 CONFUSIONS = 200
 
@@ -138,7 +139,12 @@ def grade(categorizer: Categorizer, part: Part, category: pd.Series, trained: se
 
 
 def measure(graded: Graded, categorizer: Categorizer) -> dict[str, Any] | None:
-    """A part's entry in metrics.json; None where it has no products."""
+    """A part's entry in metrics.json; None where it has no products.
+
+    `levels` grades each level's own output; of a flat head, which has none, leaf probabilities summed up the
+    tree. `hierarchy` tells `own_outputs` (bool), the `summed` ones in any case, `consistency` (share of
+    products whose category lies under the level's most likely node) and hierarchical precision, recall, f1.
+    """
     if not len(graded.truth):
         return None
     certificate = categorizer.rules.certificate
@@ -149,7 +155,7 @@ def measure(graded: Graded, categorizer: Categorizer) -> dict[str, Any] | None:
         "threshold": certificate.threshold,
         "accepted": int(accepted.sum()),
         "accepted_precision": metrics.precision(graded.correct[accepted]) if accepted.any() else None,
-        "levels": _levels(graded, categorizer.asked.taxonomy),
+        **_levels(graded, categorizer.asked.taxonomy),
         "unseen": _precisions(graded.only(graded.unseen), certificate.target)
         if graded.unseen.any()
         else None,
@@ -165,16 +171,34 @@ def _precisions(graded: Graded, target: float) -> dict[str, Any]:
     }
 
 
-def _levels(graded: Graded, taxonomy: Taxonomy) -> dict[str, dict[str, float]]:
-    """Top-1 and top-5 of each level, leaf probabilities summed up the tree."""
+def _levels(graded: Graded, taxonomy: Taxonomy) -> dict[str, Any]:
+    answers = graded.answers
+    own = answers.own_top.shape[1] > 0
+    chosen = answers.own_top if own else answers.level_top
+    consistent = consistency(chosen[:, :, 0], answers.top[:, 0], taxonomy)
+    scores = hierarchical_scores(graded.truth, answers.top[:, 0], taxonomy)
+    return {
+        "levels": _top_shares(chosen, graded.truth, taxonomy),
+        "hierarchy": {
+            "own_outputs": own,
+            "summed": _top_shares(answers.level_top, graded.truth, taxonomy),
+            "consistency": {f"level{level}": share for level, share in enumerate(consistent, start=1)},
+            **asdict(scores),
+        },
+    }
+
+
+def _top_shares(ranked: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy) -> dict[str, dict[str, float]]:
+    """Top-1 and top-5 of each level from (n, N, 5) nodes."""
     known = (
-        graded.truth >= 0
-    )  # a category that is not in the head's tree (another week's) has no nodes: wrong at all levels
+        truth >= 0
+    )  # another week's category is not in the head's tree and has no nodes: wrong at all levels
     levels = {}
     for level in range(taxonomy.levels):
-        truth = np.where(known, taxonomy.nodes[level][graded.truth], -2)
-        ranked = graded.answers.level_top[:, level]
-        levels[f"level{level + 1}"] = {f"top{k}": metrics.top_k_share(ranked, truth, k) for k in (1, 5)}
+        node = np.where(known, taxonomy.nodes[level][truth], -2)
+        levels[f"level{level + 1}"] = {
+            f"top{k}": metrics.top_k_share(ranked[:, level], node, k) for k in (1, 5)
+        }
     return levels
 
 

@@ -30,6 +30,7 @@ from models.bundle import (
     open_bundle,
 )
 from models.groups import duplicate_groups, in_fit
+from models.head import SET_FILES
 from models.metrics import acceptance_curve, acceptance_rate_at, precision
 from models.releases import SPLITS, in_service
 from pipeline.config import Config, Extract
@@ -46,8 +47,9 @@ def pack(records: Artifact, head: Artifact, thresholds: Artifact, backbone: Back
     """Puts together what categorizing needs."""
 
     def make(work: Path) -> Mapping[str, Any]:
-        for name in HEAD_FILES:
-            shutil.copyfile(head.file(name), work / name)
+        for name in (*HEAD_FILES, *SET_FILES):
+            if name in HEAD_FILES or name in head.files:
+                shutil.copyfile(head.file(name), work / name)
         shutil.copyfile(thresholds.file(THRESHOLDS), work / THRESHOLDS)
         told = {"name": backbone.name, "image_size": backbone.image_size, "weights": backbone.weights}
         write_whole(work / BACKBONE, json.dumps(told, indent=1).encode())

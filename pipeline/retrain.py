@@ -39,7 +39,7 @@ def retrain(
     backbone = run.backbone()
     bottlenecks = extract_records(records, backbone, store, path / "bottlenecks", config.extract, beam)
     head = train(records, bottlenecks, store, path / "head", config)
-    thresholds = calibrate(records, bottlenecks, head, store, path / "thresholds", config.calibration)
+    thresholds = calibrate(records, bottlenecks, head, store, path / "thresholds", config)
     evaluate(records, bottlenecks, head, thresholds, store, path / "evaluation", config.calibration)
     report(path)
     candidate: Artifact = pack(records, head, thresholds, backbone, path / "bundle")

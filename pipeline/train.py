@@ -2,12 +2,14 @@
 
     head/  head.json  head.weights.h5  taxonomy.csv  history.csv  manifest.json
            sizes.npy   (C,) int32, training products of each category
+           set.json  set.weights.h5   the set head, where head.aggregation may take it
 
 FIT, a third of the validation products by hash of their duplicate group, selects; CERT, the rest, waits.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,20 @@ import pandas as pd
 from features.artifact import Artifact
 from features.errors import ShelfmarkError
 from features.files import Place
-from models.fit import Examples, Recipe, fit_head
+from models.answers import product_bounds
+from models.fit import Examples, Recipe, fit_head, suspects
 from models.groups import duplicate_groups, in_fit
-from models.head import HeadShape
+from models.head import FLAT, SET, TAXONNET, Head, HeadShape, ProductRows
+from models.losses import Loss, soft_tree, weighted_levels
+from models.steps import multiplies_bfloat16
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.config import Config
+from pipeline.config import Head as HeadSettings
 from pipeline.extract import Part, open_part
 from pipeline.stage import stage
 
-VERSION = 1
+VERSION = 3
+MOST_TOGETHER = 8  # images of a product that a set head reads; Cdiscount's products have four at most
 
 
 def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, config: Config) -> Artifact:
@@ -46,19 +53,23 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         if not config.train.placeholders:
             learnt = learnt.only(~np.isin(learnt.image_digest, placeholders_of(records)))
         chosen = in_fit(duplicate_groups(val.product_id, val.image_digest), config.calibration.fit_share)
-        shape = HeadShape(
-            width=learnt.rows[slice(0, 1)].shape[1],
-            categories=len(taxonomy.categories),
-            hidden=config.head.hidden,
-            dropout=config.head.dropout,
-            scale=_scale(learnt),
-            fingerprint=bottlenecks.summary["fingerprint"],
-        )
-        recipe = Recipe(**config.train.model_dump(exclude={"placeholders"}), seed=config.seed)
-        examples = _examples(learnt, category, taxonomy)
-        selecting = _examples(val.only(chosen), category, taxonomy) if chosen.any() else None
-        head, history = fit_head(shape, examples, selecting, recipe)
+        shape = shape_of(learnt, taxonomy, bottlenecks.summary["fingerprint"], config)
+        recipe = recipe_of(config)
+        labels = labels_of(category, taxonomy, shape)
+        loss = loss_of(taxonomy, config.head)
+        examples, left_out = Examples(learnt.rows, labels(learnt.product_id)), 0
+        if config.train.leave_out_suspects:
+            fold = in_fit(duplicate_groups(learnt.product_id, learnt.image_digest), 0.5)
+            suspect = suspects(shape, examples, fold, recipe, config.train.leave_out_suspects, loss, work)
+            learnt, examples, left_out = learnt.only(~suspect), examples.only(~suspect), int(suspect.sum())
+        fit = val.only(chosen)
+        selecting = Examples(fit.rows, labels(fit.product_id)) if chosen.any() else None
+        head, history = fit_head(shape, examples, selecting, recipe, loss, work)
         head.save(work)
+        if config.head.aggregation == SET or (
+            config.head.aggregation == "auto" and len(np.unique(learnt.product_id)) < len(learnt.product_id)
+        ):
+            _fit_set_head(learnt, fit, category, taxonomy, shape, recipe, work / "_set").save(work)
         shutil.copyfile(records.file("taxonomy.csv"), work / "taxonomy.csv")
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
         sizes = (
@@ -69,6 +80,7 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         np.save(work / "sizes.npy", sizes.to_numpy(np.int32))
         return {
             "images": len(learnt.product_id),
+            "left_out": left_out,
             "categories": shape.categories,
             "epochs": len(history["loss"]),
         }
@@ -79,6 +91,20 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         "settings": config.of_the_head(),
     }
     return stage(out, kind="head", version=VERSION, made_from=made_from, make=make)
+
+
+def recipe_of(config: Config) -> Recipe:
+    """How heads are trained on this machine."""
+    settings = config.training()
+    precision, memory = settings.pop("precision"), settings.pop("memory_gb")
+    for name in ("placeholders", "leave_out_suspects", "standardized"):  # not of the steps
+        settings.pop(name)
+    return Recipe(
+        **settings,
+        seed=config.seed,
+        bfloat16=precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16()),
+        memory=int(memory * 1e9),
+    )
 
 
 def categories_of(records: Artifact) -> pd.Series:
@@ -94,8 +120,79 @@ def placeholders_of(records: Artifact) -> np.ndarray:
     return images["image_digest"].to_numpy(dtype=object)
 
 
-def _examples(part: Part, category: pd.Series, taxonomy: Taxonomy) -> Examples:
-    return Examples(part.rows.load(), taxonomy.index(category.reindex(part.product_id).to_numpy()))
+def shape_of(learnt: Part, taxonomy: Taxonomy, fingerprint: str, config: Config) -> HeadShape:
+    """The shape of a head by its settings, for these training images, their tree and backbone."""
+    settings = config.head
+    hierarchical = settings.loss == "hierarchical"
+    return HeadShape(
+        width=learnt.rows[slice(0, 1)].shape[1],
+        categories=len(taxonomy.categories),
+        hidden=settings.hidden,
+        dropout=settings.dropout,
+        scale=_scale(learnt),
+        fingerprint=fingerprint,
+        kind=settings.kind,
+        parents=taxonomy.parents if settings.kind != FLAT or hierarchical else (),
+        selector=(settings.selector or settings.hidden[1]) if settings.kind == TAXONNET else 0,
+        hierarchical=hierarchical,
+        standardized=config.training()["standardized"],
+    )
+
+
+def _fit_set_head(
+    learnt: Part,
+    fit: Part,
+    category: pd.Series,
+    taxonomy: Taxonomy,
+    shape: HeadShape,
+    recipe: Recipe,
+    work: Path,
+) -> Head:
+    """A head that reads the images of a product together; it learns after the head of the images."""
+    images = min(int(np.diff(product_bounds(learnt.product_id)).max()), MOST_TOGETHER)
+    together = replace(shape, kind=SET, images=images, parents=(), selector=0, hierarchical=False)
+
+    def examples(part: Part) -> Examples:
+        bounds = product_bounds(part.product_id)
+        truth = taxonomy.index(category.reindex(part.product_id[bounds[:-1]]).to_numpy())
+        return Examples(ProductRows(part.rows.load(), bounds, images), truth)
+
+    selecting = examples(fit) if len(fit.product_id) else None
+    return fit_head(together, examples(learnt), selecting, recipe, work=work)[0]
+
+
+def labels_of(
+    category: pd.Series, taxonomy: Taxonomy, shape: HeadShape
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What a head of this shape learns for each image, from its product_id: the category, or all nodes.
+
+    Args:
+        category: by product_id.
+        taxonomy: of the categories.
+        shape: of the head.
+
+    Returns:
+        (n,) str product_id → (n,) int, or (n, N) int32 for a head of several levels.
+    """
+
+    def labels(product_id: np.ndarray) -> np.ndarray:
+        index = taxonomy.index(category.reindex(product_id).to_numpy())
+        return index if shape.kind == FLAT else taxonomy.nodes.T[index]
+
+    return labels
+
+
+def loss_of(taxonomy: Taxonomy, settings: HeadSettings) -> Loss | None:
+    """What is minimised; None: cross-entropy, summed over the levels. Hierarchical softmax is in the head."""
+    weights = settings.level_weights
+    if weights is not None:
+        if len(weights) != taxonomy.levels:
+            raise ShelfmarkError(
+                f"head.level_weights: {len(weights)} numbers; expected {taxonomy.levels}, one for each level "
+                "of the tree from coarse to fine; mend the setting"
+            )
+        return weighted_levels(weights)
+    return soft_tree(taxonomy, settings.soft_beta) if settings.loss == "soft_tree" else None
 
 
 def _scale(learnt: Part) -> float:

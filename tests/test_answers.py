@@ -8,14 +8,15 @@ import pytest
 
 import models.answers
 from models.answers import Answers, answer, pieces, product_bounds
+from models.confidence import product_probabilities
 from models.taxonomy import Taxonomy, build_taxonomy
 
 
 class Echo:
     """A head whose logits are its bottlenecks."""
 
-    def logits(self, bottlenecks: np.ndarray) -> np.ndarray:
-        return bottlenecks
+    def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
+        return [bottlenecks]
 
 
 def draw_tree(categories: int, levels: int = 3) -> Taxonomy:
@@ -53,6 +54,7 @@ def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature:
                 filled(top, -1),
                 [probability[category] for category in top],
                 levels,
+                np.zeros((0, 5)),
                 -sum(p * np.log(p) for p in probability if p > 0),
                 sum(p for p, node in zip(probability, parent, strict=True) if node == parent[top[0]]),
                 stop - start,
@@ -102,6 +104,7 @@ def test_types_are_the_promised_ones() -> None:
         "top": ((25, 5), np.int32),
         "top_probability": ((25, 5), np.float32),
         "level_top": ((25, 3, 5), np.int32),
+        "own_top": ((25, 0, 5), np.int32),
         "entropy": ((25,), np.float32),
         "parent_mass": ((25,), np.float32),
         "images": ((25,), np.int64),
@@ -136,9 +139,9 @@ def test_head_is_never_asked_for_more_images_than_a_piece(monkeypatch: pytest.Mo
     asked = []
 
     class Counting(Echo):
-        def logits(self, bottlenecks: np.ndarray) -> np.ndarray:
+        def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
             asked.append(len(bottlenecks))
-            return bottlenecks
+            return [bottlenecks]
 
     monkeypatch.setattr(models.answers, "PIECE", 10)
     logits, bounds = draw(3, 40, 9)
@@ -174,6 +177,50 @@ def test_evidence_takes_the_first_two_probabilities_and_the_size_of_the_first_ca
     assert evidence.category.tolist() == [0, 2]
     assert evidence.category_size.tolist() == [20, 40]
     assert evidence.images.tolist() == [1, 2]
+
+
+class OfLevels:
+    """A head of three levels whose bottlenecks are the logits of all of them, side by side."""
+
+    def __init__(self, tree: Taxonomy) -> None:
+        self.edges = np.cumsum([len(level) for level in tree.parents])[:-1]
+
+    def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
+        return np.split(bottlenecks, self.edges, axis=1)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "geometric", "max"])
+def test_head_of_levels_is_asked_for_every_level_and_decides_by_the_finest(aggregation: str) -> None:
+    tree = draw_tree(30)
+    sizes = [len(level) for level in tree.parents]
+    assert sizes == [4, 10, 30]
+    logits, bounds = draw(5, 40, sum(sizes))
+    found = answer(OfLevels(tree), logits, bounds, tree, 1.4, aggregation)
+    flat = answer(Echo(), logits[:, 14:], bounds, tree, 1.4, aggregation)
+    for name, column in vars(flat).items():
+        if name != "own_top":
+            np.testing.assert_array_equal(getattr(found, name), column, err_msg=name)
+    for level, columns in enumerate((slice(0, 4), slice(4, 14), slice(14, 44))):
+        of_level = product_probabilities(logits[:, columns], np.diff(bounds), 1.4, aggregation)
+        expected = [filled(np.argsort(-row, kind="stable")[:5].tolist(), -1) for row in of_level]
+        assert found.own_top[:, level].tolist() == expected
+    assert (found.own_top[:, 0, 4] == -1).all()  # four nodes only
+
+
+def test_aggregation_decides_between_one_sure_image_and_several_unsure_ones() -> None:
+    """Of three images one is sure of the first category, two lean to the second."""
+    logits = np.log(np.array([[0.98, 0.01, 0.01], [0.3, 0.4, 0.3], [0.3, 0.4, 0.3]], np.float32))
+    tops = {
+        name: answer(Echo(), logits, np.array([0, 3]), draw_tree(3, 2), 1.0, name).top[0, 0]
+        for name in ("mean", "geometric", "max")
+    }
+    assert tops == {"mean": 0, "geometric": 0, "max": 0}
+    sure_of_none = np.log(np.array([[0.001, 0.9, 0.099], [0.9, 0.001, 0.099], [0.5, 0.2, 0.3]], np.float32))
+    tops = {
+        name: answer(Echo(), sure_of_none, np.array([0, 3]), draw_tree(3, 2), 1.0, name).top[0, 0]
+        for name in ("mean", "geometric")
+    }
+    assert tops == {"mean": 0, "geometric": 2}  # the third is nobody's first choice, and nobody rules it out
 
 
 def test_only_category_of_a_tree_leaves_nothing_to_the_second() -> None:

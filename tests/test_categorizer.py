@@ -19,8 +19,8 @@ from models.confidence import ConfidenceModel
 class Echo:
     """A head whose logits are its bottlenecks."""
 
-    def logits(self, bottlenecks: np.ndarray) -> np.ndarray:
-        return bottlenecks.astype(np.float32)
+    def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
+        return [bottlenecks.astype(np.float32)]
 
 
 @pytest.fixture

@@ -8,14 +8,17 @@ import generators as draw
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
+from scipy.stats import gmean
 from sklearn.metrics import log_loss
 
 from models.confidence import (
+    AGGREGATIONS,
     ConfidenceModel,
     Evidence,
     category_effects,
     fit_confidence,
     fit_temperature,
+    grade_products,
     product_probabilities,
 )
 from models.metrics import acceptance_curve, acceptance_rate_at
@@ -85,6 +88,58 @@ def test_product_probabilities_are_the_mean_over_its_images() -> None:
     first = some.images[0]
     np.testing.assert_array_equal(product_probabilities(some.logits[:first], some.images[:1], 1.7), found[:1])
     assert product_probabilities(some.logits[:0], some.images[:0], 1.7).shape == (0, 200)
+
+
+BY_HAND = {  # one product's image probabilities → its own
+    "mean": lambda p: p.mean(axis=0),
+    "geometric": lambda p: gmean(p, axis=0) / gmean(p, axis=0).sum(),
+    "max": lambda p: p.max(axis=0) / p.max(axis=0).sum(),
+}
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_every_aggregation_agrees_with_each_product_on_its_own(aggregation: str) -> None:
+    some = draw.catalogue(np.random.default_rng(3), 50)
+    found = product_probabilities(some.logits, some.images, 1.7, aggregation)
+    of_images = np.split(softmax(some.logits.astype(float) / 1.7, axis=1), np.cumsum(some.images)[:-1])
+    np.testing.assert_allclose(found, [BY_HAND[aggregation](p) for p in of_images], rtol=1e-9)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_all_aggregations_leave_a_product_of_one_image_as_it_is() -> None:
+    some = draw.catalogue(np.random.default_rng(4), 20)
+    ones = np.ones(len(some.logits), int)
+    for aggregation in AGGREGATIONS:
+        np.testing.assert_allclose(
+            product_probabilities(some.logits, ones, 0.8, aggregation),
+            softmax(some.logits.astype(float) / 0.8, axis=1),
+            rtol=1e-9,
+        )
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_temperature_is_the_best_of_many_for_every_aggregation(aggregation: str) -> None:
+    some = draw.catalogue(np.random.default_rng(2), 100)
+    truth = np.where(np.arange(100) % 10, some.truth, 0)  # some labels nothing speaks for
+    found = fit_temperature(some.logits, some.images, truth, aggregation)
+
+    def loss(temperature: float) -> float:
+        of_images = np.split(
+            softmax(some.logits.astype(float) / temperature, axis=1), np.cumsum(some.images)[:-1]
+        )
+        products = np.array([BY_HAND[aggregation](p) for p in of_images])
+        return float(-np.log(products[np.arange(100), truth]).mean())
+
+    assert loss(found) <= min(loss(tried) for tried in np.geomspace(1, 12, 30)) + 1e-5
+    accuracy, told = grade_products(some.logits, some.images, truth, found, aggregation)
+    assert told == pytest.approx(loss(found), rel=1e-6)
+    chosen = product_probabilities(some.logits, some.images, found, aggregation).argmax(axis=1)
+    assert accuracy == np.mean(chosen == truth)
+
+
+def test_unknown_aggregation_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected mean, geometric, max"):
+        product_probabilities(np.zeros((1, 2)), np.ones(1, int), 1.0, "median")
 
 
 def test_evidence_refuses_what_is_no_number_and_unequal_lengths() -> None:

@@ -148,6 +148,30 @@ def test_settings_are_frozen():
         config.train.epochs = 1
 
 
+def test_aggregation_is_a_matter_of_calibration_and_of_training_only_whether_there_is_a_set_head():
+    by_default, largest, together = (
+        load_config(sets=(f"head.aggregation={name}",)) for name in ("auto", "max", "set")
+    )
+    assert "aggregation" not in by_default.of_the_head()["head"]
+    assert by_default.of_the_head() == together.of_the_head() != largest.of_the_head()
+    assert load_config(sets=("head.aggregation=mean",)).of_the_head() == largest.of_the_head()
+    assert by_default.of_the_thresholds() != together.of_the_thresholds()
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (("head.kind=fcm",), "head.kind = 'fcm': input should be 'flat', 'separate', 'multitask'"),
+        (("head.kind=taxonnet", "head.loss=soft_tree"), "loss soft_tree is for kind flat"),
+        (("head.kind=multitask", "head.loss=hierarchical"), "loss hierarchical is for kind flat"),
+        (("head.level_weights=[1, 2]",), "level_weights are for heads of several levels"),
+        (("head.soft_beta=-1",), "head.soft_beta = -1"),
+    ],
+)
+def test_settings_of_the_head_that_do_not_go_together_are_refused(sets, told):
+    assert told in refusal(sets=sets)
+
+
 def test_settings_for_speed_alone_do_not_matter_to_the_result():
     assert Extract(batch=7).that_matter() == Extract().that_matter() == {}
     assert load_config().ingest.that_matter() == {

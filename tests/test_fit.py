@@ -1,23 +1,32 @@
 """Training: the paper's schedule, every image once an epoch, the best epoch kept, one head from one seed."""
 
+import dataclasses
 import hashlib
 import itertools
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from keras import ops
+from scipy.special import log_softmax
 
+from features.bottlenecks import Store
+from models import fit
 from models.fit import Examples, Recipe, fit_head, inverse_time_decay
-from models.head import Head, HeadShape, load_head
+from models.head import Head, HeadShape, build_head, load_head
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SHAPE = HeadShape(width=6, categories=3, hidden=(16, 8), dropout=0.2, scale=1.0, fingerprint="")
 
 
-def recipe(**changes: float) -> Recipe:
+def recipe(**changes: Any) -> Recipe:
     told = {"batch": 16, "learning_rate": 0.1, "decay": 7e-5, "epochs": 3, "patience": 100, "seed": 1}
-    return Recipe(**told | changes)  # type: ignore[arg-type]
+    return Recipe(**told | changes)
 
 
 def draw(seed: int, images: int, noise: float = 0.3, wrong: float = 0.0) -> Examples:
@@ -47,6 +56,12 @@ def test_rate_at_a_step_is_that_of_the_paper() -> None:
     rate = inverse_time_decay(0.1, 7e-5)
     for step in (0, 1, 1000, 14_286, 10**6):
         assert float(rate(step)) == pytest.approx(0.1 / (1 + step * 7e-5), rel=1e-6)
+
+
+def test_cosine_goes_from_the_rate_to_nothing_over_all_steps() -> None:
+    rate = fit._optimizer(recipe(schedule="cosine", batch=16, epochs=10), images=100)._learning_rate
+    for step in (0, 7, 35, 70):  # seven batches an epoch
+        assert float(rate(step)) == pytest.approx(0.1 * (1 + np.cos(np.pi * step / 70)) / 2, abs=1e-8)
 
 
 def test_training_obeys_the_schedule() -> None:
@@ -124,12 +139,217 @@ class Watched:
         return self.bottlenecks[rows]
 
 
-def test_every_image_is_visited_once_an_epoch_in_an_order_of_its_own() -> None:
+def window_by_window(examples: Examples, images: int) -> dict[str, int]:
+    """The memory that makes windows of so many images."""
+    return {"memory": images * examples.bottlenecks[np.arange(1)].nbytes}
+
+
+def test_bottlenecks_that_fit_memory_are_read_once() -> None:
     plain = draw(1, 50)
     watched = Watched(plain.bottlenecks[np.arange(50)])
-    fit_head(SHAPE, Examples(watched, plain.labels), None, recipe(epochs=3, batch=16))
-    batches = watched.asked[-12:]  # before them Keras takes a look or two
-    assert [len(batch) for batch in batches] == [16, 16, 16, 2] * 3
-    epochs = [list(itertools.chain(*batches[start : start + 4])) for start in (0, 4, 8)]
-    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    fit_head(SHAPE, Examples(watched, plain.labels), None, recipe())
+    assert [rows for rows in watched.asked if len(rows) > 1] == [list(range(50))]
+
+
+def test_more_is_read_window_by_window_every_image_once_an_epoch_in_an_order_of_its_own() -> None:
+    plain = draw(1, 1000)
+    watched = Watched(plain.bottlenecks[np.arange(1000)])
+    fit_head(SHAPE, Examples(watched, plain.labels), None, recipe(**window_by_window(plain, 400)))
+    windows = [rows for rows in watched.asked if len(rows) > 1]
+    assert [len(rows) for rows in windows] == [400, 400, 200] * 3
+    epochs = [list(itertools.chain(*windows[start : start + 3])) for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(1000)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert all(max(epoch[:400]) - min(epoch[:400]) > 500 for epoch in epochs), "a window is of one place"
+
+
+def test_images_in_the_order_of_their_categories_are_mixed_well_enough_to_be_learnt() -> None:
+    drawn = draw(1, 3000, noise=0.5)
+    by_category = np.argsort(drawn.labels, kind="stable")
+    ordered = Examples(drawn.bottlenecks[by_category], drawn.labels[by_category])
+    accuracies = [
+        accuracy_and_loss(fit_head(SHAPE, ordered, None, recipe(**memory))[0], draw(2, 2000, noise=0.5))[0]
+        for memory in ({}, window_by_window(ordered, 1024))
+    ]
+    assert accuracies[0] > 0.85
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.02)
+
+
+def test_rows_of_a_store_are_learnt_as_rows_in_memory(tmp_path: Path) -> None:
+    drawn = draw(1, 600)
+    digests = np.array([f"{number:064}" for number in range(600)])
+    store = Store(tmp_path)
+    for start in range(0, 600, 200):
+        store.append(digests[start : start + 200], drawn.bottlenecks[np.arange(start, start + 200)], "drawn")
+    places = store.find(digests)
+    stored = Examples(store.rows(places.shard, places.row), drawn.labels)
+    wanted, _ = fit_head(SHAPE, drawn, None, recipe(**window_by_window(drawn, 256)))
+    found, _ = fit_head(SHAPE, stored, None, recipe(**window_by_window(drawn, 256)))
+    assert_same(found, wanted)
+
+
+def assert_same(one: Head, other: Head) -> None:
+    for a, b in zip(one.model.get_weights(), other.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+EVERYTHING = {
+    "epochs": 5, "momentum": 0.9, "schedule": "cosine", "learning_rate": 0.02, "mixup": 0.3,
+    "label_smoothing": 0.1, "imbalance": "balanced",
+}  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_a_training_killed_after_any_epoch_goes_on_to_the_same_head(
+    windows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, select = draw(1, 300, noise=1.0), draw(2, 60, noise=1.0)
+    told = recipe(**EVERYTHING | (window_by_window(train, 128) if windows else {}))
+    wanted, history = fit_head(SHAPE, train, select, told)
+    write = fit._Progress._write
+
+    def write_and_die(self: fit._Progress, file: Path) -> None:
+        write(self, file)
+        if self.epoch in (1, 4):
+            raise Killed
+
+    monkeypatch.setattr(fit._Progress, "_write", write_and_die)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            fit_head(SHAPE, train, select, told, work=tmp_path)
+    found, same_history = fit_head(SHAPE, train, select, told, work=tmp_path)
+    assert_same(found, wanted)
+    assert same_history == history
+    assert [file.name for file in tmp_path.iterdir()] == ["_checkpoint.npz"]
+
+
+def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
+    head, _ = fit_head(SHAPE, draw(1, 48), draw(2, 30), recipe(), work=tmp_path)
+    watched = Watched(draw(1, 48).bottlenecks[np.arange(48)])
+    again, history = fit_head(
+        SHAPE, Examples(watched, draw(1, 48).labels), draw(2, 30), recipe(), work=tmp_path
+    )
+    assert_same(again, head)
+    assert len(history["loss"]) == 3
+
+
+def objective(labels: np.ndarray, loss: Any = None, **changes: Any) -> Any:
+    model = build_head(SHAPE)
+    return fit._objective(recipe(**changes), labels, model, loss)
+
+
+LABELS = np.array([0] * 6 + [1] * 3 + [2], np.int32)  # ten images
+LOGITS = np.random.default_rng(0).normal(0, 2, (10, 3)).astype(np.float32)
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return -(targets * log_softmax(logits.astype(np.float64), axis=1)).sum(axis=1)
+
+
+def test_losses_are_those_of_the_formulas() -> None:
+    one_hot = np.eye(3)[LABELS]
+    share = np.array([0.6, 0.3, 0.1])
+    wanted = {
+        "plain": ({}, cross_entropy(LOGITS, one_hot)),
+        "smoothing": ({"label_smoothing": 0.3}, cross_entropy(LOGITS, 0.7 * one_hot + 0.1)),
+        "weights": (
+            {"imbalance": "class_weights"},
+            cross_entropy(LOGITS, one_hot) * (10 / 3 / np.array([6, 3, 1]))[LABELS],
+        ),
+        "adjusted": (
+            {"imbalance": "logit_adjustment", "adjustment": 1.5},
+            cross_entropy(LOGITS + 1.5 * np.log(share), one_hot),
+        ),
+    }
+    for name, (changes, losses) in wanted.items():
+        found = np.asarray(objective(LABELS, **changes)([LOGITS], LABELS))
+        np.testing.assert_allclose(found, losses, rtol=1e-5, err_msg=name)
+
+
+def test_class_weights_have_mean_one_over_the_images() -> None:
+    ones = lambda outputs, labels: 0 * outputs[0][:, 0] + 1  # noqa: E731
+    weights = np.asarray(objective(LABELS, ones, imbalance="class_weights")([LOGITS], LABELS))
+    assert weights.mean() == pytest.approx(1)
+    assert weights[[0, 6, 9]] == pytest.approx([10 / 18, 10 / 9, 10 / 3])
+
+
+def test_balanced_sampling_draws_every_category_as_often() -> None:
+    labels = np.repeat([0, 1, 2], [8000, 1900, 100])
+    order = fit._order(np.random.default_rng(0), labels, recipe(imbalance="balanced"))
+    assert len(order) == 10_000
+    np.testing.assert_allclose(np.bincount(labels[order]) / 10_000, 1 / 3, atol=0.02)
+
+
+def test_every_level_is_learnt_and_the_finest_selects() -> None:
+    drawn, select = draw(1, 400), draw(2, 100)
+    parents = ((0, 0), (0, 0, 1))  # categories 0 and 1 lie under the same parent
+    shape = dataclasses.replace(SHAPE, kind="multitask", parents=parents)
+
+    def with_levels(examples: Examples) -> Examples:
+        levels = np.stack([examples.labels == 2, examples.labels], axis=1).astype(np.int32)
+        return Examples(examples.bottlenecks, levels)
+
+    head, history = fit_head(shape, with_levels(drawn), with_levels(select), recipe(epochs=10))
+    for logits, truth in zip(head.outputs(select.bottlenecks[:]), with_levels(select).labels.T, strict=True):
+        assert (logits.argmax(axis=1) == truth).mean() > 0.95
+    right = head.logits(select.bottlenecks[:]).argmax(axis=1) == select.labels
+    assert max(history["val_accuracy"]) == right.mean()
+
+
+def test_a_loss_of_the_callers_own_is_minimised() -> None:
+    """One that wants category 0, whatever the label."""
+    head, _ = fit_head(
+        SHAPE, draw(1, 96), None, recipe(), loss=lambda outputs, labels: -ops.log_softmax(outputs[0])[:, 0]
+    )
+    assert (head.logits(draw(2, 50).bottlenecks[:]).argmax(axis=1) == 0).all()
+
+
+def test_wrong_labels_are_suspected() -> None:
+    clean, noisy = draw(1, 600), draw(1, 600)
+    wrong = np.random.default_rng(5).random(600) < 0.1
+    noisy = Examples(clean.bottlenecks, (clean.labels + wrong) % 3)
+    fold = np.arange(600) % 2 == 0
+    found = fit.suspects(SHAPE, noisy, fold, recipe(epochs=10), share=wrong.mean())
+    assert found.sum() == wrong.sum()
+    assert wrong[found].mean() > 0.9
+
+
+def test_in_bfloat16_the_head_is_still_of_float32_and_as_good() -> None:
+    head, _ = fit_head(SHAPE, draw(1, 600), None, recipe(epochs=10, bfloat16=True))
+    assert {weight.dtype for weight in head.model.get_weights()} == {np.dtype(np.float32)}
+    assert head.model.get_layer("hidden1").compute_dtype == "float32"
+    assert accuracy_and_loss(head, draw(3, 300))[0] > 0.95
+
+
+def test_with_jax_a_head_is_learnt_goes_on_and_is_the_same_again(tmp_path: Path) -> None:
+    pytest.importorskip("jax", reason="the backend is not installed")
+    script = """
+import sys, pathlib, keras
+import test_fit as t
+train, select = t.draw(1, 256), t.draw(2, 64)
+told = t.recipe(**t.EVERYTHING | t.window_by_window(train, 128) | {"epochs": 3})
+wanted, history = t.fit_head(t.SHAPE, train, select, told)
+work = pathlib.Path(sys.argv[1])
+write = t.fit._Progress._write
+def write_and_die(self, file):
+    write(self, file)
+    if self.epoch == 1: raise t.Killed
+t.fit._Progress._write = write_and_die
+try: t.fit_head(t.SHAPE, train, select, told, work=work)
+except t.Killed: pass
+found, _ = t.fit_head(t.SHAPE, train, select, told, work=work)
+t.assert_same(found, wanted)
+assert keras.backend.backend() == "jax" and t.accuracy_and_loss(found, t.draw(3, 300))[0] > 0.9
+"""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env=os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": f"{here}:{here.parent}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

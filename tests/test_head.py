@@ -119,6 +119,11 @@ def test_structure_is_told_in_plain_json(head: Head, tmp_path: Path) -> None:
         "dropout": 0.5,
         "scale": 3.5,
         "fingerprint": "mobilenet-32-abc",
+        "kind": "flat",
+        "parents": [],
+        "selector": 0,
+        "images": 1,
+        "hierarchical": False,
     }
 
 

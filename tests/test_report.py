@@ -39,6 +39,11 @@ def part(**changes: Any) -> dict[str, Any]:
         "accepted": 966,
         "accepted_precision": 0.9161,
         "levels": {"level1": {"top1": 0.81, "top5": 0.93}, "level2": {"top1": 0.614, "top5": 0.8}},
+        "hierarchy": {
+            **{"own_outputs": False, "precision": 0.702, "recall": 0.698, "f1": 0.7},
+            "summed": {"level1": {"top1": 0.79, "top5": 0.92}, "level2": {"top1": 0.614, "top5": 0.8}},
+            "consistency": {"level1": 0.953, "level2": 1.0},
+        },
         "unseen": {"products": 1234, "precision": 0.58, "acceptance_rate_at_target": 0.44},
     }
     return figures | changes
@@ -225,6 +230,24 @@ def test_parts_levels_and_products_with_new_photos_are_told(run: Path) -> None:
     ):
         assert told in text
     assert "Test: products with no photo seen in training 1 234 58.0 %" in text
+
+
+def test_levels_stand_in_one_table_with_what_agrees_with_the_category(run: Path) -> None:
+    text = read(run).text
+    part_by_part = " ".join(["81.0 % 93.0 %"] * 4)
+    assert f"Level 1 (coarsest) {part_by_part} 95.3 %" in text
+    assert "output for the categories alone" in text and "categories summed" not in text
+    assert "70.2 % of the nodes on the way to the predicted categories are right" in text
+    assert "69.8 % of those on the way to the true ones are found" in text
+
+
+def test_head_of_levels_is_told_beside_the_sums_of_its_categories(run: Path) -> None:
+    levels = part()["hierarchy"] | {"own_outputs": True}
+    change(run, "evaluation/metrics.json", test=part(hierarchy=levels))
+    text = read(run).text
+    assert "Test, categories summed" in text and "The head has an output for every level." in text
+    part_by_part = " ".join(["81.0 % 93.0 %"] * 4)
+    assert f"Level 1 (coarsest) {part_by_part} 79.0 % 92.0 % 95.3 %" in text
 
 
 def test_every_image_is_accounted_for(run: Path) -> None:

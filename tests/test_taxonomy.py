@@ -45,6 +45,17 @@ def test_shallow_leaf_stands_for_itself_at_the_deeper_levels() -> None:
     assert [tree.label(index) for index in range(3)] == ["Gift", "Food / Vegetable", "Food / Fruit / Pear"]
 
 
+def test_parents_are_the_nodes_of_the_level_above_and_depth_counts_a_shallow_leaf_once() -> None:
+    tree = tree_of(gift="Gift", leek="Food/Vegetable", pear="Food/Fruit/Pear", soap="Home/Bath/Soap")
+    assert tree.nodes.tolist() == [[1, 0, 0, 2], [2, 1, 0, 3], [0, 1, 2, 3]]
+    assert tree.parents == ((0, 0, 0), (0, 0, 1, 2), (2, 1, 0, 3))
+    for level in (1, 2):
+        above = np.array(tree.parents[level])[tree.nodes[level]]
+        assert above.tolist() == tree.nodes[level - 1].tolist()
+    assert tree.depth.tolist() == [1, 2, 3, 3]
+    assert tree_of(a="a", b="b").depth.tolist() == [1, 1]
+
+
 def test_where_paths_name_categories_one_to_one_the_finest_name_is_the_category() -> None:
     assert tree_of(a="Food/Pear", b="Food/Leek").levels == 2
 

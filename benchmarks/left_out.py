@@ -1,0 +1,100 @@
+"""Categories that training has never seen: is an ancestor of theirs still found?
+
+    .venv/bin/python benchmarks/left_out.py --workspace W --run R [--share 0.1] [--seeds 3]
+                                            [--set head.kind=taxonnet]
+
+Takes a finished run's bottlenecks, leaves a drawn share of the categories out of training and validation,
+trains the head of the settings on the rest, and asks it about all products of the categories left out, and
+about the validation products of those that stayed (which also chose the epoch). Right at a level is the node
+with the most probability, leaf probabilities summed up the tree; and by the level's own output, where the
+head has one. Prints a table.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from measure import table
+
+from features.artifact import open_artifact
+from models.answers import Answers, answer, product_bounds
+from models.fit import Examples, fit_head
+from models.hierarchy import found_ancestors, surviving_nodes
+from models.taxonomy import Taxonomy, read_taxonomy
+from pipeline.config import Config, load_config
+from pipeline.extract import Part, open_part
+from pipeline.run import saved_settings
+from pipeline.train import categories_of, labels_of, loss_of, recipe_of, shape_of
+
+
+def main() -> None:
+    """Measures every seed, prints means over them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], dest="sets")
+    options = parser.parse_args()
+    config = load_config(sets=tuple(options.sets), base=saved_settings(options.workspace, options.run))
+    told = [
+        measure(options.workspace, options.run, config, options.share, seed) for seed in range(options.seeds)
+    ]
+    mean = pd.concat(told).groupby(["output", "level"], sort=False).mean().reset_index()
+    rows = [
+        [
+            f"level {row.level}, {row.output}",
+            f"{row.left_out:.1f}",
+            *(f"{100 * x:.1f} %" for x in (row.found, row.known)),
+        ]
+        for row in mean.itertuples()
+    ]
+    print(table(["node", "products left out", "found", "found of categories that stayed"], rows))
+
+
+def measure(workspace: Path, run: str, config: Config, share: float, seed: int) -> pd.DataFrame:
+    """One draw of categories: for each level and output `left_out` products, `found` of them, and `known`."""
+    path = workspace / "runs" / run
+    records, bottlenecks = (open_artifact(path / kind, kind) for kind in ("records", "bottlenecks"))
+    full, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
+    out = np.random.default_rng(seed).random(len(full.categories)) < share
+    kept = Taxonomy(full.categories[~out], full.names[~out])
+    parts = {split: open_part(bottlenecks, workspace / "store", split) for split in ("train", "val", "test")}
+
+    def stays(part: Part) -> np.ndarray:
+        return ~out[full.index(category.reindex(part.product_id).to_numpy())]
+
+    learnt, val = (parts[split].only(stays(parts[split])) for split in ("train", "val"))
+    shape = shape_of(learnt, kept, bottlenecks.summary["fingerprint"], config)
+    labels = labels_of(category, kept, shape)
+    examples = [Examples(part.rows.load(), labels(part.product_id)) for part in (learnt, val)]
+    recipe = replace(recipe_of(config), seed=seed)
+    loss = loss_of(kept, config.head)
+    head, _ = fit_head(shape, *examples, recipe, loss)
+
+    def ask(part: Part) -> tuple[np.ndarray, Answers]:
+        bounds = product_bounds(part.product_id)
+        truth = full.index(category.reindex(part.product_id[bounds[:-1]]).to_numpy())
+        return truth, answer(head, part.rows, bounds, kept, temperature=1.0)
+
+    surviving = surviving_nodes(full, kept)
+    strangers = [ask(part.only(~stays(part))) for part in parts.values()]
+    known = ask(val)
+    rows = []
+    for output in ("level_top", "own_top"):
+        if getattr(known[1], output).shape[1] == 0:
+            continue
+        truth = np.concatenate([truth for truth, _ in strangers])
+        first = np.concatenate([getattr(answers, output)[:, :, 0] for _, answers in strangers])
+        told = found_ancestors(truth, first, surviving).rename(columns={"products": "left_out"})
+        told["known"] = found_ancestors(known[0], getattr(known[1], output)[:, :, 0], surviving)["found"]
+        rows.append(told.assign(output={"level_top": "summed", "own_top": "own output"}[output]))
+    return pd.concat(rows)
+
+
+if __name__ == "__main__":
+    main()

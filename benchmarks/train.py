@@ -1,0 +1,196 @@
+"""Training at full width: images a second beside scikit-learn and beside the machine's own matrix products.
+
+    .venv/bin/python benchmarks/train.py [--images 200000] [--stored 2000000]
+
+2048-1024-1024-5270, batch 256, drawn bottlenecks.
+
+    floor    NumPy's products of one step alone: forward, by weights and by inputs (not by those of the first
+             layer), as often as a step needs them, in float32, on the machine's cores
+    peer     scikit-learn's MLPClassifier, SGD, by partial_fit on 20 batches; it computes in the type it is given,
+             and makes float64 of float16
+    ours     fit_head, an epoch: the seconds of two epochs less those of one, so that the start does not count
+
+The memory is the largest resident size of a process that trains one epoch from a store of `--stored`
+bottlenecks on disk. Writes benchmarks/results/train.json.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results" / "train.json"
+SIZES, BATCH = (2048, 1024, 1024, 5270), 256
+SHARD = 4096  # bottlenecks, as extract writes them
+
+
+def main() -> None:
+    """Measures every part in a process of its own, prints a table, writes the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--stored", type=int, default=2_000_000)
+    parser.add_argument("--part", help="measure only this one, and print its figures as JSON")
+    parser.add_argument("--store", type=Path)
+    options = parser.parse_args()
+    if options.part:
+        name, *argument = options.part.split(":")
+        print(json.dumps(PARTS[name](options, *argument)))
+        return
+    speeds = {part: _measured(part, options)[0]["images_per_second"] for part in SPEEDS}
+    rows = [
+        (part, f"{speed:,.0f}", f"{speed / speeds['floor']:.2f}", f"{speed / speeds['peer:float32']:.2f}")
+        for part, speed in speeds.items()
+    ]
+    print(measure.table(["", "images/s", "of the floor", "times the peer in float32"], rows))
+    with tempfile.TemporaryDirectory() as folder:
+        write_store(Path(folder), options.stored)
+        told, run = _measured("stored", options, "--store", folder)
+    paper, default = speeds["ours:paper:auto"], speeds["ours:default:auto"]
+    verdicts = [
+        measure.verdict("the paper's recipe, of the peer's speed in float32",
+                        paper / speeds["peer:float32"], 3, "x", at_least=True),
+        measure.verdict("the default recipe, of the peer's speed in float32",
+                        default / speeds["peer:float32"], 3, "x", at_least=True),
+        measure.verdict("the paper's recipe in float32, of the floor",
+                        speeds["ours:paper:float32"] / speeds["floor"], 0.6, "", at_least=True),
+        measure.verdict("the default recipe, of the floor", default / speeds["floor"], 0.6, "", at_least=True),
+        measure.verdict(f"peak memory of {options.stored:,} stored bottlenecks", run.peak / 1e9, 3, " GB"),
+    ]  # fmt: skip
+    results = {
+        "conditions": measure.conditions("tensorflow", "keras", "numpy", "scikit-learn"),
+        "images": options.images,
+        "images_per_second": {part: round(speed) for part, speed in speeds.items()},
+        "stored": {"images": options.stored, "peak_gb": round(run.peak / 1e9, 2), **told},
+        "verdicts": verdicts,
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _measured(part: str, options: argparse.Namespace, *more: str) -> tuple[dict[str, Any], measure.Run]:
+    command = [sys.executable, __file__, "--part", part, "--images", str(options.images), *more]
+    run = measure.run(command)
+    return json.loads(run.output.splitlines()[-1]), run
+
+
+def draw(images: int, width: int = SIZES[0]) -> tuple[np.ndarray, np.ndarray]:
+    """(n, width) float16 bottlenecks, of a normal distribution, and (n,) categories that they do not tell."""
+    rng = np.random.default_rng(0)
+    rows = np.empty((images, width), np.float16)
+    for start in range(0, images, SHARD):
+        rows[start : start + SHARD] = rng.standard_normal((min(SHARD, images - start), width), np.float32)
+    return rows, rng.integers(0, SIZES[-1], images)
+
+
+def floor(options: argparse.Namespace) -> dict[str, Any]:
+    """The products of a step, 60 times."""
+    rng = np.random.default_rng(0)
+    layers = list(zip(SIZES, SIZES[1:], strict=False))
+    values = [rng.standard_normal((BATCH, size), np.float32) for size in SIZES]
+    weights = [rng.standard_normal(layer, np.float32) for layer in layers]
+    slopes = [np.empty(layer, np.float32) for layer in layers]
+    outputs = [np.empty((BATCH, size), np.float32) for size in SIZES]
+
+    def step() -> None:
+        for number, weight in enumerate(weights):
+            np.matmul(values[number], weight, out=outputs[number + 1])
+        for number in reversed(range(len(weights))):
+            np.matmul(values[number].T, values[number + 1], out=slopes[number])
+            if number:
+                np.matmul(values[number + 1], weights[number].T, out=outputs[number])
+
+    return {"images_per_second": _per_second(step, 60)}
+
+
+def peer(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
+    """scikit-learn on 20 batches."""
+    from sklearn.neural_network import MLPClassifier
+
+    rows, categories = draw(20 * BATCH)
+    rows = rows.astype(dtype)
+    network = MLPClassifier(
+        SIZES[1:-1], solver="sgd", batch_size=BATCH, learning_rate_init=0.1, momentum=0, alpha=0
+    )
+    network.partial_fit(rows[:BATCH], categories[:BATCH], classes=np.arange(SIZES[-1]))
+    return {"images_per_second": 20 * _per_second(lambda: network.partial_fit(rows, categories), 1)}
+
+
+def _per_second(step: Any, times: int) -> float:
+    """Images a second, a batch a step."""
+    if times > 1:
+        step()  # the first one wakes the threads
+    began = time.perf_counter()
+    for _ in range(times):
+        step()
+    return BATCH * times / (time.perf_counter() - began)
+
+
+def ours(options: argparse.Namespace, recipe: str, precision: str) -> dict[str, Any]:
+    """One epoch more."""
+    rows, categories = draw(options.images)
+    seconds = [_train(rows, categories, recipe, precision, epochs) for epochs in (1, 2)]
+    return {"images_per_second": options.images / (seconds[1] - seconds[0])}
+
+
+def stored(options: argparse.Namespace) -> dict[str, Any]:
+    """One epoch from the disk."""
+    from features.bottlenecks import Store
+
+    rows = every_row(Store(options.store))
+    categories = np.random.default_rng(0).integers(0, SIZES[-1], len(rows))
+    return {"seconds": round(_train(rows, categories, "default", "auto", 1))}
+
+
+def _train(rows: Any, categories: np.ndarray, recipe: str, precision: str, epochs: int) -> float:
+    """Seconds."""
+    from features.backbones import start_tensorflow
+
+    start_tensorflow()
+    from models.fit import Examples, fit_head
+    from models.head import HeadShape
+    from pipeline.config import load_config
+    from pipeline.train import recipe_of
+
+    config = load_config(
+        sets=(f"head.recipe={recipe}", f"train.precision={precision}", f"train.epochs={epochs}")
+    )
+    standardized = config.training()["standardized"]
+    shape = HeadShape(SIZES[0], SIZES[-1], SIZES[1:-1], 0.5, 1.0, "", standardized=standardized)
+    began = time.perf_counter()
+    fit_head(shape, Examples(rows, categories), None, recipe_of(config))
+    return time.perf_counter() - began
+
+
+def write_store(path: Path, images: int) -> None:
+    """A store of so many bottlenecks, in shards; each has the drawn numbers of the others in another order."""
+    from features.bottlenecks import Store
+
+    rows, _ = draw(SHARD)
+    store, rng = Store(path), np.random.default_rng(1)
+    for start in range(0, images, SHARD):
+        digests = np.array([f"{number:064x}" for number in range(start, min(start + SHARD, images))])
+        store.append(digests, rows[rng.permutation(SHARD)[: len(digests)]], "drawn")
+
+
+def every_row(store: Any) -> Any:
+    """All the bottlenecks of a store, shard after shard."""
+    sizes = {name: len(store._array(name)) for name in store.shards()}
+    row = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes.values()])
+    return store.rows(np.repeat(list(sizes), list(sizes.values())), row)
+
+
+PARTS = {"floor": floor, "peer": peer, "ours": ours, "stored": stored}
+SPEEDS = (
+    "floor", "peer:float32", "peer:float64",
+    "ours:paper:float32", "ours:paper:auto", "ours:default:float32", "ours:default:auto",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    main()

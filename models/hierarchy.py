@@ -1,0 +1,132 @@
+"""What the tree adds to a head: softmax along it, measures that know it, ancestors of unknown categories.
+
+       root                  nodes are numbered within each level, see models/taxonomy.py;
+     ┌───┴────┐              a shallow leaf stands for itself at the deeper levels, where it is
+   food      home    1       an only child: its softmax over siblings is 1, and as an ancestor of
+  ┌──┴──┐     │              itself it counts once
+leek   pear  soap    2
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from models.taxonomy import Taxonomy
+
+
+def leaf_log_probabilities(scores: Sequence[Any], parents: tuple[tuple[int, ...], ...]) -> Any:
+    """Hierarchical softmax: log p(leaf) = sum over its path of score - log sum exp over the siblings' scores.
+
+    Morin and Bengio, AISTATS 2005, on a given tree. They serve as logits: their softmax is p(leaf) again.
+
+    Args:
+        scores: (n, nodes) tensor of each level, from coarse to fine.
+        parents: Taxonomy.parents.
+
+    Returns:
+        (n, C) float32 tensor.
+    """
+    from keras import ops
+
+    total: Any = None
+    families = 1
+    for told, parent in zip(scores, parents, strict=True):
+        level = ops.transpose(ops.cast(told, "float32"))  # segments are rows
+        mother = ops.convert_to_tensor(np.array(parent, np.int32))
+        # Against underflow in families whose scores are all low. It changes no value: no gradient.
+        top = ops.stop_gradient(ops.segment_max(level, mother, num_segments=families))
+        shifted = level - ops.take(top, mother, axis=0)
+        family = ops.segment_sum(ops.exp(shifted), mother, num_segments=families)
+        given = shifted - ops.take(ops.log(family), mother, axis=0)  # log p(node | its parent)
+        total = given if total is None else given + ops.take(total, mother, axis=0)
+        families = len(parent)
+    return ops.transpose(total)
+
+
+@dataclass(frozen=True)
+class HierarchicalScores:
+    """How much of the true path is in the predicted one, over all products."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def hierarchical_scores(truth: np.ndarray, predicted: np.ndarray, taxonomy: Taxonomy) -> HierarchicalScores:
+    """Set-based precision, recall and F1: a category stands for itself and its ancestors, without the root.
+
+    precision = sum |P ∩ T| / sum |P|, recall = sum |P ∩ T| / sum |T| over the products, P the predicted path,
+    T the true one (Kiritchenko, Matwin, Nock and Famili 2006; hP and hR in Kosmopoulos et al., DMKD 2015).
+
+    Args:
+        truth: (n,) int categories; -1 for one that is not in the tree: nothing of its path is found, and it
+            counts as deep as the tree.
+        predicted: (n,) int categories.
+        taxonomy: their tree.
+
+    Raises:
+        ValueError: no product, or different lengths.
+    """
+    if len(truth) != len(predicted) or len(truth) == 0:
+        raise ValueError(
+            f"{len(truth)} categories for {len(predicted)} predictions; expected one each, 1 at least"
+        )
+    shared = np.zeros(len(truth), np.int64)
+    for level in taxonomy.nodes[:-1]:  # two different categories share coarse nodes only
+        shared += level[truth] == level[predicted]
+    shared = np.where(truth == predicted, taxonomy.depth[truth], shared)
+    true_depth = np.where(truth >= 0, taxonomy.depth[truth], taxonomy.levels)
+    common = int(shared[truth >= 0].sum())
+    precision = common / int(taxonomy.depth[predicted].sum())
+    recall = common / int(true_depth.sum())
+    return HierarchicalScores(precision, recall, 2 * precision * recall / ((precision + recall) or 1))
+
+
+def consistency(level_first: np.ndarray, predicted: np.ndarray, taxonomy: Taxonomy) -> list[float]:
+    """For each level the share of products whose predicted category lies under the level's predicted node.
+
+    Args:
+        level_first: (n, N) int, most likely node of each level, n at least 1.
+        predicted: (n,) int categories.
+        taxonomy: their tree.
+    """
+    under = taxonomy.nodes.T[predicted] == level_first
+    return [float(share) for share in under.mean(axis=0)]
+
+
+def surviving_nodes(full: Taxonomy, kept: Taxonomy) -> np.ndarray:
+    """(N, C of full) int32: the node of `kept` that each category of `full` lies under, by names; -1: none.
+
+    For categories left out of training (`kept` lacks them): where a head could still have put them.
+    """
+    found = np.full(full.nodes.shape, -1, np.int32)
+    for level in range(min(full.levels, kept.levels)):
+        number: dict[tuple[str, ...], int] = {}
+        for names, node in zip(kept.names, kept.nodes[level], strict=True):
+            number[tuple(names[: level + 1])] = int(node)
+        found[level] = [number.get(tuple(names[: level + 1]), -1) for names in full.names]
+    return found
+
+
+def found_ancestors(truth: np.ndarray, level_first: np.ndarray, surviving: np.ndarray) -> pd.DataFrame:
+    """Of products of categories left out of training: is an ancestor still found?
+
+    Args:
+        truth: (n,) int, categories of the full tree.
+        level_first: (n, N) int, predicted node of each level of the kept tree.
+        surviving: (N, C) of `surviving_nodes`.
+
+    Returns:
+        A row for each level: `level`, `products` (whose ancestor there has other categories), `found` (share
+        of these; NaN of none).
+    """
+    node = surviving[:, truth]
+    possible = node >= 0
+    hit = possible & (node == level_first.T)
+    products = possible.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        share = hit.sum(axis=1) / products
+    return pd.DataFrame({"level": np.arange(1, len(node) + 1), "products": products, "found": share})

@@ -1,0 +1,69 @@
+"""Losses of a head, made of keras.ops: (outputs, labels) → (n,) nats.
+
+    flat     outputs [(n, C) logits]           labels (n,) int
+    levels   outputs [(n, nodes) logits, …]    labels (n, N) int, a node of each level, coarse to fine
+
+The outputs are a list, of one for a flat head.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from models.taxonomy import Taxonomy
+
+Loss = Callable[[Any, Any], Any]
+
+
+def weighted_levels(weights: Sequence[float]) -> Loss:
+    """Cross-entropy of each level times its weight, summed.
+
+    Args:
+        weights: (N,), from coarse to fine.
+    """
+
+    def loss(outputs: Any, labels: Any) -> Any:
+        total: Any = 0.0
+        for level, (weight, logits) in enumerate(zip(weights, outputs, strict=True)):
+            logits = ops.cast(logits, "float32")
+            told = ops.sparse_categorical_crossentropy(labels[:, level], logits, from_logits=True)
+            total = total + weight * told
+        return total
+
+    return loss
+
+
+def soft_tree(taxonomy: Taxonomy, beta: float) -> Loss:
+    """Cross-entropy against targets softened along the tree, for a flat head.
+
+        target(c | true category t) ∝ exp(-beta · d(c, t)),   d = height of their lowest common ancestor / N
+
+    Bertinetto et al., "Making Better Mistakes", CVPR 2020 (soft labels): the larger beta, the nearer to one
+    category alone. All leaves lie at depth N: a shallow one stands for itself at the deeper levels.
+
+    Targets are made for the batch, from the ancestors of its labels: (n, C), 5 MB at 256 · 5,270. All of them
+    would be 111 MB of constants for a gather of the same size.
+
+    Args:
+        taxonomy: of the C categories.
+        beta: 0 or more.
+    """
+    levels = taxonomy.levels
+    # What a category gains by sharing one level more with the true one; at level 0, the root, all share.
+    height = np.exp(-beta * np.arange(levels, -1, -1) / levels)
+    gain = np.diff(height, prepend=0.0).tolist()
+
+    def loss(outputs: Any, labels: Any) -> Any:
+        (logits,) = outputs
+        log_p = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
+        target: Any = gain[0]
+        for node, more in zip(taxonomy.nodes, gain[1:], strict=True):
+            nodes = ops.convert_to_tensor(node)
+            own = ops.take(nodes, labels, axis=0)
+            same = ops.equal(ops.expand_dims(nodes, 0), ops.expand_dims(own, 1))
+            target = target + more * ops.cast(same, "float32")
+        return -ops.sum(target * log_p, axis=-1) / ops.sum(target, axis=-1)
+
+    return loss

@@ -1,0 +1,70 @@
+"""Losses against NumPy over small trees."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from trees import tree_of, uneven_tree
+
+from models.losses import soft_tree, weighted_levels
+from models.taxonomy import Taxonomy
+
+pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
+
+
+def targets_by_hand(tree: Taxonomy, beta: float) -> np.ndarray:
+    """(C, C): row t is the target of category t, from the height of the lowest common ancestor."""
+    count, levels = len(tree.categories), tree.levels
+    weight = np.empty((count, count))
+    for a in range(count):
+        for b in range(count):
+            shared = 0
+            while shared < levels and tuple(tree.names[a][: shared + 1]) == tuple(
+                tree.names[b][: shared + 1]
+            ):
+                shared += 1
+            weight[a, b] = np.exp(-beta * (levels - shared) / levels)
+    return weight / weight.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 10.0, 30.0])
+@pytest.mark.parametrize("tree", [uneven_tree(), tree_of({"a": "a", "b": "b"})], ids=["uneven", "one level"])
+def test_soft_targets_are_those_of_a_brute_force(tree: Taxonomy, beta: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, len(tree.categories), 20)
+    logits = rng.normal(0, 3, (20, len(tree.categories))).astype(np.float32)
+    found = np.asarray(soft_tree(tree, beta)([logits], labels))
+    expected = -(targets_by_hand(tree, beta)[labels] * log_softmax(logits.astype(np.float64), axis=1)).sum(
+        axis=1
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_steep_soft_targets_are_plain_cross_entropy_and_flat_ones_ignore_the_label() -> None:
+    tree = uneven_tree()
+    logits = np.random.default_rng(1).normal(0, 2, (8, 8)).astype(np.float32)
+    labels = np.arange(8)
+    plain = -log_softmax(logits, axis=1)
+    np.testing.assert_allclose(
+        np.asarray(soft_tree(tree, 200.0)([logits], labels)), plain[labels, labels], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.asarray(soft_tree(tree, 0.0)([logits], labels)), plain.mean(axis=1), rtol=1e-5
+    )
+
+
+def test_losses_of_levels_are_added_with_their_weights() -> None:
+    rng = np.random.default_rng(2)
+    outputs = [rng.normal(0, 2, (6, nodes)).astype(np.float32) for nodes in (2, 4, 5)]
+    labels = np.stack([rng.integers(0, nodes, 6) for nodes in (2, 4, 5)], axis=1).astype(np.int32)
+    expected = sum(
+        weight * -log_softmax(logits, axis=1)[np.arange(6), labels[:, level]]
+        for level, (weight, logits) in enumerate(zip((0.5, 0.0, 2.0), outputs, strict=True))
+    )
+    np.testing.assert_allclose(
+        np.asarray(weighted_levels((0.5, 0.0, 2.0))(outputs, labels)), expected, rtol=1e-5
+    )
+
+
+def test_weights_for_another_number_of_levels_are_refused() -> None:
+    with pytest.raises(ValueError):
+        weighted_levels((1.0, 1.0))([np.zeros((1, 2), np.float32)], np.zeros((1, 1), np.int32))
