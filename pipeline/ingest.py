@@ -50,7 +50,7 @@ from pipeline.workers import local_workers
 from pipeline.write import DIGESTS, IMAGES, PIECE, UNITS_A_BATCH, write_unit
 
 VERSION = 2
-PIECE_ROWS = 250_000  # rows of the plan in memory at a time, about 150 bytes each
+PIECE_ROWS = 100_000  # rows of the plan in memory at a time, about 150 bytes each
 TABLE_ROWS = 2**20  # rows of a table made at a time
 REJECTS = pa.schema(
     [("product_id", pa.string()), ("image_index", pa.int32())]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from features.errors import ShelfmarkError
 from features.files import Place, Remote, place, sizes, writing
 from pipeline.stage import Progress, log
-from pipeline.workers import WorkerDied, local_workers, run_here
+from pipeline.workers import WorkerDied, give_back, local_workers, run_here
 
 # named, because DirectRunner would first try to download another one
 LOCAL = [
@@ -81,6 +81,7 @@ def run_units(
     ):
         if workers and len(missing) > 1:
             workers.prepare(do)  # while Beam is imported
+        give_back()  # of what was done before
         _run_pipeline(missing, do, str(folder), beam)
 
 
