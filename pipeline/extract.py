@@ -16,11 +16,12 @@ import pandas as pd
 import pyarrow as pa
 
 from features.artifact import Artifact
-from features.backbones import Backbone, extract
+from features.backbones import Backbone
 from features.bottlenecks import Store, StoredRows
+from features.engines import Calibration, choose_engine, extract
 from features.errors import ShelfmarkError
 from features.files import Place
-from features.records import read_images
+from features.records import Piece, read_pieces
 from pipeline.config import Extract
 from pipeline.stage import Progress, stage
 from pipeline.units import write_table
@@ -45,8 +46,8 @@ def extract_records(
     def make(work: Path) -> Mapping[str, Any]:
         images = pd.read_parquet(records.file("images.parquet"))
 
-        def read(rows: np.ndarray) -> Iterator[bytes]:
-            return read_images(records.path, images.iloc[rows])
+        def read(rows: np.ndarray) -> Iterator[Piece]:
+            return read_pieces(records.path, images.iloc[rows])
 
         fill_store(shelf, images["image_digest"].to_numpy(), read, backbone, settings)
         places = shelf.find(images["image_digest"].to_numpy())
@@ -75,7 +76,7 @@ def extract_records(
 def fill_store(
     store: Store,
     digests: np.ndarray,
-    read: Callable[[np.ndarray], Iterator[bytes]],
+    read: Callable[[np.ndarray], Iterator[Piece]],
     backbone: Backbone,
     settings: Extract,
 ) -> int:
@@ -84,7 +85,7 @@ def fill_store(
     Args:
         store: of the backbone.
         digests: (n,) str.
-        read: positions in `digests` → their strict JPEGs, in order.
+        read: positions in `digests` → pieces of their strict JPEGs, in order.
         backbone: frozen.
         settings: the section [extract].
 
@@ -93,19 +94,27 @@ def fill_store(
     """
     first = ~pd.Series(digests).duplicated().to_numpy()
     missing = np.flatnonzero(first & (store.find(digests).row < 0))
+    if not len(missing):
+        return 0
+
+    def sample(most: int) -> Iterator[Piece]:
+        return read(missing[:: -(-len(missing) // most)])
+
+    calibration = Calibration(store.path, sample)
+    engine = choose_engine(backbone, settings.batch, settings.engine, settings.precision, calibration)
     with Progress("extract", len(missing)) as progress:
         for start in range(0, len(missing), settings.shard_images):
             rows = missing[start : start + settings.shard_images]
             seen = _told(read(rows), start, progress)
-            bottlenecks = extract(backbone, seen, len(rows), settings.batch)
-            store.append(digests[rows], bottlenecks, engine="tensorflow float32")
+            store.append(digests[rows], extract(engine, seen, len(rows)), engine=engine.told)
     return len(missing)
 
 
-def _told(jpegs: Iterator[bytes], done: int, progress: Progress) -> Iterator[bytes]:
-    for number, jpeg in enumerate(jpegs, start=done):
-        progress.to(number)
-        yield jpeg
+def _told(pieces: Iterator[Piece], done: int, progress: Progress) -> Iterator[Piece]:
+    for piece in pieces:
+        progress.to(done)
+        done += len(piece.starts)
+        yield piece
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from features.bottlenecks import Store
 from features.errors import ShelfmarkError
 from features.files import MARK, Place, copy_tree, remove, write_whole
 from features.product import PARTS
-from features.records import read_images
+from features.records import read_pieces
 from models.bundle import (
     BACKBONE,
     BACKBONE_WEIGHTS,
@@ -167,7 +167,7 @@ def _with_own_backbone(
     shelf = Store(store / bundle.fingerprint)
 
     def read(rows: np.ndarray) -> Any:
-        return read_images(records.path, images.loc[part.image_digest[rows]])
+        return read_pieces(records.path, images.loc[part.image_digest[rows]])
 
     fill_store(shelf, part.image_digest, read, bundle.backbone(), settings)
     places = shelf.find(part.image_digest)
