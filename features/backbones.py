@@ -12,7 +12,6 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +21,11 @@ import numpy as np
 from features.errors import ShelfmarkError
 from features.files import write_whole
 from features.images import Limits
+from features.pixels import RESIZE
 
 if TYPE_CHECKING:
     import keras
-    import tensorflow as tf
 
-# Plain bilinear: bicubic and antialiased resizing cost a fifth more and gave a linear classifier on grocery
-# photos no better validation accuracy (0.618 plain, 0.605 antialiased, 0.611 bicubic; squashed, cropped,
-# padded: within 0.01).
-RESIZE = "bilinear"
 IMAGE_SIZES = {  # px, what the weights were trained at; 224 for the rest
     "inceptionv3": 299, "xception": 299, "inceptionresnetv2": 299, "nasnetlarge": 331,
     "efficientnetb1": 240, "efficientnetb2": 260, "efficientnetb3": 300, "efficientnetb4": 380,
@@ -183,66 +178,3 @@ def _weights_digest(network: "keras.Model") -> str:
         digest.update(repr((array.shape, str(array.dtype))).encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def read_pixels(jpegs: Iterable[bytes], size: int, batch: int) -> Iterator[np.ndarray]:
-    """Decodes and resizes images, in order.
-
-    Args:
-        jpegs: strict JPEGs, as records hold them.
-        size: px.
-        batch: images; a short last batch is filled up with black, so that every batch runs the same kernels.
-
-    Yields:
-        (batch, size, size, 3) uint8.
-
-    Raises:
-        Whatever `jpegs` raises.
-    """
-    import tensorflow as tf
-
-    failures: list[Exception] = []
-
-    def told() -> Iterator[bytes]:
-        try:
-            yield from jpegs
-        except Exception as error:  # TensorFlow would make an UnknownError of twenty lines of it
-            failures.append(error)
-
-    with tf.device("cpu"):
-        texts = tf.data.Dataset.from_generator(told, output_signature=tf.TensorSpec([], tf.string))
-        images = texts.map(_decoder(size), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        yield from images.batch(batch).map(_filler(size, batch)).prefetch(2).as_numpy_iterator()
-    if failures:
-        raise failures[0]
-
-
-def _decoder(size: int) -> "Callable[[tf.Tensor], tf.Tensor]":
-    """A JPEG → (size, size, 3) uint8."""
-    import tensorflow as tf
-
-    def decode(jpeg: tf.Tensor) -> tf.Tensor:
-        pixels = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
-        resized = tf.image.resize(pixels, (size, size), method=RESIZE)
-        return tf.cast(tf.round(tf.clip_by_value(resized, 0, 255)), tf.uint8)
-
-    return decode
-
-
-def _filler(size: int, batch: int) -> "Callable[[tf.Tensor], tf.Tensor]":
-    """(n, size, size, 3) with n up to `batch` → (batch, size, size, 3), black at the end."""
-    import tensorflow as tf
-
-    def fill(images: tf.Tensor) -> tf.Tensor:
-        images = tf.pad(images, [[0, batch - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]])
-        return tf.ensure_shape(images, (batch, size, size, 3))
-
-    return fill
-
-
-def extract(backbone: Backbone, jpegs: Iterable[bytes], count: int, batch: int) -> np.ndarray:
-    """(count, d) float16 bottlenecks of `count` images, in order."""
-    rows = np.empty((-(-count // batch) * batch, backbone.width), np.float16)
-    for number, pixels in enumerate(read_pixels(jpegs, backbone.image_size, batch)):
-        rows[number * batch : (number + 1) * batch] = backbone.bottlenecks(pixels)
-    return rows[:count]

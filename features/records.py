@@ -10,21 +10,27 @@ Writing needs no TensorFlow (workers start in a second instead of seven); readin
 """
 
 import functools
+import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
+import numpy as np
 
 from features.errors import ShelfmarkError
-from features.files import Place
+from features.files import Place, read_range
 from features.product import ProductImage
 
 if TYPE_CHECKING:
     import pandas as pd
     import tensorflow as tf
 
+HEAD, FOOT = 12, 4  # bytes of the frame before and after the Example
+GAP = 2**16  # bytes between neighbours that are read for nothing rather than in a read of their own
+PIECE = 4 * 2**20  # bytes read at once
 BYTES_LIST, INT64_LIST = b"\x0a", b"\x1a"  # tags of a Feature's kinds
 
 
@@ -94,19 +100,74 @@ def dataset(files: list[Path], batch: int) -> "tf.data.Dataset":
     return examples.map(lambda serialised: tf.io.parse_example(serialised, spec()))
 
 
-def read_images(folder: Place, rows: "pd.DataFrame") -> Iterator[bytes]:
-    """JPEGs of single records, in the order of the rows.
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring images in one bytes object, so that none of them is handled alone before TensorFlow cuts it."""
+
+    data: bytes
+    starts: np.ndarray  # (n,) int64, bytes from the beginning of `data`
+    lengths: np.ndarray  # (n,) int64, bytes
+    source: str  # for errors: where it was read
+    examples: bool  # Examples stand there; else JPEGs
+
+
+def read_pieces(folder: Place, rows: "pd.DataFrame") -> Iterator[Piece]:
+    """Records in the order of the rows, neighbours in one read.
 
     Args:
         folder: of the shards.
         rows: file, offset, length (bytes of the frame), as in images.parquet.
+
+    Raises:
+        ShelfmarkError: a record does not fit its checksum.
     """
-    changes = (rows["file"] != rows["file"].shift()).cumsum()
-    for _, run in rows.groupby(changes, sort=False):
-        with (folder / str(run["file"].iat[0])).open("rb") as shard:
-            for offset, length in zip(run["offset"], run["length"], strict=True):
-                shard.seek(offset)
-                yield image_of(unframe(shard.read(length)))
+    file, offset = rows["file"].to_numpy(dtype=object), rows["offset"].to_numpy(np.int64)
+    length = rows["length"].to_numpy(np.int64)
+    bounds = _bounds(file, offset, offset + length)
+    for first, last in itertools.pairwise(bounds):
+        its = slice(first, last)
+        begin = int(offset[first])
+        shard = folder / str(file[first])
+        data = read_range(shard, begin, int(offset[last - 1] + length[last - 1]) - begin)
+        starts = offset[its] - begin
+        for start, end in zip(starts.tolist(), (starts + length[its]).tolist(), strict=True):
+            unframe(data[start:end])  # 1.6 µs of the 12,000 µs that an image takes a core of the backbone
+        yield Piece(data, starts + HEAD, length[its] - HEAD - FOOT, str(shard), examples=True)
+
+
+def _bounds(file: np.ndarray, offset: np.ndarray, end: np.ndarray) -> list[int]:
+    """Where pieces begin among n records, and n: at another file, at a gap, and at every PIECE bytes."""
+    jumps = np.flatnonzero((file[1:] != file[:-1]) | (offset[1:] < end[:-1]) | (offset[1:] > end[:-1] + GAP))
+    runs = np.concatenate([[0], jumps + 1, [len(file)]]) if len(file) else np.zeros(1, np.int64)
+    begin = np.repeat(offset[runs[:-1]], np.diff(runs))
+    part = (end - begin) // PIECE
+    cuts = np.flatnonzero(part[1:] != part[:-1]) + 1
+    bounds: list[int] = np.union1d(runs, cuts).tolist()
+    return bounds
+
+
+def pieces_of(jpegs: Iterable[bytes], source: str) -> Iterator[Piece]:
+    """JPEGs that are at hand, in pieces of PIECE bytes or one image more.
+
+    Args:
+        jpegs: strict, as records hold them.
+        source: for errors: where they come from.
+    """
+    held: list[bytes] = []
+    size = 0
+    for jpeg in jpegs:
+        held.append(jpeg)
+        size += len(jpeg)
+        if size >= PIECE:
+            yield _joined(held, source)
+            held, size = [], 0
+    if held:
+        yield _joined(held, source)
+
+
+def _joined(jpegs: list[bytes], source: str) -> Piece:
+    lengths = np.array([len(jpeg) for jpeg in jpegs], np.int64)
+    return Piece(b"".join(jpegs), np.cumsum(lengths) - lengths, lengths, source, examples=False)
 
 
 def unframe(framed: bytes) -> bytes:
@@ -115,17 +176,10 @@ def unframe(framed: bytes) -> bytes:
     Raises:
         ShelfmarkError: length and checksums do not fit.
     """
-    example = framed[12:-4]
+    example = framed[HEAD:-FOOT]
     if frame(example) != framed:
         raise ShelfmarkError(
             "a record does not fit its checksum; expected an intact shard; "
             "remove the records directory and run again"
         )
     return example
-
-
-def image_of(example: bytes) -> bytes:
-    """The JPEG of a serialised Example."""
-    import tensorflow as tf
-
-    return tf.train.Example.FromString(example).features.feature["image"].bytes_list.value[0]

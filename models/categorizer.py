@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.backbones import Backbone, extract
+from features.engines import Engine, extract
 from features.errors import ShelfmarkError
 from features.images import Limits, Refused, normalise
+from features.records import pieces_of
 from models.answers import Answers, Rows, answer
 from models.confidence import ConfidenceModel
 from models.head import SET, Head
@@ -155,21 +156,19 @@ def unreadable(product_id: Sequence[str]) -> pd.DataFrame:
 
 def categorize_photos(
     categorizer: Categorizer,
-    backbone: Backbone,
+    engine: Engine,
     product_id: str,
     photos: Sequence[bytes],
     limits: Limits,
-    batch: int,
 ) -> tuple[pd.DataFrame, list[Refused | None]]:
     """The decision about one product from its photos' bytes.
 
     Args:
         categorizer: decides.
-        backbone: the categorizer's own.
+        engine: runs the categorizer's own backbone.
         product_id: told back.
         photos: as files hold them.
         limits: of image sizes.
-        batch: images a step of the backbone.
 
     Returns:
         One decision row, and for each photo why it was refused, or None.
@@ -184,6 +183,6 @@ def categorize_photos(
             refusals.append(refused)
     if not jpegs:
         return unreadable([product_id]), refusals
-    bottlenecks = extract(backbone, jpegs, len(jpegs), batch)
+    bottlenecks = extract(engine, pieces_of(jpegs, source=f"product {product_id}"), len(jpegs))
     answers = categorizer.answer(bottlenecks, np.array([0, len(jpegs)]))
     return categorizer.decide(np.array([product_id], dtype=object), answers), refusals

@@ -19,6 +19,7 @@ from features.bottlenecks import Digests, Store, digests_of
 from features.errors import ShelfmarkError
 from features.files import Place, remove
 from features.images import normalise
+from features.records import Piece, pieces_of
 from models.answers import product_bounds
 from models.bundle import Bundle
 from models.categorizer import unreadable
@@ -102,10 +103,10 @@ def _decide(looked: Look, index: plan.Index, bundle: Bundle, store: Store, confi
     """Decisions sorted by product."""
     images, digests = _readable(looked, index)
 
-    def read(chosen: np.ndarray) -> Iterator[bytes]:
+    def read(chosen: np.ndarray) -> Iterator[Piece]:
         limits, rows = limits_of(config.ingest), images.iloc[chosen]
-        for data in read_images(*(rows[name].to_list() for name in PLACE)):
-            yield normalise(data, limits).jpeg
+        photos = read_images(*(rows[name].to_list() for name in PLACE))
+        return pieces_of((normalise(data, limits).jpeg for data in photos), source="the source's photos")
 
     places = fill_store(store, digests, read, bundle.backbone, config.extract)
     rows = store.rows(places.names, places.shard, places.row)

@@ -69,6 +69,11 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+_engine = click.option(
+    "--engine",
+    type=click.Choice(["auto", "tensorflow", "openvino", "jax"]),
+    help="What runs the backbone; default: auto, the fastest that is here.",
+)
 _taxonomy = click.option("--taxonomy", type=PLACE, help="CSV of category_id, category_level1, …")
 
 
@@ -105,6 +110,7 @@ def _run(
     """The run, locked, with its settings: `fresh` over the defaults, else over the run's last ones."""
     import datetime
 
+    from features.engines import use_engine
     from pipeline.config import load_config
     from pipeline.run import begin_run, default_name, saved_settings
     from pipeline.stage import only_job
@@ -119,9 +125,10 @@ def _run(
         weights = str(Path(weights).absolute())  # later stages may be called from elsewhere
     options = {
         "backbone.name": given["backbone"], "backbone.weights": weights,
-        "backbone.image_size": given["image_size"], "seed": given["seed"],
+        "backbone.image_size": given["image_size"], "seed": given["seed"], "extract.engine": given["engine"],
     }  # fmt: skip
     config = load_config(file, sets, options, base={} if fresh else saved_settings(workspace, name))
+    use_engine(config.extract.engine)
     with only_job(workspace / "runs" / name):
         yield begin_run(workspace, name, config)
 
@@ -139,6 +146,7 @@ def _stage(function: Callable[..., None]) -> Callable[..., None]:
         **given: Any,
     ) -> None:
         settings = {option: given.pop(option) for option in ("backbone", "weights", "image_size", "seed")}
+        settings["engine"] = given.pop("engine", None)  # of the commands that extract
         fresh = function.__name__ in ("ingest", "retrain")
         if function.__name__ not in WITHOUT_TENSORFLOW:
             _start_tensorflow()
@@ -173,6 +181,7 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None
 
 
 @shelfmark.command()
+@_engine
 @_stage
 def extract(run: "Run") -> None:
     """Runs the frozen backbone over the images that the store lacks.
@@ -181,7 +190,7 @@ def extract(run: "Run") -> None:
 
     \b
     Example:
-      shelfmark extract --workspace shop
+      shelfmark extract --workspace shop --engine auto
     """
     from pipeline.extract import extract_records
 
@@ -262,6 +271,7 @@ def report(run: "Run") -> None:
 @shelfmark.command()
 @_sources
 @_taxonomy
+@_engine
 @_stage
 def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None:
     """Does the whole weekly run, and releases the bundle if it is better than the one in service.
@@ -288,6 +298,7 @@ def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> Non
     help="Directory with the release in service.",
 )
 @click.option("--output", type=PLACE, required=True, help="FILE.parquet for the decisions.")
+@_engine
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
@@ -297,6 +308,7 @@ def categorize(
     sources: tuple[str, ...],
     workspace: Place,
     output: Place,
+    engine: str | None,
     file: Path | None,
     sets: tuple[str, ...],
     debug: bool,
@@ -311,11 +323,14 @@ def categorize(
       shelfmark categorize catalogue.bson --workspace shop --output decisions.parquet
     """
     _start_tensorflow()
-    from pipeline.categorize import categorize as make
+    from features.engines import use_engine
     from pipeline.config import load_config
+
+    config = load_config(file, sets, {"extract.engine": engine})
+    use_engine(config.extract.engine)
+    from pipeline.categorize import categorize as make
     from pipeline.release import require_release
 
-    config = load_config(file, sets)
     counts = make(list(sources), require_release(workspace), workspace / "store", output, config, _beam())
     print(f"{output}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items()))
 

@@ -61,6 +61,10 @@ class Backbone(Section):
 class Extract(Section):
     """From records to bottlenecks."""
 
+    # auto: TensorFlow where it sees a GPU, else OpenVINO where it is installed; see docs/extraction.md
+    engine: Annotated[Literal["auto", "tensorflow", "openvino", "jax"], "speed"] = "auto"
+    # auto: bf16 where the hardware computes in it; int8: OpenVINO only
+    precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], "speed"] = "auto"
     batch: Annotated[Positive, "speed"] = 32  # images
     shard_images: Annotated[Positive, "speed"] = 4096  # images per shard of the store
     flip: bool = False  # extract the mirrored images, too, as a second view

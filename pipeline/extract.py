@@ -23,7 +23,7 @@ from features.backbones import Backbone
 from features.bottlenecks import Digests, Places, Store, StoredRows, digest_array, digests_of
 from features.errors import ShelfmarkError
 from features.files import Place, writing
-from features.records import read_images
+from features.records import Piece, read_pieces
 from pipeline.config import Extract
 from pipeline.shards import RECORD, fill_store, fill_store_on_beam
 from pipeline.stage import stage
@@ -121,13 +121,13 @@ class RecordReader:
         self._records = records
         self._rows: pa.Table | None = None
 
-    def __call__(self, numbers: np.ndarray) -> Iterator[bytes]:
-        """Their JPEGs, in order."""
+    def __call__(self, numbers: np.ndarray) -> Iterator[Piece]:
+        """Pieces of their records, in order."""
         if self._rows is None:
             images = self._records.file("images.parquet")
             self._rows = pq.read_table(images, columns=list(RECORD), read_dictionary=["file"])
         rows = self._rows.take(pa.array(numbers)).to_pandas()
-        return read_images(self._records.path, rows.astype({"file": str}))
+        return read_pieces(self._records.path, rows.astype({"file": str}))
 
 
 # The index

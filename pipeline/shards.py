@@ -17,18 +17,19 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.artifact import Artifact
-from features.backbones import Backbone, extract, load_backbone, start_tensorflow
+from features.artifact import Artifact, open_artifact
+from features.backbones import Backbone, load_backbone, start_tensorflow
 from features.bottlenecks import Digests, Places, Store, digest_array, digests_of, shard_name
+from features.engines import Calibration, Engine, choose_engine, extract, use_engine
 from features.errors import ShelfmarkError
 from features.files import Place, local, place, remove, write_whole, writing
-from features.records import read_images
+from features.records import Piece, read_pieces
 from pipeline.config import Extract
 from pipeline.stage import Progress, log
 from pipeline.units import run_units
@@ -45,7 +46,7 @@ HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM} 
 def fill_store(
     store: Store,
     digests: Digests,
-    read: Callable[[np.ndarray], Iterator[bytes]],
+    read: Callable[[np.ndarray], Iterator[Piece]],
     load: Callable[[], Backbone],
     settings: Extract,
 ) -> Places:
@@ -54,7 +55,8 @@ def fill_store(
     Args:
         store: of the backbone.
         digests: of the images.
-        read: numbers of images → their strict JPEGs, in order; called again for a shard that is tried again.
+        read: numbers of images → pieces of their strict JPEGs, in order; called again when a shard is
+            tried again.
         load: loads the backbone; called when an image is missing.
         settings: the section [extract].
 
@@ -68,14 +70,12 @@ def fill_store(
 
     def make(shards: list[np.ndarray]) -> None:
         failed: dict[str, str] = {}
-        backbone = load()
+        engine = _engine(load(), store, settings, lambda most: read(_spread(np.concatenate(shards), most)))
         with Progress("extract", sum(map(len, shards))) as progress:
             for number, shard in enumerate(shards):
                 told = functools.partial(_told, read, shard, number * settings.shard_images, progress)
                 own = digests.values[shard]
-                if reason := _twice(
-                    functools.partial(_make_shard, store, own, told, backbone, settings.batch)
-                ):
+                if reason := _twice(functools.partial(_make_shard, store, own, told, engine)):
                     failed[shard_name(own)] = reason
                 if len(failed) == MOST_FAILED:
                     break
@@ -111,9 +111,11 @@ def fill_store_on_beam(
         remove(work / FAILED)
         _write_missing(shards, digests.values, records.file("images.parquet"), work / MISSING)
         _save_weights(backbone, work / WEIGHTS)
+        if settings.precision == "int8":  # fitted once, for all workers
+            _engine(backbone, store, settings, functools.partial(_sample, records))
         job = _Job(
             str(_absolute(records.path)), str(_absolute(work)),
-            backbone.name, backbone.image_size, backbone.fingerprint, settings.batch,
+            backbone.name, backbone.image_size, backbone.fingerprint, settings,
         )  # fmt: skip
         do = functools.partial(_make_unit, job=job, loaded=Shared())
         marks = [f"{shard_name(digests.values[shard])}.parquet" for shard in shards]
@@ -142,44 +144,40 @@ def _fill(
 
 
 def _told(
-    read: Callable[[np.ndarray], Iterator[bytes]], shard: np.ndarray, done: int, progress: Progress
-) -> Iterator[bytes]:
-    for number, jpeg in enumerate(read(shard), start=done):
-        progress.to(number)
-        yield jpeg
+    read: Callable[[np.ndarray], Iterator[Piece]], shard: np.ndarray, done: int, progress: Progress
+) -> Iterator[Piece]:
+    for piece in read(shard):
+        progress.to(done)
+        done += len(piece.starts)
+        yield piece
+
+
+def _engine(
+    backbone: Backbone, store: Store, settings: Extract, sample: Callable[[int], Iterator[Piece]]
+) -> Engine:
+    """The engine of the settings; int8 is fitted to a sample of the images, for both views together."""
+    kept = store.path.parent if store.flip else store.path
+    return choose_engine(
+        backbone, settings.batch, settings.engine, settings.precision, Calibration(kept, sample)
+    )
+
+
+def _spread(numbers: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of them, evenly spread."""
+    return numbers[:: -(-len(numbers) // most)]
 
 
 # One shard
 
 
 def _make_shard(
-    store: Store, digests: np.ndarray, read: Callable[[], Iterator[bytes]], backbone: Backbone, batch: int
+    store: Store, digests: np.ndarray, read: Callable[[], Iterator[Piece]], engine: Engine
 ) -> None:
-    """Extracts the images of a shard, whose digests are (n, 32) uint8, and appends it."""
-    seen = 0
+    """Extracts the images of a shard, whose digests are (n, 32) uint8, and appends it.
 
-    def counted() -> Iterator[bytes]:
-        nonlocal seen
-        for jpeg in read():
-            seen += 1
-            yield jpeg
-
-    network: Any = _Mirrored(backbone) if store.flip else backbone
-    bottlenecks = extract(network, counted(), len(digests), batch)
-    # ingest has decoded every image: here nothing is rejected, and no row is without its image
-    assert seen == len(bottlenecks) == len(digests), f"{seen} images for {len(digests)} rows"
-    store.append(digests, bottlenecks, engine="tensorflow float32")
-
-
-class _Mirrored:
-    """A backbone that sees the mirror images."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        self._backbone, self.image_size, self.width = backbone, backbone.image_size, backbone.width
-
-    def bottlenecks(self, pixels: np.ndarray) -> np.ndarray:
-        """(n, size, size, 3) uint8 → (n, d) float32."""
-        return self._backbone.bottlenecks(np.ascontiguousarray(pixels[:, :, ::-1]))
+    Ingest has decoded every image: here nothing is rejected, and `extract` refuses more or fewer images.
+    """
+    store.append(digests, extract(engine, read(), len(digests), flip=store.flip), engine=engine.told)
 
 
 def _twice(make: Callable[[], object]) -> str:
@@ -224,22 +222,25 @@ class _Job:
     backbone: str  # as in keras.applications
     image_size: int  # px
     fingerprint: str
-    batch: int  # images
+    settings: Extract
 
 
 class _Loaded:
     """The network of a worker process; a shard at a time, for it uses all cores by itself."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: _Job, store: Store) -> None:
+        use_engine(job.settings.engine)
         start_tensorflow()
         self.turn = threading.Lock()
         weights = place(job.work) / WEIGHTS
-        self.backbone = load_backbone(job.backbone, str(local(weights)), job.image_size)
-        if self.backbone.fingerprint != job.fingerprint:
+        backbone = load_backbone(job.backbone, str(local(weights)), job.image_size)
+        if backbone.fingerprint != job.fingerprint:
             raise ShelfmarkError(
-                f"{weights}: has fingerprint {self.backbone.fingerprint} in a worker; expected "
+                f"{weights}: has fingerprint {backbone.fingerprint} in a worker; expected "
                 f"{job.fingerprint}; install the command's versions of shelfmark and Keras there"
             )
+        sample = functools.partial(_sample, open_artifact(place(job.records), "records"))
+        self.engine = _engine(backbone, store, job.settings, sample)
 
 
 def _absolute(path: Place) -> Place:
@@ -256,6 +257,12 @@ def _write_missing(shards: list[np.ndarray], digests: np.ndarray, images: Path, 
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
 
 
+def _sample(records: Artifact, most: int) -> Iterator[Piece]:
+    """Pieces of at most so many images of the records, evenly spread."""
+    rows = pq.read_table(records.file("images.parquet"), columns=list(RECORD))
+    return read_pieces(records.path, rows.take(pa.array(_spread(np.arange(len(rows)), most))).to_pandas())
+
+
 def _save_weights(backbone: Backbone, file: Place) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch, file.name)
@@ -266,16 +273,17 @@ def _save_weights(backbone: Backbone, file: Place) -> None:
 def _make_unit(number: int, mark: Place, *, job: _Job, loaded: "Shared") -> None:
     """Makes a shard in a worker; why it cannot be made goes into a file, and the job goes on."""
     work = place(job.work)
-    here: _Loaded = loaded.acquire(functools.partial(_Loaded, job))
+    store = Store(mark.parent)
+    here: _Loaded = loaded.acquire(functools.partial(_Loaded, job, store))
     with (work / MISSING).open("rb") as file:
         rows = pa.Table.from_batches([pa.ipc.open_file(file).get_batch(number)])
     digests = digests_of(rows["image_digest"])
     records = rows.select(RECORD).to_pandas()
 
-    def read() -> Iterator[bytes]:
-        return read_images(place(job.records), records)
+    def read() -> Iterator[Piece]:
+        return read_pieces(place(job.records), records)
 
     with here.turn:
-        reason = _twice(lambda: _make_shard(Store(mark.parent), digests, read, here.backbone, job.batch))
+        reason = _twice(lambda: _make_shard(store, digests, read, here.engine))
     if reason:
         write_whole(work / FAILED / mark.stem, reason.encode())

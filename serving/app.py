@@ -24,6 +24,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from features.engines import choose_engine
 from features.images import LIMITS, Refused
 from models.bundle import Bundle
 from models.categorizer import categorize_photos
@@ -99,12 +100,12 @@ def create_app(bundle: Bundle) -> FastAPI:
 
 def _load(bundle: Bundle) -> Decide:
     """What decides about one product (id, files of its photos), tried out with a black photo."""
-    backbone = bundle.backbone()
+    engine = choose_engine(bundle.backbone(), BATCH)
 
     def decide(product_id: str | None, files: Sequence[BinaryIO]) -> tuple[Decision, list[Refused | None]]:
         photos = [file.read() for file in files]  # here: products that wait have their large photos on disk
         told = product_id or ""
-        table, refusals = categorize_photos(bundle.categorizer, backbone, told, photos, LIMITS, BATCH)
+        table, refusals = categorize_photos(bundle.categorizer, engine, told, photos, LIMITS)
         return decision_of(table, product_id), refusals
 
     decide(None, [BytesIO(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))])

@@ -1,0 +1,384 @@
+"""How a frozen backbone runs: TensorFlow, OpenVINO on CPUs, JAX on GPUs; pixels in, bottlenecks out.
+
+    pixels (batch, size, size, 3) uint8 ─► engine ─► (batch, d) float16
+
+An engine is not part of the fingerprint: fp32 engines agree to 1e-4 of a bottleneck's length, bf16 to 2e-2, so a model
+that was trained on one engine's bottlenecks decides on another's. Which one ran is kept with each shard of the store.
+
+Inception v3 at 299 px on two cores with AMX, images a second: TensorFlow fp32 26, OpenVINO fp32 28, bf16 160, int8 270.
+"""
+
+import importlib.util
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from features.backbones import Backbone
+from features.errors import ShelfmarkError
+from features.files import Place, write_whole
+from features.pixels import read_pixels
+from features.records import Piece
+
+if TYPE_CHECKING:
+    import keras
+    import openvino
+
+ENGINES = ("auto", "tensorflow", "openvino", "jax")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
+# Images in a request to OpenVINO: 8 give 163 images a second, 1 gives 131, 32 give 145 (and twice the memory).
+REQUEST = 8
+CALIBRATION = 300  # images whose ranges int8 is fitted to, as NNCF advises
+
+log = logging.getLogger("shelfmark")
+
+
+class Engine(Protocol):
+    """Runs one backbone on batches of one fixed size, so that an image has the same bottleneck in any company."""
+
+    told: str  # what it is, kept with each shard: "openvino bf16"
+    batch: int  # images
+    size: int  # px, height and width
+    width: int  # d, numbers in a bottleneck
+
+    def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
+        """Writes bottlenecks.
+
+        Args:
+            batches: (batch, size, size, 3) uint8 each.
+            rows: (n · batch, d) float16, filled from the top.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What int8 is fitted to, once for a fingerprint: later weeks run the same network."""
+
+    kept: Place  # directory of the quantised network, int8.xml and int8.bin
+    pieces: Callable[[int], Iterator[Piece]]  # so many images of the catalogue, or all where it has fewer
+
+
+def extract(engine: Engine, pieces: Iterable[Piece], count: int, flip: bool = False) -> np.ndarray:
+    """Bottlenecks of images, in order.
+
+    Args:
+        engine: of a backbone.
+        pieces: of strict JPEGs.
+        count: how many images they hold.
+        flip: of the images mirrored, left to right: a second view.
+
+    Returns:
+        (count, d) float16.
+    """
+    rows = np.empty((-(-count // engine.batch) * engine.batch, engine.width), np.float16)
+    engine.fill(read_pixels(_counted(pieces, count), engine.size, engine.batch, flip), rows)
+    return rows[:count]
+
+
+def _counted(pieces: Iterable[Piece], count: int) -> Iterator[Piece]:
+    seen = 0
+    for piece in pieces:
+        seen += len(piece.starts)
+        yield piece
+    if seen != count:
+        raise ValueError(f"expected {count} images, found {seen}")
+
+
+# The choice
+
+
+def use_engine(engine: str) -> None:
+    """Sets Keras' backend for an engine; before Keras is imported, which reads it once.
+
+    Raises:
+        ShelfmarkError: JAX is asked for and not installed.
+    """
+    if engine == "jax":
+        _require("jax", engine)
+        os.environ["KERAS_BACKEND"] = "jax"
+
+
+def choose_engine(
+    backbone: Backbone,
+    batch: int,
+    engine: str = "auto",
+    precision: str = "auto",
+    calibration: Calibration | None = None,
+) -> Engine:
+    """The engine that was asked for, or the fastest that is here; a line in the log says which and why.
+
+    Args:
+        backbone: frozen.
+        batch: images; the shape is fixed.
+        engine: one of ENGINES.
+        precision: one of PRECISIONS; auto: bf16 where the hardware computes in it, else fp32.
+        calibration: for int8.
+
+    Raises:
+        ShelfmarkError: it was asked for and cannot run here.
+    """
+    name, why = (engine, "as asked for") if engine != "auto" else _best()
+    if precision == "int8" and name != "openvino":
+        raise ShelfmarkError(
+            f"precision int8: {name} has none; expected OpenVINO; give --engine openvino, or another "
+            "extract.precision"
+        )
+    _require_backend("jax" if name == "jax" else "tensorflow", name)
+    made: Engine
+    if name == "openvino":
+        made = _openvino(backbone, batch, precision, calibration)
+    elif name == "jax":
+        made = Jax(backbone, batch, precision)
+    else:
+        made = TensorFlow(backbone, batch, precision)
+    log.info("engine: %s: %s", made.told, why)
+    return made
+
+
+def _best() -> tuple[str, str]:
+    """The engine for this machine, and why."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        return "jax", "Keras runs on JAX"
+    if _gpu():
+        return "tensorflow", "TensorFlow sees a GPU"
+    if importlib.util.find_spec("openvino"):
+        return "openvino", "no GPU, and OpenVINO is installed"
+    return "tensorflow", "no GPU and no OpenVINO; `pip install 'shelfmark[openvino]'` is quicker on CPUs"
+
+
+def _gpu() -> bool:
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def _require(package: str, engine: str, extra: str | None = None) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ShelfmarkError(
+            f"engine {engine}: {package} is not installed; expected it beside shelfmark; "
+            f"pip install 'shelfmark[{extra or package}]'"
+        )
+
+
+def _require_backend(wanted: str, engine: str) -> None:
+    import keras
+
+    if wanted == "jax":
+        _require("jax", engine)
+    if keras.backend.backend() != wanted:
+        raise ShelfmarkError(
+            f"engine {engine}: Keras runs on {keras.backend.backend()}; expected {wanted}, chosen before Keras "
+            f"is imported; set KERAS_BACKEND={wanted} and start again"
+        )
+
+
+# Keras' own
+
+
+class TensorFlow:
+    """The backbone as Keras runs it."""
+
+    def __init__(self, backbone: Backbone, batch: int, precision: str) -> None:
+        precision = precision if precision != "auto" else "bf16" if _gpu() else "fp32"
+        self.told = f"tensorflow {precision}"
+        self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
+        self._model = in_precision(backbone.model, precision)
+
+    def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
+        """See Engine."""
+        for number, pixels in enumerate(batches):
+            rows[number * self.batch : (number + 1) * self.batch] = self._model.predict_on_batch(pixels)
+
+
+class Jax:
+    """The backbone compiled by JAX; a batch is computed while the one before comes back."""
+
+    def __init__(self, backbone: Backbone, batch: int, precision: str) -> None:
+        import jax
+
+        on_gpu = jax.default_backend() == "gpu"
+        precision = precision if precision != "auto" else "bf16" if on_gpu else "fp32"
+        self.told = f"jax {precision}"
+        self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
+        self._step = jitted(in_precision(backbone.model, precision))
+
+    def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
+        """See Engine."""
+        ahead: list[tuple[int, Any]] = []
+        for number, pixels in enumerate(batches):
+            ahead.append((number * self.batch, self._step(pixels)))
+            if len(ahead) > 1:
+                self._write(rows, *ahead.pop(0))
+        for at, bottlenecks in ahead:
+            self._write(rows, at, bottlenecks)
+
+    def _write(self, rows: np.ndarray, at: int, bottlenecks: Any) -> None:
+        rows[at : at + self.batch] = bottlenecks
+
+
+def jitted(model: "keras.Model") -> Callable[[np.ndarray], Any]:
+    """A Keras model on JAX as a compiled function: (n, size, size, 3) uint8 → (n, d) float16, not waited for."""
+    import jax
+
+    variables = [
+        [variable.value for variable in kind]
+        for kind in (model.trainable_variables, model.non_trainable_variables)
+    ]
+
+    def step(variables: Any, pixels: Any) -> Any:
+        bottlenecks, _ = model.stateless_call(*variables, pixels.astype("float32"), training=False)
+        return bottlenecks.astype("float16")
+
+    compiled = jax.jit(step)
+    return lambda pixels: compiled(variables, pixels)
+
+
+def in_precision(model: "keras.Model", precision: str) -> "keras.Model":
+    """The model itself for fp32; for bf16 one that multiplies in bfloat16, and pools and keeps weights in float32."""
+    import keras
+
+    if precision == "fp32":
+        return model
+
+    exact = keras.layers.InputLayer | keras.layers.GlobalAveragePooling2D
+
+    def lowered(layer: Any) -> Any:
+        told = layer.get_config()
+        if isinstance(layer, keras.layers.Layer) and not isinstance(layer, exact):
+            told["dtype"] = "mixed_bfloat16"
+        return type(layer).from_config(told)
+
+    clone = keras.models.clone_model(model, clone_function=lowered, recursive=True)
+    clone.set_weights(model.get_weights())
+    return clone
+
+
+# OpenVINO
+
+
+class OpenVino:
+    """The backbone on a CPU; each batch goes out as requests, and as many requests run at once as serve it best."""
+
+    def __init__(self, network: "openvino.Model", backbone: Backbone, batch: int, precision: str) -> None:
+        import openvino
+
+        self.told = f"openvino {precision}"
+        self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
+        self._request = _request(batch)
+        several = batch > self._request
+        hints = {
+            "PERFORMANCE_HINT": "THROUGHPUT" if several else "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        }
+        self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(network, "CPU", hints))
+        self._queue.set_callback(self._write)
+
+    def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
+        """See Engine."""
+        try:
+            for number, pixels in enumerate(batches):
+                for start in range(0, self.batch, self._request):
+                    place = rows[number * self.batch + start :][: self._request]
+                    self._queue.start_async([pixels[start : start + self._request]], place)
+        finally:
+            self._queue.wait_all()
+
+    @staticmethod
+    def _write(request: Any, place: np.ndarray) -> None:
+        place[:] = request.get_output_tensor().data
+
+
+def _request(batch: int) -> int:
+    """Images in a request: batches are whole requests."""
+    return REQUEST if batch % REQUEST == 0 else batch
+
+
+def _openvino(backbone: Backbone, batch: int, precision: str, calibration: Calibration | None) -> OpenVino:
+    """Converts the backbone, or opens its quantised network.
+
+    Raises:
+        ShelfmarkError: a package is missing, or int8 has nothing to be fitted to.
+    """
+    _require("openvino", "openvino")
+    import openvino
+
+    can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "auto":
+        precision = "bf16" if "BF16" in can else "fp32"
+    if precision == "bf16" and "BF16" not in can:
+        raise ShelfmarkError(
+            "precision bf16: this processor has neither avx512_bf16 nor amx_bf16; expected one of them; "
+            "give extract.precision=fp32"
+        )
+    if precision == "int8":
+        network = _quantised(backbone, batch, calibration)
+    else:
+        network = _converted(backbone, _request(batch))
+    return OpenVino(network, backbone, batch, precision)
+
+
+def _converted(backbone: Backbone, request: int) -> "openvino.Model":
+    """The network, preprocessing included, for uint8 images of a fixed shape."""
+    import openvino
+    import tensorflow as tf
+
+    shape = (request, backbone.image_size, backbone.image_size, 3)
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
+    def network(pixels: tf.Tensor) -> tf.Tensor:
+        return backbone.model(tf.cast(pixels, tf.float32), training=False)
+
+    return openvino.convert_model(network.get_concrete_function())
+
+
+def _quantised(backbone: Backbone, batch: int, calibration: Calibration | None) -> "openvino.Model":
+    """The network with int8 convolutions: the kept one, else fitted to images of the catalogue, and kept."""
+    import openvino
+
+    if calibration is None:
+        raise ShelfmarkError(
+            "precision int8: no images to fit it to; expected an extraction from records; "
+            "give another extract.precision"
+        )
+    described, weights = calibration.kept / "int8.xml", calibration.kept / "int8.bin"
+    if not described.is_file():
+        _require("nncf", "openvino")
+        pixels = list(read_pixels(calibration.pieces(CALIBRATION), backbone.image_size, batch=1))
+        fitted = _fitted(_converted(backbone, request=1), pixels)
+        with tempfile.TemporaryDirectory() as folder:
+            openvino.serialize(fitted, Path(folder, described.name), Path(folder, weights.name))
+            for file in (weights, described):  # the one that is looked for is written last
+                write_whole(file, Path(folder, file.name).read_bytes())
+    network = openvino.Core().read_model(described.read_bytes(), openvino.Tensor(_bytes(weights)))
+    network.reshape([_request(batch), backbone.image_size, backbone.image_size, 3])
+    return network
+
+
+def _bytes(file: Place) -> np.ndarray:
+    return np.frombuffer(file.read_bytes(), np.uint8)
+
+
+def _fitted(network: "openvino.Model", pixels: list[np.ndarray]) -> "openvino.Model":
+    """Post-training quantisation (NNCF) to the ranges that these images give."""
+    import nncf
+
+    log.info("engine: int8 is fitted to %d images, once", len(pixels))
+    nncf.set_log_level(logging.ERROR)
+    with _quiet():
+        return nncf.quantize(network, nncf.Dataset(pixels), subset_size=len(pixels))
+
+
+def _quiet() -> Any:
+    """NNCF draws progress bars on stdout, where our commands print their results."""
+    import contextlib
+    import io
+
+    return contextlib.redirect_stdout(io.StringIO())
