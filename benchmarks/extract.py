@@ -72,7 +72,9 @@ def write_records(folder: Path, images: int) -> None:
                 framed = frame(serialise(ProductImage(str(number), 0, "c", "train", "", digest, jpeg)))
                 rows.append((digest, name, offset, shard.write(framed)))
                 offset += len(framed)
-    pd.DataFrame(rows, columns=["image_digest", "file", "offset", "length"]).to_parquet(folder / "images.parquet")
+    pd.DataFrame(rows, columns=["image_digest", "file", "offset", "length"]).to_parquet(
+        folder / "images.parquet"
+    )
 
 
 # The subjects: each returns {"images", "seconds", "start_up", ...}
@@ -129,7 +131,9 @@ def openvino_alone() -> dict[str, Any]:
             network.reshape([batch, SIDE, SIDE, 3])
             hints = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": precision}
             queue = openvino.AsyncInferQueue(core.compile_model(network, "CPU", hints))
-            seconds = _seconds(lambda part, queue=queue: queue.start_async([part]), queue.wait_all, pixels, batch)
+            seconds = _seconds(
+                lambda part, queue=queue: queue.start_async([part]), queue.wait_all, pixels, batch
+            )
             found.append((seconds, f"{precision}, batch {batch}, {hint.lower()}"))
     return _best(found, began, ready)
 

@@ -137,9 +137,7 @@ def read_pieces(folder: Place, rows: pd.DataFrame) -> Iterator[Piece]:
 
 def _bounds(file: np.ndarray, offset: np.ndarray, end: np.ndarray) -> list[int]:
     """Where pieces begin among n records, and n: at another file, at a gap, and at every PIECE bytes."""
-    jumps = np.flatnonzero(
-        (file[1:] != file[:-1]) | (offset[1:] < end[:-1]) | (offset[1:] > end[:-1] + GAP)
-    )
+    jumps = np.flatnonzero((file[1:] != file[:-1]) | (offset[1:] < end[:-1]) | (offset[1:] > end[:-1] + GAP))
     runs = np.concatenate([[0], jumps + 1, [len(file)]]) if len(file) else np.zeros(1, np.int64)
     begin = np.repeat(offset[runs[:-1]], np.diff(runs))
     part = (end - begin) // PIECE
