@@ -102,7 +102,7 @@ def dataset(files: list[Path], batch: int) -> "tf.data.Dataset":
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring images in one bytes object, so that none of them is handled alone before TensorFlow cuts it."""
+    """Neighbouring images in one bytes object, which TensorFlow cuts: Python handles none of them alone."""
 
     data: bytes
     starts: np.ndarray  # (n,) int64, bytes from the beginning of `data`
@@ -141,7 +141,7 @@ def _bounds(file: np.ndarray, offset: np.ndarray, end: np.ndarray) -> list[int]:
     runs = np.concatenate([[0], jumps + 1, [len(file)]]) if len(file) else np.zeros(1, np.int64)
     begin = np.repeat(offset[runs[:-1]], np.diff(runs))
     part = (end - begin) // PIECE
-    cuts = np.flatnonzero((part[1:] != part[:-1])) + 1
+    cuts = np.flatnonzero(part[1:] != part[:-1]) + 1
     bounds: list[int] = np.union1d(runs, cuts).tolist()
     return bounds
 

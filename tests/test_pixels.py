@@ -1,4 +1,4 @@
-"""Pixels are what Pillow decodes and plain bilinear resizing makes of them, in order, in batches of one size."""
+"""Pixels are what Pillow decodes, resized plainly bilinear, in order, in batches of one size."""
 
 import io
 from collections.abc import Iterator
