@@ -83,7 +83,7 @@ bench-extract: $(READY) ## extraction beside the backbone alone, then what engin
 	.venv/bin/python benchmarks/extract.py
 	.venv/bin/python benchmarks/engines_agree.py
 
-# All extras but gpu, whose CUDA libraries take 4 GB.
+# All extras but gpu: a machine without one has no use for CUDA's gigabytes.
 lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit (newest: make lock UPGRADE=--upgrade)
 	$(UV) pip compile setup.cfg $(EXTRAS:%=--extra %) --universal --python-version 3.11 --fork-strategy fewest \
 	  --generate-hashes --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock

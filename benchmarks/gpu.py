@@ -163,9 +163,7 @@ def card(told: dict[str, Any], price: float | None) -> None:
     engine, decode, peaks = told["engine"], told["decode"], told["peak_tflops"]
     rates, work = engine["images_per_second"], engine["gflop_an_image"] / 1e3
     print(f"\n{told['device']}: Inception v3 at {told['image_size']} px, {engine['engine']}")
-    print(
-        f"{work * 1e3:.1f} GFLOP an image; peak {peaks['matrix_product']:,.1f} TFLOP/s by a product of matrices"
-    )
+    print(f"{work * 1e3:.1f} GFLOP an image; a product of matrices: {peaks['matrix_product']:,.1f} TFLOP/s")
     header = ["batch", "images/s", "TFLOP/s", "of the product", "of the data sheet"]
     rows = []
     for batch, rate in rates.items():

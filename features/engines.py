@@ -208,6 +208,10 @@ class Jax:
     def __init__(self, backbone: Backbone, batch: int, precision: str) -> None:
         import jax
 
+        if importlib.util.find_spec("tensorflow"):
+            import tensorflow as tf
+
+            tf.config.set_visible_devices([], "GPU")  # it decodes on the CPU, and would take the GPU's memory
         on_gpu = jax.default_backend() == "gpu"
         precision = precision if precision != "auto" else "bf16" if on_gpu else "fp32"
         self.told = f"jax {precision}"
@@ -282,7 +286,10 @@ class OpenVino:
             "PERFORMANCE_HINT": "THROUGHPUT" if several else "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
-        self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(network, "CPU", hints))
+        compiled = openvino.Core().compile_model(network, "CPU", hints)
+        # twice as many as compute: a core that has finished finds the next one waiting
+        jobs = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._queue = openvino.AsyncInferQueue(compiled, jobs)
         self._queue.set_callback(self._write)
 
     def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
