@@ -7,6 +7,7 @@ IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 VENV_PACKAGE = import sys; print("python%d.%d-venv" % sys.version_info[:2])
 
 UV = .venv/bin/uv
+EXTRAS = aws bench dev jax openvino test
 READY = .venv/ready
 
 # uv trusts the certificates and asks the index that pip does.
@@ -19,7 +20,8 @@ endif
 test test-slow test-runners test-flink coverage: export OMP_NUM_THREADS = 1
 test test-slow test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: help setup demo test test-slow test-runners test-flink coverage check bench bench-ingest bench-store lock clean
+.PHONY: help setup demo test test-slow test-runners test-flink coverage check lock clean
+.PHONY: bench bench-ingest bench-extract bench-store
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -72,7 +74,8 @@ check: $(READY) ## style, types, direction of imports, links and commands in the
 	.venv/bin/python -m pytest -q tests/test_docs.py
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest plan store; do echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
+	@set -e; for bench in main_job ingest plan store extract engines_agree; do \
+	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, and the plan of 8 M products; 2.5 GB of disk
 	.venv/bin/python benchmarks/ingest.py
@@ -81,8 +84,13 @@ bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, 
 bench-store: $(READY) ## look-ups of 20 M digests, the index, and week two with 1 % new images; 1.2 GB of disk
 	.venv/bin/python benchmarks/store.py
 
+bench-extract: $(READY) ## extraction beside the backbone alone, then what engines and image sizes cost in accuracy
+	.venv/bin/python benchmarks/extract.py
+	.venv/bin/python benchmarks/engines_agree.py
+
+# All extras but gpu: a machine without one has no use for CUDA's gigabytes.
 lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit (newest: make lock UPGRADE=--upgrade)
-	$(UV) pip compile setup.cfg --all-extras --universal --python-version 3.11 --fork-strategy fewest \
+	$(UV) pip compile setup.cfg $(EXTRAS:%=--extra %) --universal --python-version 3.11 --fork-strategy fewest \
 	  --generate-hashes --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
 
 clean: ## removes what make and the tools made, .venv and demo-workspace included

@@ -4,15 +4,17 @@
 
     shelfmark    from TFRecord shards of 180 px photos to shards of a Store; the engine that auto takes
     keras        (a) keras.Model.predict, TensorFlow in fp32, pixels in memory
-    openvino     (b) OpenVINO's own throughput on the same network, pixels in memory; the best of its settings
-    onnxruntime  (c) ONNX Runtime in fp32 on Keras' own ONNX export, pixels in memory; the best of its settings
+    openvino     (b) OpenVINO's own throughput on the same network, pixels in memory; its best setting
+    onnxruntime  (c) ONNX Runtime in fp32 on Keras' own ONNX export, pixels in memory; its best setting
 
-Random weights: they cost the same. Every subject is a process of its own and they take turns. Rates leave out what
-comes once (imports, the network's conversion and compilation, one batch to warm up), which "start-up" tells.
+Random weights: they cost the same. Every subject is a process of its own and they take turns. Rates leave out
+what comes once (imports, the network's conversion and compilation, one batch to warm up), which "start-up"
+tells.
 Needs the extras openvino and bench. Writes results/extract.json.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -119,23 +121,25 @@ def openvino_alone() -> dict[str, Any]:
     began = time.monotonic()
     import openvino
 
-    from features.engines import _converted
+    from features.engines import to_openvino
 
     backbone, pixels, core = _backbone(), _pixels(FEW), openvino.Core()
     can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = "bf16" if "BF16" in can else "f32"
     ready, found = time.monotonic(), []
-    network = _converted(backbone, 1)
+    network = to_openvino(backbone, 1)
     for batch in (4, 8, 16, 32):
         for hint in ("THROUGHPUT", "LATENCY"):
             network.reshape([batch, SIDE, SIDE, 3])
             hints = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": precision}
             queue = openvino.AsyncInferQueue(core.compile_model(network, "CPU", hints))
-            seconds = _seconds(
-                lambda part, queue=queue: queue.start_async([part]), queue.wait_all, pixels, batch
-            )
+            seconds = _seconds(functools.partial(_start, queue), queue.wait_all, pixels, batch)
             found.append((seconds, f"{precision}, batch {batch}, {hint.lower()}"))
     return _best(found, began, ready)
+
+
+def _start(queue: Any, pixels: np.ndarray) -> None:
+    queue.start_async([pixels])
 
 
 def onnxruntime_alone() -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
     pixels (batch, size, size, 3) uint8 ─► engine ─► (batch, d) float16
 
-An engine is not part of the fingerprint: fp32 engines agree to 1e-4 of a bottleneck's length, bf16 to 2e-2, so a model
-that was trained on one engine's bottlenecks decides on another's. Which one ran is kept with each shard of the store.
+An engine is not part of the fingerprint: fp32 engines agree to 1e-4 of a bottleneck's length, bf16 to
+2e-2, so a model that was trained on one engine's bottlenecks decides on another's. Which one ran is kept with
+each shard of the store.
 
-Inception v3 at 299 px on two cores with AMX, images a second: TensorFlow fp32 26, OpenVINO fp32 28, bf16 160, int8 270.
+Inception v3 at 299 px on two cores with AMX, images a second: TensorFlow fp32 22, OpenVINO fp32 28, bf16 160,
+int8 270.
 """
 
 import importlib.util
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("auto", "tensorflow", "openvino", "jax")
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
-# Images in a request to OpenVINO: 8 give 163 images a second, 1 gives 131, 32 give 145 (and twice the memory).
+# Images in a request to OpenVINO: 8 give 163 images a second, 1 gives 131, 32 give 145 in twice the memory.
 REQUEST = 8
 CALIBRATION = 300  # images whose ranges int8 is fitted to, as NNCF advises
 
@@ -39,7 +41,7 @@ log = logging.getLogger("shelfmark")
 
 
 class Engine(Protocol):
-    """Runs one backbone on batches of one fixed size, so that an image has the same bottleneck in any company."""
+    """Runs one backbone on batches of one size, so that an image has the same bottleneck in any company."""
 
     told: str  # what it is, kept with each shard: "openvino bf16"
     batch: int  # images
@@ -85,6 +87,8 @@ def _counted(pieces: Iterable[Piece], count: int) -> Iterator[Piece]:
     seen = 0
     for piece in pieces:
         seen += len(piece.starts)
+        if seen > count:
+            break
         yield piece
     if seen != count:
         raise ValueError(f"expected {count} images, found {seen}")
@@ -175,8 +179,8 @@ def _require_backend(wanted: str, engine: str) -> None:
         _require("jax", engine)
     if keras.backend.backend() != wanted:
         raise ShelfmarkError(
-            f"engine {engine}: Keras runs on {keras.backend.backend()}; expected {wanted}, chosen before Keras "
-            f"is imported; set KERAS_BACKEND={wanted} and start again"
+            f"engine {engine}: Keras runs on {keras.backend.backend()}; expected {wanted}, chosen before "
+            f"Keras is imported; set KERAS_BACKEND={wanted} and start again"
         )
 
 
@@ -204,6 +208,10 @@ class Jax:
     def __init__(self, backbone: Backbone, batch: int, precision: str) -> None:
         import jax
 
+        if importlib.util.find_spec("tensorflow"):
+            import tensorflow as tf
+
+            tf.config.set_visible_devices([], "GPU")  # it decodes on the CPU, and would take the GPU's memory
         on_gpu = jax.default_backend() == "gpu"
         precision = precision if precision != "auto" else "bf16" if on_gpu else "fp32"
         self.told = f"jax {precision}"
@@ -225,7 +233,7 @@ class Jax:
 
 
 def jitted(model: "keras.Model") -> Callable[[np.ndarray], Any]:
-    """A Keras model on JAX as a compiled function: (n, size, size, 3) uint8 → (n, d) float16, not waited for."""
+    """A Keras model on JAX, compiled: (n, size, size, 3) uint8 → (n, d) float16, not waited for."""
     import jax
 
     variables = [
@@ -242,7 +250,7 @@ def jitted(model: "keras.Model") -> Callable[[np.ndarray], Any]:
 
 
 def in_precision(model: "keras.Model", precision: str) -> "keras.Model":
-    """The model itself for fp32; for bf16 one that multiplies in bfloat16, and pools and keeps weights in float32."""
+    """The model itself for fp32; for bf16 one that multiplies in bfloat16, and pools in float32."""
     import keras
 
     if precision == "fp32":
@@ -265,7 +273,7 @@ def in_precision(model: "keras.Model", precision: str) -> "keras.Model":
 
 
 class OpenVino:
-    """The backbone on a CPU; each batch goes out as requests, and as many requests run at once as serve it best."""
+    """The backbone on a CPU; batches go out as requests, of which as many run at once as is quickest."""
 
     def __init__(self, network: "openvino.Model", backbone: Backbone, batch: int, precision: str) -> None:
         import openvino
@@ -278,7 +286,10 @@ class OpenVino:
             "PERFORMANCE_HINT": "THROUGHPUT" if several else "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
-        self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(network, "CPU", hints))
+        compiled = openvino.Core().compile_model(network, "CPU", hints)
+        # twice as many as compute: a core that has finished finds the next one waiting
+        jobs = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._queue = openvino.AsyncInferQueue(compiled, jobs)
         self._queue.set_callback(self._write)
 
     def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
@@ -321,11 +332,11 @@ def _openvino(backbone: Backbone, batch: int, precision: str, calibration: Calib
     if precision == "int8":
         network = _quantised(backbone, batch, calibration)
     else:
-        network = _converted(backbone, _request(batch))
+        network = to_openvino(backbone, _request(batch))
     return OpenVino(network, backbone, batch, precision)
 
 
-def _converted(backbone: Backbone, request: int) -> "openvino.Model":
+def to_openvino(backbone: Backbone, request: int) -> "openvino.Model":
     """The network, preprocessing included, for uint8 images of a fixed shape."""
     import openvino
     import tensorflow as tf
@@ -352,7 +363,7 @@ def _quantised(backbone: Backbone, batch: int, calibration: Calibration | None) 
     if not described.is_file():
         _require("nncf", "openvino")
         pixels = list(read_pixels(calibration.pieces(CALIBRATION), backbone.image_size, batch=1))
-        fitted = _fitted(_converted(backbone, request=1), pixels)
+        fitted = _fitted(to_openvino(backbone, request=1), pixels)
         with tempfile.TemporaryDirectory() as folder:
             openvino.serialize(fitted, Path(folder, described.name), Path(folder, weights.name))
             for file in (weights, described):  # the one that is looked for is written last

@@ -1,10 +1,10 @@
 """From JPEGs to pixels: pieces are cut, decoded and resized in TensorFlow's threads, beside the backbone.
 
-    Piece (records.py) ─► cut ─► batch ─► parse the Examples ─► decode, resize, round ─► (batch, size, size, 3)
-                                          `────── batches side by side, on the CPU ──────´            uint8
+    Piece ─► cut ─► batch ─► parse the Examples ─► decode, resize, round ─► (batch, size, size, 3) uint8
+                             `────── batches side by side, on the CPU ──────´
 
-Python sees a piece of some megabytes and a batch of pixels, no image alone: 0.8 ms of a core for an image of 180 px
-at 299 instead of 1.1 with a generator of JPEGs.
+Python sees a piece of some megabytes and a batch of pixels, no image alone: 0.8 ms of a core for an image of
+180 px at 299 instead of 1.1 with a generator of JPEGs.
 """
 
 from collections.abc import Iterable, Iterator

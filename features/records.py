@@ -102,7 +102,7 @@ def dataset(files: list[Path], batch: int) -> "tf.data.Dataset":
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring images in one bytes object, so that none of them is handled alone before TensorFlow cuts it."""
+    """Neighbouring images in one bytes object, which TensorFlow cuts: Python handles none of them alone."""
 
     data: bytes
     starts: np.ndarray  # (n,) int64, bytes from the beginning of `data`

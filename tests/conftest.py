@@ -17,6 +17,8 @@ from PIL import Image
 
 from features.artifact import Artifact, begin, digest_of, file_digest, partial_of, seal
 from features.backbones import Backbone, load_backbone, start_tensorflow
+from features.pixels import read_pixels
+from features.records import pieces_of
 
 os.environ.setdefault(
     "TF_CPP_MIN_LOG_LEVEL", "3"
@@ -42,6 +44,11 @@ def _photo(seed: int, width: int = 48, height: int = 40, mode: str = "RGB") -> b
     return file.getvalue()
 
 
+def pixels_of(jpegs: list[bytes], size: int) -> np.ndarray:
+    """(n, size, size, 3) uint8."""
+    return np.concatenate(list(read_pixels(pieces_of(jpegs, "drawn"), size, 8)))[: len(jpegs)]
+
+
 @pytest.fixture(scope="session")
 def photo() -> Photo:
     """Draws a JPEG from a seed, of a width, a height and a mode (RGB or L)."""
@@ -57,6 +64,19 @@ def quiet_tensorflow() -> None:
 def mobilenet(quiet_tensorflow: None) -> Backbone:
     """A small backbone: 32 px, 1,024 numbers, random weights."""
     return load_backbone("mobilenet", "random", 32)
+
+
+def drawn_backbone(seed: int, size: int = 32) -> Backbone:
+    """A MobileNet that tells photos apart: Keras' own random weights shrink them all to 0 in float16."""
+    backbone = load_backbone("mobilenet", "random", size, seed)
+    network, rng = backbone.model.get_layer("mobilenet"), np.random.default_rng(seed)
+    weights = network.get_weights()
+    for at, kernel in enumerate(weights):
+        if kernel.ndim == 4:  # He et al. 2015; depthwise kernels have one output for each input
+            inputs = kernel[..., 0].size if kernel.shape[-1] > 1 else kernel[..., 0, 0].size
+            weights[at] = rng.normal(0, np.sqrt(2 / inputs), kernel.shape)
+    network.set_weights(weights)
+    return backbone
 
 
 @pytest.fixture(scope="session")

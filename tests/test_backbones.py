@@ -1,27 +1,18 @@
 """Backbones give keras.applications' own numbers, and their fingerprint tells which."""
 
 import importlib
-import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import conftest
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from PIL import Image
 
 from features.artifact import file_digest
-from features.backbones import IMAGE_SIZES, Backbone, extract, known_backbones, load_backbone, read_pixels
+from features.backbones import IMAGE_SIZES, Backbone, known_backbones, load_backbone
 from features.errors import ShelfmarkError
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
-
-
-def pixels_of(jpegs: list[bytes], size: int) -> np.ndarray:
-    """(n, size, size, 3) uint8."""
-    return np.concatenate(list(read_pixels(jpegs, size, 8)))[: len(jpegs)]
 
 
 def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
@@ -45,7 +36,7 @@ def test_inception_v3_gives_the_numbers_of_keras_applications(photo: conftest.Ph
     original = keras.applications.InceptionV3(include_top=False, pooling="avg", weights=None)
     original.set_weights(own.get_weights())
     for start in range(0, count, 8):
-        pixels = pixels_of([photo(seed, 320, 240) for seed in range(start, start + 8)], 299)
+        pixels = conftest.pixels_of([photo(seed, 320, 240) for seed in range(start, start + 8)], 299)
         scaled = keras.applications.inception_v3.preprocess_input(pixels.astype(np.float32))
         assert_same(backbone.bottlenecks(pixels), np.asarray(original(scaled, training=False)))
 
@@ -65,7 +56,7 @@ def spread_statistics(network: keras.Model) -> None:
 def test_each_network_gets_its_own_preprocessing(photo: conftest.Photo, name: str) -> None:
     """Scaled to -1..1; to BGR without its mean; to ImageNet's statistics."""
     backbone = load_backbone(name, "random", 32)
-    pixels = pixels_of([photo(1), photo(2)], 32)
+    pixels = conftest.pixels_of([photo(1), photo(2)], 32)
     module = getattr(keras.applications, name.removesuffix("121"))
     scaled = module.preprocess_input(pixels.astype(np.float32))
     assert_same(
@@ -89,7 +80,7 @@ def test_backbone_is_frozen(mobilenet: Backbone) -> None:
 def test_image_alone_has_the_bottleneck_that_it_has_in_a_batch(
     photo: conftest.Photo, mobilenet: Backbone
 ) -> None:
-    pixels = pixels_of([photo(seed) for seed in range(8)], 32)
+    pixels = conftest.pixels_of([photo(seed) for seed in range(8)], 32)
     together = mobilenet.bottlenecks(pixels)
     alone = np.concatenate([mobilenet.bottlenecks(pixels[row : row + 1]) for row in range(8)])
     assert together.dtype == np.float32
@@ -131,7 +122,7 @@ def test_saved_weights_give_the_same_backbone_whatever_file_they_are_in(
 ) -> None:
     mobilenet.save_weights(tmp_path / "some name.weights.h5")
     mobilenet.model.get_layer("mobilenet").save(tmp_path / "archive.keras")
-    pixels = pixels_of([photo(1), photo(2)], 32)
+    pixels = conftest.pixels_of([photo(1), photo(2)], 32)
     for file in ("some name.weights.h5", "archive.keras"):
         loaded = load_backbone("mobilenet", str(tmp_path / file), 32, seed=5)
         assert loaded.fingerprint == mobilenet.fingerprint
@@ -198,79 +189,3 @@ def test_imagenet_weights_that_cannot_be_downloaded_name_both_ways_out(
     assert "URL fetch failure" in str(told.value)
     assert "--weights FILE.weights.h5" in str(told.value)
     assert "--weights random" in str(told.value)
-
-
-# Pixels
-
-
-def decoded(jpeg: bytes) -> np.ndarray:
-    """Pixels as Pillow decodes them."""
-    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
-
-
-def bilinear(image: np.ndarray, size: int) -> np.ndarray:
-    """Pixel centres at halves, no antialiasing, one pixel at a time."""
-    out = np.empty((size, size, 3))
-    height, width, _ = image.shape
-    for row in range(size):
-        for column in range(size):
-            y = np.clip((row + 0.5) * height / size - 0.5, 0, height - 1)
-            x = np.clip((column + 0.5) * width / size - 0.5, 0, width - 1)
-            top, left = int(y), int(x)
-            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
-            upper = image[top, left] * (1 - x + left) + image[top, right] * (x - left)
-            lower = image[bottom, left] * (1 - x + left) + image[bottom, right] * (x - left)
-            out[row, column] = upper * (1 - y + top) + lower * (y - top)
-    return np.round(out)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_photo_of_the_right_size_is_decoded_as_pillow_decodes_it(photo: conftest.Photo, mode: str) -> None:
-    jpeg = photo(1, 32, 32, mode)
-    np.testing.assert_allclose(pixels_of([jpeg], 32)[0].astype(int), decoded(jpeg).astype(int), atol=1)
-
-
-@pytest.mark.parametrize(("width", "height"), [(20, 50), (97, 31), (32, 200)])
-def test_photo_is_squashed_bilinearly_without_antialiasing(
-    photo: conftest.Photo, width: int, height: int
-) -> None:
-    jpeg = photo(2, width, height)
-    found = pixels_of([jpeg], 32)[0].astype(int)
-    np.testing.assert_allclose(found, bilinear(decoded(jpeg), 32), atol=2)
-    tensor = tf.image.resize(decoded(jpeg), (32, 32), method="bilinear", antialias=False)
-    np.testing.assert_allclose(found, tensor, atol=2)
-
-
-def test_batches_keep_the_order_and_the_last_is_filled_up_with_black(photo: conftest.Photo) -> None:
-    jpegs = [photo(seed) for seed in range(10)]
-    batches = list(read_pixels(iter(jpegs), 16, 4))
-    assert [(batch.shape, batch.dtype) for batch in batches] == [((4, 16, 16, 3), np.uint8)] * 3
-    np.testing.assert_array_equal(np.concatenate(batches)[:10], pixels_of(jpegs, 16))
-    assert not batches[2][2:].any()
-    assert list(read_pixels([], 16, 4)) == []
-
-
-def test_error_of_the_source_of_photos_comes_through_as_it_is(
-    photo: conftest.Photo, mobilenet: Backbone
-) -> None:
-    def damaged() -> Iterator[bytes]:
-        yield photo(1)
-        raise ShelfmarkError("a record does not fit its checksum")
-
-    with pytest.raises(ShelfmarkError, match=r"^a record does not fit its checksum$"):
-        extract(mobilenet, damaged(), 2, batch=1)
-
-
-@pytest.mark.parametrize("batch", [1, 3, 8])
-def test_extract_gives_the_bottlenecks_as_float16_in_order(
-    photo: conftest.Photo, mobilenet: Backbone, batch: int
-) -> None:
-    jpegs = [photo(seed) for seed in range(7)]
-    found = extract(mobilenet, iter(jpegs), 7, batch)
-    assert (found.shape, found.dtype) == ((7, 1024), np.float16)
-    expected = mobilenet.bottlenecks(pixels_of(jpegs, 32))
-    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=2e-3, atol=1e-6)
-
-
-def test_nothing_to_extract_gives_no_rows(mobilenet: Backbone) -> None:
-    assert extract(mobilenet, [], 0, batch=4).shape == (0, 1024)

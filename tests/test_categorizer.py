@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.backbones import Backbone, extract
+from features.backbones import Backbone
+from features.engines import Engine, choose_engine, extract
 from features.errors import ShelfmarkError
 from features.images import Limits
+from features.records import pieces_of
 from models.bundle import open_bundle
 from models.categorizer import COLUMNS, Categorizer, categorize_photos, unreadable
 from models.confidence import ConfidenceModel
@@ -26,6 +28,11 @@ class Echo:
 @pytest.fixture
 def bundled(bundle_path: Path) -> Categorizer:
     return open_bundle(bundle_path).categorizer
+
+
+@pytest.fixture(scope="module")
+def engine(mobilenet: Backbone) -> Engine:
+    return choose_engine(mobilenet, batch=2, engine="tensorflow")
 
 
 @pytest.fixture
@@ -152,12 +159,13 @@ def test_unreadable_products_have_a_row_each_and_no_category() -> None:
 
 
 def test_photos_are_decided_as_their_bottlenecks_are(
-    bundled: Categorizer, mobilenet: Backbone, photo: conftest.Photo
+    bundled: Categorizer, mobilenet: Backbone, engine: Engine, photo: conftest.Photo
 ) -> None:
     photos = [photo(seed) for seed in range(3)]
-    table, refusals = categorize_photos(bundled, mobilenet, "shoe-é", photos, Limits(), batch=2)
+    table, refusals = categorize_photos(bundled, engine, "shoe-é", photos, Limits())
     assert refusals == [None, None, None]
-    bottlenecks = extract(mobilenet, photos, 3, batch=4)
+    other = choose_engine(mobilenet, batch=4, engine="tensorflow")
+    bottlenecks = extract(other, pieces_of(photos, "drawn"), 3)
     expected = bundled.decide(
         np.array(["shoe-é"], dtype=object), bundled.answer(bottlenecks, np.array([0, 3]))
     )
@@ -165,11 +173,11 @@ def test_photos_are_decided_as_their_bottlenecks_are(
 
 
 def test_broken_photos_are_told_and_the_others_decide(
-    bundled: Categorizer, mobilenet: Backbone, photo: conftest.Photo
+    bundled: Categorizer, engine: Engine, photo: conftest.Photo
 ) -> None:
     photos = [b"", photo(1), photo(2)[:-200], b"text"]
-    table, refusals = categorize_photos(bundled, mobilenet, "p", photos, Limits(), batch=2)
-    alone, _ = categorize_photos(bundled, mobilenet, "p", [photo(1)], Limits(), batch=2)
+    table, refusals = categorize_photos(bundled, engine, "p", photos, Limits())
+    alone, _ = categorize_photos(bundled, engine, "p", [photo(1)], Limits())
     pd.testing.assert_frame_equal(table, alone)
     assert [refusal and refusal.reason for refusal in refusals] == [
         "empty",
@@ -181,8 +189,8 @@ def test_broken_photos_are_told_and_the_others_decide(
 
 @pytest.mark.parametrize("photos", [[b"", b"text"], []], ids=["all broken", "none"])
 def test_product_without_a_readable_photo_is_unreadable(
-    bundled: Categorizer, mobilenet: Backbone, photos: list[bytes]
+    bundled: Categorizer, engine: Engine, photos: list[bytes]
 ) -> None:
-    table, refusals = categorize_photos(bundled, mobilenet, "p", photos, Limits(), batch=2)
+    table, refusals = categorize_photos(bundled, engine, "p", photos, Limits())
     pd.testing.assert_frame_equal(table, unreadable(["p"]))
     assert [refusal is not None for refusal in refusals] == [True] * len(photos)

@@ -15,9 +15,10 @@ import pytest
 from catalogues import Drawn, documents, draw_products, photo, write_bson
 from test_ingest import in_a_loop
 
-from features.backbones import read_pixels
 from features.bottlenecks import Digests, Store
 from features.errors import ShelfmarkError
+from features.pixels import read_pixels
+from features.records import pieces_of
 from pipeline import ingest as ingest_module
 from pipeline import shards as shards_module
 from pipeline.calibrate import calibrate
@@ -54,15 +55,35 @@ class Colours:
         return quarters.reshape(len(pixels), 12)
 
 
+@dataclass
+class Running:
+    """An engine for Colours."""
+
+    backbone: Colours
+    batch: int
+    told: str = "by hand"
+    size: int = 8
+    width: int = 12
+
+    def fill(self, batches, rows):
+        for number, pixels in enumerate(batches):
+            rows[number * self.batch : (number + 1) * self.batch] = self.backbone.bottlenecks(pixels)
+
+
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch):
+    monkeypatch.setattr(shards_module, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
+
+
 @pytest.fixture
 def extracted(monkeypatch):
     """Images extracted so far, shard by shard."""
     counts = []
     real = shards_module.extract
 
-    def counting(backbone, jpegs, count, batch):
+    def counting(engine, pieces, count, flip):
         counts.append(count)
-        return real(backbone, jpegs, count, batch)
+        return real(engine, pieces, count, flip)
 
     monkeypatch.setattr(shards_module, "extract", counting)
     return counts
@@ -114,7 +135,8 @@ def test_every_image_has_the_bottleneck_that_it_has_alone(records, tmp_path):
     rows = rows_of(made, tmp_path / "store")
     pictures = {(p.id, place): picture for p in PRODUCTS for place, picture in enumerate(p.pictures)}
     pictures["46", 0] = photo(460)  # drawn as a PNG
-    alone = [Colours().bottlenecks(pixels)[0] for pixels in read_pixels(pictures.values(), 8, batch=1)]
+    pieces = pieces_of(pictures.values(), "drawn")
+    alone = [Colours().bottlenecks(pixels)[0] for pixels in read_pixels(pieces, 8, batch=1)]
     wanted = {key: tuple(row.astype(np.float16)) for key, row in zip(pictures, alone, strict=True)}
     png, other = np.array(rows.pop(("46", 0))), np.array(rows["46", 1])
     jpeg = np.array(wanted.pop(("46", 0)))

@@ -1,6 +1,7 @@
 """Records are what TensorFlow would write, and what it reads, without TensorFlow."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from features.errors import ShelfmarkError
 from features.product import ProductImage
-from features.records import dataset, frame, image_of, read_images, serialise, spec, unframe
+from features.records import Piece, dataset, frame, pieces_of, read_pieces, serialise, spec, unframe
 
 SHOE = ProductImage("chaussure-é-鞋", 0, "Fruit/Apple", "train", "", "ab" * 32, b"\xff\xd8 jpeg \x00\xff\xd9")
 
@@ -95,7 +96,7 @@ def test_tensorflow_reads_the_frames(tmp_path: Path) -> None:
 
 def test_every_flipped_bit_is_refused() -> None:
     framed = frame(serialise(SHOE))
-    assert image_of(unframe(framed)) == SHOE.jpeg
+    assert unframe(framed) == serialise(SHOE)
     for bit in range(8 * len(framed)):
         torn = bytearray(framed)
         torn[bit // 8] ^= 1 << bit % 8
@@ -125,11 +126,49 @@ def write_shards(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "offset", "length", "jpeg"])
 
 
-def test_single_images_are_read_in_the_order_of_the_rows(tmp_path: Path) -> None:
+def texts_of(piece: Piece) -> list[bytes]:
+    """What stands at the places that a piece tells: Examples or JPEGs."""
+    places = zip(piece.starts, piece.lengths, strict=True)
+    return [piece.data[start : start + length] for start, length in places]
+
+
+def jpegs_of(pieces: Iterable[Piece]) -> list[bytes]:
+    examples = [tf.train.Example.FromString(text) for piece in pieces for text in texts_of(piece)]
+    return [example.features.feature["image"].bytes_list.value[0] for example in examples]
+
+
+def test_images_are_read_in_the_order_of_the_rows(tmp_path: Path) -> None:
     rows = write_shards(tmp_path)
     for order in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 0, 3, 4, 4, 1], [5], []):
         chosen = rows.iloc[order]
-        assert list(read_images(tmp_path, chosen)) == chosen["jpeg"].tolist()
+        assert jpegs_of(read_pieces(tmp_path, chosen)) == chosen["jpeg"].tolist()
+
+
+def test_neighbours_are_read_together_and_nothing_far_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_shards(tmp_path)
+    frames = rows["length"].to_list()
+
+    def counts(order: list[int]) -> list[int]:
+        return [len(piece.starts) for piece in read_pieces(tmp_path, rows.iloc[order])]
+
+    assert counts([0, 1, 2, 3, 4, 5, 6, 7]) == [4, 4], "a piece a file"
+    assert counts([0, 3, 4, 6]) == [2, 2], "over small gaps"
+    assert counts([2, 1, 1, 3]) == [1, 1, 2], "not backwards"
+    monkeypatch.setattr("features.records.GAP", 0)
+    assert counts([0, 1, 3]) == [2, 1]
+    monkeypatch.setattr("features.records.PIECE", frames[0] + frames[1] + 1)
+    assert counts([0, 1, 2, 3]) == [2, 1, 1], "in pieces of a size"
+
+
+def test_jpegs_at_hand_become_pieces_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    jpegs = [bytes([number]) * (number % 4) for number in range(20)]
+    monkeypatch.setattr("features.records.PIECE", 5)
+    pieces = list(pieces_of(iter(jpegs), "drawn"))
+    assert [text for piece in pieces for text in texts_of(piece)] == jpegs
+    assert all(5 <= len(piece.data) < 5 + 3 for piece in pieces[:-1])
+    assert list(pieces_of([], "drawn")) == []
 
 
 def test_reading_from_a_damaged_shard_is_refused(tmp_path: Path) -> None:
@@ -137,10 +176,17 @@ def test_reading_from_a_damaged_shard_is_refused(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "val-0.tfrecord").read_bytes())
     data[rows["offset"].iat[6] + 30] ^= 1
     (tmp_path / "val-0.tfrecord").write_bytes(data)
-    found = read_images(tmp_path, rows.iloc[[5, 6]])
-    assert next(found) == rows["jpeg"].iat[5]
+    assert jpegs_of(read_pieces(tmp_path, rows.iloc[[5, 7]])) == rows["jpeg"].iloc[[5, 7]].tolist()
     with pytest.raises(ShelfmarkError, match="remove the records directory and run again"):
-        next(found)
+        list(read_pieces(tmp_path, rows.iloc[[5, 6]]))
+
+
+def test_reading_from_a_cut_shard_is_refused(tmp_path: Path) -> None:
+    rows = write_shards(tmp_path)
+    file = tmp_path / "val-0.tfrecord"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ShelfmarkError, match="does not fit its checksum"):
+        list(read_pieces(tmp_path, rows))
 
 
 def test_dataset_gives_parsed_batches_of_all_files(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import conftest
 import httpx
 import keras
 import numpy as np
@@ -25,9 +26,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from features.artifact import begin, partial_of, seal
-from features.backbones import Backbone, extract, load_backbone, start_tensorflow
+from features.backbones import load_backbone, start_tensorflow
+from features.engines import Engine, choose_engine, extract
 from features.files import write_whole
 from features.images import LIMITS, normalise
+from features.records import pieces_of
 from models.bundle import BACKBONE, BACKBONE_WEIGHTS, SPLITS, THRESHOLDS, Bundle, load_asked, open_bundle
 from models.categorizer import COLUMNS, Rules, categorize_photos, decisions_table
 from models.confidence import ConfidenceModel
@@ -60,23 +63,10 @@ def photo(number: int, format: str = "JPEG", side: int = 10) -> bytes:
     return file.getvalue()
 
 
-def drawn_backbone(seed: int) -> Backbone:
-    """A MobileNet that tells photos apart: Keras' own random weights shrink them all to 0 in float16."""
-    backbone = load_backbone("mobilenet", "random", 32, seed)
-    network, rng = backbone.model.get_layer("mobilenet"), np.random.default_rng(seed)
-    weights = network.get_weights()
-    for at, kernel in enumerate(weights):
-        if kernel.ndim == 4:  # He et al. 2015; depthwise kernels have one output for each input
-            inputs = kernel[..., 0].size if kernel.shape[-1] > 1 else kernel[..., 0, 0].size
-            weights[at] = rng.normal(0, np.sqrt(2 / inputs), kernel.shape)
-    network.set_weights(weights)
-    return backbone
-
-
 def make_bundle(path: Path) -> None:
     """A bundle whose head has drawn weights."""
     work = begin(partial_of(path), {})
-    drawn_backbone(seed=0).save_weights(work / BACKBONE_WEIGHTS)
+    conftest.drawn_backbone(seed=0).save_weights(work / BACKBONE_WEIGHTS)
     told = {"name": "mobilenet", "image_size": 32, "weights": "drawn"}
     write_whole(work / BACKBONE, json.dumps(told).encode())
     backbone = load_backbone("mobilenet", str(work / BACKBONE_WEIGHTS), 32)
@@ -108,8 +98,8 @@ def bundle(workspace: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def backbone(bundle: Bundle) -> Backbone:
-    return bundle.backbone()
+def engine(bundle: Bundle) -> Engine:
+    return choose_engine(bundle.backbone(), serving.BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +112,9 @@ def send(client: TestClient | httpx.Client, photos: list[bytes], **fields: str) 
     return client.post("/v1/categorize", files=[("images", ("photo", data)) for data in photos], data=fields)
 
 
-def decided(bundle: Bundle, backbone: Backbone, product_id: str, photos: list[bytes]) -> dict[str, Any]:
+def decided(bundle: Bundle, engine: Engine, product_id: str, photos: list[bytes]) -> dict[str, Any]:
     """The decision without HTTP, its nulls as pandas writes them."""
-    table, _ = categorize_photos(bundle.categorizer, backbone, product_id, photos, LIMITS, serving.BATCH)
+    table, _ = categorize_photos(bundle.categorizer, engine, product_id, photos, LIMITS)
     return json.loads(table.to_json(orient="records"))[0]
 
 
@@ -136,21 +126,21 @@ def decided(bundle: Bundle, backbone: Backbone, product_id: str, photos: list[by
     [([SURE], "accepted"), ([UNSURE], "review"), ([SURE, 2, 3], None), (list(range(6)), None)],
 )
 def test_decision_is_the_one_made_without_http(
-    client: TestClient, bundle: Bundle, backbone: Backbone, numbers: list[int], status: str | None
+    client: TestClient, bundle: Bundle, engine: Engine, numbers: list[int], status: str | None
 ) -> None:
     photos = [photo(number) for number in numbers]
     answer = send(client, photos, product_id="mug-7")
     assert answer.status_code == 200
-    assert answer.json() == decided(bundle, backbone, "mug-7", photos)
+    assert answer.json() == decided(bundle, engine, "mug-7", photos)
     assert status in (None, answer.json()["status"])
 
 
 def test_decision_is_the_one_made_from_bottlenecks(
-    client: TestClient, bundle: Bundle, backbone: Backbone
+    client: TestClient, bundle: Bundle, engine: Engine
 ) -> None:
     photos = [photo(SURE), photo(8, "PNG"), photo(9, "BMP", side=200)]  # the last, 1.9 MB, waits on disk
     jpegs = [normalise(data).jpeg for data in photos]
-    bottlenecks = extract(backbone, jpegs, len(jpegs), serving.BATCH)
+    bottlenecks = extract(engine, pieces_of(jpegs, "drawn"), len(jpegs))
     categorizer = bundle.categorizer
     table = categorizer.decide(np.array(["x"], object), categorizer.answer(bottlenecks, np.array([0, 3])))
     assert send(client, photos, product_id="x").json() == json.loads(table.to_json(orient="records"))[0]
@@ -211,12 +201,12 @@ def test_without_threshold_everything_is_for_review(bundle: Bundle) -> None:
     [(b"", "empty"), (b"a list of things to buy", "not_an_image"), (photo(0)[:700], "truncated")],
 )
 def test_product_without_readable_photo_is_unreadable(
-    client: TestClient, bundle: Bundle, backbone: Backbone, data: bytes, reason: str
+    client: TestClient, bundle: Bundle, engine: Engine, data: bytes, reason: str
 ) -> None:
     answer = send(client, [data], product_id="p")
     assert answer.status_code == 200
     assert answer.headers["X-Shelfmark-Refused"] == f"0:{reason}"
-    assert answer.json() == decided(bundle, backbone, "p", [data])
+    assert answer.json() == decided(bundle, engine, "p", [data])
     nothing = {"category": None, "confidence": 0.0, "node": None, "node_level": None}
     assert answer.json() == {
         "product_id": "p", "status": "unreadable", **nothing, "top_categories": [], "top_confidences": []
@@ -460,13 +450,13 @@ def server(workspace: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def test_server_decides_refuses_and_stops(
-    server: tuple[subprocess.Popen[str], str], bundle: Bundle, backbone: Backbone
+    server: tuple[subprocess.Popen[str], str], bundle: Bundle, engine: Engine
 ) -> None:
     process, address = server
     photos = [photo(SURE), photo(2)]
     with httpx.Client(base_url=address, timeout=60) as client:
         assert client.get("/healthz").json()["bundle"] == bundle.digest
-        assert send(client, photos, product_id="p").json() == decided(bundle, backbone, "p", photos)
+        assert send(client, photos, product_id="p").json() == decided(bundle, engine, "p", photos)
         large = send(client, [bytes(65 << 20)])
         assert (large.status_code, large.json()) == (413, {"detail": TOO_LARGE.format(64)})
         assert client.get("/healthz").json()["status"] == "ok"

@@ -1,0 +1,154 @@
+"""What precision and image size cost in accuracy: bottlenecks of real photos, by engine and by size.
+
+    .venv/bin/python benchmarks/engines_agree.py [--data ../shared]
+
+Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
+`<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`. A linear SVM
+(standardised, C = 0.01) learns the categories from the training photos and is graded on the validation
+photos, 296 of them: a point is three photos. `crossed`: learnt from TensorFlow's fp32 bottlenecks, graded on
+the engine's, as when a model that was trained on one machine serves on another. `error` is the length of the
+difference from TensorFlow's fp32 as a share of the bottleneck's length, of the worst photo. Rates are of
+decoding, resizing and the backbone together. Where the photos are not, there is nothing to measure and it
+says so. Writes results/engines_agree.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import conditions, table, verdict
+
+RESULTS = Path(__file__).parent / "results" / "engines_agree.json"
+PACKAGES = ("tensorflow", "keras", "openvino", "nncf", "jax", "numpy", "scikit-learn")
+REFERENCE = ("tensorflow", "fp32", 224)
+ENGINES = (
+    REFERENCE, ("jax", "fp32", 224), ("openvino", "fp32", 224),
+    ("tensorflow", "bf16", 224), ("jax", "bf16", 224), ("openvino", "bf16", 224), ("openvino", "int8", 224),
+)  # fmt: skip
+SIZES = (96, 128, 160, 180, 224)  # px
+LIMITS = {"fp32": (1e-4, 1.0), "bf16": (2e-2, 1.0), "int8": (None, 2.0)}  # error; points of accuracy
+
+
+def main() -> None:
+    """Runs every engine and size in a process of its own, prints two tables, writes the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared")
+    parser.add_argument("--subject", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    manifest = options.data / "data" / "grocery" / "manifest.csv"
+    weights = next(iter((options.data / "weights").glob("mobilenet*.weights.h5")), None)
+    if not manifest.is_file() or weights is None:
+        print(f"{options.data}: no grocery photos or weights there; nothing measured (see --data)")
+        return
+    if options.subject:
+        engine, precision, size, out = options.subject
+        bottlenecks(manifest, weights, engine, precision, int(size), Path(out))
+        return
+    told = compare(options.data, manifest)
+    RESULTS.write_text(json.dumps(conditions(*PACKAGES) | told, indent=1) + "\n")
+
+
+def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size: int, out: Path) -> None:
+    """Writes (n, d) float16 bottlenecks of the manifest's photos, and the seconds they took."""
+    import time
+
+    from features.engines import Calibration, choose_engine, extract, use_engine
+
+    use_engine(engine)
+    from features.backbones import load_backbone, start_tensorflow
+
+    start_tensorflow()
+    import pandas as pd
+
+    from features.images import LIMITS, normalise
+    from features.records import pieces_of
+
+    rows = pd.read_csv(manifest)
+    photos = [normalise((manifest.parent / name).read_bytes(), LIMITS).jpeg for name in rows["image"]]
+    learnt = [photo for photo, split in zip(photos, rows["split"], strict=True) if split == "train"]
+
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = Calibration(
+            Path(folder), lambda most: pieces_of(learnt[:: -(-len(learnt) // most)], "training photos")
+        )
+        backbone = load_backbone("mobilenet", str(weights), size)
+        made = choose_engine(backbone, 32, engine, precision, calibration)
+        extract(made, pieces_of(photos[:64], "photos"), 64)
+        began = time.monotonic()
+        found = extract(made, pieces_of(photos, "photos"), len(photos))
+        np.savez(out, bottlenecks=found, seconds=time.monotonic() - began)
+
+
+def compare(data: Path, manifest: Path) -> dict[str, Any]:
+    """Both tables; returns what the results file holds."""
+    import pandas as pd
+
+    rows = pd.read_csv(manifest)
+    found = {}
+    for subject in dict.fromkeys([*ENGINES, *(("auto", "auto", size) for size in SIZES)]):
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder, "out.npz")
+            call = [sys.executable, __file__, "--data", str(data), "--subject", *map(str, subject), str(out)]
+            subprocess.run(call, check=True)
+            with np.load(out) as told:
+                found[subject] = told["bottlenecks"].astype(np.float32), float(told["seconds"])
+        print(f"{' '.join(map(str, subject))}: {len(rows) / found[subject][1]:,.0f} images/s", flush=True)
+    figures = [_figure(subject, found, rows) for subject in found]
+    header = ["engine", "px", "images/s", "SVM", "SVM, crossed", "error"]
+    print(table(header, map(_row, figures)))
+    return {"photos": len(rows), "figures": figures, "verdicts": _verdicts(figures)}
+
+
+def _figure(subject: tuple[str, str, int], found: dict[Any, Any], rows: Any) -> dict[str, Any]:
+    engine, precision, size = subject
+    (own, seconds), reference = found[subject], found[REFERENCE][0]
+    figure = {
+        "engine": f"{engine} {precision}", "image_size": size,
+        "images_per_second": round(len(rows) / seconds, 1), "svm": accuracy(own, own, rows),
+    }  # fmt: skip
+    if size == REFERENCE[2]:
+        difference = np.linalg.norm(own - reference, axis=1) / np.linalg.norm(reference, axis=1)
+        figure |= {"crossed": accuracy(reference, own, rows), "error": float(difference.max())}
+    return figure
+
+
+def accuracy(learnt: np.ndarray, graded: np.ndarray, rows: Any) -> float:
+    """Of a linear SVM on the validation photos, in per cent."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    category, train = rows["category"].to_numpy(), (rows["split"] == "train").to_numpy()
+    svm = make_pipeline(StandardScaler(), LinearSVC(C=0.01, random_state=0))
+    svm.fit(learnt[train], category[train])
+    return round(100 * float((svm.predict(graded[~train]) == category[~train]).mean()), 2)
+
+
+def _row(figure: dict[str, Any]) -> list[str]:
+    crossed = [f"{figure['crossed']:.1f} %", f"{figure['error']:.1e}"] if "error" in figure else ["", ""]
+    size, rate = str(figure["image_size"]), f"{figure['images_per_second']:,.0f}"
+    return [figure["engine"], size, rate, f"{figure['svm']:.1f} %", *crossed]
+
+
+def _verdicts(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The targets, printed as they are judged."""
+    base, told = figures[0]["svm"], []
+    for figure in figures[1 : len(ENGINES)]:
+        most, points = LIMITS[figure["engine"].split()[1]]
+        if most is not None:
+            told.append(verdict(f"{figure['engine']}, error / {most:g}", figure["error"] / most, 1.0, ""))
+        for kind in ("svm", "crossed"):
+            what = f"{figure['engine']}, {kind}, points from tensorflow fp32"
+            told.append(verdict(what, abs(figure[kind] - base), points, ""))
+    return told
+
+
+if __name__ == "__main__":
+    main()
