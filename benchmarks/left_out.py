@@ -46,14 +46,14 @@ def main() -> None:
     ]
     mean = pd.concat(told).groupby(["output", "level"], sort=False).mean().reset_index()
     rows = [
-        [
-            f"level {row.level}, {row.output}",
-            f"{row.left_out:.1f}",
-            *(f"{100 * x:.1f} %" for x in (row.found, row.known)),
-        ]
+        [f"level {row.level}, {row.output}", f"{row.left_out:.1f}", _percent(row.found), _percent(row.known)]
         for row in mean.itertuples()
     ]
     print(table(["node", "products left out", "found", "found of categories that stayed"], rows))
+
+
+def _percent(share: float) -> str:
+    return "–" if np.isnan(share) else f"{100 * share:.1f} %"
 
 
 def measure(workspace: Path, run: str, config: Config, share: float, seed: int) -> pd.DataFrame:

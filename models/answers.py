@@ -110,7 +110,7 @@ def answer(
     """
     image_wise = "mean" if aggregation == SET else aggregation
     parts = []
-    for start, stop in pieces(bounds):
+    for start, stop in list(pieces(bounds)) or [(0, 0)]:  # of no products, too, the head tells its levels
         rows = bottlenecks[slice(bounds[start], bounds[stop])]
         images = np.diff(bounds[start : stop + 1])
         own = [product_probabilities(told, images, temperature, image_wise) for told in head.outputs(rows)]
@@ -119,8 +119,6 @@ def answer(
             logits = set_logits(set_head, rows, bounds[start : stop + 1] - bounds[start])
             own[-1] = product_probabilities(logits, np.ones_like(images), temperature)
         parts.append(_answer(own, images, taxonomy))
-    if not parts:
-        parts = [_answer([np.zeros((0, len(taxonomy.categories)))], np.zeros(0, int), taxonomy)]
     columns = zip(*parts, strict=True)
     return Answers(*(np.concatenate(column) for column in columns))
 

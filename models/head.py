@@ -208,7 +208,8 @@ class ProductRows:
     def __getitem__(self, products: np.ndarray | slice) -> np.ndarray:
         """(m, images · d) float16."""
         rows = self._rows[products]
-        return self._bottlenecks[rows.ravel()].reshape(len(rows), -1)
+        taken = self._bottlenecks[rows.ravel()]
+        return taken.reshape(len(rows), rows.shape[1] * taken.shape[1])
 
 
 def set_logits(head: Head, bottlenecks: np.ndarray, bounds: np.ndarray) -> np.ndarray:

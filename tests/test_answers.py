@@ -164,6 +164,9 @@ def test_no_products_give_no_answers() -> None:
     assert found.top.shape == (0, 5)
     assert found.level_top.shape == (0, 3, 5)
     assert len(found.evidence(np.zeros(9, int)).p1) == 0
+    tree = draw_tree(9)
+    of_levels = answer(OfLevels(tree), np.zeros((0, 1 + 3 + 9), np.float32), np.zeros(1, int), tree, 1.0)
+    assert (of_levels.own_top.shape, of_levels.level_top.shape) == ((0, 3, 5), (0, 3, 5))
 
 
 def test_evidence_takes_the_first_two_probabilities_and_the_size_of_the_first_category() -> None:
