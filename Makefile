@@ -19,7 +19,7 @@ endif
 test test-slow test-runners test-flink coverage: export OMP_NUM_THREADS = 1
 test test-slow test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: help setup demo test test-slow test-runners test-flink coverage check bench bench-ingest lock clean
+.PHONY: help setup demo test test-slow test-runners test-flink coverage check bench bench-ingest bench-train lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -72,11 +72,14 @@ check: $(READY) ## style, types, direction of imports, links and commands in the
 	.venv/bin/python -m pytest -q tests/test_docs.py
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest plan; do echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
+	@set -e; for bench in main_job ingest plan train train_noise; do echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, and the plan of 8 M products; 2.5 GB of disk
 	.venv/bin/python benchmarks/ingest.py
 	.venv/bin/python benchmarks/plan.py
+
+bench-train: $(READY) ## training beside scikit-learn and NumPy's products, and 2 M bottlenecks from the disk; 8 GB of disk
+	.venv/bin/python benchmarks/train.py
 
 lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit (newest: make lock UPGRADE=--upgrade)
 	$(UV) pip compile setup.cfg --all-extras --universal --python-version 3.11 --fork-strategy fewest \
