@@ -21,7 +21,7 @@ test test-slow test-runners test-flink coverage: export OMP_NUM_THREADS = 1
 test test-slow test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
 .PHONY: help setup demo test test-slow test-runners test-flink coverage check lock clean
-.PHONY: bench bench-ingest bench-extract bench-store
+.PHONY: bench bench-ingest bench-extract bench-store bench-train
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -74,7 +74,7 @@ check: $(READY) ## style, types, direction of imports, links and commands in the
 	.venv/bin/python -m pytest -q tests/test_docs.py
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest plan store extract engines_agree; do \
+	@set -e; for bench in main_job ingest plan store extract engines_agree train train_noise; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, and the plan of 8 M products; 2.5 GB of disk
@@ -87,6 +87,9 @@ bench-store: $(READY) ## look-ups of 20 M digests, the index, and week two with 
 bench-extract: $(READY) ## extraction beside the backbone alone, then what engines and image sizes cost in accuracy
 	.venv/bin/python benchmarks/extract.py
 	.venv/bin/python benchmarks/engines_agree.py
+
+bench-train: $(READY) ## training beside scikit-learn and NumPy's products, and 2 M bottlenecks from the disk; 8 GB of disk
+	.venv/bin/python benchmarks/train.py
 
 # All extras but gpu: a machine without one has no use for CUDA's gigabytes.
 lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit (newest: make lock UPGRADE=--upgrade)

@@ -6,8 +6,8 @@
 
     floor    NumPy's products of one step alone: forward, by weights and by inputs (not by those of the first
              layer), as often as a step needs them, in float32, on the machine's cores
-    peer     scikit-learn's MLPClassifier, SGD, by partial_fit on 20 batches; it computes in the type it is given,
-             and makes float64 of float16
+    peer     scikit-learn's MLPClassifier, SGD, by partial_fit on 20 batches; it computes in the type it is
+             given, and makes float64 of float16
     ours     fit_head, an epoch: the seconds of two epochs less those of one, so that the start does not count
 
 The memory is the largest resident size of a process that trains one epoch from a store of `--stored`
@@ -15,6 +15,7 @@ bottlenecks on disk. Writes benchmarks/results/train.json.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -61,7 +62,8 @@ def main() -> None:
                         default / speeds["peer:float32"], 3, "x", at_least=True),
         measure.verdict("the paper's recipe in float32, of the floor",
                         speeds["ours:paper:float32"] / speeds["floor"], 0.6, "", at_least=True),
-        measure.verdict("the default recipe, of the floor", default / speeds["floor"], 0.6, "", at_least=True),
+        measure.verdict("the default recipe, of the floor",
+                        default / speeds["floor"], 0.6, "", at_least=True),
         measure.verdict(f"peak memory of {options.stored:,} stored bottlenecks", run.peak / 1e9, 3, " GB"),
     ]  # fmt: skip
     results = {
@@ -92,7 +94,7 @@ def draw(images: int, width: int = SIZES[0]) -> tuple[np.ndarray, np.ndarray]:
 def floor(options: argparse.Namespace) -> dict[str, Any]:
     """The products of a step, 60 times."""
     rng = np.random.default_rng(0)
-    layers = list(zip(SIZES, SIZES[1:], strict=False))
+    layers = list(itertools.pairwise(SIZES))
     values = [rng.standard_normal((BATCH, size), np.float32) for size in SIZES]
     weights = [rng.standard_normal(layer, np.float32) for layer in layers]
     slopes = [np.empty(layer, np.float32) for layer in layers]
@@ -169,7 +171,7 @@ def _train(rows: Any, categories: np.ndarray, recipe: str, precision: str, epoch
 
 
 def write_store(path: Path, images: int) -> None:
-    """A store of so many bottlenecks, in shards; each has the drawn numbers of the others in another order."""
+    """A store of so many bottlenecks; each shard has the drawn numbers of the others in another order."""
     from features.bottlenecks import Store
 
     rows, _ = draw(SHARD)

@@ -263,9 +263,9 @@ class StoredRows:
         return self[slice(None)] if size <= most else self
 
     def read(self, chosen: np.ndarray, piece: int = 8192) -> np.ndarray:
-        """(m, d) float16, as by indexing, in memory that is flat: mapped pages are given back after each piece.
+        """(m, d) float16, as by indexing, in flat memory: mapped pages are given back after each piece.
 
-        The system keeps them in its cache; but as long as they are mapped they count as this process' own.
+        They stay in the system's cache; as long as they are mapped they count as this process' own.
         """
         first = self[chosen[:1]]
         out = np.empty((len(chosen), first.shape[1]), np.float16)

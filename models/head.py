@@ -1,6 +1,7 @@
 """The head: hidden layers over bottlenecks, softmax over the categories, or over the nodes of every level.
 
-    hidden     x (d) → scale → (standard) → Dense(h1) → batch normalization → ReLU → dropout → Dense(h2) → ReLU
+    hidden     x (d) → scale → (standard) → Dense(h1) → batch normalization → ReLU → dropout
+                     → Dense(h2) → ReLU
 
     flat       hidden(x) → Dense(C) logits                      Li et al., APIA 2018, "2NN"
     separate   every level: its own hidden(x) → Dense(nodes)    Carranza-Rojas et al. 2018, "FCM"
@@ -17,8 +18,8 @@
 Formulas and numbers of parameters: docs/heads.md. One batch normalization only, on the first hidden layer's
 linear output: more of them does not help (S1). The scale is one number, 1 / RMS of the training bottlenecks:
 without it a backbone with small outputs (random weights: 1e-3) drowns in the epsilon of the batch
-normalization and nothing is learnt. Standard: (x - mean) / sqrt(variance + 0.001), number by number, where the
-recipe says so.
+normalization and nothing is learnt. Standard: (x - mean) / sqrt(variance + 0.001), number by number, where
+the recipe says so.
 """
 
 import json

@@ -27,11 +27,21 @@ def refusal(*args, **options):
     return str(caught.value)
 
 
-def test_defaults_are_those_of_the_paper():
-    config = load_config()
-    assert config == Config()
-    assert (config.head.hidden, config.train.batch, config.train.decay) == ((1024, 1024), 256, 7e-5)
+def test_recipe_paper_is_that_of_the_paper():
+    config = load_config(sets=("head.recipe=paper",))
+    told = config.training()
+    assert (told["learning_rate"], told["decay"], told["schedule"]) == (0.1, 7e-5, "inverse_time")
+    assert (told["momentum"], told["label_smoothing"], told["mixup"]) == (0, 0, 0)
+    assert (config.head.hidden, told["batch"], told["imbalance"]) == ((1024, 1024), 256, "none")
     assert (config.calibration.precision, config.ingest.min_products) == (0.9, 20)
+
+
+def test_a_setting_of_train_is_over_the_recipe_and_the_digest_knows_the_outcome_alone():
+    given = load_config(sets=("train.momentum=0.5",))
+    assert given.training() == load_config().training() | {"momentum": 0.5}
+    momentum = load_config().training()["momentum"]
+    assert load_config(sets=(f"train.momentum={momentum}",)).of_the_head() == load_config().of_the_head()
+    assert load_config(sets=("head.recipe=paper",)).of_the_head() != load_config().of_the_head()
 
 
 def test_file_is_over_the_defaults_options_over_the_file_and_set_over_all(weekly):
@@ -39,7 +49,7 @@ def test_file_is_over_the_defaults_options_over_the_file_and_set_over_all(weekly
     options = {"seed": 2, "backbone.image_size": 139, "backbone.name": None}
     config = load_config(file, ("train.epochs=5", "seed = 6"), options)
     assert (config.train.epochs, config.train.batch, config.seed) == (5, 4, 6)
-    assert (config.calibration.precision, config.train.patience) == (0.8, 30)
+    assert (config.calibration.precision, config.train.patience) == (0.8, None)
     assert (config.backbone.image_size, config.backbone.name) == (139, "inception_v3")
 
 

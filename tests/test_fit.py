@@ -277,6 +277,22 @@ def test_class_weights_have_mean_one_over_the_images() -> None:
     assert weights[[0, 6, 9]] == pytest.approx([10 / 18, 10 / 9, 10 / 3])
 
 
+def test_standardized_heads_take_numbers_of_any_size_and_place() -> None:
+    drawn, select = draw(1, 600), draw(3, 300)
+    size, place = np.array([1, 30, 0.01, 1, 1, 5], np.float32), np.array([0, 900, 0, 3, 0, -50], np.float32)
+
+    def moved(examples: Examples) -> Examples:
+        return Examples((examples.bottlenecks[:] * size + place).astype(np.float16), examples.labels)
+
+    shape = dataclasses.replace(SHAPE, scale=0.003, standardized=True)
+    head, _ = fit_head(shape, moved(drawn), None, recipe(epochs=10))
+    assert accuracy_and_loss(head, moved(select))[0] > 0.95
+    mean, variance = head.model.get_layer("standard").get_weights()
+    rows = moved(drawn).bottlenecks[:].astype(np.float64) * 0.003
+    np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(variance, rows.var(axis=0), rtol=1e-3, atol=1e-9)
+
+
 def test_balanced_sampling_draws_every_category_as_often() -> None:
     labels = np.repeat([0, 1, 2], [8000, 1900, 100])
     order = fit._order(np.random.default_rng(0), labels, recipe(imbalance="balanced"))
