@@ -20,6 +20,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import abc
 from typing import Any
 
@@ -111,13 +112,12 @@ def _serve() -> None:
         except Exception as raised:
             raised.add_note(traceback.format_exc())  # the place itself stays behind
             error = raised
-        give_back()
         pickle.dump(error, answers)
         answers.flush()
 
 
 def give_back() -> None:
-    """Gives freed memory back to the system; glibc keeps it, for each thread apart (50 MB and more)."""
+    """Gives freed memory back to the system, which glibc else keeps."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 
@@ -135,6 +135,8 @@ class _Workers:
 
     def __init__(self) -> None:
         self._processes = [_Process() for _ in range((os.cpu_count() or 1) - 1)]
+        # one thread for all that is done here: glibc keeps freed memory for each thread apart, 50 MB and more
+        self._here = ThreadPoolExecutor(1)
         self._free: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()  # None: this process
         for worker in (None, *self._processes):
             self._free.put(worker)
@@ -153,8 +155,7 @@ class _Workers:
         worker = self._free.get()
         try:
             if not worker:
-                do(*arguments)
-                return give_back()
+                return self._here.submit(do, *arguments).result()
             try:
                 worker.do(do, *arguments)
             except WorkerDied as died:
@@ -165,6 +166,7 @@ class _Workers:
 
     def end(self) -> None:
         """Ends the processes."""
+        self._here.shutdown()
         for process in self._processes:
             process.end()
 
