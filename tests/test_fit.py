@@ -341,6 +341,7 @@ def test_in_bfloat16_the_head_is_still_of_float32_and_as_good() -> None:
     assert accuracy_and_loss(head, draw(3, 300))[0] > 0.95
 
 
+@pytest.mark.slow  # JAX compiles for half a minute
 def test_with_jax_a_head_is_learnt_goes_on_and_is_the_same_again(tmp_path: Path) -> None:
     pytest.importorskip("jax", reason="the backend is not installed")
     script = """

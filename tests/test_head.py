@@ -123,6 +123,7 @@ def test_structure_is_told_in_plain_json(head: Head, tmp_path: Path) -> None:
         "parents": [],
         "selector": 0,
         "images": 1,
+        "standardized": False,
         "hierarchical": False,
     }
 
