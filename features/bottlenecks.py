@@ -24,6 +24,7 @@ from features.files import Place, local, read_range, writing
 FLIP = "flip"
 SHARD = pa.schema([("image_digest", pa.binary(32))])
 COMPARED = 2**20  # digests at a time
+LOOKED_UP = 256  # shards at a time: one million digests in order take a quarter of the time of 4,096 each
 
 
 def digests_of(column: pa.ChunkedArray) -> np.ndarray:
@@ -149,12 +150,15 @@ class Store:
         names, engines = self.shards(), list[str]()
         shard = np.full(len(digests), -1, np.int32)
         row = np.full(len(digests), -1, np.int32)
-        for code, name in enumerate(names):
-            known, engine = self._read(name)
-            engines.append(engine)
-            number, there = digests.places_of(known)
-            new = shard[number] < 0
-            shard[number[new]], row[number[new]] = code, there[new]
+        for first in range(0, len(names), LOOKED_UP):
+            read = [self._read(name) for name in names[first : first + LOOKED_UP]]
+            engines += [engine for _, engine in read]
+            starts = np.cumsum([0, *(len(known) for known, _ in read)])
+            number, at = digests.places_of(np.concatenate([known for known, _ in read]))
+            new = np.flatnonzero(shard[number] < 0)
+            new = new[np.argsort(at[new])[::-1]]  # the first shard is written last: it stays
+            code = np.searchsorted(starts, at[new], "right") - 1
+            shard[number[new]], row[number[new]] = first + code, at[new] - starts[code]
         return Places(names, engines, shard, row)
 
     def _read(self, shard: str) -> tuple[np.ndarray, str]:

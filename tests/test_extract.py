@@ -15,6 +15,7 @@ import pytest
 from catalogues import Drawn, documents, draw_products, photo, write_bson
 from test_ingest import in_a_loop
 
+from features.backbones import load_backbone
 from features.bottlenecks import Digests, Store
 from features.errors import ShelfmarkError
 from features.pixels import read_pixels
@@ -410,6 +411,14 @@ def test_engines_that_mix_are_told(records, tmp_path, caplog):
     assert second.summary["engines"] == {"openvino bfloat16": count, "tensorflow float32": images - count}
     told = f"engines (openvino bfloat16 {count}, tensorflow float32 {images - count})"
     assert told in caplog.messages[-1]
+
+
+def test_another_preprocessing_has_another_fingerprint(monkeypatch):
+    """Another weights file and another size: tests/test_backbones.py."""
+    before = load_backbone("mobilenet", "random", 32).fingerprint
+    assert load_backbone("mobilenet", "random", 32).fingerprint == before
+    monkeypatch.setattr("features.backbones.RESIZE", "bicubic")
+    assert load_backbone("mobilenet", "random", 32).fingerprint != before
 
 
 @pytest.mark.parametrize("stage", [calibrate, evaluate])
