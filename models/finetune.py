@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -96,7 +97,7 @@ def tune_backbone(
     trunk = in_precision(backbone.model, "bf16" if recipe.bfloat16 else "fp32")
     network = trunk.get_layer(backbone.name)
     freeze(network, frozen_share)
-    model = keras.Model(trunk.input, head.model(trunk.output))
+    model = on_top(head, trunk)
     optimizer = optimizer_of(recipe, len(train.labels))
     optimizer.build(model.trainable_variables)
     epochs = Epochs(model, optimizer, work / CHECKPOINT if work else None)
@@ -118,6 +119,28 @@ def tune_backbone(
     if epochs.best:
         model.set_weights(epochs.best)
     return network, epochs.history
+
+
+def on_top(head: Head, trunk: keras.Model) -> keras.Model:
+    """(n, size, size, 3) pixels → trunk → the head's outputs; both learn, the trunk as in inference."""
+    pixels = keras.Input(trunk.input_shape[1:], dtype="float32", name="pixels")
+    return keras.Model(pixels, head.model(_AsInInference(trunk)(pixels)))
+
+
+class _AsInInference(keras.layers.Layer):
+    """Runs a model in inference mode, whatever is asked of the model around it.
+
+    A `training=False` given when a functional model is put together does not hold: Keras 3 replaces it by
+    that of the outer call, and moving statistics move.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        super().__init__(name="trunk", dtype="float32")
+        self.model = model
+
+    def call(self, x: Any) -> Any:
+        """The model's output."""
+        return self.model(x, training=False)
 
 
 def freeze(network: keras.Model, share: float) -> int:
