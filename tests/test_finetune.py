@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -26,7 +25,7 @@ from models.bundle import BACKBONE_WEIGHTS, open_bundle
 from models.finetune import Augmentation, Photos, augment, freeze, frozen_count, on_top, tune_backbone
 from models.fit import Recipe, inverse_time_decay
 from models.head import Head, HeadShape, build_head
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.drawing import draw_catalogue
 from pipeline.finetune import draw, finetune
 from pipeline.run import Run, begin_run
@@ -369,8 +368,9 @@ def test_a_release_whose_backbone_was_not_tuned_leaves_the_one_of_the_settings(
     assert run.backbone().fingerprint == run.untuned_backbone().fingerprint != mobilenet.fingerprint
 
 
-def settings_of(run: Run) -> dict[str, Any]:
-    return run.config.model_dump(mode="json")
+def larger(run: Run) -> Config:
+    """The run's settings with larger images."""
+    return load_config(None, ("backbone.image_size=40",), base=run.config.model_dump(mode="json"))
 
 
 def test_own_backbone_of_other_records_or_settings_is_refused(
