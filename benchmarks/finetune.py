@@ -5,7 +5,7 @@
 Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
 `<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`, all training
 products (finetune.share = 1). Accuracy on all 296 validation photos, and on CERT, the two thirds of them that
-select nothing. Killed, the same command goes on where --workspace is given. Where the photos are not, there is
+select nothing. With --workspace a killed command goes on where it was. Where the photos are not, there is
 nothing to measure and it says so. Writes benchmarks/results/finetune.json.
 """
 

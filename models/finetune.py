@@ -147,8 +147,8 @@ def freeze(network: keras.Model, share: float) -> int:
     """Freezes a network's first layers, makes the later ones trainable, returns how many are frozen."""
     count = frozen_count(share, len(network.layers))
     network.trainable = True
-    for layer in network.layers[:count]:
-        layer.trainable = False
+    for number, layer in enumerate(network.layers):  # each: a clone's layers do not follow their model
+        layer.trainable = number >= count
     return count
 
 
