@@ -8,7 +8,7 @@ splits.parquet (product_id, split) keeps every product on its side of the split 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from models.taxonomy import read_taxonomy
 HEAD_FILES = (STRUCTURE, WEIGHTS, "sizes.npy", "taxonomy.csv")
 THRESHOLDS = "thresholds.json"
 BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"
+TUNED = "fine-tuned "  # in backbone.json before the name of the weights that a backbone was tuned from
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,7 @@ class Bundle:
 
     def backbone(self) -> Backbone:
         """The bundle's backbone, with the weights it was extracted with."""
-        told = json.loads((self.path / BACKBONE).read_text())
-        backbone = load_backbone(told["name"], str(self.path / BACKBONE_WEIGHTS), told["image_size"])
-        if backbone.fingerprint != self.fingerprint:
-            raise ShelfmarkError(
-                f"{self.path}: its backbone has fingerprint {backbone.fingerprint}, its head reads "
-                f"{self.fingerprint}; expected the same; release again with this version of shelfmark"
-            )
-        return backbone
+        return read_backbone(self.path / BACKBONE, self.path / BACKBONE_WEIGHTS, self.fingerprint)
 
     @property
     def splits(self) -> Path:
@@ -67,6 +61,22 @@ def load_asked(folder: Path) -> Asked:
         labels=file_digest(folder / "taxonomy.csv"),
         set_head=load_head(folder, SET_FILES) if of_a_set else None,
     )
+
+
+def read_backbone(structure: Path, weights: Path, fingerprint: str) -> Backbone:
+    """Reads a backbone back that a bundle/ or backbone/ directory holds.
+
+    Raises:
+        ShelfmarkError: it is not the one of this fingerprint.
+    """
+    told = json.loads(structure.read_text())
+    backbone = load_backbone(told["name"], str(weights), told["image_size"])
+    if backbone.fingerprint != fingerprint:
+        raise ShelfmarkError(
+            f"{structure.parent}: its backbone has fingerprint {backbone.fingerprint}; expected "
+            f"{fingerprint}; make it again with this version of shelfmark"
+        )
+    return replace(backbone, weights=told["weights"])
 
 
 def read_rules(file: Path) -> Rules:

@@ -124,24 +124,24 @@ def fit_head(
     if shape.standardized:
         _standardize(model, shape, train.bottlenecks)
     kept = build_head(shape)  # of float32, and without the optimizer: nobody needs it
-    optimizer = _optimizer(recipe, len(train.labels))
+    optimizer = optimizer_of(recipe, len(train.labels))
     optimizer.build(model.trainable_variables)
-    progress = _Progress(model, optimizer, work / CHECKPOINT if work else None)
-    learn = learner(model, optimizer, _objective(recipe, train.labels, model, loss), recipe.mixup > 0)
+    epochs = Epochs(model, optimizer, work / CHECKPOINT if work else None)
+    learn = learner(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
     grade = grader(kept)
     learning, selecting = _Source(train, recipe.memory), _Source(fit, recipe.memory) if fit else None
-    while progress.epoch < recipe.epochs and not (fit and progress.waited >= recipe.patience):
-        rng = np.random.default_rng([recipe.seed, progress.epoch])
+    while epochs.done < recipe.epochs and not (fit and epochs.waited >= recipe.patience):
+        rng = np.random.default_rng([recipe.seed, epochs.done])
         told = [
             learn(rows, labels, batches, _mixes(rng, len(batches), recipe.mixup))
-            for rows, labels, images in learning.windows(_order(rng, train.labels, recipe), recipe.batch)
+            for rows, labels, images in learning.windows(order_of(rng, train.labels, recipe), recipe.batch)
             for batches in _calls(rng.permutation(images), recipe.batch)
         ]
         learn.settle()
         kept.set_weights(model.get_weights())
-        progress.tell(told, _grades(grade, selecting) if selecting else None)
-    kept.set_weights(progress.best or model.get_weights())
-    return Head(shape, kept), progress.history
+        epochs.tell(told, _grades(grade, selecting) if selecting else None)
+    kept.set_weights(epochs.best or model.get_weights())
+    return Head(shape, kept), epochs.history
 
 
 def suspects(
@@ -203,7 +203,8 @@ def _standardize(model: keras.Model, shape: HeadShape, rows: Rows) -> None:
     model.get_layer(STANDARD).set_weights([sample.mean(axis=0), sample.var(axis=0)])
 
 
-def _optimizer(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:
+def optimizer_of(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:
+    """SGD by the recipe; a cosine schedule ends after all epochs over so many images."""
     steps = -(-images // recipe.batch) * recipe.epochs
     schedule = {
         "inverse_time": lambda: inverse_time_decay(recipe.learning_rate, recipe.decay),
@@ -212,7 +213,7 @@ def _optimizer(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(schedule, momentum=recipe.momentum)
 
 
-def _objective(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: Losses | None) -> Losses:
+def objective_of(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: Losses | None) -> Losses:
     """(outputs, labels) → (n,): the loss with what [train] says about imbalance and noise.
 
     Class weights: 1 / images of the category, with mean one over the images. Logit adjustment: the loss is
@@ -255,7 +256,7 @@ def _smoothed(logits: Any, labels: Any, smoothing: float) -> Any:
     return losses
 
 
-class _Progress:
+class Epochs:
     """What an epoch starts from: variables, the best epoch's weights, the history; in a checkpoint, too."""
 
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, file: Path | None) -> None:
@@ -266,7 +267,7 @@ class _Progress:
             self._read(file)
 
     @property
-    def epoch(self) -> int:
+    def done(self) -> int:
         """Epochs done."""
         return len(self.history.get("loss", []))
 
@@ -314,7 +315,7 @@ class _Progress:
             self.best = [arrays[f"best{number}"] for number in range(count)]
 
 
-def _order(rng: np.random.Generator, labels: np.ndarray, recipe: Recipe) -> np.ndarray:
+def order_of(rng: np.random.Generator, labels: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Numbers of the images of an epoch, (n,) int, blocks of neighbours in a random order.
 
     Balanced: n images drawn so that every category is as probable ("class-aware sampling", Shen, Lin, Huang,

@@ -181,6 +181,24 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None
 
 
 @shelfmark.command()
+@_stage
+def finetune(run: "Run") -> None:
+    """Tunes the backbone's later layers on the run's products; extract and train then use it.
+
+    It takes far longer than all the rest, so it is done when asked for: later weeks go on with the backbone
+    of the release.
+
+    \b
+    Example:
+      shelfmark finetune --workspace shop --set finetune.epochs=5
+    """
+    from pipeline.finetune import finetune as make
+
+    records = run.artifact("records", "ingest")
+    make(records, run.untuned_backbone(), run.store, run.path / "backbone", run.config)
+
+
+@shelfmark.command()
 @_engine
 @_stage
 def extract(run: "Run") -> None:
@@ -210,7 +228,7 @@ def train(run: "Run") -> None:
     from pipeline.train import train as make
 
     records = run.artifact("records", "ingest")
-    bottlenecks = run.artifact("bottlenecks", "extract", records=records)
+    bottlenecks = run.bottlenecks(records)
     make(records, bottlenecks, run.store, run.path / "head", run.config)
 
 
@@ -226,7 +244,7 @@ def calibrate(run: "Run") -> None:
     from pipeline.calibrate import calibrate as make
 
     records = run.artifact("records", "ingest")
-    bottlenecks = run.artifact("bottlenecks", "extract", records=records)
+    bottlenecks = run.bottlenecks(records)
     head = run.artifact("head", "train", records=records)
     make(records, bottlenecks, head, run.store, run.path / "thresholds", run.config)
 
@@ -243,7 +261,7 @@ def evaluate(run: "Run") -> None:
     from pipeline.evaluate import evaluate as make
 
     records = run.artifact("records", "ingest")
-    bottlenecks = run.artifact("bottlenecks", "extract", records=records)
+    bottlenecks = run.bottlenecks(records)
     head = run.artifact("head", "train", records=records)
     thresholds = run.artifact("thresholds", "calibrate", head=head)
     make(records, bottlenecks, head, thresholds, run.store, run.path / "evaluation", run.config.calibration)
@@ -272,8 +290,9 @@ def report(run: "Run") -> None:
 @_sources
 @_taxonomy
 @_engine
+@click.option("--finetune", "tune", is_flag=True, help="Tune the backbone first, on this week's products.")
 @_stage
-def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None:
+def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None, tune: bool) -> None:
     """Does the whole weekly run, and releases the bundle if it is better than the one in service.
 
     Run again, it does nothing again; with other settings it remakes what depends on them; killed, it
@@ -285,7 +304,7 @@ def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> Non
     """
     from pipeline.retrain import retrain as make
 
-    make(run, list(sources), taxonomy, _beam())
+    make(run, list(sources), taxonomy, _beam(), tune)
     print(run.path / "report" / "index.html")
 
 

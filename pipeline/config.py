@@ -70,6 +70,23 @@ class Extract(Section):
     flip: bool = False  # extract the mirrored images, too, as a second view
 
 
+class Finetune(Section):
+    """From a backbone to one tuned on the run's own products (S1). Reasons: docs/finetuning.md."""
+
+    frozen_share: Annotated[float, Field(ge=0, lt=1)] = 0.4  # of the backbone's layers; 0 tunes all
+    share: Annotated[float, Field(gt=0, le=1)] = 0.05  # of the training products
+    batch: Positive = 128  # images
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    decay: Annotated[float, Field(ge=0)] = 1e-4  # lr / (1 + t·decay), t in steps
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    epochs: Positive = 20  # at most
+    patience: Positive = 6  # epochs without a better FIT accuracy before tuning stops
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.5  # least share of a photo that stays; 1: no crops
+    flip: bool = True  # half of the photos are mirrored
+    colour: Annotated[float, Field(ge=0, lt=1)] = 0.2  # most that contrast and colours are off
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the machine is faster
+
+
 class Head(Section):
     """The trained part over the bottlenecks: two hidden layers (S1). Formulas: docs/heads.md."""
 
@@ -155,6 +172,7 @@ class Config(BaseModel):
     ingest: Ingest = Ingest()
     backbone: Backbone = Backbone()
     extract: Extract = Extract()
+    finetune: Finetune = Finetune()
     head: Head = Head()
     train: Train = Train()
     calibration: Calibration = Calibration()

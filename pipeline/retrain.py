@@ -5,6 +5,7 @@ from features.files import Place
 from pipeline.calibrate import calibrate
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract_records
+from pipeline.finetune import finetune
 from pipeline.ingest import ingest
 from pipeline.release import current_release, judge, pack, release, write_verdict
 from pipeline.report import report
@@ -13,7 +14,11 @@ from pipeline.train import train
 
 
 def retrain(
-    run: Run, sources: list[str], taxonomy: Place | None = None, beam: tuple[str, ...] = ()
+    run: Run,
+    sources: list[str],
+    taxonomy: Place | None = None,
+    beam: tuple[str, ...] = (),
+    tune: bool = False,
 ) -> Place | None:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
@@ -22,6 +27,7 @@ def retrain(
         sources: paths of the catalogue.
         taxonomy: CSV of the tree, for sources that do not tell it.
         beam: Beam's own options.
+        tune: fine-tune the backbone first.
 
     Returns:
         The new release, or None when the one in service stays.
@@ -36,6 +42,8 @@ def retrain(
         known=run.known_splits(),
         beam=beam,
     )
+    if tune:
+        finetune(records, run.untuned_backbone(), store, path / "backbone", config)
     backbone = run.backbone()
     bottlenecks = extract_records(records, backbone, store, path / "bottlenecks", config.extract, beam)
     head = train(records, bottlenecks, store, path / "head", config)

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.artifact import Artifact, digest_of, open_artifact
-from features.backbones import Backbone, load_backbone
+from features.artifact import Artifact, digest_of, find_artifact, open_artifact
+from features.backbones import IMAGE_SIZES, Backbone, load_backbone
 from features.errors import ShelfmarkError
 from features.files import Place, local, place, write_whole
+from models.bundle import BACKBONE, BACKBONE_WEIGHTS, TUNED, read_backbone
 from models.releases import SPLITS, in_service
 from pipeline.config import Config
+from pipeline.stage import log
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,52 @@ class Run:
             )
         return local(splits)
 
-    def backbone(self) -> Backbone:
+    def untuned_backbone(self) -> Backbone:
         """The frozen network of the settings."""
         settings = self.config.backbone
         weights = settings.weights if "://" not in settings.weights else str(local(place(settings.weights)))
         return load_backbone(settings.name, weights, settings.image_size, self.config.seed)
+
+    def backbone(self) -> Backbone:
+        """The frozen network that this run's bottlenecks are of.
+
+        The run's own, fine-tuned; else that of the release it is based on, when this was fine-tuned from the
+        one of the settings; else the one of the settings.
+        """
+        if find_artifact(self.path / "backbone"):
+            own = self.artifact("backbone", "finetune", records=self.artifact("records", "ingest"))
+            if not self._tuned_here(own):
+                settings = self.config.backbone
+                raise ShelfmarkError(
+                    f"{own.path}: tuned from another backbone; expected {settings.name} with weights "
+                    f"{settings.weights}, as the settings say; run `shelfmark finetune` first, or remove it"
+                )
+            return _opened(own)
+        if self.based_on is not None:
+            released = open_artifact(self.releases / self.based_on, "bundle")
+            if self._tuned_here(released):
+                log.info("backbone: the fine-tuned one of release %s", self.based_on)
+                return _opened(released)
+        return self.untuned_backbone()
+
+    def _tuned_here(self, artifact: Artifact) -> bool:
+        """Whether a backbone/ or bundle/ holds a backbone that was tuned from the one of the settings."""
+        settings = self.config.backbone
+        key = settings.name.lower().replace("_", "")
+        size = settings.image_size or IMAGE_SIZES.get(key, 224)
+        told = {"name": key, "image_size": size, "weights": TUNED + Path(settings.weights).name}
+        return bool(json.loads(artifact.file(BACKBONE).read_text()) == told)
+
+    def bottlenecks(self, records: Artifact) -> Artifact:
+        """The finished bottlenecks of the run, of these records and of its own backbone where it has one."""
+        found = self.artifact("bottlenecks", "extract", records=records)
+        own = find_artifact(self.path / "backbone")
+        if own and own.summary["fingerprint"] != found.summary["fingerprint"]:
+            raise ShelfmarkError(
+                f"{found.path}: of backbone {found.summary['fingerprint']}; expected the run's own, "
+                f"{own.summary['fingerprint']}; run `shelfmark extract` first"
+            )
+        return found
 
     def artifact(self, kind: str, command: str, **made_from: Artifact) -> Artifact:
         """A finished artifact of the run, made from these; ShelfmarkError names the command that makes it."""
@@ -86,6 +129,12 @@ class Run:
                 f"{self.path / kind}: made with other settings; expected those of config.json; "
                 f"run `shelfmark {command}` first"
             )
+
+
+def _opened(artifact: Artifact) -> Backbone:
+    """The backbone in a backbone/ or bundle/."""
+    structure, weights = artifact.file(BACKBONE), artifact.file(BACKBONE_WEIGHTS)
+    return read_backbone(structure, weights, artifact.summary["fingerprint"])
 
 
 def default_name(today: datetime.date) -> str:

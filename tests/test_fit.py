@@ -59,7 +59,7 @@ def test_rate_at_a_step_is_that_of_the_paper() -> None:
 
 
 def test_cosine_goes_from_the_rate_to_nothing_over_all_steps() -> None:
-    rate = fit._optimizer(recipe(schedule="cosine", batch=16, epochs=10), images=100)._learning_rate
+    rate = fit.optimizer_of(recipe(schedule="cosine", batch=16, epochs=10), images=100)._learning_rate
     for step in (0, 7, 35, 70):  # seven batches an epoch
         assert float(rate(step)) == pytest.approx(0.1 * (1 + np.cos(np.pi * step / 70)) / 2, abs=1e-8)
 
@@ -210,14 +210,14 @@ def test_a_training_killed_after_any_epoch_goes_on_to_the_same_head(
     train, select = draw(1, 300, noise=1.0), draw(2, 60, noise=1.0)
     told = recipe(**EVERYTHING | (window_by_window(train, 128) if windows else {}))
     wanted, history = fit_head(SHAPE, train, select, told)
-    write = fit._Progress._write
+    write = fit.Epochs._write
 
-    def write_and_die(self: fit._Progress, file: Path) -> None:
+    def write_and_die(self: fit.Epochs, file: Path) -> None:
         write(self, file)
-        if self.epoch in (1, 4):
+        if self.done in (1, 4):
             raise Killed
 
-    monkeypatch.setattr(fit._Progress, "_write", write_and_die)
+    monkeypatch.setattr(fit.Epochs, "_write", write_and_die)
     for _ in range(2):
         with pytest.raises(Killed):
             fit_head(SHAPE, train, select, told, work=tmp_path)
@@ -239,7 +239,7 @@ def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
 
 def objective(labels: np.ndarray, loss: Any = None, **changes: Any) -> Any:
     model = build_head(SHAPE)
-    return fit._objective(recipe(**changes), labels, model, loss)
+    return fit.objective_of(recipe(**changes), labels, model, loss)
 
 
 LABELS = np.array([0] * 6 + [1] * 3 + [2], np.int32)  # ten images
@@ -295,7 +295,7 @@ def test_standardized_heads_take_numbers_of_any_size_and_place() -> None:
 
 def test_balanced_sampling_draws_every_category_as_often() -> None:
     labels = np.repeat([0, 1, 2], [8000, 1900, 100])
-    order = fit._order(np.random.default_rng(0), labels, recipe(imbalance="balanced"))
+    order = fit.order_of(np.random.default_rng(0), labels, recipe(imbalance="balanced"))
     assert len(order) == 10_000
     np.testing.assert_allclose(np.bincount(labels[order]) / 10_000, 1 / 3, atol=0.02)
 
@@ -351,11 +351,11 @@ train, select = t.draw(1, 256), t.draw(2, 64)
 told = t.recipe(**t.EVERYTHING | t.window_by_window(train, 128) | {"epochs": 3})
 wanted, history = t.fit_head(t.SHAPE, train, select, told)
 work = pathlib.Path(sys.argv[1])
-write = t.fit._Progress._write
+write = t.fit.Epochs._write
 def write_and_die(self, file):
     write(self, file)
-    if self.epoch == 1: raise t.Killed
-t.fit._Progress._write = write_and_die
+    if self.done == 1: raise t.Killed
+t.fit.Epochs._write = write_and_die
 try: t.fit_head(t.SHAPE, train, select, told, work=work)
 except t.Killed: pass
 found, _ = t.fit_head(t.SHAPE, train, select, told, work=work)

@@ -1,0 +1,118 @@
+"""Fine-tuning on real photos: validation accuracy with the frozen backbone and with the tuned one.
+
+    .venv/bin/python benchmarks/finetune.py [--data ../shared] [--image-size 224] [--set finetune.epochs=8]
+
+Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
+`<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`, all training
+products (finetune.share = 1). Accuracy on all 296 validation photos, and on CERT, the two thirds of them that
+select nothing. With --workspace a killed command goes on where it was. Where the photos are not, there is
+nothing to measure and it says so. Writes benchmarks/results/finetune.json.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results" / "finetune.json"
+TARGET = 12  # points that the leaf gains, at least
+
+
+def main() -> None:
+    """Measures, prints a table, writes the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--set", dest="sets", action="append", default=[])
+    parser.add_argument("--workspace", type=Path, help="kept; default: a scratch directory")
+    options = parser.parse_args()
+    manifest = options.data / "data" / "grocery" / "manifest.csv"
+    weights = next(iter((options.data / "weights").glob("mobilenet*.weights.h5")), None)
+    if not manifest.is_file() or weights is None:
+        print(f"{options.data}: no grocery photos or weights there; nothing measured (see --data)")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        told = compare(
+            manifest, weights, options.image_size, tuple(options.sets), options.workspace or Path(scratch)
+        )
+    levels = list(told["frozen"]["val"])
+    rows = [
+        [backbone, part, *(f"{told[backbone][part][level]:.3f}" for level in levels)]
+        for backbone in ("frozen", "tuned")
+        for part in ("val", "cert")
+    ]
+    print(measure.table(["backbone", "photos", *levels], rows))
+    leaf = levels[-1]
+    gain = 100 * (told["tuned"]["val"][leaf] - told["frozen"]["val"][leaf])
+    told["verdicts"] = [measure.verdict("leaf, tuned over frozen", gain, TARGET, " points", at_least=True)]
+    told["conditions"] = measure.conditions("tensorflow", "keras")
+    RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def compare(
+    manifest: Path, weights: Path, size: int, sets: tuple[str, ...], workspace: Path
+) -> dict[str, Any]:
+    """Accuracies of a head on frozen and on tuned bottlenecks, with seconds and the settings."""
+    from features.backbones import start_tensorflow
+
+    start_tensorflow()
+    from pipeline.config import load_config
+    from pipeline.extract import extract_records
+    from pipeline.finetune import finetune
+    from pipeline.ingest import ingest
+    from pipeline.run import begin_run
+    from pipeline.train import train
+
+    names = {"name": "mobilenet", "weights": str(weights), "image_size": size}
+    options = {f"backbone.{name}": value for name, value in names.items()}
+    config = load_config(None, ("finetune.share=1.0", *sets), options)
+    run = begin_run(workspace, "bench", config)
+    records = ingest([str(manifest)], run.path / "records", config.ingest, seed=config.seed)
+    told: dict[str, Any] = {"settings": config.finetune.model_dump(), "image_size": size}
+    base = run.untuned_backbone()
+    for name in ("frozen", "tuned"):
+        backbone = base
+        if name == "tuned":
+            began = time.monotonic()
+            tuned = finetune(records, base, run.store, run.path / "backbone", config)
+            told |= {"seconds": round(time.monotonic() - began), "summary": dict(tuned.summary)}
+            backbone = run.backbone()
+        bottlenecks = extract_records(
+            records, backbone, run.store, run.path / f"bottlenecks-{name}", config.extract
+        )
+        head = train(records, bottlenecks, run.store, run.path / f"head-{name}", config)
+        told[name] = accuracies(records, bottlenecks, head, run.store, config.calibration.fit_share)
+    return told
+
+
+def accuracies(records: Any, bottlenecks: Any, head: Any, store: Path, fit_share: float) -> dict[str, Any]:
+    """Top-1 at every level, of all validation photos and of those in CERT; a product has one photo here."""
+    from models.groups import duplicate_groups, in_fit
+    from models.head import load_head
+    from models.taxonomy import read_taxonomy
+    from pipeline.extract import open_part
+    from pipeline.train import categories_of
+
+    taxonomy = read_taxonomy(records.file("taxonomy.csv"))
+    part = open_part(bottlenecks, store, "val")
+    truth = taxonomy.index(categories_of(records).reindex(part.product_id).to_numpy())
+    found = load_head(head.folder()).logits(part.rows[slice(None)]).argmax(axis=1)
+    cert = ~in_fit(duplicate_groups(part.product_id, part.image_digest), fit_share)
+    right = {
+        f"level{level}": node[truth] == node[found] for level, node in enumerate(taxonomy.nodes, start=1)
+    }
+    return {
+        name: {level: round(float(np.mean(hits[chosen])), 4) for level, hits in right.items()}
+        for name, chosen in (("val", np.ones(len(cert), bool)), ("cert", cert))
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Fine-tuning: the last layers of a backbone learn together with the head on top, from augmented photos.
+
+    pixels (n, size, size, 3) uint8 → augment → trunk: frozen layers → tuned layers → (n, d) → head → losses
+
+The trunk's batch normalizations run in inference mode, the frozen layers' and the tuned ones': their moving
+statistics stay as they are, gamma and beta of the tuned ones learn. Why, and what was measured:
+docs/finetuning.md.
+
+All that an epoch starts from is in a checkpoint, and its random numbers are told by (seed, epoch): a killed
+fine-tuning goes on to the same backbone, bit for bit.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from features.backbones import Backbone
+from models.fit import CHECKPOINT, Epochs, Recipe, objective_of, optimizer_of, order_of
+from models.head import Head
+from models.steps import Losses, grader, learner
+
+STRETCH = 4 / 3  # between the longest and the shortest side of a crop, at most (Szegedy et al., CVPR 2015)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos to learn from or to select on, read again in every epoch."""
+
+    # Numbers of photos (m,) int, photos in a batch → (batch, size, size, 3) uint8 in that order; a short last
+    # batch is filled up.
+    read: Callable[[np.ndarray, int], Iterator[np.ndarray]]
+    labels: np.ndarray  # (n,) int; (n, levels) for level heads
+
+    def batches(self, photos: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pixels (k, size, size, 3) uint8 and labels of these photos, in order; k up to `batch`."""
+        for number, pixels in enumerate(self.read(photos, batch)):
+            chosen = photos[number * batch : (number + 1) * batch]
+            yield pixels[: len(chosen)], self.labels[chosen].astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training photo, another time in every epoch."""
+
+    area: float = 1.0  # least share of it that a crop keeps; the crop is zoomed to the full size; 1: no crops
+    flip: bool = False  # half of them are mirrored, left to right
+    colour: float = 0.0  # brightness, contrast and each of the three colours are off by up to this share
+
+
+def frozen_count(share: float, layers: int) -> int:
+    """floor(share · layers): how many of a backbone's first Keras layers are frozen (S1).
+
+    With the share as it is written: 0.29 · 100 is 28.999999999999996 in floats.
+
+    >>> frozen_count(0.4, 312), frozen_count(0.29, 100), frozen_count(0.0, 312)
+    (124, 29, 0)
+    """
+    return math.floor(Fraction(repr(share)) * layers)
+
+
+def tune_backbone(
+    backbone: Backbone,
+    head: Head,
+    train: Photos,
+    fit: Photos | None,
+    recipe: Recipe,
+    frozen_share: float,
+    augmentation: Augmentation,
+    loss: Losses | None = None,
+    work: Path | None = None,
+) -> tuple[keras.Model, dict[str, list[float]]]:
+    """Tunes a backbone.
+
+    Args:
+        backbone: to start from. It is used up: its own layers learn.
+        head: trained on the frozen bottlenecks, and used up, too: with fresh weights its gradients would
+            wreck the trunk before it has learnt anything.
+        train: learnt from.
+        fit: selects the epoch as in `fit_head`; None: the last one is kept.
+        recipe: rates and limits.
+        frozen_share: of the backbone's layers, 0 to 1; 0 tunes all of them.
+        augmentation: of the training photos.
+        loss: as for `fit_head`.
+        work: where each epoch's checkpoint stands, and is gone on from; None: no checkpoints.
+
+    Returns:
+        The tuned network, without preprocessing, and by name its history, a number an epoch.
+    """
+    keras.utils.set_random_seed(recipe.seed)
+    trunk = in_precision(backbone.model, "bf16" if recipe.bfloat16 else "fp32")
+    network = trunk.get_layer(backbone.name)
+    freeze(network, frozen_share)
+    model = on_top(head, trunk)
+    optimizer = optimizer_of(recipe, len(train.labels))
+    optimizer.build(model.trainable_variables)
+    epochs = Epochs(model, optimizer, work / CHECKPOINT if work else None)
+    learn = learner(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
+    grade = grader(model)
+    while epochs.done < recipe.epochs and not (fit and epochs.waited >= recipe.patience):
+        rng = np.random.default_rng([recipe.seed, epochs.done])
+        order = rng.permutation(order_of(rng, train.labels, recipe))
+        # Photos that fill no batch wait for another epoch: the head's batch normalization would take its
+        # statistics from a few of them.
+        order = order[: max(len(order) // recipe.batch * recipe.batch, recipe.batch)]
+        told = []
+        for pixels, labels in train.batches(order, recipe.batch):
+            mix = rng.beta(recipe.mixup, recipe.mixup, 1) if recipe.mixup else np.ones(1)
+            rows = augment(pixels, rng, augmentation)
+            told.append(learn(*_tensors(rows, labels), _all(rows), mix.astype(np.float32)))
+        learn.settle()
+        epochs.tell(told, _grades(grade, fit, recipe.batch) if fit else None)
+    if epochs.best:
+        model.set_weights(epochs.best)
+    return network, epochs.history
+
+
+def on_top(head: Head, trunk: keras.Model) -> keras.Model:
+    """(n, size, size, 3) pixels → trunk → the head's outputs; both learn, the trunk as in inference."""
+    pixels = keras.Input(trunk.input_shape[1:], dtype="float32", name="pixels")
+    return keras.Model(pixels, head.model(_AsInInference(trunk)(pixels)))
+
+
+class _AsInInference(keras.layers.Layer):
+    """Runs a model in inference mode, whatever is asked of the model around it.
+
+    A `training=False` given when a functional model is put together does not hold: Keras 3 replaces it by
+    that of the outer call, and moving statistics move.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        super().__init__(name="trunk", dtype="float32")
+        self.model = model
+
+    def call(self, x: Any) -> Any:
+        """The model's output."""
+        return self.model(x, training=False)
+
+
+def freeze(network: keras.Model, share: float) -> int:
+    """Freezes a network's first layers, makes the later ones trainable, returns how many are frozen."""
+    count = frozen_count(share, len(network.layers))
+    network.trainable = True
+    for number, layer in enumerate(network.layers):  # each: a clone's layers do not follow their model
+        layer.trainable = number >= count
+    return count
+
+
+def augment(pixels: np.ndarray, rng: np.random.Generator, how: Augmentation) -> np.ndarray:
+    """Crops, zooms and mirrors each photo in one bilinear sampling, then changes its colours.
+
+    Args:
+        pixels: (n, size, size, 3) uint8.
+        rng: tells every number that is random.
+        how: ranges.
+
+    Returns:
+        (n, size, size, 3) uint8.
+    """
+    import tensorflow as tf
+
+    count, stretch = len(pixels), np.log(STRETCH) / 2 if how.area < 1 else 0.0
+    side = np.sqrt(rng.uniform(how.area, 1, count))
+    tall = np.exp(rng.uniform(-stretch, stretch, count))
+    height, width = np.minimum(side * tall, 1), np.minimum(side / tall, 1)
+    top, left = rng.random(count) * (1 - height), rng.random(count) * (1 - width)
+    boxes = np.stack([top, left, top + height, left + width], axis=1)
+    mirrored = (rng.random(count) < 0.5) & how.flip
+    boxes[mirrored] = boxes[mirrored][:, [0, 3, 2, 1]]
+    contrast, gain = (
+        rng.uniform(1 - how.colour, 1 + how.colour, (count, 1, 1, colours)).astype(np.float32)
+        for colours in (1, 3)
+    )
+    with tf.device("cpu"):
+        photos = tf.image.crop_and_resize(
+            pixels, boxes.astype(np.float32), np.arange(count, dtype=np.int32), pixels.shape[1:3]
+        )
+        if how.colour:
+            mean = tf.reduce_mean(photos, axis=(1, 2, 3), keepdims=True)
+            photos = ((photos - mean) * contrast + mean) * gain
+        return tf.cast(tf.round(tf.clip_by_value(photos, 0, 255)), tf.uint8).numpy()
+
+
+def in_precision(model: keras.Model, precision: str) -> keras.Model:
+    """The model itself for fp32; for bf16 one that multiplies in bfloat16, and pools in float32."""
+    if precision == "fp32":
+        return model
+    exact = keras.layers.InputLayer | keras.layers.GlobalAveragePooling2D
+
+    def lowered(layer: keras.layers.Layer) -> keras.layers.Layer:
+        told = layer.get_config()
+        if isinstance(layer, keras.layers.Layer) and not isinstance(layer, exact):
+            told["dtype"] = "mixed_bfloat16"
+        return type(layer).from_config(told)
+
+    clone = keras.models.clone_model(model, clone_function=lowered, recursive=True)
+    clone.set_weights(model.get_weights())
+    return clone
+
+
+def _tensors(*arrays: np.ndarray) -> list:
+    return [ops.convert_to_tensor(array) for array in arrays]
+
+
+def _all(rows: np.ndarray) -> np.ndarray:
+    """(1, n) int32: one batch of all the rows."""
+    return np.arange(len(rows), dtype=np.int32)[None]
+
+
+def _grades(grade: Callable, fit: Photos, batch: int) -> np.ndarray:
+    """(2, n) float64."""
+    told = [
+        np.asarray(grade(*_tensors(pixels, labels), _all(pixels)[0]), np.float64)
+        for pixels, labels in fit.batches(np.arange(len(fit.labels)), batch)
+    ]
+    return np.concatenate(told, axis=1)

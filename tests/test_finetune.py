@@ -1,0 +1,438 @@
+"""Fine-tuning: what is frozen stays bit for bit, the rest learns, and the run goes on with what was tuned."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from catalogues import draw_products, photo
+from conftest import make_bundle
+from test_extract import records_of
+from test_retrain import run_here
+from trees import uneven_tree
+
+from features.artifact import Artifact, open_artifact
+from features.backbones import Backbone, load_backbone, read_pixels, save_weights
+from features.errors import ShelfmarkError
+from features.files import copy_tree, remove
+from models import fit
+from models.bundle import BACKBONE_WEIGHTS, open_bundle
+from models.finetune import Augmentation, Photos, augment, freeze, frozen_count, on_top, tune_backbone
+from models.fit import Recipe, inverse_time_decay
+from models.head import Head, HeadShape, build_head
+from pipeline.config import Config, load_config
+from pipeline.drawing import draw_catalogue
+from pipeline.finetune import draw, finetune
+from pipeline.run import Run, begin_run
+
+pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
+SIZE = 16  # px
+LEVELS = ["separate", "multitask", "taxonnet"]
+TREE = uneven_tree()
+
+
+def tiny() -> Backbone:
+    """A backbone of 11 layers: three times convolution, batch normalization and ReLU, pooled to 8 numbers."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((SIZE, SIZE, 3))
+    for _ in range(3):
+        x = keras.layers.Conv2D(8, 3, strides=2, padding="same", kernel_initializer="he_normal")(x)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.ReLU()(x)
+    network = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x), name="tiny")
+    network.trainable = False
+    pixels = keras.Input((SIZE, SIZE, 3), dtype="float32")
+    model = keras.Model(pixels, network(pixels / 127.5 - 1.0, training=False))
+    return Backbone("tiny", "random", SIZE, 8, "tiny-16", model)
+
+
+def network_of(backbone: Backbone) -> keras.Model:
+    return backbone.model.get_layer(backbone.name)
+
+
+def weights_of(network: keras.Model) -> list[list[np.ndarray]]:
+    """Every layer's."""
+    return [layer.get_weights() for layer in network.layers]
+
+
+def shape(kind: str = "flat") -> HeadShape:
+    parents = TREE.parents if kind != "flat" else ()
+    return HeadShape(8, 8, (16, 16), 0.2, 1.0, "tiny-16", kind=kind, parents=parents, selector=4)
+
+
+def head(kind: str = "flat") -> Head:
+    keras.utils.set_random_seed(1)
+    return Head(shape(kind), build_head(shape(kind)))
+
+
+def photos(seed: int, count: int, kind: str = "flat") -> Photos:
+    """Photos whose category, one of eight, is the brightness of each colour: dark or bright."""
+    rng = np.random.default_rng(seed)
+    category = rng.integers(0, 8, count)
+    bright = (category[:, None] >> np.arange(3) & 1)[:, None, None, :]
+    pixels = (60 + 100 * bright + rng.normal(0, 30, (count, SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
+
+    def read(numbers: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(numbers), batch):
+            yield pixels[numbers[start : start + batch]]
+
+    return Photos(read, category if kind == "flat" else TREE.nodes.T[category])
+
+
+def recipe(**changes: float) -> Recipe:
+    told = {"batch": 16, "learning_rate": 0.05, "decay": 1e-4, "epochs": 2, "patience": 100, "seed": 1}
+    return Recipe(**told | changes)  # type: ignore[arg-type]
+
+
+AUGMENTATION = Augmentation(area=0.6, flip=True, colour=0.1)
+
+
+def tune(kind: str = "flat", share: float = 0.4, work: Path | None = None, **changes: float):
+    """The backbone before and after, layer by layer, and the history."""
+    before = weights_of(network_of(tiny()))
+    network, history = tune_backbone(
+        tiny(), head(kind), photos(1, 80, kind), photos(2, 24, kind), recipe(**changes), share, AUGMENTATION,
+        work=work,
+    )  # fmt: skip
+    return before, weights_of(network), network, history
+
+
+# What is frozen, and what learns
+
+
+@pytest.mark.parametrize(
+    ("share", "layers", "count"),
+    [(0.4, 312, 124), (0.0, 312, 0), (0.29, 100, 29), (0.999, 10, 9), (0.4, 11, 4), (0.57, 100, 57)],
+)
+def test_frozen_layers_are_the_whole_part_of_the_share(share: float, layers: int, count: int) -> None:
+    assert frozen_count(share, layers) == count
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_exactly_the_first_layers_stay_bit_for_bit_and_every_later_trainable_weight_moves(
+    share: float, bfloat16: bool
+) -> None:
+    before, after, network, _ = tune(share=share, bfloat16=bfloat16)
+    frozen = math.floor(share * 11)
+    assert len(before) == 11
+    assert [layer.trainable for layer in network.layers] == [number >= frozen for number in range(11)]
+    for old, new in zip(before[:frozen], after[:frozen], strict=True):
+        for one, other in zip(old, new, strict=True):
+            np.testing.assert_array_equal(one, other)
+    moved = 0
+    for layer, old in zip(network.layers[frozen:], before[frozen:], strict=True):
+        trainable = {id(variable) for variable in layer.trainable_variables}
+        for variable, one in zip(layer.weights, old, strict=True):
+            changed = not np.array_equal(one, variable.numpy())
+            assert changed == (id(variable) in trainable), variable.path  # moving statistics stay
+            moved += changed
+    assert moved == {0.0: 12, 0.4: 8, 0.8: 2}[share]
+
+
+def test_batch_normalization_runs_in_inference_mode_in_every_layer() -> None:
+    """An image in training gives the output that it gives alone, whatever the batch around it is."""
+    backbone = tiny()
+    freeze(network_of(backbone), 0.4)
+    top = Head(shape(), keras.Sequential([keras.Input((8,)), keras.layers.Identity()]))
+    model = on_top(top, backbone.model)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3)).astype(np.float32)
+    together = model(pixels, training=True).numpy()
+    alone = np.concatenate([model(pixels[n : n + 1], training=True).numpy() for n in range(8)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_gradients_of_every_levels_loss_reach_the_trunk_and_only_its_tuned_layers(kind: str) -> None:
+    import tensorflow as tf
+
+    backbone, top = tiny(), head(kind)
+    network = network_of(backbone)
+    frozen = freeze(network, 0.4)
+    model = on_top(top, backbone.model)
+    train = photos(1, 16, kind)
+    pixels = next(train.read(np.arange(16), 16))
+    for level, nodes in enumerate(TREE.nodes):
+        with tf.GradientTape() as tape:
+            logits = model(pixels, training=True)[level]
+            loss = tf.reduce_mean(
+                keras.ops.sparse_categorical_crossentropy(train.labels[:, level], logits, from_logits=True)
+            )
+        assert logits.shape[1] == nodes.max() + 1
+        slopes = tape.gradient(loss, network.trainable_variables)
+        assert len(slopes) == 8
+        assert min(float(tf.reduce_max(tf.abs(slope))) for slope in slopes) > 0
+    assert not any(layer.trainable_variables for layer in network.layers[:frozen])
+
+
+@pytest.mark.parametrize("kind", ["flat", *LEVELS])
+def test_tuning_learns_under_any_kind_of_head_and_gives_the_same_again(kind: str) -> None:
+    (_, one, _, history), (_, other, _, same) = (tune(kind, epochs=4) for _ in range(2))
+    assert history["loss"][-1] < history["loss"][0] * 0.9
+    assert history == same
+    for layer, again in zip(one, other, strict=True):
+        for weight, copy in zip(layer, again, strict=True):
+            np.testing.assert_array_equal(weight, copy)
+    other = tune(kind, seed=2)[1]
+    assert not np.array_equal(one[-4][0], other[-4][0])
+
+
+def test_rate_at_a_step_is_that_of_the_paper() -> None:
+    settings = load_config().finetune
+    assert (settings.learning_rate, settings.decay, settings.batch) == (0.05, 1e-4, 128)
+    assert (settings.frozen_share, settings.share) == (0.4, 0.05)
+    rate = inverse_time_decay(settings.learning_rate, settings.decay)
+    for step in (0, 1, 10_000, 10**6):
+        assert float(rate(step)) == pytest.approx(0.05 / (1 + step * 1e-4), rel=1e-6)
+
+
+def test_tuning_obeys_the_schedule() -> None:
+    """One step an epoch: at a decay of 10⁸ the second step is 10⁸ times smaller."""
+    (_, once, _, _), (_, twice, _, _), (_, undamped, _, _) = (
+        tune(epochs=epochs, decay=decay, batch=80) for epochs, decay in [(1, 1e8), (2, 1e8), (2, 0)]
+    )  # fmt: skip
+    np.testing.assert_allclose(once[-4][0], twice[-4][0], atol=1e-6)
+    assert np.abs(once[-4][0] - undamped[-4][0]).max() > 1e-4
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_tuning_killed_after_any_epoch_goes_on_to_the_same_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, wanted, _, history = tune("multitask", epochs=3, momentum=0.9)
+    write = fit.Epochs._write
+
+    def write_and_die(self: fit.Epochs, file: Path) -> None:
+        write(self, file)
+        if self.done < 3:
+            raise Killed
+
+    monkeypatch.setattr(fit.Epochs, "_write", write_and_die)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            tune("multitask", epochs=3, momentum=0.9, work=tmp_path)
+    _, found, _, same = tune("multitask", epochs=3, momentum=0.9, work=tmp_path)
+    assert same == history
+    for layer, again in zip(wanted, found, strict=True):
+        for weight, copy in zip(layer, again, strict=True):
+            np.testing.assert_array_equal(weight, copy)
+
+
+# Augmentation
+
+
+def test_without_augmentation_photos_stay_as_they_are() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    np.testing.assert_array_equal(augment(pixels, np.random.default_rng(0), Augmentation()), pixels)
+
+
+def test_half_of_the_photos_are_mirrored_left_to_right() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 3), np.uint8)
+    changed = augment(pixels, np.random.default_rng(0), Augmentation(flip=True))
+    mirrored = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(changed, pixels, strict=True)])
+    same = np.array([np.array_equal(a, b) for a, b in zip(changed, pixels, strict=True)])
+    assert (mirrored ^ same).all()
+    assert 160 < mirrored.sum() < 240
+
+
+def test_a_crop_keeps_at_least_its_share_of_the_photo() -> None:
+    """Photos that are their own coordinates tell what was kept of them."""
+    place = np.linspace(0, 250, 51)
+    grid = np.stack([*np.meshgrid(place, place, indexing="ij"), np.zeros((51, 51))], axis=-1)
+    pixels = np.repeat(grid[None].astype(np.uint8), 300, axis=0)
+    changed = augment(pixels, np.random.default_rng(0), Augmentation(area=0.5)).astype(float)
+    tall, wide = (np.ptp(changed[..., axis], axis=(1, 2)) / 250 for axis in (0, 1))
+    assert (tall * wide > 0.42).all()  # a stretched crop that would leave the photo is cut
+    assert (tall * wide).min() < 0.6
+    assert (tall * wide).max() > 0.9
+
+
+def test_colours_are_off_by_no_more_than_their_share() -> None:
+    grey = np.full((300, 4, 4, 3), 100, np.uint8)
+    changed = augment(grey, np.random.default_rng(0), Augmentation(colour=0.2))[:, 0, 0]
+    assert changed.min() in (80, 81)
+    assert changed.max() in (119, 120)
+    assert (changed.std(axis=1) > 0).mean() > 0.9  # the colours differ
+
+
+# The draw
+
+
+def test_the_draw_takes_its_share_of_every_category_and_at_least_one() -> None:
+    category = pd.Series({f"p{n}": "big" if n < 200 else "small" if n < 203 else "one" for n in range(204)})
+    images = pd.DataFrame({"product_id": np.repeat(category.index, 2)})
+    drawn = category[sorted(draw(images, category, 0.05))].value_counts()
+    assert drawn.to_dict() == {"big": 10, "small": 1, "one": 1}
+    assert draw(images, category, 0.05) == draw(images.sample(frac=1, random_state=0), category, 0.05)
+    assert draw(images, category, 0.05) < draw(images, category, 0.2)
+    assert draw(images, category, 1.0) == set(category.index)
+
+
+# As a stage of a run
+
+
+@pytest.fixture(scope="module")
+def lively(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> Path:
+    """Random weights of MobileNet whose bottlenecks do not vanish: its batch normalizations know photos."""
+    backbone = load_backbone("mobilenet", "random", 32)
+    network = network_of(backbone)
+    network.trainable = True
+    for layer in network.layers:
+        layer.momentum = 0.0
+    jpegs = [photo(seed) for seed in range(64)]
+    network(next(read_pixels(jpegs, 32, batch=64)) / np.float32(127.5) - 1, training=True)
+    file = tmp_path_factory.mktemp("weights") / "lively.weights.h5"
+    save_weights(network, file)
+    return file
+
+
+SETTINGS = (
+    "finetune.share=0.5", "finetune.epochs=1", "finetune.batch=8", "finetune.learning_rate=0.01",
+    "head.hidden=[16, 16]", "train.epochs=3",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return records_of(draw_products({"1": 24, "2": 24}), tmp_path_factory.mktemp("records"))
+
+
+def opened(workspace: Path, lively: Path, *more: str) -> Run:
+    options = {"backbone.weights": str(lively), "backbone.name": "mobilenet", "backbone.image_size": 32}
+    return begin_run(workspace, "week", load_config(None, (*SETTINGS, *more), options))
+
+
+def test_the_stage_gives_a_backbone_with_a_fingerprint_of_its_own(
+    records: Artifact, lively: Path, tmp_path: Path
+) -> None:
+    run = opened(tmp_path, lively)
+    base = run.untuned_backbone()
+    made = finetune(records, base, run.store, run.path / "backbone", run.config)
+    assert set(made.files) == {"backbone.json", BACKBONE_WEIGHTS, "history.csv"}
+    assert made.summary["frozen"] == math.floor(0.4 * made.summary["layers"])
+    tuned = load_backbone("mobilenet", str(made.file(BACKBONE_WEIGHTS)), 32)
+    assert tuned.fingerprint == made.summary["fingerprint"] != base.fingerprint
+    before = network_of(run.untuned_backbone()).layers
+    moved = [
+        not all(map(np.array_equal, one.get_weights(), other.get_weights()))
+        for one, other in zip(before, network_of(tuned).layers, strict=True)
+    ]
+    assert not any(moved[: made.summary["frozen"]])
+    assert all(
+        change
+        for change, layer in zip(moved, before, strict=True)
+        if layer.weights and before.index(layer) >= made.summary["frozen"]
+    )
+    again = finetune(records, run.untuned_backbone(), run.store, tmp_path / "again", run.config)
+    assert again.digest == made.digest
+
+
+def test_a_run_reads_its_own_backbone_and_later_weeks_that_of_the_release(
+    records: Artifact, lively: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = opened(tmp_path, lively)
+    copy_tree(records.path, run.path / "records")
+    base = run.untuned_backbone()
+    assert run.backbone().fingerprint == base.fingerprint
+    made = finetune(records, base, run.store, run.path / "backbone", run.config)
+    tuned = run.backbone()
+    assert tuned.fingerprint == made.summary["fingerprint"]
+    assert tuned.weights == f"fine-tuned {lively.name}"
+
+    make_bundle(tmp_path / "releases" / "before", tuned, threshold=0.5)
+    (tmp_path / "releases" / "current").symlink_to("before")
+    later = begin_run(tmp_path, "later", run.config)
+    with caplog.at_level(logging.INFO, "shelfmark"):
+        assert later.backbone().fingerprint == tuned.fingerprint
+    assert "backbone: the fine-tuned one of release before" in caplog.text
+    assert later.untuned_backbone().fingerprint == base.fingerprint
+
+    other = begin_run(tmp_path, "other", larger(run))
+    assert other.backbone().image_size == 40, "the release's was tuned from another one"
+
+
+def test_a_release_whose_backbone_was_not_tuned_leaves_the_one_of_the_settings(
+    mobilenet: Backbone, lively: Path, tmp_path: Path
+) -> None:
+    make_bundle(tmp_path / "releases" / "before", mobilenet, threshold=0.5)
+    (tmp_path / "releases" / "current").symlink_to("before")
+    run = opened(tmp_path, lively)
+    assert run.backbone().fingerprint == run.untuned_backbone().fingerprint != mobilenet.fingerprint
+
+
+def larger(run: Run) -> Config:
+    """The run's settings with larger images."""
+    return load_config(None, ("backbone.image_size=40",), base=run.config.model_dump(mode="json"))
+
+
+def test_own_backbone_of_other_records_or_settings_is_refused(
+    records: Artifact, lively: Path, tmp_path: Path
+) -> None:
+    run = opened(tmp_path, lively)
+    copy_tree(records.path, run.path / "records")
+    finetune(records, run.untuned_backbone(), run.store, run.path / "backbone", run.config)
+    refused = r"tuned from another backbone; expected mobilenet .* run `shelfmark finetune`"
+    with pytest.raises(ShelfmarkError, match=refused):
+        begin_run(tmp_path, "week", larger(run)).backbone()
+    again = records_of(draw_products({"1": 24, "2": 25}), tmp_path / "again")
+    remove(run.path / "records")
+    copy_tree(again.path, run.path / "records")
+    with pytest.raises(ShelfmarkError, match=r"made from other records; .* run `shelfmark finetune` first"):
+        run.backbone()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("frozen_share=1", "less than 1"),
+        ("frozen_share=-0.1", "greater than or equal to 0"),
+        ("share=0", "greater than 0"),
+        ("share=1.5", "less than or equal to 1"),
+        ("batch=0", "greater than or equal to 1"),
+        ("learning_rate=0", "greater than 0"),
+        ("crop=0", "greater than 0"),
+        ("precision=half", "'auto', 'float32' or 'bfloat16'"),
+        ("frozen=0.5", "Did you mean 'frozen_share'"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(setting: str, told: str) -> None:
+    with pytest.raises(ShelfmarkError, match=told) as refused:
+        load_config(sets=(f"finetune.{setting}",))
+    assert "\n" not in str(refused.value)
+
+
+def test_extract_and_train_run_unchanged_after_finetune_through_the_command_line(
+    lively: Path, tmp_path: Path
+) -> None:
+    draw_catalogue(tmp_path, products=200)
+    more = ("--workspace", str(tmp_path / "W"), "--run", "week")
+    sets = [text for setting in (*SETTINGS, "ingest.min_products=8") for text in ("--set", setting)]
+    backbone = ("--backbone", "mobilenet", "--weights", str(lively), "--image-size", "32")
+    source = (str(tmp_path / "catalogue.bson"), "--taxonomy", str(tmp_path / "category_names.csv"))
+    assert run_here("ingest", *source, *more, *backbone, *sets)[0] == 0
+    assert run_here("extract", *more)[0] == 0
+    status, log = run_here("finetune", *more)
+    assert status == 0
+    assert "backbone: fingerprint mobilenet-32-" in log
+    path = tmp_path / "W" / "runs" / "week"
+    own = open_artifact(path / "backbone", "backbone").summary["fingerprint"]
+    status, _ = run_here("train", *more)
+    assert status == 1, "the bottlenecks are still those of the untuned backbone"
+    assert run_here("extract", *more)[0] == run_here("train", *more)[0] == 0
+    assert open_artifact(path / "bottlenecks", "bottlenecks").summary["fingerprint"] == own
+    assert json.loads((path / "head" / "head.json").read_text())["fingerprint"] == own
+    status, log = run_here("retrain", *source, *more, *backbone, *sets, "--finetune")
+    assert status == 0
+    kinds = {line.partition(":")[0] for line in log.splitlines() if ": unchanged" in line}
+    assert {"records", "backbone", "bottlenecks", "head"} <= kinds
+    bundle = open_bundle(path / "bundle")
+    assert bundle.backbone().fingerprint == own
+    assert bundle.backbone().weights == f"fine-tuned {lively.name}"
