@@ -38,7 +38,7 @@ def retrain(
     )
     backbone = run.backbone()
     bottlenecks = extract_records(records, backbone, store, path / "bottlenecks", config.extract)
-    head = train(records, bottlenecks, store, path / "head", config)
+    head = train(records, bottlenecks, store, path / "head", config, run.bundle_before())
     thresholds = calibrate(records, bottlenecks, head, store, path / "thresholds", config)
     evaluate(records, bottlenecks, head, thresholds, store, path / "evaluation", config.calibration)
     report(path)

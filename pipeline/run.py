@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.artifact import Artifact, digest_of, open_artifact
+from features.artifact import Artifact, digest_of, find_artifact, open_artifact
 from features.backbones import Backbone, load_backbone
 from features.errors import ShelfmarkError
 from features.files import Place, local, write_whole
@@ -56,6 +56,18 @@ class Run:
                 "or point releases/current to a release and give another --run"
             )
         return local(splits)
+
+    def bundle_before(self) -> Artifact | None:
+        """The bundle that the run is based on, where train.warm_start asks for it."""
+        if self.based_on is None or not self.config.train.warm_start:
+            return None
+        found = find_artifact(self.releases / self.based_on)
+        if found is None:
+            raise ShelfmarkError(
+                f"{self.releases / self.based_on}: missing or damaged; expected the release that run "
+                f"{self.name} starts from; put it back, or start fresh with --set train.warm_start=false"
+            )
+        return found
 
     def backbone(self) -> Backbone:
         """The frozen network of the settings."""
