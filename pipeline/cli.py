@@ -288,7 +288,7 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
     told = make(records, bottlenecks, tuned, run.store, out, run.config, categories, only)
     console = Console()
     console.print(table(told))
-    for line in (*told["notes"], told["best"], out / "index.html"):
+    for line in (*told["notes"], told["best"], told["commands"], out / "index.html"):
         print(line)
 
 

@@ -165,6 +165,7 @@ def compare(
             told.append(_row(row, fine_tuned, shops[fine_tuned], records, out, config, categories))
     if not told:
         raise ShelfmarkError(f"no row is left to compare: {'; '.join(notes)}; give other names to --only")
+    best, commands = best_of(told, config.calibration.precision)
     comparison = {
         "rows": told,
         "notes": notes,
@@ -173,7 +174,8 @@ def compare(
         "val_products": _count(whole.cert),
         "target": config.calibration.precision,
         "recipe": config.head.recipe,
-        "best": best_line(told, config.calibration.precision),
+        "best": best,
+        "commands": commands,
         "best_row": max(told, key=_merit)["row"],
     }
     write_whole(out / "comparison.json", json.dumps(comparison, indent=1).encode())
@@ -345,7 +347,7 @@ def settings_of(row: Row, config: Config) -> str:
     if not row.kind:
         return ""
     hidden = ",".join(map(str, config.head.hidden))
-    return f"--set head.kind={row.kind} --set head.hidden=[{hidden}]"
+    return f"--set head.kind={row.kind} --set 'head.hidden=[{hidden}]'"
 
 
 def _wish(config: Config) -> str:
@@ -443,24 +445,23 @@ def _merit(row: dict[str, Any]) -> tuple[float, float]:
     return row["acceptance_rate_at_target"], row["val_precision"]
 
 
-def best_line(rows: Sequence[dict[str, Any]], target: float) -> str:
-    """Which row to use: the largest acceptance rate, then precision; and the settings that choose it."""
+def best_of(rows: Sequence[dict[str, Any]], target: float) -> tuple[str, str]:
+    """Which row to use, by the largest acceptance rate, then precision: in words, and the commands for it."""
 
     def told(row: dict[str, Any]) -> str:
         rate, right = _merit(row)
         tuned = " on fine-tuned bottlenecks" if row["fine_tuned"] else ""
-        return f"{row['classifier']}{tuned} ({rate:.1%} accepted at {target:.0%}, {right:.1%} right)"
+        return f"{row['classifier']}{tuned}, {rate:.1%} accepted at {target:.0%}, {right:.1%} right"
 
-    best = max(rows, key=_merit)
-    heads = [row for row in rows if row["settings"]]
+    best, heads = max(rows, key=_merit), [row for row in rows if row["settings"]]
     if not heads:
-        return f"Best: {told(best)}, a baseline, which shelfmark does not release"
+        return f"Best: {told(best)}. A baseline, which shelfmark does not release", ""
     head = max(heads, key=_merit)
     before = (
-        "" if head == best else f"{told(best)}, a baseline, which shelfmark does not release; best head: "
+        "" if head == best else f"{told(best)}. A baseline, which shelfmark does not release. Best head: "
     )
-    steps = "shelfmark finetune, shelfmark extract, then " if head["fine_tuned"] else ""
-    return f"Best: {before}{told(head)}: {steps}shelfmark train {head['settings']}"
+    steps = ["finetune", "extract"] * head["fine_tuned"] + [f"train {head['settings']}"]
+    return f"Best: {before}{told(head)}", " && ".join(f"shelfmark {step} --workspace …" for step in steps)
 
 
 def chance(comparison: dict[str, Any]) -> float:
