@@ -286,8 +286,7 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
     out = run.path / "comparison"
     tuned = find_artifact(run.path / "backbone")
     told = make(records, bottlenecks, tuned, run.store, out, run.config, categories, only)
-    console = Console()
-    console.print(table(told))
+    Console(width=None if sys.stdout.isatty() else 120).print(table(told))  # in a file nothing is folded
     for line in (*told["notes"], told["best"], told["commands"], out / "index.html"):
         print(line)
 

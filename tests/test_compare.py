@@ -1,4 +1,4 @@
-"""`shelfmark compare` on a small drawn catalogue: its rows against the pipeline's own figures, kills, the page."""
+"""`shelfmark compare` on a small drawn catalogue: rows against the pipeline's own figures, kills, page."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def shelfmark(command: str, folder: Path, *more: str, source: tuple[str, ...] = 
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to its bottlenecks."""
     folder = tmp_path_factory.mktemp("shop")
-    drawn = draw_catalogue(folder, products=300)
+    drawn = draw_catalogue(folder, products=220)
     (folder / "weekly.toml").write_text(SETTINGS)
     source = (str(drawn.catalogue), "--taxonomy", str(folder / "category_names.csv"))
     assert shelfmark("ingest", folder, "--config", str(folder / "weekly.toml"), source=source) == 0
