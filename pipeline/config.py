@@ -130,9 +130,8 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the machine is faster
     memory_gb: Annotated[float, Field(gt=0)] = 2.0  # bottlenecks up to it stay in memory, a GPU's if there
     placeholders: bool = True  # learn from placeholder images, too
-    warm_start: bool = (
-        False  # begin with the head of the release that the run is based on, see docs/compare.md
-    )
+    warm_start: bool = False  # begin with the head of the release that the run is based on: docs/compare.md
+    warm_epochs: Positive | None = None  # at most, of a head that did; None: a quarter of epochs
 
 
 class Calibration(Section):

@@ -76,7 +76,10 @@ def train(
         fit = val.only(chosen)
         selecting = Examples(fit.rows, labels(fit.product_id)) if chosen.any() else None
         start = start_of(before, shape, taxonomy) if before else None
-        head, history = fit_head(shape, examples, selecting, recipe, loss, work, start)
+        epochs = (config.train.warm_epochs or -(-recipe.epochs // 4)) if start else recipe.epochs
+        head, history = fit_head(
+            shape, examples, selecting, replace(recipe, epochs=epochs), loss, work, start
+        )
         head.save(work)
         if config.head.aggregation == SET or (
             config.head.aggregation == "auto" and len(np.unique(learnt.product_id)) < len(learnt.product_id)
@@ -110,7 +113,8 @@ def recipe_of(config: Config) -> Recipe:
     """How heads are trained on this machine."""
     settings = config.training()
     precision, memory = settings.pop("precision"), settings.pop("memory_gb")
-    for name in ("placeholders", "leave_out_suspects", "standardized", "warm_start"):  # not of the steps
+    elsewhere = ("placeholders", "leave_out_suspects", "standardized", "warm_start", "warm_epochs")
+    for name in elsewhere:  # not of the steps
         settings.pop(name)
     return Recipe(
         **settings,
