@@ -13,7 +13,7 @@ training goes on to the same head, bit for bit.
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +100,7 @@ def fit_head(
     recipe: Recipe,
     loss: Losses | None = None,
     work: Path | None = None,
+    start: Callable[[keras.Model], None] | None = None,
 ) -> tuple[Head, dict[str, list[float]]]:
     """Trains a head.
 
@@ -112,6 +113,7 @@ def fit_head(
         loss: (outputs, labels) → (n,), in keras.ops, outputs as a list; None: the cross-entropy of the
             logits, summed over the outputs.
         work: where each epoch's checkpoint stands, and is gone on from; None: no checkpoints.
+        start: gives the fresh model other weights than those of the seed, see models/warm.py.
 
     Returns:
         The head, and by name its history, a number an epoch.
@@ -123,6 +125,8 @@ def fit_head(
         model = build_head(shape)
     if shape.standardized:
         _standardize(model, shape, train.bottlenecks)
+    if start:
+        start(model)
     kept = build_head(shape)  # of float32, and without the optimizer: nobody needs it
     optimizer = optimizer_of(recipe, len(train.labels))
     optimizer.build(model.trainable_variables)

@@ -229,7 +229,7 @@ def train(run: "Run") -> None:
 
     records = run.artifact("records", "ingest")
     bottlenecks = run.bottlenecks(records)
-    make(records, bottlenecks, run.store, run.path / "head", run.config)
+    make(records, bottlenecks, run.store, run.path / "head", run.config, run.bundle_before())
 
 
 @shelfmark.command()
@@ -284,6 +284,40 @@ def report(run: "Run") -> None:
     run.require_settings("head", "train", run.config.of_the_head())
     run.require_settings("thresholds", "calibrate", run.config.of_the_thresholds())
     print(make(run.path).path / "index.html")
+
+
+@shelfmark.command()
+@click.option(
+    "--categories", type=click.IntRange(min=2), metavar="N", help="A random draw of N; default: all."
+)
+@click.option(
+    "--only", multiple=True, metavar="ROW", help="This row alone, as in svm or 2nn-2048; repeatable."
+)
+@_stage
+def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
+    """Trains every kind of classifier on the run's bottlenecks and says which one to use.
+
+    Rows: hog-svm, svm, 2nn-512, 2nn-2048, 2nn-4096, separate, multitask, taxonnet; those on bottlenecks of a
+    fine-tuned backbone end in -tuned. Killed, it continues at the next row.
+
+    \b
+    Example:
+      shelfmark compare --workspace shop --only svm --only 2nn-512
+    """
+    from rich.console import Console
+
+    from features.artifact import find_artifact
+    from pipeline.compare import compare as make
+    from pipeline.compare import table
+
+    records = run.artifact("records", "ingest")
+    bottlenecks = run.artifact("bottlenecks", "extract", records=records)
+    out = run.path / "comparison"
+    tuned = find_artifact(run.path / "backbone")
+    told = make(records, bottlenecks, tuned, run.store, out, run.config, categories, only)
+    Console(width=None if sys.stdout.isatty() else 120).print(table(told))  # in a file nothing is folded
+    for line in (*told["notes"], told["best"], told["commands"], out / "index.html"):
+        print(line)
 
 
 @shelfmark.command()

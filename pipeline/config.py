@@ -152,6 +152,8 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the machine is faster
     memory_gb: Annotated[float, Field(gt=0)] = 2.0  # bottlenecks up to it stay in memory, a GPU's if there
     placeholders: bool = True  # learn from placeholder images, too
+    warm_start: bool = False  # begin with the head of the release that the run is based on: docs/compare.md
+    warm_epochs: Positive | None = None  # at most, of a head that did; None: a quarter of epochs
 
 
 class Calibration(Section):
@@ -161,6 +163,13 @@ class Calibration(Section):
     delta: Share = 0.1  # probability that the promise fails
     grid: Positive = 1000  # thresholds tried
     fit_share: Share = 1 / 3  # of the validation products selects (FIT); the rest certifies (CERT)
+
+
+class Compare(Section):
+    """What the baselines of `shelfmark compare` learn from; the heads learn from all."""
+
+    hog_products: Positive = 10_000  # at most, of each part: HOG is computed from the photos
+    svm_products: Positive = 20_000  # training products at most: a machine a category, over all rows each
 
 
 class Config(BaseModel):
@@ -176,6 +185,7 @@ class Config(BaseModel):
     head: Head = Head()
     train: Train = Train()
     calibration: Calibration = Calibration()
+    compare: Compare = Compare()
 
     def training(self) -> dict[str, Any]:
         """The settings of [train], what they leave open as head.recipe says."""

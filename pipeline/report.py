@@ -168,8 +168,8 @@ def write_report(data: ReportData, out: Path) -> None:
     (out / "index.html").write_text(render(data), encoding="utf-8", newline="\n")
 
 
-def render(data: ReportData) -> str:
-    """The page as HTML. Names from the catalogue are escaped: they may hold anything."""
+def environment() -> Environment:
+    """The templates of our pages. Names from the catalogue are escaped: they may hold anything."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -178,28 +178,37 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     templates.filters |= {"percent": percent, "count": count, "signed": signed}
+    return templates
+
+
+def render(data: ReportData) -> str:
+    """The page as HTML."""
     with plain_style():
         plots = {
             "acceptance_plot": acceptance_plot(data) if data.graded else None,
             "levels_plot": levels_plot(data.metrics) if data.graded else None,
             "learning_plots": learning_plots(data.history),
         }
-    return templates.get_template("report.html.j2").render(
-        data=data,
-        graded=data.graded,
-        graded_name=PARTS[data.metrics["graded_on"]][0].lower(),
-        certificate=data.thresholds["certificate"],
-        headline=headline(data),
-        below_promise=data.graded is not None and below_promise(data.graded),
-        parts=[(*PARTS[name], data.metrics[name]) for name in PARTS],
-        levels=level_names(data.graded["levels"]) if data.graded else {},
-        account=account(data.summary),
-        categories=category_rows(data.categories),
-        concentration=concentration(data.categories),
-        confusions=data.confusions.to_dict("records"),
-        coefficients=coefficients(data.thresholds["confidence"]),
-        settings=list(flat_settings(data.settings)),
-        best=best_epoch(data.history),
-        **plots,
-        share=share,
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            graded=data.graded,
+            graded_name=PARTS[data.metrics["graded_on"]][0].lower(),
+            certificate=data.thresholds["certificate"],
+            headline=headline(data),
+            below_promise=data.graded is not None and below_promise(data.graded),
+            parts=[(*PARTS[name], data.metrics[name]) for name in PARTS],
+            levels=level_names(data.graded["levels"]) if data.graded else {},
+            account=account(data.summary),
+            categories=category_rows(data.categories),
+            concentration=concentration(data.categories),
+            confusions=data.confusions.to_dict("records"),
+            coefficients=coefficients(data.thresholds["confidence"]),
+            settings=list(flat_settings(data.settings)),
+            best=best_epoch(data.history),
+            **plots,
+            share=share,
+        )
     )

@@ -46,7 +46,7 @@ def retrain(
         finetune(records, run.untuned_backbone(), store, path / "backbone", config)
     backbone = run.backbone()
     bottlenecks = extract_records(records, backbone, store, path / "bottlenecks", config.extract, beam)
-    head = train(records, bottlenecks, store, path / "head", config)
+    head = train(records, bottlenecks, store, path / "head", config, run.bundle_before())
     thresholds = calibrate(records, bottlenecks, head, store, path / "thresholds", config)
     evaluate(records, bottlenecks, head, thresholds, store, path / "evaluation", config.calibration)
     report(path)

@@ -59,6 +59,18 @@ class Run:
             )
         return local(splits)
 
+    def bundle_before(self) -> Artifact | None:
+        """The bundle that the run is based on, where train.warm_start asks for it."""
+        if self.based_on is None or not self.config.train.warm_start:
+            return None
+        found = find_artifact(self.releases / self.based_on)
+        if found is None:
+            raise ShelfmarkError(
+                f"{self.releases / self.based_on}: missing or damaged; expected the release that run "
+                f"{self.name} starts from; put it back, or start fresh with --set train.warm_start=false"
+            )
+        return found
+
     def untuned_backbone(self) -> Backbone:
         """The frozen network of the settings."""
         settings = self.config.backbone

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 
@@ -22,20 +23,28 @@ from features.files import Place
 from models.answers import product_bounds
 from models.fit import Examples, Recipe, fit_head, suspects
 from models.groups import duplicate_groups, in_fit
-from models.head import FLAT, SET, TAXONNET, Head, HeadShape, ProductRows
+from models.head import FLAT, SET, TAXONNET, Head, HeadShape, ProductRows, load_head
 from models.losses import Loss, soft_tree, weighted_levels
 from models.steps import multiplies_bfloat16
 from models.taxonomy import Taxonomy, read_taxonomy
+from models.warm import misfit, warm_start
 from pipeline.config import Config
 from pipeline.config import Head as HeadSettings
 from pipeline.extract import Part, open_part
-from pipeline.stage import stage
+from pipeline.stage import log, stage
 
 VERSION = 3
 MOST_TOGETHER = 8  # images of a product that a set head reads; Cdiscount's products have four at most
 
 
-def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, config: Config) -> Artifact:
+def train(
+    records: Artifact,
+    bottlenecks: Artifact,
+    store: Place,
+    out: Place,
+    config: Config,
+    before: Artifact | None = None,
+) -> Artifact:
     """Trains this run's head.
 
     Args:
@@ -44,7 +53,9 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         store: directory of all stores.
         out: the artifact's directory.
         config: sections [head], [train], [calibration] and the seed.
+        before: the bundle that the run is based on; with train.warm_start its head starts this one.
     """
+    before = before if config.train.warm_start else None
 
     def make(work: Path) -> Mapping[str, Any]:
         taxonomy = read_taxonomy(records.file("taxonomy.csv"))
@@ -64,7 +75,11 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
             learnt, examples, left_out = learnt.only(~suspect), examples.only(~suspect), int(suspect.sum())
         fit = val.only(chosen)
         selecting = Examples(fit.rows, labels(fit.product_id)) if chosen.any() else None
-        head, history = fit_head(shape, examples, selecting, recipe, loss, work)
+        start = start_of(before, shape, taxonomy) if before else None
+        epochs = (config.train.warm_epochs or -(-recipe.epochs // 4)) if start else recipe.epochs
+        head, history = fit_head(
+            shape, examples, selecting, replace(recipe, epochs=epochs), loss, work, start
+        )
         head.save(work)
         if config.head.aggregation == SET or (
             config.head.aggregation == "auto" and len(np.unique(learnt.product_id)) < len(learnt.product_id)
@@ -89,6 +104,7 @@ def train(records: Artifact, bottlenecks: Artifact, store: Place, out: Place, co
         "records": records.digest,
         "fingerprint": bottlenecks.summary["fingerprint"],
         "settings": config.of_the_head(),
+        "start": before.digest if before else "fresh",
     }
     return stage(out, kind="head", version=VERSION, made_from=made_from, make=make)
 
@@ -97,7 +113,8 @@ def recipe_of(config: Config) -> Recipe:
     """How heads are trained on this machine."""
     settings = config.training()
     precision, memory = settings.pop("precision"), settings.pop("memory_gb")
-    for name in ("placeholders", "leave_out_suspects", "standardized"):  # not of the steps
+    elsewhere = ("placeholders", "leave_out_suspects", "standardized", "warm_start", "warm_epochs")
+    for name in elsewhere:  # not of the steps
         settings.pop(name)
     return Recipe(
         **settings,
@@ -105,6 +122,23 @@ def recipe_of(config: Config) -> Recipe:
         bfloat16=precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16()),
         memory=int(memory * 1e9),
     )
+
+
+def start_of(before: Artifact, shape: HeadShape, taxonomy: Taxonomy) -> Callable[[keras.Model], None] | None:
+    """What puts a bundle's head into a fresh model; None, told in the log, where that head does not fit."""
+    old = load_head(before.folder())
+    if why := misfit(shape, old.shape):
+        log.warning("head: starts fresh, not from %s: %s", before.path.name, why)
+        return None
+
+    def start(model: keras.Model) -> None:
+        told = warm_start(model, shape, taxonomy, old, read_taxonomy(before.file("taxonomy.csv")))
+        log.info(
+            "head: starts from %s: %s categories kept, %s added, %s removed",
+            before.path.name, f"{told.kept:,}", f"{told.added:,}", f"{told.removed:,}",
+        )  # fmt: skip
+
+    return start
 
 
 def categories_of(records: Artifact) -> pd.Series:

@@ -1,14 +1,20 @@
 """What a head learns for each image, by its kind."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 from trees import uneven_tree
 
+from features.artifact import Artifact, open_artifact
 from features.errors import ShelfmarkError
-from models.head import HeadShape
+from models.head import HeadShape, build_head, load_head
+from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.config import Head
-from pipeline.train import labels_of, loss_of
+from pipeline.train import labels_of, loss_of, start_of
 
 TREE = uneven_tree()
 CATEGORY = pd.Series({"p1": "leek", "p2": "soap", "p3": "gift"})
@@ -46,3 +52,29 @@ def test_weights_of_another_number_of_levels_are_refused() -> None:
         ShelfmarkError, match=r"head.level_weights: 2 numbers; expected 3, one for each level"
     ):
         loss_of(TREE, Head(kind="taxonnet", level_weights=(1, 1)))
+
+
+# Warm start
+
+
+@pytest.fixture
+def bundle_head(bundle_path: Path) -> tuple[Artifact, HeadShape, Taxonomy]:
+    """A bundle in service, and a shape and a tree that fit it."""
+    before = open_artifact(bundle_path, "bundle")
+    return before, load_head(before.folder()).shape, read_taxonomy(before.file("taxonomy.csv"))
+
+
+def test_head_of_the_bundle_before_stands_in_the_fresh_model(bundle_head: Any) -> None:
+    before, shape, taxonomy = bundle_head
+    model = build_head(shape)
+    start = start_of(before, shape, taxonomy)
+    assert start
+    start(model)
+    for was, now in zip(load_head(before.folder()).model.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(now, was, rtol=1e-6)
+
+
+def test_a_head_that_does_not_fit_is_told_and_left(bundle_head: Any, caplog: Any) -> None:
+    before, shape, taxonomy = bundle_head
+    assert start_of(before, replace(shape, fingerprint="other"), taxonomy) is None
+    assert "head: starts fresh, not from bundle: the backbone's fingerprint is other" in caplog.text

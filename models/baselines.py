@@ -1,0 +1,147 @@
+"""Baselines that a head has to beat: linear support vector machines on bottlenecks, and on HOG.
+
+    JPEG → grey, 128 × 128 px → HOG (1,764)  ┐
+    bottlenecks                     (d)      ┴→ standardized → one linear SVM a category → decision values
+
+HOG: histograms of oriented gradients, Dalal and Triggs, CVPR 2005; scikit-image's, 9 directions in cells of
+16 px, normalised over blocks of 2 × 2 cells. The machines: scikit-learn's LinearSVC, one against the rest,
+squared hinge loss.
+
+Decision values stand where a head's logits do: with a temperature, a softmax makes them probabilities, so
+that a baseline's acceptance is measured as a head's is.
+"""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from features.errors import ShelfmarkError
+
+SIDE = 128  # px
+CELL = 16  # px
+PENALTIES = (0.001, 0.01, 0.1)  # of LinearSVC's C, for standardized numbers
+PIECE = 8192  # rows standardized together
+
+
+class Rows(Protocol):
+    """(n, d) numbers, in memory or not."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
+        """(m, d) float16."""
+        ...
+
+
+def require_hog() -> None:
+    """Raises a ShelfmarkError where scikit-image is not installed."""
+    try:
+        import skimage.feature  # noqa: F401
+    except ImportError as error:
+        raise ShelfmarkError(
+            "scikit-image is not installed; expected it for HOG; pip install 'shelfmark[compare]', "
+            "or leave the row hog-svm out with --only"
+        ) from error
+
+
+def hog_vectors(jpegs: Iterable[bytes]) -> np.ndarray:
+    """(n, 1764) float16 of n JPEGs, squeezed to SIDE × SIDE px.
+
+    Values are 0 to 1: a block has length one, by scikit-image's L2-Hys.
+    """
+    from skimage.feature import hog
+
+    vectors = []
+    for jpeg in jpegs:
+        with Image.open(io.BytesIO(jpeg)) as image:
+            image.draft("L", (SIDE, SIDE))  # decoded at a fraction of its size where it is a multiple
+            grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        cells = {"pixels_per_cell": (CELL, CELL), "cells_per_block": (2, 2), "orientations": 9}
+        vectors.append(hog(np.asarray(grey), **cells).astype(np.float16))
+    width = 9 * 4 * (SIDE // CELL - 1) ** 2
+    return np.stack(vectors) if vectors else np.zeros((0, width), np.float16)
+
+
+@dataclass(frozen=True)
+class LinearSvm:
+    """One linear machine a category; answers as a head does."""
+
+    mean: np.ndarray  # (d,) float32, of the training rows
+    deviation: np.ndarray  # (d,) float32; 1 where the rows are all alike
+    kernel: np.ndarray  # (d, k) float32
+    bias: np.ndarray  # (k,) float32
+    learnt: np.ndarray  # (k,) int, categories that had training rows
+    categories: int  # C
+
+    @property
+    def parameters(self) -> int:
+        """Learnt numbers."""
+        return self.kernel.size + self.bias.size
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """(n, d) float16 → (n, C) float32 decision values; the row's least for a category never seen."""
+        known = ((rows - self.mean) / self.deviation) @ self.kernel + self.bias
+        values = np.repeat(known.min(axis=1, keepdims=True), self.categories, axis=1)
+        values[:, self.learnt] = known
+        return values.astype(np.float32)
+
+    def outputs(self, rows: np.ndarray) -> list[np.ndarray]:
+        """As of a flat head."""
+        return [self.logits(rows)]
+
+
+def fit_svm(
+    rows: np.ndarray, labels: np.ndarray, categories: int, seed: int, penalty: float = 0.01
+) -> LinearSvm:
+    """Trains a machine for each category.
+
+    Args:
+        rows: (n, d) float16.
+        labels: (n,) int, 0 to categories - 1.
+        categories: C.
+        seed: of the order in which liblinear visits the rows.
+        penalty: LinearSVC's C.
+
+    Raises:
+        ShelfmarkError: the rows are of fewer than two categories.
+    """
+    from sklearn.svm import LinearSVC
+
+    if len(np.unique(labels)) < 2:
+        raise ShelfmarkError(
+            f"{len(rows)} training images of {len(np.unique(labels))} category; expected two categories at "
+            "least to tell apart; raise [compare] svm_images or hog_images, or leave the SVM rows out"
+        )
+    mean, deviation = _statistics(rows)
+    machine: Any = LinearSVC(C=penalty, random_state=seed).fit((rows - mean) / deviation, labels)
+    kernel, bias = machine.coef_.T, machine.intercept_
+    if len(machine.classes_) == 2:  # scikit-learn keeps one machine for two categories
+        kernel, bias = np.hstack([-kernel, kernel]), np.concatenate([-bias, bias])
+    return LinearSvm(
+        mean, deviation, kernel.astype(np.float32), bias.astype(np.float32), machine.classes_, categories
+    )
+
+
+def choose_svm(
+    rows: np.ndarray, labels: np.ndarray, fit: Rows, fit_labels: np.ndarray, categories: int, seed: int
+) -> tuple[LinearSvm, float]:
+    """The machine that is right on most images of FIT, and its C, one of PENALTIES; 0.01 without FIT."""
+    if not len(fit_labels):
+        return fit_svm(rows, labels, categories, seed), 0.01
+    tried = [(fit_svm(rows, labels, categories, seed, penalty), penalty) for penalty in PENALTIES]
+    return max(tried, key=lambda one: _right(one[0], fit, fit_labels))  # the first among equals
+
+
+def _right(svm: LinearSvm, rows: Rows, labels: np.ndarray) -> int:
+    pieces = (slice(start, start + PIECE) for start in range(0, len(labels), PIECE))
+    return sum(int((svm.logits(rows[piece]).argmax(axis=1) == labels[piece]).sum()) for piece in pieces)
+
+
+def _statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(d,) mean and (d,) deviation."""
+    mean, deviation = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
+    return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)

@@ -1,0 +1,526 @@
+"""Compare: every kind of classifier on the run's catalogue, as in table 4 of Li et al. (hal-01830894).
+
+    comparison/  rows/<row>.json   what one row gave, written when it is done: a killed job goes on there
+                 comparison.csv    the rows asked for; columns COLUMNS
+                 comparison.json   the same, and what was measured on what
+                 index.html        the same, for people; the paper's table below
+
+It is no artifact: it tells seconds, which differ from time to time. A row says what it was made from, and is
+made again when that has changed.
+
+Training fits, FIT chooses (epoch, C, how a product's images become one, temperature, confidence), and the
+validation precision and the acceptance rate are measured on CERT, which has chosen nothing.
+"""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from features.artifact import Artifact, digest_of
+from features.bottlenecks import Store
+from features.errors import ShelfmarkError
+from features.files import Place, write_whole
+from features.records import read_images
+from models.answers import Answers, product_bounds
+from models.baselines import LinearSvm, choose_svm, hog_vectors, require_hog
+from models.categorizer import Asked
+from models.confidence import fit_confidence
+from models.fit import Examples, fit_head
+from models.groups import duplicate_groups, in_fit
+from models.head import FLAT, MULTITASK, SEPARATE, SET, TAXONNET, Head
+from models.metrics import acceptance_curve, acceptance_rate_at, precision
+from models.taxonomy import Taxonomy, read_taxonomy
+from pipeline.calibrate import choose_aggregation
+from pipeline.config import Config
+from pipeline.extract import Part, open_part
+from pipeline.report import environment
+from pipeline.stage import log
+from pipeline.train import (
+    categories_of,
+    labels_of,
+    loss_of,
+    placeholders_of,
+    recipe_of,
+    shape_of,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+VERSION = 1
+GRADED = 50_000  # training products at most on which the training precision is measured
+HOG, SVM = "HOG", "linear SVM"
+TUNED = "-tuned"  # ends the name of a row on fine-tuned bottlenecks
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is trained."""
+
+    name: str  # as in --only
+    classifier: str
+    features: str = "bottlenecks"
+    kind: str = ""  # of the head; "" is no head
+    hidden: tuple[int, int] | None = None  # None: as in head.hidden
+
+
+ROWS = (
+    Row("hog-svm", SVM, features=HOG),
+    Row("svm", SVM),
+    Row("2nn-512", "2NN-512", kind=FLAT, hidden=(256, 256)),
+    Row("2nn-2048", "2NN-2048", kind=FLAT, hidden=(1024, 1024)),
+    Row("2nn-4096", "2NN-4096", kind=FLAT, hidden=(2048, 2048)),
+    Row("separate", "separate levels", kind=SEPARATE),
+    Row("multitask", "multi-task levels", kind=MULTITASK),
+    Row("taxonnet", "TaxonNet", kind=TAXONNET),
+)
+# Table 4 of Li et al., APIA 2018, hal-01830894: precision on training and validation, by row.
+PAPER = {
+    "hog-svm": (0.266, 0.100),
+    "svm": (0.608, 0.533),
+    "2nn-512": (0.544, 0.551),
+    "2nn-4096": (0.716, 0.598),
+    "2nn-4096-tuned": (0.725, 0.614),
+    "2nn-2048-tuned": (0.773, 0.726),
+}
+COLUMNS = (
+    *("row", "features", "classifier", "fine_tuned", "learnt_products", "train_precision"),
+    *("val_precision", "val_products", "acceptance_rate_at_target", "target_precision"),
+    *("parameters", "seconds", "paper_train", "paper_val", "settings"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Shop:
+    """The products of a comparison, as one backbone sees them."""
+
+    taxonomy: Taxonomy
+    category: pd.Series  # by product_id
+    fingerprint: str
+    learnt: Part
+    fit: Part
+    cert: Part
+
+    def only(self, most: int, rng: np.random.Generator) -> "Shop":
+        """With at most so many products in each part, drawn."""
+        return replace(
+            self, learnt=draw(self.learnt, most, rng), fit=draw(self.fit, most, rng),
+            cert=draw(self.cert, most, rng),
+        )  # fmt: skip
+
+    def truth(self, part: Part) -> np.ndarray:
+        """(images,) int, category of each image of a part."""
+        return self.taxonomy.index(self.category.reindex(part.product_id).to_numpy())
+
+    def sizes(self) -> np.ndarray:
+        """(C,) int, training products of each category."""
+        first = product_bounds(self.learnt.product_id)[:-1]
+        return np.bincount(self.truth(self.learnt)[first], minlength=len(self.taxonomy.categories))
+
+
+def compare(
+    records: Artifact,
+    bottlenecks: Artifact,
+    tuned: Artifact | None,
+    store: Place,
+    out: Place,
+    config: Config,
+    categories: int | None = None,
+    only: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Trains and grades what is not there yet, and writes the comparison.
+
+    Args:
+        records: of ingest.
+        bottlenecks: of extract.
+        tuned: the fine-tuned backbone of the run, if there is one.
+        store: directory of all stores.
+        out: the comparison's directory.
+        config: all settings; [head] of the level heads, and what all of them share.
+        categories: a random draw of so many, from the seed; None: all.
+        only: names of rows; none: all.
+
+    Returns:
+        What comparison.json holds.
+
+    Raises:
+        ShelfmarkError: a row that nobody knows, nothing to measure on, or scikit-image is missing.
+    """
+    taxonomy = read_taxonomy(records.file("taxonomy.csv"))
+    notes: list[str] = []
+    wanted = list(_wanted(only, taxonomy, tuned is not None, notes))
+    if any(row.features == HOG for row, _ in wanted):
+        require_hog()
+    whole = _open_shop(records, bottlenecks, store, config, categories)
+    told, shops = [], _views(whole, bottlenecks, tuned, store, notes)
+    for row, fine_tuned in wanted:
+        if fine_tuned in shops:
+            told.append(_row(row, fine_tuned, shops[fine_tuned], records, out, config, categories))
+    if not told:
+        raise ShelfmarkError(f"no row is left to compare: {'; '.join(notes)}; give other names to --only")
+    best, commands = best_of(told, config.calibration.precision)
+    comparison = {
+        "rows": told,
+        "notes": notes,
+        "categories": len(whole.taxonomy.categories),
+        "drawn": categories is not None,
+        "val_products": _count(whole.cert),
+        "target": config.calibration.precision,
+        "recipe": config.head.recipe,
+        "best": best,
+        "commands": commands,
+        "best_row": max(told, key=_merit)["row"],
+    }
+    write_whole(out / "comparison.json", json.dumps(comparison, indent=1).encode())
+    write_whole(out / "comparison.csv", _as_csv(told).encode())
+    write_whole(out / "index.html", render(comparison, out.parent.name).encode())
+    return comparison
+
+
+# What is compared
+
+
+def _wanted(
+    only: Sequence[str], taxonomy: Taxonomy, tuned: bool, notes: list[str]
+) -> Iterator[tuple[Row, bool]]:
+    names = [row.name + end for row in ROWS for end in ("", TUNED) if row.features != HOG or not end]
+    for name in only:
+        if name not in names:
+            raise ShelfmarkError(f"--only {name}: no such row; expected some of {', '.join(names)}; mend it")
+    if not tuned and (not only or any(name.endswith(TUNED) for name in only)):
+        notes.append(
+            "Rows on fine-tuned bottlenecks are left out: the run has no backbone/; `shelfmark finetune` "
+            "and then `shelfmark extract` make what they need"
+        )
+    if taxonomy.levels == 1:
+        notes.append("The level heads are left out: the tree has one level, where they are the flat head")
+    for fine_tuned in (False, True) if tuned else (False,):
+        for row in ROWS:
+            named = not only or row.name + TUNED * fine_tuned in only
+            levels = row.kind not in ("", FLAT)
+            if named and not (levels and taxonomy.levels == 1) and not (fine_tuned and row.features == HOG):
+                yield row, fine_tuned
+
+
+def _open_shop(
+    records: Artifact, bottlenecks: Artifact, store: Place, config: Config, categories: int | None
+) -> Shop:
+    taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
+    learnt, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
+    if not config.train.placeholders:
+        learnt = learnt.only(~np.isin(learnt.image_digest, placeholders_of(records)))
+    if categories is not None:
+        taxonomy = _draw_categories(taxonomy, categories, config.seed)
+        category = category[category.isin(taxonomy.categories)]
+        learnt, val = (part.only(np.isin(part.product_id, category.index)) for part in (learnt, val))
+    chosen = in_fit(duplicate_groups(val.product_id, val.image_digest), config.calibration.fit_share)
+    shop = Shop(
+        taxonomy, category, bottlenecks.summary["fingerprint"], learnt, val.only(chosen), val.only(~chosen)
+    )
+    for part, purpose in ((shop.learnt, "learn from"), (shop.cert, "measure on")):
+        if not len(part.product_id):
+            raise ShelfmarkError(
+                f"{records.path}: no products to {purpose}; expected some in train, and in the part of val "
+                "that certifies; ingest a larger catalogue"
+            )
+    return shop
+
+
+def _draw_categories(taxonomy: Taxonomy, count: int, seed: int) -> Taxonomy:
+    everything = len(taxonomy.categories)
+    if count > everything:
+        raise ShelfmarkError(
+            f"--categories {count}: the catalogue has {everything}; expected at most so many; mend it"
+        )
+    chosen = np.sort(np.random.default_rng(seed).choice(everything, count, replace=False))
+    return Taxonomy(taxonomy.categories[chosen], taxonomy.names[chosen])
+
+
+def _views(
+    shop: Shop, bottlenecks: Artifact, tuned: Artifact | None, store: Place, notes: list[str]
+) -> dict[bool, Shop]:
+    """The same products by whether the backbone is fine-tuned, where the store has all their images."""
+    if tuned is None:
+        return {False: shop}
+    shops = {}
+    fingerprints = {False: tuned.made_from["fingerprint"], True: tuned.summary["fingerprint"]}
+    for fine_tuned, fingerprint in fingerprints.items():
+        seen = [_seen(part, Store(store / fingerprint)) for part in (shop.learnt, shop.fit, shop.cert)]
+        parts = [part for part in seen if part is not None]
+        if len(parts) == len(seen):
+            learnt, fit, cert = parts
+            shops[fine_tuned] = replace(shop, fingerprint=fingerprint, learnt=learnt, fit=fit, cert=cert)
+        else:
+            what = "fine-tuned" if fine_tuned else "frozen"
+            notes.append(
+                f"Rows on {what} bottlenecks are left out: the store lacks images of the {what} backbone; "
+                "`shelfmark extract` with it makes them"
+            )
+    return shops
+
+
+def _seen(part: Part, shelf: Store) -> Part | None:
+    places = shelf.find(part.image_digest)
+    if (places.row < 0).any():
+        return None
+    return replace(part, rows=shelf.rows(places.shard, places.row))
+
+
+# A row
+
+
+def _row(
+    row: Row,
+    fine_tuned: bool,
+    shop: Shop,
+    records: Artifact,
+    out: Place,
+    config: Config,
+    categories: int | None,
+) -> dict[str, Any]:
+    """What the row gave: as it was written, or measured now."""
+    name = row.name + TUNED * fine_tuned
+    own = config_of(row, config)
+    made_from = digest_of(
+        {
+            "version": VERSION,
+            "records": records.digest,
+            "fingerprint": "" if row.features == HOG else shop.fingerprint,
+            "head": own.of_the_head() if row.kind else [config.seed, config.train.placeholders],
+            "baseline": None if row.kind else config.compare.model_dump(),
+            "calibration": [config.calibration.fit_share, config.calibration.precision, _wish(config)],
+            "categories": categories,
+        }
+    )
+    file = out / "rows" / f"{name}.json"
+    if file.is_file():
+        told: dict[str, Any] = json.loads(file.read_text())
+        if told.pop("made_from") == made_from:
+            log.info("comparison: %s: unchanged", name)
+            return told
+    log.info("comparison: %s", name)
+    started = time.monotonic()
+    shop = _shop_of(row, shop, records, config)
+    speaker, parameters, chosen = _learn(row, shop, own)
+    seconds = time.monotonic() - started
+    paper = PAPER.get(name, (None, None))
+    told = {
+        "row": name,
+        "features": row.features,
+        "classifier": row.classifier,
+        "fine_tuned": fine_tuned,
+        "learnt_products": _count(shop.learnt),
+        **measure(speaker, shop, config),
+        "target_precision": config.calibration.precision,
+        "parameters": parameters,
+        "seconds": round(seconds, 1),
+        "paper_train": paper[0],
+        "paper_val": paper[1],
+        "settings": settings_of(row, own),
+        "chosen": chosen,
+    }
+    write_whole(file, json.dumps(told | {"made_from": made_from}, indent=1).encode())
+    return told
+
+
+def config_of(row: Row, config: Config) -> Config:
+    """The settings of a row's head: the run's, its kind and hidden layers aside."""
+    if not row.kind:
+        return config
+    changes: dict[str, Any] = {"kind": row.kind, "loss": "cross_entropy"}
+    if row.hidden:
+        changes["hidden"] = row.hidden
+    if row.kind == FLAT:
+        changes |= {"level_weights": None, "aggregation": _wish(config)}
+    return config.model_copy(update={"head": config.head.model_copy(update=changes)})
+
+
+def settings_of(row: Row, config: Config) -> str:
+    """What `--set` takes to have this row as the run's head; "" for a baseline."""
+    if not row.kind:
+        return ""
+    hidden = ",".join(map(str, config.head.hidden))
+    return f"--set head.kind={row.kind} --set 'head.hidden=[{hidden}]'"
+
+
+def _wish(config: Config) -> str:
+    """A set head is trained beside the others and is no part of the comparison."""
+    return "auto" if config.head.aggregation == SET else config.head.aggregation
+
+
+def _shop_of(row: Row, shop: Shop, records: Artifact, config: Config) -> Shop:
+    """What a row learns from and is measured on: baselines a drawn share of it, HOG its own features."""
+    rng, settings = np.random.default_rng(config.seed), config.compare
+    if row.features == HOG:
+        shop = shop.only(settings.hog_products, rng)
+        learnt, fit, cert = (_hog(part, records) for part in (shop.learnt, shop.fit, shop.cert))
+        return replace(shop, learnt=learnt, fit=fit, cert=cert)
+    return shop if row.kind else replace(shop, learnt=draw(shop.learnt, settings.svm_products, rng))
+
+
+def _hog(part: Part, records: Artifact) -> Part:
+    """The part with its HOG vectors for bottlenecks."""
+    columns = ["image_digest", "file", "offset", "length"]
+    images = pd.read_parquet(records.file("images.parquet"), columns=columns).drop_duplicates("image_digest")
+    rows = images.set_index("image_digest").loc[part.image_digest]
+    order = np.lexsort([rows["offset"], rows["file"]])  # as they stand on the disk
+    vectors = hog_vectors(read_images(records.path, rows.iloc[order]))
+    return replace(part, rows=vectors[np.argsort(order)])  # type: ignore[arg-type]
+
+
+def draw(part: Part, most: int, rng: np.random.Generator) -> Part:
+    """At most so many products of a part, with all their images."""
+    bounds = product_bounds(part.product_id)
+    count = len(bounds) - 1
+    if count <= most:
+        return part
+    chosen = np.zeros(count, bool)
+    chosen[rng.choice(count, most, replace=False)] = True
+    return part.only(np.repeat(chosen, np.diff(bounds)))
+
+
+def _learn(row: Row, shop: Shop, config: Config) -> tuple[Head | LinearSvm, int, dict[str, Any]]:
+    """The trained classifier, its parameters, and what FIT chose."""
+    if not row.kind:
+        svm, penalty = choose_svm(
+            shop.learnt.rows[:], shop.truth(shop.learnt), shop.fit.rows, shop.truth(shop.fit),
+            len(shop.taxonomy.categories), config.seed,
+        )  # fmt: skip
+        return svm, svm.parameters, {"C": penalty}
+    shape = shape_of(shop.learnt, shop.taxonomy, shop.fingerprint, config)
+    labels = labels_of(shop.category, shop.taxonomy, shape)
+    learnt, fit = (Examples(part.rows, labels(part.product_id)) for part in (shop.learnt, shop.fit))
+    loss = loss_of(shop.taxonomy, config.head)
+    head, history = fit_head(shape, learnt, fit if len(fit.labels) else None, recipe_of(config), loss)
+    return head, head.model.count_params(), {"epochs": len(history["loss"])}
+
+
+def measure(speaker: Any, shop: Shop, config: Config) -> dict[str, Any]:
+    """Precision on training and on CERT products, and the acceptance rate at the promised precision on CERT.
+
+    Confidence is made as `shelfmark calibrate` makes it: for a baseline, too, from decision values in the
+    place of logits.
+    """
+    asked = Asked(speaker, shop.taxonomy, shop.sizes(), model="", labels="")
+    bounds, truth = _products(shop, shop.fit)
+    aggregation, temperature = choose_aggregation(asked, shop.fit.rows, bounds, truth, _wish(config))
+
+    def answers(part: Part) -> tuple[Answers, np.ndarray]:
+        bounds, truth = _products(shop, part)
+        told = asked.answer(part.rows, bounds, temperature, aggregation)
+        return told, told.top[:, 0] == truth
+
+    sample = draw(shop.learnt, GRADED, np.random.default_rng(config.seed))
+    (_, learnt), (of_fit, fit), (of_cert, cert) = (answers(part) for part in (sample, shop.fit, shop.cert))
+    model = fit_confidence(of_fit.evidence(asked.sizes), fit)
+    curve = acceptance_curve(model.confidence(of_cert.evidence(asked.sizes)), cert)
+    return {
+        "train_precision": precision(learnt),
+        "val_precision": precision(cert),
+        "val_products": len(cert),
+        "acceptance_rate_at_target": acceptance_rate_at(curve, config.calibration.precision)[0],
+    }
+
+
+def _products(shop: Shop, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    bounds = product_bounds(part.product_id)
+    return bounds, shop.truth(part)[bounds[:-1]]
+
+
+def _count(part: Part) -> int:
+    return len(product_bounds(part.product_id)) - 1
+
+
+# What it comes to
+
+
+def _merit(row: dict[str, Any]) -> tuple[float, float]:
+    return row["acceptance_rate_at_target"], row["val_precision"]
+
+
+def best_of(rows: Sequence[dict[str, Any]], target: float) -> tuple[str, str]:
+    """Which row to use, by the largest acceptance rate, then precision: in words, and the commands for it."""
+
+    def told(row: dict[str, Any]) -> str:
+        rate, right = _merit(row)
+        tuned = " on fine-tuned bottlenecks" if row["fine_tuned"] else ""
+        return f"{row['classifier']}{tuned}, {rate:.1%} accepted at {target:.0%}, {right:.1%} right"
+
+    best, heads = max(rows, key=_merit), [row for row in rows if row["settings"]]
+    if not heads:
+        return f"Best: {told(best)}. A baseline, which shelfmark does not release", ""
+    head = max(heads, key=_merit)
+    before = (
+        "" if head == best else f"{told(best)}. A baseline, which shelfmark does not release. Best head: "
+    )
+    steps = ["finetune", "extract"] * head["fine_tuned"] + [f"train {head['settings']}"]
+    return f"Best: {before}{told(head)}", " && ".join(f"shelfmark {step} --workspace …" for step in steps)
+
+
+def chance(comparison: dict[str, Any]) -> float:
+    """Half the width of the 95 % interval of the best validation precision, by the normal approximation."""
+    right = max(row["val_precision"] for row in comparison["rows"])
+    return float(1.96 * np.sqrt(right * (1 - right) / comparison["val_products"]))
+
+
+def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def caption(comparison: dict[str, Any]) -> str:
+    """What the figures were measured on."""
+    drawn = " drawn" if comparison["drawn"] else ""
+    return (
+        f"{comparison['categories']:,}{drawn} categories. Validation precision and acceptance rate are those "
+        f"of {comparison['val_products']:,} validation products that chose nothing (CERT): by chance a "
+        f"precision is off by up to {chance(comparison):.1%}, 19 times of 20. Heads by recipe "
+        f"'{comparison['recipe']}'. Seconds: of training, on bottlenecks that are there; of HOG with the "
+        "reading of the photos."
+    )
+
+
+def table(comparison: dict[str, Any]) -> "Table":
+    """For a terminal."""
+    from rich.table import Table
+
+    told = Table(caption=caption(comparison), caption_justify="left")
+    for name in ("features", "classifier", "tuned"):
+        told.add_column(name)
+    accepted = f"accepted\nat {comparison['target']:.0%}"
+    for name in ("train", "val", accepted, "parameters", "seconds", "paper\ntrain / val"):
+        told.add_column(name, justify="right")
+    for row in comparison["rows"]:
+        paper = f"{row['paper_train']:.3f} / {row['paper_val']:.3f}" if row["paper_train"] else ""
+        told.add_row(
+            *(row["features"], row["classifier"], "yes" if row["fine_tuned"] else "no"),
+            *(
+                f"{row[name]:.3f}"
+                for name in ("train_precision", "val_precision", "acceptance_rate_at_target")
+            ),
+            *(f"{row['parameters']:,}", f"{row['seconds']:.1f}", paper),
+        )
+    return told
+
+
+def render(comparison: dict[str, Any], run: str) -> str:
+    """The page as HTML."""
+    published = [
+        (row.features, row.classifier, bool(end), *PAPER[row.name + end])
+        for row in ROWS for end in ("", TUNED) if row.name + end in PAPER
+    ]  # fmt: skip
+    return (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(comparison=comparison, run=run, caption=caption(comparison), published=published)
+    )

@@ -1,0 +1,296 @@
+"""`shelfmark compare` on a small drawn catalogue: rows against the pipeline's own figures, kills, page."""
+
+import csv
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.artifact import begin, open_artifact, partial_of, seal
+from features.errors import ShelfmarkError
+from models.head import HeadShape, build_head
+from models.taxonomy import read_taxonomy
+from pipeline import compare as module
+from pipeline.cli import main
+from pipeline.compare import COLUMNS, PAPER, ROWS, best_of, compare, render, table
+from pipeline.config import load_config
+from pipeline.drawing import draw_catalogue
+
+SETTINGS = """
+ingest = {min_products = 5}
+backbone = {weights = "random", image_size = 75}
+head = {hidden = [16, 16], aggregation = "mean"}
+train = {epochs = 2, batch = 64, precision = "float32"}
+"""
+
+
+def shelfmark(command: str, folder: Path, *more: str, source: tuple[str, ...] = ()) -> int:
+    arguments = [command, *source, "--workspace", str(folder / "W"), "--run", "week", *more]
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run up to its bottlenecks."""
+    folder = tmp_path_factory.mktemp("shop")
+    drawn = draw_catalogue(folder, products=220)
+    (folder / "weekly.toml").write_text(SETTINGS)
+    source = (str(drawn.catalogue), "--taxonomy", str(folder / "category_names.csv"))
+    assert shelfmark("ingest", folder, "--config", str(folder / "weekly.toml"), source=source) == 0
+    assert shelfmark("extract", folder) == 0
+    return folder
+
+
+def run_of(shop: Path) -> Path:
+    return shop / "W" / "runs" / "week"
+
+
+def compare_here(shop: Path, out: Path, only: tuple[str, ...], *sets: str, **more: Any) -> dict[str, Any]:
+    """Without the command line, into a directory of the test's own."""
+    config = load_config(shop / "weekly.toml", sets)
+    artifacts = [open_artifact(run_of(shop) / kind, kind) for kind in ("records", "bottlenecks")]
+    return compare(*artifacts, more.pop("tuned", None), shop / "W" / "store", out, config, only=only, **more)
+
+
+def read_csv(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as told:
+        return list(csv.DictReader(told))
+
+
+def test_rows_stand_in_the_table_the_csv_the_json_and_the_page(shop: Path, capsys) -> None:
+    only = ("svm", "2nn-512", "multitask")
+    assert shelfmark("compare", shop, *(text for name in only for text in ("--only", name))) == 0
+    told = capsys.readouterr().out
+    out = run_of(shop) / "comparison"
+    rows = read_csv(out / "comparison.csv")
+    assert tuple(rows[0]) == COLUMNS
+    assert tuple(row["row"] for row in rows) == only
+    assert json.loads((out / "comparison.json").read_text())["best"] in told
+    for row in rows:
+        assert 0 <= float(row["val_precision"]) <= 1
+        assert row["classifier"] in told
+        assert row["classifier"] in (out / "index.html").read_text()
+    assert (rows[1]["paper_train"], rows[1]["paper_val"]) == ("0.544", "0.551")
+    assert rows[2]["settings"] == "--set head.kind=multitask --set 'head.hidden=[16,16]'"
+
+
+def test_parameters_are_those_of_keras(shop: Path, tmp_path: Path) -> None:
+    rows = compare_here(shop, tmp_path, ("svm", "2nn-512", "separate", "taxonnet"))["rows"]
+    taxonomy = read_taxonomy(run_of(shop) / "records" / "taxonomy.csv")
+    categories = len(taxonomy.categories)
+    assert rows[0]["parameters"] == categories * 2049
+    for row, kind, hidden in zip(
+        rows[1:], ("flat", "separate", "taxonnet"), ((256, 256), (16, 16), (16, 16)), strict=True
+    ):
+        tree = {"parents": taxonomy.parents} if kind != "flat" else {}
+        selector = 16 if kind == "taxonnet" else 0
+        shape = HeadShape(
+            2048, categories, hidden, 0.5, 1.0, "", kind=kind, selector=selector, standardized=True, **tree
+        )
+        assert row["parameters"] == build_head(shape).count_params()
+
+
+def test_precision_and_acceptance_are_those_that_evaluate_measures_on_cert(
+    shop: Path, tmp_path: Path
+) -> None:
+    row = compare_here(shop, tmp_path, ("2nn-512",))["rows"][0]
+    for command in ("train", "calibrate", "evaluate"):
+        assert shelfmark(command, shop, "--set", "head.hidden=[256,256]") == 0
+    metrics = json.loads((run_of(shop) / "evaluation" / "metrics.json").read_text())
+    assert row["val_products"] == metrics["cert"]["products"]
+    assert row["val_precision"] == metrics["cert"]["precision"]
+    assert row["acceptance_rate_at_target"] == metrics["cert"]["acceptance_rate_at_target"]
+    assert row["train_precision"] == metrics["train"]["precision"]
+
+
+def test_hog_reads_a_drawn_share_of_the_photos(shop: Path, tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="the extra 'compare' is not installed")
+    row = compare_here(shop, tmp_path, ("hog-svm",), "compare.hog_products=40")["rows"][0]
+    assert row["learnt_products"] == 40
+    assert row["features"] == "HOG"
+    assert row["parameters"] % 1765 == 0
+
+
+@pytest.fixture
+def learnt(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the rows that are trained, as they are."""
+    names: list[str] = []
+    learn = module._learn
+    monkeypatch.setattr(module, "_learn", lambda row, *rest: (names.append(row.name), learn(row, *rest))[1])
+    return names
+
+
+def test_a_killed_comparison_goes_on_at_the_next_row(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learnt: list[str]
+) -> None:
+    only, trained = ("svm", "2nn-512", "multitask"), module._learn
+
+    def killed(row: Any, *rest: Any) -> Any:
+        if row.name == "2nn-512":
+            raise KeyboardInterrupt
+        return trained(row, *rest)
+
+    with monkeypatch.context() as kill:
+        kill.setattr(module, "_learn", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compare_here(shop, tmp_path, only)
+    assert learnt == ["svm"]
+    first = (tmp_path / "rows" / "svm.json").read_bytes()
+    rows = compare_here(shop, tmp_path, only)["rows"]
+    assert learnt == ["svm", "2nn-512", "multitask"]
+    assert [row["row"] for row in rows] == list(only)
+    assert (tmp_path / "rows" / "svm.json").read_bytes() == first
+
+
+def test_a_changed_setting_remakes_the_rows_that_depend_on_it(
+    shop: Path, tmp_path: Path, learnt: list[str]
+) -> None:
+    only = ("svm", "2nn-512", "multitask")
+    compare_here(shop, tmp_path, only)
+    compare_here(shop, tmp_path, only, "train.epochs=1")
+    compare_here(shop, tmp_path, only, "train.epochs=1", "compare.svm_products=50")
+    compare_here(shop, tmp_path, only, "train.epochs=1", "compare.svm_products=50", "head.hidden=[8,8]")
+    assert learnt == [*only, "2nn-512", "multitask", "svm", "multitask"]
+
+
+def test_a_draw_of_categories_has_their_products_alone(shop: Path, tmp_path: Path) -> None:
+    whole = compare_here(shop, tmp_path, ("svm",))
+    drawn = compare_here(shop, tmp_path, ("svm",), categories=4)
+    assert drawn["categories"] == 4
+    assert drawn["rows"][0]["parameters"] == 4 * 2049
+    assert 0 < drawn["rows"][0]["learnt_products"] < whole["rows"][0]["learnt_products"]
+    assert drawn["val_products"] < whole["val_products"]
+    with pytest.raises(ShelfmarkError, match="--categories 1000: the catalogue has "):
+        compare_here(shop, tmp_path, ("svm",), categories=1000)
+
+
+def test_a_row_that_nobody_knows_is_refused(shop: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShelfmarkError, match=r"--only forest: no such row; expected some of hog-svm, svm, "):
+        compare_here(shop, tmp_path, ("forest",))
+    with pytest.raises(ShelfmarkError, match=r"no row is left to compare: .*shelfmark finetune"):
+        compare_here(shop, tmp_path, ("svm-tuned",))
+
+
+def test_rows_on_fine_tuned_bottlenecks_stand_beside_the_frozen_ones(shop: Path, tmp_path: Path) -> None:
+    """Any second backbone will do: here the same one at another size."""
+    frozen = open_artifact(run_of(shop) / "bottlenecks", "bottlenecks").summary["fingerprint"]
+    plain = compare_here(shop, tmp_path / "plain", ("svm",))
+    assert shelfmark("extract", shop, "--image-size", "76") == 0
+    try:
+        here = open_artifact(run_of(shop) / "bottlenecks", "bottlenecks").summary["fingerprint"]
+        path = tmp_path / "backbone"
+        begin(partial_of(path), {})
+        made_from, summary = {"fingerprint": frozen}, {"fingerprint": here}
+        tuned = seal(path, kind="backbone", version=1, made_from=made_from, summary=summary)
+        told = compare_here(shop, tmp_path, ("svm", "svm-tuned"), tuned=tuned)
+        lost = seal_without_bottlenecks(tmp_path / "lost", frozen)
+        alone = compare_here(shop, tmp_path, ("svm", "svm-tuned"), tuned=lost)
+    finally:
+        assert shelfmark("extract", shop, "--image-size", "75") == 0
+    assert [(row["row"], row["fine_tuned"]) for row in told["rows"]] == [("svm", False), ("svm-tuned", True)]
+    assert told["rows"][0]["val_precision"] == plain["rows"][0]["val_precision"]
+    assert told["notes"] == []
+    assert [row["row"] for row in alone["rows"]] == ["svm"]
+    assert "Rows on fine-tuned bottlenecks are left out: the store lacks images" in alone["notes"][0]
+
+
+def seal_without_bottlenecks(path: Path, frozen: str) -> Any:
+    begin(partial_of(path), {})
+    made_from, summary = {"fingerprint": frozen}, {"fingerprint": "nowhere"}
+    return seal(path, kind="backbone", version=1, made_from=made_from, summary=summary)
+
+
+# What it comes to
+
+
+def row(name: str = "2nn-512", **changes: Any) -> dict[str, Any]:
+    return {
+        **{"row": name, "features": "bottlenecks", "classifier": name.upper(), "fine_tuned": False},
+        **{"learnt_products": 16000, "train_precision": 0.7, "val_precision": 0.6, "val_products": 900},
+        **{"acceptance_rate_at_target": 0.5, "target_precision": 0.9, "parameters": 1234567, "seconds": 12.3},
+        **{"paper_train": None, "paper_val": None, "settings": "--set head.kind=flat"},
+    } | changes
+
+
+def test_best_is_the_most_accepting_then_the_most_precise() -> None:
+    rows = [row("a", val_precision=0.9), row("b", acceptance_rate_at_target=0.6), row("c")]
+    assert best_of(rows, 0.9)[0] == "Best: B, 60.0% accepted at 90%, 60.0% right"
+    assert best_of([rows[2], rows[0]], 0.9)[0].startswith("Best: A,")
+
+
+def test_a_baseline_that_is_best_is_told_with_the_best_head() -> None:
+    rows = [row("svm", settings="", acceptance_rate_at_target=0.8), row("b", fine_tuned=True)]
+    words, commands = best_of(rows, 0.9)
+    assert words == (
+        "Best: SVM, 80.0% accepted at 90%, 60.0% right. A baseline, which shelfmark does not release. "
+        "Best head: B on fine-tuned bottlenecks, 50.0% accepted at 90%, 60.0% right"
+    )
+    assert commands == (
+        "shelfmark finetune --workspace … && shelfmark extract --workspace … && "
+        "shelfmark train --set head.kind=flat --workspace …"
+    )
+    assert best_of(rows[:1], 0.9)[1] == ""
+
+
+class Cells(HTMLParser):
+    """Text of the rows of the tables."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.inside = tag in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside and self.rows:
+            self.rows[-1][-1] += data.strip()
+
+
+def comparison(**changes: Any) -> dict[str, Any]:
+    told = {"rows": [row("svm", settings=""), row()], "notes": ["Left out: see `shelfmark finetune`"]}
+    told |= {"categories": 1000, "drawn": True, "val_products": 900, "target": 0.9, "recipe": "default"}
+    return told | {"best": "Best: <b>", "commands": "shelfmark train", "best_row": "2nn-512"} | changes
+
+
+def test_page_tells_rows_and_the_papers_table() -> None:
+    page = render(comparison(), "week")
+    rows = Cells(page).rows
+    assert rows[2] == [
+        *("bottlenecks", "2NN-512", "no", "70.0\u202f%", "60.0\u202f%", "50.0\u202f%"),
+        *("16\u202f000", "1\u202f234\u202f567", "12.3"),
+    ]  # fmt: skip
+    published = [cells for cells in rows if cells[:3] == ["HOG", "linear SVM", "no"]]
+    assert published == [["HOG", "linear SVM", "no", "26.6\u202f%", "10.0\u202f%"]]
+    assert sum(len(cells) == 5 for cells in rows) == 1 + len(PAPER)
+    assert "<b>" not in page
+    assert "see <code>shelfmark finetune</code>." in page
+    assert "1,000 drawn categories" in page
+    assert "hal-01830894" in page
+
+
+def test_chance_is_the_normal_95_percent_interval() -> None:
+    assert module.chance(comparison()) == pytest.approx(1.96 * (0.6 * 0.4 / 900) ** 0.5)
+
+
+def test_terminal_table_has_a_row_each() -> None:
+    assert table(comparison()).row_count == 2
+
+
+def test_rows_have_the_papers_sizes_and_names() -> None:
+    """2NN-2048 is two hidden layers of 1,024 (S1)."""
+    for one in ROWS:
+        if one.classifier.startswith("2NN-") and one.hidden:
+            assert sum(one.hidden) == int(one.classifier[4:])
+    assert {name.removesuffix("-tuned") for name in PAPER} <= {one.name for one in ROWS}
