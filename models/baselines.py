@@ -11,18 +11,18 @@ Decision values stand where a head's logits do: with a temperature, a softmax ma
 that a baseline's acceptance is measured as a head's is.
 """
 
-import io
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from features.errors import ShelfmarkError
 
 SIDE = 128  # px
 CELL = 16  # px
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
 PENALTIES = (0.001, 0.01, 0.1)  # of LinearSVC's C, for standardized numbers
 PIECE = 8192  # rows standardized together
 
@@ -48,22 +48,17 @@ def require_hog() -> None:
         ) from error
 
 
-def hog_vectors(jpegs: Iterable[bytes]) -> np.ndarray:
-    """(n, 1764) float16 of n JPEGs, squeezed to SIDE × SIDE px.
+def hog_vectors(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """(count, 1764) float16 of the first `count` images of batches (b, SIDE, SIDE, 3) uint8.
 
     Values are 0 to 1: a block has length one, by scikit-image's L2-Hys.
     """
     from skimage.feature import hog
 
-    vectors = []
-    for jpeg in jpegs:
-        with Image.open(io.BytesIO(jpeg)) as image:
-            image.draft("L", (SIDE, SIDE))  # decoded at a fraction of its size where it is a multiple
-            grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        cells = {"pixels_per_cell": (CELL, CELL), "cells_per_block": (2, 2), "orientations": 9}
-        vectors.append(hog(np.asarray(grey), **cells).astype(np.float16))
-    width = 9 * 4 * (SIDE // CELL - 1) ** 2
-    return np.stack(vectors) if vectors else np.zeros((0, width), np.float16)
+    cells = {"pixels_per_cell": (CELL, CELL), "cells_per_block": (2, 2), "orientations": 9}
+    images = itertools.islice(itertools.chain.from_iterable(batches), count)
+    vectors = [hog(image @ GREY, **cells).astype(np.float16) for image in images]
+    return np.stack(vectors) if vectors else np.zeros((0, 9 * 4 * (SIDE // CELL - 1) ** 2), np.float16)
 
 
 @dataclass(frozen=True)

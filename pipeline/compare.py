@@ -24,12 +24,13 @@ import numpy as np
 import pandas as pd
 
 from features.artifact import Artifact, digest_of
-from features.bottlenecks import Store
+from features.bottlenecks import Digests, Store
 from features.errors import ShelfmarkError
 from features.files import Place, write_whole
-from features.records import read_images
+from features.pixels import read_pixels
+from features.records import read_pieces
 from models.answers import Answers, product_bounds
-from models.baselines import LinearSvm, choose_svm, hog_vectors, require_hog
+from models.baselines import SIDE, LinearSvm, choose_svm, hog_vectors, require_hog
 from models.categorizer import Asked
 from models.confidence import fit_confidence
 from models.fit import Examples, fit_head
@@ -267,10 +268,10 @@ def _views(
 
 
 def _seen(part: Part, shelf: Store) -> Part | None:
-    places = shelf.find(part.image_digest)
+    places = shelf.find(Digests(part.digest))
     if (places.row < 0).any():
         return None
-    return replace(part, rows=shelf.rows(places.shard, places.row))
+    return replace(part, rows=shelf.rows(places.names, places.shard, places.row))
 
 
 # A row
@@ -371,7 +372,8 @@ def _hog(part: Part, records: Artifact) -> Part:
     images = pd.read_parquet(records.file("images.parquet"), columns=columns).drop_duplicates("image_digest")
     rows = images.set_index("image_digest").loc[part.image_digest]
     order = np.lexsort([rows["offset"], rows["file"]])  # as they stand on the disk
-    vectors = hog_vectors(read_images(records.path, rows.iloc[order]))
+    pixels = read_pixels(read_pieces(records.path, rows.iloc[order]), SIDE, batch=32)
+    vectors = hog_vectors(pixels, len(rows))
     return replace(part, rows=vectors[np.argsort(order)])  # type: ignore[arg-type]
 
 

@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from features.artifact import Artifact
-from features.backbones import Backbone, load_backbone, read_pixels, save_weights
-from features.bottlenecks import Store
+from features.backbones import Backbone, load_backbone, save_weights
+from features.bottlenecks import Digests, Store, digests_of
 from features.errors import ShelfmarkError
 from features.files import Place, write_whole
+from features.pixels import read_pixels
 from features.product import order_key
-from features.records import read_images
+from features.records import read_pieces
 from models.bundle import BACKBONE, BACKBONE_WEIGHTS, TUNED
 from models.finetune import Augmentation, Photos, frozen_count, tune_backbone
 from models.fit import Examples, Recipe, fit_head
@@ -31,7 +33,8 @@ from models.groups import duplicate_groups, in_fit
 from models.steps import multiplies_bfloat16
 from models.taxonomy import read_taxonomy
 from pipeline.config import Config
-from pipeline.extract import Part, fill_store
+from pipeline.extract import Part
+from pipeline.shards import fill_store
 from pipeline.stage import Progress, stage
 from pipeline.train import categories_of, labels_of, loss_of, placeholders_of, recipe_of, shape_of
 
@@ -167,7 +170,7 @@ def _reader(images: pd.DataFrame, records: Artifact, size: int, progress: Progre
     """Reads the pixels of these images by their numbers, as `Photos` wants them."""
 
     def read(numbers: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-        for pixels in read_pixels(read_images(records.path, images.iloc[numbers]), size, batch):
+        for pixels in read_pixels(read_pieces(records.path, images.iloc[numbers]), size, batch):
             yield pixels
             if progress:
                 progress.to(progress.done + batch)
@@ -179,13 +182,16 @@ def _with_bottlenecks(
     images: pd.DataFrame, records: Artifact, backbone: Backbone, store: Place, config: Config
 ) -> Part:
     """The images as the untuned backbone sees them."""
-    digests = images["image_digest"].to_numpy(dtype=object)
+    digests = Digests(digests_of(pa.chunked_array([pa.array(images["image_digest"], pa.string())])))
     shelf = Store(store / backbone.fingerprint)
-    fill_store(
-        shelf, digests, lambda rows: read_images(records.path, images.iloc[rows]), backbone, config.extract
+    places = fill_store(
+        shelf,
+        digests,
+        lambda rows: read_pieces(records.path, images.iloc[rows]),
+        lambda: backbone,
+        config.extract,
     )
-    places = shelf.find(digests)
-    return Part(_ids(images), digests, shelf.rows(places.shard, places.row))
+    return Part(_ids(images), digests.values, shelf.rows(places.names, places.shard, places.row))
 
 
 def _ids(images: pd.DataFrame) -> np.ndarray:
