@@ -115,7 +115,7 @@ def recipe_of(config: Config) -> Recipe:
     precision, memory = settings.pop("precision"), settings.pop("memory_gb")
     elsewhere = ("placeholders", "leave_out_suspects", "standardized", "warm_start", "warm_epochs")
     for name in elsewhere:  # not of the steps
-        settings.pop(name)
+        settings.pop(name, None)
     return Recipe(
         **settings,
         seed=config.seed,
