@@ -1,16 +1,15 @@
 """Baselines against scikit-learn and scikit-image on the same arrays."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from features.errors import ShelfmarkError
-from models.baselines import PENALTIES, choose_svm, fit_svm, hog_vectors, require_hog
+from features.pixels import read_pixels
+from features.records import pieces_of
+from models.baselines import PENALTIES, SIDE, choose_svm, fit_svm, hog_vectors, require_hog
 
 
 def draw(seed: int, images: int, noise: float = 1.0, categories: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -75,21 +74,19 @@ def test_one_category_is_refused() -> None:
 def test_hog_is_that_of_scikit_image() -> None:
     feature = pytest.importorskip("skimage.feature", reason="the extra 'compare' is not installed")
     grey = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-    file = io.BytesIO()
-    Image.fromarray(grey).save(file, "JPEG", quality=95)
-    seen = np.asarray(Image.open(io.BytesIO(file.getvalue())))
-    expected = feature.hog(seen, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
-    vectors = hog_vectors([file.getvalue()])
+    expected = feature.hog(grey, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
+    vectors = hog_vectors([np.stack([grey] * 3, axis=-1)[None]], 1)
     assert (vectors.shape, vectors.dtype) == ((1, 1764), np.float16)
     np.testing.assert_allclose(vectors[0], expected, atol=1e-3)
 
 
-def test_hog_takes_colour_and_any_size(photo) -> None:
+def test_hog_takes_colour_and_any_size_and_leaves_out_what_fills_the_last_batch(photo) -> None:
     pytest.importorskip("skimage.feature", reason="the extra 'compare' is not installed")
-    vectors = hog_vectors([photo(1, 300, 70), photo(2, 20, 500), photo(3, mode="L")])
+    jpegs = [photo(1, 300, 70), photo(2, 20, 500), photo(3, mode="L")]
+    vectors = hog_vectors(read_pixels(pieces_of(jpegs, "test"), SIDE, batch=2), 3)
     assert vectors.shape == (3, 1764)
     assert np.isfinite(vectors).all() and (vectors > 0).any(axis=1).all()
-    assert hog_vectors([]).shape == (0, 1764)
+    assert hog_vectors([], 0).shape == (0, 1764)
 
 
 def test_missing_scikit_image_names_the_extra(monkeypatch) -> None:
