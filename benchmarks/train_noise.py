@@ -25,9 +25,9 @@ CATEGORIES, LARGE, IMAGES, WIDTH = 100, 20, 20_000, 64
 SETTINGS: dict[str, tuple[str, dict[str, Any], float]] = {  # recipe, changes, share left out
     "paper": ("paper", {"epochs": 30}, 0.0),
     "default": ("default", {}, 0.0),
-    "default, no smoothing, no mixup": ("default", {"label_smoothing": 0.0, "mixup": 0.0}, 0.0),
-    "default, smoothing alone": ("default", {"mixup": 0.0}, 0.0),
-    "default, mixup alone": ("default", {"label_smoothing": 0.0}, 0.0),
+    "default without mixup": ("default", {"mixup": 0.0}, 0.0),
+    "label_smoothing 0.1 for mixup": ("default", {"mixup": 0.0, "label_smoothing": 0.1}, 0.0),
+    "label_smoothing 0.1 and mixup": ("default", {"label_smoothing": 0.1}, 0.0),
     "class_weights": ("default", {"imbalance": "class_weights"}, 0.0),
     "logit_adjustment": ("default", {"imbalance": "logit_adjustment"}, 0.0),
     "logit_adjustment, tau 0.5": ("default", {"imbalance": "logit_adjustment", "adjustment": 0.5}, 0.0),
