@@ -151,9 +151,8 @@ def index(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     part = open_part(made, folder / "store", "train")
     seconds = {"write_seconds": wrote - began, "open_seconds": time.monotonic() - wrote}
     megabytes = {"libraries_mb": idle, "peak_mb_written": written, "peak_mb_opened": _peak()}
-    more = (written - idle) / options.images * 20_000_000 + idle
     rounded = {name: round(value, 1) for name, value in (seconds | megabytes).items()}
-    return {"images": options.images, "train": len(part.rows)} | rounded | {"mb_at_20_million": round(more)}
+    return {"images": options.images, "train": len(part.rows)} | rounded
 
 
 def _resident() -> float:

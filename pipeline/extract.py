@@ -107,11 +107,11 @@ def _views(store: Place, fingerprint: str, flip: bool) -> dict[str, Store]:
 def read_digests(images: Path) -> np.ndarray:
     """(n, 32) uint8: the column image_digest of a Parquet file, hex or binary."""
     with pq.ParquetFile(images) as file:
-        pieces = [
-            digests_of(pa.chunked_array([batch.column(0)]))
-            for batch in file.iter_batches(READ_ROWS, columns=["image_digest"])
-        ]
-    return np.concatenate([np.empty((0, 32), np.uint8), *pieces])
+        digests, done = np.empty((file.metadata.num_rows, 32), np.uint8), 0
+        for batch in file.iter_batches(READ_ROWS, columns=["image_digest"]):
+            digests[done : done + len(batch)] = digests_of(pa.chunked_array([batch.column(0)]))
+            done += len(batch)
+    return digests
 
 
 class RecordReader:

@@ -303,6 +303,7 @@ def shards_of(workspace: Path) -> dict[str, bytes]:
     return {str(file.relative_to(workspace)): file.read_bytes() for file in files}
 
 
+@pytest.mark.timeout(900)  # each worker process loads TensorFlow and a network, beside Flink's own start
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_the_bottlenecks_are_those_of_one_process(ingested, tmp_path, runner, request):
     records = "runs/r/records"
