@@ -177,7 +177,7 @@ def write_store(path: Path, images: int) -> None:
     rows, _ = draw(SHARD)
     store, rng = Store(path), np.random.default_rng(1)
     for start in range(0, images, SHARD):
-        digests = np.array([f"{number:064x}" for number in range(start, min(start + SHARD, images))])
+        digests = rng.integers(0, 256, (min(SHARD, images - start), 32), np.uint8)
         store.append(digests, rows[rng.permutation(SHARD)[: len(digests)]], "drawn")
 
 
@@ -185,7 +185,7 @@ def every_row(store: Any) -> Any:
     """All the bottlenecks of a store, shard after shard."""
     sizes = {name: len(store._array(name)) for name in store.shards()}
     row = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes.values()])
-    return store.rows(np.repeat(list(sizes), list(sizes.values())), row)
+    return store.rows(list(sizes), np.repeat(np.arange(len(sizes)), list(sizes.values())), row)
 
 
 PARTS = {"floor": floor, "peer": peer, "ours": ours, "stored": stored}

@@ -82,7 +82,9 @@ def test_unknown_setting_is_told_with_its_section_and_what_was_perhaps_meant(wee
 
 def test_unknown_setting_that_is_like_none_is_told_with_those_known():
     told = refusal(sets=("extract.zzz=1",))
-    assert told == "--set extract.zzz=1 [extract]: unknown setting 'zzz'. Known: batch, shard_images."
+    assert told == "--set extract.zzz=1 [extract]: unknown setting 'zzz'. " + (
+        "Known: engine, precision, batch, shard_images, flip."
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_settings_of_the_head_that_do_not_go_together_are_refused(sets, told):
 
 
 def test_settings_for_speed_alone_do_not_matter_to_the_result():
-    assert Extract(batch=7).that_matter() == Extract().that_matter() == {}
+    assert Extract(batch=7, engine="jax").that_matter() == Extract().that_matter() == {"flip": False}
     assert load_config().ingest.that_matter() == {
         "min_products": 20, "max_rejected": 0.1, "max_pixels": 50_000_000, "placeholder_products": 100,
         "unit_bytes": 32 * 2**20, "unit_images": 2000,

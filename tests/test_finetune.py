@@ -17,9 +17,11 @@ from test_retrain import run_here
 from trees import uneven_tree
 
 from features.artifact import Artifact, open_artifact
-from features.backbones import Backbone, load_backbone, read_pixels, save_weights
+from features.backbones import Backbone, load_backbone, save_weights
 from features.errors import ShelfmarkError
 from features.files import copy_tree, remove
+from features.pixels import read_pixels
+from features.records import pieces_of
 from models import fit
 from models.bundle import BACKBONE_WEIGHTS, open_bundle
 from models.finetune import Augmentation, Photos, augment, freeze, frozen_count, on_top, tune_backbone
@@ -288,7 +290,7 @@ def lively(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> 
     for layer in network.layers:
         layer.momentum = 0.0
     jpegs = [photo(seed) for seed in range(64)]
-    network(next(read_pixels(jpegs, 32, batch=64)) / np.float32(127.5) - 1, training=True)
+    network(next(read_pixels(pieces_of(jpegs, "drawn"), 32, batch=64)) / np.float32(127.5) - 1, training=True)
     file = tmp_path_factory.mktemp("weights") / "lively.weights.h5"
     save_weights(network, file)
     return file

@@ -15,7 +15,7 @@ import pytest
 from keras import ops
 from scipy.special import log_softmax
 
-from features.bottlenecks import Store
+from features.bottlenecks import Digests, Store
 from models import fit
 from models.fit import Examples, Recipe, fit_head, inverse_time_decay
 from models.head import Head, HeadShape, build_head, load_head
@@ -177,12 +177,12 @@ def test_images_in_the_order_of_their_categories_are_mixed_well_enough_to_be_lea
 
 def test_rows_of_a_store_are_learnt_as_rows_in_memory(tmp_path: Path) -> None:
     drawn = draw(1, 600)
-    digests = np.array([f"{number:064}" for number in range(600)])
+    digests = np.random.default_rng(0).integers(0, 256, (600, 32), np.uint8)
     store = Store(tmp_path)
     for start in range(0, 600, 200):
         store.append(digests[start : start + 200], drawn.bottlenecks[np.arange(start, start + 200)], "drawn")
-    places = store.find(digests)
-    stored = Examples(store.rows(places.shard, places.row), drawn.labels)
+    places = store.find(Digests(digests))
+    stored = Examples(store.rows(places.names, places.shard, places.row), drawn.labels)
     wanted, _ = fit_head(SHAPE, drawn, None, recipe(**window_by_window(drawn, 256)))
     found, _ = fit_head(SHAPE, stored, None, recipe(**window_by_window(drawn, 256)))
     assert_same(found, wanted)
