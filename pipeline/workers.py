@@ -137,8 +137,8 @@ class _Workers:
         self._processes = [_Process() for _ in range((os.cpu_count() or 1) - 1)]
         # one thread for all that is done here: glibc keeps freed memory for each thread apart, 50 MB and more
         self._here = ThreadPoolExecutor(1)
-        self._free: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()  # None: this process
-        for worker in (None, *self._processes):
+        self._free: queue.LifoQueue[_Process | None] = queue.LifoQueue()  # None: this process, taken first
+        for worker in (*self._processes, None):
             self._free.put(worker)
 
     def prepare(self, do: Callable[..., None]) -> None:
