@@ -102,7 +102,8 @@ def shelfmark(records: str, out: str, images: str) -> dict[str, Any]:
     for first in range(0, len(rows), SHARD):
         its = rows[first : first + SHARD]
         bottlenecks = extract(engine, read_pieces(Path(records), its), len(its))
-        store.append(its["image_digest"].to_numpy(), bottlenecks, engine=engine.told)
+        digests = np.frombuffer(bytes.fromhex("".join(its["image_digest"])), np.uint8).reshape(-1, 32)
+        store.append(digests, bottlenecks, engine=engine.told)
     return _timed(len(rows), began, ready) | {"setting": engine.told}
 
 
