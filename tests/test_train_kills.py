@@ -12,7 +12,7 @@ import time
 import pytest
 from catalogues import documents, draw_products, write_bson
 
-OPTIONS = "--run week --backbone mobilenet --weights random --image-size 32"
+OPTIONS = "--run week --backbone inception_v3 --weights random --image-size 75"
 SETTINGS = (
     "--set head.hidden=[512,512] --set train.epochs=40 --set train.batch=32 "
     "--set train.leave_out_suspects=0.05"  # two heads more, of the folds
