@@ -102,7 +102,7 @@ def test_backbone_that_is_not_the_heads_is_refused(bundle_path: Path, tmp_path: 
 
     bundle = open_bundle(changed(bundle_path, tmp_path, other_size))
     with pytest.raises(
-        ShelfmarkError, match=r"has fingerprint mobilenet-64-\w+, its head reads mobilenet-32-"
+        ShelfmarkError, match=r"its backbone has fingerprint mobilenet-64-\w+; expected mobilenet-32-"
     ):
         bundle.backbone()
 
