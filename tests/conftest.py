@@ -101,5 +101,5 @@ def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Arti
         kind="bundle",
         version=1,
         made_from={"drawn": "here"},
-        summary={"independent": True, "weights": "random"},
+        summary={"independent": True, "weights": "random", "fingerprint": backbone.fingerprint},
     )
