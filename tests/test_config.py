@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from features.errors import ShelfmarkError
 from pipeline import config as config_module
-from pipeline.config import Config, Extract, load_config
+from pipeline.config import Extract, load_config
 
 
 @pytest.fixture
