@@ -38,6 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--stored", type=int, default=2_000_000)
+    parser.add_argument("--measure", nargs="+", default=["speed", "memory"], choices=["speed", "memory"])
     parser.add_argument("--part", help="measure only this one, and print its figures as JSON")
     parser.add_argument("--store", type=Path)
     options = parser.parse_args()
@@ -45,35 +46,42 @@ def main() -> None:
         name, *argument = options.part.split(":")
         print(json.dumps(PARTS[name](options, *argument)))
         return
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results["conditions"] = measure.conditions("tensorflow", "keras", "numpy", "scikit-learn")
+    if "speed" in options.measure:
+        results["speed"] = measured_speed(options)
+    if "memory" in options.measure:
+        results["memory"] = measured_memory(options)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def measured_speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Images a second of every part."""
     speeds = {part: _measured(part, options)[0]["images_per_second"] for part in SPEEDS}
     rows = [
         (part, f"{speed:,.0f}", f"{speed / speeds['floor']:.2f}", f"{speed / speeds['peer:float32']:.2f}")
         for part, speed in speeds.items()
     ]
     print(measure.table(["", "images/s", "of the floor", "times the peer in float32"], rows))
+    ours, alike = speeds["ours:default:auto"], speeds["ours:paper:float32"]
+    verdicts = [
+        measure.verdict(
+            "default, of the peer in float32", ours / speeds["peer:float32"], 3, "x", at_least=True
+        ),
+        measure.verdict("default, of the floor", ours / speeds["floor"], 0.6, "", at_least=True),
+        measure.verdict("paper in float32, of the floor", alike / speeds["floor"], 0.6, "", at_least=True),
+    ]
+    told = {part: round(speed) for part, speed in speeds.items()}
+    return {"images": options.images, "images_per_second": told, "verdicts": verdicts}
+
+
+def measured_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Of an epoch from the disk."""
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), options.stored)
         told, run = _measured("stored", options, "--store", folder)
-    paper, default = speeds["ours:paper:auto"], speeds["ours:default:auto"]
-    verdicts = [
-        measure.verdict("the paper's recipe, of the peer's speed in float32",
-                        paper / speeds["peer:float32"], 3, "x", at_least=True),
-        measure.verdict("the default recipe, of the peer's speed in float32",
-                        default / speeds["peer:float32"], 3, "x", at_least=True),
-        measure.verdict("the paper's recipe in float32, of the floor",
-                        speeds["ours:paper:float32"] / speeds["floor"], 0.6, "", at_least=True),
-        measure.verdict("the default recipe, of the floor",
-                        default / speeds["floor"], 0.6, "", at_least=True),
-        measure.verdict(f"peak memory of {options.stored:,} stored bottlenecks", run.peak / 1e9, 3, " GB"),
-    ]  # fmt: skip
-    results = {
-        "conditions": measure.conditions("tensorflow", "keras", "numpy", "scikit-learn"),
-        "images": options.images,
-        "images_per_second": {part: round(speed) for part, speed in speeds.items()},
-        "stored": {"images": options.stored, "peak_gb": round(run.peak / 1e9, 2), **told},
-        "verdicts": verdicts,
-    }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    verdict = measure.verdict(f"memory, {options.stored:,} stored", run.peak / 1e9, 3, " GB")
+    return {"images": options.stored, "peak_gb": round(run.peak / 1e9, 2), **told, "verdicts": [verdict]}
 
 
 def _measured(part: str, options: argparse.Namespace, *more: str) -> tuple[dict[str, Any], measure.Run]:
@@ -190,8 +198,7 @@ def every_row(store: Any) -> Any:
 
 PARTS = {"floor": floor, "peer": peer, "ours": ours, "stored": stored}
 SPEEDS = (
-    "floor", "peer:float32", "peer:float64",
-    "ours:paper:float32", "ours:paper:auto", "ours:default:float32", "ours:default:auto",
+    "floor", "peer:float32", "peer:float64", "ours:paper:float32", "ours:paper:auto", "ours:default:auto",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from features.backbones import start_tensorflow
 from features.bottlenecks import StoredRows
 from features.files import write_whole
 from models.head import STANDARD, Head, HeadShape, build_head
-from models.steps import Losses, as_list, cross_entropy, finest, grader, learner
+from models.steps import Losses, as_list, cross_entropy, finest, grader, learner, sgd
 
 CHECKPOINT = "_checkpoint.npz"  # "_": no part of the artifact
 BLOCK = 128  # images
@@ -214,7 +214,7 @@ def optimizer_of(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:
         "inverse_time": lambda: inverse_time_decay(recipe.learning_rate, recipe.decay),
         "cosine": lambda: keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps),
     }[recipe.schedule]()
-    return keras.optimizers.SGD(schedule, momentum=recipe.momentum)
+    return sgd(schedule, recipe.momentum)
 
 
 def objective_of(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: Losses | None) -> Losses:

@@ -78,7 +78,7 @@ class Finetune(Section):
     batch: Positive = 128  # images
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     decay: Annotated[float, Field(ge=0)] = 1e-4  # lr / (1 + t·decay), t in steps
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     epochs: Positive = 20  # at most
     patience: Positive = 6  # epochs without a better FIT accuracy before tuning stops
     crop: Annotated[float, Field(gt=0, le=1)] = 0.5  # least share of a photo that stays; 1: no crops

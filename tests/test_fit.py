@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -19,6 +20,7 @@ from features.bottlenecks import Digests, Store
 from models import fit
 from models.fit import Examples, Recipe, fit_head, inverse_time_decay
 from models.head import Head, HeadShape, build_head, load_head
+from models.steps import sgd
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SHAPE = HeadShape(width=6, categories=3, hidden=(16, 8), dropout=0.2, scale=1.0, fingerprint="")
@@ -62,6 +64,18 @@ def test_cosine_goes_from_the_rate_to_nothing_over_all_steps() -> None:
     rate = fit.optimizer_of(recipe(schedule="cosine", batch=16, epochs=10), images=100)._learning_rate
     for step in (0, 7, 35, 70):  # seven batches an epoch
         assert float(rate(step)) == pytest.approx(0.1 * (1 + np.cos(np.pi * step / 70)) / 2, abs=1e-8)
+
+
+def test_steps_with_momentum_are_those_of_keras() -> None:
+    weights = [np.random.default_rng(n).normal(size=(4, 3)).astype(np.float32) for n in range(4)]
+    found, wanted = keras.Variable(weights[0]), keras.Variable(weights[0])
+    ours, theirs = sgd(inverse_time_decay(0.1, 0.5), 0.9), keras.optimizers.SGD(
+        inverse_time_decay(0.1, 0.5), momentum=0.9
+    )  # fmt: skip
+    for slope in weights[1:]:
+        ours.apply([ops.convert_to_tensor(slope)], [found])
+        theirs.apply([ops.convert_to_tensor(slope)], [wanted])
+        np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=1e-6)
 
 
 def test_training_obeys_the_schedule() -> None:

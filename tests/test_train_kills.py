@@ -21,7 +21,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A workspace with the bottlenecks of 700 products, and digests of what an undisturbed train makes."""
+    """A workspace with the bottlenecks of 700 products, and the digests of an undisturbed head."""
     folder = tmp_path_factory.mktemp("shop")
     write_bson(folder / "catalogue.bson", documents(draw_products({"1": 400, "2": 300})))
     subprocess.run(command("ingest", folder / "W", str(folder / "catalogue.bson")), check=True)
