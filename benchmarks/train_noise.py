@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/train_noise.py [--seeds 3]
 
 100 categories, 80 % of 20,000 images in 20 of them, 50 images in each of the other 80. A category is a
-centre of 64 numbers, an image its centre plus noise: the best classifier there is, which knows the centres and
-the shares, is right on 86 %. A tenth of the labels is wrong: half of those any other category, half the
-nearest. Judged on 20,000 images drawn alike, with their true labels: right images, the mean over categories of
-their right share, and the same over the 80 small ones. Writes benchmarks/results/train_noise.json.
+centre of 64 numbers, an image its centre plus noise: the best classifier there is, which knows the centres
+and the shares, is right on 86 %. A tenth of the labels is wrong: half of those any other category, half the
+nearest. Judged on 20,000 images drawn alike, with their true labels: right images, the mean over categories
+of their right share, and the same over the 80 small ones. Writes benchmarks/results/train_noise.json.
 """
 
 import argparse

@@ -26,6 +26,7 @@ from features.errors import ShelfmarkError
 from features.files import Place, write_whole
 from features.pixels import read_pixels
 from features.records import Piece
+from features.rounding import ready_for_bfloat16
 
 if TYPE_CHECKING:
     import keras
@@ -333,6 +334,8 @@ def _openvino(backbone: Backbone, batch: int, precision: str, calibration: Calib
         network = _quantised(backbone, batch, calibration)
     else:
         network = to_openvino(backbone, _request(batch))
+    if precision == "bf16":
+        ready_for_bfloat16(network)
     return OpenVino(network, backbone, batch, precision)
 
 
