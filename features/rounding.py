@@ -41,7 +41,7 @@ def sum_keeping(weights: np.ndarray) -> np.ndarray:
         weights: (channels, n) float32.
 
     Returns:
-        (channels, n) float32 that bfloat16 holds; a channel's sum is as before, but for the last one's rounding.
+        (channels, n) float32 that bfloat16 holds; the sums stay, but for the rounding of the last.
     """
     order = np.argsort(-np.abs(weights), axis=1)
     rounded = np.empty_like(weights)
