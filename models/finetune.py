@@ -20,6 +20,7 @@ import numpy as np
 from keras import ops
 
 from features.backbones import Backbone
+from features.engines import in_precision
 from models.fit import CHECKPOINT, Epochs, Recipe, objective_of, optimizer_of, order_of
 from models.head import Head
 from models.steps import Losses, grader, learner
@@ -95,9 +96,9 @@ def tune_backbone(
         The tuned network, without preprocessing, and by name its history, a number an epoch.
     """
     keras.utils.set_random_seed(recipe.seed)
-    trunk = in_precision(backbone.model, "bf16" if recipe.bfloat16 else "fp32")
-    network = trunk.get_layer(backbone.name)
+    network = backbone.model.get_layer(backbone.name)
     freeze(network, frozen_share)
+    trunk = in_precision(backbone.model, "bf16" if recipe.bfloat16 else "fp32")
     model = on_top(head, trunk)
     optimizer = optimizer_of(recipe, len(train.labels))
     optimizer.build(model.trainable_variables)
@@ -119,6 +120,8 @@ def tune_backbone(
         epochs.tell(told, _grades(grade, fit, recipe.batch) if fit else None)
     if epochs.best:
         model.set_weights(epochs.best)
+    # Not the clone: Keras names its input by a counter, and a file of its weights would tell that name.
+    backbone.model.set_weights(trunk.get_weights())
     return network, epochs.history
 
 
@@ -135,7 +138,7 @@ def freeze(network: keras.Model, share: float) -> int:
     """Freezes a network's first layers, makes the later ones trainable, returns how many are frozen."""
     count = frozen_count(share, len(network.layers))
     network.trainable = True
-    for number, layer in enumerate(network.layers):  # each: a clone's layers do not follow their model
+    for number, layer in enumerate(network.layers):
         layer.trainable = number >= count
     return count
 
@@ -173,23 +176,6 @@ def augment(pixels: np.ndarray, rng: np.random.Generator, how: Augmentation) -> 
             mean = tf.reduce_mean(photos, axis=(1, 2, 3), keepdims=True)
             photos = ((photos - mean) * contrast + mean) * gain
         return tf.cast(tf.round(tf.clip_by_value(photos, 0, 255)), tf.uint8).numpy()
-
-
-def in_precision(model: keras.Model, precision: str) -> keras.Model:
-    """The model itself for fp32; for bf16 one that multiplies in bfloat16, and pools in float32."""
-    if precision == "fp32":
-        return model
-    exact = keras.layers.InputLayer | keras.layers.GlobalAveragePooling2D
-
-    def lowered(layer: keras.layers.Layer) -> keras.layers.Layer:
-        told = layer.get_config()
-        if isinstance(layer, keras.layers.Layer) and not isinstance(layer, exact):
-            told["dtype"] = "mixed_bfloat16"
-        return type(layer).from_config(told)
-
-    clone = keras.models.clone_model(model, clone_function=lowered, recursive=True)
-    clone.set_weights(model.get_weights())
-    return clone
 
 
 def _tensors(*arrays: np.ndarray) -> list:

@@ -335,7 +335,6 @@ def test_the_stage_gives_a_backbone_with_a_fingerprint_of_its_own(
     )
 
 
-@pytest.mark.xfail(strict=False, reason="the tuned weights differ from one time to the other: to be mended")
 def test_the_same_tuning_gives_the_same_backbone(records: Artifact, lively: Path, tmp_path: Path) -> None:
     run = opened(tmp_path, lively)
     made, again = (
