@@ -66,18 +66,18 @@ def read_pixels(pieces: Iterable[Piece], size: int, batch: int, flip: bool = Fal
             deterministic=True,
         )
         batches = pixels.prefetch(2).as_numpy_iterator()
-        try:
-            for images in batches:
-                yield images
-                done += batch
-        except tf.errors.InvalidArgumentError as error:
-            within = dict.fromkeys(
-                source for first, end, source in sources if first < done + batch and end > done
-            )
-            raise ShelfmarkError(
-                f"{', '.join(within)}: an image cannot be decoded; expected JPEGs that ingest has decoded; "
-                "remove the records directory and run again"
-            ) from error
+    try:
+        for images in batches:
+            yield images
+            done += batch
+    except tf.errors.InvalidArgumentError as error:
+        within = dict.fromkeys(
+            source for first, end, source in sources if first < done + batch and end > done
+        )
+        raise ShelfmarkError(
+            f"{', '.join(within)}: an image cannot be decoded; expected JPEGs that ingest has decoded; "
+            "remove the records directory and run again"
+        ) from error
     if failures:
         raise failures[0]
 

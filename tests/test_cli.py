@@ -82,6 +82,7 @@ def test_every_command_explains_itself_and_ends_with_an_example_of_itself(name):
     assert example(COMMANDS[name]).startswith(name)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_stages_run_one_after_the_other(tmp_path, monkeypatch):
     drawing.draw_catalogue(tmp_path, products=300)
     (tmp_path / "weekly.toml").write_text(

@@ -312,12 +312,29 @@ def opened(workspace: Path, lively: Path, *more: str) -> Run:
     return begin_run(workspace, "week", load_config(None, (*SETTINGS, *more), options))
 
 
-def test_the_stage_gives_a_backbone_with_a_fingerprint_of_its_own(
-    records: Artifact, lively: Path, tmp_path: Path
-) -> None:
-    run = opened(tmp_path, lively)
-    base = run.untuned_backbone()
-    made = finetune(records, base, run.store, run.path / "backbone", run.config)
+@pytest.fixture(scope="module")
+def tuned(records: Artifact, lively: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose run has a backbone of its own."""
+    workspace = tmp_path_factory.mktemp("tuned")
+    run = opened(workspace, lively)
+    copy_tree(records.path, run.path / "records")
+    finetune(records, run.untuned_backbone(), run.store, run.path / "backbone", run.config)
+    return workspace
+
+
+@pytest.fixture
+def run(tuned: Path, lively: Path, tmp_path: Path) -> Run:
+    """That run, in a workspace that may be changed."""
+    copy_tree(tuned, tmp_path / "W")
+    return opened(tmp_path / "W", lively)
+
+
+def own_backbone(run: Run) -> Artifact:
+    return open_artifact(run.path / "backbone", "backbone")
+
+
+def test_the_stage_gives_a_backbone_with_a_fingerprint_of_its_own(run: Run) -> None:
+    base, made = run.untuned_backbone(), own_backbone(run)
     assert set(made.files) == {"backbone.json", BACKBONE_WEIGHTS, "history.csv"}
     assert made.summary["frozen"] == math.floor(0.4 * made.summary["layers"])
     tuned = load_backbone("mobilenet", str(made.file(BACKBONE_WEIGHTS)), 32)
@@ -335,36 +352,27 @@ def test_the_stage_gives_a_backbone_with_a_fingerprint_of_its_own(
     )
 
 
-def test_the_same_tuning_gives_the_same_backbone(records: Artifact, lively: Path, tmp_path: Path) -> None:
-    run = opened(tmp_path, lively)
-    made, again = (
-        finetune(records, run.untuned_backbone(), run.store, tmp_path / name, run.config)
-        for name in ("once", "again")
-    )
-    assert again.digest == made.digest
+def test_the_same_tuning_gives_the_same_backbone(run: Run, records: Artifact) -> None:
+    again = finetune(records, run.untuned_backbone(), run.store, run.path / "again", run.config)
+    assert again.digest == own_backbone(run).digest
 
 
 def test_a_run_reads_its_own_backbone_and_later_weeks_that_of_the_release(
-    records: Artifact, lively: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Run, lively: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = opened(tmp_path, lively)
-    copy_tree(records.path, run.path / "records")
-    base = run.untuned_backbone()
-    assert run.backbone().fingerprint == base.fingerprint
-    made = finetune(records, base, run.store, run.path / "backbone", run.config)
-    tuned = run.backbone()
-    assert tuned.fingerprint == made.summary["fingerprint"]
+    tuned, workspace = run.backbone(), run.path.parents[1]
+    assert tuned.fingerprint == own_backbone(run).summary["fingerprint"]
     assert tuned.weights == f"fine-tuned {lively.name}"
 
-    make_bundle(tmp_path / "releases" / "before", tuned, threshold=0.5)
-    (tmp_path / "releases" / "current").symlink_to("before")
-    later = begin_run(tmp_path, "later", run.config)
+    make_bundle(workspace / "releases" / "before", tuned, threshold=0.5)
+    (workspace / "releases" / "current").symlink_to("before")
+    later = begin_run(workspace, "later", run.config)
     with caplog.at_level(logging.INFO, "shelfmark"):
         assert later.backbone().fingerprint == tuned.fingerprint
     assert "backbone: the fine-tuned one of release before" in caplog.text
-    assert later.untuned_backbone().fingerprint == base.fingerprint
+    assert later.untuned_backbone().fingerprint == run.untuned_backbone().fingerprint
 
-    other = begin_run(tmp_path, "other", larger(run))
+    other = begin_run(workspace, "other", larger(run))
     assert other.backbone().image_size == 40, "the release's was tuned from another one"
 
 
@@ -382,15 +390,10 @@ def larger(run: Run) -> Config:
     return load_config(None, ("backbone.image_size=40",), base=run.config.model_dump(mode="json"))
 
 
-def test_own_backbone_of_other_records_or_settings_is_refused(
-    records: Artifact, lively: Path, tmp_path: Path
-) -> None:
-    run = opened(tmp_path, lively)
-    copy_tree(records.path, run.path / "records")
-    finetune(records, run.untuned_backbone(), run.store, run.path / "backbone", run.config)
+def test_own_backbone_of_other_records_or_settings_is_refused(run: Run, tmp_path: Path) -> None:
     refused = r"tuned from another backbone; expected mobilenet .* run `shelfmark finetune`"
     with pytest.raises(ShelfmarkError, match=refused):
-        begin_run(tmp_path, "week", larger(run)).backbone()
+        begin_run(run.path.parents[1], "week", larger(run)).backbone()
     again = records_of(draw_products({"1": 24, "2": 25}), tmp_path / "again")
     remove(run.path / "records")
     copy_tree(again.path, run.path / "records")

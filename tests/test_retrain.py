@@ -23,6 +23,7 @@ from pipeline.config import load_config
 from pipeline.drawing import draw_catalogue
 from pipeline.train import train
 
+KILLS = 10
 SETTINGS = """
 [ingest]
 min_products = 10
@@ -125,13 +126,14 @@ def test_the_same_work_has_the_same_digests_in_another_workspace(shop, tmp_path)
     }
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-def test_killed_at_random_moments_it_ends_with_the_same_digests(shop, tmp_path, kills):
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_ten_random_moments_it_ends_with_the_same_digests(shop, tmp_path):
     folder, _, undisturbed = shop
-    whole, moments, killed = files_in(folder / "W"), random.Random(kills), 0
-    for workspace in (tmp_path / str(number) for number in range(2 * kills)):
+    whole, moments, killed = files_in(folder / "W"), random.Random(KILLS), 0
+    for workspace in (tmp_path / str(number) for number in range(2 * KILLS)):
         command = [sys.executable, "-m", "pipeline.cli", *retrain_arguments(folder, workspace)]
-        while killed < kills:
+        while killed < KILLS:
             job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             wait_for_files(workspace, random_moment(moments, workspace, whole), job)
             if job.poll() is not None:
@@ -141,7 +143,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_digests(shop, tmp_path, 
         subprocess.run(command, check=True, capture_output=True)
         assert digests(workspace) == undisturbed
         assert not list(workspace.rglob("*.partial"))
-        if killed == kills:
+        if killed == KILLS:
             return
     raise AssertionError(f"killed {killed} times only")
 
