@@ -1,10 +1,11 @@
 """Extraction beside the backbone alone: images a second and peak memory, Inception v3 at 299 px.
 
-    .venv/bin/python benchmarks/extract.py [--images 2000] [--repeats 3] [--scratch DIR]
+    .venv/bin/python benchmarks/extract.py [--images 8192] [--repeats 3] [--scratch DIR]
 
     shelfmark    from TFRecord shards of 180 px photos to shards of a Store; the engine that auto takes
     keras        (a) keras.Model.predict, TensorFlow in fp32, pixels in memory
-    openvino     (b) OpenVINO's own throughput on the same network, pixels in memory; its best setting
+    openvino     (b) OpenVINO's own throughput on the network as it converts it, pixels in memory; its best
+                 setting
     onnxruntime  (c) ONNX Runtime in fp32 on Keras' own ONNX export, pixels in memory; its best setting
 
 Random weights: they cost the same. Every subject is a process of its own and they take turns. Rates leave out
@@ -16,6 +17,7 @@ Needs the extras openvino and bench. Writes results/extract.json.
 import argparse
 import functools
 import json
+import operator
 import os
 import sys
 import tempfile
@@ -27,10 +29,12 @@ from typing import Any
 import numpy as np
 from measure import MB, Run, conditions, median, run, table, verdict
 
+from pipeline.config import Extract
+
 RESULTS = Path(__file__).parent / "results" / "extract.json"
 PACKAGES = ("tensorflow", "keras", "openvino", "onnxruntime", "tf2onnx", "numpy", "simplejpeg")
 PEERS = ("keras", "openvino", "onnxruntime")
-SHARD = 500  # images in a TFRecord shard, and in a shard of the store
+SHARD = Extract().shard_images  # images in a shard of the store, and in one of records
 FEW = 320  # images for the slow subjects
 SIDE = 299  # px
 
@@ -40,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2 * SHARD)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="a directory with room for 20 kB an image")
     parser.add_argument("--subject", choices=["shelfmark", *PEERS], help=argparse.SUPPRESS)
@@ -122,21 +126,24 @@ def openvino_alone() -> dict[str, Any]:
     began = time.monotonic()
     import openvino
 
-    from features.engines import to_openvino
+    from features.engines import as_converted
 
     backbone, pixels, core = _backbone(), _pixels(FEW), openvino.Core()
     can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = "bf16" if "BF16" in can else "f32"
     ready, found = time.monotonic(), []
-    network = to_openvino(backbone, 1)
+    network = as_converted(backbone, 1)
     for batch in (4, 8, 16, 32):
         for hint in ("THROUGHPUT", "LATENCY"):
             network.reshape([batch, SIDE, SIDE, 3])
             hints = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": precision}
             queue = openvino.AsyncInferQueue(core.compile_model(network, "CPU", hints))
-            seconds = _seconds(functools.partial(_start, queue), queue.wait_all, pixels, batch)
-            found.append((seconds, f"{precision}, batch {batch}, {hint.lower()}"))
-    return _best(found, began, ready)
+            measure = functools.partial(_seconds, functools.partial(_start, queue), queue.wait_all)
+            again = functools.partial(measure, np.concatenate([pixels] * 4), batch)
+            found.append((measure(pixels, batch), f"{precision}, batch {batch}, {hint.lower()}", again))
+    _, setting, again = min(found, key=operator.itemgetter(0))
+    seconds = again()  # the quickest of eight was lucky, too
+    return {"images": 4 * FEW, "seconds": seconds, "start_up": ready - began, "setting": setting}
 
 
 def _start(queue: Any, pixels: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
-import numpy as np
+from heads import accuracies
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
 TARGET = 12  # points that the leaf gains, at least
@@ -90,28 +90,6 @@ def compare(
         head = train(records, bottlenecks, run.store, run.path / f"head-{name}", config)
         told[name] = accuracies(records, bottlenecks, head, run.store, config.calibration.fit_share)
     return told
-
-
-def accuracies(records: Any, bottlenecks: Any, head: Any, store: Path, fit_share: float) -> dict[str, Any]:
-    """Top-1 at every level, of all validation photos and of those in CERT; a product has one photo here."""
-    from models.groups import duplicate_groups, in_fit
-    from models.head import load_head
-    from models.taxonomy import read_taxonomy
-    from pipeline.extract import open_part
-    from pipeline.train import categories_of
-
-    taxonomy = read_taxonomy(records.file("taxonomy.csv"))
-    part = open_part(bottlenecks, store, "val")
-    truth = taxonomy.index(categories_of(records).reindex(part.product_id).to_numpy())
-    found = load_head(head.folder()).logits(part.rows[slice(None)]).argmax(axis=1)
-    cert = ~in_fit(duplicate_groups(part.product_id, part.image_digest), fit_share)
-    right = {
-        f"level{level}": node[truth] == node[found] for level, node in enumerate(taxonomy.nodes, start=1)
-    }
-    return {
-        name: {level: round(float(np.mean(hits[chosen])), 4) for level, hits in right.items()}
-        for name, chosen in (("val", np.ones(len(cert), bool)), ("cert", cert))
-    }
 
 
 if __name__ == "__main__":

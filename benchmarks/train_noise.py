@@ -81,7 +81,7 @@ def measured(
     shape = HeadShape(
         WIDTH, CATEGORIES, (256, 256), 0.5, 1.0, "", standardized=config.training()["standardized"]
     )
-    examples, found = Examples(rows, labels), np.nan
+    examples, found = Examples(rows, labels), 0.0
     if share:
         suspect = suspects(shape, examples, rng.random(IMAGES) < 0.5, recipe, share)
         found = (truth != labels)[suspect].sum() / (truth != labels).sum()

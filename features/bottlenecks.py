@@ -261,6 +261,12 @@ class StoredRows:
         """The chosen ones alone: (n,) bool, or row numbers."""
         return StoredRows(self._arrays, self._shard[chosen], self._row[chosen])
 
+    def beside(self, other: "StoredRows") -> "StoredRows":
+        """(2n, d): each of these n rows, and after it the other's of the same number."""
+        shard = np.stack([self._shard, other._shard + len(self._arrays)], axis=1)
+        row = np.stack([self._row, other._row], axis=1)
+        return StoredRows(self._arrays + other._arrays, shard.reshape(-1), row.reshape(-1))
+
     def load(self, most: int = 2 * 2**30) -> "StoredRows | np.ndarray":
         """The bottlenecks in memory when they take at most `most` bytes, else as they are."""
         size = len(self) * (self._arrays[0][0].nbytes if self._arrays else 0)

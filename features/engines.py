@@ -13,6 +13,7 @@ int8 270.
 import importlib.util
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ import numpy as np
 from features.backbones import Backbone
 from features.errors import ShelfmarkError
 from features.files import Place, write_whole
+from features.graphs import ready_for_bfloat16, transpose_late
 from features.pixels import read_pixels
 from features.records import Piece
-from features.rounding import ready_for_bfloat16
 
 if TYPE_CHECKING:
     import keras
@@ -39,6 +40,10 @@ REQUEST = 8
 CALIBRATION = 300  # images whose ranges int8 is fitted to, as NNCF advises
 
 log = logging.getLogger("shelfmark")
+
+# OpenVINO's converter and NNCF tell their makers each use, unasked, from a fork of this process, which for
+# that moment holds its memory twice. Without this package they do not.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 class Engine(Protocol):
@@ -341,6 +346,13 @@ def _openvino(backbone: Backbone, batch: int, precision: str, calibration: Calib
 
 def to_openvino(backbone: Backbone, request: int) -> "openvino.Model":
     """The network, preprocessing included, for uint8 images of a fixed shape."""
+    network = as_converted(backbone, request)
+    transpose_late(network)
+    return network
+
+
+def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
+    """The network as OpenVINO's converter gives it."""
     import openvino
     import tensorflow as tf
 

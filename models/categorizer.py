@@ -97,6 +97,11 @@ class Categorizer:
                 "thresholds of another model; expected those calibrated for this head; run calibrate again"
             )
 
+    @property
+    def flip(self) -> bool:
+        """Whether it is asked about each image twice: its bottleneck, then that of the mirrored image."""
+        return self.asked.head.shape.flip
+
     def answer(self, bottlenecks: Rows, bounds: np.ndarray) -> Answers:
         """Answers about products at the calibrated temperature, their images made one as was chosen."""
         return self.asked.answer(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
@@ -183,6 +188,10 @@ def categorize_photos(
             refusals.append(refused)
     if not jpegs:
         return unreadable([product_id]), refusals
-    bottlenecks = extract(engine, pieces_of(jpegs, source=f"product {product_id}"), len(jpegs))
-    answers = categorizer.answer(bottlenecks, np.array([0, len(jpegs)]))
+    views = [
+        extract(engine, pieces_of(jpegs, source=f"product {product_id}"), len(jpegs), flip)
+        for flip in ((False, True) if categorizer.flip else (False,))
+    ]
+    bottlenecks = np.stack(views, axis=1).reshape(-1, engine.width)
+    answers = categorizer.answer(bottlenecks, np.array([0, len(bottlenecks)]))
     return categorizer.decide(np.array([product_id], dtype=object), answers), refusals

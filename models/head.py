@@ -59,6 +59,7 @@ class HeadShape:
     selector: int = 0  # s, neurons of each of TaxonNet's feature selectors
     images: int = 1  # kind set: images of a product, side by side in one row of `images` · d numbers
     standardized: bool = False  # each number of a bottleneck by its own mean and deviation in training
+    flip: bool = False  # it is asked about each image twice, as it is and mirrored
     hierarchical: bool = False  # flat: the categories' softmax is a product of softmaxes over siblings
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from pipeline.config import Config
 from pipeline.decisions import write_decisions
 from pipeline.ingest import refuse_flood, write_rejects
 from pipeline.look import PLACE, Look, limits_of, look
-from pipeline.shards import fill_store
+from pipeline.shards import rows_of
 from pipeline.sources import open_sources, read_images
 from pipeline.stage import counts_of, log, only_job
 
@@ -108,12 +108,12 @@ def _decide(looked: Look, index: plan.Index, bundle: Bundle, store: Store, confi
         photos = read_images(*(rows[name].to_list() for name in PLACE))
         return pieces_of((normalise(data, limits).jpeg for data in photos), source="the source's photos")
 
-    places = fill_store(store, digests, read, bundle.backbone, config.extract)
-    rows = store.rows(places.names, places.shard, places.row)
+    categorizer = bundle.categorizer
+    flip = categorizer.flip
+    rows = rows_of(store, flip, digests, read, bundle.backbone, config.extract)
     bounds = product_bounds(images["product_id"].to_numpy(dtype=object))
     product_id = images["product_id"].to_numpy(dtype=object)[bounds[:-1]]
-    categorizer = bundle.categorizer
-    decided = categorizer.decide(product_id, categorizer.answer(rows, bounds))
+    decided = categorizer.decide(product_id, categorizer.answer(rows, bounds * (2 if flip else 1)))
     silent = np.bincount(index.product[index.good], minlength=len(index.product_id)) == 0
     unread = unreadable(index.product_id.filter(pa.array(silent)).to_pylist())
     return pd.concat([decided, unread]).sort_values("product_id", ignore_index=True)

@@ -31,6 +31,7 @@ from features.pixels import read_pixels
 from features.records import read_pieces
 from models.answers import Answers, product_bounds
 from models.baselines import SIDE, LinearSvm, choose_svm, hog_vectors, require_hog
+from models.bundle import TUNED as FINE_TUNED
 from models.categorizer import Asked
 from models.confidence import fit_confidence
 from models.fit import Examples, fit_head
@@ -156,7 +157,7 @@ def compare(
     """
     taxonomy = read_taxonomy(records.file("taxonomy.csv"))
     notes: list[str] = []
-    wanted = list(_wanted(only, taxonomy, tuned is not None, notes))
+    wanted = list(_wanted(only, taxonomy, _backbones(bottlenecks, tuned), notes))
     if any(row.features == HOG for row, _ in wanted):
         require_hog()
     whole = _open_shop(records, bottlenecks, store, config, categories)
@@ -188,25 +189,35 @@ def compare(
 # What is compared
 
 
+def _backbones(bottlenecks: Artifact, tuned: Artifact | None) -> set[bool]:
+    """Whether there are bottlenecks of a fine-tuned backbone, of one that is not, or of both."""
+    return {False, True} if tuned else {bottlenecks.summary["weights"].startswith(FINE_TUNED)}
+
+
 def _wanted(
-    only: Sequence[str], taxonomy: Taxonomy, tuned: bool, notes: list[str]
+    only: Sequence[str], taxonomy: Taxonomy, backbones: set[bool], notes: list[str]
 ) -> Iterator[tuple[Row, bool]]:
     names = [row.name + end for row in ROWS for end in ("", TUNED) if row.features != HOG or not end]
     for name in only:
         if name not in names:
             raise ShelfmarkError(f"--only {name}: no such row; expected some of {', '.join(names)}; mend it")
-    if not tuned and (not only or any(name.endswith(TUNED) for name in only)):
+    if True not in backbones and (not only or any(name.endswith(TUNED) for name in only)):
         notes.append(
             "Rows on fine-tuned bottlenecks are left out: the run has no backbone/; `shelfmark finetune` "
             "and then `shelfmark extract` make what they need"
         )
+    if False not in backbones:
+        notes.append(
+            "Rows on frozen bottlenecks are left out: the run's backbone is the fine-tuned one of the release"
+        )
     if taxonomy.levels == 1:
         notes.append("The level heads are left out: the tree has one level, where they are the flat head")
-    for fine_tuned in (False, True) if tuned else (False,):
+    for fine_tuned in (False, True):
         for row in ROWS:
             named = not only or row.name + TUNED * fine_tuned in only
             levels = row.kind not in ("", FLAT)
-            if named and not (levels and taxonomy.levels == 1) and not (fine_tuned and row.features == HOG):
+            can = not fine_tuned if row.features == HOG else fine_tuned in backbones
+            if named and can and not (levels and taxonomy.levels == 1):
                 yield row, fine_tuned
 
 
@@ -214,7 +225,7 @@ def _open_shop(
     records: Artifact, bottlenecks: Artifact, store: Place, config: Config, categories: int | None
 ) -> Shop:
     taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
-    learnt, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
+    learnt, val = (open_part(bottlenecks, store, split).first_view() for split in ("train", "val"))
     if not config.train.placeholders:
         learnt = learnt.only(~np.isin(learnt.image_digest, placeholders_of(records)))
     if categories is not None:
@@ -248,8 +259,8 @@ def _views(
     shop: Shop, bottlenecks: Artifact, tuned: Artifact | None, store: Place, notes: list[str]
 ) -> dict[bool, Shop]:
     """The same products by whether the backbone is fine-tuned, where the store has all their images."""
-    if tuned is None:
-        return {False: shop}
+    if tuned is None:  # there is one backbone; HOG, always a row that is not fine-tuned, asks none
+        return {False: shop, True: shop}
     shops = {}
     fingerprints = {False: tuned.made_from["fingerprint"], True: tuned.summary["fingerprint"]}
     for fine_tuned, fingerprint in fingerprints.items():

@@ -9,7 +9,7 @@ The index is sorted by product, so that the images of a product stand together.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from pipeline.config import Extract
 from pipeline.shards import RECORD, fill_store, fill_store_on_beam
 from pipeline.stage import stage
 
-VERSION = 2
+VERSION = 3
 FLIP = "flip_"  # before the names of the second view
 INDEX_ROWS = 2**18  # rows of the index made at a time
 READ_ROWS = 2**16  # hex digests decoded at a time; 2**20 of them took 0.5 GB
@@ -81,6 +81,7 @@ def extract_records(
             "fingerprint": backbone.fingerprint,
             "backbone": backbone.name,
             "weights": backbone.weights,
+            "views": len(places),
             **{f"{name}engines": found.by_engine() for name, found in places.items()},
         }
 
@@ -166,27 +167,35 @@ def shards_of(bottlenecks: Artifact, view: str = "") -> set[str]:
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one part of the catalogue, products together."""
+    """The images of one part of the catalogue, products together.
 
-    product_id: np.ndarray  # (images,) str; the images of a product share one object
-    digest: np.ndarray  # (images, 32) uint8
-    rows: StoredRows  # (images, d) bottlenecks
-    flipped: StoredRows | None = None  # (images, d) of the mirrored images; None: not extracted
+    With two views each image stands there twice, as it is and then mirrored: to all that comes after, a
+    product has twice as many images, and what they say is made one as that of images is.
+    """
+
+    product_id: np.ndarray  # (n,) str; the images of a product share one object
+    digest: np.ndarray  # (n, 32) uint8
+    rows: StoredRows  # (n, d) bottlenecks
+    views: int = 1  # of each image: n = views · images
 
     @property
     def image_digest(self) -> np.ndarray:
-        """(images,) str, sha256 hex: 120 bytes an image, made when it is asked for."""
+        """(n,) str, sha256 hex: 120 bytes an image, made when it is asked for."""
         text = self.digest.tobytes().hex()
         return np.array([text[at : at + 64] for at in range(0, len(text), 64)], dtype=object)
 
     def only(self, chosen: np.ndarray) -> "Part":
-        """The chosen images, (images,) bool."""
-        flipped = self.flipped.only(chosen) if self.flipped else None
-        return Part(self.product_id[chosen], self.digest[chosen], self.rows.only(chosen), flipped)
+        """The chosen rows, (n,) bool."""
+        return Part(self.product_id[chosen], self.digest[chosen], self.rows.only(chosen), self.views)
+
+    def first_view(self) -> "Part":
+        """The images as they are, each once."""
+        first = np.arange(len(self.product_id)) % self.views == 0
+        return replace(self.only(first), views=1)
 
 
 def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
-    """The images of a split ("train", "val", "test") with their bottlenecks."""
+    """The images of a split ("train", "val", "test") with the bottlenecks of every view extracted."""
     file = bottlenecks.file("index.parquet")
     names = pq.read_schema(file).names
     views = _views(store, bottlenecks.summary["fingerprint"], f"{FLIP}shard" in names)
@@ -197,8 +206,13 @@ def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
     )  # fmt: skip
     product_id, product = _coded(index["product_id"])
     ids = np.array(product_id.to_pylist(), dtype=object)[product]
-    rows = [_rows(index, name, view) for name, view in views.items()]
-    return Part(ids, digests_of(index["image_digest"]), *rows)
+    rows, digests = (
+        [_rows(index, name, view) for name, view in views.items()],
+        digests_of(index["image_digest"]),
+    )
+    if len(rows) == 1:
+        return Part(ids, digests, rows[0])
+    return Part(ids.repeat(2), digests.repeat(2, axis=0), rows[0].beside(rows[1]), views=2)
 
 
 def _rows(index: pa.Table, name: str, view: Store) -> StoredRows:
@@ -214,11 +228,22 @@ def _coded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     return whole.dictionary, whole.indices.to_numpy()
 
 
+def views_of(bottlenecks: Artifact) -> str:
+    """How many views of each image there are: "1", or "2" with the mirrored one."""
+    return str(bottlenecks.summary.get("views", 1))
+
+
 def require_same_backbone(bottlenecks: Artifact, head: Artifact) -> None:
-    """Raises a ShelfmarkError when a head was trained on bottlenecks of another backbone."""
+    """Raises a ShelfmarkError when a head was trained on another backbone's bottlenecks or other views."""
     found, wanted = head.made_from["fingerprint"], bottlenecks.summary["fingerprint"]
     if found != wanted:
         raise ShelfmarkError(
             f"{head.path}: trained on bottlenecks of {found}; expected {wanted}, the backbone of "
+            f"{bottlenecks.path}; run `shelfmark train` first"
+        )
+    trained, views = head.made_from.get("views", "1"), views_of(bottlenecks)
+    if trained != views:
+        raise ShelfmarkError(
+            f"{head.path}: trained on {trained} of each image's views; expected {views}, as in "
             f"{bottlenecks.path}; run `shelfmark train` first"
         )

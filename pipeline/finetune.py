@@ -34,7 +34,7 @@ from models.steps import multiplies_bfloat16
 from models.taxonomy import read_taxonomy
 from pipeline.config import Config
 from pipeline.extract import Part
-from pipeline.shards import fill_store
+from pipeline.shards import rows_of
 from pipeline.stage import Progress, stage
 from pipeline.train import categories_of, labels_of, loss_of, placeholders_of, recipe_of, shape_of
 
@@ -184,14 +184,15 @@ def _with_bottlenecks(
     """The images as the untuned backbone sees them."""
     digests = Digests(digests_of(pa.chunked_array([pa.array(images["image_digest"], pa.string())])))
     shelf = Store(store / backbone.fingerprint)
-    places = fill_store(
+    rows = rows_of(
         shelf,
+        False,
         digests,
         lambda rows: read_pieces(records.path, images.iloc[rows]),
         lambda: backbone,
         config.extract,
     )
-    return Part(_ids(images), digests.values, shelf.rows(places.names, places.shard, places.row))
+    return Part(_ids(images), digests.values, rows)
 
 
 def _ids(images: pd.DataFrame) -> np.ndarray:

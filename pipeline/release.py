@@ -36,7 +36,7 @@ from models.releases import SPLITS, in_service
 from pipeline.config import Config, Extract
 from pipeline.evaluate import grade
 from pipeline.extract import Part, RecordReader, open_part, read_digests
-from pipeline.shards import fill_store
+from pipeline.shards import rows_of
 from pipeline.stage import log, stage
 from pipeline.train import categories_of
 
@@ -158,16 +158,19 @@ def judge(
 def _with_own_backbone(
     part: Part, bundle: Bundle, records: Artifact, bottlenecks: Artifact, store: Place, settings: Extract
 ) -> Part:
-    """The part's images as the bundle's backbone sees them."""
-    if bundle.fingerprint == bottlenecks.summary["fingerprint"]:
+    """The part's images as the bundle's backbone sees them, in the views that its head asks for."""
+    flip = bundle.categorizer.flip
+    if bundle.fingerprint == bottlenecks.summary["fingerprint"] and flip == (part.views == 2):
         return part
+    part = part.first_view()
     shelf, digests = Store(store / bundle.fingerprint), Digests(part.digest)
     record = np.empty(len(digests), np.int64)
     number, row = digests.places_of(read_digests(records.file("images.parquet")))
     record[number] = row
     reader = RecordReader(records)
-    places = fill_store(shelf, digests, lambda chosen: reader(record[chosen]), bundle.backbone, settings)
-    return Part(part.product_id, part.digest, shelf.rows(places.names, places.shard, places.row))
+    rows = rows_of(shelf, flip, digests, lambda chosen: reader(record[chosen]), bundle.backbone, settings)
+    views = 2 if flip else 1
+    return Part(part.product_id.repeat(views), part.digest.repeat(views, axis=0), rows, views)
 
 
 def release(candidate: Artifact, verdict: Verdict, run: str, releases: Place) -> Place | None:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from features.artifact import Artifact, open_artifact
 from features.backbones import Backbone, load_backbone, start_tensorflow
-from features.bottlenecks import Digests, Places, Store, digest_array, digests_of, shard_name
+from features.bottlenecks import Digests, Places, Store, StoredRows, digest_array, digests_of, shard_name
 from features.engines import Calibration, Engine, choose_engine, extract, use_engine
 from features.errors import ShelfmarkError
 from features.files import Place, local, place, remove, write_whole, writing
@@ -82,6 +82,34 @@ def fill_store(
         _require_all(store, failed)
 
     return _fill(store, digests, settings, make)
+
+
+def rows_of(
+    store: Store,
+    flip: bool,
+    digests: Digests,
+    read: Callable[[np.ndarray], Iterator[Piece]],
+    load: Callable[[], Backbone],
+    settings: Extract,
+) -> StoredRows:
+    """The bottlenecks of images, made where the store lacks them.
+
+    Args:
+        store: of the backbone.
+        flip: each image's is followed by that of the mirrored image.
+        digests: of n images.
+        read: as for `fill_store`.
+        load: as for `fill_store`.
+        settings: the section [extract].
+
+    Returns:
+        (n, d), with flip (2n, d).
+    """
+    views = []
+    for view in (store, store.mirrored()) if flip else (store,):
+        places = fill_store(view, digests, read, load, settings)
+        views.append(view.rows(places.names, places.shard, places.row))
+    return views[0].beside(views[1]) if flip else views[0]
 
 
 def fill_store_on_beam(

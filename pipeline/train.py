@@ -30,10 +30,10 @@ from models.taxonomy import Taxonomy, read_taxonomy
 from models.warm import misfit, warm_start
 from pipeline.config import Config
 from pipeline.config import Head as HeadSettings
-from pipeline.extract import Part, open_part
+from pipeline.extract import Part, open_part, views_of
 from pipeline.stage import log, stage
 
-VERSION = 3
+VERSION = 4
 MOST_TOGETHER = 8  # images of a product that a set head reads; Cdiscount's products have four at most
 
 
@@ -94,7 +94,7 @@ def train(
         )
         np.save(work / "sizes.npy", sizes.to_numpy(np.int32))
         return {
-            "images": len(learnt.product_id),
+            "images": len(learnt.product_id) // learnt.views,
             "left_out": left_out,
             "categories": shape.categories,
             "epochs": len(history["loss"]),
@@ -103,6 +103,7 @@ def train(
     made_from = {
         "records": records.digest,
         "fingerprint": bottlenecks.summary["fingerprint"],
+        "views": views_of(bottlenecks),
         "settings": config.of_the_head(),
         "start": before.digest if before else "fresh",
     }
@@ -165,6 +166,7 @@ def shape_of(learnt: Part, taxonomy: Taxonomy, fingerprint: str, config: Config)
         dropout=settings.dropout,
         scale=_scale(learnt),
         fingerprint=fingerprint,
+        flip=learnt.views == 2,
         kind=settings.kind,
         parents=taxonomy.parents if settings.kind != FLAT or hierarchical else (),
         selector=(settings.selector or settings.hidden[1]) if settings.kind == TAXONNET else 0,

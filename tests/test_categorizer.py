@@ -1,12 +1,15 @@
 """Decisions: accepted from the threshold on, and one row for every product."""
 
 import dataclasses
+import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import conftest
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from features.backbones import Backbone
 from features.engines import Engine, choose_engine, extract
@@ -194,3 +197,47 @@ def test_product_without_a_readable_photo_is_unreadable(
     table, refusals = categorize_photos(bundled, engine, "p", photos, Limits())
     pd.testing.assert_frame_equal(table, unreadable(["p"]))
     assert [refusal is not None for refusal in refusals] == [True] * len(photos)
+
+
+# Two views
+
+
+class Corner:
+    """An engine whose bottleneck is the colour of the upper left corner."""
+
+    told, batch, size, width = "corner", 2, 8, 3
+
+    def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
+        for number, pixels in enumerate(batches):
+            rows[2 * number : 2 * number + 2] = pixels[:, 0, 0, :]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_head_of_two_views_is_asked_about_each_photo_and_its_mirror_image(
+    bundled: Categorizer, flip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[list[int]], list[int]]] = []
+
+    def answer(self: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> object:
+        asked.append((bottlenecks.round(-1).astype(int).tolist(), bounds.tolist()))
+        return original(self, np.zeros((len(bottlenecks), bundled.asked.head.shape.width)), bounds)
+
+    original = Categorizer.answer
+    monkeypatch.setattr(Categorizer, "answer", answer)
+    shape = dataclasses.replace(bundled.asked.head.shape, flip=flip)
+    head = dataclasses.replace(bundled.asked.head, shape=shape)
+    categorizer = dataclasses.replace(bundled, asked=dataclasses.replace(bundled.asked, head=head))
+    photos = [two_halves((200, 200, 200), (50, 50, 50)), two_halves((100, 100, 100), (150, 150, 150))]
+    table, refused = categorize_photos(categorizer, Corner(), "a", photos, Limits())
+    first, second = [[200] * 3, [50] * 3], [[100] * 3, [150] * 3]
+    assert asked == [(first + second, [0, 4]) if flip else (first[:1] + second[:1], [0, 2])]
+    assert (len(table), refused) == (1, [None, None])
+
+
+def two_halves(left: tuple[int, int, int], right: tuple[int, int, int]) -> bytes:
+    """A PNG of 64 px."""
+    image = Image.new("RGB", (64, 64), left)
+    image.paste(right, (32, 0, 64, 64))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def run_of(shop: Path) -> Path:
 def compare_here(shop: Path, out: Path, only: tuple[str, ...], *sets: str, **more: Any) -> dict[str, Any]:
     """Without the command line, into a directory of the test's own."""
     config = load_config(shop / "weekly.toml", sets)
-    artifacts = [open_artifact(run_of(shop) / kind, kind) for kind in ("records", "bottlenecks")]
+    records, found = (open_artifact(run_of(shop) / kind, kind) for kind in ("records", "bottlenecks"))
+    artifacts = records, more.pop("bottlenecks", found)
     return compare(*artifacts, more.pop("tuned", None), shop / "W" / "store", out, config, only=only, **more)
 
 
@@ -176,6 +178,17 @@ def test_a_row_that_nobody_knows_is_refused(shop: Path, tmp_path: Path) -> None:
         compare_here(shop, tmp_path, ("forest",))
     with pytest.raises(ShelfmarkError, match=r"no row is left to compare: .*shelfmark finetune"):
         compare_here(shop, tmp_path, ("svm-tuned",))
+
+
+def test_rows_on_the_tuned_backbone_of_a_release_are_told_as_such(shop: Path, tmp_path: Path) -> None:
+    run = shop / "W" / "runs" / "week"
+    found = open_artifact(run / "bottlenecks", "bottlenecks")
+    released = replace(found, summary=found.summary | {"weights": "fine-tuned imagenet"})
+    told = compare_here(shop, tmp_path, ("svm", "svm-tuned"), bottlenecks=released)
+    assert [(row["row"], row["fine_tuned"]) for row in told["rows"]] == [("svm-tuned", True)]
+    assert told["notes"] == [
+        "Rows on frozen bottlenecks are left out: the run's backbone is the fine-tuned one of the release"
+    ]
 
 
 @pytest.mark.slow

@@ -368,17 +368,17 @@ def test_the_mirrored_images_stand_beside_the_first_view(records, tmp_path, extr
     store = tmp_path / "store"
     one = extract_records(records, Colours(), store, tmp_path / "one", SETTINGS)
     part = open_part(one, store, "train")
-    assert part.flipped is None and part.only(part.product_id == part.product_id[0]).flipped is None
+    assert part.views == 1
     extracted.clear()
     two = extract_records(records, Colours(), store, tmp_path / "two", both)
     assert sum(extracted) == DIFFERENT, "the first view is there"
     assert two.summary["flip_engines"] == two.summary["engines"]
     assert list(index_of(two).columns)[-4:] == ["shard", "row", "flip_shard", "flip_row"]
-    part = open_part(two, store, "train")
-    quarters = part.rows[:].reshape(-1, 2, 2, 3)
-    np.testing.assert_array_equal(part.flipped[:], quarters[:, :, ::-1].reshape(-1, 12))
-    chosen = part.product_id == part.product_id[-1]
-    np.testing.assert_array_equal(part.only(chosen).flipped[:], part.flipped[:][chosen])
+    both_views = open_part(two, store, "train")
+    np.testing.assert_array_equal(both_views.first_view().rows[:], part.rows[:])
+    np.testing.assert_array_equal(both_views.product_id, part.product_id.repeat(2))
+    quarters = both_views.rows[:].reshape(-1, 2, 2, 2, 3)
+    np.testing.assert_array_equal(quarters[:, 1], quarters[:, 0, :, ::-1])
     remade = extract_records(records, Colours(), store, tmp_path / "one", both)
     assert remade.digest == two.digest != one.digest and len(extracted) == -(-DIFFERENT // 30)
 

@@ -13,10 +13,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from features.artifact import open_artifact
+from features.files import remove
 from models.bundle import open_bundle
 from pipeline.cli import main
 from pipeline.config import load_config
@@ -201,22 +203,38 @@ def test_the_account_of_the_catalogue_is_closed(shop):
     assert rejects == drawn.broken
 
 
-def test_batch_gives_the_test_products_the_decisions_of_the_evaluation(shop, tmp_path):
-    folder, drawn, _ = shop
-    output = tmp_path / "decisions.parquet"
-    arguments = [
-        "categorize",
-        str(folder / "catalogue.bson"),
-        "--workspace",
-        str(folder / "W"),
-        "--output",
-        str(output),
-    ]
-    assert run_here(*arguments, "--config", str(folder / "weekly.toml"))[0] == 0
+def decisions_of(folder: Path, workspace: Path, output: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Those of categorize about the whole catalogue, of which the test products', and the evaluation's."""
+    arguments = (str(folder / "catalogue.bson"), "--workspace", str(workspace), "--output", str(output))
+    assert run_here("categorize", *arguments, "--config", str(folder / "weekly.toml"))[0] == 0
     decisions = pd.read_parquet(output)
-    evaluated = pd.read_parquet(folder / "W" / "runs" / "week" / "evaluation" / "decisions.parquet")
+    in_service = (workspace / "releases" / "current").resolve().name
+    evaluated = pd.read_parquet(workspace / "runs" / in_service / "evaluation" / "decisions.parquet")
     same = decisions[decisions["product_id"].isin(evaluated["product_id"])]
     pd.testing.assert_frame_equal(same.reset_index(drop=True), evaluated)
+    return decisions, evaluated
+
+
+def test_mirrored_images_are_learnt_from_and_asked_about_in_batch_as_in_evaluation(shop, tmp_path):
+    folder, _, _ = shop
+    shutil.copytree(folder / "W", tmp_path / "W", symlinks=True)
+    remove(tmp_path / "W" / "releases")
+    before = json.loads((tmp_path / "W" / "runs" / "week" / "head" / "manifest.json").read_text())["summary"]
+    plain = tmp_path / "W" / "runs" / "week" / "evaluation" / "decisions.parquet"
+    plain = pd.read_parquet(plain)["confidence"]
+    assert run_here(*retrain_arguments(folder, tmp_path / "W", "--set", "extract.flip=true"))[0] == 0
+    told = json.loads((tmp_path / "W" / "runs" / "week" / "head" / "manifest.json").read_text())
+    assert told["made_from"]["views"] == "2"
+    assert told["summary"]["images"] == before["images"]
+    _, evaluated = decisions_of(folder, tmp_path / "W", tmp_path / "decisions.parquet")
+    assert not np.allclose(evaluated["confidence"], plain)
+    bundle = open_bundle((tmp_path / "W" / "releases" / "current").resolve())
+    assert bundle.categorizer.flip
+
+
+def test_batch_gives_the_test_products_the_decisions_of_the_evaluation(shop, tmp_path):
+    folder, drawn, _ = shop
+    decisions, _ = decisions_of(folder, folder / "W", tmp_path / "decisions.parquet")
     assert len(decisions) == drawn.products == decisions["product_id"].nunique()
     assert set(decisions["status"]) <= {"accepted", "review", "unreadable"}
     assert (decisions["status"] == "unreadable").any()
