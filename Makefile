@@ -43,7 +43,7 @@ $(UV): requirements.lock
 	@touch $(UV)
 
 $(READY): $(UV) setup.cfg
-	$(UV) pip sync --python .venv/bin/python --require-hashes requirements.lock
+	$(UV) pip sync --python .venv/bin/python --require-hashes --compile-bytecode requirements.lock
 	$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 

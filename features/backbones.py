@@ -7,12 +7,13 @@ fingerprint can be mixed, others never.
 import hashlib
 import importlib
 import inspect
+import json
 import os
 import sys
 import tempfile
 import types
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ from features.pixels import RESIZE
 if TYPE_CHECKING:
     import keras
 
+BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"  # in a bundle/ or backbone/ directory
+TUNED = "fine-tuned "  # in backbone.json before the name of the weights that a backbone was tuned from
 IMAGE_SIZES = {  # px, what the weights were trained at; 224 for the rest
     "inceptionv3": 299, "xception": 299, "inceptionresnetv2": 299, "nasnetlarge": 331,
     "efficientnetb1": 240, "efficientnetb2": 260, "efficientnetb3": 300, "efficientnetb4": 380,
@@ -178,3 +181,19 @@ def _weights_digest(network: "keras.Model") -> str:
         digest.update(repr((array.shape, str(array.dtype))).encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def read_backbone(structure: Path, weights: Path, fingerprint: str) -> Backbone:
+    """Reads a backbone back that a bundle/ or backbone/ directory holds.
+
+    Raises:
+        ShelfmarkError: it is not the one of this fingerprint.
+    """
+    told = json.loads(structure.read_text())
+    backbone = load_backbone(told["name"], str(weights), told["image_size"])
+    if backbone.fingerprint != fingerprint:
+        raise ShelfmarkError(
+            f"{structure.parent}: its backbone has fingerprint {backbone.fingerprint}; expected "
+            f"{fingerprint}; make it again with this version of shelfmark"
+        )
+    return replace(backbone, weights=told["weights"])

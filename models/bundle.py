@@ -8,14 +8,14 @@ splits.parquet (product_id, split) keeps every product on its side of the split 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from features.artifact import digest_of, file_digest, open_artifact
-from features.backbones import Backbone, load_backbone
+from features.backbones import BACKBONE, BACKBONE_WEIGHTS, Backbone, read_backbone
 from features.errors import ShelfmarkError
 from features.files import Place
 from models.categorizer import Asked, Categorizer, Rules
@@ -25,8 +25,6 @@ from models.taxonomy import read_taxonomy
 
 HEAD_FILES = (STRUCTURE, WEIGHTS, "sizes.npy", "taxonomy.csv")
 THRESHOLDS = "thresholds.json"
-BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"
-TUNED = "fine-tuned "  # in backbone.json before the name of the weights that a backbone was tuned from
 
 
 @dataclass(frozen=True)
@@ -61,22 +59,6 @@ def load_asked(folder: Path) -> Asked:
         labels=file_digest(folder / "taxonomy.csv"),
         set_head=load_head(folder, SET_FILES) if of_a_set else None,
     )
-
-
-def read_backbone(structure: Path, weights: Path, fingerprint: str) -> Backbone:
-    """Reads a backbone back that a bundle/ or backbone/ directory holds.
-
-    Raises:
-        ShelfmarkError: it is not the one of this fingerprint.
-    """
-    told = json.loads(structure.read_text())
-    backbone = load_backbone(told["name"], str(weights), told["image_size"])
-    if backbone.fingerprint != fingerprint:
-        raise ShelfmarkError(
-            f"{structure.parent}: its backbone has fingerprint {backbone.fingerprint}; expected "
-            f"{fingerprint}; make it again with this version of shelfmark"
-        )
-    return replace(backbone, weights=told["weights"])
 
 
 def read_rules(file: Path) -> Rules:

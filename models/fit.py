@@ -1,4 +1,4 @@
-"""Training a head on bottlenecks: shuffled blocks, many steps a call, the best epoch on FIT is kept.
+"""Training a head on bottlenecks: shuffled blocks, many steps a call, an epoch that is good on FIT is kept.
 
     an epoch   blocks of 128 images in a random order → windows → batches of a window's images, shuffled
     a call     up to 16 batches: gathered, cast and learnt from without coming back to Python
@@ -13,6 +13,7 @@ training goes on to the same head, bit for bit.
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -130,7 +131,8 @@ def fit_head(
     kept = build_head(shape)  # of float32, and without the optimizer: nobody needs it
     optimizer = optimizer_of(recipe, len(train.labels))
     optimizer.build(model.trainable_variables)
-    epochs = Epochs(model, optimizer, work / CHECKPOINT if work else None)
+    annealed = recipe.schedule == "cosine"
+    epochs = Epochs(model, optimizer, work / CHECKPOINT if work else None, annealed)
     learn = learner(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
     grade = grader(kept)
     learning, selecting = _Source(train, recipe.memory), _Source(fit, recipe.memory) if fit else None
@@ -261,9 +263,21 @@ def _smoothed(logits: Any, labels: Any, smoothing: float) -> Any:
 
 
 class Epochs:
-    """What an epoch starts from: variables, the best epoch's weights, the history; in a checkpoint, too."""
+    """What an epoch starts from: variables, the kept epoch's weights, the history; in a checkpoint, too.
 
-    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, file: Path | None) -> None:
+    The best epoch on FIT is kept. Where the rate falls to nothing the last ones are the best ones in truth,
+    and a small FIT tells them apart by chance: then the latest is kept that is within a standard error of the
+    best (the one-standard-error rule of Breiman et al., Classification and Regression Trees, 1984).
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        file: Path | None,
+        annealed: bool = False,
+    ) -> None:
+        self.annealed = annealed
         self.model, self.variables, self.file = model, [*model.variables, *optimizer.variables], file
         self.history: dict[str, list[float]] = {}
         self.best: list[np.ndarray] = []
@@ -293,10 +307,16 @@ class Epochs:
             figures |= {"val_accuracy": grades[1].mean(), "val_loss": grades[0].mean()}
         for name, figure in figures.items():
             self.history.setdefault(name, []).append(float(figure))
-        if grades is not None and self.waited == 0:
+        if grades is not None and (self.waited == 0 or (self.annealed and self._as_good(grades.shape[1]))):
             self.best = self.model.get_weights()
         if self.file:
             self._write(self.file)
+
+    def _as_good(self, images: int) -> bool:
+        """Whether the last epoch is within a standard error of the best, on so many images."""
+        accuracies = self.history["val_accuracy"]
+        best = max(accuracies)
+        return best - accuracies[-1] <= math.sqrt(best * (1 - best) / images)
 
     def _scores(self) -> list[tuple[float, float]]:
         accuracies, losses = (self.history.get(f"val_{name}", []) for name in ("accuracy", "loss"))

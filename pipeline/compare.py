@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from features.artifact import Artifact, digest_of
+from features.backbones import TUNED as FINE_TUNED
 from features.bottlenecks import Digests, Store
 from features.errors import ShelfmarkError
 from features.files import Place, write_whole
@@ -31,7 +32,6 @@ from features.pixels import read_pixels
 from features.records import read_pieces
 from models.answers import Answers, product_bounds
 from models.baselines import SIDE, LinearSvm, choose_svm, hog_vectors, require_hog
-from models.bundle import TUNED as FINE_TUNED
 from models.categorizer import Asked
 from models.confidence import fit_confidence
 from models.fit import Examples, fit_head

@@ -127,7 +127,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # what [train] leaves open, by head.reci
     },
     "default": {  # chosen on grocery photos and drawn catalogues, docs/training.md
         "learning_rate": 0.05, "schedule": "cosine", "decay": 7e-5, "momentum": 0.9,
-        "label_smoothing": 0.0, "mixup": 0.2, "standardized": True, "epochs": 150, "patience": 150,
+        "label_smoothing": 0.0, "mixup": 1.0, "standardized": True, "epochs": 150, "patience": 150,
     },
 }  # fmt: skip
 

@@ -19,14 +19,20 @@ import pandas as pd
 import pyarrow as pa
 
 from features.artifact import Artifact
-from features.backbones import Backbone, load_backbone, save_weights
+from features.backbones import (
+    BACKBONE,
+    BACKBONE_WEIGHTS,
+    TUNED,
+    Backbone,
+    load_backbone,
+    save_weights,
+)
 from features.bottlenecks import Digests, Store, digests_of
 from features.errors import ShelfmarkError
 from features.files import Place, write_whole
 from features.pixels import read_pixels
 from features.product import order_key
 from features.records import read_pieces
-from models.bundle import BACKBONE, BACKBONE_WEIGHTS, TUNED
 from models.finetune import Augmentation, Photos, frozen_count, tune_backbone
 from models.fit import Examples, Recipe, fit_head
 from models.groups import duplicate_groups, in_fit

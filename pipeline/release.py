@@ -16,19 +16,12 @@ import numpy as np
 import pandas as pd
 
 from features.artifact import Artifact, find_artifact, partial_of
-from features.backbones import Backbone
+from features.backbones import BACKBONE, BACKBONE_WEIGHTS, Backbone
 from features.bottlenecks import Digests, Store
 from features.errors import ShelfmarkError
 from features.files import MARK, Place, copy_tree, remove, write_whole
 from features.product import PARTS
-from models.bundle import (
-    BACKBONE,
-    BACKBONE_WEIGHTS,
-    HEAD_FILES,
-    THRESHOLDS,
-    Bundle,
-    open_bundle,
-)
+from models.bundle import HEAD_FILES, THRESHOLDS, Bundle, open_bundle
 from models.groups import duplicate_groups, in_fit
 from models.head import SET_FILES
 from models.metrics import acceptance_curve, acceptance_rate_at, precision

@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from features.artifact import Artifact, digest_of, find_artifact, open_artifact
-from features.backbones import IMAGE_SIZES, Backbone, load_backbone
+from features.backbones import (
+    BACKBONE,
+    BACKBONE_WEIGHTS,
+    IMAGE_SIZES,
+    TUNED,
+    Backbone,
+    load_backbone,
+    read_backbone,
+)
 from features.errors import ShelfmarkError
 from features.files import Place, local, place, write_whole
-from models.bundle import BACKBONE, BACKBONE_WEIGHTS, TUNED, read_backbone
 from models.releases import SPLITS, in_service
 from pipeline.config import Config
 from pipeline.stage import log

@@ -89,7 +89,8 @@ def bundle_path(mobilenet: Backbone, tmp_path_factory: pytest.TempPathFactory) -
 
 def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Artifact:
     """Puts a bundle together without the pipeline."""
-    from models.bundle import BACKBONE, BACKBONE_WEIGHTS, HEAD_FILES, SPLITS, THRESHOLDS
+    from features.backbones import BACKBONE, BACKBONE_WEIGHTS
+    from models.bundle import HEAD_FILES, SPLITS, THRESHOLDS
     from models.categorizer import Rules
     from models.confidence import ConfidenceModel
     from models.head import Head, HeadShape, build_head

@@ -17,13 +17,13 @@ from test_retrain import run_here
 from trees import uneven_tree
 
 from features.artifact import Artifact, open_artifact
-from features.backbones import Backbone, load_backbone, save_weights
+from features.backbones import BACKBONE_WEIGHTS, Backbone, load_backbone, save_weights
 from features.errors import ShelfmarkError
 from features.files import copy_tree, remove
 from features.pixels import read_pixels
 from features.records import pieces_of
 from models import fit
-from models.bundle import BACKBONE_WEIGHTS, open_bundle
+from models.bundle import open_bundle
 from models.finetune import Augmentation, Photos, augment, freeze, frozen_count, on_top, tune_backbone
 from models.fit import Recipe, inverse_time_decay
 from models.head import Head, HeadShape, build_head

@@ -384,3 +384,39 @@ assert keras.backend.backend() == "jax" and t.accuracy_and_loss(found, t.draw(3,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+# Which epoch is kept
+
+
+class Counted:
+    """A model whose weights are how often they were asked for."""
+
+    variables: tuple[()] = ()
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def get_weights(self) -> int:
+        return self.asked
+
+
+@pytest.mark.parametrize(
+    ("annealed", "images", "kept"),
+    [
+        (False, 100, 1),  # the best
+        (True, 100, 3),  # 0.80 ± 0.04: epochs 1 and 3 are as good, 4 is not
+        (True, 10_000, 1),  # 0.80 ± 0.004
+    ],
+)
+def test_with_a_falling_rate_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(
+    annealed: bool, images: int, kept: int
+) -> None:
+    model = Counted()
+    epochs = fit.Epochs(model, Counted(), None, annealed)
+    for epoch, accuracy in enumerate((0.6, 0.8, 0.7, 0.77, 0.75)):
+        model.asked = epoch
+        right = np.arange(images) < accuracy * images
+        epochs.tell([np.ones(3)], np.stack([np.ones(images), right]))
+    assert epochs.best == kept
+    assert epochs.waited == 3

@@ -26,12 +26,12 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from features.artifact import begin, partial_of, seal
-from features.backbones import load_backbone, start_tensorflow
+from features.backbones import BACKBONE, BACKBONE_WEIGHTS, load_backbone, start_tensorflow
 from features.engines import Engine, choose_engine, extract
 from features.files import write_whole
 from features.images import LIMITS, normalise
 from features.records import pieces_of
-from models.bundle import BACKBONE, BACKBONE_WEIGHTS, SPLITS, THRESHOLDS, Bundle, load_asked, open_bundle
+from models.bundle import SPLITS, THRESHOLDS, Bundle, load_asked, open_bundle
 from models.categorizer import COLUMNS, Rules, categorize_photos, decisions_table
 from models.confidence import ConfidenceModel
 from models.head import Head, HeadShape, build_head
