@@ -19,6 +19,7 @@ from features.records import pieces_of
 from models.bundle import open_bundle
 from models.categorizer import COLUMNS, Categorizer, categorize_photos, unreadable
 from models.confidence import ConfidenceModel
+from models.head import Head
 
 
 class Echo:
@@ -225,7 +226,7 @@ def test_a_head_of_two_views_is_asked_about_each_photo_and_its_mirror_image(
     original = Categorizer.answer
     monkeypatch.setattr(Categorizer, "answer", answer)
     shape = dataclasses.replace(bundled.asked.head.shape, flip=flip)
-    head = dataclasses.replace(bundled.asked.head, shape=shape)
+    head = Head(shape, bundled.asked.head.model)
     categorizer = dataclasses.replace(bundled, asked=dataclasses.replace(bundled.asked, head=head))
     photos = [two_halves((200, 200, 200), (50, 50, 50)), two_halves((100, 100, 100), (150, 150, 150))]
     table, refused = categorize_photos(categorizer, Corner(), "a", photos, Limits())
