@@ -124,6 +124,7 @@ def test_structure_is_told_in_plain_json(head: Head, tmp_path: Path) -> None:
         "selector": 0,
         "images": 1,
         "standardized": False,
+        "flip": False,
         "hierarchical": False,
     }
 
