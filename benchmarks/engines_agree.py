@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from grocery import add_data, find_grocery
 from measure import conditions, table, verdict
 
 RESULTS = Path(__file__).parent / "results" / "engines_agree.json"
@@ -39,14 +40,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared")
+    add_data(parser)
     parser.add_argument("--subject", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    manifest = options.data / "data" / "grocery" / "manifest.csv"
-    weights = next(iter((options.data / "weights").glob("mobilenet*.weights.h5")), None)
-    if not manifest.is_file() or weights is None:
-        print(f"{options.data}: no grocery photos or weights there; nothing measured (see --data)")
+    found = find_grocery(options.data)
+    if found is None:
         return
+    manifest, weights = found
     if options.subject:
         engine, precision, size, out = options.subject
         bottlenecks(manifest, weights, engine, precision, int(size), Path(out))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
+from grocery import add_data, find_grocery
 from heads import accuracies
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
@@ -28,16 +29,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared")
+    add_data(parser)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--set", dest="sets", action="append", default=[])
     parser.add_argument("--workspace", type=Path, help="kept; default: a scratch directory")
     options = parser.parse_args()
-    manifest = options.data / "data" / "grocery" / "manifest.csv"
-    weights = next(iter((options.data / "weights").glob("mobilenet*.weights.h5")), None)
-    if not manifest.is_file() or weights is None:
-        print(f"{options.data}: no grocery photos or weights there; nothing measured (see --data)")
+    found = find_grocery(options.data)
+    if found is None:
         return
+    manifest, weights = found
     with tempfile.TemporaryDirectory() as scratch:
         told = compare(
             manifest, weights, options.image_size, tuple(options.sets), options.workspace or Path(scratch)

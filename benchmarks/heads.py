@@ -14,12 +14,12 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy as np
+from grocery import add_data, find_grocery
 
 RESULTS = Path(__file__).parent / "results" / "heads.json"
 FLOORS = {"leaf": 0.60, "level2": 0.77}  # of the linear SVM, CERT
@@ -40,15 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared")
+    add_data(parser)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workspace", type=Path, help="kept; default: a scratch directory")
     options = parser.parse_args()
-    manifest = options.data / "data" / "grocery" / "manifest.csv"
-    weights = next(iter((options.data / "weights").glob("mobilenet*.weights.h5")), None)
-    if not manifest.is_file() or weights is None:
-        print(f"{options.data}: no grocery photos or weights there; nothing measured (see --data)")
+    found = find_grocery(options.data)
+    if found is None:
         return
+    manifest, weights = found
     with tempfile.TemporaryDirectory() as scratch:
         figures = compare(manifest, weights, options.seeds, options.workspace or Path(scratch))
     levels = list(figures[0]["val"])
@@ -124,11 +123,11 @@ def accuracies(records: Any, bottlenecks: Any, head: Any, store: Path, fit_share
     asked, part = load_asked(head.folder()), open_part(bottlenecks, store, "val")
     bounds = product_bounds(part.product_id)
     found = asked.answer(part.rows, bounds, 1.0).top[:, 0]
-    return graded(records, part, lambda part: found, fit_share)
+    return graded(records, part, found, fit_share)
 
 
-def graded(records: Any, part: Any, decide: Callable[[Any], np.ndarray], fit_share: float) -> dict[str, Any]:
-    """The same of any decisions, (products,) int category."""
+def graded(records: Any, part: Any, found: np.ndarray, fit_share: float) -> dict[str, Any]:
+    """The same of any decisions, `found` (products,) int category."""
     from models.answers import product_bounds
     from models.groups import duplicate_groups, in_fit
     from models.taxonomy import read_taxonomy
@@ -138,7 +137,6 @@ def graded(records: Any, part: Any, decide: Callable[[Any], np.ndarray], fit_sha
     first = product_bounds(part.product_id)[:-1]
     truth = taxonomy.index(categories_of(records).reindex(part.product_id[first]).to_numpy())
     cert = ~in_fit(duplicate_groups(part.product_id, part.image_digest), fit_share)[first]
-    found = decide(part)
     right = {
         f"level{level}": node[truth] == node[found] for level, node in enumerate(taxonomy.nodes, start=1)
     }
@@ -165,7 +163,7 @@ def svm(records: Any, parts: list[Any]) -> dict[str, Any]:
     for c in (1e-4, 3e-4, 1e-3, 1e-2, 1e-1):
         model = LinearSVC(C=c, random_state=0).fit(scaler.transform(learnt.rows[:].astype(np.float32)), truth)
         found = model.predict(scaler.transform(val.rows[:].astype(np.float32)))
-        told = graded(records, val, lambda part, found=found: found, Calibration().fit_share)
+        told = graded(records, val, found, Calibration().fit_share)
         leaf = list(told["val"])[-1]
         if not best or told["val"][leaf] > best["val"][leaf]:
             best = told | {"c": c}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from grocery import add_data, find_grocery
 
 RESULTS = Path(__file__).parent / "results" / "main_job.json"
 LINE = re.compile(r"(\w+): .* in (\d+\.\d) s$")
@@ -31,14 +32,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared")
+    add_data(parser)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    manifest = options.data / "data" / "grocery" / "manifest.csv"
-    weights = next(iter((options.data / "weights").glob("mobilenet*.weights.h5")), None)
-    if not manifest.is_file() or weights is None:
-        print(f"{options.data}: no grocery photos or weights there; nothing measured (see --data)")
+    found = find_grocery(options.data)
+    if found is None:
         return
+    manifest, weights = found
     runs = [measure(manifest, weights, seed) for seed in range(options.seeds)]
     stages = list(runs[0]["seconds"])
     print("seed " + " ".join(f"{stage:>12}" for stage in [*stages, "all", "leaf acc.", "SVM"]))
