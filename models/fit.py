@@ -77,6 +77,7 @@ class Recipe:
     seed: int
     schedule: Literal["inverse_time", "cosine"] = "inverse_time"
     momentum: float = 0.0
+    weight_decay: float = 0.0  # an epoch at rate r shrinks the weights by exp(-r · weight_decay)
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of the Beta distribution; 0: none
     imbalance: Imbalance = "none"
@@ -211,12 +212,12 @@ def _standardize(model: keras.Model, shape: HeadShape, rows: Rows) -> None:
 
 def optimizer_of(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:
     """SGD by the recipe; a cosine schedule ends after all epochs over so many images."""
-    steps = -(-images // recipe.batch) * recipe.epochs
+    steps = -(-images // recipe.batch)  # an epoch
     schedule = {
         "inverse_time": lambda: inverse_time_decay(recipe.learning_rate, recipe.decay),
-        "cosine": lambda: keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps),
+        "cosine": lambda: keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps * recipe.epochs),
     }[recipe.schedule]()
-    return sgd(schedule, recipe.momentum)
+    return sgd(schedule, recipe.momentum, recipe.weight_decay / steps)
 
 
 def objective_of(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: Losses | None) -> Losses:

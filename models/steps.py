@@ -17,6 +17,8 @@ import keras
 import numpy as np
 from keras import ops
 
+DECAY_STEPS = 16
+
 Tensor = Any  # of the backend
 Losses = Callable[[Any, Tensor], Tensor]  # (outputs, labels) → (n,) losses
 
@@ -31,17 +33,35 @@ def grader(model: keras.Model) -> Callable[[Tensor, Tensor, np.ndarray], Tensor]
     return _BACKENDS[keras.backend.backend()][1](model)
 
 
-def sgd(rate: Any, momentum: float) -> keras.optimizers.Optimizer:
-    """Stochastic gradient descent, rate a schedule: v ← momentum·v - rate·g, w ← w + v."""
+def sgd(rate: Any, momentum: float, weight_decay: float = 0.0) -> keras.optimizers.Optimizer:
+    """Stochastic gradient descent, rate a schedule: v ← momentum·v - rate·g, w ← w + v - rate·weight_decay·w.
+
+    The decay stands beside the gradient, not in it (Loshchilov, Hutter, ICLR 2019).
+    """
     kind = _OnePassSGD if momentum and keras.backend.backend() == "tensorflow" else keras.optimizers.SGD
-    return kind(rate, momentum=momentum)
+    return kind(rate, momentum=momentum, weight_decay=weight_decay or None)
 
 
 class _OnePassSGD(keras.optimizers.SGD):
     """Keras' own, by TensorFlow's operation for it: one pass over the weights instead of five.
 
-    Measured on 8.5 M weights: 17 ms a step instead of 40.
+    Measured on 8.5 M weights: 17 ms a step instead of 40. Weights decay once in DECAY_STEPS steps, as much as
+    in all of them: every step it takes 20 ms.
     """
+
+    def _apply_weight_decay(self, variables: list[Any]) -> None:
+        import tensorflow as tf
+
+        if self.weight_decay is None:
+            return
+
+        def decay() -> bool:
+            by = DECAY_STEPS * self.weight_decay * ops.cast(self.learning_rate, "float32")
+            for variable in variables:
+                variable.value.assign_sub(by * variable.value)
+            return True
+
+        tf.cond((self.iterations.value + 1) % DECAY_STEPS == 0, decay, lambda: False)
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         import tensorflow as tf

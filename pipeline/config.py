@@ -123,11 +123,13 @@ class Head(Section):
 RECIPES: dict[str, dict[str, Any]] = {  # what [train] leaves open, by head.recipe
     "paper": {  # S1, hal-01830894
         "learning_rate": 0.1, "schedule": "inverse_time", "decay": 7e-5, "momentum": 0.0,
-        "label_smoothing": 0.0, "mixup": 0.0, "standardized": False, "epochs": 200, "patience": 30,
+        "weight_decay": 0.0, "label_smoothing": 0.0, "mixup": 0.0, "standardized": False, "epochs": 200,
+        "patience": 30,
     },
     "default": {  # chosen on grocery photos and drawn catalogues, docs/training.md
         "learning_rate": 0.05, "schedule": "cosine", "decay": 7e-5, "momentum": 0.9,
-        "label_smoothing": 0.0, "mixup": 1.0, "standardized": True, "epochs": 150, "patience": 150,
+        "weight_decay": 0.2, "label_smoothing": 0.0, "mixup": 1.0, "standardized": True, "epochs": 150,
+        "patience": 150,
     },
 }  # fmt: skip
 
@@ -141,6 +143,7 @@ class Train(Section):
     schedule: Literal["inverse_time", "cosine"] | None = None
     decay: Annotated[float, Field(ge=0)] | None = None  # inverse_time: lr / (1 + t·decay), t in steps
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None  # an epoch at rate r: weights · exp(-r · decay)
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     mixup: Annotated[float, Field(ge=0)] | None = None  # alpha; 0: none
     standardized: bool | None = None  # every number of a bottleneck by its own mean and deviation

@@ -117,6 +117,7 @@ def tuning_of(config: Config) -> Recipe:
         schedule="inverse_time",
         decay=settings.decay,
         momentum=settings.momentum,
+        weight_decay=0.0,
         mixup=0.0,
         epochs=settings.epochs,
         patience=settings.patience,

@@ -31,7 +31,7 @@ def test_recipe_paper_is_that_of_the_paper():
     config = load_config(sets=("head.recipe=paper",))
     told = config.training()
     assert (told["learning_rate"], told["decay"], told["schedule"]) == (0.1, 7e-5, "inverse_time")
-    assert (told["momentum"], told["label_smoothing"], told["mixup"]) == (0, 0, 0)
+    assert [told[name] for name in ("momentum", "weight_decay", "label_smoothing", "mixup")] == [0, 0, 0, 0]
     assert (config.head.hidden, told["batch"], told["imbalance"]) == ((1024, 1024), 256, "none")
     assert (config.calibration.precision, config.ingest.min_products) == (0.9, 20)
 

@@ -20,7 +20,7 @@ from features.bottlenecks import Digests, Store
 from models import fit
 from models.fit import Examples, Recipe, fit_head, inverse_time_decay
 from models.head import Head, HeadShape, build_head, load_head
-from models.steps import sgd
+from models.steps import DECAY_STEPS, sgd
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SHAPE = HeadShape(width=6, categories=3, hidden=(16, 8), dropout=0.2, scale=1.0, fingerprint="")
@@ -76,6 +76,26 @@ def test_steps_with_momentum_are_those_of_keras() -> None:
         ours.apply([ops.convert_to_tensor(slope)], [found])
         theirs.apply([ops.convert_to_tensor(slope)], [wanted])
         np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=1e-6)
+
+
+def test_weights_decay_in_one_step_of_sixteen_as_much_as_in_sixteen_of_keras() -> None:
+    weights, slope = np.random.default_rng(0).normal(0, (1, 0.02), (4, 3, 2)).astype(np.float32).T
+    found, wanted = keras.Variable(weights), keras.Variable(weights)
+    ours, theirs = sgd(0.05, 0.9, 0.02), keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=0.02)
+    for step in range(32):
+        ours.apply([ops.convert_to_tensor(slope)], [found])
+        theirs.apply([ops.convert_to_tensor(slope)], [wanted])
+        gap = np.abs(np.asarray(found) - np.asarray(wanted)).max()
+        assert gap < (5e-3 if (step + 1) % DECAY_STEPS == 0 else 0.05), step
+    assert np.abs(np.asarray(wanted)).sum() < 0.97 * np.abs(weights).sum()  # the decay is no trifle
+
+
+def test_an_epoch_at_a_rate_shrinks_the_weights_by_the_rate_times_the_decay() -> None:
+    optimizer = fit.optimizer_of(recipe(momentum=0.9, weight_decay=0.5, decay=0.0), images=64 * 16)
+    weights, still = keras.Variable(np.ones((2, 2), np.float32)), ops.zeros((2, 2))
+    for _ in range(64):  # batches of 16: an epoch
+        optimizer.apply([still], [weights])
+    np.testing.assert_allclose(np.asarray(weights), np.exp(-0.1 * 0.5), rtol=1e-3)
 
 
 def test_training_obeys_the_schedule() -> None:
@@ -209,7 +229,7 @@ def assert_same(one: Head, other: Head) -> None:
 
 EVERYTHING = {
     "epochs": 5, "momentum": 0.9, "schedule": "cosine", "learning_rate": 0.02, "mixup": 0.3,
-    "label_smoothing": 0.1, "imbalance": "balanced",
+    "label_smoothing": 0.1, "imbalance": "balanced", "weight_decay": 0.5,
 }  # fmt: skip
 
 
