@@ -132,7 +132,7 @@ class Run:
             artifact = open_artifact(self.path / kind, kind)
         except ShelfmarkError as error:
             raise ShelfmarkError(
-                f"{self.path / kind}: missing; expected a finished {kind}; {next_step}"
+                f"{self.path / kind}: missing; expected the run's finished {kind}; {next_step}"
             ) from error
         for name, source in made_from.items():
             if artifact.made_from.get(name) != source.digest:
