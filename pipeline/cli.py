@@ -112,7 +112,7 @@ def _run(
     import datetime
 
     from pipeline.config import load_config
-    from pipeline.run import begin_run, default_name, saved_settings
+    from pipeline.run import begin_run, default_name, saved_settings, settings_on_trial
     from pipeline.stage import only_job
 
     name = name or default_name(datetime.date.today())
@@ -131,7 +131,7 @@ def _run(
     config = load_config(file, sets, options, base)
     if command not in WITHOUT_TENSORFLOW:
         _start_tensorflow(config.extract.engine)
-    with only_job(workspace / "runs" / name):
+    with only_job(workspace / "runs" / name), settings_on_trial(workspace, name):
         yield begin_run(workspace, name, config)
 
 

@@ -326,6 +326,25 @@ def test_a_setting_misspelt(tmp_path, photos, capsys):
     assert "[calibration]: unknown setting 'precison'. Did you mean 'precision'?" in error_line(capsys)
 
 
+@pytest.mark.parametrize("before", [[], ["--seed", "5"]], ids=["a new run", "another run"])
+def test_a_refused_command_leaves_its_settings_nowhere(tmp_path, photos, before, capsys):
+    config = tmp_path / "W" / "runs" / "r" / "config.json"
+    if before:
+        assert ingest(photos, tmp_path / "W", *before) == 0
+    kept = config.read_bytes() if before else None
+    command = ["extract"] if before else ["ingest", str(tmp_path / "none.bson")]
+    assert run(*command, "--workspace", str(tmp_path / "W"), "--run", "r", "--backbone", "inception_v5") == 1
+    assert ("inception_v5" in error_line(capsys)) == bool(before)
+    assert (config.read_bytes() if config.exists() else None) == kept
+
+
+def test_settings_of_what_was_finished_stay_when_the_rest_is_refused(tmp_path, photos):
+    workspace = ["--workspace", str(tmp_path / "W"), "--run", "r", "--backbone", "inception_v5"]
+    assert run("retrain", str(photos), *workspace) == 1
+    assert "inception_v5" in (tmp_path / "W" / "runs" / "r" / "config.json").read_text()
+    assert [file.parent.name for file in finished(tmp_path / "W")] == ["records"]
+
+
 def test_an_internal_fault_is_one_line_and_a_traceback_only_with_debug(tmp_path, photos, capsys, monkeypatch):
     import pipeline.ingest
 
