@@ -190,6 +190,12 @@ def _require_backend(wanted: str, engine: str) -> None:
         )
 
 
+def _round_into(place: np.ndarray, bottlenecks: np.ndarray) -> None:
+    """Float32 to float16; what is too large becomes infinite, which no shard takes, instead of a warning."""
+    with np.errstate(over="ignore"):
+        place[:] = bottlenecks
+
+
 # Keras' own
 
 
@@ -205,7 +211,8 @@ class TensorFlow:
     def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
         """See Engine."""
         for number, pixels in enumerate(batches):
-            rows[number * self.batch : (number + 1) * self.batch] = self._model.predict_on_batch(pixels)
+            place = rows[number * self.batch : (number + 1) * self.batch]
+            _round_into(place, self._model.predict_on_batch(pixels))
 
 
 class Jax:
@@ -317,7 +324,7 @@ class OpenVino:
         """Called by OpenVINO's threads: two exceptions that leave it end the process (SIGABRT)."""
         place, failed = told
         try:
-            place[:] = request.get_output_tensor().data
+            _round_into(place, request.get_output_tensor().data)
         except Exception as error:
             failed.append(error)
 

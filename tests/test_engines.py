@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import conftest
@@ -154,6 +155,17 @@ def test_second_view_is_the_first_of_the_mirrored_pixels(
 ) -> None:
     mirrored = backbone.bottlenecks(conftest.pixels_of(jpegs, SIZE)[:, :, ::-1].copy())
     assert errors(run(made("tensorflow", "fp32"), jpegs, flip=True), mirrored.astype(np.float16)).max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "precision"), [("tensorflow", "fp32"), FP32])
+def test_what_float16_cannot_hold_becomes_infinite_without_a_warning(
+    backbone: Backbone, jpegs: list[bytes], name: str, precision: str
+) -> None:
+    import keras
+
+    model = keras.Model(backbone.model.input, keras.layers.Rescaling(1e9)(backbone.model.output))
+    found = run(choose_engine(replace(backbone, model=model), 8, name, precision), jpegs)
+    assert np.isinf(found).any(axis=1).all()
 
 
 def test_nothing_to_extract_gives_no_rows(made: Callable[..., Engine]) -> None:
