@@ -190,6 +190,12 @@ def _require_backend(wanted: str, engine: str) -> None:
         )
 
 
+def _round_into(place: np.ndarray, bottlenecks: np.ndarray) -> None:
+    """Float32 to float16; what is too large becomes infinite, which no shard takes, instead of a warning."""
+    with np.errstate(over="ignore"):
+        place[:] = bottlenecks
+
+
 # Keras' own
 
 
@@ -205,7 +211,8 @@ class TensorFlow:
     def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
         """See Engine."""
         for number, pixels in enumerate(batches):
-            rows[number * self.batch : (number + 1) * self.batch] = self._model.predict_on_batch(pixels)
+            place = rows[number * self.batch : (number + 1) * self.batch]
+            _round_into(place, self._model.predict_on_batch(pixels))
 
 
 class Jax:
@@ -287,6 +294,7 @@ class OpenVino:
         self.told = f"openvino {precision}"
         self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
         self._request = _request(batch)
+        _require_bottlenecks(network, (self._request, self.width))
         several = batch > self._request
         hints = {
             "PERFORMANCE_HINT": "THROUGHPUT" if several else "LATENCY",
@@ -300,17 +308,35 @@ class OpenVino:
 
     def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
         """See Engine."""
+        failed: list[Exception] = []
         try:
             for number, pixels in enumerate(batches):
                 for start in range(0, self.batch, self._request):
                     place = rows[number * self.batch + start :][: self._request]
-                    self._queue.start_async([pixels[start : start + self._request]], place)
+                    self._queue.start_async([pixels[start : start + self._request]], (place, failed))
         finally:
             self._queue.wait_all()
+        if failed:
+            raise failed[0]
 
     @staticmethod
-    def _write(request: Any, place: np.ndarray) -> None:
-        place[:] = request.get_output_tensor().data
+    def _write(request: Any, told: tuple[np.ndarray, list[Exception]]) -> None:
+        """Called by OpenVINO's threads: two exceptions that leave it end the process (SIGABRT)."""
+        place, failed = told
+        try:
+            _round_into(place, request.get_output_tensor().data)
+        except Exception as error:
+            failed.append(error)
+
+
+def _require_bottlenecks(network: "openvino.Model", shape: tuple[int, int]) -> None:
+    """Raises a ShelfmarkError when a network gives anything but bottlenecks of this shape."""
+    found = [str(output.partial_shape) for output in network.outputs]
+    if found != ["[{},{}]".format(*shape)]:
+        raise ShelfmarkError(
+            f"engine openvino: the network's outputs have the shapes {', '.join(found)}; expected one of "
+            f"{shape}; give --engine tensorflow"
+        )
 
 
 def _request(batch: int) -> int:
@@ -352,7 +378,11 @@ def to_openvino(backbone: Backbone, request: int) -> "openvino.Model":
 
 
 def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
-    """The network as OpenVINO's converter gives it."""
+    """The network as OpenVINO's converter gives it.
+
+    Its output is asked for by name: what TensorFlow keeps for the gradients of swish (IdentityN) would become
+    outputs, too, 49 of EfficientNet B0.
+    """
     import openvino
     import tensorflow as tf
 
@@ -362,7 +392,8 @@ def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
     def network(pixels: tf.Tensor) -> tf.Tensor:
         return backbone.model(tf.cast(pixels, tf.float32), training=False)
 
-    return openvino.convert_model(network.get_concrete_function())
+    traced = network.get_concrete_function()
+    return openvino.convert_model(traced, output=[tensor.name for tensor in traced.outputs])
 
 
 def _quantised(backbone: Backbone, batch: int, calibration: Calibration | None) -> "openvino.Model":

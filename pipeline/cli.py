@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that take Beam's options after --
 WITHOUT_TENSORFLOW = ("ingest", "report")
+FRESH = ("ingest", "retrain")  # begin with the default settings, not with the run's last ones
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -105,14 +106,13 @@ def _run(
     file: Path | None,
     sets: tuple[str, ...],
     given: dict[str, Any],
-    fresh: bool,
+    command: str,
 ) -> Iterator["Run"]:
-    """The run, locked, with its settings: `fresh` over the defaults, else over the run's last ones."""
+    """The run, locked, with its settings: of a FRESH command over the defaults, else over its last ones."""
     import datetime
 
-    from features.engines import use_engine
     from pipeline.config import load_config
-    from pipeline.run import begin_run, default_name, saved_settings
+    from pipeline.run import begin_run, default_name, saved_settings, settings_on_trial
     from pipeline.stage import only_job
 
     name = name or default_name(datetime.date.today())
@@ -127,9 +127,11 @@ def _run(
         "backbone.name": given["backbone"], "backbone.weights": weights,
         "backbone.image_size": given["image_size"], "seed": given["seed"], "extract.engine": given["engine"],
     }  # fmt: skip
-    config = load_config(file, sets, options, base={} if fresh else saved_settings(workspace, name))
-    use_engine(config.extract.engine)
-    with only_job(workspace / "runs" / name):
+    base = {} if command in FRESH else saved_settings(workspace, name)
+    config = load_config(file, sets, options, base)
+    if command not in WITHOUT_TENSORFLOW:
+        _start_tensorflow(config.extract.engine)
+    with only_job(workspace / "runs" / name), settings_on_trial(workspace, name):
         yield begin_run(workspace, name, config)
 
 
@@ -147,10 +149,7 @@ def _stage(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         settings = {option: given.pop(option) for option in ("backbone", "weights", "image_size", "seed")}
         settings["engine"] = given.pop("engine", None)  # of the commands that extract
-        fresh = function.__name__ in ("ingest", "retrain")
-        if function.__name__ not in WITHOUT_TENSORFLOW:
-            _start_tensorflow()
-        with _run(name, workspace, file, sets, settings, fresh) as run:
+        with _run(name, workspace, file, sets, settings, function.__name__) as run:
             function(run, **given)
 
     command.__name__, command.__doc__ = function.__name__, function.__doc__
@@ -375,12 +374,10 @@ def categorize(
     Example:
       shelfmark categorize catalogue.bson --workspace shop --output decisions.parquet
     """
-    _start_tensorflow()
-    from features.engines import use_engine
     from pipeline.config import load_config
 
     config = load_config(file, sets, {"extract.engine": engine})
-    use_engine(config.extract.engine)
+    _start_tensorflow(config.extract.engine)
     from pipeline.categorize import categorize as make
     from pipeline.release import require_release
 
@@ -440,9 +437,12 @@ def demo(workspace: Path, debug: bool) -> None:
     make(workspace)
 
 
-def _start_tensorflow() -> None:
+def _start_tensorflow(engine: str = "auto") -> None:
+    """Starts TensorFlow, which imports Keras, whose backend the engine tells: that comes first."""
     from features.backbones import start_tensorflow
+    from features.engines import use_engine
 
+    use_engine(engine)
     start_tensorflow()
 
 

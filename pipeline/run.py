@@ -9,6 +9,8 @@ goes on after its own release.
 import datetime
 import importlib.metadata
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from features.backbones import (
     read_backbone,
 )
 from features.errors import ShelfmarkError
-from features.files import Place, local, place, write_whole
+from features.files import MARK, Place, local, place, write_whole
 from models.releases import SPLITS, in_service
 from pipeline.config import Config
 from pipeline.stage import log
@@ -132,7 +134,7 @@ class Run:
             artifact = open_artifact(self.path / kind, kind)
         except ShelfmarkError as error:
             raise ShelfmarkError(
-                f"{self.path / kind}: missing; expected a finished {kind}; {next_step}"
+                f"{self.path / kind}: missing; expected the run's finished {kind}; {next_step}"
             ) from error
         for name, source in made_from.items():
             if artifact.made_from.get(name) != source.digest:
@@ -183,6 +185,27 @@ def begin_run(workspace: Place, name: str, config: Config) -> Run:
     }
     write_whole(path / "config.json", json.dumps(told, indent=1).encode())
     return Run(workspace, name, config, based_on)
+
+
+@contextmanager
+def settings_on_trial(workspace: Place, name: str) -> Iterator[None]:
+    """Takes the settings of a command back when it is refused before it has finished anything in the run."""
+    path = workspace / "runs" / name
+    file = path / "config.json"
+    before, finished = file.read_bytes() if file.is_file() else None, _marks(path)
+    try:
+        yield
+    except ShelfmarkError:
+        if _marks(path) == finished:
+            file.unlink(missing_ok=True)
+            if before is not None:
+                write_whole(file, before)
+        raise
+
+
+def _marks(path: Place) -> dict[str, bytes]:
+    """The manifests of a run's finished artifacts."""
+    return {str(file): file.read_bytes() for file in path.rglob(MARK)}
 
 
 def _saved(path: Place) -> dict[str, Any]:

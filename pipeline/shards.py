@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 RECORD = ("file", "offset", "length")  # columns of images.parquet: where a record stands
 MISSING, WEIGHTS, FAILED = "_missing.arrow", "_backbone.weights.h5", "_failed"
 MOST_FAILED = 10  # shards; after so many the others will not do better
+ALL_ZERO = (
+    "the bottlenecks are all zero; expected a backbone that tells images apart; give other --weights "
+    "(random ones are for networks such as inception_v3)"
+)
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # for every shard alike
 
 
@@ -70,12 +74,14 @@ def fill_store(
 
     def make(shards: list[np.ndarray]) -> None:
         failed: dict[str, str] = {}
-        engine = _engine(load(), store, settings, lambda most: read(_spread(np.concatenate(shards), most)))
+        backbone = load()
+        engine = _engine(backbone, store, settings, lambda most: read(_spread(np.concatenate(shards), most)))
         with Progress("extract", sum(map(len, shards))) as progress:
             for number, shard in enumerate(shards):
                 told = functools.partial(_told, read, shard, number * settings.shard_images, progress)
                 own = digests.values[shard]
-                if reason := _twice(functools.partial(_make_shard, store, own, told, engine)):
+                make_it = functools.partial(_make_shard, store, own, told, engine, backbone.weights)
+                if reason := _twice(make_it):
                     failed[shard_name(own)] = reason
                 if len(failed) == MOST_FAILED:
                     break
@@ -143,7 +149,7 @@ def fill_store_on_beam(
             _engine(backbone, store, settings, functools.partial(_sample, records))
         job = _Job(
             str(_absolute(records.path)), str(_absolute(work)),
-            backbone.name, backbone.image_size, backbone.fingerprint, settings,
+            backbone.name, backbone.weights, backbone.image_size, backbone.fingerprint, settings,
         )  # fmt: skip
         do = functools.partial(_make_unit, job=job, loaded=Shared())
         marks = [f"{shard_name(digests.values[shard])}.parquet" for shard in shards]
@@ -198,20 +204,41 @@ def _spread(numbers: np.ndarray, most: int) -> np.ndarray:
 # One shard
 
 
+class _Useless(ShelfmarkError):
+    """Bottlenecks that nothing can be learnt from; tried again, they are the same."""
+
+
 def _make_shard(
-    store: Store, digests: np.ndarray, read: Callable[[], Iterator[Piece]], engine: Engine
+    store: Store, digests: np.ndarray, read: Callable[[], Iterator[Piece]], engine: Engine, weights: str
 ) -> None:
     """Extracts the images of a shard, whose digests are (n, 32) uint8, and appends it.
 
     Ingest has decoded every image: here nothing is rejected, and `extract` refuses more or fewer images.
     """
-    store.append(digests, extract(engine, read(), len(digests), flip=store.flip), engine=engine.told)
+    bottlenecks = extract(engine, read(), len(digests), flip=store.flip)
+    _require_use(bottlenecks, weights, store)
+    store.append(digests, bottlenecks, engine=engine.told)
+
+
+def _require_use(bottlenecks: np.ndarray, weights: str, store: Store) -> None:
+    """Raises _Useless about numbers that are not finite, and about a store that would begin with zeros.
+
+    Later a shard may be all zero: it can be the one of a single image.
+    """
+    if lost := np.count_nonzero(~np.isfinite(bottlenecks).all(axis=1)):
+        raise _Useless(
+            f"weights {weights}: {lost:,} of {len(bottlenecks):,} bottlenecks are infinite or no numbers; "
+            "expected numbers up to 65,504, the largest of float16; give other --weights"
+        )
+    if not bottlenecks.any() and not store.shards():
+        raise _Useless(ALL_ZERO)
 
 
 def _twice(make: Callable[[], object]) -> str:
     """Tries twice; the reason when it fails twice, "" when not.
 
-    What would fail every shard alike, as a full disk, is raised at once: hours of work could not be kept.
+    What would fail every shard alike, as a full disk or useless weights, is raised at once: hours of work
+    could not be kept.
     """
     reason = ""
     for again in (True, False):
@@ -219,7 +246,7 @@ def _twice(make: Callable[[], object]) -> str:
             make()
             return ""
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in HOPELESS:
+            if isinstance(error, _Useless) or (isinstance(error, OSError) and error.errno in HOPELESS):
                 raise
             told = " ".join(str(error).split())[:300]
             reason = told if isinstance(error, ShelfmarkError) else f"{type(error).__name__}: {told}"
@@ -248,6 +275,7 @@ class _Job:
     records: str  # their place
     work: str  # place of the working directory
     backbone: str  # as in keras.applications
+    weights: str  # what its weights are called; they stand in `work`
     image_size: int  # px
     fingerprint: str
     settings: Extract
@@ -312,6 +340,6 @@ def _make_unit(number: int, mark: Place, *, job: _Job, loaded: "Shared") -> None
         return read_pieces(place(job.records), records)
 
     with here.turn:
-        reason = _twice(lambda: _make_shard(store, digests, read, here.engine))
+        reason = _twice(lambda: _make_shard(store, digests, read, here.engine, job.weights))
     if reason:
         write_whole(work / FAILED / mark.stem, reason.encode())

@@ -31,6 +31,7 @@ from models.warm import misfit, warm_start
 from pipeline.config import Config
 from pipeline.config import Head as HeadSettings
 from pipeline.extract import Part, open_part, views_of
+from pipeline.shards import ALL_ZERO
 from pipeline.stage import log, stage
 
 VERSION = 4
@@ -236,8 +237,6 @@ def _scale(learnt: Part) -> float:
     every = max(1, len(learnt.rows) // 20_000)
     sample = learnt.rows[slice(0, None, every)].astype(np.float64)
     rms = np.sqrt(np.mean(sample**2))
-    if rms == 0:  # seen with random weights: the outputs of MobileNet and MobileNet v2 vanish
-        raise ShelfmarkError(
-            "the bottlenecks are all zero; expected a backbone that tells images apart; give other --weights"
-        )
+    if rms == 0:  # extract refuses a store that begins so, not one that goes on so
+        raise ShelfmarkError(ALL_ZERO)
     return float(f"{1 / rms:.6g}")

@@ -66,10 +66,10 @@ def mobilenet(quiet_tensorflow: None) -> Backbone:
     return load_backbone("mobilenet", "random", 32)
 
 
-def drawn_backbone(seed: int, size: int = 32) -> Backbone:
-    """A MobileNet that tells photos apart: Keras' own random weights shrink them all to 0 in float16."""
-    backbone = load_backbone("mobilenet", "random", size, seed)
-    network, rng = backbone.model.get_layer("mobilenet"), np.random.default_rng(seed)
+def drawn_backbone(seed: int, size: int = 32, name: str = "mobilenet") -> Backbone:
+    """A network that tells photos apart: Keras' own random weights shrink MobileNet's to 0 in float16."""
+    backbone = load_backbone(name, "random", size, seed)
+    network, rng = backbone.model.get_layer(backbone.name), np.random.default_rng(seed)
     weights = network.get_weights()
     for at, kernel in enumerate(weights):
         if kernel.ndim == 4:  # He et al. 2015; depthwise kernels have one output for each input

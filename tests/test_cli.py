@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import click
 import pandas as pd
 import pytest
+from conftest import drawn_backbone
 from PIL import Image
 
 from pipeline import drawing, units
@@ -141,7 +143,8 @@ def test_wrong_usage_ends_with_2(arguments, capsys):
 
 def test_a_stage_before_its_time_names_the_command_to_run_first(tmp_path, capsys):
     assert run("train", "--workspace", str(tmp_path)) == 1
-    assert "run `shelfmark ingest` first" in error_line(capsys)
+    told = "records: missing; expected the run's finished records; run `shelfmark ingest` first"
+    assert told in error_line(capsys)
 
 
 def test_categorize_before_the_first_release_says_so(tmp_path, photos, capsys):
@@ -156,6 +159,79 @@ def test_categorize_before_the_first_release_says_so(tmp_path, photos, capsys):
 def test_a_run_is_named_like_a_directory(tmp_path, name, capsys):
     assert run("train", "--workspace", str(tmp_path), "--run", name) == 1
     assert f"--run {name}: not a directory name" in error_line(capsys)
+
+
+# What Keras runs on is chosen before it is imported, which reads it once
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What is done, in order, when TensorFlow is to be started."""
+    done = []
+    monkeypatch.setattr("features.engines.use_engine", lambda engine: done.append(f"use {engine}"))
+    monkeypatch.setattr("features.backbones.start_tensorflow", lambda: done.append("start"))
+    return done
+
+
+@pytest.mark.parametrize("how", ["--engine", "--set", "--config", "config.json"])
+def test_the_engine_is_chosen_before_tensorflow_is_started(tmp_path, started, how):
+    (tmp_path / "weekly.toml").write_text('[extract]\nengine = "jax"\n')
+    (tmp_path / "W" / "runs" / "r").mkdir(parents=True)
+    if how == "config.json":
+        settings = '{"settings": {"extract": {"engine": "jax"}}}'
+        (tmp_path / "W" / "runs" / "r" / "config.json").write_text(settings)
+    told = {"--engine": "jax", "--set": "extract.engine=jax", "--config": str(tmp_path / "weekly.toml")}
+    more = [how, told[how]] if how in told else []
+    assert run("extract", "--workspace", str(tmp_path / "W"), "--run", "r", *more) == 1
+    assert started == ["use jax", "start"]
+
+
+@pytest.mark.parametrize("command", ["retrain", "categorize"])
+def test_other_commands_choose_it_then_too(tmp_path, started, command):
+    more = ["--output", str(tmp_path / "d.parquet")] if command == "categorize" else []
+    assert run(command, "none", "--engine", "jax", "--workspace", str(tmp_path), *more) == 1
+    assert started == ["use jax", "start"]
+
+
+@pytest.fixture
+def on_jax(quiet_tensorflow, tmp_path):
+    """Runs `shelfmark COMMAND … --engine jax` in a process of its own, and gives its log."""
+    pytest.importorskip("jax", reason="the engine is not installed")
+    drawn_backbone(0).save_weights(tmp_path / "drawn.weights.h5")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment.pop("KERAS_BACKEND", None)
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "pipeline.cli", *arguments, "--workspace", str(tmp_path / "W")]
+        command += ["--engine", "jax"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stderr
+
+    return call
+
+
+TINY = ["--backbone", "mobilenet", "--image-size", "32", "--weights"]
+
+
+def test_extract_runs_on_jax_when_asked_to(tmp_path, photos, on_jax):
+    assert ingest(photos, tmp_path / "W") == 0
+    log = on_jax("extract", "--run", "r", *TINY, str(tmp_path / "drawn.weights.h5"))
+    assert "engine: jax fp32: as asked for" in log
+    assert "engines (jax fp32 60)" in log
+
+
+@pytest.mark.slow
+def test_a_whole_week_runs_on_jax_when_asked_to(tmp_path, on_jax):
+    drawn = drawing.draw_catalogue(tmp_path, products=300)
+    settings = ["head.hidden=[64, 64]", "train.epochs=20", "ingest.min_products=10"]
+    sets = [text for setting in settings for text in ("--set", setting)]
+    source = [str(drawn.catalogue), "--taxonomy", str(drawn.taxonomy)]
+    on_jax("retrain", *source, *sets, *TINY, str(tmp_path / "drawn.weights.h5"))
+    shutil.rmtree(tmp_path / "W" / "store")
+    log = on_jax("categorize", str(drawn.catalogue), "--output", str(tmp_path / "decisions.parquet"))
+    assert "engine: jax fp32: as asked for" in log
+    assert len(pd.read_parquet(tmp_path / "decisions.parquet")) == 300
 
 
 # Bad input: each a clear error line or counted rejects, and nothing half-finished that looks finished
@@ -248,6 +324,25 @@ def test_a_setting_misspelt(tmp_path, photos, capsys):
     (tmp_path / "weekly.toml").write_text("[calibration]\nprecison = 0.9\n")
     assert ingest(photos, tmp_path / "W", "--config", str(tmp_path / "weekly.toml")) == 1
     assert "[calibration]: unknown setting 'precison'. Did you mean 'precision'?" in error_line(capsys)
+
+
+@pytest.mark.parametrize("before", [[], ["--seed", "5"]], ids=["a new run", "another run"])
+def test_a_refused_command_leaves_its_settings_nowhere(tmp_path, photos, before, capsys):
+    config = tmp_path / "W" / "runs" / "r" / "config.json"
+    if before:
+        assert ingest(photos, tmp_path / "W", *before) == 0
+    kept = config.read_bytes() if before else None
+    command = ["extract"] if before else ["ingest", str(tmp_path / "none.bson")]
+    assert run(*command, "--workspace", str(tmp_path / "W"), "--run", "r", "--backbone", "inception_v5") == 1
+    assert ("inception_v5" in error_line(capsys)) == bool(before)
+    assert (config.read_bytes() if config.exists() else None) == kept
+
+
+def test_settings_of_what_was_finished_stay_when_the_rest_is_refused(tmp_path, photos):
+    workspace = ["--workspace", str(tmp_path / "W"), "--run", "r", "--backbone", "inception_v5"]
+    assert run("retrain", str(photos), *workspace) == 1
+    assert "inception_v5" in (tmp_path / "W" / "runs" / "r" / "config.json").read_text()
+    assert [file.parent.name for file in finished(tmp_path / "W")] == ["records"]
 
 
 def test_an_internal_fault_is_one_line_and_a_traceback_only_with_debug(tmp_path, photos, capsys, monkeypatch):

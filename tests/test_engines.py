@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import conftest
@@ -14,7 +15,16 @@ import pytest
 
 from features import engines
 from features.backbones import Backbone, load_backbone
-from features.engines import CALIBRATION, Calibration, Engine, choose_engine, extract, use_engine
+from features.engines import (
+    CALIBRATION,
+    Calibration,
+    Engine,
+    OpenVino,
+    choose_engine,
+    extract,
+    to_openvino,
+    use_engine,
+)
 from features.errors import ShelfmarkError
 from features.records import Piece, pieces_of
 
@@ -147,6 +157,17 @@ def test_second_view_is_the_first_of_the_mirrored_pixels(
     assert errors(run(made("tensorflow", "fp32"), jpegs, flip=True), mirrored.astype(np.float16)).max() < 1e-4
 
 
+@pytest.mark.parametrize(("name", "precision"), [("tensorflow", "fp32"), FP32])
+def test_what_float16_cannot_hold_becomes_infinite_without_a_warning(
+    backbone: Backbone, jpegs: list[bytes], name: str, precision: str
+) -> None:
+    import keras
+
+    model = keras.Model(backbone.model.input, keras.layers.Rescaling(1e9)(backbone.model.output))
+    found = run(choose_engine(replace(backbone, model=model), 8, name, precision), jpegs)
+    assert np.isinf(found).any(axis=1).all()
+
+
 def test_nothing_to_extract_gives_no_rows(made: Callable[..., Engine]) -> None:
     assert run(made("tensorflow", "fp32"), []).shape == (0, 1024)
 
@@ -171,6 +192,38 @@ def test_engine_goes_on_after_a_source_that_failed(
     expected = run(engine, jpegs)
     with pytest.raises(ShelfmarkError, match=r"^a record does not fit its checksum$"):
         extract(engine, damaged(), COUNT)
+    np.testing.assert_array_equal(run(engine, jpegs), expected)
+
+
+# OpenVINO
+
+
+@needs("openvino")
+def test_network_of_swish_agrees_with_keras(jpegs: list[bytes]) -> None:
+    backbone = conftest.drawn_backbone(0, 32, "efficientnet_b0")
+    found = run(choose_engine(backbone, 8, "openvino", "fp32"), jpegs)
+    expected = backbone.bottlenecks(conftest.pixels_of(jpegs, 32)).astype(np.float16)
+    assert errors(found, expected).max() < 1e-3  # its numbers are below 1e-4, where float16 has few digits
+    assert errors(np.roll(found, 1, axis=0), expected).min() > 0.1
+
+
+@needs("openvino")
+def test_network_of_two_outputs_is_refused(mobilenet: Backbone) -> None:
+    network = to_openvino(mobilenet, request=8)
+    network.add_outputs(network.get_result().input_value(0).get_node().input_value(0))
+    with pytest.raises(ShelfmarkError, match=r"shapes \[8,1024\], .*; expected one of \(8, 1024\);"):
+        OpenVino(network, mobilenet, 8, "fp32")
+
+
+@needs("openvino")
+def test_bottlenecks_that_cannot_be_written_are_an_error_and_not_the_end_of_the_process(
+    made: Callable[..., Engine], jpegs: list[bytes]
+) -> None:
+    engine, rows = made("openvino", "fp32"), np.empty((160, 1024), np.float16)
+    expected = run(engine, jpegs)
+    rows.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        engine.fill([np.zeros((8, SIZE, SIZE, 3), np.uint8)] * 20, rows)
     np.testing.assert_array_equal(run(engine, jpegs), expected)
 
 

@@ -45,6 +45,7 @@ class Colours:
     batches: list[int] = field(default_factory=list)
     fail_at: int = -1
     fails: Iterable[Exception] = ()
+    scale: float = 1.0
 
     def bottlenecks(self, pixels):
         if len(self.batches) == self.fail_at:
@@ -53,7 +54,7 @@ class Colours:
             raise error
         self.batches.append(len(pixels))
         quarters = pixels.reshape(len(pixels), 2, 4, 2, 4, 3).astype(np.float32).mean(axis=(2, 4))
-        return quarters.reshape(len(pixels), 12)
+        return self.scale * quarters.reshape(len(pixels), 12)
 
 
 @dataclass
@@ -358,6 +359,48 @@ def test_a_lost_image_is_a_fault_and_no_row_of_zeros(tmp_path):
     with pytest.raises(ShelfmarkError, match="ValueError: expected 3 images, found 2"):
         fill_store(store, digests, lambda rows: pieces_of([photo(1), photo(2)], "test"), Colours, SETTINGS)
     assert store.shards() == []
+
+
+# Bottlenecks that nothing can be learnt from
+
+
+@pytest.mark.parametrize(
+    ("scale", "told"),
+    [
+        (
+            np.nan,
+            r"^weights none: 30 of 30 bottlenecks are infinite or no numbers; .* 65,504.*other --weights$",
+        ),
+        (0.0, r"^the bottlenecks are all zero; expected a backbone that tells images apart; give other --w"),
+    ],
+)
+def test_useless_bottlenecks_end_the_extraction_at_its_first_shard(records, tmp_path, extracted, scale, told):
+    with pytest.raises(ShelfmarkError, match=told):
+        extract_records(records, Colours(scale=scale), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+    assert extracted == [30] and Store(tmp_path / "store" / "colours-8").shards() == []
+
+
+def test_one_number_that_float16_cannot_hold_is_enough(records, tmp_path, extracted, monkeypatch):
+    def overflowing(*arguments, flip):
+        rows = extract(*arguments, flip)
+        rows[3, 5] = np.inf
+        return rows
+
+    extract = shards_module.extract
+    monkeypatch.setattr(shards_module, "extract", overflowing)
+    with pytest.raises(ShelfmarkError, match="1 of 30 bottlenecks are infinite"):
+        extract_records(records, Colours(), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
+
+
+def test_an_image_of_nothing_but_zeros_may_follow_others(records, tmp_path):
+    common = (tmp_path / "store", tmp_path / "bottlenecks")
+    extract_records(records, Colours(), *common, SETTINGS)
+    shelf = tmp_path / "store" / "colours-8"
+    lost = Store(shelf).shards()[0]
+    (shelf / f"{lost}.parquet").unlink()
+    made = extract_records(records, Colours(scale=0.0), *common, SETTINGS)
+    assert not np.load(shelf / f"{lost}.npy").any()
+    assert made.summary["images"] == len(index_of(made))
 
 
 # A second view

@@ -10,11 +10,13 @@ import pytest
 from trees import uneven_tree
 
 from features.artifact import Artifact, open_artifact
+from features.bottlenecks import StoredRows
 from features.errors import ShelfmarkError
 from models.head import HeadShape, build_head, load_head
 from models.taxonomy import Taxonomy, read_taxonomy
-from pipeline.config import Head
-from pipeline.train import labels_of, loss_of, start_of
+from pipeline.config import Config, Head
+from pipeline.extract import Part
+from pipeline.train import labels_of, loss_of, shape_of, start_of
 
 TREE = uneven_tree()
 CATEGORY = pd.Series({"p1": "leek", "p2": "soap", "p3": "gift"})
@@ -52,6 +54,15 @@ def test_weights_of_another_number_of_levels_are_refused() -> None:
         ShelfmarkError, match=r"head.level_weights: 2 numbers; expected 3, one for each level"
     ):
         loss_of(TREE, Head(kind="taxonnet", level_weights=(1, 1)))
+
+
+def test_training_images_whose_bottlenecks_are_zeros_alone_are_refused() -> None:
+    rows = StoredRows([np.zeros((4, 3), np.float16)], np.zeros(4, np.int32), np.arange(4, dtype=np.int32))
+    learnt = Part(PRODUCTS, np.zeros((4, 32), np.uint8), rows)
+    with pytest.raises(
+        ShelfmarkError, match=r"all zero; .*random ones are for networks such as inception_v3"
+    ):
+        shape_of(learnt, TREE, "", Config())
 
 
 # Warm start
