@@ -127,8 +127,10 @@ def change(run: Path, name: str, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def uncertify(run: Path, needed: int | None) -> None:
-    nothing = Certificate(0.9, 0.1, 100, 120, more_products_needed=needed, reason="it does not show")
+def uncertify(run: Path, needed: int | None, at_best: bool = False) -> None:
+    nothing = Certificate(
+        0.9, 0.1, 100, 120, more_products_needed=needed, at_best=at_best, reason="it does not show"
+    )
     change(run, "thresholds/thresholds.json", certificate=nothing.to_dict())
     change(run, "evaluation/metrics.json", test=part(threshold=None, accepted=0, accepted_precision=None))
 
@@ -184,6 +186,8 @@ def test_uncertified_run_accepts_nothing_and_says_what_is_missing(run: Path) -> 
     assert "about 1 412 more certification products are needed." in text
     assert "There is none: nothing is accepted." in text
     assert "certified, in use" not in text
+    uncertify(run, needed=20, at_best=True)
+    assert "at least 20 more certification products are needed." in read(run).text
     uncertify(run, needed=None)
     assert "more products alone will not change that." in read(run).text
 
