@@ -56,7 +56,7 @@ from pipeline.train import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-VERSION = 1
+VERSION = 2
 GRADED = 50_000  # training products at most on which the training precision is measured
 HOG, SVM = "HOG", "linear SVM"
 TUNED = "-tuned"  # ends the name of a row on fine-tuned bottlenecks
