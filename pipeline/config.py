@@ -6,6 +6,7 @@ those marked `calibrate` are part of that stage's.
 
 import copy
 import difflib
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -202,6 +203,21 @@ class Config(BaseModel):
             "fit_share": self.calibration.fit_share,
         }
 
+    def sets(self) -> list[str]:
+        """What `--set` takes to have these settings from the defaults, as far as they can change a release.
+
+        >>> load_config(sets=("head.hidden=[64, 32]", "seed=7", "extract.engine=jax")).sets()
+        ['seed=7', 'head.hidden=[64,32]']
+        """
+        sets = [] if self.seed == 0 else [f"seed={self.seed}"]
+        for section in ("ingest", "backbone", "extract", "finetune", "head", "train", "calibration"):
+            own: Section = getattr(self, section)
+            for name, field in type(own).model_fields.items():
+                value = getattr(own, name)
+                if value not in (None, field.default) and "speed" not in field.metadata:
+                    sets.append(f"{section}.{name}={_text(value)}")
+        return sets
+
     def of_the_thresholds(self) -> dict[str, Any]:
         """The settings that thresholds depend on, beside the head."""
         return self.calibration.that_matter() | {"aggregation": self.head.aggregation}
@@ -262,6 +278,11 @@ def _parse(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _text(value: Any) -> str:
+    """A value as `_parse` reads it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:
