@@ -144,7 +144,7 @@ def choose_aggregation(
             logits, counts, how = of_images, images, name
         temperature = fit_temperature(logits, counts, truth, how)
         accuracy, loss = grade_products(logits, counts, truth, temperature, how)
-        log.info("thresholds: %s of images: FIT accuracy %.4f, log loss %.4f", name, accuracy, loss)
+        log.info("aggregation: %s of images: FIT accuracy %.4f, log loss %.4f", name, accuracy, loss)
         graded.append((accuracy, -loss, name, temperature))
     _, _, name, temperature = max(graded, key=lambda told: told[:2])  # the first among equals
     return name, temperature
