@@ -193,6 +193,13 @@ def test_uncertified_run_accepts_nothing_and_says_what_is_missing(run: Path) -> 
     assert "more products alone will not change that." in read(run).text
 
 
+def test_where_everything_is_right_the_promise_is_told_as_the_least(run: Path) -> None:
+    change(run, "evaluation/metrics.json", test=part(precision=1.0, acceptance_rate_at_target=1.0))
+    text = read(run).text
+    assert "Even with everything accepted, at least 90.0 % of these very products are right." in text
+    assert "All accepted, 100.0 % of them right." in text
+
+
 def test_random_weights_are_a_demonstration(run: Path) -> None:
     change(run, "evaluation/metrics.json", weights="random")
     assert "Demonstration only: the backbone's weights are random." in read(run).text
