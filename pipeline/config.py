@@ -20,6 +20,10 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+LISTS = {  # settings that are lists, and what they hold
+    "hidden": "two numbers, as in [1024,1024]",
+    "level_weights": "a number for each level, as in [1,1,2]",
+}
 ELSEWHERE = {"speed", "calibrate"}  # marks of settings that another stage's digest holds, or none
 
 
@@ -315,4 +319,9 @@ def _explain(problem: ErrorDetails, where: str) -> str:
         hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(model.model_fields)}."
         section = f" [{path[0]}]" if len(path) > 1 else ""
         return f"{where}{section}: unknown {'setting' if len(path) > 1 else 'section'} '{path[-1]}'. {hint}"
-    return f"{where}: {'.'.join(path)} = {problem['input']!r}: {problem['msg'].lower()}; mend the setting"
+    if problem["type"] == "value_error":  # of settings that do not go together; the input is all of them
+        return f"{where}: {'.'.join(path)}: {problem['ctx']['error']}; mend the setting"
+    told = problem["msg"].lower()
+    if path[1:2] and path[1] in LISTS and problem["type"] in ("tuple_type", "too_long", "missing"):
+        path, told = path[:2], f"expected {LISTS[path[1]]}"
+    return f"{where}: {'.'.join(path)} = {problem['input']!r}: {told}; mend the setting"
