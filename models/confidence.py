@@ -40,6 +40,10 @@ def fit_temperature(
 ) -> float:
     """The temperature with the least mean negative log-likelihood of the products' true categories.
 
+    Only errors speak against being surer: without any, the least is at 0, where every confidence is 1 and
+    tells nothing. So it is 1 at least where fewer than 5 products are wrong: the confidence model asks for as
+    many.
+
     Args:
         logits: (n, categories) float, of a sample of FIT images that fits in memory, product after product.
         images: (p,) int, images of each product, at least 1, summing to n.
@@ -47,7 +51,8 @@ def fit_temperature(
         aggregation: one of AGGREGATIONS.
 
     Returns:
-        0.05 to 20; above 1 where the head is too sure of itself (Guo et al. 2017).
+        0.05 to 20, with fewer than 5 wrong products 1 to 20; above 1 where the head is too sure of itself
+        (Guo et al. 2017).
 
     Raises:
         ValueError: no product, or counts that do not fit.
@@ -55,6 +60,8 @@ def fit_temperature(
     first = _first_images(logits, images)
     if len(truth) != len(images) or len(images) == 0:
         raise ValueError(f"{len(truth)} categories for {len(images)} products; expected one each, 1 at least")
+    accuracy, _ = grade_products(logits, images, truth, 1.0, aggregation)
+    least = 0.05 if round((1 - accuracy) * len(truth)) >= LEAST_OF_KIND else 1.0
     if aggregation == "geometric":  # softmax of the mean logits: as if each product had one image
         logits, first = np.add.reduceat(logits, first, axis=0) / images[:, None], np.arange(len(images))
         images = np.ones_like(images)
@@ -64,7 +71,8 @@ def fit_temperature(
         loss = _loss_of_max(below, images, truth)
     else:
         loss = _loss_of_mean(below, images, first, truth)
-    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-3})
+    bounds = (np.log(least), np.log(20))
+    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3})
     return round(float(np.exp(best.x)), 4)
 
 

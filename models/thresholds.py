@@ -74,6 +74,7 @@ class Certificate:
     margin_products: int | None = None  # the least confident tenth of the accepted, ties included
     margin_precision: float | None = None  # their right share: what a lower threshold would begin to add
     more_products_needed: int | None = None  # in CERT, about; None when certified, or when more will not help
+    at_best: bool = False  # so few were seen that this is the least number, not about the number
     reason: str | None = None  # None when certified
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,10 +121,11 @@ def certify(
     p = p_values(*counts_at(thresholds, confidence, correct), alpha)
     walked = walk(p, levels)
     if walked is None:
-        seen = (confidence, correct) if len(correct) else (fit.confidence, fit.correct)
         at = list(starts.values())
-        needed = _products_needed(seen[0], seen[1], thresholds[at], levels[at], target)
-        return _uncertified(target, delta, len(thresholds), len(correct), needed)
+        reached = len(at) > 0 and np.any(confidence >= thresholds[at].min())  # else only FIT tells anything
+        seen, right = (confidence, correct) if reached else (fit.confidence, fit.correct)
+        needed = _products_needed(seen, right, thresholds[at], levels[at], target, delta)
+        return _uncertified(target, delta, len(thresholds), len(correct), *needed)
     start, last = walked
     return Certificate(
         target=target,
@@ -249,39 +251,65 @@ def products_for(precision: float, target: float, level: float, power: float = 0
     """About how many accepted products show, with that power, that a true precision is over the target.
 
     Normal approximation of the binomial test, `((z_level s(target) + z_power s(precision)) / difference)²`
-    with s(p) = sqrt(p (1 - p)), and no fewer than show it without any error; infinite up to the target.
+    with s(p) = sqrt(p (1 - p)), and no fewer than show it without any error, `target ** n <= level`, which is
+    exact where all are right; infinite up to the target.
+
+    >>> round(products_for(1.0, 0.9, 0.1), 2)  # 22 products without error certify, 21 do not
+    21.85
     """
     if precision <= target:
         return np.inf
+    least = float(np.log(level) / np.log(target))
+    if precision == 1:
+        return least
     deviation = np.sqrt([target * (1 - target), precision * (1 - precision)])
-    enough = (ndtri([1 - level, power]) @ deviation / (precision - target)) ** 2
-    return float(max(enough, np.log(level) / np.log(target)))
+    return max(float((ndtri([1 - level, power]) @ deviation / (precision - target)) ** 2), least)
 
 
 def _products_needed(
-    confidence: np.ndarray, correct: np.ndarray, thresholds: np.ndarray, levels: np.ndarray, target: float
-) -> float:
-    """About how many products in all certify a chain's start, if precision is as seen there; or infinity."""
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    thresholds: np.ndarray,
+    levels: np.ndarray,
+    target: float,
+    delta: float,
+) -> tuple[float, bool]:
+    """About how many products in all certify a chain's start, or infinity; and whether that is at best.
+
+    About: if precision is as seen at the start. At best, where no error was seen or no start looks over the
+    target: if precision is the upper bound of what was seen (Clopper-Pearson, certainty 1 - delta).
+    """
     accepted, errors = counts_at(thresholds, confidence, correct)
     seen = (accepted - errors + 0.5) / (accepted + 1)  # half a product more of each kind: 10 of 10 is not all
-    needed = [
-        products_for(precision, target, level) * len(correct) / products
-        for precision, level, products in zip(seen, levels, accepted, strict=True)
-        if products
-    ]
-    return min(needed, default=np.inf)
+    bound = 1 - lower_bound(accepted, accepted - errors, delta)  # 1 without error, when all may be right
+    told = ((seen, False), (bound, True)) if errors.any() else ((bound, True),)
+    for precision, at_best in told:
+        needed = [
+            products_for(float(here), target, float(level)) * len(correct) / products
+            for here, level, products in zip(precision, levels, accepted, strict=True)
+            if products
+        ]
+        if (least := min(needed, default=np.inf)) < np.inf:
+            return least, at_best
+    return np.inf, False
 
 
-def _uncertified(target: float, delta: float, grid: int, products: int, needed: float) -> Certificate:
+def _uncertified(
+    target: float, delta: float, grid: int, products: int, needed: float, at_best: bool
+) -> Certificate:
     more = None if np.isinf(needed) else max(1, int(np.ceil(needed)) - products)
     tried = f"precision {target:g} cannot be promised with certainty {1 - delta:g} on {products} products"
     if grid == 0:
         reason = f"{tried}: FIT has none, so that no threshold can be tried"
     elif more is None:
         reason = f"{tried}: it is lower wherever a chain starts, and more products alone will not help"
+    elif at_best:
+        reason = f"{tried}: these are too few to tell much, and at least {more} more are needed"
     else:
         reason = f"{tried}: about {more} more are needed"
-    return Certificate(target, delta, grid, products, more_products_needed=more, reason=reason)
+    return Certificate(
+        target, delta, grid, products, more_products_needed=more, at_best=at_best, reason=reason
+    )
 
 
 def _accepted_at(

@@ -33,7 +33,7 @@ from pipeline.extract import Part, open_part, require_same_backbone
 from pipeline.stage import log, stage
 from pipeline.train import categories_of
 
-VERSION = 2
+VERSION = 3
 MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
 
 
@@ -144,7 +144,7 @@ def choose_aggregation(
             logits, counts, how = of_images, images, name
         temperature = fit_temperature(logits, counts, truth, how)
         accuracy, loss = grade_products(logits, counts, truth, temperature, how)
-        log.info("thresholds: %s of images: FIT accuracy %.4f, log loss %.4f", name, accuracy, loss)
+        log.info("aggregation: %s of images: FIT accuracy %.4f, log loss %.4f", name, accuracy, loss)
         graded.append((accuracy, -loss, name, temperature))
     _, _, name, temperature = max(graded, key=lambda told: told[:2])  # the first among equals
     return name, temperature

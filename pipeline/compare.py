@@ -15,6 +15,7 @@ validation precision and the acceptance rate are measured on CERT, which has cho
 import csv
 import io
 import json
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +57,7 @@ from pipeline.train import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-VERSION = 1
+VERSION = 2
 GRADED = 50_000  # training products at most on which the training precision is measured
 HOG, SVM = "HOG", "linear SVM"
 TUNED = "-tuned"  # ends the name of a row on fine-tuned bottlenecks
@@ -167,7 +168,8 @@ def compare(
             told.append(_row(row, fine_tuned, shops[fine_tuned], records, out, config, categories))
     if not told:
         raise ShelfmarkError(f"no row is left to compare: {'; '.join(notes)}; give other names to --only")
-    best, commands = best_of(told, config.calibration.precision)
+    best, head = best_of(told, config.calibration.precision)
+    commands = _release(head, records, config, store.parent, out.parent.name, tuned) if head else ""
     comparison = {
         "rows": told,
         "notes": notes,
@@ -458,29 +460,81 @@ def _merit(row: dict[str, Any]) -> tuple[float, float]:
     return row["acceptance_rate_at_target"], row["val_precision"]
 
 
-def best_of(rows: Sequence[dict[str, Any]], target: float) -> tuple[str, str]:
-    """Which row to use, by the largest acceptance rate, then precision: in words, and the commands for it."""
+def best_of(rows: Sequence[dict[str, Any]], target: float) -> tuple[str, dict[str, Any] | None]:
+    """Which row to use, by the largest acceptance rate, then precision, in words; and the best head."""
 
     def told(row: dict[str, Any]) -> str:
         rate, right = _merit(row)
         tuned = " on fine-tuned bottlenecks" if row["fine_tuned"] else ""
         return f"{row['classifier']}{tuned}, {rate:.1%} accepted at {target:.0%}, {right:.1%} right"
 
-    best, heads = max(rows, key=_merit), [row for row in rows if row["settings"]]
-    if not heads:
-        return f"Best: {told(best)}. A baseline, which shelfmark does not release", ""
-    head = max(heads, key=_merit)
-    before = (
-        "" if head == best else f"{told(best)}. A baseline, which shelfmark does not release. Best head: "
-    )
-    steps = ["finetune", "extract"] * head["fine_tuned"] + [f"train {head['settings']}"]
-    return f"Best: {before}{told(head)}", " && ".join(f"shelfmark {step} --workspace …" for step in steps)
+    best = max(rows, key=_merit)
+    head = max((row for row in rows if row["settings"]), key=_merit, default=None)
+    words = f"Best: {told(best)}"
+    if alike := [row["row"] for row in rows if row is not best and not _beats(best, row)]:
+        words += f". By chance alone as good could be: {', '.join(alike)}"
+    if best is not head:
+        words += ". A baseline, which shelfmark does not release"
+        words += f". Best head: {told(head)}" if head else ""
+    return words, head
+
+
+def _beats(best: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether a row accepts more than another, or is more precise, by more than chance explains.
+
+    The 95 % interval of a difference of shares lies above 0 (Newcombe, Statistics in Medicine 1998, method
+    10). For independent samples: rows on the same products differ by less by chance, so it is never too sure.
+    """
+    of_best, of_row = best["val_products"], row["val_products"]
+    for one, other in zip(_merit(best), _merit(row), strict=True):
+        below, above = one - wilson(one, of_best)[0], wilson(other, of_row)[1] - other
+        if one - other > np.hypot(below, above):
+            return True
+    return False
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` products (Wilson 1927); of 7 of 7 it is no single point.
+
+    >>> [round(float(end), 3) for end in wilson(1.0, 7)]
+    [0.646, 1.0]
+    """
+    z2 = 1.96**2
+    middle, half = share + z2 / (2 * count), np.sqrt(z2 * (share * (1 - share) + z2 / (4 * count)) / count)
+    return (middle - half) / (1 + z2 / count), (middle + half) / (1 + z2 / count)
+
+
+def _release(
+    head: dict[str, Any],
+    records: Artifact,
+    config: Config,
+    workspace: Place,
+    run: str,
+    tuned: Artifact | None,
+) -> str:
+    """The command that releases a row's head, if it is better than the one in service.
+
+    The run's other settings stand in it, because `retrain` begins with the defaults. SOURCE… and FILE are
+    those of ingest, which no artifact tells. A run with a backbone/ of its own takes that, so that a head on
+    frozen bottlenecks goes into another run.
+    """
+    if tuned and not head["fine_tuned"]:
+        run += "-frozen"
+    row = next(row for row in ROWS if row.name == head["row"].removesuffix(TUNED))
+    sets = [
+        text for text in config_of(row, config).sets() if not text.startswith(("head.kind", "head.hidden"))
+    ]
+    taxonomy = "" if records.made_from["taxonomy"] == "none" else "--taxonomy FILE "
+    told = "".join(f" --set {shlex.quote(text)}" for text in sets)
+    where = f"--workspace {shlex.quote(str(workspace))} --run {run}"
+    return f"shelfmark retrain SOURCE… {taxonomy}{where} {head['settings']}{told}"
 
 
 def chance(comparison: dict[str, Any]) -> float:
-    """Half the width of the 95 % interval of the best validation precision, by the normal approximation."""
+    """How far off the best validation precision may be: as far as the farther end of its 95 % interval."""
     right = max(row["val_precision"] for row in comparison["rows"])
-    return float(1.96 * np.sqrt(right * (1 - right) / comparison["val_products"]))
+    low, high = wilson(right, comparison["val_products"])
+    return float(max(right - low, high - right))
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ those marked `calibrate` are part of that stage's.
 
 import copy
 import difflib
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,10 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+LISTS = {  # settings that are lists, and what they hold
+    "hidden": "two numbers, as in [1024,1024]",
+    "level_weights": "a number for each level, as in [1,1,2]",
+}
 ELSEWHERE = {"speed", "calibrate"}  # marks of settings that another stage's digest holds, or none
 
 
@@ -205,6 +210,21 @@ class Config(BaseModel):
             "fit_share": self.calibration.fit_share,
         }
 
+    def sets(self) -> list[str]:
+        """What `--set` takes to have these settings from the defaults, as far as they can change a release.
+
+        >>> load_config(sets=("head.hidden=[64, 32]", "seed=7", "extract.engine=jax")).sets()
+        ['seed=7', 'head.hidden=[64,32]']
+        """
+        sets = [] if self.seed == 0 else [f"seed={self.seed}"]
+        for section in ("ingest", "backbone", "extract", "finetune", "head", "train", "calibration"):
+            own: Section = getattr(self, section)
+            for name, field in type(own).model_fields.items():
+                value = getattr(own, name)
+                if value not in (None, field.default) and "speed" not in field.metadata:
+                    sets.append(f"{section}.{name}={_text(value)}")
+        return sets
+
     def of_the_thresholds(self) -> dict[str, Any]:
         """The settings that thresholds depend on, beside the head."""
         return self.calibration.that_matter() | {"aggregation": self.head.aggregation}
@@ -267,6 +287,11 @@ def _parse(text: str) -> Any:
         return text
 
 
+def _text(value: Any) -> str:
+    """A value as `_parse` reads it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
 def _put(values: dict[str, Any], name: str, value: Any) -> None:
     *sections, last = name.split(".")
     for section in sections:
@@ -297,4 +322,9 @@ def _explain(problem: ErrorDetails, where: str) -> str:
         hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(model.model_fields)}."
         section = f" [{path[0]}]" if len(path) > 1 else ""
         return f"{where}{section}: unknown {'setting' if len(path) > 1 else 'section'} '{path[-1]}'. {hint}"
-    return f"{where}: {'.'.join(path)} = {problem['input']!r}: {problem['msg'].lower()}; mend the setting"
+    if problem["type"] == "value_error":  # of settings that do not go together; the input is all of them
+        return f"{where}: {'.'.join(path)}: {problem['ctx']['error']}; mend the setting"
+    told = problem["msg"].lower()
+    if path[1:2] and path[1] in LISTS and problem["type"] in ("tuple_type", "too_long", "missing"):
+        path, told = path[:2], f"expected {LISTS[path[1]]}"
+    return f"{where}: {'.'.join(path)} = {problem['input']!r}: {told}; mend the setting"

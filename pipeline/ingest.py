@@ -49,7 +49,7 @@ from pipeline.units import run_units, unit_file
 from pipeline.workers import local_workers
 from pipeline.write import DIGESTS, IMAGES, PIECE, UNITS_A_BATCH, write_unit
 
-VERSION = 2
+VERSION = 3
 PIECE_ROWS = 100_000  # rows of the plan in memory at a time, about 150 bytes each
 TABLE_ROWS = 2**20  # rows of a table made at a time
 REJECTS = pa.schema(
@@ -171,6 +171,12 @@ def _summary(index: Index, products: Products, layout: "Layout") -> dict[str, An
     if small:
         told = f"{dropped.sum():,} products dropped in {small:,} categories that are too small"
         log.info("records: %s", told)
+    if untrained := plan.untrained_categories(products):
+        log.warning(
+            "records: %s categories without training products, as %r: nothing will be put into them; "
+            "give some of their products the split train",
+            f"{len(untrained):,}", untrained[0],
+        )  # fmt: skip
     return {
         "products": len(products.split),
         "images": index.images(),
@@ -181,6 +187,7 @@ def _summary(index: Index, products: Products, layout: "Layout") -> dict[str, An
         "dropped_products": int(dropped.sum()),
         "dropped_images": of_split[DROPPED],
         "dropped_categories": small,
+        "categories_without_training_products": len(untrained),
         "unreadable_products": int((products.images == 0).sum()),
         "products_in_two_categories": products.in_two_categories,
         "images_of_several_products": len(layout.shared.row),

@@ -277,20 +277,34 @@ def require_learnable(products: Products, min_products: int) -> None:
     """Stops when no product can be learnt from.
 
     Raises:
-        ShelfmarkError: no category is large enough, or nothing has a category.
+        ShelfmarkError: no category is large enough, or nothing has a category, or nothing that has one is
+            readable.
     """
-    if not products.category.code.any():
+    categorized = products.category.code > 0
+    if not categorized.any():
         raise ShelfmarkError(
             f"no product to train on: none of {len(products.split):,} has a category; expected some; give "
             "category, category_id or, of photos in folders, the folder above those of the categories"
         )
+    if not products.images[categorized].any():
+        raise ShelfmarkError(
+            f"no product to train on: none of {np.count_nonzero(categorized):,} with a category has a "
+            "readable image; expected photos; rejects.parquet in records.partial/ tells why; mend the source"
+        )
     if not (products.split == TRAIN).any():
         raise ShelfmarkError(
             f"no product to train on: {len(products.split):,} products, "
-            f"{np.count_nonzero(products.category.code):,} with a category, "
+            f"{np.count_nonzero(categorized):,} with a category, "
             f"{int((products.split == SPLITS.index(DROPPED)).sum()):,} of them in categories of under "
             f"{min_products}; expected larger categories; add products or lower ingest.min_products"
         )
+
+
+def untrained_categories(products: Products) -> list[str]:
+    """Categories whose products are all in val and test, by given or kept parts: nothing learns them."""
+    category, learnt = products.category, products.split == TRAIN
+    codes = np.setdiff1d(category.code[products.split < len(PARTS)], category.code[learnt])
+    return sorted(category.values[code] for code in codes.tolist())
 
 
 def plan_units(index: Index, products: Products, seed: int, unit_bytes: int) -> tuple[np.ndarray, int]:

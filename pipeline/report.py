@@ -39,6 +39,7 @@ from pipeline.wording import (
     headline,
     level_names,
     percent,
+    products_needed,
     share,
     signed,
 )
@@ -77,7 +78,7 @@ class ReportData:
         return graded
 
 
-VERSION = 3
+VERSION = 4
 
 
 def report(run: Place) -> Artifact:
@@ -198,6 +199,7 @@ def render(data: ReportData) -> str:
             graded_name=PARTS[data.metrics["graded_on"]][0].lower(),
             certificate=data.thresholds["certificate"],
             headline=headline(data),
+            products_needed=products_needed(data.thresholds["certificate"]),
             below_promise=data.graded is not None and below_promise(data.graded),
             parts=[(*PARTS[name], data.metrics[name]) for name in PARTS],
             levels=level_names(data.graded["levels"]) if data.graded else {},

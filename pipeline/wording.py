@@ -85,14 +85,21 @@ def headline(data: "ReportData") -> str:
         rate = percent(share(of["accepted"], of["products"]))
         what = "of the products can be shelved automatically at the promised precision"
         return f"{rate} {what} of {target}: certified."
-    needed = certificate["more_products_needed"]
+    needed = products_needed(certificate)
     then = (
-        "more products alone will not change that"
-        if needed is None
-        else f"about {count(needed)} more certification products are needed"
+        f"{needed} more certification products are needed"
+        if needed
+        else "more products alone will not change that"
     )
     why = f"because a precision of {target} is not certifiable"
     return f"Nothing can be shelved automatically, {why}: {then}."
+
+
+def products_needed(certificate: Mapping[str, Any]) -> str:
+    """How many more products may certify a threshold: about, or at least; "" where more will not help."""
+    needed = certificate["more_products_needed"]
+    how = "at least" if certificate.get("at_best") else "about"  # thresholds of before say nothing of it
+    return "" if needed is None else f"{how} {count(needed)}"
 
 
 def below_promise(graded: Mapping[str, Any]) -> bool:

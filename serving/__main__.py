@@ -7,6 +7,8 @@ FastAPI are imported inside the function: they take seconds, `--help` must not.
 import logging
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -62,7 +64,8 @@ def serve(workspace: str, host: str, port: int, debug: bool) -> None:
         )
     bundle = open_bundle(releases / release)
     app = create_app(bundle)
-    listener.listen()  # only now: until then a caller is refused rather than kept waiting
+    with _expect_free(host, port):  # not so when another server has come here while this one was loading
+        listener.listen()  # only now: until then a caller is refused rather than kept waiting
     at, port = listener.getsockname()[:2]
     for caveat in bundle.caveats:
         log.warning("%s: %s", release, caveat)
@@ -72,17 +75,23 @@ def serve(workspace: str, host: str, port: int, debug: bool) -> None:
 
 def _bind(host: str, port: int) -> socket.socket:
     """A socket with its address; before anything is loaded, so that a taken port is told at once."""
-    try:
+    with _expect_free(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+    return listener
+
+
+@contextmanager
+def _expect_free(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ShelfmarkError(
             f"{host}:{port}: {error.strerror}; expected a free address of this machine; "
             "give another --host or --port"
         ) from error
-    return listener
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ in service until the process ends.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
@@ -19,9 +19,11 @@ from typing import Annotated, Any, BinaryIO
 import numpy as np
 import simplejpeg
 from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.engines import choose_engine
@@ -70,6 +72,7 @@ def create_app(bundle: Bundle) -> FastAPI:
     app = FastAPI(title="shelfmark", version="1")
     app.add_middleware(_BodyLimit)
     app.add_exception_handler(RequestValidationError, _explain)
+    app.add_exception_handler(StarletteHTTPException, _explain_form)
 
     @app.post("/v1/categorize", responses=RESPONSES)
     async def categorize(
@@ -125,8 +128,21 @@ def _health(bundle: Bundle) -> Health:
 async def _explain(request: Request, error: Exception) -> JSONResponse:
     """422 with one line instead of FastAPI's list of objects."""
     assert isinstance(error, RequestValidationError)
-    told = ", ".join(f"{found['loc'][1]}: {found['msg']}" for found in error.errors())
+    told = ", ".join(f"{found['loc'][1]}: {_told(found)}" for found in error.errors())
     return JSONResponse({"detail": f"{told}; {EXPECTED}"}, 422)
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    """What is wrong with a field; of a text for a file FastAPI tells its own classes."""
+    return "a text, not a file" if found["type"] == "value_error" else str(found["msg"])
+
+
+async def _explain_form(request: Request, error: Exception) -> Response:
+    """400 of a form that cannot be read, with what was expected; every other refusal as it is."""
+    assert isinstance(error, StarletteHTTPException)
+    if error.status_code == 400:
+        error = StarletteHTTPException(400, f"{error.detail.rstrip('.')}; {EXPECTED}", error.headers)
+    return await http_exception_handler(request, error)
 
 
 class _BodyLimit:

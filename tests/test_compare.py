@@ -1,13 +1,16 @@
 """`shelfmark compare` on a small drawn catalogue: rows against the pipeline's own figures, kills, page."""
 
 import csv
+import itertools
 import json
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 
 from features.artifact import begin, open_artifact, partial_of, seal
 from features.errors import ShelfmarkError
@@ -16,7 +19,7 @@ from models.taxonomy import read_taxonomy
 from pipeline import compare as module
 from pipeline.cli import main
 from pipeline.compare import COLUMNS, PAPER, ROWS, best_of, compare, render, table
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.drawing import draw_catalogue
 
 SETTINGS = """
@@ -241,16 +244,60 @@ def test_best_is_the_most_accepting_then_the_most_precise() -> None:
 
 def test_a_baseline_that_is_best_is_told_with_the_best_head() -> None:
     rows = [row("svm", settings="", acceptance_rate_at_target=0.8), row("b", fine_tuned=True)]
-    words, commands = best_of(rows, 0.9)
+    words, head = best_of(rows, 0.9)
     assert words == (
         "Best: SVM, 80.0% accepted at 90%, 60.0% right. A baseline, which shelfmark does not release. "
         "Best head: B on fine-tuned bottlenecks, 50.0% accepted at 90%, 60.0% right"
     )
-    assert commands == (
-        "shelfmark finetune --workspace … && shelfmark extract --workspace … && "
-        "shelfmark train --set head.kind=flat --workspace …"
+    assert head == rows[1]
+    assert best_of(rows[:1], 0.9)[1] is None
+
+
+def test_rows_that_chance_alone_may_have_put_behind_are_told_with_the_best() -> None:
+    few = [row(name, val_products=7, val_precision=right, acceptance_rate_at_target=right)
+           for name, right in (("a", 1.0), ("b", 6 / 7), ("c", 1 / 7))]  # fmt: skip
+    assert best_of(few, 0.9)[0].endswith("100.0% right. By chance alone as good could be: b")
+    many = [one | {"val_products": 7000} for one in few]
+    assert best_of(many, 0.9)[0].endswith("100.0% right")
+
+
+@pytest.mark.parametrize(("right", "of"), [(7, 7), (0, 7), (540, 900)])
+def test_chance_is_the_farther_end_of_wilsons_interval(right: int, of: int) -> None:
+    interval = binomtest(right, of).proportion_ci(0.95, "wilson")
+    share = right / of
+    told = comparison(rows=[row(val_precision=share)], val_products=of)
+    expected = max(share - interval.low, interval.high - share)
+    assert module.chance(told) == pytest.approx(expected, rel=1e-4)
+    assert expected > 0
+
+
+def test_command_of_the_best_head_names_workspace_run_and_what_is_not_default(
+    shop: Path, tmp_path: Path
+) -> None:
+    told = compare_here(shop, tmp_path / "week" / "comparison", ("svm", "2nn-512"), "extract.engine=openvino")
+    W = shlex.quote(str(shop / "W"))
+    assert told["commands"] == (
+        f"shelfmark retrain SOURCE… --taxonomy FILE --workspace {W} --run week "
+        "--set head.kind=flat --set 'head.hidden=[256,256]' --set ingest.min_products=5 "
+        "--set backbone.weights=random --set backbone.image_size=75 --set head.aggregation=mean "
+        "--set train.batch=64 --set train.epochs=2 --set train.precision=float32"
     )
-    assert best_of(rows[:1], 0.9)[1] == ""
+    words = shlex.split(told["commands"])
+    sets = tuple(value for option, value in itertools.pairwise(words) if option == "--set")
+    assert load_config(sets=sets).of_the_head() == config_of_row(shop, "2nn-512").of_the_head()
+
+
+def config_of_row(shop: Path, name: str) -> Config:
+    row = next(row for row in ROWS if row.name == name)
+    return module.config_of(row, load_config(shop / "weekly.toml"))
+
+
+def test_a_head_on_frozen_bottlenecks_goes_into_a_run_without_a_tuned_backbone(shop: Path) -> None:
+    records, some = (open_artifact(run_of(shop) / kind, kind) for kind in ("records", "bottlenecks"))
+    for head, run in ((row(), "week-frozen"), (row("2nn-512-tuned", fine_tuned=True), "week")):
+        told = module._release(head, records, load_config(), shop / "W", "week", tuned=some)
+        assert told.endswith(f" --run {run} --set head.kind=flat")
+        assert "finetune" not in told
 
 
 class Cells(HTMLParser):
@@ -294,10 +341,6 @@ def test_page_tells_rows_and_the_papers_table() -> None:
     assert "see <code>shelfmark finetune</code>." in page
     assert "1,000 drawn categories" in page
     assert "hal-01830894" in page
-
-
-def test_chance_is_the_normal_95_percent_interval() -> None:
-    assert module.chance(comparison()) == pytest.approx(1.96 * (0.6 * 0.4 / 900) ** 0.5)
 
 
 def test_terminal_table_has_a_row_each() -> None:

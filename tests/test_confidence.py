@@ -66,8 +66,37 @@ def test_temperature_is_the_best_of_many_for_products_of_several_images() -> Non
 
 def test_temperature_of_a_head_that_is_always_right_or_always_wrong_stays_within_bounds() -> None:
     logits, images = np.eye(4, dtype=np.float32), np.ones(4, dtype=int)
-    assert 0.05 <= fit_temperature(logits, images, np.arange(4)) < 0.1
+    assert 1 <= fit_temperature(logits, images, np.arange(4)) < 1.01
     assert 19 < fit_temperature(logits, images, np.arange(4)[::-1]) <= 20
+
+
+def timid(wrong: int) -> tuple[np.ndarray, np.ndarray]:
+    """(200, 3) logits of a head, and (200,) truth: so many are wrong, those with the smallest leads."""
+    lead = np.linspace(0.5, 5, 200)
+    return np.outer(lead, [1, 0, 0]), np.where(np.arange(200) < wrong, 1, 0)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("wrong", [0, 1, 4])
+def test_a_head_that_is_nearly_always_right_keeps_the_order_of_its_confidences(
+    wrong: int, aggregation: str
+) -> None:
+    logits, truth = timid(wrong)
+    images = np.ones(200, dtype=int)
+    temperature = fit_temperature(logits, images, truth, aggregation)
+    assert 1 <= temperature < 1.01
+    p1 = product_probabilities(logits, images, temperature, aggregation).max(axis=1)
+    assert len(set(p1.round(6).tolist())) == 200
+    assert p1.max() < 1
+
+
+def test_five_errors_are_enough_to_find_a_head_too_timid() -> None:
+    logits, truth = timid(wrong=5)
+    images = np.ones(200, dtype=int)
+    found = fit_temperature(logits, images, truth)
+    assert 0.05 < found < 1
+    losses = [loss_by_hand(logits, images, truth, tried) for tried in np.geomspace(0.05, 20, 120)]
+    assert loss_by_hand(logits, images, truth, found) <= min(losses) + 1e-6
 
 
 def test_temperature_refuses_counts_that_do_not_fit() -> None:

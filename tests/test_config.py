@@ -96,7 +96,7 @@ def test_unknown_setting_that_is_like_none_is_told_with_those_known():
         ("train.learning_rate=inf", "train.learning_rate = inf"),
         ("train.learning_rate=nan", "train.learning_rate = nan"),
         ("calibration.precision=1", "calibration.precision = 1"),
-        ("head.hidden=[1024]", "head.hidden.1 = [1024]"),
+        ("head.hidden=[1024]", "head.hidden = [1024]"),
         ("backbone.image_size=16", "backbone.image_size = 16"),
         ("ingest.max_rejected=1.1", "ingest.max_rejected = 1.1"),
         ("seed=-1", "seed = -1"),
@@ -106,6 +106,21 @@ def test_unknown_setting_that_is_like_none_is_told_with_those_known():
 def test_wrong_values_are_told_with_the_setting_and_the_reason(text, setting):
     told = refusal(sets=(text,))
     assert told.startswith(f"--set {text}: {setting}: ") and told.endswith("; mend the setting")
+
+
+@pytest.mark.parametrize(("value", "told"), [("128", "128"), ("[64]", "[64]"), ("[8,8,8]", "[8, 8, 8]")])
+def test_one_number_or_three_for_the_two_hidden_layers_are_told_what_was_expected(value, told):
+    assert refusal(sets=(f"head.hidden={value}",)) == (
+        f"--set head.hidden={value}: head.hidden = {told}: expected two numbers, as in [1024,1024]; "
+        "mend the setting"
+    )
+
+
+def test_settings_that_do_not_go_together_are_told_without_the_whole_section():
+    assert refusal(sets=("head.kind=taxonnet", "head.loss=soft_tree")) == (
+        "--set head.loss=soft_tree: head: loss soft_tree is for kind flat; "
+        "a taxonnet head has the tree in its outputs; mend the setting"
+    )
 
 
 def test_a_wrong_option_is_told_by_its_name_on_the_command_line():

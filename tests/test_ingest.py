@@ -358,6 +358,14 @@ def test_a_manifest_in_any_order_gives_the_same_split_as_bson(records, taxonomy,
         assert made.summary["rejects"] == records.summary["rejects"]
 
 
+def test_a_category_without_training_products_is_told(tmp_path, loop, caplog):
+    rows = manifest_rows(tmp_path, draw_products({"1": 30, "2": 5}))
+    given = [row | {"split": "test" if row["category"] == "2" else "train"} for row in rows]
+    made = loop(write_manifest(tmp_path / "shop.csv", given), tmp_path / "records")
+    assert made.summary["categories_without_training_products"] == 1
+    assert "1 categories without training products, as '2'" in caplog.text
+
+
 def test_two_sources_of_different_kinds_are_one_catalogue(tmp_path, loop):
     first, second = draw_products({"1": 30}), draw_products({"1": 10, "2": 20}, first=30)
     rows = manifest_rows(tmp_path / "shop", second)

@@ -180,11 +180,26 @@ def test_a_product_in_two_categories_has_the_one_told_most_often():
     assert plan.plan_products(index_of(rows), None, 1).in_two_categories == 2
 
 
+def test_categories_without_training_products_are_told():
+    rows = [{"product_id": f"{name}{part}", "category": name, "split": part}
+            for name, parts in (("a", ("train", "val")), ("c", ("val", "test")), ("b", ("test",)))
+            for part in parts]  # fmt: skip
+    assert plan.untrained_categories(plan.plan_products(index_of(rows), None, 1)) == ["b", "c"]
+    assert plan.untrained_categories(plan.plan_products(index_of(rows[:2]), None, 1)) == []
+
+
 def test_without_categories_there_are_products_but_nothing_to_learn():
     products = plan.plan_products(index_of([{"product_id": f"p{n}"} for n in range(3)]), None, 20)
     assert products.table(0, 3)["split"].to_pylist() == ["none"] * 3
     with pytest.raises(ShelfmarkError, match="no product to train on: none of 3 has a category"):
         plan.require_learnable(products, 20)
+
+
+def test_products_that_are_all_unreadable_are_told_as_such():
+    rows = [{"product_id": f"p{n}", "category": "a" * (n % 2), "reason": "truncated"} for n in range(38)]
+    rows += [{"product_id": "readable"}]
+    with pytest.raises(ShelfmarkError, match="none of 19 with a category has a readable image; expected"):
+        plan.require_learnable(plan.plan_products(index_of(rows), None, 20), 20)
 
 
 def test_categories_that_are_all_too_small_are_told_with_the_numbers():

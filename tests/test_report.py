@@ -65,6 +65,7 @@ def draw_run(run: Path) -> Path:
             "dropped_images": 40,
             "dropped_products": 30,
             "dropped_categories": 4,
+            "categories_without_training_products": 3,
             "images_of_several_products": 1500,
             "images_in_several_categories": 60,
             "placeholder_images": 7,
@@ -127,8 +128,10 @@ def change(run: Path, name: str, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def uncertify(run: Path, needed: int | None) -> None:
-    nothing = Certificate(0.9, 0.1, 100, 120, more_products_needed=needed, reason="it does not show")
+def uncertify(run: Path, needed: int | None, at_best: bool = False) -> None:
+    nothing = Certificate(
+        0.9, 0.1, 100, 120, more_products_needed=needed, at_best=at_best, reason="it does not show"
+    )
     change(run, "thresholds/thresholds.json", certificate=nothing.to_dict())
     change(run, "evaluation/metrics.json", test=part(threshold=None, accepted=0, accepted_precision=None))
 
@@ -184,8 +187,17 @@ def test_uncertified_run_accepts_nothing_and_says_what_is_missing(run: Path) -> 
     assert "about 1 412 more certification products are needed." in text
     assert "There is none: nothing is accepted." in text
     assert "certified, in use" not in text
+    uncertify(run, needed=20, at_best=True)
+    assert "at least 20 more certification products are needed." in read(run).text
     uncertify(run, needed=None)
     assert "more products alone will not change that." in read(run).text
+
+
+def test_where_everything_is_right_the_promise_is_told_as_the_least(run: Path) -> None:
+    change(run, "evaluation/metrics.json", test=part(precision=1.0, acceptance_rate_at_target=1.0))
+    text = read(run).text
+    assert "Even with everything accepted, at least 90.0 % of these very products are right." in text
+    assert "All accepted, 100.0 % of them right." in text
 
 
 def test_random_weights_are_a_demonstration(run: Path) -> None:

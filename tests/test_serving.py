@@ -270,7 +270,16 @@ def test_damaged_form_is_refused(client: TestClient) -> None:
     whole = form("a", data=photo(0))["content"]
     answer = client.post("/v1/categorize", content=whole, headers={"Content-Type": "multipart/form-data"})
     assert answer.status_code == 400
-    assert "boundary" in answer.json()["detail"]
+    assert answer.json()["detail"].startswith("Missing boundary in multipart; expected multipart/")
+    cut = client.post("/v1/categorize", **form("a", data=photo(0)) | {"content": whole[5:]})
+    assert cut.status_code == 400
+    assert "files in the field images; send it as curl" in cut.json()["detail"]
+
+
+def test_a_text_for_a_photo_is_told_as_such(client: TestClient) -> None:
+    answer = client.post("/v1/categorize", files={"images": (None, "hello")})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("images: a text, not a file; expected multipart/form-data")
 
 
 def test_sixteen_photos_are_taken_and_seventeen_are_not(client: TestClient) -> None:
@@ -406,6 +415,22 @@ def test_command_with_half_a_bundle_says_so(tmp_path: Path, capsys: pytest.Captu
 def test_command_says_that_the_port_is_taken(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
+        status, told = stopped(capsys, "--workspace", str(workspace), "--port", port)
+    assert status == 1
+    assert told == (
+        f"error: 127.0.0.1:{port}: Address already in use; expected a free address of this machine; "
+        "give another --host or --port\n"
+    )
+
+
+def test_command_says_that_another_server_took_the_port_while_it_loaded(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = str(other.getsockname()[1])
+        monkeypatch.setattr(serving, "create_app", lambda bundle: other.listen())
         status, told = stopped(capsys, "--workspace", str(workspace), "--port", port)
     assert status == 1
     assert told == (

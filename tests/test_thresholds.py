@@ -279,6 +279,33 @@ def test_all_wrong_is_not_certified_and_more_products_would_not_help() -> None:
     assert "more products alone will not help" in (found.reason or "")
 
 
+@pytest.mark.parametrize("products", [2, 4, 8])
+def test_a_few_that_are_all_right_are_told_how_many_more_right_ones_certify(products: int) -> None:
+    found = certify(alike(10, "fit"), alike(products, "cert"))
+    assert found.threshold is None
+    assert found.more_products_needed == 22 - products
+    assert certify(alike(10, "fit"), alike(22, "cert")).threshold is not None
+    assert found.at_best
+    assert f"at least {22 - products} more are needed" in (found.reason or "")
+
+
+def test_a_few_with_one_wrong_do_not_show_that_more_would_not_help() -> None:
+    fit = alike(10, "fit")
+    cert = draw.graded(np.full(4, 0.8), np.array([True, True, True, False]), "cert")
+    found = certify(fit, cert)
+    assert found.at_best
+    assert (found.more_products_needed or 0) > 22 - 4  # for all right
+    many = draw.graded(np.full(400, 0.8), np.tile([True, True, True, False], 100), "cert")
+    assert "more products alone will not help" in (certify(fit, many).reason or "")
+
+
+def test_products_below_every_start_do_not_show_that_more_would_not_help() -> None:
+    fit = draw.graded(np.linspace(0.5, 0.9, 40), np.full(40, True), "fit")
+    found = certify(fit, draw.graded(np.full(3, 0.4), np.full(3, True), "cert"))
+    assert found.threshold is None
+    assert (found.more_products_needed or 0) > 0
+
+
 def test_all_right_accepts_everything() -> None:
     rng = np.random.default_rng(27)
     fit = draw.graded(rng.random(40), np.full(40, True), "fit")
