@@ -386,8 +386,7 @@ class _Source:
 
     def _window(self, images: np.ndarray) -> tuple[Any, Any]:
         rows, labels = self.examples.bottlenecks, self.examples.labels[images].astype(np.int32)
-        taken = rows.read(images) if isinstance(rows, StoredRows) else rows[images]
-        return ops.convert_to_tensor(taken), ops.convert_to_tensor(labels)
+        return ops.convert_to_tensor(rows[images]), ops.convert_to_tensor(labels)
 
 
 def _grades(grade: Any, source: _Source) -> np.ndarray:

@@ -10,7 +10,7 @@
                  z1 = Dense(nodes)(ReLU(Dense(s)(f)))
                  zl = Dense(nodes)(ReLU(Dense(s)([z(l-1), f])))
 
-    set        every image of a product: x → scale → Dense(h1) → ReLU;
+    set        every image of a product: x → scale → (standard) → Dense(h1) → batch normalization → ReLU;
                largest over the images → dropout → Dense(C)          reads all images of a product at once
 
     head/  head.json  head.weights.h5  taxonomy.csv  history.csv  manifest.json
@@ -156,7 +156,9 @@ def _of_a_set(x: Any, shape: HeadShape) -> Any:
     from keras import layers
 
     x = layers.Reshape((shape.images, shape.width), name="images")(x)
-    x = layers.Dense(shape.hidden[0], activation="relu", name="hidden1")(x)
+    x = layers.Dense(shape.hidden[0], name="hidden1")(x)
+    x = layers.BatchNormalization(name="normalization")(x)  # without it training diverges on some backbones
+    x = layers.ReLU(name="relu1")(x)
     x = layers.GlobalMaxPooling1D(name="largest")(x)
     x = layers.Dropout(shape.dropout, name="dropout")(x)
     return layers.Dense(shape.categories, name="logits")(x)

@@ -36,7 +36,8 @@ def with_set_head(asked: Asked, images: int) -> Asked:
     """A set head that knows the first number of a bottleneck for the category."""
     shape = HeadShape(6, 6, (6, 1), 0.0, 1.0, "", kind="set", images=images)
     model = build_head(shape)
-    model.set_weights([np.eye(6), np.zeros(6), 20 * np.eye(6), np.zeros(6)])
+    as_it_is = [np.ones(6), np.zeros(6), np.zeros(6), np.full(6, 0.999)]  # of the batch normalization
+    model.set_weights([np.eye(6), np.zeros(6), *as_it_is, 20 * np.eye(6), np.zeros(6)])
     return dataclasses.replace(asked, set_head=Head(shape, model))
 
 

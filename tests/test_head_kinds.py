@@ -48,7 +48,7 @@ PARAMETERS = {
     + (H2 + 1) * S + (S + 1) * N1
     + (N1 + H2 + 1) * S + (S + 1) * N2
     + (N2 + H2 + 1) * S + (S + 1) * C,
-    "set": (D + 1) * H1 + (H1 + 1) * C,
+    "set": (D + 1) * H1 + 4 * H1 + (H1 + 1) * C,
 }  # fmt: skip
 SHARED = ("hidden1", "normalization", "hidden2")
 TOWER = (*SHARED, "logits")
@@ -176,10 +176,11 @@ def test_hierarchical_head_tells_log_probabilities_of_its_scores() -> None:
 def test_set_head_takes_the_largest_over_a_products_images_however_many() -> None:
     head = drawn("set")
     bounds = np.array([0, 1, 3, 6, 9])
-    (kernel1, bias1), (kernel2, bias2) = (
-        head.model.get_layer(name).get_weights() for name in ("hidden1", "logits")
+    (kernel1, bias1), (gamma, beta, mean, variance), (kernel2, bias2) = (
+        head.model.get_layer(name).get_weights() for name in ("hidden1", "normalization", "logits")
     )
-    each = np.maximum(2.0 * rows().astype(np.float64) @ kernel1 + bias1, 0)
+    each = 2.0 * rows().astype(np.float64) @ kernel1 + bias1
+    each = np.maximum(gamma * (each - mean) / np.sqrt(variance + 1e-3) + beta, 0)
     expected = [each[start:stop].max(axis=0) @ kernel2 + bias2 for start, stop in itertools.pairwise(bounds)]
     np.testing.assert_allclose(set_logits(head, rows(), bounds), expected, rtol=1e-4)
 
