@@ -415,7 +415,13 @@ def _quantised(backbone: Backbone, batch: int, calibration: Calibration | None) 
             for file in (weights, described):  # the one that is looked for is written last
                 write_whole(file, Path(folder, file.name).read_bytes())
     network = openvino.Core().read_model(described.read_bytes(), openvino.Tensor(_bytes(weights)))
-    network.reshape([_request(batch), backbone.image_size, backbone.image_size, 3])
+    try:
+        network.reshape([_request(batch), backbone.image_size, backbone.image_size, 3])
+    except RuntimeError as error:  # EfficientNet's squeeze-and-excitation has the batch in its constants
+        raise ShelfmarkError(
+            f"precision int8: OpenVINO cannot batch {backbone.name} once it is fitted; expected a network "
+            "that takes batches of any size; give extract.precision=auto"
+        ) from error
     return network
 
 

@@ -214,6 +214,7 @@ def on_jax(quiet_tensorflow, tmp_path):
 TINY = ["--backbone", "mobilenet", "--image-size", "32", "--weights"]
 
 
+@pytest.mark.slow
 def test_extract_runs_on_jax_when_asked_to(tmp_path, photos, on_jax):
     assert ingest(photos, tmp_path / "W") == 0
     log = on_jax("extract", "--run", "r", *TINY, str(tmp_path / "drawn.weights.h5"))

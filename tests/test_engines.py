@@ -256,6 +256,16 @@ def test_int8_is_fitted_once_to_the_catalogue_and_kept(
     assert capsys.readouterr().out == "", "no progress bars among a command's results"
 
 
+@pytest.mark.slow
+@needs("openvino")
+@needs("nncf")
+def test_int8_of_a_network_that_takes_no_batches_is_refused(jpegs: list[bytes], tmp_path: Path) -> None:
+    backbone = conftest.drawn_backbone(0, 32, "efficientnet_b0")
+    kept = Calibration(tmp_path, lambda most: pieces_of(jpegs, "drawn"))
+    with pytest.raises(ShelfmarkError, match="cannot batch efficientnet_b0 once it is fitted"):
+        choose_engine(backbone, 8, "openvino", "int8", kept)
+
+
 @needs("openvino")
 def test_int8_without_images_to_fit_it_to_is_refused(backbone: Backbone) -> None:
     with pytest.raises(ShelfmarkError, match="no images to fit it to"):
