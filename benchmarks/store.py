@@ -4,8 +4,8 @@
 
     find    20 M drawn digests in shards of 4,096, looked up by 20 M of which half are there
     index   2 M drawn images that a filled store has: everything that extract does beside the network
-    weeks   20,000 drawn photos through Inception v3 at 299 px (random weights), then 1 % new ones beside them,
-            then all of them again into an empty store, whose bottlenecks have to be the same bits
+    weeks   20,000 drawn photos through Inception v3 at 299 px (random weights), then 1 % new ones beside
+            them, then all of them again into an empty store, whose bottlenecks have to be the same bits
 
 Each is a process of its own. Writes results/store.json. Takes 1.5 GB of disk and ten minutes.
 """
