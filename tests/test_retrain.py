@@ -215,6 +215,7 @@ def decisions_of(folder: Path, workspace: Path, output: Path) -> tuple[pd.DataFr
     return decisions, evaluated
 
 
+@pytest.mark.slow
 def test_mirrored_images_are_learnt_from_and_asked_about_in_batch_as_in_evaluation(shop, tmp_path):
     folder, _, _ = shop
     shutil.copytree(folder / "W", tmp_path / "W", symlinks=True)
@@ -256,6 +257,7 @@ def test_a_worse_bundle_is_kept_out_of_service(shop):
     assert os.readlink(folder / "W" / "releases" / "current") == in_service
 
 
+@pytest.mark.slow
 def test_a_release_of_the_same_run_never_takes_the_place_of_the_one_in_service(shop, tmp_path):
     folder, _, _ = shop
     bad = ["--set", "train.epochs=1", "--set", "train.learning_rate=1e-9"]
