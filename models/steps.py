@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
-DECAY_STEPS = 16
+DECAY_STEPS = 16  # between two decays of the weights, see _OnePassSGD
 
 Tensor = Any  # of the backend
 Losses = Callable[[Any, Tensor], Tensor]  # (outputs, labels) → (n,) losses
