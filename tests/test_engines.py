@@ -22,6 +22,7 @@ from features.engines import (
     OpenVino,
     choose_engine,
     extract,
+    in_precision,
     to_openvino,
     use_engine,
 )
@@ -103,6 +104,24 @@ def test_engines_agree_with_keras_image_by_image(
     assert errors(found, stored).max() < LIMIT[precision]
     others = errors(np.roll(found, 1, axis=0), stored)
     assert others.min() > 3 * LIMIT[precision], "the images are further apart than that"
+
+
+@pytest.mark.parametrize(("name", "others"), [("mobilenet", "float32"), ("inception_v3", "bfloat16")])
+def test_networks_with_depthwise_convolutions_take_bfloat16_for_the_other_ones_alone(
+    name: str, others: str
+) -> None:
+    import keras
+
+    layers = list(in_precision(load_backbone(name, "random", 75).model, "bf16")._flatten_layers())
+    told = {
+        kind: {layer.compute_dtype for layer in layers if isinstance(layer, kind)}
+        for kind in (keras.layers.Conv2D, keras.layers.BatchNormalization, keras.layers.DepthwiseConv2D)
+    }
+    assert told == {
+        keras.layers.Conv2D: {"bfloat16"},
+        keras.layers.BatchNormalization: {others},
+        keras.layers.DepthwiseConv2D: {"float32"} if name == "mobilenet" else set(),
+    }
 
 
 def test_tensorflow_gives_the_bits_of_keras(
@@ -419,7 +438,7 @@ GROCERY = conftest.SHARED / "data" / "grocery" / "val"
 
 
 @pytest.mark.skipif(not WEIGHTS.is_file() or not GROCERY.is_dir(), reason="no weights or photos in ../shared")
-@pytest.mark.parametrize(("name", "precision"), [FP32, BF16])
+@pytest.mark.parametrize(("name", "precision"), [("tensorflow", "bf16"), FP32, BF16])
 def test_engines_agree_on_photos_with_imagenet_weights(name: str, precision: str) -> None:
     backbone = load_backbone("mobilenet", str(WEIGHTS), 224)
     photos = [file.read_bytes() for file in sorted(GROCERY.rglob("*.jpg"))[::20]]

@@ -6,8 +6,8 @@ import tensorflow as tf
 from conftest import drawn_backbone
 
 from features.backbones import Backbone, load_backbone
-from features.engines import as_converted
-from features.graphs import sum_keeping, to_bfloat16, transpose_late
+from features.engines import as_converted, to_openvino
+from features.graphs import centre, sum_keeping, to_bfloat16, transpose_late
 
 openvino = pytest.importorskip("openvino")
 NUMBERS = np.random.default_rng(0).normal(size=(500, 9)).astype(np.float32)
@@ -56,6 +56,33 @@ def test_a_late_transposition_gives_the_same_bottlenecks_bit_for_bit(backbone: B
     assert kinds_of(network)[:6] == ["Parameter", "Convert", "Multiply", "Add", "Transpose", "Convolution"]
     np.testing.assert_array_equal(bottlenecks(network, pixels), wanted)
     assert wanted.any()
+
+
+# A centred depthwise convolution
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "mobilenet_v2"])
+def test_a_centred_convolution_gives_the_same_bottlenecks_borders_included(name: str) -> None:
+    backbone = drawn_backbone(0, name=name)
+    shape = (2, backbone.image_size, backbone.image_size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    network = to_openvino(backbone, request=2)
+    wanted = bottlenecks(network, pixels)
+    centre(first_depthwise(network))
+    assert "Pad" in kinds_of(network)[: kinds_of(network).index("GroupConvolution")]
+    np.testing.assert_allclose(bottlenecks(network, pixels), wanted, rtol=1e-4, atol=1e-5 * wanted.max())
+    assert wanted.any()
+
+
+def test_a_network_without_relu6_stays_as_it_is() -> None:
+    network = to_openvino(drawn_backbone(0, 32, name="efficientnet_b0"), request=1)
+    before = kinds_of(network)
+    centre(first_depthwise(network))
+    assert kinds_of(network) == before
+
+
+def first_depthwise(network: "openvino.Model") -> "openvino.Node":
+    return next(one for one in network.get_ordered_ops() if one.get_type_name() == "GroupConvolution")
 
 
 def kinds_of(network: "openvino.Model") -> list[str]:
