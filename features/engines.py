@@ -265,9 +265,9 @@ def jitted(model: "keras.Model") -> Callable[[np.ndarray], Any]:
 def in_precision(model: "keras.Model", precision: str) -> "keras.Model":
     """The model itself for fp32; for bf16 one that multiplies in bfloat16, and pools in float32.
 
-    In a network with depthwise convolutions the other convolutions alone use bfloat16, where nearly all of its
-    multiplications are: why, see features/graphs.py. MobileNet's worst of 2,936 grocery photos is then off by
-    1.1 % of its bottleneck's length instead of 4.6 %, and on two cores with AMX it is 1.4 times as fast.
+    In a network with depthwise convolutions the other convolutions alone, nearly all of its multiplications,
+    use bfloat16; why: features/graphs.py. MobileNet's worst of 2,936 grocery photos is then off by 1.1 % of
+    its bottleneck's length instead of 4.6 %, and on two cores with AMX it is 1.4 times as fast.
     """
     import keras
 
