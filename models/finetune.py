@@ -3,7 +3,8 @@
     pixels (n, size, size, 3) uint8 → augment → trunk: frozen layers → tuned layers → (n, d) → head → losses
 
 Batch normalizations of frozen layers run in inference mode, and nothing of them changes; those of tuned
-layers take the batch's statistics, and their moving averages follow. Why, with figures: docs/finetuning.md.
+layers take the batch's statistics, and their moving averages follow. What is judged and kept is a moving
+average of the weights. Why, with figures: docs/finetuning.md.
 
 All that an epoch starts from is in a checkpoint, and its random numbers are told by (seed, epoch): a killed
 fine-tuning goes on to the same backbone, bit for bit.
@@ -47,6 +48,31 @@ class Photos:
             yield pixels[: len(chosen)], self.labels[chosen].astype(np.int32)
 
 
+class Average:
+    """The moving average of a model's weights over its steps (Polyak, Juditsky, SIAM J. Control Optim. 1992).
+
+    w̄ ← momentum · w̄ + (1 - momentum) · w, of every weight and statistic; frozen ones stay, bit for bit.
+    """
+
+    def __init__(self, model: keras.Model, momentum: float) -> None:
+        self.weights, self.momentum = model.weights, momentum
+        self.others = [
+            keras.Variable(ops.convert_to_numpy(weight), trainable=False) for weight in self.weights
+        ]
+
+    def follow(self) -> None:
+        """After a step."""
+        for weight, average in zip(self.weights, self.others, strict=True):
+            average.assign(weight + self.momentum * (average - weight))
+
+    def swap(self) -> None:
+        """The model takes the averages, its own weights stand aside; and back."""
+        for weight, other in zip(self.weights, self.others, strict=True):
+            own = ops.convert_to_numpy(weight).copy()
+            weight.assign(ops.convert_to_numpy(other))
+            other.assign(own)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What happens to a training photo, another time in every epoch."""
@@ -77,6 +103,7 @@ def tune_backbone(
     augmentation: Augmentation,
     loss: Losses | None = None,
     work: Path | None = None,
+    average: float = 0.0,
 ) -> tuple[keras.Model, dict[str, list[float]]]:
     """Tunes a backbone.
 
@@ -91,6 +118,8 @@ def tune_backbone(
         augmentation: of the training photos.
         loss: as for `fit_head`.
         work: where each epoch's checkpoint stands, and is gone on from; None: no checkpoints.
+        average: momentum of the moving average of the weights, which is what is judged and kept. With one the
+            latest epoch within a standard error of the best on FIT is kept, else the best.
 
     Returns:
         The tuned network, without preprocessing, and by name its history, a number an epoch.
@@ -102,7 +131,10 @@ def tune_backbone(
     model = on_top(head, trunk)
     optimizer = optimizer_of(recipe, len(train.labels))
     optimizer.build(model.trainable_variables)
-    epochs = Epochs(model, optimizer, work / CHECKPOINT if work else None)
+    averaged = Average(model, average)
+    file = work / CHECKPOINT if work else None
+    epochs = Epochs(model, optimizer, file, annealed=average > 0, others=averaged.others)
+    averaged.swap()  # between two epochs, and in a checkpoint, the model has the averages
     learn = learner(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
     grade = grader(model)
     while epochs.done < recipe.epochs and not (fit and epochs.waited >= recipe.patience):
@@ -116,8 +148,12 @@ def tune_backbone(
             mix = rng.beta(recipe.mixup, recipe.mixup, 1) if recipe.mixup else np.ones(1)
             rows = augment(pixels, rng, augmentation)
             told.append(learn(*_tensors(rows, labels), _all(rows), mix.astype(np.float32)))
-        learn.settle()
+            learn.settle()
+            averaged.follow()
+        averaged.swap()
         epochs.tell(told, _grades(grade, fit, recipe.batch) if fit else None)
+        averaged.swap()
+    averaged.swap()
     if epochs.best:
         model.set_weights(epochs.best)
     # Not the clone: Keras names its input by a counter, and a file of its weights would tell that name.

@@ -14,7 +14,7 @@ training goes on to the same head, bit for bit.
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -277,9 +277,11 @@ class Epochs:
         optimizer: keras.optimizers.Optimizer,
         file: Path | None,
         annealed: bool = False,
+        others: Sequence[keras.Variable] = (),
     ) -> None:
         self.annealed = annealed
-        self.model, self.variables, self.file = model, [*model.variables, *optimizer.variables], file
+        self.model, self.file = model, file
+        self.variables = [*model.variables, *optimizer.variables, *others]
         self.history: dict[str, list[float]] = {}
         self.best: list[np.ndarray] = []
         if file and file.is_file():

@@ -83,12 +83,14 @@ class Finetune(Section):
     batch: Positive = 128  # images
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     decay: Annotated[float, Field(ge=0)] = 1e-4  # lr / (1 + t·decay), t in steps
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    epochs: Positive = 20  # at most
-    patience: Positive = 6  # epochs without a better FIT accuracy before tuning stops
-    crop: Annotated[float, Field(gt=0, le=1)] = 0.5  # least share of a photo that stays; 1: no crops
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.95  # momentum of the weights' moving average; 0: none
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    epochs: Positive = 30  # at most
+    patience: Positive = 10  # epochs without a better FIT accuracy before tuning stops
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.25  # least share of a photo that stays; 1: no crops
     flip: bool = True  # half of the photos are mirrored
-    colour: Annotated[float, Field(ge=0, lt=1)] = 0.2  # most that contrast and colours are off
+    colour: Annotated[float, Field(ge=0, lt=1)] = 0.4  # most that contrast and colours are off
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the machine is faster
 
 

@@ -81,7 +81,7 @@ def finetune(records: Artifact, base: Backbone, store: Place, out: Place, config
             network, history = tune_backbone(
                 base, head, photos(learnt, progress), photos(fit) if len(fit) else None,
                 tuning_of(config), settings.frozen_share,
-                Augmentation(settings.crop, settings.flip, settings.colour), loss, work,
+                Augmentation(settings.crop, settings.flip, settings.colour), loss, work, settings.average,
             )  # fmt: skip
         save_weights(network, work / BACKBONE_WEIGHTS)
         tuned = load_backbone(base.name, str(work / BACKBONE_WEIGHTS), base.image_size)
@@ -108,7 +108,7 @@ def finetune(records: Artifact, base: Backbone, store: Place, out: Place, config
 
 
 def tuning_of(config: Config) -> Recipe:
-    """How backbones are tuned on this machine; loss and imbalance as in [train]."""
+    """How backbones are tuned on this machine; imbalance as in [train]."""
     settings = config.finetune
     return replace(
         recipe_of(config),
@@ -118,6 +118,7 @@ def tuning_of(config: Config) -> Recipe:
         decay=settings.decay,
         momentum=settings.momentum,
         weight_decay=0.0,
+        label_smoothing=settings.label_smoothing,
         mixup=0.0,
         epochs=settings.epochs,
         patience=settings.patience,

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import keras
@@ -24,7 +25,16 @@ from features.pixels import read_pixels
 from features.records import pieces_of
 from models import fit
 from models.bundle import open_bundle
-from models.finetune import Augmentation, Photos, augment, freeze, frozen_count, on_top, tune_backbone
+from models.finetune import (
+    Augmentation,
+    Average,
+    Photos,
+    augment,
+    freeze,
+    frozen_count,
+    on_top,
+    tune_backbone,
+)
 from models.fit import Recipe, inverse_time_decay
 from models.head import Head, HeadShape, build_head
 from pipeline.config import Config, load_config
@@ -94,12 +104,14 @@ def recipe(**changes: float) -> Recipe:
 AUGMENTATION = Augmentation(area=0.6, flip=True, colour=0.1)
 
 
-def tune(kind: str = "flat", share: float = 0.4, work: Path | None = None, **changes: float):
+def tune(
+    kind: str = "flat", share: float = 0.4, work: Path | None = None, average: float = 0.0, **changes: float
+):
     """The backbone before and after, layer by layer, and the history."""
     before = weights_of(network_of(tiny()))
     network, history = tune_backbone(
         tiny(), head(kind), photos(1, 80, kind), photos(2, 24, kind), recipe(**changes), share, AUGMENTATION,
-        work=work,
+        work=work, average=average,
     )  # fmt: skip
     return before, weights_of(network), network, history
 
@@ -116,11 +128,11 @@ def test_frozen_layers_are_the_whole_part_of_the_share(share: float, layers: int
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize(("bfloat16", "average"), [(False, 0.0), (True, 0.0), (False, 0.9)])
 def test_exactly_the_first_layers_stay_bit_for_bit_and_every_later_trainable_weight_moves(
-    share: float, bfloat16: bool
+    share: float, bfloat16: bool, average: float
 ) -> None:
-    before, after, network, _ = tune(share=share, bfloat16=bfloat16)
+    before, after, network, _ = tune(share=share, bfloat16=bfloat16, average=average)
     frozen = math.floor(share * 11)
     assert len(before) == 11
     assert [layer.trainable for layer in network.layers] == [number >= frozen for number in range(11)]
@@ -206,10 +218,12 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.parametrize("average", [0.0, 0.8])
 def test_a_tuning_killed_after_any_epoch_goes_on_to_the_same_backbone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    average: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, wanted, _, history = tune("multitask", epochs=3, momentum=0.9)
+    settings = {"epochs": 3, "momentum": 0.9, "average": average}
+    _, wanted, _, history = tune("multitask", **settings)
     write = fit.Epochs._write
 
     def write_and_die(self: fit.Epochs, file: Path) -> None:
@@ -220,12 +234,42 @@ def test_a_tuning_killed_after_any_epoch_goes_on_to_the_same_backbone(
     monkeypatch.setattr(fit.Epochs, "_write", write_and_die)
     for _ in range(2):
         with pytest.raises(Killed):
-            tune("multitask", epochs=3, momentum=0.9, work=tmp_path)
-    _, found, _, same = tune("multitask", epochs=3, momentum=0.9, work=tmp_path)
+            tune("multitask", work=tmp_path, **settings)
+    _, found, _, same = tune("multitask", work=tmp_path, **settings)
     assert same == history
     for layer, again in zip(wanted, found, strict=True):
         for weight, copy in zip(layer, again, strict=True):
             np.testing.assert_array_equal(weight, copy)
+
+
+# The moving average
+
+
+def test_average_follows_the_weights_and_changes_places_with_them() -> None:
+    model = network_of(tiny())
+    average, start = Average(model, 0.75), model.get_weights()
+    for _ in range(2):
+        model.set_weights([weight + 4 for weight in model.get_weights()])
+        average.follow()
+    average.swap()
+    for first, averaged, own in zip(start, model.get_weights(), average.others, strict=True):
+        # + 4, + 8: a quarter of 4, then three quarters of that 1 and a quarter of 8
+        np.testing.assert_allclose(averaged, first + 0.75 * 1 + 0.25 * 8, rtol=1e-6, atol=1e-5)
+        np.testing.assert_array_equal(own.numpy(), first + 4 + 4)
+
+
+def test_what_is_kept_with_an_average_is_the_average_of_all_steps() -> None:
+    """At a momentum of nearly 1 the average stays where it began, though the weights learn as before."""
+    before, after, _, _ = tune(average=1 - 1e-9, epochs=1)
+    _, moved, _, _ = tune(epochs=1)
+    assert furthest(before, after) < 1e-6
+    assert furthest(before, moved) > 1e-2
+
+
+def furthest(one: list[list[np.ndarray]], other: list[list[np.ndarray]]) -> float:
+    """The largest difference of two networks' weights."""
+    pairs = zip(chain(*one), chain(*other), strict=True)
+    return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
 # Augmentation
