@@ -108,16 +108,19 @@ def compare(
             views = bottlenecks[chosen.extract.flip]
             head = train(records, views, run.store, run.path / f"head-{name}-{seed}", chosen)
             of_seeds.append(accuracies(records, views, head, run.store, chosen.calibration.fit_share))
-        mean = {
-            part: {
-                level: round(float(np.mean([told[part][level] for told in of_seeds])), 4) for level in levels
-            }
-            for part, levels in of_seeds[0].items()
-        }
+        mean = mean_of(of_seeds)
         seconds = (time.monotonic() - began) / seeds
         figures.append({"head": name, **mean, "seconds": round(seconds, 1), "of_seeds": of_seeds})
         print(f"{name}: {mean}", flush=True)
     return figures
+
+
+def mean_of(of_seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean accuracies, by part and level."""
+    return {
+        part: {level: round(float(np.mean([told[part][level] for told in of_seeds])), 4) for level in levels}
+        for part, levels in of_seeds[0].items()
+    }
 
 
 def accuracies(records: Any, bottlenecks: Any, head: Any, store: Path, fit_share: float) -> dict[str, Any]:
