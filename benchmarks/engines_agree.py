@@ -33,7 +33,6 @@ ENGINES = (
     REFERENCE, ("jax", "fp32", 224), ("openvino", "fp32", 224),
     ("tensorflow", "bf16", 224), ("jax", "bf16", 224), ("openvino", "bf16", 224), ("openvino", "int8", 224),
 )  # fmt: skip
-BATCH = 32  # images
 SIZES = (96, 128, 160, 180, 224)  # px
 LIMITS = {"fp32": (1e-4, 1.0), "bf16": (2e-2, 1.0), "int8": (None, 2.0)}  # error; points of accuracy
 
@@ -71,7 +70,6 @@ def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size
     import pandas as pd
 
     from features.images import LIMITS, normalise
-    from features.pixels import read_pixels
     from features.records import pieces_of
 
     rows = _asked(pd.read_csv(manifest), engine)
@@ -82,12 +80,11 @@ def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size
             Path(folder), lambda most: pieces_of(learnt[:: -(-len(learnt) // most)], "training photos")
         )
         backbone = load_backbone("mobilenet", str(weights), size)
-        made = choose_engine(backbone, BATCH, engine, precision, calibration)
+        made = choose_engine(backbone, 32, engine, precision, calibration)
         extract(made, pieces_of(photos[:64], "photos"), 64)
-        found = np.empty((-(-len(photos) // BATCH) * BATCH, made.width), np.float32)
         began = time.monotonic()
-        made.fill(read_pixels(pieces_of(photos, "photos"), made.size, BATCH), found)
-        np.savez(out, bottlenecks=found[: len(photos)], seconds=time.monotonic() - began)
+        found = extract(made, pieces_of(photos, "photos"), len(photos), dtype=np.float32)
+        np.savez(out, bottlenecks=found, seconds=time.monotonic() - began)
 
 
 def _asked(rows: Any, engine: str) -> Any:

@@ -72,7 +72,9 @@ class Calibration:
     pieces: Callable[[int], Iterator[Piece]]  # so many images of the catalogue, or all where it has fewer
 
 
-def extract(engine: Engine, pieces: Iterable[Piece], count: int, flip: bool = False) -> np.ndarray:
+def extract(
+    engine: Engine, pieces: Iterable[Piece], count: int, flip: bool = False, dtype: type = np.float16
+) -> np.ndarray:
     """Bottlenecks of images, in order.
 
     Args:
@@ -80,11 +82,12 @@ def extract(engine: Engine, pieces: Iterable[Piece], count: int, flip: bool = Fa
         pieces: of strict JPEGs.
         count: how many images they hold.
         flip: of the images mirrored, left to right: a second view.
+        dtype: float16, as they are stored, or float32, as they are computed.
 
     Returns:
-        (count, d) float16.
+        (count, d) of that type.
     """
-    rows = np.empty((-(-count // engine.batch) * engine.batch, engine.width), np.float16)
+    rows: np.ndarray = np.empty((-(-count // engine.batch) * engine.batch, engine.width), dtype)
     engine.fill(read_pixels(_counted(pieces, count), engine.size, engine.batch, flip), rows)
     return rows[:count]
 

@@ -22,7 +22,7 @@ from keras import ops
 
 from features.backbones import Backbone
 from features.engines import in_precision
-from models.fit import CHECKPOINT, Epochs, Recipe, objective_of, optimizer_of, order_of
+from models.fit import CHECKPOINT, Epochs, Recipe, mixes, objective_of, optimizer_of, order_of
 from models.head import Head
 from models.steps import Losses, grader, learner
 
@@ -145,9 +145,9 @@ def tune_backbone(
         order = order[: max(len(order) // recipe.batch * recipe.batch, recipe.batch)]
         told = []
         for pixels, labels in train.batches(order, recipe.batch):
-            mix = rng.beta(recipe.mixup, recipe.mixup, 1) if recipe.mixup else np.ones(1)
+            mix = mixes(rng, 1, recipe.mixup)
             rows = augment(pixels, rng, augmentation)
-            told.append(learn(*_tensors(rows, labels), _all(rows), mix.astype(np.float32)))
+            told.append(learn(*_tensors(rows, labels), _all(rows), mix))
             learn.settle()
             averaged.follow()
         averaged.swap()

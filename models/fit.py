@@ -140,7 +140,7 @@ def fit_head(
     while epochs.done < recipe.epochs and not (fit and epochs.waited >= recipe.patience):
         rng = np.random.default_rng([recipe.seed, epochs.done])
         told = [
-            learn(rows, labels, batches, _mixes(rng, len(batches), recipe.mixup))
+            learn(rows, labels, batches, mixes(rng, len(batches), recipe.mixup))
             for rows, labels, images in learning.windows(order_of(rng, train.labels, recipe), recipe.batch)
             for batches in _calls(rng.permutation(images), recipe.batch)
         ]
@@ -268,7 +268,8 @@ class Epochs:
 
     The best epoch on FIT is kept. Where the rate falls to nothing the last ones are the best ones in truth,
     and a small FIT tells them apart by chance: then the latest is kept that is within a standard error of the
-    best (the one-standard-error rule of Breiman et al., Classification and Regression Trees, 1984).
+    best (the one-standard-error rule of Breiman et al., Classification and Regression Trees, 1984). `others`
+    are variables that a checkpoint keeps beside the model's and the optimizer's.
     """
 
     def __init__(
@@ -412,6 +413,6 @@ def _calls(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
         yield images[None, whole:].astype(np.int32)
 
 
-def _mixes(rng: np.random.Generator, count: int, alpha: float) -> np.ndarray:
+def mixes(rng: np.random.Generator, count: int, alpha: float) -> np.ndarray:
     """(count,) float32, weights of mixup (Zhang et al., ICLR 2018), one a batch."""
     return (rng.beta(alpha, alpha, count) if alpha else np.ones(count)).astype(np.float32)
