@@ -24,7 +24,8 @@ import numpy as np
 from features.artifact import INPUTS, find_artifact, partial_of
 from features.bottlenecks import Digests, Store
 from features.errors import ShelfmarkError
-from features.files import MARK, Place, Remote, Stat, remove, stats
+from features.files import MARK, Place, Remote, remove, stats
+from features.objects import Stat
 from models.releases import in_service
 from pipeline.extract import FLIP, read_digests, shards_of
 from pipeline.stage import only_job

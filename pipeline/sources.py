@@ -26,7 +26,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.files import Place, Remote, UnknownScheme, local, place, read_range, stats, writing
+from features.files import Place, Remote, local, place, read_range, stats, writing
+from features.objects import UnknownScheme
 from features.product import PARTS, Paths
 
 LISTING = ("product_id", "image", "category", "split", "seller")

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from object_store import client, object_store
 
-from features import files
+from features import files, objects
 from features.errors import ShelfmarkError, one_line
 from features.files import (
     Place,
@@ -282,7 +282,7 @@ def test_a_missing_file_is_told_by_its_name(folder: Place, ask: Callable[[Place]
 def test_a_listing_of_25_files_in_pages_of_ten_is_whole(
     folder: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "PAGE", 10)
+    monkeypatch.setattr(objects, "PAGE", 10)
     names = [f"shard-{number:05d}" for number in range(25)]
     fill(folder, *names)
     assert list(sizes(folder)) == names
@@ -402,8 +402,8 @@ def test_a_remote_file_is_fetched_once_until_it_is_written_anew(
     file = place(s3) / "copies" / "weights.h5"
     write_whole(file, b"one")
     fetches = []
-    fetch = files._S3.fetch
-    monkeypatch.setattr(files._S3, "fetch", lambda *told: fetches.append(told) or fetch(*told))
+    fetch = objects._S3.fetch
+    monkeypatch.setattr(objects._S3, "fetch", lambda *told: fetches.append(told) or fetch(*told))
     with ThreadPoolExecutor(8) as pool:
         copies = set(pool.map(lambda _: local(file), range(32)))
     assert (len(copies), len(fetches)) == (1, 1)
@@ -441,7 +441,7 @@ def in_process(code: str, **environment: str) -> "subprocess.CompletedProcess[st
 
 def test_eight_threads_use_it_at_once(folder: Place) -> None:
     if isinstance(folder, Remote):
-        files._stores.clear()  # they make the client at once, too
+        objects._stores.clear()  # they make the client at once, too
 
     def work(number: int) -> None:
         mine = folder / f"worker {number}"
@@ -470,14 +470,14 @@ def test_a_small_read_asks_little_and_adjoining_reads_ask_seldom(
     file = place(s3) / "asked" / "shard.tfrecord"
     write_whole(file, bytes(size))
     asked: list[int] = []
-    read = files._S3.read
+    read = objects._S3.read
 
     def count(store: Any, text: str, offset: int, length: int) -> bytes:
         data = read(store, text, offset, length)
         asked.append(len(data))
         return data
 
-    monkeypatch.setattr(files._S3, "read", count)
+    monkeypatch.setattr(objects._S3, "read", count)
     with file.open("rb") as opened:
         for start in (5_000_000, 1_000_000, 20_000_000):
             opened.seek(start)
@@ -499,7 +499,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(s3: str, monkeypatch: pyte
 
     file = place(s3) / "broken" / "a"
     write_whole(file, b"whole")
-    store = files._s3()
+    store = objects._s3()
     real, falls = store.client.get_object, iter([True, True, False, True, True, True])
 
     class Broken:
@@ -619,7 +619,7 @@ def test_a_missing_extra_is_told_with_what_to_install(monkeypatch: pytest.Monkey
 
 def test_missing_boto3_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    files._stores.clear()
+    objects._stores.clear()
     says("s3://bucket/run", "s3:// is not known here", "install apache-beam[aws]")
 
 
@@ -656,7 +656,7 @@ def test_a_refusal_is_told(s3: str, monkeypatch: pytest.MonkeyPatch, code: str) 
     def refuse(**_: Any) -> None:
         raise ClientError({"Error": {"Code": code, "Message": "not you"}}, "GetObject")
 
-    monkeypatch.setattr(files._s3().client, "get_object", refuse)
+    monkeypatch.setattr(objects._s3().client, "get_object", refuse)
     with pytest.raises(ShelfmarkError, match=r"s3://shelf/a: refused \(.*; set AWS_ACCESS_KEY_ID"):
         read_range(place(s3) / "a")
 
@@ -667,7 +667,7 @@ def test_any_other_fault_of_a_store_names_the_file(s3: str, monkeypatch: pytest.
     def fail(**_: Any) -> None:
         raise ClientError({"Error": {"Code": "SlowDown", "Message": "too\nmuch"}}, "GetObject")
 
-    monkeypatch.setattr(files._s3().client, "get_object", fail)
+    monkeypatch.setattr(objects._s3().client, "get_object", fail)
     with pytest.raises(OSError) as told:
         read_range(place(s3) / "a")
     assert not isinstance(told.value, FileNotFoundError)
@@ -677,7 +677,7 @@ def test_any_other_fault_of_a_store_names_the_file(s3: str, monkeypatch: pytest.
 def test_objects_that_a_store_does_not_remove_are_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(place(s3) / "kept", "a")
     refusal = {"Errors": [{"Key": "kept/a", "Code": "AccessDenied", "Message": "locked"}]}
-    monkeypatch.setattr(files._s3().client, "delete_objects", lambda **_: refusal)
+    monkeypatch.setattr(objects._s3().client, "delete_objects", lambda **_: refusal)
     with pytest.raises(ShelfmarkError, match=r"s3://shelf/kept: refused \(.*locked"):
         remove(place(s3) / "kept")
 

@@ -1,0 +1,312 @@
+"""Object stores, as the places of files.py ask them: S3 by boto3, all others by Beam's filesystems.
+
+Objects are named by their full texts, `scheme://bucket/name`. What goes wrong is told as FileNotFoundError,
+ShelfmarkError (the user can mend it) or OSError, by `errors_told`; none of the libraries is imported before
+a store of its kind is asked.
+"""
+
+import errno
+import glob
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from features.errors import ShelfmarkError
+
+PAGE = 1000  # objects: no more are listed or removed by one request
+LONGEST_READ = 8 * 1024 * 1024  # bytes: from here on a longer request brings nothing
+WAYS_IN = {  # the package that a scheme needs, and how to be let in
+    "s3": (
+        "apache-beam[aws]",
+        "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is not Amazon's, AWS_ENDPOINT_URL",
+    ),
+    "gs": ("apache-beam[gcp]", "set GOOGLE_APPLICATION_CREDENTIALS"),
+}
+# codes and classes of botocore, requests, Python and Google; none of them is imported to be asked
+MISSING = {"404", "NoSuchKey", "FileNotFoundError"}
+REFUSALS = {
+    *("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"),
+    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError"),
+}
+SILENCES = {"HTTPClientError", "ConnectionError", "TransportError", "RetryError"}
+
+
+class UnknownScheme(ShelfmarkError):
+    """A place of a kind that nobody here knows, as http://."""
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What `stat` tells of a remote file, under the names that `Path.stat` has for it."""
+
+    st_size: int  # bytes
+    st_mtime_ns: int
+
+
+class ObjectStore(Protocol):
+    """What an object store does, by the full texts of its objects; errors are the library's own."""
+
+    def listing(self, folder: str, limit: int | None) -> list[tuple[str, Stat]]:
+        """The objects below, at most `limit` of them."""
+
+    def stat(self, text: str) -> Stat:
+        """Of one object: one request."""
+
+    def read(self, text: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on, fewer where the object ends; -1 means all of them."""
+
+    def fetch(self, text: str, working: Path) -> None:
+        """Copies an object to the disk."""
+
+    def upload(self, working: Path, text: str) -> None:
+        """Makes an object, whole or not at all, of a file on the disk."""
+
+    def delete(self, texts: list[str]) -> None:
+        """Removes objects of one bucket; those that are not there are none the less removed."""
+
+
+class _S3:
+    """S3 by one boto3 client for all threads.
+
+    Beam's own S3 filesystem makes a client for every call (60 to 120 ms of computing), asks for a range
+    without an end and reads 16 MiB of it, and where nobody answers or nobody has credentials it tries for
+    ten minutes.
+    """
+
+    def __init__(self, options: Any):
+        import boto3
+        from botocore.config import Config
+
+        # a minute of connecting, botocore's own, five times over, is too long for a mistyped address;
+        # AWS_MAX_ATTEMPTS still says how often
+        patience = Config(connect_timeout=5, max_pool_connections=64, retries={"mode": "standard"})
+        self.options = options  # held: the store is kept under its id
+        self.client = boto3.session.Session().client("s3", config=patience, **_s3_settings(options))
+        self.buckets: set[str] = set()  # known to be there
+
+    def listing(self, folder: str, limit: int | None) -> list[tuple[str, Stat]]:
+        bucket, key = bucket_and_name(folder)
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=bucket,
+            Prefix=f"{key}/" if key else "",
+            PaginationConfig={"MaxItems": limit, "PageSize": min(limit or PAGE, PAGE)},
+        )
+        found = [told for page in pages for told in page.get("Contents", ())]
+        return [(f"s3://{bucket}/{told['Key']}", _s3_stat(told["Size"], told)) for told in found]
+
+    def stat(self, text: str) -> Stat:
+        bucket, key = bucket_and_name(text)
+        with self._bucket_seen(bucket):
+            told = self.client.head_object(Bucket=bucket, Key=key)
+        return _s3_stat(told["ContentLength"], told)
+
+    @contextmanager
+    def _bucket_seen(self, bucket: str) -> Iterator[None]:
+        """A HEAD's answer does not tell what is missing, object, bucket or leave; a listing's does."""
+        from botocore.exceptions import ClientError
+
+        try:
+            yield
+        except ClientError:
+            if bucket not in self.buckets:
+                self.client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+                self.buckets.add(bucket)
+            raise
+
+    def read(self, text: str, offset: int, length: int, tries: int = 3) -> bytes:
+        from botocore import exceptions as told
+
+        bucket, key = bucket_and_name(text)
+        last = offset + length - 1 if length > 0 else ""
+        wanted = {"Range": f"bytes={offset}-{last}"} if offset or length > 0 else {}
+        try:
+            return cast(bytes, self.client.get_object(Bucket=bucket, Key=key, **wanted)["Body"].read())
+        except told.ClientError as error:
+            if error.response["Error"]["Code"] == "InvalidRange":
+                return b""  # from the end on
+            raise
+        except (told.IncompleteReadError, told.ReadTimeoutError, told.ResponseStreamingError):
+            if tries == 1:
+                raise
+            # botocore tries again until an answer begins, not when it breaks off
+            return self.read(text, offset, length, tries - 1)
+
+    def fetch(self, text: str, working: Path) -> None:
+        bucket, key = bucket_and_name(text)
+        with self._bucket_seen(bucket), open(working, "wb") as file:
+            self.client.download_fileobj(bucket, key, file)
+
+    def upload(self, working: Path, text: str) -> None:
+        bucket, key = bucket_and_name(text)
+        with open(working, "rb") as file:
+            self.client.upload_fileobj(file, bucket, key)  # in parts; given up, they are thrown away
+
+    def delete(self, texts: list[str]) -> None:
+        from botocore.exceptions import ClientError
+
+        for start in range(0, len(texts), PAGE):
+            keys = [bucket_and_name(text) for text in texts[start : start + PAGE]]
+            wanted: Any = {"Objects": [{"Key": key} for _, key in keys], "Quiet": True}
+            answer = self.client.delete_objects(Bucket=keys[0][0], Delete=wanted)
+            for refused in answer.get("Errors", ()):
+                raise ClientError({"Error": refused}, "DeleteObjects")
+
+
+class _Beam:
+    """Any other store that Beam's filesystems know."""
+
+    def __init__(self) -> None:
+        from apache_beam.io.filesystem import CompressionTypes
+        from apache_beam.io.filesystems import FileSystems
+
+        self.systems = FileSystems
+        self.plain = {"compression_type": CompressionTypes.UNCOMPRESSED}
+
+    def listing(self, folder: str, limit: int | None) -> list[tuple[str, Stat]]:
+        # lists the prefix up to the first of *?[ and compares the rest
+        (found,) = self.systems.match([glob.escape(folder) + "/**"], [limit])
+        return [(told.path, _beam_stat(told)) for told in found.metadata_list]
+
+    def stat(self, text: str) -> Stat:
+        told = self.systems.get_filesystem(text).metadata(text)
+        return _beam_stat(told)
+
+    def read(self, text: str, offset: int, length: int) -> bytes:
+        with self.systems.open(text, **self.plain) as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def fetch(self, text: str, working: Path) -> None:
+        with self.systems.open(text, **self.plain) as remote, open(working, "wb") as file:
+            shutil.copyfileobj(remote, file, LONGEST_READ)
+
+    def upload(self, working: Path, text: str) -> None:
+        with open(working, "rb") as file, self.systems.create(text, **self.plain) as remote:
+            shutil.copyfileobj(file, remote, LONGEST_READ)
+
+    def delete(self, texts: list[str]) -> None:
+        self.systems.delete([glob.escape(text) for text in texts])  # gs:// takes them for patterns
+
+
+def _s3_stat(size: int, told: dict[str, Any]) -> Stat:
+    return Stat(size, int(told["LastModified"].timestamp() * 1e9))
+
+
+def _beam_stat(told: Any) -> Stat:
+    return Stat(told.size_in_bytes, int(told.last_updated_in_seconds * 1e9))
+
+
+def object_store(text: str) -> ObjectStore:
+    """The store that a text leads to."""
+    return _s3() if text.startswith("s3://") else _Beam()
+
+
+_stores: dict[tuple[Any, ...], _S3] = {}
+_making = threading.Lock()
+
+
+def _s3() -> _S3:
+    """One for a process and its settings: sockets do not outlive a fork, and Beam's options may change."""
+    beam = sys.modules.get("apache_beam.io.filesystems")  # without it no options, and no need to wait for it
+    options = beam.FileSystems._pipeline_options if beam else None
+    settings = [item for item in os.environ.items() if item[0].startswith("AWS_")]
+    key = (os.getpid(), id(options), *settings)
+    with _making:
+        if key not in _stores:
+            _stores[key] = _S3(options)
+        return _stores[key]
+
+
+def _s3_settings(options: Any) -> dict[str, Any]:
+    """Beam's options for S3 as boto3 names them."""
+    if options is None:
+        return {}
+    from apache_beam.options.pipeline_options import S3Options
+
+    told = options.view_as(S3Options)
+    return {
+        "aws_access_key_id": told.s3_access_key_id,
+        "aws_secret_access_key": told.s3_secret_access_key,
+        "aws_session_token": told.s3_session_token,
+        "endpoint_url": told.s3_endpoint_url,
+        "region_name": told.s3_region_name,
+        "api_version": told.s3_api_version,
+        "verify": told.s3_verify,
+        "use_ssl": not told.s3_disable_ssl,
+    }
+
+
+def bucket_and_name(text: str) -> tuple[str, str]:
+    """Bucket and name of an object.
+
+    >>> bucket_and_name("s3://bucket/a/b")
+    ('bucket', 'a/b')
+    """
+    bucket, _, key = text.partition("://")[2].partition("/")
+    return bucket, key
+
+
+@contextmanager
+def errors_told(text: str) -> Iterator[None]:
+    """Turns a store's errors into FileNotFoundError, ShelfmarkError (the user can mend it) or OSError."""
+    try:
+        yield
+    except Exception as error:
+        told = _told(text, _innermost(error))
+        raise told from (None if told is error else error)
+
+
+def _innermost(error: Exception) -> Exception:
+    """Beam hides an object's error in the details of its own."""
+    details = getattr(error, "exception_details", None) or {}
+    hidden = next((found for found in details.values() if isinstance(found, Exception)), None)
+    return error if hidden is None else _innermost(hidden)
+
+
+def _kinds(error: Exception) -> set[str]:
+    """The code that the store gave, and the names of the error's classes."""
+    answer = getattr(error, "response", None)  # botocore's
+    code = answer["Error"]["Code"] if isinstance(answer, dict) else getattr(error, "code", "")
+    return {str(code), *(kind.__name__ for kind in type(error).__mro__)}
+
+
+def no_bucket(text: str) -> ShelfmarkError:
+    """The error of a place whose bucket is not there."""
+    return ShelfmarkError(f"{text}: no such bucket; expected one that is there; make it or mend the name")
+
+
+def _told(text: str, error: Exception) -> Exception:
+    """The error that a user meets."""
+    kinds = _kinds(error)
+    reason = " ".join(str(error).split())[:200]
+    scheme = text.partition("://")[0]
+    package, entry = WAYS_IN.get(scheme, ("", "mend the name"))
+    if isinstance(error, ModuleNotFoundError) or "Unable to get filesystem" in reason:
+        if not package:
+            return UnknownScheme(
+                f"{text}: {scheme}:// is not known here; expected s3:// or gs://; mend the name"
+            )
+        return ShelfmarkError(
+            f"{text}: {scheme}:// is not known here; expected its package; install {package}"
+        )
+    if "NoSuchBucket" in kinds:
+        return no_bucket(text)
+    if kinds & MISSING:
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
+    if kinds & REFUSALS:
+        return ShelfmarkError(f"{text}: refused ({reason}); expected leave to read and write; {entry}")
+    if kinds & SILENCES:
+        return ShelfmarkError(
+            f"{text}: no answer ({reason}); expected a store there; mend the network or {entry}"
+        )
+    if "ParamValidationError" in kinds:
+        return ShelfmarkError(f"{text}: cannot be ({reason}); expected scheme://bucket/name; mend the name")
+    if isinstance(error, ShelfmarkError | OSError) and not hasattr(error, "exception_details"):
+        return error
+    return OSError(errno.EIO, f"{type(error).__name__}: {reason}", text)
