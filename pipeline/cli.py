@@ -307,7 +307,7 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 
     from features.artifact import find_artifact
     from pipeline.compare import compare as make
-    from pipeline.compare import table
+    from pipeline.comparison import table
 
     records = run.artifact("records", "ingest")
     bottlenecks = run.artifact("bottlenecks", "extract", records=records)

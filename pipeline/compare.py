@@ -1,7 +1,7 @@
 """Compare: every kind of classifier on the run's catalogue, as in table 4 of Li et al. (hal-01830894).
 
     comparison/  rows/<row>.json   what one row gave, written when it is done: a killed job goes on there
-                 comparison.csv    the rows asked for; columns COLUMNS
+                 comparison.csv    the rows asked for; columns comparison.COLUMNS
                  comparison.json   the same, and what was measured on what
                  index.html        the same, for people; the paper's table below
 
@@ -12,14 +12,11 @@ Training fits, FIT chooses (epoch, C, how a product's images become one, tempera
 validation precision and the acceptance rate are measured on CERT, which has chosen nothing.
 """
 
-import csv
-import io
 import json
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,13 +34,14 @@ from models.categorizer import Asked
 from models.confidence import fit_confidence
 from models.fit import Examples, fit_head
 from models.groups import duplicate_groups, in_fit
-from models.head import FLAT, MULTITASK, SEPARATE, SET, TAXONNET, Head
+from models.head import FLAT, Head
 from models.metrics import acceptance_curve, acceptance_rate_at, precision
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.calibrate import choose_aggregation
+from pipeline.comparison import as_csv, best_of, merit, release_command, render
 from pipeline.config import Config
 from pipeline.extract import Part, open_part
-from pipeline.report import environment
+from pipeline.rows import HOG, PAPER, ROWS, TUNED, Row, config_of, settings_of, wish
 from pipeline.stage import log
 from pipeline.train import (
     categories_of,
@@ -54,50 +52,8 @@ from pipeline.train import (
     shape_of,
 )
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 VERSION = 2
 GRADED = 50_000  # training products at most on which the training precision is measured
-HOG, SVM = "HOG", "linear SVM"
-TUNED = "-tuned"  # ends the name of a row on fine-tuned bottlenecks
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is trained."""
-
-    name: str  # as in --only
-    classifier: str
-    features: str = "bottlenecks"
-    kind: str = ""  # of the head; "" is no head
-    hidden: tuple[int, int] | None = None  # None: as in head.hidden
-
-
-ROWS = (
-    Row("hog-svm", SVM, features=HOG),
-    Row("svm", SVM),
-    Row("2nn-512", "2NN-512", kind=FLAT, hidden=(256, 256)),
-    Row("2nn-2048", "2NN-2048", kind=FLAT, hidden=(1024, 1024)),
-    Row("2nn-4096", "2NN-4096", kind=FLAT, hidden=(2048, 2048)),
-    Row("separate", "separate levels", kind=SEPARATE),
-    Row("multitask", "multi-task levels", kind=MULTITASK),
-    Row("taxonnet", "TaxonNet", kind=TAXONNET),
-)
-# Table 4 of Li et al., APIA 2018, hal-01830894: precision on training and validation, by row.
-PAPER = {
-    "hog-svm": (0.266, 0.100),
-    "svm": (0.608, 0.533),
-    "2nn-512": (0.544, 0.551),
-    "2nn-4096": (0.716, 0.598),
-    "2nn-4096-tuned": (0.725, 0.614),
-    "2nn-2048-tuned": (0.773, 0.726),
-}
-COLUMNS = (
-    *("row", "features", "classifier", "fine_tuned", "learnt_products", "train_precision"),
-    *("val_precision", "val_products", "acceptance_rate_at_target", "target_precision"),
-    *("parameters", "seconds", "paper_train", "paper_val", "settings"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +125,7 @@ def compare(
     if not told:
         raise ShelfmarkError(f"no row is left to compare: {'; '.join(notes)}; give other names to --only")
     best, head = best_of(told, config.calibration.precision)
-    commands = _release(head, records, config, store.parent, out.parent.name, tuned) if head else ""
+    commands = release_command(head, records, config, store.parent, out.parent.name, tuned) if head else ""
     comparison = {
         "rows": told,
         "notes": notes,
@@ -180,10 +136,10 @@ def compare(
         "recipe": config.head.recipe,
         "best": best,
         "commands": commands,
-        "best_row": max(told, key=_merit)["row"],
+        "best_row": max(told, key=merit)["row"],
     }
     write_whole(out / "comparison.json", json.dumps(comparison, indent=1).encode())
-    write_whole(out / "comparison.csv", _as_csv(told).encode())
+    write_whole(out / "comparison.csv", as_csv(told).encode())
     write_whole(out / "index.html", render(comparison, out.parent.name).encode())
     return comparison
 
@@ -309,7 +265,7 @@ def _row(
             "fingerprint": "" if row.features == HOG else shop.fingerprint,
             "head": own.of_the_head() if row.kind else [config.seed, config.train.placeholders],
             "baseline": None if row.kind else config.compare.model_dump(),
-            "calibration": [config.calibration.fit_share, config.calibration.precision, _wish(config)],
+            "calibration": [config.calibration.fit_share, config.calibration.precision, wish(config)],
             "categories": categories,
         }
     )
@@ -342,31 +298,6 @@ def _row(
     }
     write_whole(file, json.dumps(told | {"made_from": made_from}, indent=1).encode())
     return told
-
-
-def config_of(row: Row, config: Config) -> Config:
-    """The settings of a row's head: the run's, its kind and hidden layers aside."""
-    if not row.kind:
-        return config
-    changes: dict[str, Any] = {"kind": row.kind, "loss": "cross_entropy"}
-    if row.hidden:
-        changes["hidden"] = row.hidden
-    if row.kind == FLAT:
-        changes |= {"level_weights": None, "aggregation": _wish(config)}
-    return config.model_copy(update={"head": config.head.model_copy(update=changes)})
-
-
-def settings_of(row: Row, config: Config) -> str:
-    """What `--set` takes to have this row as the run's head; "" for a baseline."""
-    if not row.kind:
-        return ""
-    hidden = ",".join(map(str, config.head.hidden))
-    return f"--set head.kind={row.kind} --set 'head.hidden=[{hidden}]'"
-
-
-def _wish(config: Config) -> str:
-    """A set head is trained beside the others and is no part of the comparison."""
-    return "auto" if config.head.aggregation == SET else config.head.aggregation
 
 
 def _shop_of(row: Row, shop: Shop, records: Artifact, config: Config) -> Shop:
@@ -425,7 +356,7 @@ def measure(speaker: Any, shop: Shop, config: Config) -> dict[str, Any]:
     """
     asked = Asked(speaker, shop.taxonomy, shop.sizes(), model="", labels="")
     bounds, truth = _products(shop, shop.fit)
-    aggregation, temperature = choose_aggregation(asked, shop.fit.rows, bounds, truth, _wish(config))
+    aggregation, temperature = choose_aggregation(asked, shop.fit.rows, bounds, truth, wish(config))
 
     def answers(part: Part) -> tuple[Answers, np.ndarray]:
         bounds, truth = _products(shop, part)
@@ -451,143 +382,3 @@ def _products(shop: Shop, part: Part) -> tuple[np.ndarray, np.ndarray]:
 
 def _count(part: Part) -> int:
     return len(product_bounds(part.product_id)) - 1
-
-
-# What it comes to
-
-
-def _merit(row: dict[str, Any]) -> tuple[float, float]:
-    return row["acceptance_rate_at_target"], row["val_precision"]
-
-
-def best_of(rows: Sequence[dict[str, Any]], target: float) -> tuple[str, dict[str, Any] | None]:
-    """Which row to use, by the largest acceptance rate, then precision, in words; and the best head."""
-
-    def told(row: dict[str, Any]) -> str:
-        rate, right = _merit(row)
-        tuned = " on fine-tuned bottlenecks" if row["fine_tuned"] else ""
-        return f"{row['classifier']}{tuned}, {rate:.1%} accepted at {target:.0%}, {right:.1%} right"
-
-    best = max(rows, key=_merit)
-    head = max((row for row in rows if row["settings"]), key=_merit, default=None)
-    words = f"Best: {told(best)}"
-    if alike := [row["row"] for row in rows if row is not best and not _beats(best, row)]:
-        words += f". By chance alone as good could be: {', '.join(alike)}"
-    if best is not head:
-        words += ". A baseline, which shelfmark does not release"
-        words += f". Best head: {told(head)}" if head else ""
-    return words, head
-
-
-def _beats(best: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether a row accepts more than another, or is more precise, by more than chance explains.
-
-    The 95 % interval of a difference of shares lies above 0 (Newcombe, Statistics in Medicine 1998, method
-    10). For independent samples: rows on the same products differ by less by chance, so it is never too sure.
-    """
-    of_best, of_row = best["val_products"], row["val_products"]
-    for one, other in zip(_merit(best), _merit(row), strict=True):
-        below, above = one - wilson(one, of_best)[0], wilson(other, of_row)[1] - other
-        if one - other > np.hypot(below, above):
-            return True
-    return False
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` products (Wilson 1927); of 7 of 7 it is no single point.
-
-    >>> [round(float(end), 3) for end in wilson(1.0, 7)]
-    [0.646, 1.0]
-    """
-    z2 = 1.96**2
-    middle, half = share + z2 / (2 * count), np.sqrt(z2 * (share * (1 - share) + z2 / (4 * count)) / count)
-    return (middle - half) / (1 + z2 / count), (middle + half) / (1 + z2 / count)
-
-
-def _release(
-    head: dict[str, Any],
-    records: Artifact,
-    config: Config,
-    workspace: Place,
-    run: str,
-    tuned: Artifact | None,
-) -> str:
-    """The command that releases a row's head, if it is better than the one in service.
-
-    The run's other settings stand in it, because `retrain` begins with the defaults. SOURCE… and FILE are
-    those of ingest, which no artifact tells. A run with a backbone/ of its own takes that, so that a head on
-    frozen bottlenecks goes into another run.
-    """
-    if tuned and not head["fine_tuned"]:
-        run += "-frozen"
-    row = next(row for row in ROWS if row.name == head["row"].removesuffix(TUNED))
-    sets = [
-        text for text in config_of(row, config).sets() if not text.startswith(("head.kind", "head.hidden"))
-    ]
-    taxonomy = "" if records.made_from["taxonomy"] == "none" else "--taxonomy FILE "
-    told = "".join(f" --set {shlex.quote(text)}" for text in sets)
-    where = f"--workspace {shlex.quote(str(workspace))} --run {run}"
-    return f"shelfmark retrain SOURCE… {taxonomy}{where} {head['settings']}{told}"
-
-
-def chance(comparison: dict[str, Any]) -> float:
-    """How far off the best validation precision may be: as far as the farther end of its 95 % interval."""
-    right = max(row["val_precision"] for row in comparison["rows"])
-    low, high = wilson(right, comparison["val_products"])
-    return float(max(right - low, high - right))
-
-
-def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
-
-
-def caption(comparison: dict[str, Any]) -> str:
-    """What the figures were measured on."""
-    drawn = " drawn" if comparison["drawn"] else ""
-    return (
-        f"{comparison['categories']:,}{drawn} categories. Validation precision and acceptance rate are those "
-        f"of {comparison['val_products']:,} validation products that chose nothing (CERT): by chance a "
-        f"precision is off by up to {chance(comparison):.1%}, 19 times of 20. Heads by recipe "
-        f"'{comparison['recipe']}'. Seconds: of training, on bottlenecks that are there; of HOG with the "
-        "reading of the photos."
-    )
-
-
-def table(comparison: dict[str, Any]) -> "Table":
-    """For a terminal."""
-    from rich.table import Table
-
-    told = Table(caption=caption(comparison), caption_justify="left")
-    for name in ("features", "classifier", "tuned"):
-        told.add_column(name)
-    accepted = f"accepted\nat {comparison['target']:.0%}"
-    for name in ("train", "val", accepted, "parameters", "seconds", "paper\ntrain / val"):
-        told.add_column(name, justify="right")
-    for row in comparison["rows"]:
-        paper = f"{row['paper_train']:.3f} / {row['paper_val']:.3f}" if row["paper_train"] else ""
-        told.add_row(
-            *(row["features"], row["classifier"], "yes" if row["fine_tuned"] else "no"),
-            *(
-                f"{row[name]:.3f}"
-                for name in ("train_precision", "val_precision", "acceptance_rate_at_target")
-            ),
-            *(f"{row['parameters']:,}", f"{row['seconds']:.1f}", paper),
-        )
-    return told
-
-
-def render(comparison: dict[str, Any], run: str) -> str:
-    """The page as HTML."""
-    published = [
-        (row.features, row.classifier, bool(end), *PAPER[row.name + end])
-        for row in ROWS for end in ("", TUNED) if row.name + end in PAPER
-    ]  # fmt: skip
-    return (
-        environment()
-        .get_template("comparison.html.j2")
-        .render(comparison=comparison, run=run, caption=caption(comparison), published=published)
-    )

@@ -18,9 +18,11 @@ from models.head import HeadShape, build_head
 from models.taxonomy import read_taxonomy
 from pipeline import compare as module
 from pipeline.cli import main
-from pipeline.compare import COLUMNS, PAPER, ROWS, best_of, compare, render, table
+from pipeline.compare import compare
+from pipeline.comparison import COLUMNS, best_of, chance, release_command, render, table
 from pipeline.config import Config, load_config
 from pipeline.drawing import draw_catalogue
+from pipeline.rows import PAPER, ROWS, config_of
 
 SETTINGS = """
 ingest = {min_products = 5}
@@ -267,7 +269,7 @@ def test_chance_is_the_farther_end_of_wilsons_interval(right: int, of: int) -> N
     share = right / of
     told = comparison(rows=[row(val_precision=share)], val_products=of)
     expected = max(share - interval.low, interval.high - share)
-    assert module.chance(told) == pytest.approx(expected, rel=1e-4)
+    assert chance(told) == pytest.approx(expected)
     assert expected > 0
 
 
@@ -289,13 +291,13 @@ def test_command_of_the_best_head_names_workspace_run_and_what_is_not_default(
 
 def config_of_row(shop: Path, name: str) -> Config:
     row = next(row for row in ROWS if row.name == name)
-    return module.config_of(row, load_config(shop / "weekly.toml"))
+    return config_of(row, load_config(shop / "weekly.toml"))
 
 
 def test_a_head_on_frozen_bottlenecks_goes_into_a_run_without_a_tuned_backbone(shop: Path) -> None:
     records, some = (open_artifact(run_of(shop) / kind, kind) for kind in ("records", "bottlenecks"))
     for head, run in ((row(), "week-frozen"), (row("2nn-512-tuned", fine_tuned=True), "week")):
-        told = module._release(head, records, load_config(), shop / "W", "week", tuned=some)
+        told = release_command(head, records, load_config(), shop / "W", "week", tuned=some)
         assert told.endswith(f" --run {run} --set head.kind=flat")
         assert "finetune" not in told
 
