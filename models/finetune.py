@@ -24,7 +24,8 @@ from features.backbones import Backbone
 from features.engines import in_precision
 from models.fit import CHECKPOINT, Epochs, Recipe, mixes, objective_of, optimizer_of, order_of
 from models.head import Head
-from models.steps import Losses, grader, learner
+from models.losses import Loss
+from models.steps import grader, learner
 
 # Momentum of the moving statistics: they follow within ten steps. At Keras' 0.99 those of a tuning of 100
 # steps are still a third the old network's.
@@ -101,7 +102,7 @@ def tune_backbone(
     recipe: Recipe,
     frozen_share: float,
     augmentation: Augmentation,
-    loss: Losses | None = None,
+    loss: Loss | None = None,
     work: Path | None = None,
     average: float = 0.0,
 ) -> tuple[keras.Model, dict[str, list[float]]]:
@@ -138,12 +139,8 @@ def tune_backbone(
     learn = learner(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
     grade = grader(model)
     while epochs.done < recipe.epochs and not (fit and epochs.waited >= recipe.patience):
-        rng = np.random.default_rng([recipe.seed, epochs.done])
+        rng, told = np.random.default_rng([recipe.seed, epochs.done]), []
         order = rng.permutation(order_of(rng, train.labels, recipe))
-        # Photos that fill no batch wait for another epoch: the head's batch normalization would take its
-        # statistics from a few of them.
-        order = order[: max(len(order) // recipe.batch * recipe.batch, recipe.batch)]
-        told = []
         for pixels, labels in train.batches(order, recipe.batch):
             mix = mixes(rng, 1, recipe.mixup)
             rows = augment(pixels, rng, augmentation)

@@ -101,6 +101,8 @@ def head_layers(x: Any, shape: HeadShape) -> Any:
     """
     from keras import layers
 
+    if shape.kind == SET:
+        x = layers.Reshape((shape.images, shape.width), name="images")(x)
     x = layers.Rescaling(shape.scale, name="scale")(x)
     if shape.standardized:  # a frozen normalization: its statistics are those of the training bottlenecks
         x = layers.BatchNormalization(center=False, scale=False, trainable=False, name=STANDARD)(x)
@@ -155,7 +157,6 @@ def _top_down(x: Any, shape: HeadShape) -> list[Any]:
 def _of_a_set(x: Any, shape: HeadShape) -> Any:
     from keras import layers
 
-    x = layers.Reshape((shape.images, shape.width), name="images")(x)
     x = layers.Dense(shape.hidden[0], name="hidden1")(x)
     x = layers.BatchNormalization(name="normalization")(x)  # without it training diverges on some backbones
     x = layers.ReLU(name="relu1")(x)

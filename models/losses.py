@@ -1,9 +1,10 @@
-"""Losses of a head, made of keras.ops: (outputs, labels) → (n,) nats.
+"""Losses of a head, made of keras.ops: (outputs, labels, smoothing) → (n,) nats.
 
     flat     outputs [(n, C) logits]           labels (n,) int
     levels   outputs [(n, nodes) logits, …]    labels (n, N) int, a node of each level, coarse to fine
 
-The outputs are a list, of one for a flat head.
+The outputs are a list, of one for a flat head. Label smoothing (Szegedy et al., CVPR 2016) shares that much
+of the target out over all nodes of a level.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from models.steps import cross_entropy
 from models.taxonomy import Taxonomy
 
-Loss = Callable[[Any, Any], Any]
+Loss = Callable[[Any, Any, float], Any]
 
 
 def weighted_levels(weights: Sequence[float]) -> Loss:
@@ -24,11 +26,12 @@ def weighted_levels(weights: Sequence[float]) -> Loss:
         weights: (N,), from coarse to fine.
     """
 
-    def loss(outputs: Any, labels: Any) -> Any:
+    def loss(outputs: Any, labels: Any, smoothing: float = 0.0) -> Any:
+        nodes = labels[:, None] if len(labels.shape) == 1 else labels
         total: Any = 0.0
         for level, (weight, logits) in enumerate(zip(weights, outputs, strict=True)):
             logits = ops.cast(logits, "float32")
-            told = ops.sparse_categorical_crossentropy(labels[:, level], logits, from_logits=True)
+            told = _smoothed(cross_entropy(logits, nodes[:, level]), logits, smoothing)
             total = total + weight * told
         return total
 
@@ -55,15 +58,24 @@ def soft_tree(taxonomy: Taxonomy, beta: float) -> Loss:
     height = np.exp(-beta * np.arange(levels, -1, -1) / levels)
     gain = np.diff(height, prepend=0.0).tolist()
 
-    def loss(outputs: Any, labels: Any) -> Any:
-        (logits,) = outputs
-        log_p = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
+    def loss(outputs: Any, labels: Any, smoothing: float = 0.0) -> Any:
+        logits = ops.cast(outputs[0], "float32")
+        log_p = ops.log_softmax(logits, axis=-1)
         target: Any = gain[0]
         for node, more in zip(taxonomy.nodes, gain[1:], strict=True):
             nodes = ops.convert_to_tensor(node)
             own = ops.take(nodes, labels, axis=0)
             same = ops.equal(ops.expand_dims(nodes, 0), ops.expand_dims(own, 1))
             target = target + more * ops.cast(same, "float32")
-        return -ops.sum(target * log_p, axis=-1) / ops.sum(target, axis=-1)
+        losses = -ops.sum(target * log_p, axis=-1) / ops.sum(target, axis=-1)
+        return _smoothed(losses, logits, smoothing)
 
     return loss
+
+
+def _smoothed(losses: Any, logits: Any, smoothing: float) -> Any:
+    """(n,) cross-entropies, mixed with those of these (n, C) logits against the uniform distribution."""
+    if not smoothing:
+        return losses
+    uniform = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)
+    return (1 - smoothing) * losses + smoothing * uniform

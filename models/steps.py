@@ -56,7 +56,7 @@ class _OnePassSGD(keras.optimizers.SGD):
             return
 
         def decay() -> bool:
-            by = DECAY_STEPS * self.weight_decay * ops.cast(self.learning_rate, "float32")
+            by = -ops.expm1(-DECAY_STEPS * self.weight_decay * ops.cast(self.learning_rate, "float32"))
             for variable in variables:
                 variable.value.assign_sub(by * variable.value)
             return True

@@ -50,6 +50,7 @@ from pipeline.train import (
     placeholders_of,
     recipe_of,
     shape_of,
+    sizes_of,
 )
 
 VERSION = 2
@@ -77,11 +78,6 @@ class Shop:
     def truth(self, part: Part) -> np.ndarray:
         """(images,) int, category of each image of a part."""
         return self.taxonomy.index(self.category.reindex(part.product_id).to_numpy())
-
-    def sizes(self) -> np.ndarray:
-        """(C,) int, training products of each category."""
-        first = product_bounds(self.learnt.product_id)[:-1]
-        return np.bincount(self.truth(self.learnt)[first], minlength=len(self.taxonomy.categories))
 
 
 def compare(
@@ -354,7 +350,8 @@ def measure(speaker: Any, shop: Shop, config: Config) -> dict[str, Any]:
     Confidence is made as `shelfmark calibrate` makes it: for a baseline, too, from decision values in the
     place of logits.
     """
-    asked = Asked(speaker, shop.taxonomy, shop.sizes(), model="", labels="")
+    sizes = sizes_of(shop.learnt, shop.category, shop.taxonomy)
+    asked = Asked(speaker, shop.taxonomy, sizes, model="", labels="")
     bounds, truth = _products(shop, shop.fit)
     aggregation, temperature = choose_aggregation(asked, shop.fit.rows, bounds, truth, wish(config))
 

@@ -44,7 +44,7 @@ from pipeline.shards import rows_of
 from pipeline.stage import Progress, stage
 from pipeline.train import categories_of, labels_of, loss_of, placeholders_of, recipe_of, shape_of
 
-VERSION = 1
+VERSION = 2
 
 
 def finetune(records: Artifact, base: Backbone, store: Place, out: Place, config: Config) -> Artifact:

@@ -34,7 +34,7 @@ from pipeline.extract import Part, open_part, views_of
 from pipeline.shards import ALL_ZERO
 from pipeline.stage import log, stage
 
-VERSION = 5
+VERSION = 6
 MOST_TOGETHER = 8  # images of a product that a set head reads; Cdiscount's products have four at most
 
 
@@ -72,8 +72,10 @@ def train(
         examples, left_out = Examples(learnt.rows, labels(learnt.product_id)), 0
         if config.train.leave_out_suspects:
             fold = in_fit(duplicate_groups(learnt.product_id, learnt.image_digest), 0.5)
-            suspect = suspects(shape, examples, fold, recipe, config.train.leave_out_suspects, loss, work)
-            learnt, examples, left_out = learnt.only(~suspect), examples.only(~suspect), int(suspect.sum())
+            share = config.train.leave_out_suspects
+            suspect = suspects(shape, examples, fold, recipe, share, loss, work, learnt.views)
+            learnt, examples = learnt.only(~suspect), examples.only(~suspect)
+            left_out = int(suspect.sum()) // learnt.views
         fit = val.only(chosen)
         selecting = Examples(fit.rows, labels(fit.product_id)) if chosen.any() else None
         start = start_of(before, shape, taxonomy) if before else None
@@ -82,18 +84,11 @@ def train(
             shape, examples, selecting, replace(recipe, epochs=epochs), loss, work, start
         )
         head.save(work)
-        if config.head.aggregation == SET or (
-            config.head.aggregation == "auto" and len(np.unique(learnt.product_id)) < len(learnt.product_id)
-        ):
+        if _may_be_together(learnt, config.head.aggregation):
             _fit_set_head(learnt, fit, category, taxonomy, shape, recipe, work / "_set").save(work)
         shutil.copyfile(records.file("taxonomy.csv"), work / "taxonomy.csv")
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
-        sizes = (
-            category.reindex(np.unique(learnt.product_id))
-            .value_counts()
-            .reindex(taxonomy.categories, fill_value=0)
-        )
-        np.save(work / "sizes.npy", sizes.to_numpy(np.int32))
+        np.save(work / "sizes.npy", sizes_of(learnt, category, taxonomy))
         return {
             "images": len(learnt.product_id) // learnt.views,
             "left_out": left_out,
@@ -156,6 +151,12 @@ def placeholders_of(records: Artifact) -> np.ndarray:
     return images["image_digest"].to_numpy(dtype=object)
 
 
+def sizes_of(learnt: Part, category: pd.Series, taxonomy: Taxonomy) -> np.ndarray:
+    """(C,) int32, training products of each category; `category` by product_id."""
+    index = taxonomy.index(category.reindex(np.unique(learnt.product_id)).to_numpy())
+    return np.bincount(index, minlength=len(taxonomy.categories)).astype(np.int32)
+
+
 def shape_of(learnt: Part, taxonomy: Taxonomy, fingerprint: str, config: Config) -> HeadShape:
     """The shape of a head by its settings, for these training images, their tree and backbone."""
     settings = config.head
@@ -174,6 +175,12 @@ def shape_of(learnt: Part, taxonomy: Taxonomy, fingerprint: str, config: Config)
         hierarchical=hierarchical,
         standardized=config.training()["standardized"],
     )
+
+
+def _may_be_together(learnt: Part, aggregation: str) -> bool:
+    """Whether `aggregation` may turn out to be a set head; no product with several images, no need to."""
+    several = len(np.unique(learnt.product_id)) < len(learnt.product_id)
+    return aggregation == SET or (aggregation == "auto" and several)
 
 
 def _fit_set_head(
@@ -234,9 +241,8 @@ def loss_of(taxonomy: Taxonomy, settings: HeadSettings) -> Loss | None:
 
 def _scale(learnt: Part) -> float:
     """1 / RMS of the training bottlenecks, from at most 20,000 of them."""
-    every = max(1, len(learnt.rows) // 20_000)
-    sample = learnt.rows[slice(0, None, every)].astype(np.float64)
-    rms = np.sqrt(np.mean(sample**2))
+    some = learnt.rows[slice(0, None, max(1, -(-len(learnt.rows) // 20_000)))]
+    rms = np.sqrt(np.mean(np.square(some, dtype=np.float64)))
     if rms == 0:  # extract refuses a store that begins so, not one that goes on so
         raise ShelfmarkError(ALL_ZERO)
     return float(f"{1 / rms:.6g}")

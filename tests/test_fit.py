@@ -17,6 +17,7 @@ from keras import ops
 from scipy.special import log_softmax
 
 from features.bottlenecks import Digests, Store
+from features.errors import ShelfmarkError
 from models import fit
 from models.fit import Examples, Recipe, fit_head, inverse_time_decay
 from models.head import Head, HeadShape, build_head, load_head
@@ -62,8 +63,8 @@ def test_rate_at_a_step_is_that_of_the_paper() -> None:
 
 def test_cosine_goes_from_the_rate_to_nothing_over_all_steps() -> None:
     rate = fit.optimizer_of(recipe(schedule="cosine", batch=16, epochs=10), images=100)._learning_rate
-    for step in (0, 7, 35, 70):  # seven batches an epoch
-        assert float(rate(step)) == pytest.approx(0.1 * (1 + np.cos(np.pi * step / 70)) / 2, abs=1e-8)
+    for step in (0, 7, 35, 60):  # six batches an epoch; four images wait
+        assert float(rate(step)) == pytest.approx(0.1 * (1 + np.cos(np.pi * step / 60)) / 2, abs=1e-8)
 
 
 def test_steps_with_momentum_are_those_of_keras() -> None:
@@ -95,7 +96,15 @@ def test_an_epoch_at_a_rate_shrinks_the_weights_by_the_rate_times_the_decay() ->
     weights, still = keras.Variable(np.ones((2, 2), np.float32)), ops.zeros((2, 2))
     for _ in range(64):  # batches of 16: an epoch
         optimizer.apply([still], [weights])
-    np.testing.assert_allclose(np.asarray(weights), np.exp(-0.1 * 0.5), rtol=1e-3)
+    np.testing.assert_allclose(np.asarray(weights), np.exp(-0.1 * 0.5), rtol=1e-5)
+
+
+def test_a_large_decay_leaves_little_and_turns_nothing_round() -> None:
+    optimizer = fit.optimizer_of(recipe(momentum=0.9, weight_decay=2.0, decay=0.0), images=16)
+    weights, still = keras.Variable(np.ones((2, 2), np.float32)), ops.zeros((2, 2))
+    for _ in range(32):  # an epoch each
+        optimizer.apply([still], [weights])
+    np.testing.assert_allclose(np.asarray(weights), np.exp(-32 * 0.1 * 2.0), rtol=1e-4)
 
 
 def test_training_obeys_the_schedule() -> None:
@@ -190,9 +199,10 @@ def test_more_is_read_window_by_window_every_image_once_an_epoch_in_an_order_of_
     watched = Watched(plain.bottlenecks[np.arange(1000)])
     fit_head(SHAPE, Examples(watched, plain.labels), None, recipe(**window_by_window(plain, 400)))
     windows = [rows for rows in watched.asked if len(rows) > 1]
-    assert [len(rows) for rows in windows] == [400, 400, 200] * 3
+    assert [len(rows) for rows in windows] == [400, 400, 192] * 3
     epochs = [list(itertools.chain(*windows[start : start + 3])) for start in (0, 3, 6)]
-    assert all(sorted(epoch) == list(range(1000)) for epoch in epochs)
+    assert all(len(set(epoch)) == 992 for epoch in epochs)  # those that fill no batch of 16 wait
+    assert set(itertools.chain(*epochs)) == set(range(1000))
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert all(max(epoch[:400]) - min(epoch[:400]) > 500 for epoch in epochs), "a window is of one place"
 
@@ -305,7 +315,7 @@ def test_losses_are_those_of_the_formulas() -> None:
 
 
 def test_class_weights_have_mean_one_over_the_images() -> None:
-    ones = lambda outputs, labels: 0 * outputs[0][:, 0] + 1  # noqa: E731
+    ones = lambda outputs, *_: 0 * outputs[0][:, 0] + 1  # noqa: E731
     weights = np.asarray(objective(LABELS, ones, imbalance="class_weights")([LOGITS], LABELS))
     assert weights.mean() == pytest.approx(1)
     assert weights[[0, 6, 9]] == pytest.approx([10 / 18, 10 / 9, 10 / 3])
@@ -353,7 +363,7 @@ def test_every_level_is_learnt_and_the_finest_selects() -> None:
 def test_a_loss_of_the_callers_own_is_minimised() -> None:
     """One that wants category 0, whatever the label."""
     head, _ = fit_head(
-        SHAPE, draw(1, 96), None, recipe(), loss=lambda outputs, labels: -ops.log_softmax(outputs[0])[:, 0]
+        SHAPE, draw(1, 96), None, recipe(), loss=lambda outputs, *_: -ops.log_softmax(outputs[0])[:, 0]
     )
     assert (head.logits(draw(2, 50).bottlenecks[:]).argmax(axis=1) == 0).all()
 
@@ -368,8 +378,50 @@ def test_wrong_labels_are_suspected() -> None:
     assert wrong[found].mean() > 0.9
 
 
-def test_in_bfloat16_the_head_is_still_of_float32_and_as_good() -> None:
+def test_a_category_that_one_half_lacks_is_suspected_of_nothing() -> None:
+    clean, fold = draw(1, 300), np.arange(300) % 2 == 0
+    labels = np.where((clean.labels == 2) & ~fold, 0, clean.labels)  # 2 is in one half only
+    found = fit.suspects(SHAPE, Examples(clean.bottlenecks, labels), fold, recipe(epochs=10), share=0.1)
+    assert found.sum() == 30
+    assert not found[labels == 2].any()
+
+
+def test_all_views_of_an_image_are_suspected_together() -> None:
+    clean = draw(1, 300)
+    labels = np.where(np.arange(300) < 20, (clean.labels + 1) % 3, clean.labels)
+    noise = np.random.default_rng(2).normal(0, 0.1, clean.bottlenecks[:].shape)
+    views = np.stack([clean.bottlenecks[:], clean.bottlenecks[:] + noise], axis=1).reshape(600, -1)
+    examples = Examples(views.astype(np.float16), labels.repeat(2))
+    fold = (np.arange(300) % 2 == 0).repeat(2)
+    found = fit.suspects(SHAPE, examples, fold, recipe(epochs=10), share=20 / 300, views=2)
+    assert found.sum() == 40
+    assert (found[::2] == found[1::2]).all()
+    assert found[::2][:20].mean() >= 0.9
+
+
+def test_one_image_more_than_a_batch_harms_nothing() -> None:
+    """Alone in a batch it would spoil the statistics of the batch normalization, and weigh as much as 64."""
+    shape = dataclasses.replace(SHAPE, standardized=True)
+    how = recipe(batch=64, epochs=60, momentum=0.9, schedule="cosine", learning_rate=0.05)
+    right = [
+        accuracy_and_loss(fit_head(shape, draw(1, images, noise=0.6), None, how)[0], draw(3, 2000, noise=0.6))
+        for images in (64, 65)
+    ]
+    assert right[1][0] > right[0][0] - 0.02
+
+
+@pytest.mark.parametrize("select", [None, 60])
+def test_a_training_that_diverges_is_told_and_not_kept(select: int | None) -> None:
+    fitting = draw(3, select) if select else None
+    with pytest.raises(ShelfmarkError, match=r"the loss of epoch 1 is (nan|inf): .* lower learning_rate"):
+        fit_head(SHAPE, draw(1, 96), fitting, recipe(learning_rate=1e30))
+
+
+def test_in_bfloat16_the_head_is_still_of_float32_and_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    built, build = [], fit.build_head
+    monkeypatch.setattr(fit, "build_head", lambda shape: built.append(build(shape)) or built[-1])
     head, _ = fit_head(SHAPE, draw(1, 600), None, recipe(epochs=10, bfloat16=True))
+    assert [model.get_layer("hidden1").compute_dtype for model in built] == ["bfloat16", "float32"]
     assert {weight.dtype for weight in head.model.get_weights()} == {np.dtype(np.float32)}
     assert head.model.get_layer("hidden1").compute_dtype == "float32"
     assert accuracy_and_loss(head, draw(3, 300))[0] > 0.95

@@ -12,8 +12,10 @@ import pytest
 from trees import uneven_tree
 
 from features.errors import ShelfmarkError
+from models.fit import Examples, Recipe, fit_head
 from models.head import (
     SET_FILES,
+    STANDARD,
     Head,
     HeadShape,
     ProductRows,
@@ -78,14 +80,6 @@ def labels_of(kind: str, categories: np.ndarray) -> np.ndarray:
     return TREE.nodes.T[categories] if kind in REACHES else categories
 
 
-def loss_of(kind: str) -> Callable[[Any, Any], Any]:
-    if kind in REACHES:
-        return weighted_levels((1.0, 1.0, 1.0))
-    return lambda outputs, labels: keras.ops.sparse_categorical_crossentropy(
-        labels, outputs[0], from_logits=True
-    )
-
-
 def step(model: keras.Model, x: np.ndarray, labels: np.ndarray, loss: Callable[[Any, Any], Any]) -> list[Any]:
     """The gradient of the mean loss by every trainable weight; None where there is no way to it."""
     import tensorflow as tf
@@ -96,17 +90,10 @@ def step(model: keras.Model, x: np.ndarray, labels: np.ndarray, loss: Callable[[
     return tape.gradient(value, [weight.value for weight in model.trainable_weights])
 
 
-def trained_a_little(kind: str, seed: int) -> Head:
-    """Ten steps, dropout among them."""
-    keras.utils.set_random_seed(seed)
-    shape = dataclasses.replace(SHAPES[kind], dropout=0.3)
-    model = build_head(shape)
-    optimizer = keras.optimizers.SGD(0.1)
-    x = np.tile(rows(count=24), (1, shape.images))
-    labels = labels_of(kind, np.arange(24) % C)
-    for _ in range(10):
-        optimizer.apply(step(model, x, labels, loss_of(kind)), model.trainable_weights)
-    return Head(shape, model)
+A_LITTLE = Recipe(
+    batch=8, learning_rate=0.1, decay=0.0, epochs=3, patience=9, seed=1, momentum=0.9, mixup=1.0,
+    weight_decay=0.1, label_smoothing=0.1,
+)  # fmt: skip
 
 
 # Numbers of parameters, and what is computed
@@ -258,8 +245,49 @@ def test_saved_head_of_any_kind_is_read_back_to_the_bit(kind: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", SHAPES)
+def test_a_standardized_head_says_of_a_bottleneck_what_a_plain_one_says_of_its_standard(kind: str) -> None:
+    plain, rng = drawn(kind), np.random.default_rng(3)
+    shape = dataclasses.replace(SHAPES[kind], standardized=True)
+    mean, variance = rng.normal(0, 1, D).astype(np.float32), rng.uniform(0.5, 2, D).astype(np.float32)
+    head = Head(shape, build_head(shape))
+    assert [w.shape for w in head.model.get_layer(STANDARD).get_weights()] == [(D,), (D,)]
+    for layer in plain.model.layers:
+        head.model.get_layer(layer.name).set_weights(layer.get_weights())
+    head.model.get_layer(STANDARD).set_weights([mean, variance])
+    x = np.tile(rows(), (1, shape.images)).astype(np.float32)
+    standard = (2.0 * x.reshape(-1, D) - mean) / np.sqrt(variance + 1e-3) / 2.0
+    wanted = plain.outputs(standard.reshape(x.shape).astype(np.float32))
+    for found, expected in zip(head.outputs(x), wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+def test_a_set_head_says_the_same_whatever_the_order_of_the_images_and_how_often_one_stands_there(
+    standardized: bool,
+) -> None:
+    shape = dataclasses.replace(SHAPES["set"], standardized=standardized, hidden=(32, 6))
+    products = np.repeat(np.arange(40), 3)
+    learnt = ProductRows(rows(count=120), np.arange(0, 121, 3), 3)
+    head, _ = fit_head(shape, Examples(learnt, products[::3] % C), None, A_LITTLE)
+    images = rows(seed=4, count=3)
+    told = set_logits(head, images, np.array([0, 3]))
+    np.testing.assert_allclose(set_logits(head, images[[2, 0, 1]], np.array([0, 3])), told, atol=1e-5)
+    two, padded = (
+        set_logits(head, images[:2], np.array([0, 2])),
+        head.logits(images[[0, 1, 1]].reshape(1, -1)),
+    )
+    np.testing.assert_allclose(two, padded, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
 def test_same_seed_gives_the_same_head_of_any_kind_and_another_seed_another(kind: str) -> None:
-    one, same, other = (trained_a_little(kind, seed).model.get_weights() for seed in (1, 1, 2))
+    shape = dataclasses.replace(SHAPES[kind], dropout=0.3, standardized=True)
+    x = np.tile(rows(count=24), (1, shape.images))
+    examples = Examples(x, labels_of(kind, np.arange(24) % C))
+    one, same, other = (
+        fit_head(shape, examples, None, dataclasses.replace(A_LITTLE, seed=seed))[0].model.get_weights()
+        for seed in (1, 1, 2)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 

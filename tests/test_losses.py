@@ -65,6 +65,30 @@ def test_losses_of_levels_are_added_with_their_weights() -> None:
     )
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_smoothing_shares_out_a_part_of_the_target_at_every_level(smoothing: float) -> None:
+    rng = np.random.default_rng(2)
+    outputs = [rng.normal(0, 2, (6, nodes)).astype(np.float32) for nodes in (2, 4, 5)]
+    labels = np.stack([rng.integers(0, nodes, 6) for nodes in (2, 4, 5)], axis=1).astype(np.int32)
+    expected: np.ndarray = np.zeros(6)
+    for level, (weight, logits) in enumerate(zip((0.5, 0.0, 2.0), outputs, strict=True)):
+        nodes = logits.shape[1]
+        target = (1 - smoothing) * np.eye(nodes)[labels[:, level]] + smoothing / nodes
+        expected -= weight * (target * log_softmax(logits, axis=1)).sum(axis=1)
+    found = weighted_levels((0.5, 0.0, 2.0))(outputs, labels, smoothing)
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5)
+
+
+def test_smoothing_goes_over_targets_that_are_soft_along_the_tree() -> None:
+    tree = uneven_tree()
+    count = len(tree.categories)
+    logits = np.random.default_rng(2).normal(0, 2, (4, count)).astype(np.float32)
+    labels, loss = np.array([0, 1, 2, 3], np.int32), soft_tree(tree, 3.0)
+    uniform = -log_softmax(logits, axis=1).mean(axis=1)
+    expected = 0.8 * np.asarray(loss([logits], labels, 0.0)) + 0.2 * uniform
+    np.testing.assert_allclose(np.asarray(loss([logits], labels, 0.2)), expected, rtol=1e-5)
+
+
 def test_weights_for_another_number_of_levels_are_refused() -> None:
     with pytest.raises(ValueError):
         weighted_levels((1.0, 1.0))([np.zeros((1, 2), np.float32)], np.zeros((1, 1), np.int32))
