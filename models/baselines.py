@@ -108,8 +108,8 @@ def fit_svm(
 
     if len(np.unique(labels)) < 2:
         raise ShelfmarkError(
-            f"{len(rows)} training images of {len(np.unique(labels))} category; expected two categories at "
-            "least to tell apart; raise [compare] svm_images or hog_images, or leave the SVM rows out"
+            f"{len(rows)} training images, all of one category; expected two categories at least to tell "
+            "apart; raise compare.svm_products or compare.hog_products, or leave the SVM rows out with --only"
         )
     mean, deviation = _statistics(rows)
     machine: Any = LinearSVC(C=penalty, random_state=seed).fit((rows - mean) / deviation, labels)

@@ -151,6 +151,7 @@ def tune_backbone(
         epochs.tell(told, _grades(grade, fit, recipe.batch) if fit else None)
         averaged.swap()
     averaged.swap()
+    epochs.save()
     if epochs.best:
         model.set_weights(epochs.best)
     # Not the clone: Keras names its input by a counter, and a file of its weights would tell that name.

@@ -8,12 +8,13 @@ more of them are read window by window, the next one while the last is learnt fr
 A block is what is read together, a window (512 of them and more) what is mixed: see docs/training.md.
 
 All that an epoch starts from is in a checkpoint, and its random numbers are told by (seed, epoch): a killed
-training goes on to the same head, bit for bit.
+training goes on to the same head, bit for bit. Where epochs take less time than their checkpoints several go
+by between two.
 """
 
-import io
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from keras import ops
 from features.backbones import start_tensorflow
 from features.bottlenecks import StoredRows
 from features.errors import ShelfmarkError
-from features.files import write_whole
+from features.files import writing
 from models.head import STANDARD, Head, HeadShape, build_head
 from models.losses import Loss, weighted_levels
 from models.steps import Losses, as_list, finest, grader, learner, sgd
@@ -38,6 +39,7 @@ BLOCK = 128  # images
 WINDOW = 256 * 2**20  # bytes: with its copy and the next one 0.8 GB
 STEPS = 16  # batches a call
 FIT_BATCH = 1024  # images
+REST = 10  # times as long as a checkpoint took, until the next one
 
 Imbalance = Literal["none", "class_weights", "logit_adjustment", "balanced"]
 
@@ -148,6 +150,7 @@ def fit_head(
         learn.settle()
         kept.set_weights(model.get_weights())
         epochs.tell(told, _grades(grade, selecting) if selecting else None)
+    epochs.save()
     kept.set_weights(epochs.best or model.get_weights())
     return Head(shape, kept), epochs.history
 
@@ -274,6 +277,8 @@ class Epochs:
         self.variables = [*model.variables, *optimizer.variables, *others]
         self.history: dict[str, list[float]] = {}
         self.best: list[np.ndarray] = []
+        self.written, self.rest = 0.0, 0.0  # when the checkpoint was, and seconds to the next one
+        self.behind = False
         if file and file.is_file():
             self._read(file)
 
@@ -310,8 +315,17 @@ class Epochs:
             self.history.setdefault(name, []).append(float(figure))
         if grades is not None and (self.waited == 0 or (self.annealed and self._as_good(grades.shape[1]))):
             self.best = self.model.get_weights()
-        if self.file:
+        self.behind = True
+        if time.monotonic() >= self.written + self.rest:
+            self.save()
+
+    def save(self) -> None:
+        """Writes the checkpoint, if an epoch has been told since the last one."""
+        if self.file and self.behind:
+            began = time.monotonic()
             self._write(self.file)
+            self.written = time.monotonic()
+            self.rest, self.behind = REST * (self.written - began), False
 
     def _as_good(self, images: int) -> bool:
         """Whether the last epoch is within a standard error of the best, on so many images."""
@@ -327,9 +341,8 @@ class Epochs:
         arrays = {f"variable{n}": np.asarray(variable) for n, variable in enumerate(self.variables)}
         arrays |= {f"best{n}": array for n, array in enumerate(self.best)}
         arrays["history"] = np.frombuffer(json.dumps(self.history).encode(), np.uint8)
-        told = io.BytesIO()
-        np.savez(told, allow_pickle=False, **arrays)
-        write_whole(file, told.getvalue())
+        with writing(file) as working, open(working, "wb") as out:
+            np.savez(out, allow_pickle=False, **arrays)
 
     def _read(self, file: Path) -> None:
         with np.load(file) as arrays:

@@ -305,15 +305,13 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
     """
     from rich.console import Console
 
-    from features.artifact import find_artifact
     from pipeline.compare import compare as make
     from pipeline.comparison import table
 
     records = run.artifact("records", "ingest")
     bottlenecks = run.artifact("bottlenecks", "extract", records=records)
     out = run.path / "comparison"
-    tuned = find_artifact(run.path / "backbone")
-    told = make(records, bottlenecks, tuned, run.store, out, run.config, categories, only)
+    told = make(records, bottlenecks, run.own_backbone(), run.store, out, run.config, categories, only)
     Console(width=None if sys.stdout.isatty() else 120).print(table(told))  # in a file nothing is folded
     for line in (*told["notes"], told["best"], told["commands"], out / "index.html"):
         print(line)

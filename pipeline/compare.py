@@ -8,8 +8,8 @@
 It is no artifact: it tells seconds, which differ from time to time. A row says what it was made from, and is
 made again when that has changed.
 
-Training fits, FIT chooses (epoch, C, how a product's images become one, temperature, confidence), and the
-validation precision and the acceptance rate are measured on CERT, which has chosen nothing.
+Training fits, FIT chooses (epoch, C, how a product's images become one, temperature, confidence, best row),
+and the validation precision and the acceptance rate are measured on CERT, which has chosen nothing.
 """
 
 import json
@@ -23,7 +23,7 @@ import pandas as pd
 
 from features.artifact import Artifact, digest_of
 from features.backbones import TUNED as FINE_TUNED
-from features.bottlenecks import Digests, Store
+from features.bottlenecks import Digests, Store, StoredRows
 from features.errors import ShelfmarkError
 from features.files import Place, write_whole
 from features.pixels import read_pixels
@@ -53,7 +53,7 @@ from pipeline.train import (
     sizes_of,
 )
 
-VERSION = 2
+VERSION = 3
 GRADED = 50_000  # training products at most on which the training precision is measured
 
 
@@ -128,11 +128,12 @@ def compare(
         "categories": len(whole.taxonomy.categories),
         "drawn": categories is not None,
         "val_products": _count(whole.cert),
+        "fit_products": _count(whole.fit),
         "target": config.calibration.precision,
         "recipe": config.head.recipe,
         "best": best,
         "commands": commands,
-        "best_row": max(told, key=merit)["row"],
+        "best_row": max(told, key=merit)["row"] if _count(whole.fit) else None,
     }
     write_whole(out / "comparison.json", json.dumps(comparison, indent=1).encode())
     write_whole(out / "comparison.csv", as_csv(told).encode())
@@ -314,7 +315,7 @@ def _hog(part: Part, records: Artifact) -> Part:
     order = np.lexsort([rows["offset"], rows["file"]])  # as they stand on the disk
     pixels = read_pixels(read_pieces(records.path, rows.iloc[order]), SIDE, batch=32)
     vectors = hog_vectors(pixels, len(rows))
-    return replace(part, rows=vectors[np.argsort(order)])  # type: ignore[arg-type]
+    return replace(part, rows=StoredRows([vectors], np.zeros(len(rows), np.int32), np.argsort(order)))
 
 
 def draw(part: Part, most: int, rng: np.random.Generator) -> Part:
@@ -345,7 +346,7 @@ def _learn(row: Row, shop: Shop, config: Config) -> tuple[Head | LinearSvm, int,
 
 
 def measure(speaker: Any, shop: Shop, config: Config) -> dict[str, Any]:
-    """Precision on training and on CERT products, and the acceptance rate at the promised precision on CERT.
+    """Precision on training products, and with the acceptance rate at the promised precision on CERT and FIT.
 
     Confidence is made as `shelfmark calibrate` makes it: for a baseline, too, from decision values in the
     place of logits.
@@ -363,12 +364,19 @@ def measure(speaker: Any, shop: Shop, config: Config) -> dict[str, Any]:
     sample = draw(shop.learnt, GRADED, np.random.default_rng(config.seed))
     (_, learnt), (of_fit, fit), (of_cert, cert) = (answers(part) for part in (sample, shop.fit, shop.cert))
     model = fit_confidence(of_fit.evidence(asked.sizes), fit)
-    curve = acceptance_curve(model.confidence(of_cert.evidence(asked.sizes)), cert)
+
+    def accepted(answers: Answers, right: np.ndarray) -> float:
+        curve = acceptance_curve(model.confidence(answers.evidence(asked.sizes)), right)
+        return acceptance_rate_at(curve, config.calibration.precision)[0]
+
     return {
         "train_precision": precision(learnt),
         "val_precision": precision(cert),
         "val_products": len(cert),
-        "acceptance_rate_at_target": acceptance_rate_at(curve, config.calibration.precision)[0],
+        "acceptance_rate_at_target": accepted(of_cert, cert),
+        "fit_precision": precision(fit) if len(fit) else 0.0,
+        "fit_products": len(fit),
+        "fit_acceptance_rate_at_target": accepted(of_fit, fit) if len(fit) else 0.0,
     }
 
 

@@ -1,4 +1,8 @@
-"""What a comparison comes to: the best row, how sure it is, what releases it; table, CSV and page."""
+"""What a comparison comes to: the best row, how sure it is, what releases it; table, CSV and page.
+
+FIT chooses the best row, as it chooses all else. CERT, on which a released head's threshold is certified,
+only measures: a row chosen on it would be certified on what has chosen it.
+"""
 
 import csv
 import io
@@ -21,20 +25,26 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("row", "features", "classifier", "fine_tuned", "learnt_products", "train_precision"),
     *("val_precision", "val_products", "acceptance_rate_at_target", "target_precision"),
+    *("fit_precision", "fit_products", "fit_acceptance_rate_at_target"),
     *("parameters", "seconds", "paper_train", "paper_val", "settings"),
 )
 
 
 def merit(row: dict[str, Any]) -> tuple[float, float]:
-    """What rows are sorted by."""
-    return row["acceptance_rate_at_target"], row["val_precision"]
+    """What rows are sorted by, of FIT."""
+    return row["fit_acceptance_rate_at_target"], row["fit_precision"]
 
 
 def best_of(rows: Sequence[dict[str, Any]], target: float) -> tuple[str, dict[str, Any] | None]:
-    """Which row to use, by the largest acceptance rate, then precision, in words; and the best head."""
+    """Which row to use, by FIT's largest acceptance rate, then precision, in words; and the best head.
+
+    The words tell CERT's figures. Where FIT has no products nothing is chosen.
+    """
+    if not rows[0]["fit_products"]:
+        return "None is best: no validation products choose; raise calibration.fit_share", None
 
     def told(row: dict[str, Any]) -> str:
-        rate, right = merit(row)
+        rate, right = row["acceptance_rate_at_target"], row["val_precision"]
         tuned = " on fine-tuned bottlenecks" if row["fine_tuned"] else ""
         return f"{row['classifier']}{tuned}, {rate:.1%} accepted at {target:.0%}, {right:.1%} right"
 
@@ -50,12 +60,12 @@ def best_of(rows: Sequence[dict[str, Any]], target: float) -> tuple[str, dict[st
 
 
 def _beats(best: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether a row accepts more than another, or is more precise, by more than chance explains.
+    """Whether a row accepts more of FIT than another, or is more precise, by more than chance explains.
 
     The 95 % interval of a difference of shares lies above 0 (Newcombe, Statistics in Medicine 1998, method
     10). For independent samples: rows on the same products differ by less by chance, so it is never too sure.
     """
-    of_best, of_row = best["val_products"], row["val_products"]
+    of_best, of_row = best["fit_products"], row["fit_products"]
     for one, other in zip(merit(best), merit(row), strict=True):
         below, above = one - wilson(one, of_best)[0], wilson(other, of_row)[1] - other
         if one - other > np.hypot(below, above):
@@ -121,7 +131,8 @@ def caption(comparison: dict[str, Any]) -> str:
     return (
         f"{comparison['categories']:,}{drawn} categories. Validation precision and acceptance rate are those "
         f"of {comparison['val_products']:,} validation products that chose nothing (CERT): by chance a "
-        f"precision is off by up to {chance(comparison):.1%}, 19 times of 20. Heads by recipe "
+        f"precision is off by up to {chance(comparison):.1%}, 19 times of 20. The best row is that of "
+        f"{comparison['fit_products']:,} others (FIT). Heads by recipe "
         f"'{comparison['recipe']}'. Seconds: of training, on bottlenecks that are there; of HOG with the "
         "reading of the photos."
     )

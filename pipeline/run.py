@@ -92,14 +92,7 @@ class Run:
         The run's own, fine-tuned; else that of the release it is based on, when this was fine-tuned from the
         one of the settings; else the one of the settings.
         """
-        if find_artifact(self.path / "backbone"):
-            own = self.artifact("backbone", "finetune", records=self.artifact("records", "ingest"))
-            if not self._tuned_here(own):
-                settings = self.config.backbone
-                raise ShelfmarkError(
-                    f"{own.path}: tuned from another backbone; expected {settings.name} with weights "
-                    f"{settings.weights}, as the settings say; run `shelfmark finetune` first, or remove it"
-                )
+        if own := self.own_backbone():
             return _opened(own)
         if self.based_on is not None:
             released = open_artifact(self.releases / self.based_on, "bundle")
@@ -107,6 +100,19 @@ class Run:
                 log.info("backbone: the fine-tuned one of release %s", self.based_on)
                 return _opened(released)
         return self.untuned_backbone()
+
+    def own_backbone(self) -> Artifact | None:
+        """The run's backbone/, if it has one: tuned on its records, from the backbone of the settings."""
+        if not find_artifact(self.path / "backbone"):
+            return None
+        own = self.artifact("backbone", "finetune", records=self.artifact("records", "ingest"))
+        if not self._tuned_here(own):
+            settings = self.config.backbone
+            raise ShelfmarkError(
+                f"{own.path}: tuned from another backbone; expected {settings.name} with weights "
+                f"{settings.weights}, as the settings say; run `shelfmark finetune` first, or remove it"
+            )
+        return own
 
     def _tuned_here(self, artifact: Artifact) -> bool:
         """Whether a backbone/ or bundle/ holds a backbone that was tuned from the one of the settings."""

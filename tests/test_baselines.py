@@ -67,7 +67,7 @@ def test_a_number_that_never_changes_does_no_harm() -> None:
 
 
 def test_one_category_is_refused() -> None:
-    with pytest.raises(ShelfmarkError, match="10 training images of 1 category; expected two categories"):
+    with pytest.raises(ShelfmarkError, match=r"one category; .* raise compare.svm_products"):
         fit_svm(np.ones((10, 3), np.float16), np.zeros(10, int), 4, seed=0)
 
 

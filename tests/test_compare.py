@@ -118,8 +118,12 @@ def test_precision_and_acceptance_are_those_that_evaluate_measures_on_cert(
     assert row["train_precision"] == metrics["train"]["precision"]
 
 
-def test_hog_reads_a_drawn_share_of_the_photos(shop: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("graded", [10, 50_000])
+def test_hog_reads_a_drawn_share_of_the_photos_and_grades_at_most_so_many(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graded: int
+) -> None:
     pytest.importorskip("skimage", reason="the extra 'compare' is not installed")
+    monkeypatch.setattr(module, "GRADED", graded)
     row = compare_here(shop, tmp_path, ("hog-svm",), "compare.hog_products=20")["rows"][0]
     assert row["learnt_products"] == 20
     assert row["features"] == "HOG"
@@ -234,18 +238,31 @@ def row(name: str = "2nn-512", **changes: Any) -> dict[str, Any]:
         **{"row": name, "features": "bottlenecks", "classifier": name.upper(), "fine_tuned": False},
         **{"learnt_products": 16000, "train_precision": 0.7, "val_precision": 0.6, "val_products": 900},
         **{"acceptance_rate_at_target": 0.5, "target_precision": 0.9, "parameters": 1234567, "seconds": 12.3},
+        **{"fit_precision": 0.7, "fit_products": 450, "fit_acceptance_rate_at_target": 0.6},
         **{"paper_train": None, "paper_val": None, "settings": "--set head.kind=flat"},
     } | changes
 
 
-def test_best_is_the_most_accepting_then_the_most_precise() -> None:
-    rows = [row("a", val_precision=0.9), row("b", acceptance_rate_at_target=0.6), row("c")]
-    assert best_of(rows, 0.9)[0] == "Best: B, 60.0% accepted at 90%, 60.0% right"
+def test_best_on_fit_is_the_most_accepting_then_the_most_precise_and_told_by_cert() -> None:
+    rows = [row("a", fit_precision=0.9), row("b", fit_acceptance_rate_at_target=0.8), row("c")]
+    assert best_of(rows, 0.9)[0] == "Best: B, 50.0% accepted at 90%, 60.0% right"
     assert best_of([rows[2], rows[0]], 0.9)[0].startswith("Best: A,")
 
 
+def test_cert_chooses_no_row() -> None:
+    rows = [row("a"), row("b", acceptance_rate_at_target=1.0, val_precision=1.0, fit_precision=0.6)]
+    assert best_of(rows, 0.9)[0].startswith("Best: A,")
+    nobody = [one | {"fit_products": 0} for one in rows]
+    assert best_of(nobody, 0.9) == (
+        "None is best: no validation products choose; raise calibration.fit_share", None
+    )  # fmt: skip
+
+
 def test_a_baseline_that_is_best_is_told_with_the_best_head() -> None:
-    rows = [row("svm", settings="", acceptance_rate_at_target=0.8), row("b", fine_tuned=True)]
+    rows = [
+        row("svm", settings="", acceptance_rate_at_target=0.8, fit_acceptance_rate_at_target=0.8),
+        row("b", fine_tuned=True),
+    ]
     words, head = best_of(rows, 0.9)
     assert words == (
         "Best: SVM, 80.0% accepted at 90%, 60.0% right. A baseline, which shelfmark does not release. "
@@ -256,11 +273,11 @@ def test_a_baseline_that_is_best_is_told_with_the_best_head() -> None:
 
 
 def test_rows_that_chance_alone_may_have_put_behind_are_told_with_the_best() -> None:
-    few = [row(name, val_products=7, val_precision=right, acceptance_rate_at_target=right)
+    few = [row(name, fit_products=7, fit_precision=right, fit_acceptance_rate_at_target=right)
            for name, right in (("a", 1.0), ("b", 6 / 7), ("c", 1 / 7))]  # fmt: skip
-    assert best_of(few, 0.9)[0].endswith("100.0% right. By chance alone as good could be: b")
-    many = [one | {"val_products": 7000} for one in few]
-    assert best_of(many, 0.9)[0].endswith("100.0% right")
+    assert best_of(few, 0.9)[0].endswith("60.0% right. By chance alone as good could be: b")
+    many = [one | {"fit_products": 7000} for one in few]
+    assert best_of(many, 0.9)[0].endswith("60.0% right")
 
 
 @pytest.mark.parametrize(("right", "of"), [(7, 7), (0, 7), (540, 900)])
@@ -325,7 +342,8 @@ class Cells(HTMLParser):
 
 def comparison(**changes: Any) -> dict[str, Any]:
     told = {"rows": [row("svm", settings=""), row()], "notes": ["Left out: see `shelfmark finetune`"]}
-    told |= {"categories": 1000, "drawn": True, "val_products": 900, "target": 0.9, "recipe": "default"}
+    told |= {"categories": 1000, "drawn": True, "val_products": 900, "fit_products": 450, "target": 0.9}
+    told |= {"recipe": "default"}
     return told | {"best": "Best: <b>", "commands": "shelfmark train", "best_row": "2nn-512"} | changes
 
 

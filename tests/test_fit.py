@@ -262,6 +262,7 @@ def test_a_training_killed_after_any_epoch_goes_on_to_the_same_head(
             raise Killed
 
     monkeypatch.setattr(fit.Epochs, "_write", write_and_die)
+    monkeypatch.setattr(fit, "REST", 0)
     for _ in range(2):
         with pytest.raises(Killed):
             fit_head(SHAPE, train, select, told, work=tmp_path)
@@ -269,6 +270,29 @@ def test_a_training_killed_after_any_epoch_goes_on_to_the_same_head(
     assert_same(found, wanted)
     assert same_history == history
     assert [file.name for file in tmp_path.iterdir()] == ["_checkpoint.npz"]
+
+
+def test_checkpoints_take_a_tenth_of_the_time_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, epochs_written, write = [0.0], [], fit.Epochs._write
+
+    def slow(self: fit.Epochs, file: Path) -> None:
+        write(self, file)
+        epochs_written.append(self.done)
+        now[0] += 2.0  # seconds a checkpoint
+
+    monkeypatch.setattr(fit.Epochs, "_write", slow)
+    monkeypatch.setattr(fit.time, "monotonic", lambda: now[0])
+    tell = fit.Epochs.tell
+
+    def passing(self: fit.Epochs, *told: Any) -> None:
+        now[0] += 5.0  # seconds an epoch
+        tell(self, *told)
+
+    monkeypatch.setattr(fit.Epochs, "tell", passing)
+    fit_head(SHAPE, draw(1, 48), None, recipe(epochs=11), work=tmp_path)
+    assert epochs_written == [1, 5, 9, 11]  # 20 seconds rest after each, and the last epoch in any case
 
 
 def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
