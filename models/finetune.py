@@ -22,7 +22,8 @@ from keras import ops
 
 from features.backbones import Backbone
 from features.engines import in_precision
-from models.fit import CHECKPOINT, Epochs, Recipe, mixes, objective_of, optimizer_of, order_of
+from models.epochs import CHECKPOINT, Epochs
+from models.fit import Recipe, mixes, objective_of, optimizer_of, order_of
 from models.head import Head
 from models.losses import Loss
 from models.steps import grader, learner
@@ -80,7 +81,7 @@ class Augmentation:
 
     area: float = 1.0  # least share of it that a crop keeps; the crop is zoomed to the full size; 1: no crops
     flip: bool = False  # half of them are mirrored, left to right
-    colour: float = 0.0  # brightness, contrast and each of the three colours are off by up to this share
+    colour: float = 0.0  # contrast and each of the three colours, each by itself, are off by up to this share
 
 
 def frozen_count(share: float, layers: int) -> int:

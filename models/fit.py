@@ -12,10 +12,7 @@ training goes on to the same head, bit for bit. Where epochs take less time than
 by between two.
 """
 
-import json
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,18 +25,15 @@ from keras import ops
 
 from features.backbones import start_tensorflow
 from features.bottlenecks import StoredRows
-from features.errors import ShelfmarkError
-from features.files import writing
+from models.epochs import CHECKPOINT, Epochs
 from models.head import STANDARD, Head, HeadShape, build_head
 from models.losses import Loss, weighted_levels
 from models.steps import Losses, as_list, finest, grader, learner, sgd
 
-CHECKPOINT = "_checkpoint.npz"  # "_": no part of the artifact
 BLOCK = 128  # images
 WINDOW = 256 * 2**20  # bytes: with its copy and the next one 0.8 GB
 STEPS = 16  # batches a call
 FIT_BATCH = 1024  # images
-REST = 10  # times as long as a checkpoint took, until the next one
 
 Imbalance = Literal["none", "class_weights", "logit_adjustment", "balanced"]
 
@@ -139,7 +133,8 @@ def fit_head(
     epochs = Epochs(model, optimizer, work / CHECKPOINT if work else None, annealed)
     learn = learner(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
     grade = grader(kept)
-    learning, selecting = _Source(train, recipe.memory), _Source(fit, recipe.memory) if fit else None
+    learning = _Source(train, recipe.memory)
+    selecting = _Source(fit, recipe.memory - learning.held) if fit else None
     while epochs.done < recipe.epochs and not (fit and epochs.waited >= recipe.patience):
         rng = np.random.default_rng([recipe.seed, epochs.done])
         told = [
@@ -255,104 +250,6 @@ def objective_of(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: L
     return objective
 
 
-class Epochs:
-    """What an epoch starts from: variables, the kept epoch's weights, the history; in a checkpoint, too.
-
-    The best epoch on FIT is kept. Where the rate falls to nothing the last ones are the best ones in truth,
-    and a small FIT tells them apart by chance: then the latest is kept that is within a standard error of the
-    best (the one-standard-error rule of Breiman et al., Classification and Regression Trees, 1984). `others`
-    are variables that a checkpoint keeps beside the model's and the optimizer's.
-    """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        file: Path | None,
-        annealed: bool = False,
-        others: Sequence[keras.Variable] = (),
-    ) -> None:
-        self.annealed = annealed
-        self.model, self.file = model, file
-        self.variables = [*model.variables, *optimizer.variables, *others]
-        self.history: dict[str, list[float]] = {}
-        self.best: list[np.ndarray] = []
-        self.written, self.rest = 0.0, 0.0  # when the checkpoint was, and seconds to the next one
-        self.behind = False
-        if file and file.is_file():
-            self._read(file)
-
-    @property
-    def done(self) -> int:
-        """Epochs done."""
-        return len(self.history.get("loss", []))
-
-    @property
-    def waited(self) -> int:
-        """Epochs since the best one."""
-        scores = self._scores()
-        return len(scores) - 1 - scores.index(max(scores)) if scores else 0
-
-    def tell(self, told: list[Any], grades: np.ndarray | None) -> None:
-        """Ends an epoch: what its calls told, and FIT's losses and right ones, (2, n).
-
-        By accuracy rather than loss: on the grocery photos (three seeds, all validation photos) the loss
-        stops after 35-60 epochs at 0.55, the accuracy goes on to 0.57.
-
-        Raises:
-            ShelfmarkError: the loss is no number any more.
-        """
-        loss, right, images = np.sum([np.asarray(one, np.float64) for one in told], axis=0)
-        figures = {"accuracy": right / images, "loss": loss / images}
-        if not math.isfinite(loss):
-            raise ShelfmarkError(
-                f"the loss of epoch {self.done + 1} is {loss}: training has diverged; expected a number; "
-                "lower learning_rate in [train] or, when fine-tuning, in [finetune]"
-            )
-        if grades is not None:
-            figures |= {"val_accuracy": grades[1].mean(), "val_loss": grades[0].mean()}
-        for name, figure in figures.items():
-            self.history.setdefault(name, []).append(float(figure))
-        if grades is not None and (self.waited == 0 or (self.annealed and self._as_good(grades.shape[1]))):
-            self.best = self.model.get_weights()
-        self.behind = True
-        if time.monotonic() >= self.written + self.rest:
-            self.save()
-
-    def save(self) -> None:
-        """Writes the checkpoint, if an epoch has been told since the last one."""
-        if self.file and self.behind:
-            began = time.monotonic()
-            self._write(self.file)
-            self.written = time.monotonic()
-            self.rest, self.behind = REST * (self.written - began), False
-
-    def _as_good(self, images: int) -> bool:
-        """Whether the last epoch is within a standard error of the best, on so many images."""
-        accuracies = self.history["val_accuracy"]
-        best = max(accuracies)
-        return best - accuracies[-1] <= math.sqrt(best * (1 - best) / images)
-
-    def _scores(self) -> list[tuple[float, float]]:
-        accuracies, losses = (self.history.get(f"val_{name}", []) for name in ("accuracy", "loss"))
-        return [(accuracy, -loss) for accuracy, loss in zip(accuracies, losses, strict=True)]
-
-    def _write(self, file: Path) -> None:
-        arrays = {f"variable{n}": np.asarray(variable) for n, variable in enumerate(self.variables)}
-        arrays |= {f"best{n}": array for n, array in enumerate(self.best)}
-        arrays["history"] = np.frombuffer(json.dumps(self.history).encode(), np.uint8)
-        with writing(file) as working, open(working, "wb") as out:
-            np.savez(out, allow_pickle=False, **arrays)
-
-    def _read(self, file: Path) -> None:
-        with np.load(file) as arrays:
-            self.history = json.loads(arrays["history"].tobytes())
-            for number, variable in enumerate(self.variables):
-                variable.assign(arrays[f"variable{number}"])
-            count = sum(name.startswith("best") for name in arrays)
-            self.best = [arrays[f"best{number}"] for number in range(count)]
-
-
 def order_of(rng: np.random.Generator, labels: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Numbers of the images of an epoch, (m,) int, blocks of neighbours in a random order.
 
@@ -387,6 +284,11 @@ class _Source:
 
     def __len__(self) -> int:
         return len(self.examples.labels)
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory: all, or the window at work, the coming one and a copy."""
+        return len(self) * self.image_bytes if self.whole else 3 * self.window_bytes
 
     def windows(self, order: np.ndarray, batch: int) -> Iterator[tuple[Any, Any, np.ndarray]]:
         """Rows and labels on the device, and which of them are meant: those of `order`, piece by piece."""

@@ -199,7 +199,7 @@ def _fit_set_head(
     def examples(part: Part) -> Examples:
         bounds = product_bounds(part.product_id)
         truth = taxonomy.index(category.reindex(part.product_id[bounds[:-1]]).to_numpy())
-        return Examples(ProductRows(part.rows.load(), bounds, images), truth)
+        return Examples(ProductRows(part.rows.load(recipe.memory), bounds, images), truth)
 
     selecting = examples(fit) if len(fit.product_id) else None
     return fit_head(together, examples(learnt), selecting, recipe, work=work)[0]

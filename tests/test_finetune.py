@@ -23,7 +23,7 @@ from features.errors import ShelfmarkError
 from features.files import copy_tree, remove
 from features.pixels import read_pixels
 from features.records import pieces_of
-from models import fit
+from models import epochs
 from models.bundle import open_bundle
 from models.finetune import (
     Augmentation,
@@ -223,15 +223,15 @@ def test_a_tuning_killed_after_any_epoch_goes_on_to_the_same_backbone(
 ) -> None:
     settings = {"epochs": 3, "momentum": 0.9, "average": 0.8}
     _, wanted, _, history = tune("multitask", **settings)
-    write = fit.Epochs._write
+    write = epochs.Epochs._write
 
-    def write_and_die(self: fit.Epochs, file: Path) -> None:
+    def write_and_die(self: epochs.Epochs, file: Path) -> None:
         write(self, file)
         if self.done < 3:
             raise Killed
 
-    monkeypatch.setattr(fit.Epochs, "_write", write_and_die)
-    monkeypatch.setattr(fit, "REST", 0)
+    monkeypatch.setattr(epochs.Epochs, "_write", write_and_die)
+    monkeypatch.setattr(epochs, "REST", 0)
     for _ in range(2):
         with pytest.raises(Killed):
             tune("multitask", work=tmp_path, **settings)

@@ -18,7 +18,7 @@ from scipy.special import log_softmax
 
 from features.bottlenecks import Digests, Store
 from features.errors import ShelfmarkError
-from models import fit
+from models import epochs, fit
 from models.fit import Examples, Recipe, fit_head, inverse_time_decay
 from models.head import Head, HeadShape, build_head, load_head
 from models.steps import DECAY_STEPS, sgd
@@ -254,15 +254,15 @@ def test_a_training_killed_after_any_epoch_goes_on_to_the_same_head(
     train, select = draw(1, 300, noise=1.0), draw(2, 60, noise=1.0)
     told = recipe(**EVERYTHING | (window_by_window(train, 128) if windows else {}))
     wanted, history = fit_head(SHAPE, train, select, told)
-    write = fit.Epochs._write
+    write = epochs.Epochs._write
 
-    def write_and_die(self: fit.Epochs, file: Path) -> None:
+    def write_and_die(self: epochs.Epochs, file: Path) -> None:
         write(self, file)
         if self.done in (1, 4):
             raise Killed
 
-    monkeypatch.setattr(fit.Epochs, "_write", write_and_die)
-    monkeypatch.setattr(fit, "REST", 0)
+    monkeypatch.setattr(epochs.Epochs, "_write", write_and_die)
+    monkeypatch.setattr(epochs, "REST", 0)
     for _ in range(2):
         with pytest.raises(Killed):
             fit_head(SHAPE, train, select, told, work=tmp_path)
@@ -275,22 +275,22 @@ def test_a_training_killed_after_any_epoch_goes_on_to_the_same_head(
 def test_checkpoints_take_a_tenth_of_the_time_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, epochs_written, write = [0.0], [], fit.Epochs._write
+    now, epochs_written, write = [0.0], [], epochs.Epochs._write
 
-    def slow(self: fit.Epochs, file: Path) -> None:
+    def slow(self: epochs.Epochs, file: Path) -> None:
         write(self, file)
         epochs_written.append(self.done)
         now[0] += 2.0  # seconds a checkpoint
 
-    monkeypatch.setattr(fit.Epochs, "_write", slow)
-    monkeypatch.setattr(fit.time, "monotonic", lambda: now[0])
-    tell = fit.Epochs.tell
+    monkeypatch.setattr(epochs.Epochs, "_write", slow)
+    monkeypatch.setattr(epochs.time, "monotonic", lambda: now[0])
+    tell = epochs.Epochs.tell
 
-    def passing(self: fit.Epochs, *told: Any) -> None:
+    def passing(self: epochs.Epochs, *told: Any) -> None:
         now[0] += 5.0  # seconds an epoch
         tell(self, *told)
 
-    monkeypatch.setattr(fit.Epochs, "tell", passing)
+    monkeypatch.setattr(epochs.Epochs, "tell", passing)
     fit_head(SHAPE, draw(1, 48), None, recipe(epochs=11), work=tmp_path)
     assert epochs_written == [1, 5, 9, 11]  # 20 seconds rest after each, and the last epoch in any case
 
@@ -461,11 +461,11 @@ train, select = t.draw(1, 256), t.draw(2, 64)
 told = t.recipe(**t.EVERYTHING | t.window_by_window(train, 128) | {"epochs": 3})
 wanted, history = t.fit_head(t.SHAPE, train, select, told)
 work = pathlib.Path(sys.argv[1])
-write = t.fit.Epochs._write
+write = t.epochs.Epochs._write
 def write_and_die(self, file):
     write(self, file)
     if self.done == 1: raise t.Killed
-t.fit.Epochs._write = write_and_die
+t.epochs.Epochs._write, t.epochs.REST = write_and_die, 0
 try: t.fit_head(t.SHAPE, train, select, told, work=work)
 except t.Killed: pass
 found, _ = t.fit_head(t.SHAPE, train, select, told, work=work)
@@ -509,10 +509,10 @@ def test_with_a_falling_rate_the_latest_epoch_within_a_standard_error_of_the_bes
     annealed: bool, images: int, kept: int
 ) -> None:
     model = Counted()
-    epochs = fit.Epochs(model, Counted(), None, annealed)
+    told = epochs.Epochs(model, Counted(), None, annealed)
     for epoch, accuracy in enumerate((0.6, 0.8, 0.7, 0.77, 0.75)):
         model.asked = epoch
         right = np.arange(images) < accuracy * images
-        epochs.tell([np.ones(3)], np.stack([np.ones(images), right]))
-    assert epochs.best == kept
-    assert epochs.waited == 3
+        told.tell([np.ones(3)], np.stack([np.ones(images), right]))
+    assert told.best == kept
+    assert told.waited == 3

@@ -102,6 +102,8 @@ A_LITTLE = Recipe(
 @pytest.mark.parametrize("kind", SHAPES)
 def test_head_has_as_many_parameters_as_its_formula_says(kind: str) -> None:
     assert build_head(SHAPES[kind]).count_params() == PARAMETERS[kind]
+    standardized = dataclasses.replace(SHAPES[kind], standardized=True)
+    assert build_head(standardized).count_params() == PARAMETERS[kind] + 2 * D
 
 
 def test_parameters_of_the_catalogue_are_those_of_the_documentation() -> None:
