@@ -7,7 +7,8 @@ Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
 Top-1 along the tree, mean over seeds: of the 296 validation photos, and of those among them that select
 nothing: CERT, two thirds; all where there is no FIT. The SVM is scikit-learn's on standardised bottlenecks,
 one for each level, with the best of three C for these very photos, which flatters it. Where the photos are
-not, there is nothing to measure and it says so. Writes benchmarks/results/heads.json.
+not, there is nothing to measure and it says so. Writes benchmarks/results/heads.json. With --workspace the
+run `bench` stays there, for benchmarks/left_out.py.
 """
 
 import argparse
@@ -96,7 +97,7 @@ def compare(
     bottlenecks = {}
     for flip in (False, True):
         settings = config.extract.model_copy(update={"flip": flip})
-        out = run.path / f"bottlenecks-{flip}"
+        out = run.path / ("bottlenecks-flip" if flip else "bottlenecks")
         bottlenecks[flip] = extract_records(records, backbone, run.store, out, settings)
     figures.append(
         svm(records, [open_part(bottlenecks[False], run.store, part) for part in ("train", "val")])

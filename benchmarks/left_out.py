@@ -1,22 +1,23 @@
 """Categories that training has never seen: is an ancestor of theirs still found?
 
     .venv/bin/python benchmarks/left_out.py --workspace W --run R [--share 0.1] [--seeds 3]
-                                            [--set head.kind=taxonnet]
+                                            [--set train.epochs=50]
 
-Takes a finished run's bottlenecks, leaves a drawn share of the categories out of training and validation,
-trains the head of the settings on the rest, and asks it about all products of the categories left out, and
+Takes a run's records and bottlenecks, leaves a drawn share of the categories out of training and validation,
+trains heads of several kinds on the rest, and asks each about all products of the categories left out, and
 about the validation products of those that stayed (which also chose the epoch). Right at a level is the node
 with the most probability, leaf probabilities summed up the tree; and by the level's own output, where the
-head has one. Prints a table.
+head has one. Prints a table, writes benchmarks/results/left_out.json.
 """
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from measure import table
+from measure import conditions, table
 
 from features.artifact import open_artifact
 from models.answers import Answers, answer, product_bounds
@@ -28,9 +29,17 @@ from pipeline.extract import Part, open_part
 from pipeline.run import saved_settings
 from pipeline.train import categories_of, labels_of, loss_of, recipe_of, shape_of
 
+RESULTS = Path(__file__).parent / "results" / "left_out.json"
+HEADS = {
+    "flat": (),
+    "flat, soft_tree": ("head.loss=soft_tree",),
+    "multitask": ("head.kind=multitask",),
+    "taxonnet": ("head.kind=taxonnet",),
+}
+
 
 def main() -> None:
-    """Measures every seed, prints means over them."""
+    """Measures every head with every seed, prints means over the seeds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,16 +49,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="sets")
     options = parser.parse_args()
-    config = load_config(sets=tuple(options.sets), base=saved_settings(options.workspace, options.run))
-    told = [
-        measure(options.workspace, options.run, config, options.share, seed) for seed in range(options.seeds)
-    ]
-    mean = pd.concat(told).groupby(["output", "level"], sort=False).mean().reset_index()
+    told = []
+    for name, sets in HEADS.items():
+        settings = saved_settings(options.workspace, options.run)
+        config = load_config(sets=(*options.sets, *sets), base=settings)
+        for seed in range(options.seeds):
+            found = measure(options.workspace, options.run, config, options.share, seed)
+            told.append(found.assign(head=name))
+    mean = pd.concat(told).groupby(["head", "output", "level"], sort=False).mean().reset_index()
     rows = [
-        [f"level {row.level}, {row.output}", f"{row.left_out:.1f}", _percent(row.found), _percent(row.known)]
+        [
+            row.head,
+            f"{row.level}, {row.output}",
+            f"{row.left_out:.0f}",
+            _percent(row.found),
+            _percent(row.known),
+        ]
         for row in mean.itertuples()
     ]
-    print(table(["node", "products left out", "found", "found of categories that stayed"], rows))
+    print(table(["head", "level", "products left out", "found", "found of categories that stayed"], rows))
+    figures = json.loads(mean.round(4).to_json(orient="records"))
+    how = {"seeds": options.seeds, "share": options.share, "sets": options.sets}
+    result = {"conditions": conditions("tensorflow", "keras") | how, "figures": figures}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _percent(share: float) -> str:

@@ -36,13 +36,20 @@ from features.records import read_pieces
 from models.finetune import Augmentation, Photos, frozen_count, tune_backbone
 from models.fit import Examples, Recipe, fit_head
 from models.groups import duplicate_groups, in_fit
-from models.steps import multiplies_bfloat16
 from models.taxonomy import read_taxonomy
 from pipeline.config import Config
 from pipeline.extract import Part
 from pipeline.shards import rows_of
 from pipeline.stage import Progress, stage
-from pipeline.train import categories_of, labels_of, loss_of, placeholders_of, recipe_of, shape_of
+from pipeline.train import (
+    categories_of,
+    in_bfloat16,
+    labels_of,
+    loss_of,
+    placeholders_of,
+    recipe_of,
+    shape_of,
+)
 
 VERSION = 2
 
@@ -122,7 +129,7 @@ def tuning_of(config: Config) -> Recipe:
         mixup=0.0,
         epochs=settings.epochs,
         patience=settings.patience,
-        bfloat16=settings.precision == "bfloat16" or (settings.precision == "auto" and multiplies_bfloat16()),
+        bfloat16=in_bfloat16(settings.precision),
     )
 
 

@@ -116,9 +116,14 @@ def recipe_of(config: Config) -> Recipe:
     return Recipe(
         **settings,
         seed=config.seed,
-        bfloat16=precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16()),
+        bfloat16=in_bfloat16(precision),
         memory=int(memory * 1e9),
     )
+
+
+def in_bfloat16(precision: str) -> bool:
+    """What "auto", "bfloat16" or "float32" means on this machine."""
+    return precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16())
 
 
 def start_of(before: Artifact, shape: HeadShape, taxonomy: Taxonomy) -> Callable[[keras.Model], None] | None:
