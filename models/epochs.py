@@ -1,8 +1,11 @@
 """Epochs of a training: history, the one that is kept, the checkpoint that a killed training goes on from."""
 
 import json
+import logging
 import math
 import time
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ import numpy as np
 
 from features.errors import ShelfmarkError
 from features.files import writing
+
+log = logging.getLogger("shelfmark")
 
 CHECKPOINT = "_checkpoint.npz"  # "_": no part of the artifact
 REST = 10  # times as long as a checkpoint took, until the next one
@@ -107,9 +112,14 @@ class Epochs:
             np.savez(out, allow_pickle=False, **arrays)
 
     def _read(self, file: Path) -> None:
-        with np.load(file) as arrays:
-            self.history = json.loads(arrays["history"].tobytes())
-            for number, variable in enumerate(self.variables):
-                variable.assign(arrays[f"variable{number}"])
-            count = sum(name.startswith("best") for name in arrays)
-            self.best = [arrays[f"best{number}"] for number in range(count)]
+        try:
+            with np.load(file) as arrays:
+                told = {name: arrays[name] for name in arrays}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            log.warning("%s: cannot be read (%s): training begins anew", file, error)
+            return
+        self.history = json.loads(told["history"].tobytes())
+        for number, variable in enumerate(self.variables):
+            variable.assign(told[f"variable{number}"])
+        count = sum(name.startswith("best") for name in told)
+        self.best = [told[f"best{number}"] for number in range(count)]

@@ -22,6 +22,7 @@ from keras import ops
 
 from features.backbones import Backbone
 from features.engines import in_precision
+from features.errors import ShelfmarkError
 from models.epochs import CHECKPOINT, Epochs
 from models.fit import Recipe, mixes, objective_of, optimizer_of, order_of
 from models.head import Head
@@ -125,10 +126,18 @@ def tune_backbone(
 
     Returns:
         The tuned network, without preprocessing, and by name its history, a number an epoch.
+
+    Raises:
+        ShelfmarkError: nothing is left to tune, or the tuning diverges.
     """
     keras.utils.set_random_seed(recipe.seed)
     network = backbone.model.get_layer(backbone.name)
-    freeze(network, frozen_share)
+    frozen = freeze(network, frozen_share)
+    if not network.trainable_weights:
+        raise ShelfmarkError(
+            f"finetune.frozen_share = {frozen_share}: the first {frozen} of {len(network.layers)} layers are "
+            "frozen, and the others have no weights; expected some to tune; lower it"
+        )
     trunk = in_precision(backbone.model, "bf16" if recipe.bfloat16 else "fp32")
     model = on_top(head, trunk)
     optimizer = optimizer_of(recipe, len(train.labels))

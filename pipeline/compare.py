@@ -191,6 +191,11 @@ def _open_shop(
     shop = Shop(
         taxonomy, category, bottlenecks.summary["fingerprint"], learnt, val.only(chosen), val.only(~chosen)
     )
+    if len(taxonomy.categories) < 2:
+        raise ShelfmarkError(
+            f"{records.path}: {len(taxonomy.categories)} category; expected two at least to tell apart; "
+            "ingest a larger catalogue"
+        )
     for part, purpose in ((shop.learnt, "learn from"), (shop.cert, "measure on")):
         if not len(part.product_id):
             raise ShelfmarkError(
@@ -267,11 +272,9 @@ def _row(
         }
     )
     file = out / "rows" / f"{name}.json"
-    if file.is_file():
-        told: dict[str, Any] = json.loads(file.read_text())
-        if told.pop("made_from") == made_from:
-            log.info("comparison: %s: unchanged", name)
-            return told
+    if told := _made(file, made_from):
+        log.info("comparison: %s: unchanged", name)
+        return told
     log.info("comparison: %s", name)
     started = time.monotonic()
     shop = _shop_of(row, shop, records, config)
@@ -295,6 +298,18 @@ def _row(
     }
     write_whole(file, json.dumps(told | {"made_from": made_from}, indent=1).encode())
     return told
+
+
+def _made(file: Place, made_from: str) -> dict[str, Any] | None:
+    """The row as it was written, if it is whole and made from the same."""
+    try:
+        told: dict[str, Any] = json.loads(file.read_text())
+        return told if told.pop("made_from") == made_from else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        log.warning("comparison: %s: damaged, measured again", file)
+        return None
 
 
 def _shop_of(row: Row, shop: Shop, records: Artifact, config: Config) -> Shop:

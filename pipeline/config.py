@@ -122,8 +122,13 @@ class Head(Section):
             raise ValueError(
                 f"loss {self.loss} is for kind flat; a {self.kind} head has the tree in its outputs"
             )
+        if self.level_weights is not None and not any(self.level_weights):
+            raise ValueError("level_weights are all 0, and nothing would be learnt; expected one that is not")
         if self.level_weights is not None and self.kind == "flat":
-            raise ValueError("level_weights are for heads of several levels; expected none for kind flat")
+            raise ValueError(
+                "level_weights are for heads of several levels; expected none for kind flat, as by "
+                "--set head.level_weights="
+            )
         return self
 
 
@@ -158,9 +163,9 @@ class Train(Section):
     patience: Positive | None = None  # epochs without a better FIT accuracy before training stops
     imbalance: Literal["none", "class_weights", "logit_adjustment", "balanced"] = "none"
     adjustment: Annotated[float, Field(ge=0)] = 1.0  # tau of logit_adjustment
-    leave_out_suspects: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the training images
+    leave_out_suspects: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the training images
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the machine is faster
-    memory_gb: Annotated[float, Field(gt=0)] = 2.0  # bottlenecks up to it stay in memory, a GPU's if there
+    memory_gb: Annotated[float, Field(gt=0, le=1e6)] = 2.0  # of bottlenecks that stay in memory, or a GPU's
     placeholders: bool = True  # learn from placeholder images, too
     warm_start: bool = False  # begin with the head of the release that the run is based on: docs/compare.md
     warm_epochs: Positive | None = None  # at most, of a head that did; None: a quarter of epochs
@@ -240,9 +245,11 @@ def load_config(
 ) -> Config:
     """The settings: defaults, then the TOML file, then options, then `section.name=value` texts.
 
+    They are checked together: what a file says may need what a text says.
+
     Args:
         file: TOML.
-        sets: as given to `--set`.
+        sets: as given to `--set`; nothing behind the "=" is the default.
         options: full name → value; None where not given.
         base: settings of the run so far, which take the defaults' place.
 
@@ -250,24 +257,28 @@ def load_config(
         ShelfmarkError: the file cannot be read, or a setting is unknown or has a wrong value.
     """
     values: dict[str, Any] = copy.deepcopy(base or {})
-    _check(values, "the run's config.json")
+    _check(values, {})
+    said: dict[str, str] = {}  # name → where
     for section, told in (_read_toml(file) if file else {}).items():
         kept = values.get(section)
         values[section] = kept | told if isinstance(kept, dict) and isinstance(told, dict) else told
-    _check(values, str(file))
+        names = [f"{section}.{name}" for name in told] if isinstance(told, dict) else [section]
+        said |= dict.fromkeys(names, str(file))
     for name, value in (options or {}).items():
         if value is not None:
             _put(values, name, value)
-            _check(values, f"--{name.rpartition('.')[2].replace('_', '-')}")
+            said[name] = f"--{name.rpartition('.')[2].replace('_', '-')}"
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals:
             raise ShelfmarkError(
                 f"--set {text}: no '='; expected section.name=value, as in --set train.epochs=50"
             )
-        _put(values, name.strip(), _parse(value.strip()))
-        _check(values, f"--set {text}")
-    return _check(values, "settings")
+        name = name.strip()
+        _put(values, name, _parse(value.strip()) if value.strip() else _default(name))
+        said.pop(name, None)  # the last one is to stand last
+        said[name] = f"--set {text}"
+    return _check(values, said)
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -303,11 +314,24 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
     values[last] = value
 
 
-def _check(values: dict[str, Any], where: str) -> Config:
+def _default(name: str) -> Any:
+    """Of a setting by its full name; of one that is not there a text that the check refuses."""
+    section, _, last = name.rpartition(".")
+    model = type(getattr(Config(), section, None)) if section else Config
+    field = getattr(model, "model_fields", {}).get(last)
+    return field.default if field else ""
+
+
+def _check(values: dict[str, Any], said: dict[str, str]) -> Config:
+    """The settings; an error tells where the last one it is about was said, else the run's config.json."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ShelfmarkError(_explain(error.errors()[0], where)) from error
+        problem = error.errors()[0]
+        path = ".".join(map(str, problem["loc"][:2]))
+        where = [told for name, told in said.items() if f"{name}.".startswith(f"{path}.")]
+        where = where or [told for name, told in said.items() if path.startswith(f"{name}.")]
+        raise ShelfmarkError(_explain(problem, where[-1] if where else "the run's config.json")) from error
 
 
 def _explain(problem: ErrorDetails, where: str) -> str:

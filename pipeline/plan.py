@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import ShelfmarkError
-from features.product import DROPPED, NONE, PARTS, SPLITS, TRAIN, split_products
+from features.product import DROPPED, NONE, PARTS, SPLITS, TEST, TRAIN, VAL, split_products
 
 RUN_BYTES = 2**20  # neighbouring images stay together; a source's order is not random: runs are dealt out
 NO_IMAGE = "no_image"  # the reason of a row that stands for a product without any image
@@ -290,6 +290,12 @@ def require_learnable(products: Products, min_products: int) -> None:
         raise ShelfmarkError(
             f"no product to train on: none of {np.count_nonzero(categorized):,} with a category has a "
             "readable image; expected photos; rejects.parquet in records.partial/ tells why; mend the source"
+        )
+    learnable = np.isin(products.split, (TRAIN, VAL, TEST))
+    if learnable.any() and not (products.split == TRAIN).any():
+        raise ShelfmarkError(
+            f"no product to train on: all {np.count_nonzero(learnable):,} are val or test, as the source or "
+            "the release in service has it; expected some that are train; mend the split"
         )
     if not (products.split == TRAIN).any():
         raise ShelfmarkError(

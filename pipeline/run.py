@@ -103,7 +103,7 @@ class Run:
 
     def own_backbone(self) -> Artifact | None:
         """The run's backbone/, if it has one: tuned on its records, from the backbone of the settings."""
-        if not find_artifact(self.path / "backbone"):
+        if not (self.path / "backbone" / MARK).is_file():
             return None
         own = self.artifact("backbone", "finetune", records=self.artifact("records", "ingest"))
         if not self._tuned_here(own):
@@ -125,7 +125,7 @@ class Run:
     def bottlenecks(self, records: Artifact) -> Artifact:
         """The finished bottlenecks of the run, of these records and of its own backbone where it has one."""
         found = self.artifact("bottlenecks", "extract", records=records)
-        own = find_artifact(self.path / "backbone")
+        own = self.own_backbone()
         if own and own.summary["fingerprint"] != found.summary["fingerprint"]:
             raise ShelfmarkError(
                 f"{found.path}: of backbone {found.summary['fingerprint']}; expected the run's own, "
@@ -139,8 +139,9 @@ class Run:
         try:
             artifact = open_artifact(self.path / kind, kind)
         except ShelfmarkError as error:
+            lost = "damaged" if (self.path / kind / MARK).is_file() else "missing"
             raise ShelfmarkError(
-                f"{self.path / kind}: missing; expected the run's finished {kind}; {next_step}"
+                f"{self.path / kind}: {lost}; expected the run's finished {kind}; {next_step}"
             ) from error
         for name, source in made_from.items():
             if artifact.made_from.get(name) != source.digest:
@@ -201,7 +202,7 @@ def settings_on_trial(workspace: Place, name: str) -> Iterator[None]:
     before, finished = file.read_bytes() if file.is_file() else None, _marks(path)
     try:
         yield
-    except ShelfmarkError:
+    except Exception:
         if _marks(path) == finished:
             file.unlink(missing_ok=True)
             if before is not None:

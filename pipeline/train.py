@@ -56,6 +56,8 @@ def train(
         config: sections [head], [train], [calibration] and the seed.
         before: the bundle that the run is based on; with train.warm_start its head starts this one.
     """
+    if config.train.warm_start and before is None:
+        log.warning("head: starts fresh: the run is based on no release")
     before = before if config.train.warm_start else None
 
     def make(work: Path) -> Mapping[str, Any]:

@@ -161,6 +161,18 @@ def test_a_killed_comparison_goes_on_at_the_next_row(
     assert (tmp_path / "rows" / "svm.json").read_bytes() == first
 
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"null"])
+def test_a_damaged_row_is_told_and_measured_again(
+    shop: Path, tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = tmp_path / "rows" / "svm.json"
+    row.parent.mkdir()
+    row.write_bytes(damage)
+    told = compare_here(shop, tmp_path, ("svm",))["rows"][0]
+    assert json.loads(row.read_text())["val_precision"] == told["val_precision"]
+    assert "damaged, measured again" in caplog.text
+
+
 def test_a_changed_setting_remakes_the_rows_that_depend_on_it(
     shop: Path, tmp_path: Path, learnt: list[str]
 ) -> None:

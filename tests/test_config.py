@@ -193,10 +193,37 @@ def test_aggregation_is_a_matter_of_calibration_and_of_training_only_whether_the
         (("head.kind=multitask", "head.loss=hierarchical"), "loss hierarchical is for kind flat"),
         (("head.level_weights=[1, 2]",), "level_weights are for heads of several levels"),
         (("head.soft_beta=-1",), "head.soft_beta = -1"),
+        (("head.kind=multitask", "head.level_weights=[0,0]"), "level_weights are all 0"),
     ],
 )
 def test_settings_of_the_head_that_do_not_go_together_are_refused(sets, told):
     assert told in refusal(sets=sets)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_are_checked_together_whatever_their_order(order):
+    base = load_config(sets=("head.kind=multitask", "head.level_weights=[1,2]")).model_dump(mode="json")
+    sets = ("head.kind=flat", "head.loss=hierarchical", "head.level_weights=")[::order]
+    head = load_config(sets=sets, base=base).head
+    assert (head.kind, head.loss, head.level_weights) == ("flat", "hierarchical", None)
+
+
+def test_nothing_behind_the_equals_sign_is_the_default():
+    base = load_config(sets=("train.epochs=7", "seed=3", "extract.flip=true")).model_dump(mode="json")
+    config = load_config(sets=("train.epochs=", "seed=", "extract.flip= "), base=base)
+    assert config == load_config()
+    assert config.training()["epochs"] == 150
+    assert refusal(sets=("train.epoch=",)).startswith("--set train.epoch= [train]: unknown setting 'epoch'.")
+    assert "unknown section 'trian'" in refusal(sets=("trian.epochs=",))
+
+
+def test_a_conflict_names_the_last_that_was_said(tmp_path):
+    file = tmp_path / "weekly.toml"
+    file.write_text('[head]\nkind = "multitask"\n')
+    assert refusal(file, ("head.loss=hierarchical",)).startswith("--set head.loss=hierarchical: head: loss")
+    base = load_config(sets=("head.loss=hierarchical",)).model_dump(mode="json")
+    assert refusal(file, base=base).startswith(f"{file}: head: loss hierarchical is for kind flat")
+    assert load_config(file, ("head.loss=",), base=base).head.kind == "multitask"
 
 
 def test_settings_for_speed_alone_do_not_matter_to_the_result():

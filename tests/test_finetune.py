@@ -446,6 +446,21 @@ def test_own_backbone_of_other_records_or_settings_is_refused(run: Run, tmp_path
         run.backbone()
 
 
+@pytest.mark.parametrize("damage", ["lost", "longer"])
+def test_a_damaged_backbone_is_refused_and_not_replaced_by_the_untuned_one(run: Run, damage: str) -> None:
+    file = run.path / "backbone" / "backbone.weights.h5"
+    file.write_bytes(file.read_bytes() + b"x") if damage == "longer" else file.unlink()
+    with pytest.raises(ShelfmarkError, match=r"backbone: damaged; .* run `shelfmark finetune` first"):
+        run.backbone()
+    with pytest.raises(ShelfmarkError, match="backbone: damaged"):
+        run.own_backbone()
+
+
+def test_a_tuning_that_leaves_nothing_to_tune_is_refused() -> None:
+    with pytest.raises(ShelfmarkError, match=r"finetune.frozen_share = 0.99: the first .* lower it"):
+        tune(share=0.99)  # the last layer is a pooling or an activation
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [

@@ -295,6 +295,20 @@ def test_checkpoints_take_a_tenth_of_the_time_at_most(
     assert epochs_written == [1, 5, 9, 11]  # 20 seconds rest after each, and the last epoch in any case
 
 
+@pytest.mark.parametrize("left", [0, 10, 0.5], ids=["nothing", "a few bytes", "half"])
+def test_a_damaged_checkpoint_is_told_and_training_begins_anew(
+    left: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted, _ = fit_head(SHAPE, draw(1, 48), None, recipe(), work=tmp_path)
+    file = tmp_path / "_checkpoint.npz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(left * len(whole)) if left < 1 else int(left)])
+    found, history = fit_head(SHAPE, draw(1, 48), None, recipe(), work=tmp_path)
+    assert_same(found, wanted)
+    assert len(history["loss"]) == 3
+    assert "training begins anew" in caplog.text
+
+
 def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
     head, _ = fit_head(SHAPE, draw(1, 48), draw(2, 30), recipe(), work=tmp_path)
     watched = Watched(draw(1, 48).bottlenecks[np.arange(48)])

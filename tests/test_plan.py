@@ -202,6 +202,12 @@ def test_products_that_are_all_unreadable_are_told_as_such():
         plan.require_learnable(plan.plan_products(index_of(rows), None, 20), 20)
 
 
+def test_products_that_are_all_of_other_parts_than_training_are_told():
+    rows = [{"product_id": f"p{n}", "category": "ab"[n % 2], "split": "val"} for n in range(50)]
+    with pytest.raises(ShelfmarkError, match="no product to train on: all 50 are val or test, as the source"):
+        plan.require_learnable(plan.plan_products(index_of(rows), None, 2), 2)
+
+
 def test_categories_that_are_all_too_small_are_told_with_the_numbers():
     rows = [{"product_id": f"p{n}", "category": "ab"[n % 2]} for n in range(38)]
     with pytest.raises(ShelfmarkError) as caught:
