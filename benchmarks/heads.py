@@ -28,6 +28,8 @@ UNSELECTED = "default, no FIT"
 HEADS = {
     "default": (),
     UNSELECTED: ("calibration.fit_share=1e-9",),
+    "default, cross-entropy of the category alone": ("head.loss=cross_entropy",),
+    "default, one dropout": ("train.second_dropout=0",),
     "paper": ("head.recipe=paper",),
     "default, both views": ("extract.flip=true",),
     "separate (FCM)": ("head.kind=separate",),

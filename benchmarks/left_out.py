@@ -95,7 +95,7 @@ def measure(workspace: Path, run: str, config: Config, share: float, seed: int) 
     labels = labels_of(category, kept, shape)
     examples = [Examples(part.rows.load(), labels(part.product_id)) for part in (learnt, val)]
     recipe = replace(recipe_of(config), seed=seed)
-    loss = loss_of(kept, config.head)
+    loss = loss_of(kept, config)
     head, _ = fit_head(shape, *examples, recipe, loss)
 
     def ask(part: Part) -> tuple[np.ndarray, Answers]:

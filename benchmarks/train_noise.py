@@ -79,7 +79,14 @@ def measured(
     config = load_config(sets=(f"head.recipe={recipe_name}",))
     recipe = replace(recipe_of(config), seed=seed, **{"epochs": epochs} | changes)
     shape = HeadShape(
-        WIDTH, CATEGORIES, (256, 256), 0.5, 1.0, "", standardized=config.training()["standardized"]
+        WIDTH,
+        CATEGORIES,
+        (256, 256),
+        0.5,
+        1.0,
+        "",
+        standardized=config.training()["standardized"],
+        second_dropout=config.training()["second_dropout"],
     )
     examples, found = Examples(rows, labels), 0.0
     if share:

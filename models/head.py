@@ -1,7 +1,7 @@
 """The head: hidden layers over bottlenecks, softmax over the categories, or over the nodes of every level.
 
     hidden     x (d) → scale → (standard) → Dense(h1) → batch normalization → ReLU → dropout
-                     → Dense(h2) → ReLU
+                     → Dense(h2) → ReLU (→ dropout)
 
     flat       hidden(x) → Dense(C) logits                      Li et al., APIA 2018, "2NN"
     separate   every level: its own hidden(x) → Dense(nodes)    Carranza-Rojas et al. 2018, "FCM"
@@ -18,8 +18,8 @@
 Formulas and numbers of parameters: docs/heads.md. One batch normalization only, on the first hidden layer's
 linear output: more of them does not help (S1). The scale is one number, 1 / RMS of the training bottlenecks:
 without it a backbone with small outputs (random weights: 1e-3) drowns in the epsilon of the batch
-normalization and nothing is learnt. Standard: (x - mean) / sqrt(variance + 0.001), number by number, where
-the recipe says so.
+normalization and nothing is learnt. What stands in brackets is where the recipe says so; standard:
+(x - mean) / sqrt(variance + 0.001), number by number.
 """
 
 import json
@@ -61,6 +61,7 @@ class HeadShape:
     standardized: bool = False  # each number of a bottleneck by its own mean and deviation in training
     flip: bool = False  # it is asked about each image twice, as it is and mirrored
     hierarchical: bool = False  # flat: the categories' softmax is a product of softmaxes over siblings
+    second_dropout: float = 0.0  # share of the second hidden layer
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -133,7 +134,8 @@ def _hidden(x: Any, shape: HeadShape, of: str = "") -> Any:
     x = layers.BatchNormalization(name=f"normalization{of}")(x)
     x = layers.ReLU(name=f"relu1{of}")(x)
     x = layers.Dropout(shape.dropout, name=f"dropout{of}")(x)
-    return layers.Dense(shape.hidden[1], activation="relu", name=f"hidden2{of}")(x)
+    x = layers.Dense(shape.hidden[1], activation="relu", name=f"hidden2{of}")(x)
+    return layers.Dropout(shape.second_dropout, name=f"dropout2{of}")(x) if shape.second_dropout else x
 
 
 def _logits(x: Any, nodes: int, level: int) -> Any:

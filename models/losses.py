@@ -38,6 +38,32 @@ def weighted_levels(weights: Sequence[float]) -> Loss:
     return loss
 
 
+def summed_levels(taxonomy: Taxonomy) -> Loss:
+    """Cross-entropy of a flat head's category, plus the mean of those of its ancestors at the coarser levels.
+
+    The probability of a node is the sum of those of its categories, as hierarchies are answered (models/
+    answers.py): what a head is asked for is what it learns. Smoothing is of the category alone.
+
+    Args:
+        taxonomy: of the C categories, of two levels or more.
+    """
+    parents = [np.asarray(level, np.int32) for level in taxonomy.parents]
+    ancestors = [np.asarray(level, np.int32) for level in taxonomy.nodes[:-1]]
+    plain = weighted_levels([1.0])
+
+    def loss(outputs: Any, labels: Any, smoothing: float = 0.0) -> Any:
+        told = plain(outputs, labels, smoothing)
+        nodes = ops.transpose(ops.softmax(ops.cast(outputs[0], "float32"), axis=-1))  # (C, n)
+        for level, ancestor in reversed(list(enumerate(ancestors))):
+            nodes = ops.segment_sum(nodes, parents[level + 1], len(parents[level]))
+            own = ops.take(ancestor, labels, axis=0)
+            p = ops.take_along_axis(nodes, own[None], axis=0)[0]
+            told = told - ops.log(ops.maximum(p, 1e-30)) / len(ancestors)
+        return told
+
+    return loss
+
+
 def soft_tree(taxonomy: Taxonomy, beta: float) -> Loss:
     """Cross-entropy against targets softened along the tree, for a flat head.
 

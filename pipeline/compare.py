@@ -355,7 +355,7 @@ def _learn(row: Row, shop: Shop, config: Config) -> tuple[Head | LinearSvm, int,
     shape = shape_of(shop.learnt, shop.taxonomy, shop.fingerprint, config)
     labels = labels_of(shop.category, shop.taxonomy, shape)
     learnt, fit = (Examples(part.rows, labels(part.product_id)) for part in (shop.learnt, shop.fit))
-    loss = loss_of(shop.taxonomy, config.head)
+    loss = loss_of(shop.taxonomy, config)
     head, history = fit_head(shape, learnt, fit if len(fit.labels) else None, recipe_of(config), loss)
     return head, head.model.count_params(), {"epochs": len(history["loss"])}
 

@@ -109,7 +109,8 @@ class Head(Section):
     level_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = (
         None  # of losses, coarse to fine; None: 1
     )
-    loss: Literal["cross_entropy", "soft_tree", "hierarchical"] = "cross_entropy"  # the last two: kind flat
+    # All but the first two: kind flat. Auto: see Config.loss.
+    loss: Literal["auto", "cross_entropy", "summed", "soft_tree", "hierarchical"] = "auto"
     soft_beta: Annotated[float, Field(ge=0)] = (
         10.0  # of soft_tree: the larger, the nearer to one category alone
     )
@@ -118,7 +119,7 @@ class Head(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Head":
-        if self.loss != "cross_entropy" and self.kind != "flat":
+        if self.loss not in ("auto", "cross_entropy") and self.kind != "flat":
             raise ValueError(
                 f"loss {self.loss} is for kind flat; a {self.kind} head has the tree in its outputs"
             )
@@ -136,12 +137,12 @@ RECIPES: dict[str, dict[str, Any]] = {  # what [train] leaves open, by head.reci
     "paper": {  # S1, hal-01830894
         "learning_rate": 0.1, "schedule": "inverse_time", "decay": 7e-5, "momentum": 0.0,
         "weight_decay": 0.0, "label_smoothing": 0.0, "mixup": 0.0, "standardized": False, "epochs": 200,
-        "patience": 30,
+        "second_dropout": 0.0, "patience": 30,
     },
     "default": {  # chosen on grocery photos and drawn catalogues, docs/training.md
         "learning_rate": 0.05, "schedule": "cosine", "decay": 7e-5, "momentum": 0.9,
         "weight_decay": 0.2, "label_smoothing": 0.0, "mixup": 1.0, "standardized": True, "epochs": 150,
-        "patience": 150,
+        "second_dropout": 0.3, "patience": 150,
     },
 }  # fmt: skip
 
@@ -159,6 +160,7 @@ class Train(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     mixup: Annotated[float, Field(ge=0)] | None = None  # alpha; 0: none
     standardized: bool | None = None  # every number of a bottleneck by its own mean and deviation
+    second_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # share, after the second hidden layer
     epochs: Positive | None = None  # at most
     patience: Positive | None = None  # epochs without a better FIT accuracy before training stops
     imbalance: Literal["none", "class_weights", "logit_adjustment", "balanced"] = "none"
@@ -207,11 +209,17 @@ class Config(BaseModel):
         given = {name: value for name, value in self.train.that_matter().items() if value is not None}
         return RECIPES[self.head.recipe] | given
 
+    def loss(self) -> str:
+        """What head.loss means: "auto" is what head.recipe and head.kind say."""
+        if self.head.loss != "auto":
+            return self.head.loss
+        return "summed" if self.head.recipe == "default" and self.head.kind == "flat" else "cross_entropy"
+
     def of_the_head(self) -> dict[str, Any]:
         """The settings that a head depends on."""
         return {
             "seed": self.seed,
-            "head": self.head.that_matter() | {"recipe": None},  # in "train"
+            "head": self.head.that_matter() | {"recipe": None, "loss": self.loss()},  # recipe: in "train"
             "set_head": self.head.aggregation in ("auto", "set"),
             "train": self.training(),
             "fit_share": self.calibration.fit_share,

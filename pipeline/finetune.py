@@ -74,7 +74,7 @@ def finetune(records: Artifact, base: Backbone, store: Place, out: Place, config
         learnt, fit = draw_images(records, category, config)
         part = _with_bottlenecks(learnt, records, base, store, config)
         shape = shape_of(part, taxonomy, base.fingerprint, config)
-        labels, loss = labels_of(category, taxonomy, shape), loss_of(taxonomy, config.head)
+        labels, loss = labels_of(category, taxonomy, shape), loss_of(taxonomy, config)
 
         def photos(images: pd.DataFrame, progress: Progress | None = None) -> Photos:
             return Photos(_reader(images, records, base.image_size, progress), labels(_ids(images)))

@@ -46,7 +46,7 @@ def config_of(row: Row, config: Config) -> Config:
     """The settings of a row's head: the run's, its kind and hidden layers aside."""
     if not row.kind:
         return config
-    changes: dict[str, Any] = {"kind": row.kind, "loss": "cross_entropy"}
+    changes: dict[str, Any] = {"kind": row.kind, "loss": "auto"}
     if row.hidden:
         changes["hidden"] = row.hidden
     if row.kind == FLAT:

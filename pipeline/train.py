@@ -24,12 +24,11 @@ from models.answers import product_bounds
 from models.fit import Examples, Recipe, fit_head, suspects
 from models.groups import duplicate_groups, in_fit
 from models.head import FLAT, SET, TAXONNET, Head, HeadShape, ProductRows, load_head
-from models.losses import Loss, soft_tree, weighted_levels
+from models.losses import Loss, soft_tree, summed_levels, weighted_levels
 from models.steps import multiplies_bfloat16
 from models.taxonomy import Taxonomy, read_taxonomy
 from models.warm import misfit, warm_start
 from pipeline.config import Config
-from pipeline.config import Head as HeadSettings
 from pipeline.extract import Part, open_part, views_of
 from pipeline.shards import ALL_ZERO
 from pipeline.stage import log, stage
@@ -70,7 +69,7 @@ def train(
         shape = shape_of(learnt, taxonomy, bottlenecks.summary["fingerprint"], config)
         recipe = recipe_of(config)
         labels = labels_of(category, taxonomy, shape)
-        loss = loss_of(taxonomy, config.head)
+        loss = loss_of(taxonomy, config)
         examples, left_out = Examples(learnt.rows, labels(learnt.product_id)), 0
         if config.train.leave_out_suspects:
             fold = in_fit(duplicate_groups(learnt.product_id, learnt.image_digest), 0.5)
@@ -112,7 +111,10 @@ def recipe_of(config: Config) -> Recipe:
     """How heads are trained on this machine."""
     settings = config.training()
     precision, memory = settings.pop("precision"), settings.pop("memory_gb")
-    elsewhere = ("placeholders", "leave_out_suspects", "standardized", "warm_start", "warm_epochs")
+    elsewhere = (
+        *("placeholders", "leave_out_suspects", "warm_start", "warm_epochs"),
+        *("standardized", "second_dropout"),
+    )
     for name in elsewhere:  # not of the steps
         settings.pop(name, None)
     return Recipe(
@@ -181,6 +183,7 @@ def shape_of(learnt: Part, taxonomy: Taxonomy, fingerprint: str, config: Config)
         selector=(settings.selector or settings.hidden[1]) if settings.kind == TAXONNET else 0,
         hierarchical=hierarchical,
         standardized=config.training()["standardized"],
+        second_dropout=config.training()["second_dropout"],
     )
 
 
@@ -233,9 +236,9 @@ def labels_of(
     return labels
 
 
-def loss_of(taxonomy: Taxonomy, settings: HeadSettings) -> Loss | None:
+def loss_of(taxonomy: Taxonomy, config: Config) -> Loss | None:
     """What is minimised; None: cross-entropy, summed over the levels. Hierarchical softmax is in the head."""
-    weights = settings.level_weights
+    weights, name = config.head.level_weights, config.loss()
     if weights is not None:
         if len(weights) != taxonomy.levels:
             raise ShelfmarkError(
@@ -243,7 +246,9 @@ def loss_of(taxonomy: Taxonomy, settings: HeadSettings) -> Loss | None:
                 "of the tree from coarse to fine; mend the setting"
             )
         return weighted_levels(weights)
-    return soft_tree(taxonomy, settings.soft_beta) if settings.loss == "soft_tree" else None
+    if name == "soft_tree":
+        return soft_tree(taxonomy, config.head.soft_beta)
+    return summed_levels(taxonomy) if name == "summed" and taxonomy.levels > 1 else None
 
 
 def _scale(learnt: Part) -> float:

@@ -33,6 +33,7 @@ def test_recipe_paper_is_that_of_the_paper():
     assert (told["learning_rate"], told["decay"], told["schedule"]) == (0.1, 7e-5, "inverse_time")
     assert [told[name] for name in ("momentum", "weight_decay", "label_smoothing", "mixup")] == [0, 0, 0, 0]
     assert (config.head.hidden, told["batch"], told["imbalance"]) == ((1024, 1024), 256, "none")
+    assert (config.head.dropout, told["second_dropout"], config.loss()) == (0.5, 0, "cross_entropy")
     assert (config.calibration.precision, config.ingest.min_products) == (0.9, 20)
 
 
@@ -42,6 +43,7 @@ def test_a_setting_of_train_is_over_the_recipe_and_the_digest_knows_the_outcome_
     momentum = load_config().training()["momentum"]
     assert load_config(sets=(f"train.momentum={momentum}",)).of_the_head() == load_config().of_the_head()
     assert load_config(sets=("head.recipe=paper",)).of_the_head() != load_config().of_the_head()
+    assert load_config(sets=("head.loss=summed",)).of_the_head() == load_config().of_the_head()
 
 
 def test_file_is_over_the_defaults_options_over_the_file_and_set_over_all(weekly):

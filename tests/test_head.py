@@ -126,6 +126,7 @@ def test_structure_is_told_in_plain_json(head: Head, tmp_path: Path) -> None:
         "standardized": False,
         "flip": False,
         "hierarchical": False,
+        "second_dropout": 0.0,
     }
 
 

@@ -263,6 +263,19 @@ def test_a_standardized_head_says_of_a_bottleneck_what_a_plain_one_says_of_its_s
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", SHAPES)
+def test_the_second_dropout_is_behind_every_second_hidden_layer_and_adds_no_parameters(kind: str) -> None:
+    shape = dataclasses.replace(SHAPES[kind], second_dropout=0.3)
+    model = build_head(shape)
+    assert model.count_params() == PARAMETERS[kind]
+    behind = {layer.name: layer.rate for layer in model.layers if layer.name.startswith("dropout2")}
+    towers = [layer.name for layer in model.layers if layer.name.startswith("hidden2")]
+    assert behind == {name.replace("hidden", "dropout"): 0.3 for name in towers}
+    for name in towers:
+        (node,) = model.get_layer(name)._outbound_nodes
+        assert node.operation.name == name.replace("hidden", "dropout")
+
+
 @pytest.mark.parametrize("standardized", [False, True])
 def test_a_set_head_says_the_same_whatever_the_order_of_the_images_and_how_often_one_stands_there(
     standardized: bool,

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from trees import tree_of, uneven_tree
 
-from models.losses import soft_tree, weighted_levels
+from models.losses import soft_tree, summed_levels, weighted_levels
 from models.taxonomy import Taxonomy
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
@@ -63,6 +63,28 @@ def test_losses_of_levels_are_added_with_their_weights() -> None:
     np.testing.assert_allclose(
         np.asarray(weighted_levels((0.5, 0.0, 2.0))(outputs, labels)), expected, rtol=1e-5
     )
+
+
+def test_summed_levels_ask_for_the_category_and_on_average_for_its_ancestors() -> None:
+    tree = uneven_tree()
+    count = len(tree.categories)
+    logits = np.random.default_rng(3).normal(0, 2, (count, count)).astype(np.float32)
+    labels = np.arange(count, dtype=np.int32)
+    p = softmax(logits.astype(np.float64), axis=1)
+    of_levels = []
+    for node in tree.nodes:  # by hand: over the categories under the same node
+        under = [[p[row, node == node[row]].sum()] for row in labels]
+        of_levels.append(-np.log(np.ravel(under)))
+    expected = of_levels[-1] + np.mean(of_levels[:-1], axis=0)
+    np.testing.assert_allclose(np.asarray(summed_levels(tree)([logits], labels)), expected, atol=1e-5)
+
+
+def test_summed_levels_are_finite_where_a_branch_has_no_probability_left() -> None:
+    tree = uneven_tree()
+    logits = np.full((1, len(tree.categories)), -500, np.float32)
+    logits[0, 0] = 500
+    last = np.array([len(tree.categories) - 1], np.int32)
+    assert np.isfinite(np.asarray(summed_levels(tree)([logits], last))).all()
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.5])

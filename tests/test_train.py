@@ -41,19 +41,27 @@ def test_head_of_levels_learns_the_node_of_every_level(kind: str) -> None:
         assert labels[:, level].tolist() == TREE.nodes[level][labels[:, -1]].tolist()
 
 
-def test_settings_without_weights_or_tree_loss_leave_the_cross_entropy() -> None:
-    assert loss_of(TREE, Head()) is None
-    assert loss_of(TREE, Head(kind="multitask")) is None
-    assert loss_of(TREE, Head(loss="hierarchical")) is None  # the tree is in the head
-    assert loss_of(TREE, Head(loss="soft_tree")) is not None
-    assert loss_of(TREE, Head(kind="taxonnet", level_weights=(1, 1, 2))) is not None
+def chosen(**head: Any) -> Any:
+    return loss_of(TREE, Config(head=Head(**head)))
+
+
+def test_the_default_loss_is_that_of_the_recipe_and_for_level_heads_the_cross_entropy() -> None:
+    assert chosen() is not None  # summed
+    assert chosen(recipe="paper") is None
+    assert chosen(loss="cross_entropy") is None
+    assert chosen(kind="multitask") is None
+    assert chosen(loss="hierarchical") is None  # the tree is in the head
+    assert chosen(loss="soft_tree") is not None
+    assert chosen(kind="taxonnet", level_weights=(1, 1, 2)) is not None
+    flat = Taxonomy(TREE.categories, TREE.categories[:, None])
+    assert loss_of(flat, Config()) is None, "a tree of one level has no sums"
 
 
 def test_weights_of_another_number_of_levels_are_refused() -> None:
     with pytest.raises(
         ShelfmarkError, match=r"head.level_weights: 2 numbers; expected 3, one for each level"
     ):
-        loss_of(TREE, Head(kind="taxonnet", level_weights=(1, 1)))
+        chosen(kind="taxonnet", level_weights=(1, 1))
 
 
 def test_training_images_whose_bottlenecks_are_zeros_alone_are_refused() -> None:
