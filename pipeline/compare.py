@@ -230,10 +230,10 @@ def _views(
             learnt, fit, cert = parts
             shops[fine_tuned] = replace(shop, fingerprint=fingerprint, learnt=learnt, fit=fit, cert=cert)
         else:
-            what = "fine-tuned" if fine_tuned else "frozen"
+            what, where = ("fine-tuned", "") if fine_tuned else ("frozen", " in a run without backbone/")
             notes.append(
                 f"Rows on {what} bottlenecks are left out: the store lacks images of the {what} backbone; "
-                "`shelfmark extract` with it makes them"
+                f"`shelfmark extract`{where} makes them"
             )
     return shops
 
