@@ -47,18 +47,17 @@ def summed_levels(taxonomy: Taxonomy) -> Loss:
     Args:
         taxonomy: of the C categories, of two levels or more.
     """
-    parents = [np.asarray(level, np.int32) for level in taxonomy.parents]
     ancestors = [np.asarray(level, np.int32) for level in taxonomy.nodes[:-1]]
     plain = weighted_levels([1.0])
 
     def loss(outputs: Any, labels: Any, smoothing: float = 0.0) -> Any:
-        told = plain(outputs, labels, smoothing)
-        nodes = ops.transpose(ops.softmax(ops.cast(outputs[0], "float32"), axis=-1))  # (C, n)
-        for level, ancestor in reversed(list(enumerate(ancestors))):
-            nodes = ops.segment_sum(nodes, parents[level + 1], len(parents[level]))
+        logits = ops.cast(outputs[0], "float32")
+        everything, told = ops.logsumexp(logits, axis=-1), plain(outputs, labels, smoothing)
+        for ancestor in ancestors:
             own = ops.take(ancestor, labels, axis=0)
-            p = ops.take_along_axis(nodes, own[None], axis=0)[0]
-            told = told - ops.log(ops.maximum(p, 1e-30)) / len(ancestors)
+            under = ops.equal(ops.expand_dims(ancestor, 0), ops.expand_dims(own, 1))  # (n, C)
+            of_node = ops.logsumexp(ops.where(under, logits, -np.inf), axis=-1)
+            told = told + (everything - of_node) / len(ancestors)
         return told
 
     return loss

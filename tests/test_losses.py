@@ -1,7 +1,9 @@
 """Losses against NumPy over small trees."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy.special import log_softmax, softmax
 from trees import tree_of, uneven_tree
 
@@ -79,12 +81,18 @@ def test_summed_levels_ask_for_the_category_and_on_average_for_its_ancestors() -
     np.testing.assert_allclose(np.asarray(summed_levels(tree)([logits], labels)), expected, atol=1e-5)
 
 
-def test_summed_levels_are_finite_where_a_branch_has_no_probability_left() -> None:
+def test_summed_levels_are_exact_and_pull_where_a_branch_has_no_probability_left() -> None:
     tree = uneven_tree()
     logits = np.full((1, len(tree.categories)), -500, np.float32)
     logits[0, 0] = 500
     last = np.array([len(tree.categories) - 1], np.int32)
-    assert np.isfinite(np.asarray(summed_levels(tree)([logits], last))).all()
+    variable = keras.Variable(logits)
+    with tf.GradientTape() as tape:
+        loss = summed_levels(tree)([variable.value], last)
+    together = np.array([np.sum(node == node[-1]) for node in tree.nodes[:-1]])  # with so many, all alike
+    np.testing.assert_allclose(np.asarray(loss), 1000 + np.mean(1000 - np.log(together)), rtol=1e-6)
+    slope = np.asarray(tape.gradient(loss, variable.value))[0]
+    np.testing.assert_allclose(slope[[0, -1]], [2, -1 - np.mean(1 / together)], rtol=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.5])
