@@ -28,10 +28,11 @@ from features.bottlenecks import StoredRows
 from models.epochs import CHECKPOINT, Epochs
 from models.head import STANDARD, Head, HeadShape, build_head
 from models.losses import Loss, weighted_levels
-from models.steps import Losses, as_list, finest, grader, learner, sgd
+from models.steps import Losses, aligned, as_list, as_tensor, finest, grader, learner, sgd
 
 BLOCK = 128  # images
-WINDOW = 256 * 2**20  # bytes: with its copy and the next one 0.8 GB
+WINDOW = 256 * 2**20  # bytes: with the next one 0.5 GB
+READ = 4096  # images at a time
 STEPS = 16  # batches a call
 FIT_BATCH = 1024  # images
 
@@ -278,7 +279,8 @@ class _Source:
 
     def __init__(self, examples: Examples, memory: int) -> None:
         self.examples = examples
-        self.image_bytes = examples.bottlenecks[np.arange(min(1, len(self)))].nbytes
+        some = examples.bottlenecks[np.arange(min(1, len(self)))]
+        self.width, self.dtype, self.image_bytes = some.shape[1], some.dtype, some.nbytes
         self.window_bytes = min(WINDOW, memory)
         self.whole = self._window(np.arange(len(self))) if len(self) * self.image_bytes <= memory else None
 
@@ -287,8 +289,8 @@ class _Source:
 
     @property
     def held(self) -> int:
-        """Bytes in memory: all, or the window at work, the coming one and a copy."""
-        return len(self) * self.image_bytes if self.whole else 3 * self.window_bytes
+        """Bytes in memory: all, or the window at work and the coming one."""
+        return len(self) * self.image_bytes if self.whole else 2 * self.window_bytes
 
     def windows(self, order: np.ndarray, batch: int) -> Iterator[tuple[Any, Any, np.ndarray]]:
         """Rows and labels on the device, and which of them are meant: those of `order`, piece by piece."""
@@ -307,8 +309,12 @@ class _Source:
                 del window
 
     def _window(self, images: np.ndarray) -> tuple[Any, Any]:
-        rows, labels = self.examples.bottlenecks, self.examples.labels[images].astype(np.int32)
-        return ops.convert_to_tensor(rows[images]), ops.convert_to_tensor(labels)
+        rows = aligned(len(images), self.width, self.dtype)
+        for start in range(0, len(images), READ):
+            piece = slice(start, start + READ)
+            rows[piece] = self.examples.bottlenecks[images[piece]]
+        labels = self.examples.labels[images].astype(np.int32)
+        return as_tensor(rows), ops.convert_to_tensor(labels)
 
 
 def _grades(grade: Any, source: _Source) -> np.ndarray:

@@ -21,7 +21,7 @@ from features.errors import ShelfmarkError
 from models import epochs, fit
 from models.fit import Examples, Recipe, fit_head, inverse_time_decay
 from models.head import Head, HeadShape, build_head, load_head
-from models.steps import DECAY_STEPS, sgd
+from models.steps import DECAY_STEPS, aligned, as_tensor, sgd
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SHAPE = HeadShape(width=6, categories=3, hidden=(16, 8), dropout=0.2, scale=1.0, fingerprint="")
@@ -217,6 +217,18 @@ def test_images_in_the_order_of_their_categories_are_mixed_well_enough_to_be_lea
     ]
     assert accuracies[0] > 0.85
     assert accuracies[1] == pytest.approx(accuracies[0], abs=0.02)
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_rows_in_memory_become_a_tensor_without_a_copy(count: int) -> None:
+    rows = aligned(count, 5, np.dtype(np.float16))
+    rows[:] = np.arange(5 * count).reshape(count, 5)
+    tensor = as_tensor(rows)
+    assert rows.ctypes.data % 64 == 0
+    rows[0, 0] = 7
+    np.testing.assert_array_equal(np.asarray(tensor), rows)
+    del rows
+    assert float(tensor[0, 0]) == 7  # the tensor keeps the memory
 
 
 def test_rows_of_a_store_are_learnt_as_rows_in_memory(tmp_path: Path) -> None:
