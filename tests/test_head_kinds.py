@@ -295,16 +295,12 @@ def test_a_set_head_says_the_same_whatever_the_order_of_the_images_and_how_often
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_same_seed_gives_the_same_head_of_any_kind_and_another_seed_another(kind: str) -> None:
+def test_same_seed_gives_the_same_head_of_any_kind(kind: str) -> None:
     shape = dataclasses.replace(SHAPES[kind], dropout=0.3, standardized=True)
     x = np.tile(rows(count=24), (1, shape.images))
     examples = Examples(x, labels_of(kind, np.arange(24) % C))
-    one, same, other = (
-        fit_head(shape, examples, None, dataclasses.replace(A_LITTLE, seed=seed))[0].model.get_weights()
-        for seed in (1, 1, 2)
-    )
+    one, same = (fit_head(shape, examples, None, A_LITTLE)[0].model.get_weights() for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_head_json_of_an_older_release_is_a_flat_head(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_a_changed_setting_remakes_only_what_depends_on_it(shop, tmp_path):
     assert unchanged == {"records", "bottlenecks", "head"}
 
 
+@pytest.mark.slow
 def test_the_same_work_has_the_same_digests_in_another_workspace(shop, tmp_path):
     folder, _, _ = shop
     again = draw_catalogue(tmp_path, products=400)
