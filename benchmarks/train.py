@@ -1,6 +1,7 @@
 """Training at full width: images a second beside scikit-learn and beside the machine's own matrix products.
 
     .venv/bin/python benchmarks/train.py [--images 200000] [--stored 2000000]
+    [KERAS_BACKEND=jax] .venv/bin/python benchmarks/train.py --measure gpu [--held 16000000]
 
 2048-1024-1024-5270, batch 256, drawn bottlenecks.
 
@@ -11,12 +12,18 @@
     ours     fit_head, an epoch: the seconds of two epochs less those of one, so that the start does not count
 
 The memory is the largest resident size of a process that trains one epoch from a store of `--stored`
-bottlenecks on disk, one in 25 of them FIT, with its checkpoint. Writes benchmarks/results/train.json.
+bottlenecks on disk, one in 25 of them FIT, with its checkpoint.
+
+On a GPU: seconds of an epoch of `--held` bottlenecks in its memory, by recipe and batch; 16 M are 66 GB,
+and as much of the machine's on their way. A million of them are drawn, and stand there again and again.
+
+Writes benchmarks/results/train.json, of a GPU only where there is one.
 """
 
 import argparse
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -38,7 +45,11 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--stored", type=int, default=2_000_000)
-    parser.add_argument("--measure", nargs="+", default=["speed", "memory"], choices=["speed", "memory"])
+    parser.add_argument(
+        "--measure", nargs="+", default=["speed", "memory"], choices=["speed", "memory", "gpu"]
+    )
+    parser.add_argument("--held", type=int, default=16_000_000)
+    parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--part", help="measure only this one, and print its figures as JSON")
     parser.add_argument("--store", type=Path)
     options = parser.parse_args()
@@ -47,11 +58,14 @@ def main() -> None:
         print(json.dumps(PARTS[name](options, *argument)))
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    results["conditions"] = measure.conditions("tensorflow", "keras", "numpy", "scikit-learn")
+    if {"speed", "memory"} & set(options.measure):
+        results["conditions"] = measure.conditions("tensorflow", "keras", "numpy", "scikit-learn")
     if "speed" in options.measure:
         results["speed"] = measured_speed(options)
     if "memory" in options.measure:
         results["memory"] = measured_memory(options)
+    if "gpu" in options.measure:
+        results["gpu"] = measured_gpu(options)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -82,6 +96,23 @@ def measured_memory(options: argparse.Namespace) -> dict[str, Any]:
         told, run = _measured("stored", options, "--store", folder)
     verdict = measure.verdict(f"memory, {options.stored:,} stored", run.peak / 1e9, 3, " GB")
     return {"images": options.stored, "peak_gb": round(run.peak / 1e9, 2), **told, "verdicts": [verdict]}
+
+
+def measured_gpu(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of an epoch by recipe and batch; the paper's, on a K80, are 10,000 for 20 million (S1)."""
+    told, _ = _measured("device", options)  # not here: what asks JAX for its device takes the memory
+    if not told["gpu"]:
+        raise SystemExit("No GPU that Keras can compute on: nothing to measure.")
+    images = ("--held", str(options.held))
+    seconds = {
+        f"{recipe}, batch {batch}": _measured(f"held:{recipe}:{batch}", options, *images)[0]["seconds"]
+        for recipe in ("paper", "default")
+        for batch in options.batches
+    }
+    rows = [(what, f"{took:,.1f}", f"{options.held / took:,.0f}") for what, took in seconds.items()]
+    print(measure.table([told["device"], "seconds an epoch", "images/s"], rows))
+    conditions = measure.conditions("keras", "numpy")
+    return {"conditions": conditions, "device": told["device"], "images": options.held, "seconds": seconds}
 
 
 def _measured(part: str, options: argparse.Namespace, *more: str) -> tuple[dict[str, Any], measure.Run]:
@@ -161,6 +192,38 @@ def stored(options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": round(seconds)}
 
 
+def at_hand(options: argparse.Namespace) -> dict[str, Any]:
+    """What Keras computes on."""
+    from gpu import device
+
+    name, gpu = device()
+    return {"device": name, "gpu": gpu}
+
+
+class Repeated:
+    """So many bottlenecks, of a million drawn ones."""
+
+    def __init__(self, images: int) -> None:
+        self.images, self.drawn = images, draw(min(images, 1_000_000))[0]
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.drawn[rows % len(self.drawn)]
+
+
+def held(options: argparse.Namespace, recipe: str, batch: str) -> dict[str, Any]:
+    """One epoch more, of bottlenecks that stay on the device."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # JAX takes three quarters by itself
+    categories = np.random.default_rng(0).integers(0, SIZES[-1], options.held)
+    sets = (f"train.batch={batch}", f"train.memory_gb={2 * options.held * SIZES[0] / 1e9 + 1}")
+    seconds = [
+        _train(Repeated(options.held), categories, recipe, "auto", epochs, sets=sets) for epochs in (1, 2)
+    ]
+    return {"seconds": seconds[1] - seconds[0]}
+
+
 def _train(
     rows: Any,
     categories: np.ndarray,
@@ -169,18 +232,22 @@ def _train(
     epochs: int,
     fit: np.ndarray | None = None,
     work: Path | None = None,
+    sets: tuple[str, ...] = (),
 ) -> float:
     """Seconds."""
+    import keras
+
     from features.backbones import start_tensorflow
 
-    start_tensorflow()
+    if keras.backend.backend() == "tensorflow":
+        start_tensorflow()
     from models.fit import Examples, fit_head
     from models.head import HeadShape
     from pipeline.config import load_config
     from pipeline.train import loss_of, recipe_of
 
     config = load_config(
-        sets=(f"head.recipe={recipe}", f"train.precision={precision}", f"train.epochs={epochs}")
+        sets=(f"head.recipe={recipe}", f"train.precision={precision}", f"train.epochs={epochs}", *sets)
     )
     told = {name: config.training()[name] for name in ("standardized", "second_dropout")}
     shape = HeadShape(SIZES[0], SIZES[-1], SIZES[1:-1], 0.5, 1.0, "", **told)
@@ -219,7 +286,7 @@ def every_row(store: Any) -> Any:
     return store.rows(list(sizes), np.repeat(np.arange(len(sizes)), list(sizes.values())), row)
 
 
-PARTS = {"floor": floor, "peer": peer, "ours": ours, "stored": stored}
+PARTS = {"floor": floor, "peer": peer, "ours": ours, "stored": stored, "held": held, "device": at_hand}
 SPEEDS = (
     "floor", "peer:float32", "peer:float64", "ours:paper:float32", "ours:paper:auto", "ours:default:auto",
 )  # fmt: skip
