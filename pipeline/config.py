@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from features.errors import ShelfmarkError
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, strict=True)]  # true is not 1
 
 
 LISTS = {  # settings that are lists, and what they hold

@@ -94,6 +94,7 @@ def test_unknown_setting_that_is_like_none_is_told_with_those_known():
     [
         ("train.epochs=0", "train.epochs = 0"),
         ("train.epochs=1.5", "train.epochs = 1.5"),
+        ("train.epochs=true", "train.epochs = True"),
         ("train.epochs=many", "train.epochs = 'many'"),
         ("train.learning_rate=inf", "train.learning_rate = inf"),
         ("train.learning_rate=nan", "train.learning_rate = nan"),
