@@ -21,11 +21,12 @@ import numpy as np
 from measure import conditions, table
 
 from features.backbones import start_tensorflow
-from models.fit import Examples, Recipe, fit_head
+from models.fit import Examples, fit_head
 from models.head import FLAT, MULTITASK, Head, HeadShape
 from models.taxonomy import Taxonomy
 from models.warm import warm_start
-from pipeline.config import RECIPES
+from pipeline.config import load_config
+from pipeline.train import loss_of, recipe_of
 
 WEEKS, CATEGORIES, PRODUCTS, WIDTH = 4, 100, 6_000, 128
 CHANGED = 4  # categories added, removed and moved every week
@@ -176,12 +177,14 @@ def train(
     kind: str, week: Week, settings: dict[str, Any], seed: int, before: tuple[Head, Taxonomy] | None
 ) -> tuple[Head, dict[str, list[float]], float]:
     taxonomy = week.taxonomy
+    config = load_config(sets=(f"head.kind={kind}",))
+    parents = () if kind == FLAT else taxonomy.parents
+    told = {name: config.training()[name] for name in ("standardized", "second_dropout")}
+    hidden, dropout = config.head.hidden, config.head.dropout
     shape = HeadShape(
-        WIDTH, len(taxonomy.categories), (128, 128), 0.5, 0.5, "drawn", kind=kind, standardized=True,
-        parents=() if kind == FLAT else taxonomy.parents,
-    )  # fmt: skip
-    told = {name: value for name, value in RECIPES["default"].items() if name != "standardized"}
-    recipe = Recipe(batch=256, seed=seed, **told | {"patience": 1000} | settings)
+        WIDTH, len(taxonomy.categories), hidden, dropout, 0.5, "drawn", kind=kind, parents=parents, **told
+    )
+    recipe = replace(recipe_of(config), seed=seed, patience=1000, **settings)
 
     def of_levels(examples: Examples) -> Examples:
         return examples if kind == FLAT else replace(examples, labels=taxonomy.nodes.T[examples.labels])
@@ -190,7 +193,8 @@ def train(
     if before:
         start = lambda model: warm_start(model, shape, taxonomy, *before)  # noqa: E731
     started = time.process_time()
-    head, history = fit_head(shape, of_levels(week.train), of_levels(week.fit), recipe, start=start)
+    loss = loss_of(taxonomy, config)
+    head, history = fit_head(shape, of_levels(week.train), of_levels(week.fit), recipe, loss, start=start)
     return head, history, time.process_time() - started
 
 
