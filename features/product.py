@@ -5,7 +5,10 @@ that the release in service knows keeps its part, whatever its category is now.
 """
 
 import hashlib
+import re
+import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +18,43 @@ NONE, DROPPED = "none", "dropped"  # split of products without category, and in 
 SPLITS = (*PARTS, NONE, DROPPED)
 TRAIN, VAL, TEST = range(3)
 Paths = Counter[tuple[str, tuple[str, ...]]]  # (category, its names from coarse to fine) → how often told
+
+# How the parts of a split are called elsewhere, in lower case.
+PART_NAMES = {
+    **{name: "train" for name in ("train", "training")},
+    **{name: "val" for name in ("val", "valid", "validation", "dev")},
+    **{name: "test" for name in ("test", "testing", "eval")},
+}
+LEVEL = re.compile(r"(?:category_)?level_?0*([1-9]\d*)", re.IGNORECASE)
+
+
+def part_named(name: str) -> str | None:
+    """The part that a source calls `name`, in any case; "" for a blank name, None for an unknown one.
+
+    >>> part_named("Training"), part_named("dev"), part_named(" "), part_named("holdout")
+    ('train', 'val', '', None)
+    """
+    name = name.strip().lower()
+    return PART_NAMES.get(name) if name else ""
+
+
+def tidy_name(name: str) -> str:
+    """A category's or a level's name as it is compared: Unicode NFC, runs of blanks as one, none at the ends.
+
+    >>> tidy_name(" Cafe\u0301  au\u00a0lait ") == "Caf\u00e9 au lait"
+    True
+    """
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def level_columns(columns: Iterable[str]) -> list[str]:
+    """The columns that name the levels of the tree, from coarse to fine: `level1`, `category_level_2`, ….
+
+    >>> level_columns(["Category_Level_2", "level10", "level_count", "category_level1"])
+    ['category_level1', 'Category_Level_2', 'level10']
+    """
+    number = {name: int(found[1]) for name in columns if (found := LEVEL.fullmatch(name.strip()))}
+    return sorted(number, key=lambda name: number[name])
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from pipeline.decisions import write_decisions
 from pipeline.ingest import refuse_flood, write_rejects
 from pipeline.look import PLACE, Look, limits_of, look
 from pipeline.shards import rows_of
-from pipeline.sources import open_sources, read_images
+from pipeline.sources.image import read_images
+from pipeline.sources.source import open_sources
 from pipeline.stage import counts_of, log, only_job
 
 
@@ -69,7 +70,7 @@ def _categorize(
     sources: list[str], bundle: Bundle, store: Place, output: Place, config: Config, beam: tuple[str, ...]
 ) -> dict[str, int]:
     opened = open_sources(sources)
-    told = digest_of([[[source.name, source.told()] for source in opened], config.ingest.that_matter()])
+    told = digest_of([[[source.name, source.digest()] for source in opened], config.ingest.that_matter()])
     work = begin(
         output.with_name(output.name + ".partial"), {"sources": told, "bundle": bundle.digest, "version": "2"}
     )

@@ -43,7 +43,7 @@ from pipeline.duplicates import (
 )
 from pipeline.look import LOOK, Look, limits_of, look
 from pipeline.plan import PRODUCTS, Index, Products
-from pipeline.sources import open_sources
+from pipeline.sources.source import open_sources
 from pipeline.stage import log, stage
 from pipeline.units import run_units, unit_file
 from pipeline.workers import local_workers
@@ -94,7 +94,7 @@ def ingest(
             f"{taxonomy}: no such file; expected a CSV of category_id, category_level1, …; check --taxonomy"
         )
     made_from = {
-        "sources": [[source.name, source.told()] for source in opened],
+        "sources": [[source.name, source.digest()] for source in opened],
         "settings": settings.that_matter() | {"seed": seed},
         "taxonomy": file_digest(taxonomy) if taxonomy else "none",
         "known": file_digest(known) if known else "none",

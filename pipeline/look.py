@@ -22,7 +22,8 @@ from features.files import Place
 from features.images import Limits, Refused, normalise
 from features.product import order_key
 from pipeline.plan import COLUMNS, Index, build_index
-from pipeline.sources import Source, SourceImage, Unit, read_unit
+from pipeline.sources.image import SourceImage, Unit
+from pipeline.sources.source import Source, read_unit
 from pipeline.units import run_units, unit_file, write_table
 
 if TYPE_CHECKING:

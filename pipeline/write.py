@@ -18,7 +18,7 @@ from features.images import Limits, normalise
 from features.product import ProductImage
 from features.records import frame, serialise
 from pipeline.look import PLACE
-from pipeline.sources import read_images
+from pipeline.sources.image import read_images
 from pipeline.units import write_table
 
 UNITS_A_BATCH = 4  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images

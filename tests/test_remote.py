@@ -92,14 +92,14 @@ def test_an_interrupted_remote_ingest_goes_on_and_is_finished_by_its_manifest(
 
 
 def test_a_remote_source_is_told_otherwise_when_a_file_of_it_changes(bucket):
-    from pipeline.sources import open_source
+    from pipeline.sources.source import open_source
 
     folder = place(bucket) / "told"
     write_whole(folder / "A" / "1.jpg", photo(1))
-    first = open_source(str(folder)).told()
-    assert open_source(str(folder)).told() == first
+    first = open_source(str(folder)).digest()
+    assert open_source(str(folder)).digest() == first
     write_whole(folder / "A" / "1.jpg", photo(2) + b"x")
-    assert open_source(str(folder)).told() != first
+    assert open_source(str(folder)).digest() != first
 
 
 @pytest.mark.slow

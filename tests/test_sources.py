@@ -14,8 +14,9 @@ from catalogues import HTML, photo, write_bson, write_files, write_manifest
 
 from features.errors import ShelfmarkError
 from features.files import place, read_range
-from pipeline import sources
-from pipeline.sources import SourceImage, open_source, read_unit
+from pipeline.sources import folder, listing
+from pipeline.sources.image import SourceImage
+from pipeline.sources.source import open_source, read_unit
 
 RED, GREEN, BLUE = photo(1), photo(2), photo(3)
 
@@ -243,7 +244,7 @@ def test_what_may_not_be_read_or_does_not_answer_is_an_error_and_no_reject(manif
     def refuse(file, *_):
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
-    monkeypatch.setattr(sources, "read_range", refuse)
+    monkeypatch.setattr(listing, "read_range", refuse)
     with pytest.raises(PermissionError):
         read(manifest([{"product_id": "1", "image": "r.jpg"}]))
     monkeypatch.undo()
@@ -263,7 +264,7 @@ def test_an_empty_folder_is_told(tmp_path):
 @pytest.mark.parametrize("unit_images", [1, 3, 7, 100])
 def test_units_of_a_listing_cover_all_files_once(tmp_path, unit_images, monkeypatch):
     write_files(tmp_path / "shop", {f"A/{n}.jpg": photo(n) for n in range(10)})
-    monkeypatch.setattr(sources, "LISTED", unit_images * 2)  # what is in memory at a time
+    monkeypatch.setattr(folder, "LISTED", unit_images * 2)  # what is in memory at a time
     units = open_source(str(tmp_path / "shop")).units(tmp_path, 1, unit_images)
     images = [[image.product_id for image in read_unit(unit)] for unit in units]
     assert [len(ids) for ids in images] == [min(unit_images, 10 - n) for n in range(0, 10, unit_images)]
@@ -406,7 +407,7 @@ def test_a_path_that_no_file_can_have_is_missing(tmp_path, read):
     write_manifest(tmp_path / "products.parquet", [{"product_id": "1", "image": "a\0b.jpg"}])
     (image,) = read(tmp_path / "products.parquet")
     assert image.reason == "missing"
-    assert len(open_source(str(tmp_path / "products.parquet")).told()) == 64
+    assert len(open_source(str(tmp_path / "products.parquet")).digest()) == 64
 
 
 def test_a_manifest_without_its_columns_is_told_with_those_found(manifest):
@@ -493,31 +494,31 @@ def _manifest(folder):
 @pytest.mark.parametrize("draw", [_bson, _folder, _manifest])
 def test_a_source_is_told_otherwise_when_a_file_of_it_changes(tmp_path, draw):
     source, file = draw(tmp_path)
-    first = open_source(str(source)).told()
-    assert open_source(str(source)).told() == first
+    first = open_source(str(source)).digest()
+    assert open_source(str(source)).digest() == first
     time = file.stat().st_mtime_ns + 1
     os.utime(file, ns=(time, time))
-    second = open_source(str(source)).told()
+    second = open_source(str(source)).digest()
     with open(file, "ab") as out:
         out.write(b"\0")
     os.utime(file, ns=(time, time))
-    third = open_source(str(source)).told()
+    third = open_source(str(source)).digest()
     assert first != second != third != first
 
 
 def test_a_manifest_is_told_otherwise_when_a_missing_photo_of_it_appears(tmp_path):
     source, file = _manifest(tmp_path)
     file.unlink()
-    without = open_source(str(source)).told()
+    without = open_source(str(source)).digest()
     write_files(tmp_path, {"1.jpg": RED})
-    assert open_source(str(source)).told() != without
+    assert open_source(str(source)).digest() != without
 
 
 def test_where_a_folder_lies_does_not_change_what_it_is_told_by(tmp_path):
     here, file = _folder(tmp_path / "here")
     there, copy = _folder(tmp_path / "there")
     os.utime(copy, ns=(file.stat().st_mtime_ns,) * 2)
-    assert open_source(str(here)).told() == open_source(str(there)).told()
+    assert open_source(str(here)).digest() == open_source(str(there)).digest()
 
 
 def test_an_image_of_a_source_is_whole_until_told_otherwise():
