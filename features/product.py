@@ -4,6 +4,7 @@ The split is by product and exact per category (Li et al., APIA 2018, hal-018308
 that the release in service knows keeps its part, whatever its category is now.
 """
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -38,6 +39,7 @@ def part_named(name: str) -> str | None:
     return PART_NAMES.get(name) if name else ""
 
 
+@functools.lru_cache(2**16)
 def tidy_name(name: str) -> str:
     """A category's or a level's name as it is compared: Unicode NFC, runs of blanks as one, none at the ends.
 

@@ -111,6 +111,15 @@ def build_taxonomy(paths: Paths, kept: set[str]) -> tuple[Taxonomy, int]:
     return tree, sum(len(places) > 1 for places in told.values())
 
 
+def homonyms(paths: Paths) -> dict[tuple[str, tuple[str, ...]], str]:
+    """New names of categories that stand under several parents: (category, path) → its names joined by " / "."""
+    places = defaultdict(list)
+    for category, names in paths:
+        if names and names[-1] == category:
+            places[category].append(names)
+    return {(c, p): " / ".join(p) for c, ps in places.items() if len(ps) > 1 for p in ps}
+
+
 def read_paths(file: Path) -> Paths:
     """Paths from a taxonomy file: `category_id` (or `category`), then level columns from coarse to fine.
 

@@ -49,6 +49,11 @@ class Ingest(Section):
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.10  # share of the images; more stops the run
     max_pixels: Positive = 50_000_000  # px, declared; larger photos are refused
     placeholder_products: Annotated[int, Field(ge=2)] = 100  # an image of so many is a photo of none of them
+    min_known: Annotated[float, Field(ge=0, le=1)] = (
+        0.05  # share of the release's products that has to be known
+    )
+    csv_delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None  # None: found out
+    csv_encoding: str | None = None  # as in cp1252; None: found out
     unit_bytes: Positive = 32 * 2**20  # bytes of source images per unit of work and per output shard
     unit_images: Positive = 2000  # images per unit of work, for sources of single files
 

@@ -17,7 +17,7 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 
 from features.artifact import TOLD, Artifact, file_digest
 from features.errors import ShelfmarkError
-from features.files import Place, local, write_whole, writing
+from features.files import Place, local, remove, write_whole, writing
 from features.product import DROPPED, NONE, PARTS, SPLITS, Paths
-from models.taxonomy import build_taxonomy, read_paths, write_taxonomy
+from models.taxonomy import build_taxonomy, homonyms, read_paths, write_taxonomy
 from pipeline import plan
 from pipeline.config import Ingest
 from pipeline.duplicates import (
@@ -43,13 +43,16 @@ from pipeline.duplicates import (
 )
 from pipeline.look import LOOK, Look, limits_of, look
 from pipeline.plan import PRODUCTS, Index, Products
-from pipeline.sources.source import open_sources
+from pipeline.sources.manifest import ambiguous
+from pipeline.sources.names import log_case_pairs, log_merged
+from pipeline.sources.source import Source, open_sources
+from pipeline.sources.tables import Reading
 from pipeline.stage import log, stage
 from pipeline.units import run_units, unit_file
 from pipeline.workers import local_workers
-from pipeline.write import DIGESTS, IMAGES, PIECE, UNITS_A_BATCH, write_unit
+from pipeline.write import DIGESTS, IMAGES, LOST, PIECE, UNITS_A_BATCH, write_unit
 
-VERSION = 3
+VERSION = 4
 PIECE_ROWS = 100_000  # rows of the plan in memory at a time, about 150 bytes each
 TABLE_ROWS = 2**20  # rows of a table made at a time
 REJECTS = pa.schema(
@@ -83,7 +86,7 @@ def ingest(
         ShelfmarkError: a source or the taxonomy cannot be read, too many images are rejected, or nothing can
             be learnt.
     """
-    opened = open_sources(sources)
+    opened = open_sources(sources, Reading(settings.csv_delimiter, settings.csv_encoding))
     for source in opened:
         if f"{_absolute(out)}/".startswith(f"{source.path}/"):
             raise ShelfmarkError(
@@ -101,29 +104,88 @@ def ingest(
     }
 
     def make(work: Place) -> Mapping[str, Any]:
-        paths = (
-            read_paths(local(taxonomy))
-            if taxonomy
-            else sum((source.paths() for source in opened), start=Paths())
-        )
+        paths, renamed = _paths(opened, taxonomy)
         categories = frozenset(category for category, _ in paths) if taxonomy else None
-        looked = look(opened, settings, work, beam, categories)
-        index = looked.index()
-        write_rejects(looked, index, work / "rejects.parquet")
-        refuse_flood(index, settings.max_rejected, work / "rejects.parquet")
-        products = plan.plan_products(index, pq.read_table(known) if known else None, settings.min_products)
-        plan.require_learnable(products, settings.min_products)
-        layout = lay_out(index, products, settings, seed)
-        summary = _summary(index, products, layout)
-        del index  # its memory is for the pieces now
-        write_plan(looked, products, layout, work)
-        conflicts = _write_taxonomy(paths, products, work)
-        parts = [part for part in PARTS if SPLITS.index(part) in products.split]
-        _write_shards(parts, layout.units, settings, seed, work, beam)
-        return summary | {"categories_in_two_places": conflicts}
+        looked = look(opened, settings, work, beam, categories, renamed)
+        while True:
+            summary, lost = _make_records(looked, paths, renamed, known, settings, seed, work, beam)
+            if not lost:
+                return {"ignored_files": sum(source.ignored() for source in opened)} | summary
+            log.warning("records: %s images changed meanwhile and are rejects now", f"{len(lost):,}")
+            _remove_shards(work)  # first: a job killed in between finds the same images lost again
+            looked.reject(lost)
 
     with local_workers(beam):  # the same for both passes
         return stage(out, kind="records", version=VERSION, made_from=made_from, make=make, shared=True)
+
+
+def _paths(sources: list[Source], taxonomy: Place | None) -> tuple[Paths, dict[Any, str]]:
+    """The categories' places in the tree, and what is renamed because one name has several parents."""
+    if taxonomy:
+        return read_paths(local(taxonomy)), {}
+    paths = sum((source.paths() for source in sources), start=Paths())
+    renamed = homonyms(paths)
+    for place, name in renamed.items():
+        paths[(name, place[1])] += paths.pop(place)
+    if renamed:
+        log.info(
+            "categories: %s names stand under several parents; they are called by their paths, as %r",
+            f"{len({name for name, _ in renamed}):,}", min(renamed.values()),
+        )  # fmt: skip
+    return paths, renamed
+
+
+def _make_records(
+    looked: Look,
+    paths: Paths,
+    renamed: dict[Any, str],
+    known: Path | None,
+    settings: Ingest,
+    seed: int,
+    work: Place,
+    beam: tuple[str, ...],
+) -> tuple[dict[str, Any], set[tuple[str, int]]]:
+    """Plans and writes the records; the summary, and the images that have changed meanwhile."""
+    index = _with_tidy_categories(looked.index(), {name for name, _ in renamed})
+    write_rejects(looked, index, work / "rejects.parquet")
+    refuse_flood(index, settings.max_rejected, work / "rejects.parquet")
+    released = pq.read_table(known) if known else None
+    if released is not None:
+        plan.require_known(index.product_id, released, settings.min_known)
+    products = plan.plan_products(index, released, settings.min_products)
+    plan.require_learnable(products, settings.min_products)
+    layout = lay_out(index, products, settings, seed)
+    summary = _summary(index, products, layout)
+    del index  # its memory is for the pieces now
+    write_plan(looked, products, layout, work)
+    conflicts = _write_taxonomy(paths, products, work)
+    parts = [part for part in PARTS if SPLITS.index(part) in products.split]
+    lost = _write_shards(parts, layout.units, settings, seed, work, beam)
+    return summary | {"categories_in_two_places": conflicts}, lost
+
+
+def _with_tidy_categories(index: Index, several: set[str]) -> Index:
+    """The index with categories merged that differ in blanks or accents alone.
+
+    Args:
+        index: of the look.
+        several: names under several parents, which no product may have any more.
+    """
+    counts = np.bincount(index.category.code, minlength=len(index.category.values)).tolist()
+    named = dict(zip(index.category.values, counts, strict=True))
+    log_merged("categories", {name: count for name, count in named.items() if name.strip() and count})
+    category = plan.tidied(index.category)
+    log_case_pairs("categories", category.values)
+    for name in sorted(several & set(category.values)):
+        raise ambiguous(name, "the sources")
+    return replace(index, category=category)
+
+
+def _remove_shards(work: Place) -> None:
+    """Removes what the writers wrote."""
+    remove(work / "_images")
+    for shard in work.glob("*.tfrecord"):
+        shard.unlink(missing_ok=True)
 
 
 def _absolute(path: Place) -> Place:
@@ -296,8 +358,12 @@ def _write_taxonomy(paths: Paths, products: Products, work: Place) -> int:
 
 def _write_shards(
     parts: list[str], units: int, settings: Ingest, seed: int, work: Place, beam: tuple[str, ...]
-) -> None:
-    """Writes the shards of all output units, then images.parquet from what the writers say of them."""
+) -> set[tuple[str, int]]:
+    """Writes the shards of all output units, then images.parquet from what the writers say of them.
+
+    Returns:
+        File and offset of the images that were not there any more.
+    """
     pieces = [str(piece) for piece in (work / "_plan").glob("piece-*.arrow")]
     write = functools.partial(
         write_unit, pieces=sorted(pieces), work=str(work), parts=parts, count=units, seed=seed,
@@ -305,10 +371,13 @@ def _write_shards(
     )  # fmt: skip
     run_units("write records", list(range(units)), write, work / "_images", beam)
     digests: dict[str, Any] = {}
+    lost: set[tuple[str, int]] = set()
     with writing(work / "images.parquet") as working, pq.ParquetWriter(working, IMAGES) as writer:
         for number in range(units):
             with unit_file(work / "_images", number).open("rb") as file:
                 table = pq.read_table(file)
             digests |= json.loads(table.schema.metadata[DIGESTS])
+            lost |= {(row["file"], row["offset"]) for row in json.loads(table.schema.metadata[LOST])}
             writer.write_table(table.replace_schema_metadata())
     write_whole(work / TOLD, json.dumps(digests).encode())
+    return lost

@@ -1,6 +1,7 @@
 """Look: every image of the sources fully checked, once, and where its bytes stand.
 
     _look/unit-00000.parquet   one row an image (or product without any), in the source's order
+    _look/unit-00000.pictures  its images, one after the other, where they stand within a table
     _look/listing-0.parquet    what a folder or a manifest lists, cut into units
 
 Units are looked at by Beam's workers, each on its own; what comes back are these files.
@@ -9,20 +10,22 @@ Units are looked at by Beam's workers, each on its own; what comes back are thes
 import functools
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import google_crc32c
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.files import Place
+from features.files import Place, writing
 from features.images import Limits, Refused, normalise
-from features.product import order_key
+from features.product import order_key, tidy_name
 from pipeline.plan import COLUMNS, Index, build_index
-from pipeline.sources.image import SourceImage, Unit
+from pipeline.sources.image import SourceImage, Unit, path_text
+from pipeline.sources.names import AS_NAMED, Renamed
 from pipeline.sources.source import Source, read_unit
 from pipeline.units import run_units, unit_file, write_table
 
@@ -63,6 +66,23 @@ class Look:
             file = pc.replace_substring_regex(file, "^" + re.escape(root), "")
         return file
 
+    def reject(self, images: Collection[tuple[str, int]]) -> None:
+        """Makes rejects, `changed`, of images that were good: by their files and offsets."""
+        files = pa.array(sorted({file for file, _ in images}), pa.string())
+        for path in self.files:
+            with path.open("rb") as opened:
+                table = pq.read_table(opened)
+            if pc.any(pc.is_in(table["file"], files)).as_py():
+                write_table(_rejected(table, images), path)
+
+
+def _rejected(table: pa.Table, images: Collection[tuple[str, int]]) -> pa.Table:
+    rows = table.to_pylist()
+    for row in rows:
+        if (row["file"], row["offset"]) in images and not row["reason"]:
+            row |= {"reason": "changed", "detail": "gone, or not the same, when it was read again"}
+    return pa.Table.from_pylist(rows, LOOK)
+
 
 def _rows_in(path: Place) -> int:
     with path.open("rb") as file:
@@ -75,6 +95,7 @@ def look(
     work: Place,
     beam: tuple[str, ...],
     categories: frozenset[str] | None = None,
+    renamed: Renamed = AS_NAMED,
 ) -> Look:
     """Checks every image of the sources.
 
@@ -84,18 +105,26 @@ def look(
         work: directory for the finished units, `_look/`.
         beam: Beam's own options.
         categories: those that the taxonomy knows; images of others are rejected. None: all are known.
+        renamed: see Source.units.
     """
     folder = work / "_look"
     folder.mkdir(parents=True, exist_ok=True)
     for listing in folder.glob("listing-*"):
         listing.unlink()
     units = [
-        unit for source in sources for unit in source.units(folder, settings.unit_bytes, settings.unit_images)
+        unit
+        for source in sources
+        for unit in source.units(folder, settings.unit_bytes, settings.unit_images, renamed)
     ]
     do = functools.partial(look_unit, limits=limits_of(settings), categories=categories)
     run_units("check images", units, do, folder, beam)
-    roots = [f"{source.path.parent}/" for source in sources]
-    return Look([unit_file(folder, number) for number in range(len(units))], roots)
+    roots = {f"{root}/": None for source in sources for root in _spellings(source.path.parent)}
+    return Look([unit_file(folder, number) for number in range(len(units))], list(roots))
+
+
+def _spellings(root: Place) -> list[str]:
+    """How the path begins of what is below."""
+    return [path_text(root), root.as_uri()] if isinstance(root, Path) else [str(root)]
 
 
 def limits_of(settings: "Ingest") -> Limits:
@@ -105,23 +134,41 @@ def limits_of(settings: "Ingest") -> Limits:
 
 def look_unit(unit: Unit, done: Place, limits: Limits, categories: frozenset[str] | None) -> None:
     """Checks the images of a unit and writes their rows."""
-    rows = _rows(unit, limits, categories)
+    if unit.pictures:
+        copies = done.with_suffix(".pictures")
+        with writing(copies) as working, open(working, "wb") as file:
+            images = (_copied(image, file, path_text(copies)) for image in read_unit(unit))
+            rows = list(_rows(images, limits, categories))
+    else:
+        rows = list(_rows(read_unit(unit), limits, categories))
     columns = zip(*rows, strict=True)
     write_table(pa.table(list(map(list, columns)) or [[]] * len(LOOK), schema=LOOK), done)
 
 
-def _rows(unit: Unit, limits: Limits, categories: frozenset[str] | None) -> Iterator[tuple[Any, ...]]:
+def _copied(image: SourceImage, file: BinaryIO, name: str) -> SourceImage:
+    """An image that no range of the source holds, after its bytes were added to `file`, called `name`."""
+    if image.offset >= 0 or not image.data:
+        return image
+    offset = file.tell()
+    file.write(image.data)
+    return image._replace(file=name, offset=offset, origin=image.file)
+
+
+def _rows(
+    images: Iterator[SourceImage], limits: Limits, categories: frozenset[str] | None
+) -> Iterator[tuple[Any, ...]]:
     """A row of LOOK for every image."""
     product_id, key = None, 0
-    for image in read_unit(unit):
+    for image in images:
         if image.product_id != product_id:
             product_id, key = image.product_id, order_key(image.product_id)
         digest, kept, flat, reason, detail = _check(image, limits)
-        if not reason and categories is not None and image.category and image.category not in categories:
+        if not reason and categories is not None and not categories >= {tidy_name(image.category)} - {""}:
             reason, detail = "unknown_category", f"category {image.category} is not in the taxonomy"
-        told = (image.product_id, image.category, image.split, image.seller, image.file)
+        file = image.origin if reason and image.origin else image.file
+        named = (image.product_id, image.category, image.split, image.seller, file)
         checksum = google_crc32c.value(image.data)  # a fifth of the time of the digest, to check it by
-        yield (*told, key, image.offset, len(image.data), checksum, digest, kept, flat, reason, detail)
+        yield (*named, key, image.offset, len(image.data), checksum, digest, kept, flat, reason, detail)
 
 
 def _check(image: SourceImage, limits: Limits) -> tuple[bytes, bool, bool, str, str]:

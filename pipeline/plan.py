@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import ShelfmarkError
-from features.product import DROPPED, NONE, PARTS, SPLITS, TEST, TRAIN, VAL, split_products
+from features.product import DROPPED, NONE, PARTS, SPLITS, TEST, TRAIN, VAL, split_products, tidy_name
 
 RUN_BYTES = 2**20  # neighbouring images stay together; a source's order is not random: runs are dealt out
 NO_IMAGE = "no_image"  # the reason of a row that stands for a product without any image
@@ -85,6 +85,17 @@ class Index:
         return len(self.product) - (
             int(np.sum(self.reason.code == values.index(NO_IMAGE))) if NO_IMAGE in values else 0
         )
+
+
+def tidied(names: Coded) -> Coded:
+    """Names made one where `tidy_name` makes them equal; "" for those of blanks alone.
+
+    >>> tidied(Coded(["", "Shoes ", "Hats", "Shoes"], np.array([0, 1, 2, 3, 1])))
+    Coded(values=['', 'Shoes', 'Hats'], code=array([0, 1, 2, 1, 1], dtype=int32))
+    """
+    places = {"": 0}
+    code = np.array([places.setdefault(tidy_name(name), len(places)) for name in names.values], np.int32)
+    return Coded(list(places), code[names.code])
 
 
 def build_index(tables: Iterable[pa.Table], rows: int) -> Index:
@@ -273,6 +284,28 @@ def _known_parts(product_id: pa.Array, known: pa.Table | None) -> np.ndarray:
     return part.take(place).fill_null(-1).to_numpy().astype(np.int8)
 
 
+def require_known(product_id: pa.Array, known: pa.Table, least: float) -> None:
+    """Stops when the catalogue holds hardly any product of the release in service: ids have changed.
+
+    Args:
+        product_id: (p,) large_string, of the catalogue.
+        known: product_id and split of the release.
+        least: share of the smaller of both that is expected in both.
+
+    Raises:
+        ShelfmarkError: fewer are.
+    """
+    found = pc.sum(pc.is_in(known["product_id"].cast(pa.large_string()), value_set=product_id)).as_py() or 0
+    smaller = min(len(known), len(product_id))
+    if found < least * smaller:
+        raise ShelfmarkError(
+            f"{found:,} of the {len(known):,} products of the release in service are among the "
+            f"{len(product_id):,} of the sources, as {product_id[0].as_py()!r}; expected {least:.0%} of "
+            f"{smaller:,} at least, else they would be trained on and tested anew; check the column of ids, "
+            "or give --set ingest.min_known=0"
+        )
+
+
 def require_learnable(products: Products, min_products: int) -> None:
     """Stops when no product can be learnt from.
 
@@ -296,6 +329,12 @@ def require_learnable(products: Products, min_products: int) -> None:
         raise ShelfmarkError(
             f"no product to train on: all {np.count_nonzero(learnable):,} are val or test, as the source or "
             "the release in service has it; expected some that are train; mend the split"
+        )
+    kept = np.unique(products.category.code[learnable])
+    if len(kept) == 1:
+        raise ShelfmarkError(
+            f"one category, {products.category.values[kept[0]]!r}, is all there is to train on; expected "
+            "two at least, for with one every answer is right; check the column category, or the folder given"
         )
     if not (products.split == TRAIN).any():
         raise ShelfmarkError(

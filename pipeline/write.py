@@ -18,11 +18,12 @@ from features.images import Limits, normalise
 from features.product import ProductImage
 from features.records import frame, serialise
 from pipeline.look import PLACE
-from pipeline.sources.image import read_images
+from pipeline.sources.image import changed, read_images
 from pipeline.units import write_table
 
 UNITS_A_BATCH = 4  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
 DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, size and sha256 of its shards
+LOST = b"lost"  # likewise: file and offset of images that are not what they were when they were checked
 PIECE = pa.schema(
     [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
     + [("image_index", pa.int32()), ("offset", pa.int64()), ("length", pa.int32())]
@@ -58,7 +59,10 @@ def write_unit(
 ) -> None:
     """Writes one shard of every part, in an order of its own, and the rows of its images."""
     images = _read_plan(pieces, number)
-    records = [frame(serialise(image)) for image in _product_images(images, limits)]
+    written = [image and frame(serialise(image)) for image in _product_images(images, limits)]
+    there = pa.array([record is not None for record in written], pa.bool_())
+    lost = images.filter(pc.invert(there)).select(["file", "offset"]).to_pylist()
+    images, records = images.filter(there), [record for record in written if record is not None]
     split = images["split"].to_numpy()
     order = np.random.default_rng([seed, number]).permutation(len(records))
     digests, tables = {}, []
@@ -67,7 +71,9 @@ def write_unit(
         chosen = order[split[order] == part]
         digests[name] = _write_shard([records[row] for row in chosen], place(work) / name)
         tables.append(_image_rows(images.take(pa.array(chosen)), [len(records[row]) for row in chosen], name))
-    table = pa.concat_tables(tables).replace_schema_metadata({DIGESTS: json.dumps(digests)})
+    table = pa.concat_tables(tables).replace_schema_metadata(
+        {DIGESTS: json.dumps(digests), LOST: json.dumps(lost)}
+    )
     write_table(table, done)
 
 
@@ -81,12 +87,19 @@ def _read_plan(pieces: list[str], number: int) -> pa.Table:
     return pa.Table.from_batches(batches, PIECE)
 
 
-def _product_images(images: pa.Table, limits: Limits) -> Iterator[ProductImage]:
-    """A unit's images, read in the source's order and made strict JPEGs."""
-    names = ("product_id", "image_index", "category", "split", "seller", "image_digest", "kept")
+def _product_images(images: pa.Table, limits: Limits) -> Iterator[ProductImage | None]:
+    """A unit's images, read in the source's order and made strict JPEGs; None for one that has changed."""
+    names = ("product_id", "image_index", "category", "split", "seller", "image_digest", "kept", "file")
     rows = zip(*(images[name].to_pylist() for name in names), strict=True)
     data = read_images(*(images[name].to_pylist() for name in PLACE))
-    for (product_id, number, category, split, seller, digest, kept), image in zip(rows, data, strict=True):
+    for (product_id, number, category, split, seller, digest, kept, file), image in zip(
+        rows, data, strict=True
+    ):
+        if image is None:
+            if place(file).suffix.lower() == ".bson":
+                raise changed(file)  # with one image all that follow it may have moved
+            yield None
+            continue
         jpeg = image if kept else normalise(image, limits).jpeg
         yield ProductImage(product_id, number, category, split, seller or "", digest.hex(), jpeg)
 

@@ -302,7 +302,7 @@ def small(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"settings": Ingest(min_products=22)},
+        {"settings": Ingest(min_products=21)},
         {"settings": Ingest(max_rejected=0.5)},
         {"seed": 1},
         {"taxonomy": True},
@@ -468,7 +468,7 @@ def test_a_source_that_changes_while_it_is_read_is_told(small, tmp_path, loop, m
 
     monkeypatch.setattr(ingest_module, "_write_shards", change_it)
     with pytest.raises(
-        ShelfmarkError, match=r"small.bson: changed while it was read; expected a source at rest"
+        ShelfmarkError, match=r"small.bson: changed while it was read; expected a file that nobody writes to"
     ):
         loop(small, tmp_path / "records")
     assert not (tmp_path / "records").exists()

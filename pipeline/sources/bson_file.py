@@ -3,6 +3,7 @@
 A document without category_id is an uncategorized product. A unit is a range of bytes.
 """
 
+import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,11 +11,28 @@ from typing import Any, BinaryIO
 
 from features.errors import ShelfmarkError
 from features.files import Place, place
-from features.product import PARTS, Paths
-from pipeline.sources.image import SourceImage, Unit, changed, digest_of_stats, stat_of
-from pipeline.sources.listing import cell_text
+from features.product import Paths, part_named
+from pipeline.sources.cells import cell_text
+from pipeline.sources.image import SourceImage, Unit, changed, digest_of_stats, path_text, stat_of
 
 BSON_MAX = 256 * 2**20  # bytes; a longer document is a sign that the walk is lost
+USED = ("_id", "category_id", "split", "seller", "imgs")
+# Bytes of a value by its type, https://bsonspec.org/spec.html; the others begin with their length.
+FIXED = {
+    0x01: 8,
+    0x06: 0,
+    0x07: 12,
+    0x08: 1,
+    0x09: 8,
+    0x0A: 0,
+    0x10: 4,
+    0x11: 8,
+    0x12: 8,
+    0x13: 16,
+    0x7F: 0,
+    0xFF: 0,
+}
+STRINGS, SUBTYPED, DOCUMENTS, REGEX = (0x02, 0x0D, 0x0E), 0x05, (0x03, 0x04, 0x0F), 0x0B
 
 
 @dataclass
@@ -22,6 +40,7 @@ class BsonFile:
     """A BSON file; see Source."""
 
     path: Place
+    may_be_empty: bool = False
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -35,16 +54,20 @@ class BsonFile:
         """See Source."""
         return Paths()
 
-    def units(self, work: Place, unit_bytes: int, unit_images: int) -> list[Unit]:
+    def ignored(self) -> int:
+        """See Source."""
+        return 0
+
+    def units(self, work: Place, unit_bytes: int, unit_images: int, renamed: object = None) -> list[Unit]:
         """See Source."""
         units, start, end = [], 0, 0
         for end in _document_ends(self.path):
             if end - start >= unit_bytes:
-                units.append(Unit(str(self.path), start, end))
+                units.append(Unit(path_text(self.path), start, end))
                 start = end
         if start < end:
-            units.append(Unit(str(self.path), start, end))
-        if not units:
+            units.append(Unit(path_text(self.path), start, end))
+        if not units and not self.may_be_empty:
             raise ShelfmarkError(f"{self.path}: empty; expected BSON documents; fetch the file again")
         return units
 
@@ -72,16 +95,65 @@ def _document_ends(path: Place) -> Iterator[int]:
 
 def read_bson(unit: Unit) -> Iterator[SourceImage]:
     """The images of a unit; a document that cannot be read comes as one reject, `bad_document`."""
-    import bson
     from bson.errors import BSONError
 
     with place(unit.file).open("rb") as file:
         for position, raw in _documents(file, unit):
             try:
-                yield from _images_of(bson.decode(raw), raw, unit.file, position)
-            except (BSONError, KeyError, TypeError, ValueError) as error:
+                yield from _images_of(_decoded(raw), raw, unit.file, position)
+            except (BSONError, KeyError, TypeError, ValueError, IndexError, struct.error) as error:
                 detail = f"document at byte {position}: {type(error).__name__}: {error}"[:200]
                 yield SourceImage("", file=unit.file, offset=position, reason="bad_document", detail=detail)
+
+
+def _decoded(raw: bytes) -> dict[str, Any]:
+    """A document's fields; where one cannot be decoded, only those in use, whatever stands in the others."""
+    import bson
+    from bson.errors import BSONError
+
+    try:
+        return bson.decode(raw, _options("strict"))
+    except (BSONError, ValueError):
+        document = bson.decode(_only(raw, USED), _options("replace"))
+        if any("\ufffd" in cell_text(document.get(name)) for name in USED[:4]):
+            raise
+        return document
+
+
+@functools.cache
+def _options(letters: str) -> Any:
+    """Dates past the year 9999 are numbers; letters that are no UTF-8 are an error, or replaced by U+FFFD."""
+    from bson.codec_options import CodecOptions, DatetimeConversion
+
+    return CodecOptions(
+        datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler=letters
+    )
+
+
+def _only(raw: bytes, names: tuple[str, ...]) -> bytes:
+    """The document with these of its fields alone; ValueError, struct.error, … where it is damaged."""
+    kept, at = [], 4
+    while raw[at]:
+        end = raw.index(b"\0", at + 1)
+        stop = end + 1 + _value_bytes(raw, raw[at], end + 1)
+        if raw[at + 1 : end].decode(errors="replace") in names:
+            kept.append(raw[at:stop])
+        at = stop
+    body = b"".join(kept) + b"\0"
+    return struct.pack("<i", 4 + len(body)) + body
+
+
+def _value_bytes(raw: bytes, kind: int, at: int) -> int:
+    """Length of the value of that type which begins at `at`."""
+    if kind in FIXED:
+        return FIXED[kind]
+    if kind == REGEX:
+        return raw.index(b"\0", raw.index(b"\0", at) + 1) + 1 - at
+    (length,) = struct.unpack_from("<i", raw, at)
+    extra = {SUBTYPED: 5, **dict.fromkeys(STRINGS, 4), **dict.fromkeys(DOCUMENTS, 0), 0x0C: 16}.get(kind)
+    if extra is None or length < 0:
+        raise ValueError(f"a value of type {kind:#04x}, {length} bytes")
+    return int(length) + extra
 
 
 def _documents(file: BinaryIO, unit: Unit) -> Iterator[tuple[int, bytes]]:
@@ -99,11 +171,11 @@ def _documents(file: BinaryIO, unit: Unit) -> Iterator[tuple[int, bytes]]:
 
 
 def _images_of(document: dict[str, Any], raw: bytes, file: str, position: int) -> list[SourceImage]:
-    names = ("_id", "category_id", "split", "seller")
-    product_id, category, split, seller = (cell_text(document.get(name)) for name in names)
-    if not product_id or split not in ("", *PARTS):
-        raise ValueError(f"_id {product_id!r}, split {split!r}")
-    product = (product_id, category, split, seller, file)
+    product_id, category, split, seller = (cell_text(document.get(name)) for name in USED[:4])
+    part = part_named(split)
+    if not product_id or part is None:
+        raise ValueError(f"_id {product_id!r}, split {split!r}; expected an id, and a part or nothing")
+    product = (product_id, category, part, seller, file)
     images, cursor = [], 0
     for entry in document.get("imgs") or []:
         picture = entry.get("picture") if isinstance(entry, dict) else None
@@ -115,6 +187,6 @@ def _images_of(document: dict[str, Any], raw: bytes, file: str, position: int) -
         cursor = raw.index(picture[:64], cursor)
         if not raw.startswith(picture, cursor):
             cursor = raw.index(picture, cursor)
-        images.append(SourceImage(*product, position + cursor, len(picture), picture))
+        images.append(SourceImage(*product, position + cursor, picture))
         cursor += len(picture)
     return images or [SourceImage(*product, reason="no_image")]

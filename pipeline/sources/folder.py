@@ -1,20 +1,44 @@
-"""A folder of photos: each file is a product with one image; the category is the path below the root."""
+"""A folder of photos: each file is a product with one image; the category is the path below the root.
+
+photos/Fruit/Apple/1.jpg         product Fruit/Apple/1.jpg, category Fruit/Apple, levels Fruit, Apple
+photos/train/Fruit/Apple/1.jpg   beside photos/test/Fruit/Apple/…: the same, with the part given
+"""
 
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from features.errors import ShelfmarkError
 from features.files import Place, Remote, stats
-from features.product import Paths
-from pipeline.sources.image import Unit, digest_of_stats, stat_of
+from features.product import Paths, part_named, tidy_name
+from pipeline.sources.image import Unit, digest_of_stats, path_text, stat_of
 from pipeline.sources.listing import listing, write_listing
+from pipeline.sources.names import log_merged
+from pipeline.stage import log
 
 LISTED = 50_000  # files of a folder in memory at a time
+# What operating systems and network disks leave behind, in lower case.
+IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".ds_store", ".localized", ".apdisk"}
+IGNORED_FOLDERS = {
+    *("__macosx", ".appledouble", ".spotlight-v100", ".trashes", ".fseventsd", ".temporaryitems"),
+    *("@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"),
+}
+
+
+class _Found(NamedTuple):
+    """What one walk through a folder finds out."""
+
+    digest: str
+    categories: Counter[str]  # as the folders are named → images
+    ignored: int  # files
+    undecodable: int  # files whose names are not UTF-8
 
 
 @dataclass
@@ -22,56 +46,175 @@ class Folder:
     """A folder of photos; see Source."""
 
     path: Place
+    may_be_empty: bool = False
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.name = self.path.name
-        if not any(True for _ in self._files()):
+        self.name = readable(self.path.name)
+        if not self.may_be_empty and not any(True for _ in self._files()):
             raise ShelfmarkError(
-                f"{self.path}: an empty folder; expected photos in folders that name their categories; "
-                "check the path"
+                f"{readable(str(self.path))}: an empty folder; expected photos in folders that name their "
+                "categories; check the path"
             )
 
-    def _files(self) -> Iterator[str]:
-        """Names below the folder, with slashes, in order; hidden ones left out."""
-        if isinstance(self.path, Remote):
-            names = iter(stats(self.path))
-            yield from (name for name in names if not re.search(r"(^|/)\.", name))
-            return
-        yield from _walk(str(self.path), "", ())
+    def _files(self, ignored: list[str] | None = None) -> Iterator[str]:
+        """Names below the folder, with slashes, in order; hidden and ignored ones left out, those counted."""
+        names = iter(stats(self.path)) if isinstance(self.path, Remote) else _walk(str(self.path), "", ())
+        for name in names:
+            if _is_ignored(name):
+                if ignored is not None:
+                    ignored.append(name)
+            elif not re.search(r"(^|/)\.", name):
+                yield name
+
+    @cached_property
+    def _found(self) -> _Found:
+        ignored: list[str] = []
+        remote = stats(self.path) if isinstance(self.path, Remote) else None
+        categories: Counter[str] = Counter()
+        undecodable = 0
+
+        def seen() -> Iterator[tuple[str, int, int]]:
+            nonlocal undecodable
+            for name in self._files(ignored):
+                categories[readable(name).rpartition("/")[0]] += 1
+                undecodable += not _is_text(name)
+                if remote is None:
+                    yield stat_of(self.path / name, name)
+                else:
+                    yield name, remote[name].st_size, remote[name].st_mtime_ns
+
+        return _Found(digest_of_stats(seen()), categories, len(ignored), undecodable)
 
     def digest(self) -> str:
         """See Source."""
-        if isinstance(self.path, Remote):
-            return digest_of_stats(
-                (name, it.st_size, it.st_mtime_ns) for name, it in stats(self.path).items()
-            )
-        return digest_of_stats(stat_of(self.path / name, name) for name in self._files())
+        return self._found.digest
+
+    def ignored(self) -> int:
+        """See Source."""
+        return self._found.ignored
+
+    @cached_property
+    def _parts(self) -> bool:
+        """Whether the folders at the top are the parts of a split."""
+        return are_parts(self._found.categories)
 
     def paths(self) -> Paths:
         """See Source."""
-        categories = (name.rpartition("/")[0] for name in self._files())
-        return Paths((category, tuple(category.split("/"))) for category in categories if category)
+        paths = Paths()
+        for folder, images in self._found.categories.items():
+            if category := self._category(folder):
+                paths[(category, tuple(category.split("/")))] += images
+        return paths
 
-    def units(self, work: Place, unit_bytes: int, unit_images: int) -> list[Unit]:
+    def _category(self, folder: str) -> str:
+        """The category of the files in a folder, its names tidied one by one."""
+        below = folder.partition("/")[2] if self._parts else folder
+        return "/".join(map(tidy_name, below.split("/")))
+
+    def units(self, work: Place, unit_bytes: int, unit_images: int, renamed: object = None) -> list[Unit]:
         """See Source."""
-        return write_listing(work, self._rows(), str(self.path), unit_images)
+        self._log()
+        return write_listing(work, self._rows(), self.path, unit_images)
+
+    def _log(self) -> None:
+        if self._parts:
+            tops = sorted({folder.partition("/")[0] for folder in self._found.categories})
+            log.info("%s: the folders %s are the parts of the split", self.name, ", ".join(tops))
+        log_merged(f"{self.name}: folders", self._found.categories)
+        if self._found.undecodable:
+            log.warning(
+                "%s: the names of %s files are not UTF-8; they are read as Windows-1252 where that works, "
+                "else with escapes as in \\xe9", self.name, f"{self._found.undecodable:,}",
+            )  # fmt: skip
 
     def _rows(self) -> Iterator[pa.Table]:
-        # a name that is not UTF-8 stands in no table: escaped, it becomes a reject of its own, `missing`
-        texts = (name.encode(errors="backslashreplace").decode() for name in self._files())
-        while names := list(itertools.islice(texts, LISTED)):
-            category = [name.rpartition("/")[0] for name in names]
-            yield listing({"product_id": names, "image": names, "category": category})
+        files = self._files()
+        while names := list(itertools.islice(files, LISTED)):
+            texts = [readable(name) for name in names]
+            folders = [text.rpartition("/")[0] for text in texts]
+            yield listing(
+                {
+                    "product_id": texts,
+                    "image": [name if _is_text(name) else path_text(self.path / name) for name in names],
+                    "category": [self._category(folder) for folder in folders],
+                    "split": [
+                        (part_named(folder.partition("/")[0]) or "") if self._parts else ""
+                        for folder in folders
+                    ],
+                }
+            )
 
 
 def _walk(folder: str, below: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Names of the files in a folder and, after them, of those further down; links are followed."""
+    """Names of the files in a folder and, after them, of those further down; links are followed.
+
+    Hidden folders are left out, but for those that are counted as ignored.
+    """
     real = os.path.realpath(folder)
     if real in above:
         raise ShelfmarkError(f"{folder}: a link to a folder above it; expected a tree; remove the link")
-    entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=lambda e: e.name)
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     folders = [entry for entry in entries if entry.is_dir()]
     yield from (below + entry.name for entry in entries if not entry.is_dir())
     for entry in folders:
-        yield from _walk(entry.path, f"{below}{entry.name}/", (*above, real))
+        if entry.name[0] != "." or entry.name.lower() in IGNORED_FOLDERS:
+            yield from _walk(entry.path, f"{below}{entry.name}/", (*above, real))
+
+
+def _is_ignored(name: str) -> bool:
+    *folders, file = name.lower().split("/")
+    return file in IGNORED or file.startswith("._") or not IGNORED_FOLDERS.isdisjoint(folders)
+
+
+def _is_text(name: str) -> bool:
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def readable(name: str) -> str:
+    r"""A path's name as text: bytes that are not UTF-8 as Windows-1252 where that works, else escaped.
+
+    >>> readable("Caf\udce9/1.jpg"), readable("a\udc81.jpg")
+    ('Café/1.jpg', 'a\\x81.jpg')
+    """
+    if _is_text(name):
+        return name
+    return "/".join(_decoded(os.fsencode(part)) for part in name.split("/"))
+
+
+def _decoded(name: bytes) -> str:
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return name.decode(encoding)
+        except UnicodeDecodeError:
+            pass
+    return name.decode(errors="backslashreplace")
+
+
+def are_parts(folders: Mapping[str, int]) -> bool:
+    """Whether the top folders are the parts of a split: two or more of them, with the same names below.
+
+    >>> are_parts({"Train/Apple": 9, "train/Pear": 9, "test/Apple": 3})
+    True
+    >>> are_parts({"train/Wagon": 9, "test/Tube": 3}), are_parts({"train/Apple": 9, "Apple": 3})
+    (False, False)
+    >>> are_parts({"train": 9, "test": 3})
+    False
+    """
+    below: dict[str, set[str]] = defaultdict(set)
+    for folder in folders:
+        top, _, rest = folder.partition("/")
+        part = part_named(top)
+        if not part:
+            return False
+        below[part] |= {tidy_name(rest)} - {""}
+    learnt = below.pop("train", set())
+    return bool(below) and all(names & learnt for names in below.values())
+
+
+def shards_in(path: Place) -> list[str]:
+    """The names of a folder's Parquet files where it holds nothing else but notes; [] else."""
+    names = list(Folder(path, may_be_empty=True)._files())
+    tables = [name for name in names if name.lower().endswith(".parquet")]
+    notes = [name for name in names if re.search(r"(?i)\.(md|json|txt|crc)$|(^|/)_[^/]*$", name)]
+    return tables if len(tables) + len(notes) == len(names) else []

@@ -1,4 +1,4 @@
-"""What a source gives: units that a worker reads on its own, and images with where their bytes stand."""
+"""What a source gives: units that a worker reads on its own, and images with where their bytes are."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -21,37 +21,39 @@ class Unit:
     file: str
     start: int
     stop: int
-    root: str = ""  # of a listing: what its image paths are relative to
+    root: str = ""  # of a listing: the folder that its image paths are relative to
+    pictures: str = ""  # of a listing: the Parquet file that holds the images themselves
+    groups: tuple[int, int] = (0, 0)  # and its row groups, from and to
 
 
 class SourceImage(NamedTuple):
     """One image as a source gives it, or the reason why it gives none."""
 
     product_id: str
-    category: str = ""  # "" = uncategorized
+    category: str = ""  # as written in the source; "" = uncategorized
     split: str = ""  # "" = not given
     seller: str = ""
     file: str = ""
-    offset: int = 0
-    length: int = -1  # bytes; -1 = the whole file
+    offset: int = 0  # -1: the bytes cannot be read again by a range of the file
     data: bytes = b""
     reason: str = ""
     detail: str = ""
+    origin: str = ""  # what people call it, where its bytes were copied into `file`
 
 
 def read_images(
     file: list[str], offset: list[int], length: list[int], checksum: list[int]
-) -> Iterator[bytes]:
-    """Bytes of images that were looked at before; neighbours by one read, which halves the time.
+) -> Iterator[bytes | None]:
+    """Reads images again; neighbours by one read, which halves the time.
 
     Args:
         file: paths or URLs.
         offset: of the images in them, bytes.
         length: bytes.
-        checksum: their crc32c then.
+        checksum: their crc32c at the first reading.
 
-    Raises:
-        ShelfmarkError: they are not the same any more.
+    Yields:
+        The bytes of each; None where they are gone or are not the same any more.
     """
     first = 0
     while first < len(file):
@@ -64,18 +66,21 @@ def read_images(
         ):
             last += 1
             end = offset[last] + length[last]
-        data = read_range(place(file[first]), start, end - start)
+        try:
+            data = read_range(place(file[first]), start, end - start)
+        except FileNotFoundError:
+            data = b""
         for image in range(first, last + 1):
             piece = data[offset[image] - start : offset[image] - start + length[image]]
-            if google_crc32c.value(piece) != checksum[image]:
-                raise changed(file[image])
-            yield piece
+            yield piece if google_crc32c.value(piece) == checksum[image] else None
         first = last + 1
 
 
 def changed(file: str) -> ShelfmarkError:
-    """The error about a source that is not what it was a moment ago."""
-    return ShelfmarkError(f"{file}: changed while it was read; expected a source at rest; run again")
+    """The error about a container of images that is not what it was a moment ago."""
+    return ShelfmarkError(
+        f"{file}: changed while it was read; expected a file that nobody writes to; run the command again"
+    )
 
 
 def digest_of_stats(stats: Iterable[tuple[str, int, int]]) -> str:
@@ -93,3 +98,19 @@ def stat_of(path: Place, name: str) -> tuple[str, int, int]:
     except (OSError, ValueError):  # no path has a NUL in it
         return name, -1, -1
     return name, found.st_size, found.st_mtime_ns
+
+
+def path_text(path: Place) -> str:
+    """A path as text that Parquet and JSON can hold; `place` reads it back.
+
+    >>> from pathlib import Path
+    >>> path_text(Path("/shop/1.jpg")), path_text(Path("/shop/Caf\\udce9/1.jpg"))
+    ('/shop/1.jpg', 'file:///shop/Caf%E9/1.jpg')
+    """
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8, which Python keeps as surrogates
+        assert not isinstance(path, str)
+        return path.absolute().as_uri()  # type: ignore[union-attr]
+    return text

@@ -1,39 +1,44 @@
 """A listing: the rows of a folder or a manifest as Parquet, of which a unit is a row group.
 
-listing-0.parquet   product_id, image (a path or a URL), category, split, seller; "" where not given
+    listing-0.parquet   product_id, image (a path or a URL), category, split, seller; "" where not given
+                        problem: why the row cannot be used; then image names the manifest
+
+The images are files, or stand in the same rows of a Parquet file (`Unit.pictures`).
 """
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.errors import ShelfmarkError
 from features.files import Place, place, read_range, writing
 from features.objects import UnknownScheme
-from pipeline.sources.image import SourceImage, Unit
+from pipeline.sources.image import SourceImage, Unit, path_text
 
-LISTING = ("product_id", "image", "category", "split", "seller")
+LISTING = ("product_id", "image", "category", "split", "seller", "problem")
+PICTURES = 64  # read at a time from a Parquet file
+READ_BUFFER = 2**20  # bytes of a column at a time: without, a whole row group's pictures are in memory
+
+# What is not there is a reject; a store that does not answer, a disk that fails or a file that may not be
+# read is an error: a reject would stay when the cause is gone.
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
-def cell_text(value: Any) -> str:
-    """A cell as text without blanks around it; "" where it is empty."""
-    if isinstance(value, float) and value.is_integer():  # pandas makes 5.0 of an id where one is empty
-        value = int(value)
-    return "" if value is None or value != value else str(value).strip()
-
-
-def listing(columns: dict[str, Any]) -> pa.Table:
-    """The columns of a listing, "" where they are not told."""
+def listing(columns: Mapping[str, list[str]]) -> pa.Table:
+    """A table of LISTING, "" in columns that are not given."""
     nothing = [""] * len(next(iter(columns.values())))
     cells = {name: columns.get(name, nothing) for name in LISTING}
     return pa.table(cells, schema=pa.schema([(name, pa.string()) for name in LISTING]))
 
 
-def write_listing(work: Place, tables: Iterator[pa.Table], root: str, unit_images: int) -> list[Unit]:
+def write_listing(work: Place, tables: Iterator[pa.Table], root: Place, unit_images: int) -> list[Unit]:
     """Writes tables of LISTING into `work`, `unit_images` rows a row group; a unit each."""
     file = work / f"listing-{sum(1 for _ in work.glob('listing-*.parquet'))}.parquet"
     schema = pa.schema([(name, pa.string()) for name in LISTING])
@@ -43,45 +48,98 @@ def write_listing(work: Place, tables: Iterator[pa.Table], root: str, unit_image
             for start in range(0, len(table), unit_images):
                 writer.write_table(table.slice(start, unit_images))
                 groups += 1
-    return [Unit(str(file), group, group + 1, root) for group in range(groups)]
+    return [Unit(path_text(file), group, group + 1, path_text(root)) for group in range(groups)]
 
 
 def read_listing(unit: Unit) -> Iterator[SourceImage]:
     """The images of a unit, with their bytes."""
-    with place(unit.file).open("rb") as listing:
-        rows = pq.ParquetFile(listing).read_row_group(unit.start).to_pylist()
-    for row in rows:
-        image = row.pop("image")
-        product_id = row.pop("product_id")
-        file = image if "://" in image or not image else str(place(unit.root) / image)
-        if not product_id:
-            yield SourceImage("", **row, file=file, reason="bad_row", detail="no product_id")
-            continue
-        data, reason = _fetch(file)
-        if reason:
-            yield SourceImage(product_id, **row, file=file, reason="missing", detail=reason)
+    with place(unit.file).open("rb") as file:
+        rows = pq.ParquetFile(file).read_row_group(unit.start).to_pylist()
+    pictures = _pictures(unit) if unit.pictures else iter([None] * len(rows))
+    for row, picture in zip(rows, pictures, strict=True):
+        image, problem, product_id = row.pop("image"), row.pop("problem"), row.pop("product_id")
+        if problem:
+            yield SourceImage("", file=image, reason="bad_row", detail=problem)
+        elif picture is not None:
+            yield SourceImage(product_id, **row, file=image or unit.pictures, offset=-1, data=picture)
+        elif not image:
+            yield SourceImage(product_id, **row, reason="no_image")
         else:
-            yield SourceImage(product_id, **row, file=file, data=data)
+            yield SourceImage(product_id, **row, **_fetch(image, unit.root))
 
 
-# What is not there is a reject; a store that does not answer, a disk that fails or a file that may not be
-# read is an error: a reject would stay when the cause is mended.
-NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+def _pictures(unit: Unit) -> Iterator[bytes | None]:
+    """The images in a row group of a Parquet file, in its order; None where it holds none."""
+    with place(unit.pictures).open("rb") as opened:
+        file = pq.ParquetFile(opened, buffer_size=READ_BUFFER, pre_buffer=False)
+        name = str(picture_column(file.schema_arrow))
+        in_struct = pa.types.is_struct(file.schema_arrow.field(name).type)
+        columns = [f"{name}.bytes" if in_struct else name]
+        for batch in file.iter_batches(PICTURES, row_groups=list(range(*unit.groups)), columns=columns):
+            column = batch.column(0)
+            for value in column.field("bytes") if in_struct else column:
+                yield value.as_py() or None
 
 
-def _fetch(file: str) -> tuple[bytes, str]:
-    """The bytes of an image, or why it is missing."""
-    if not file:
-        return b"", "no path in the manifest"
+def picture_column(schema: pa.Schema) -> str | None:
+    """The column `image`, in any case, where it holds pictures: bytes, or a struct with `bytes`."""
+    for field in schema:
+        if field.name.strip().lower() == "image" and _holds_bytes(field.type):
+            return str(field.name)
+    return None
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _fetch(image: str, root: str) -> dict[str, Any]:
+    """Fields of a SourceImage: the file and its bytes, or why it is missing."""
     try:
-        if "://" not in file and stat.S_IFMT(os.stat(file).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
-            return b"", "not a file"  # reading a pipe would wait for ever
-        return read_range(place(file)), ""
+        path = image_path(image, place(root))
+        if isinstance(path, Path):
+            path = existing(path)
+            if stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+                return _missing(path_text(path), "not a file")  # reading a pipe would wait for ever
+        return {"file": path_text(path), "data": read_range(path)}
     except OSError as error:
         if error.errno not in NOT_THERE:
             raise
-        return b"", error.strerror or str(error)[:200]
-    except ValueError as error:  # no path has a NUL in it
-        return b"", str(error)[:200]
-    except UnknownScheme as error:
-        return b"", str(error)[:200]
+        return _missing(path_text(path), error.strerror or str(error)[:200])
+    except (ValueError, UnknownScheme, BadPlace) as error:  # no path has a NUL in it
+        return _missing(image, str(error)[:200])
+
+
+def _missing(file: str, detail: str) -> dict[str, Any]:
+    return {"file": file, "reason": "missing", "detail": detail}
+
+
+class BadPlace(Exception):
+    """An image cell that names no file."""
+
+
+def image_path(image: str, root: Place) -> Place:
+    """Where the image of a cell is: a URL, or a path relative to `root`.
+
+    Raises:
+        BadPlace: the cell begins like a URL and is none.
+    """
+    if "://" not in image:
+        return root / image
+    try:
+        return place(image)
+    except ShelfmarkError as error:
+        raise BadPlace(str(error)) from error
+
+
+def existing(path: Path) -> Path:
+    """The path, or the file that is there with its accents written the other way (Macs decompose them)."""
+    try:
+        if str(path).isascii() or path.exists():
+            return path
+        others = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+        return next((other for other in others if other.exists()), path)
+    except (OSError, ValueError):  # whoever reads it is given the reason
+        return path

@@ -1,110 +1,318 @@
-"""A manifest, CSV or Parquet: product_id, image, category, optionally level1…levelN, split, seller."""
+"""A manifest: a table of products, images and, to learn from, categories.
+
+    product_id, image, category      and optionally level1…levelN, split, seller; CSV, TSV or Parquet
+    image (bytes), label, …          Parquet with the pictures inside, as Hugging Face's datasets writes it;
+                                     one file, or a folder of shards
+
+Headers are compared without case and blanks; other columns are never read.
+"""
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.files import Place, local
-from features.product import PARTS, Paths
-from pipeline.sources.image import Unit, digest_of_stats, stat_of
-from pipeline.sources.listing import LISTING, cell_text, listing, write_listing
+from features.files import Place
+from features.product import PARTS, Paths, level_columns, part_named, tidy_name
+from pipeline.sources.delimited import is_delimited
+from pipeline.sources.image import Unit, digest_of_stats, path_text, stat_of
+from pipeline.sources.listing import existing, listing, write_listing
+from pipeline.sources.names import AS_NAMED, Renamed, log_merged, nonblank
+from pipeline.sources.tables import AS_FOUND, DelimitedTable, ParquetTable, Reading, Rows
+from pipeline.stage import log
+
+USED = ("product_id", "image", "category", "split", "seller")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one pass over a manifest finds out."""
+
+    digest: str
+    paths: Paths
+    whole_ids: bool  # every id ends in .0
+    names: Counter[str]  # of levels, as written → rows
 
 
 @dataclass
 class Manifest:
-    """A CSV or Parquet manifest; see Source."""
+    """A CSV or Parquet manifest, or a folder of Parquet shards; see Source."""
 
     path: Place
+    reading: Reading = AS_FOUND
+    may_be_empty: bool = False
+    shards: list[str] = field(default_factory=list)  # names of the files of a folder
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.name = self.path.name
-        columns = next(self._tables(), pa.table({})).column_names
-        if not columns:
-            raise ShelfmarkError(f"{self.path}: no rows; expected product_id, image, …; mend the file")
-        lacking = [name for name in ("product_id", "image") if name not in columns]
-        if lacking:
+        if not any(self._columns):
+            if not self.may_be_empty:
+                raise self._empty()
+            return
+        self._check_header()
+        if not self.may_be_empty and not any(True for _ in self._rows()):
+            raise self._empty()
+
+    @property
+    def names_products(self) -> bool:
+        """Whether products have no ids of their own, but are named by file and row."""
+        return any(isinstance(table, ParquetTable) and table.without_ids for table in self._tables)
+
+    def _empty(self) -> ShelfmarkError:
+        return ShelfmarkError(f"{self.path}: no rows; expected product_id, image, …; check the file")
+
+    def _check_header(self) -> None:
+        columns, first = self._columns, self._tables[0]
+        if lacking := [name for name in ("product_id", "image") if name not in columns]:
             raise ShelfmarkError(
                 f"{self.path}: no column {' and no column '.join(lacking)}; found: {', '.join(columns)}; "
-                "expected product_id, image and, to learn from, category, between commas; mend the header"
+                "expected product_id, image and, to learn from, category; "
+                f"{first.format}{first.advice}; correct the header"
             )
-
-    def _tables(self) -> Iterator[pa.Table]:
-        """The manifest in pieces, every cell a text without blanks around it, "" where empty."""
-        kind, file = self.path.suffix, local(self.path)
-        try:
-            for batch in _csv_batches(file) if kind == ".csv" else pq.ParquetFile(file).iter_batches():
-                names = batch.schema.names
-                if len(set(names)) < len(names):
-                    twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
-                    raise ShelfmarkError(
-                        f"{self.path}: two columns {twice}; expected each once; mend the header"
-                    )
-                # not by pandas: it makes 5.0 of an integer 5 where another cell of the column is empty
-                cells = {name: list(map(cell_text, column)) for name, column in batch.to_pydict().items()}
-                yield pa.table(cells, schema=pa.schema([(name, pa.string()) for name in cells]))
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = str(error).partition("\n")[0]
-            utf8 = " in UTF-8" if kind == ".csv" else ""
+        if twice := sorted({name for name in self._used if columns.count(name) > 1}):
             raise ShelfmarkError(
-                f"{self.path}: cannot be read: {reason}; expected a {kind} table{utf8}; mend the file"
-            ) from error
+                f"{self.path}: two columns {', '.join(twice)}; expected each once; correct the header"
+            )
+        for table in self._tables[1:]:
+            if set(self._used) - set(table.columns) or table.pictures != first.pictures:
+                raise ShelfmarkError(
+                    f"{table.path}: other columns than {first.path}; expected shards of one table; "
+                    "put other tables elsewhere"
+                )
+
+    @cached_property
+    def _tables(self) -> "list[DelimitedTable | ParquetTable]":
+        try:
+            if is_delimited(self.path.name):
+                return [DelimitedTable(self.path, self.reading)]
+            if not self.shards:
+                return [ParquetTable(self.path, self.name, "")]
+            parts = shard_parts(self.shards)
+            return [ParquetTable(self.path / name, name, part) for name, part in parts.items()]
+        except (pa.ArrowException, OSError, EOFError, LookupError, UnicodeError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ShelfmarkError:
+        reason = str(error).partition("\n")[0]
+        return ShelfmarkError(
+            f"{self.path}: cannot be read: {reason}; expected a table in CSV, TSV or Parquet; check the file"
+        )
+
+    @property
+    def _columns(self) -> list[str]:
+        return self._tables[0].columns
+
+    @property
+    def _levels(self) -> list[str]:
+        return level_columns(self._columns)
+
+    @property
+    def _used(self) -> list[str]:
+        return [name for name in USED if name in self._columns] + self._levels
+
+    def _rows(self) -> Iterator[Rows]:
+        """The used columns, batch by batch."""
+        try:
+            for table in self._tables:
+                yield from table.rows(self._used)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+
+    @cached_property
+    def _found(self) -> _Found:
+        paths, names, whole_ids, known = Paths(), Counter[str](), True, False
+
+        def stats() -> Iterator[tuple[str, int, int]]:
+            nonlocal whole_ids, known
+            for name in self.shards or [""]:
+                yield stat_of(self.path / name if name else self.path, name or self.name)
+            for rows in self._rows():
+                if whole_ids:
+                    ids = [product_id for product_id in rows["product_id"] if product_id.strip()]
+                    known |= bool(ids)
+                    whole_ids = all(map(_ends_in_zero, ids))
+                for path, times in self._paths(rows):
+                    paths[path] += times
+                for level in self._levels:
+                    names.update(nonblank(rows[level]))
+                yield from self._stats(rows)
+
+        return _Found(digest_of_stats(stats()), paths, whole_ids and known, names)
+
+    def _paths(self, rows: Rows) -> Iterator[tuple[tuple[str, tuple[str, ...]], int]]:
+        """Category and path of the rows that have a category, and how many have them."""
+        if "category" not in rows:
+            return
+        columns = (rows[name] for name in ("category", *self._levels))
+        for cells, times in Counter(zip(*columns, strict=True)).items():  # few: tidied once each
+            name, *path = map(tidy_name, cells)
+            if name:
+                yield (name, tuple(filter(None, path))), times
+
+    def _stats(self, rows: Rows) -> Iterator[tuple[str, int, int]]:
+        """Of images on a disk; those elsewhere are told apart by the manifest: a stat is a request."""
+        if not isinstance(self.path, Path):
+            return
+        for image in rows["image"]:
+            if image.strip() and "://" not in image:
+                yield stat_of(existing(self.path.parent / image.strip()), image)
 
     def digest(self) -> str:
         """See Source."""
-        return digest_of_stats(itertools.chain([stat_of(self.path, self.name)], self._stats()))
-
-    def _stats(self) -> Iterator[tuple[str, int, int]]:
-        """Of its images on a disk; those on an object store are told by the manifest: a stat is a request."""
-        if isinstance(self.path, Path):
-            for table in self._tables():
-                images = (image for image in table["image"].to_pylist() if image and "://" not in image)
-                yield from (stat_of(self.path.parent / image, image) for image in images)
+        return self._found.digest if any(self._columns) else digest_of_stats([stat_of(self.path, self.name)])
 
     def paths(self) -> Paths:
         """See Source."""
-        paths = Paths()
-        for table in self._tables():
-            if "category" not in table.column_names:
-                return paths
-            levels = sorted(
-                (c for c in table.column_names if re.fullmatch(r"level\d+", c)), key=lambda c: int(c[5:])
-            )
-            for category, *names in zip(
-                *(table[name].to_pylist() for name in ("category", *levels)), strict=True
-            ):
-                if category:
-                    paths[(category, tuple(name for name in names if name))] += 1
-        return paths
+        return self._found.paths.copy() if any(self._columns) else Paths()
 
-    def units(self, work: Place, unit_bytes: int, unit_images: int) -> list[Unit]:
+    def ignored(self) -> int:
         """See Source."""
-        return write_listing(work, self._rows(), str(self.path.parent), unit_images)
+        return 0
 
-    def _rows(self) -> Iterator[pa.Table]:
-        for table in self._tables():
-            rows = listing({name: table[name] for name in LISTING if name in table.column_names})
-            wrong = sorted(set(rows["split"].to_pylist()) - {"", *PARTS})
-            if wrong:
-                raise ShelfmarkError(
-                    f"{self.path}: split {wrong[0]!r}; expected {', '.join(PARTS)} or nothing; mend the file"
-                )
-            yield rows
+    def units(
+        self,
+        work: Place,
+        unit_bytes: int,
+        unit_images: int,
+        renamed: Renamed = AS_NAMED,
+    ) -> list[Unit]:
+        """See Source."""
+        if not any(self._columns):
+            return []
+        self._log()
+        root = self.path if self.shards else self.path.parent
+        if not self._tables[0].pictures:
+            return write_listing(work, self._listings(self._rows(), renamed), root, unit_images)
+        return [
+            unit
+            for table in self._tables
+            if isinstance(table, ParquetTable)
+            for unit in self._units_of_pictures(table, work, root, unit_images, renamed)
+        ]
+
+    def _units_of_pictures(
+        self, table: "ParquetTable", work: Place, root: Place, unit_images: int, renamed: Renamed
+    ) -> Iterator[Unit]:
+        """Units of about `unit_images` rows, of whole row groups."""
+        tables = self._listings(table.rows(self._used), renamed)
+        for start, stop in _groups_together(table.groups, unit_images):
+            count = sum(table.groups[start:stop])
+            own = _take(tables, count)
+            for unit in write_listing(work, iter([own]), root, max(1, count)):
+                yield replace(unit, pictures=path_text(table.path), groups=(start, stop))
+
+    def _log(self) -> None:
+        table = self._tables[0]
+        if isinstance(table, DelimitedTable):
+            log.info("%s: %s%s", self.name, table.format, table.advice)
+        if self._found.whole_ids:
+            log.warning("%s: every product_id ends in .0; they are read as whole numbers", self.name)
+        passed = [name for name in self._columns if "level" in name and name not in self._levels]
+        if passed:
+            log.info("%s: columns %s are no levels; expected level1, level2, …", self.name, ", ".join(passed))
+        log_merged(f"{self.name}: levels", self._found.names)
+        if isinstance(table, ParquetTable) and table.part:
+            log.info("%s: the names of its files are the parts of the split", self.name)
+
+    def _listings(self, rows: Iterator[Rows], renamed: Renamed) -> Iterator[pa.Table]:
+        """Tables of LISTING."""
+        several = {category for category, _ in renamed}
+        for batch in rows:
+            columns = {name: batch[name] for name in (*USED, "problem") if name in batch}
+            columns["product_id"] = list(map(self._product_id, batch["product_id"]))
+            columns["image"] = list(map(str.strip, batch["image"]))
+            columns["seller"] = list(map(str.strip, batch.get("seller", [""] * len(batch["problem"]))))
+            if "split" in batch:
+                columns["split"] = list(map(self._part, batch["split"]))
+            if several and "category" in batch:
+                columns["category"] = self._apart(batch, several, renamed)
+            self._note_problems(columns)
+            yield listing(columns)
+
+    def _product_id(self, text: str) -> str:
+        text = text.strip()
+        return text[:-2] if self._found.whole_ids and text else text
+
+    def _part(self, text: str) -> str:
+        part = part_named(text)
+        if part is None:
+            raise ShelfmarkError(
+                f"{self.path}: split {text!r}; expected {', '.join(PARTS)} or nothing; correct the file"
+            )
+        return part
+
+    def _apart(self, rows: Rows, several: set[str], renamed: Renamed) -> list[str]:
+        """The categories, those of one name under several parents by their paths."""
+        cells = [list(map(tidy_name, rows[name])) for name in self._levels]
+        paths = zip(*cells, strict=True) if cells else itertools.repeat(())
+        categories = []
+        for name, path in zip(rows["category"], paths, strict=False):
+            tidied = tidy_name(name)
+            new = renamed.get((tidied, tuple(filter(None, path))), name)
+            if tidied in several and new == name:
+                raise ambiguous(tidied, str(self.path))
+            categories.append(new)
+        return categories
+
+    def _note_problems(self, columns: Rows) -> None:
+        """Rows without an id cannot be used; the image of a row that cannot is the manifest."""
+        for row, (product_id, problem) in enumerate(
+            zip(columns["product_id"], columns["problem"], strict=True)
+        ):
+            if not product_id and not problem:
+                columns["problem"][row] = f"no product_id, image {columns['image'][row]!r}"
+            if not product_id:
+                columns["image"][row] = path_text(self.path)
 
 
-def _csv_batches(path: Path) -> Iterable[pa.RecordBatch]:
-    """A CSV's batches with every column as text (numbers and dates as ids must not be re-written)."""
-    parse = pa.csv.ParseOptions(newlines_in_values=True)
-    with open(path, "rb") as file:
-        header = pa.csv.open_csv(file, parse_options=parse).schema.names
-    texts = pa.csv.ConvertOptions(
-        column_types={name: pa.string() for name in header}, strings_can_be_null=False
+def _groups_together(groups: list[int], rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of row groups with at least so many rows, the last with what is left.
+
+    >>> list(_groups_together([100, 100, 100, 0, 50], 200))
+    [(0, 2), (2, 5)]
+    """
+    start = 0
+    for stop in range(1, len(groups) + 1):
+        if sum(groups[start:stop]) >= rows or stop == len(groups):
+            yield start, stop
+            start = stop
+
+
+def _take(tables: Iterator[pa.Table], count: int) -> pa.Table:
+    """The next tables, so many rows together."""
+    taken = [listing({name: [] for name in USED})]
+    while sum(map(len, taken)) < count:
+        taken.append(next(tables))
+    return pa.concat_tables(taken)
+
+
+def shard_parts(names: list[str]) -> dict[str, str]:
+    """Part of the split by the name of each shard, "" where the names do not say.
+
+    >>> shard_parts(["train-00000-of-00002.parquet", "data/validation-00000-of-00001.parquet"])
+    {'train-00000-of-00002.parquet': 'train', 'data/validation-00000-of-00001.parquet': 'val'}
+    >>> shard_parts(["train-0.parquet", "train-1.parquet"])
+    {'train-0.parquet': '', 'train-1.parquet': ''}
+    """
+    parts = {name: part_named(re.split(r"[-_.]", name.rpartition("/")[2])[0]) or "" for name in names}
+    found = set(parts.values())
+    return parts if "train" in found and len(found) > 1 and "" not in found else dict.fromkeys(names, "")
+
+
+def _ends_in_zero(product_id: str) -> bool:
+    return product_id.strip().removesuffix(".0").isdecimal() and product_id.strip().endswith(".0")
+
+
+def ambiguous(category: str, source: str) -> ShelfmarkError:
+    """The error about a name under several parents, of which a product names none."""
+    return ShelfmarkError(
+        f"{source}: category {category!r} stands under several parents, and a product in it names none; "
+        "expected level columns in every row of it; add them, or give such categories names of their own"
     )
-    return pa.csv.open_csv(path, parse_options=parse, convert_options=texts)

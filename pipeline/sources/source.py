@@ -1,8 +1,9 @@
-"""Sources: where products come from, told by name, cut into units that a worker reads on its own.
+"""Sources: where products come from, known by their names, cut into units that a worker reads on its own.
 
-    *.bson            Cdiscount: {_id, category_id, imgs: [{picture}]}; no category_id = uncategorized
-    a folder          each file is a product with one image; the category is the path below the root
-    *.csv, *.parquet  a manifest: product_id, image, category, optionally level1…levelN, split, seller
+    *.bson                          Cdiscount: {_id, category_id, imgs: [{picture}]}
+    a folder of photos              each file is a product with one image; the category is the path below
+    *.csv *.tsv *.csv.gz *.tsv.gz   a manifest: product_id, image, category, level1…levelN, split, seller
+    *.parquet                       the same, or with the pictures inside; also a folder of them
 
 Each on a disk or on an object store (s3://bucket/catalogue.bson). Nothing here grows with the catalogue.
 """
@@ -15,10 +16,15 @@ from features.errors import ShelfmarkError
 from features.files import Place, place
 from features.product import Paths
 from pipeline.sources.bson_file import BsonFile, read_bson
-from pipeline.sources.folder import Folder
+from pipeline.sources.delimited import SUFFIXES, is_delimited
+from pipeline.sources.folder import Folder, shards_in
 from pipeline.sources.image import SourceImage, Unit
 from pipeline.sources.listing import read_listing
 from pipeline.sources.manifest import Manifest
+from pipeline.sources.names import AS_NAMED, Renamed
+from pipeline.sources.tables import AS_FOUND, Reading
+
+KINDS = f"a .bson, a folder of photos, a {', '.join(SUFFIXES)} or a .parquet"
 
 
 class Source(Protocol):
@@ -31,60 +37,75 @@ class Source(Protocol):
         """Digest (sha256 hex) of the names, sizes (bytes) and modification times (ns) of its files."""
         ...
 
-    def units(self, work: Place, unit_bytes: int, unit_images: int) -> list[Unit]:
-        """Its units; listings are written into `work`."""
-        ...
-
     def paths(self) -> Paths:
-        """The categories' places in the tree, as far as the source knows them."""
+        """The categories' places in the tree, as far as the source knows them; names are tidied."""
+        ...
+
+    def ignored(self) -> int:
+        """Files that operating systems left behind, which are passed over."""
+        ...
+
+    def units(
+        self, work: Place, unit_bytes: int, unit_images: int, renamed: Renamed = AS_NAMED
+    ) -> list[Unit]:
+        """Its units; listings are written into `work`, with categories as `renamed` says."""
         ...
 
 
-def open_source(text: str) -> Source:
+def open_source(text: str, reading: Reading = AS_FOUND, may_be_empty: bool = False) -> Source:
     """The source of that name.
 
+    Args:
+        text: a path or URL.
+        reading: of delimited text.
+        may_be_empty: a source without anything in it is no error.
+
     Raises:
-        ShelfmarkError: it is not there, is empty, or is none of the three kinds.
+        ShelfmarkError: it is not there, is empty, or is none of the kinds.
     """
     path = place(text)
     if not text or not path.exists():
-        raise ShelfmarkError(
-            f"{text or 'SOURCE'}: no such file or folder; expected a .bson, a folder of photos, a .csv or a "
-            ".parquet; check the path"
-        )
+        raise ShelfmarkError(f"{text or 'SOURCE'}: no such file or folder; expected {KINDS}; check the path")
     if isinstance(path, Path):
         path = path.absolute()  # an interrupted job may go on from another directory
     if path.is_dir():
-        return Folder(path)
-    if path.suffix == ".bson":
-        return BsonFile(path)
-    if path.suffix in (".csv", ".parquet"):
-        return Manifest(path)
-    raise ShelfmarkError(
-        f"{text}: not a source; expected a .bson, a folder of photos, a .csv or a .parquet manifest"
-    )
+        shards = shards_in(path)
+        if shards:
+            return Manifest(path, may_be_empty=may_be_empty, shards=shards)
+        return Folder(path, may_be_empty)
+    if path.suffix.lower() == ".bson":
+        return BsonFile(path, may_be_empty)
+    if is_delimited(path.name) or path.suffix.lower() == ".parquet":
+        return Manifest(path, reading, may_be_empty)
+    raise ShelfmarkError(f"{text}: not a source; expected {KINDS} manifest")
 
 
-def open_sources(texts: list[str]) -> list[Source]:
+def open_sources(texts: list[str], reading: Reading = AS_FOUND, may_be_empty: bool = False) -> list[Source]:
     """The sources of these names.
 
     Raises:
         ShelfmarkError: one cannot be opened, or products of two would be taken for one.
     """
-    sources = [open_source(text) for text in texts]
+    sources = [open_source(text, reading, may_be_empty) for text in texts]
     same = {source.path.resolve() if isinstance(source.path, Path) else source.path for source in sources}
     if len(same) < len(sources):
         raise ShelfmarkError(
-            f"{', '.join(texts)}: a source is given twice; expected each once; mend the command"
+            f"{', '.join(texts)}: a source is given twice; expected each once; correct the command"
         )
     if sum(isinstance(source, Folder) for source in sources) > 1:
         raise ShelfmarkError(
             f"{', '.join(texts)}: several folders, in which equal file names would be one product; "
             "expected one folder; put them under one, or write a manifest"
         )
+    unnamed = [source for source in sources if isinstance(source, Manifest) and source.names_products]
+    if len({source.name for source in unnamed}) < len(unnamed):
+        raise ShelfmarkError(
+            f"{', '.join(texts)}: tables of one name without product_id, whose rows would be one product; "
+            "expected other names; put them into one folder, or rename one"
+        )
     return sources
 
 
 def read_unit(unit: Unit) -> Iterator[SourceImage]:
     """The images of a unit in the source's order; a product without any comes once, as `no_image`."""
-    return read_bson(unit) if unit.file.endswith(".bson") else read_listing(unit)
+    return read_bson(unit) if unit.file.lower().endswith(".bson") else read_listing(unit)

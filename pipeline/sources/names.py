@@ -1,0 +1,54 @@
+"""Names of categories and levels: which ones are one, and which are nearly."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from features.product import tidy_name
+from pipeline.stage import log
+
+Renamed = Mapping[tuple[str, tuple[str, ...]], str]  # category and its path → what it is called instead
+AS_NAMED: Renamed = MappingProxyType({})
+SHOWN = 3  # of each kind in a log line
+
+
+def log_merged(what: str, counts: Mapping[str, int]) -> int:
+    """Logs names that are one after `tidy_name`, with their counts; returns how many names were merged away.
+
+    Args:
+        what: what the names are of, as in "categories".
+        counts: name as written in the sources → how often.
+    """
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(counts):
+        spellings[tidy_name(name)].append(name)
+    merged = {name: found for name, found in spellings.items() if len(found) > 1}
+    if merged:
+        examples = "; ".join(
+            " and ".join(f"{spelling!a} ({counts[spelling]:,})" for spelling in found)
+            for found in list(merged.values())[:SHOWN]
+        )
+        log.info(
+            "%s: %s names have several spellings that differ in blanks or in how accents are written, and "
+            "each is one name: %s",
+            what, f"{len(merged):,}", examples + (" …" if len(merged) > SHOWN else ""),
+        )  # fmt: skip
+    return sum(len(found) - 1 for found in merged.values())
+
+
+def log_case_pairs(what: str, names: Iterable[str]) -> None:
+    """Logs names that differ by case alone: they stay different, and are often a mistake."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        same[name.casefold()].append(name)
+    pairs = [" and ".join(map(repr, found)) for found in same.values() if len(found) > 1]
+    if pairs:
+        log.warning(
+            "%s: %s names differ by upper and lower case alone and stay different: %s",
+            what, f"{len(pairs):,}", "; ".join(pairs[:SHOWN]) + (" …" if len(pairs) > SHOWN else ""),
+        )  # fmt: skip
+
+
+def nonblank(names: Iterable[str]) -> Counter[str]:
+    """How often each name that is not blank occurs."""
+    return Counter(name for name in names if name.strip())

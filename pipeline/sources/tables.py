@@ -1,0 +1,159 @@
+"""Tables that a manifest can be: their columns as `header_name` gives them, and their cells as text."""
+
+import itertools
+import json
+import operator
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.errors import ShelfmarkError
+from features.files import Place, local
+from pipeline.sources.cells import column_texts
+from pipeline.sources.delimited import Dialect, Row, header_name, rows_of, sniff
+from pipeline.sources.listing import picture_column
+
+BATCH = 10_000  # rows at a time
+Rows = dict[str, list[str]]  # column as `header_name` gives it → cells; "problem" among them
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How delimited text is read; None: found out."""
+
+    delimiter: str | None = None
+    encoding: str | None = None
+
+
+AS_FOUND = Reading()
+
+
+class DelimitedTable:
+    """A CSV or TSV file."""
+
+    pictures = None
+
+    def __init__(self, path: Place, reading: Reading) -> None:
+        self.path = path
+        self._file = local(path)
+        needed = frozenset({"product_id", "image"})
+        self.dialect: Dialect = sniff(self._file, needed, reading.delimiter, reading.encoding)
+        header = next(rows_of(self._file, self.dialect), None)
+        self.columns = list(map(header_name, header.cells)) if header else []
+        self.format = f"read as {self.dialect}"
+        guessed = [
+            name
+            for name, given in (("csv_delimiter", reading.delimiter), ("csv_encoding", reading.encoding))
+            if not given
+        ]
+        self.advice = f" (ingest.{' and ingest.'.join(guessed)} override that)" if guessed else ""
+
+    def rows(self, columns: list[str]) -> Iterator[Rows]:
+        """Cells of these columns, BATCH rows at a time."""
+        places = [self.columns.index(name) for name in columns]
+        width = len(self.columns)
+        least = max(place for place, name in enumerate(self.columns) if name) + 1
+        rows = itertools.islice(rows_of(self._file, self.dialect), 1, None)
+        chosen = [operator.itemgetter(place) for place in places]
+        while batch := list(itertools.islice(rows, BATCH)):
+            problems = [row.problem or self._problem(row, width, least) for row in batch]
+            cells = [
+                row.cells if not problem else [""] * width
+                for row, problem in zip(batch, problems, strict=True)
+            ]
+            yield {name: list(map(cell, cells)) for name, cell in zip(columns, chosen, strict=True)} | {
+                "problem": problems
+            }
+
+    @staticmethod
+    def _problem(row: Row, width: int, least: int) -> str:
+        """Why a row of the wrong number of cells cannot be used: not for blank ones at the end."""
+        cells = len(row.cells)
+        if cells == width or (cells >= least and not any(map(str.strip, row.cells[width:]))):
+            return ""
+        return f"line {row.line}: {cells} cells; expected {width}"
+
+
+class ParquetTable:
+    """A Parquet file; what its columns of whole numbers stand for may be in its metadata."""
+
+    format, advice = "Parquet", ""
+
+    def __init__(self, path: Place, name: str, part: str) -> None:
+        self.path = path
+        self.part = part  # of the split, "" where the columns may say
+        self._file = local(path)
+        self._name = re.sub(r"(?i)\.parquet$", "", name)  # of products that have no id
+        with pq.ParquetFile(self._file) as file:
+            schema = file.schema_arrow
+            self.groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        self.pictures = picture_column(schema)
+        kind = schema.field(self.pictures).type if self.pictures else None
+        own_path = kind is not None and pa.types.is_struct(kind) and any(part.name == "path" for part in kind)
+        self._paths_of_pictures = [f"{self.pictures}.path"] if own_path else []
+        self._names = _label_names(schema)
+        self._real = {header_name(name): name for name in schema.names}
+        self.columns = [header_name(name) for name in schema.names]
+        if "category" not in self.columns:  # as data sets of pictures call it
+            for label in ("label", "labels"):
+                if label in self.columns:
+                    self.columns[self.columns.index(label)] = "category"
+                    self._real["category"] = self._real[label]
+                    break
+        self.without_ids = bool(self.pictures) and "product_id" not in self.columns
+        self.columns += ["product_id"] if self.without_ids else []
+        self.columns += ["split"] if part and "split" not in self.columns else []
+
+    def rows(self, columns: list[str]) -> Iterator[Rows]:
+        """Cells of these columns, BATCH rows at a time and never of two row groups."""
+        real = {name: self._real[name] for name in columns if name in self._real}
+        if self.pictures:
+            real.pop("image", None)
+        read = [*real.values(), *self._paths_of_pictures]
+        first = 0
+        with pq.ParquetFile(self._file) as file:
+            for group, count in enumerate(self.groups):
+                if not read:  # Arrow gives no batches of no columns
+                    batches = [pa.RecordBatch.from_pylist([{}] * count)]
+                for batch in file.iter_batches(BATCH, row_groups=[group], columns=read) if read else batches:
+                    yield self._rows(batch, columns, real, first, len(batch) if read else count)
+                    first += len(batch) if read else count
+
+    def _rows(
+        self, batch: pa.RecordBatch, columns: list[str], real: dict[str, str], first: int, count: int
+    ) -> Rows:
+        rows: Rows = {name: [""] * count for name in [*columns, "problem"]}
+        for name, own in real.items():
+            rows[name] = self._texts(batch.column(batch.schema.names.index(own)), own)
+        if self._paths_of_pictures:
+            column = batch.column(batch.schema.names.index(self.pictures))
+            rows["image"] = column_texts(column.field("path"))
+        if self.without_ids:
+            rows["product_id"] = [f"{self._name}/{first + row}" for row in range(count)]
+        if self.part:
+            rows["split"] = [self.part] * count
+        return rows
+
+    def _texts(self, column: pa.Array, name: str) -> list[str]:
+        try:
+            return column_texts(column, self._names.get(name))
+        except pa.ArrowException as error:
+            raise ShelfmarkError(
+                f"{self.path}: column {name} is of type {column.type}; expected text or numbers; convert it"
+            ) from error
+
+
+def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of the numbers in columns of ClassLabel, as Hugging Face keeps them in the metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: [str(label) for label in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
