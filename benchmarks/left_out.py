@@ -23,7 +23,7 @@ from features.artifact import open_artifact
 from models.answers import Answers, answer, product_bounds
 from models.fit import Examples, fit_head
 from models.hierarchy import found_ancestors, surviving_nodes
-from models.taxonomy import Taxonomy, read_taxonomy
+from models.taxonomy import read_taxonomy
 from pipeline.config import Config, load_config
 from pipeline.extract import Part, open_part
 from pipeline.run import saved_settings
@@ -84,7 +84,7 @@ def measure(workspace: Path, run: str, config: Config, share: float, seed: int) 
     records, bottlenecks = (open_artifact(path / kind, kind) for kind in ("records", "bottlenecks"))
     full, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
     out = np.random.default_rng(seed).random(len(full.categories)) < share
-    kept = Taxonomy(full.categories[~out], full.names[~out])
+    kept = full.only(~out)
     parts = {split: open_part(bottlenecks, workspace / "store", split) for split in ("train", "val", "test")}
 
     def stays(part: Part) -> np.ndarray:

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO, cast
+from urllib.parse import unquote_to_bytes
 
 from features.errors import ShelfmarkError
 from features.objects import LONGEST_READ, Stat, bucket_and_name, errors_told, no_bucket, object_store
@@ -157,16 +158,27 @@ Place = Path | Remote
 
 
 def place(text: str) -> Place:
-    """`scheme://bucket/…` is remote, everything else a path.
+    """`scheme://bucket/…` is remote, everything else a path; a scheme may be written in any case.
 
-    >>> str(place("file:///data/shop")), str(place("s3://bucket/shop/"))
-    ('/data/shop', 's3://bucket/shop')
+    A `file://` URL is read as `Path.as_uri` writes it: %E9 is the byte E9, in whatever encoding the disk has.
+
+    >>> str(place("file:///data/a%20b")), str(place("File://localhost/data")), str(place("S3://bucket/shop/"))
+    ('/data/a b', '/data', 's3://bucket/shop')
+
+    Raises:
+        ShelfmarkError: it begins like a URL and is none, or names a file of another machine.
     """
-    if re.match(r"(s3|gs):/(?!/)", text):
-        raise ShelfmarkError(f"{text}: one slash; expected two, as in s3://bucket/shop; mend the name")
-    if text.startswith("file://"):
-        return Path(text.removeprefix("file://"))  # as it is: Beam does not decode %2C either
-    return Remote(text) if "://" in text else Path(text)
+    if re.match(r"(?i)(s3|gs):/(?!/)", text):
+        raise ShelfmarkError(f"{text}: one slash; expected two, as in s3://bucket/shop; correct the name")
+    scheme, separator, rest = text.partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*|", scheme):
+        return Path(text)
+    if scheme.lower() != "file":
+        return Remote(f"{scheme.lower()}://{rest}")
+    machine, slash, path = rest.partition("/")
+    if machine.lower() not in ("", "localhost") or not path:
+        raise ShelfmarkError(f"{text}: no file of this machine; expected file:///path; correct the name")
+    return Path(os.fsdecode(unquote_to_bytes(slash + path)))
 
 
 def stats(folder: Remote) -> dict[str, Stat]:

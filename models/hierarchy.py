@@ -104,10 +104,11 @@ def surviving_nodes(full: Taxonomy, kept: Taxonomy) -> np.ndarray:
     """
     found = np.full(full.nodes.shape, -1, np.int32)
     for level in range(min(full.levels, kept.levels)):
-        number: dict[tuple[str, ...], int] = {}
-        for names, node in zip(kept.names, kept.nodes[level], strict=True):
-            number[tuple(names[: level + 1])] = int(node)
-        found[level] = [number.get(tuple(names[: level + 1]), -1) for names in full.names]
+        number = {
+            tuple(place): int(node)
+            for place, node in zip(kept.places(level + 1), kept.nodes[level], strict=True)
+        }
+        found[level] = [number.get(tuple(place), -1) for place in full.places(level + 1)]
     return found
 
 

@@ -1,11 +1,12 @@
 """The category tree: each category is a leaf and has a node at every level, from coarse to fine.
 
-    taxonomy.csv   category, level1 … levelN   names of the nodes; a node is told by all the names down to it
+    taxonomy.csv   category, level1 … levelN   names of the nodes; a node is known by all the names down to it
+                   depth                       where a leaf is called as its parent
 
 The finest level is the category itself. A leaf of a shallower branch stands for itself at the deeper levels.
 """
 
-import itertools
+import logging
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from features.delimited import header_name, rows_of, sniff
 from features.errors import ShelfmarkError
-from features.product import Paths
+from features.product import Paths, level_columns, tidy_name
 
 if TYPE_CHECKING:
     from scipy import sparse
+
+log = logging.getLogger("shelfmark")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Taxonomy:
 
     categories: np.ndarray  # (C,) str, sorted: the index of a category is its place here
     names: np.ndarray  # (C, N) str, names of the nodes from coarse to fine
+    known_depth: np.ndarray | None = None  # (C,) int32; None: what the names say, see `guessed_depth`
 
     @property
     def levels(self) -> int:
@@ -37,9 +42,18 @@ class Taxonomy:
     @cached_property
     def nodes(self) -> np.ndarray:
         """(N, C) int32: node of each category, numbered within each level; at the finest, the category."""
-        paths = pd.DataFrame(self.names)
-        coarse = [paths.groupby(list(range(level))).ngroup() for level in range(1, self.levels)]
+        coarse = [pd.DataFrame(self.places(level)).groupby(list(range(level + 1))).ngroup()
+                  for level in range(1, self.levels)]  # fmt: skip
         return np.array([*coarse, np.arange(len(self.categories))], dtype=np.int32)
+
+    def places(self, level: int) -> np.ndarray:
+        """(C, level + 1) object: the names down to a level (1 = coarsest), and how many are the tree's.
+
+        The last tells a shallow leaf that stands for itself, Food at level 2, from a node of the same names,
+        Food / Food.
+        """
+        real = np.minimum(self.depth, level).astype(object)
+        return np.column_stack([self.names[:, :level], real])
 
     @cached_property
     def parents(self) -> tuple[tuple[int, ...], ...]:
@@ -58,8 +72,7 @@ class Taxonomy:
     @cached_property
     def depth(self) -> np.ndarray:
         """(C,) int32, nodes from the root's child down to the category, 1 to N; fewer for a shallow leaf."""
-        differs = self.names != self.names[:, -1:]
-        return np.array([np.flatnonzero(row).max(initial=-1) + 2 for row in differs], np.int32)
+        return guessed_depth(self.names) if self.known_depth is None else self.known_depth
 
     @cached_property
     def sums(self) -> "list[sparse.csr_array]":
@@ -72,13 +85,38 @@ class Taxonomy:
             sparse.csr_array((ones, (rows, node)), shape=(count, int(node.max()) + 1)) for node in self.nodes
         ]
 
+    @cached_property
+    def _by_tidy_name(self) -> dict[str, int]:
+        places: dict[str, int] = {}
+        for place, name in enumerate(self.categories):
+            places.setdefault(tidy_name(name), place)
+        return places
+
     def index(self, categories: np.ndarray) -> np.ndarray:
-        """(n,) int64 index of each category; -1 for one that is not in the tree."""
-        return pd.Index(self.categories).get_indexer(pd.Index(categories, dtype=object))
+        """(n,) int64 index of each category, compared by `tidy_name`; -1 for one that is not in the tree."""
+        codes, distinct = pd.factorize(pd.Index(categories, dtype=object), use_na_sentinel=True)
+        found = [self._by_tidy_name.get(tidy_name(name), -1) for name in distinct]
+        return np.array([*found, -1], np.int64)[codes]  # a missing category has code -1, the last
 
     def label(self, index: int) -> str:
-        """A category as a person reads it: its names from coarse to fine, each once."""
-        return " / ".join(name for name, _ in itertools.groupby(self.names[index]))
+        """A category as a person reads it: its names from coarse to fine."""
+        return " / ".join(self.names[index, : self.depth[index]])
+
+    def only(self, chosen: np.ndarray) -> "Taxonomy":
+        """The tree of some of the categories, by places in order or (C,) bool."""
+        return Taxonomy(self.categories[chosen], self.names[chosen], self.depth[chosen])
+
+
+def guessed_depth(names: np.ndarray) -> np.ndarray:
+    """(C,) int32 depth of leaves whose names, (C, N), are repeated at the levels below them.
+
+    Wrong for a leaf that is called as its parent: then `Taxonomy.known_depth` is kept.
+
+    >>> guessed_depth(np.array([["Gift", "Gift", "Gift"], ["Food", "Fruit", "Pear"]])).tolist()
+    [1, 3]
+    """
+    differs = names != names[:, -1:]
+    return np.array([np.flatnonzero(row).max(initial=-1) + 2 for row in differs], np.int32)
 
 
 def build_taxonomy(paths: Paths, kept: set[str]) -> tuple[Taxonomy, int]:
@@ -107,51 +145,102 @@ def build_taxonomy(paths: Paths, kept: set[str]) -> tuple[Taxonomy, int]:
     depth = max(len(names) for names in chosen)
     full = [names + (names[-1],) * (depth - len(names)) for names in chosen]
     table = np.array(full, dtype=object).reshape(len(full), depth)
-    tree = Taxonomy(np.array(categories, dtype=object), table)
+    depths = np.array([len(names) for names in chosen], np.int32)
+    tree = Taxonomy(np.array(categories, dtype=object), table, depths)
     return tree, sum(len(places) > 1 for places in told.values())
 
 
 def homonyms(paths: Paths) -> dict[tuple[str, tuple[str, ...]], str]:
-    """New names of categories that stand under several parents: (category, path) → its names joined by " / "."""
-    places = defaultdict(list)
+    """New names of the categories that share theirs with one under another parent, as `Home / Other`.
+
+    Args:
+        paths: see `build_taxonomy`.
+
+    Returns:
+        (category, path) → its names joined by " / ", of the categories that are called as the last name of
+        their paths. One that is called otherwise, by an id, is one category even where its paths disagree.
+    """
+    places: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for category, names in paths:
         if names and names[-1] == category:
             places[category].append(names)
-    return {(c, p): " / ".join(p) for c, ps in places.items() if len(ps) > 1 for p in ps}
+    return {
+        (category, names): " / ".join(names)
+        for category, several in places.items()
+        if len(several) > 1
+        for names in several
+    }
 
 
 def read_paths(file: Path) -> Paths:
-    """Paths from a taxonomy file: `category_id` (or `category`), then level columns from coarse to fine.
+    """Paths from a taxonomy file: `category_id` (or `category`), and level columns, see `level_columns`.
 
     Raises:
-        ShelfmarkError: the file cannot be read or lacks the columns.
+        ShelfmarkError: the file cannot be read, lacks the columns, or has one category under two parents.
     """
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise ShelfmarkError(
-            f"{file}: cannot be read: {error}; expected a CSV of category_id, category_level1, …"
-        ) from error
-    category = next((name for name in ("category_id", "category") if name in table), None)
-    levels = [name for name in table if "level" in str(name)]
+    columns, rows = _cells(file)
+    category = next((name for name in ("category_id", "category") if name in columns), None)
+    levels = level_columns(columns)
     if category is None or not levels:
-        found = ", ".join(map(str, table.columns))
         raise ShelfmarkError(
-            f"{file}: columns {found}; expected category_id, category_level1, …; mend the file"
+            f"{file}: columns {', '.join(columns)}; expected category_id, category_level1, …; correct them"
         )
-    rows = table[[category, *levels]].itertuples(index=False)
-    return Counter((row[0].strip(), tuple(name.strip() for name in row[1:] if name.strip())) for row in rows)
+    if passed := [name for name in columns if "level" in name and name not in levels]:
+        log.info("%s: columns %s are no levels; expected category_level1, …", file.name, ", ".join(passed))
+    places = [columns.index(name) for name in (category, *levels)]
+    depth = columns.index("depth") if "depth" in columns else None
+    spellings: dict[str, set[str]] = defaultdict(set)
+    paths = Paths()
+    for row in rows:
+        row += [""] * (len(columns) - len(row))
+        name, *path = (tidy_name(row[place]) for place in places)
+        for place in places:
+            spellings[tidy_name(row[place])].add(row[place].strip())
+        path = path[: int(row[depth])] if depth is not None and row[depth].strip().isdecimal() else path
+        paths[(name, tuple(filter(None, path)))] += 1
+    if merged := [found for found in spellings.values() if len(found) > 1]:
+        log.info("%s: %s names have several spellings and are one each, as %s", file.name, f"{len(merged):,}",
+                 " and ".join(map(ascii, sorted(merged[0]))))  # fmt: skip
+    _require_one_place(paths, file)
+    return paths
+
+
+def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
+    """The header, as `header_name` gives it, and the rows of a delimited table."""
+    expected = "expected a CSV of category_id, category_level1, …; correct the file"
+    try:
+        rows = list(rows_of(file, sniff(file, frozenset({"category_id", "category_level1"}), None, None)))
+    except (OSError, EOFError) as error:
+        raise ShelfmarkError(f"{file}: cannot be read: {error}; {expected}") from error
+    problem = next((row.problem for row in rows if row.problem), "" if rows else "it is empty")
+    if problem:
+        raise ShelfmarkError(f"{file}: cannot be read: {problem}; {expected}")
+    return list(map(header_name, rows[0].cells)), [row.cells for row in rows[1:]]
+
+
+def _require_one_place(paths: Paths, file: Path) -> None:
+    places = sorted(homonyms(paths))
+    if places:
+        category = places[0][0]
+        where = " and at ".join(" / ".join(names) for name, names in places if name == category)
+        raise ShelfmarkError(
+            f"{file}: category {category!r} stands at {where}; expected one place, for a product names its "
+            "category alone; give each category an id of its own"
+        )
 
 
 def write_taxonomy(tree: Taxonomy, file: Path) -> None:
-    """Writes taxonomy.csv."""
+    """Writes taxonomy.csv; with a column `depth` where the names alone would not give it."""
     table = pd.DataFrame(tree.names, columns=[f"level{level + 1}" for level in range(tree.levels)])
     table.insert(0, "category", tree.categories)
+    if not np.array_equal(tree.depth, guessed_depth(tree.names)):
+        table["depth"] = tree.depth
     table.to_csv(file, index=False)
 
 
 def read_taxonomy(file: Path) -> Taxonomy:
     """Reads taxonomy.csv."""
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    names = table.drop(columns="category").to_numpy(dtype=object)
-    return Taxonomy(table["category"].to_numpy(dtype=object), names)
+    levels = level_columns(table.columns)
+    depth = table["depth"].to_numpy(dtype=np.int32) if "depth" in table else None
+    return Taxonomy(table["category"].to_numpy(dtype=object), table[levels].to_numpy(dtype=object), depth)

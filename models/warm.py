@@ -103,12 +103,12 @@ def same_nodes(taxonomy: Taxonomy, old: Taxonomy, level: int) -> np.ndarray:
     return np.array([places.get(name, -1) for name in names], np.int64)
 
 
-def _names(taxonomy: Taxonomy, level: int) -> list[tuple[str, ...]]:
+def _names(taxonomy: Taxonomy, level: int) -> list[tuple[object, ...]]:
     """Of each node of a level: the category, or all the names down to it."""
     if level == taxonomy.levels:
         return [(category,) for category in taxonomy.categories]
     _, first = np.unique(taxonomy.nodes[level - 1], return_index=True)
-    return [tuple(names) for names in taxonomy.names[first, :level]]
+    return [tuple(place) for place in taxonomy.places(level)[first]]
 
 
 def _base_and_level(name: str) -> tuple[str, int]:

@@ -212,7 +212,7 @@ def _draw_categories(taxonomy: Taxonomy, count: int, seed: int) -> Taxonomy:
             f"--categories {count}: the catalogue has {everything}; expected at most so many; mend it"
         )
     chosen = np.sort(np.random.default_rng(seed).choice(everything, count, replace=False))
-    return Taxonomy(taxonomy.categories[chosen], taxonomy.names[chosen])
+    return taxonomy.only(chosen)
 
 
 def _views(

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from features.errors import ShelfmarkError
-from models.taxonomy import Paths, Taxonomy, build_taxonomy, read_paths, read_taxonomy, write_taxonomy
+from models.hierarchy import HierarchicalScores, hierarchical_scores
+from models.taxonomy import (
+    Paths,
+    Taxonomy,
+    build_taxonomy,
+    guessed_depth,
+    homonyms,
+    read_paths,
+    read_taxonomy,
+    write_taxonomy,
+)
 
 CDISCOUNT = conftest.SHARED / "data" / "cdiscount" / "category_names.csv"
 
@@ -184,8 +194,11 @@ def test_written_taxonomy_may_be_given_as_a_taxonomy(tmp_path: Path) -> None:
         (b"category_id,name\n1,a\n", "columns category_id, name; expected category_id, category_level1"),
         (b"category_level1\nFOOD\n", "columns category_level1; expected category_id"),
         (b"", "cannot be read"),
-        (b"category_id,level1\n1,\xff\xfe\n", "cannot be read"),
-        (b'category_id,level1\n1,"open\n', "cannot be read"),
+        (b'category_id,level1\n1,"open\n', "cannot be read: line 2: a quote that opens here is not closed"),
+        (
+            b"category,level1,level2\nOther,Home,Other\nOther,Food,Other\n",
+            "category 'Other' stands at Food / Other and at Home / Other; expected one place",
+        ),
         (None, "cannot be read"),
     ],
 )
@@ -195,6 +208,75 @@ def test_file_that_is_no_taxonomy_is_refused(tmp_path: Path, data: bytes | None,
         file.write_bytes(data)
     with pytest.raises(ShelfmarkError, match=why):
         read_paths(file)
+
+
+def test_levels_are_read_by_their_numbers_and_columns_that_only_sound_like_them_are_named(tmp_path, caplog):
+    file = tmp_path / "names.csv"
+    file.write_text("category_level10;Category_Level_2;level_count;Category_ID;category_level1\nc;b;9;7;a\n")
+    with caplog.at_level("INFO", "shelfmark"):
+        assert read_paths(file) == {("7", ("a", "b", "c")): 1}
+    assert "names.csv: columns level_count are no levels" in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
+def test_names_are_compared_without_what_cannot_be_seen(tmp_path, caplog, encoding):
+    decomposed = "Cafe\u0301" if encoding != "cp1252" else "Café "
+    rows = f"category_id\tlevel1\tlevel2\n1\tCafé\tThé  vert\n2\t{decomposed}\tThé vert\n"
+    (tmp_path / "names.tsv").write_bytes(rows.encode(encoding))
+    with caplog.at_level("INFO", "shelfmark"):
+        paths = read_paths(tmp_path / "names.tsv")
+    assert paths == {("1", ("Café", "Thé vert")): 1, ("2", ("Café", "Thé vert")): 1}
+    assert "names have several spellings" in caplog.text
+
+
+def test_a_release_whose_names_were_not_tidied_knows_this_weeks_categories():
+    old = Taxonomy(np.array(["Cafe\u0301", "Shoes "], object), np.array([["Cafe\u0301"], ["Shoes "]], object))
+    assert old.index(np.array(["Café", "Shoes", "shoes", None], object)).tolist() == [0, 1, -1, -1]
+
+
+def test_a_leaf_that_is_called_as_its_parent_is_as_deep_as_its_path(tmp_path: Path) -> None:
+    tree = tree_of(candle="Home/Candle/Candle", lamp="Home/Candle/Lamp", gift="Gift")
+    assert tree.depth.tolist() == [3, 1, 3]
+    assert [tree.label(place) for place in range(3)] == [
+        "Home / Candle / Candle",
+        "Gift",
+        "Home / Candle / Lamp",
+    ]
+    write_taxonomy(tree, tmp_path / "taxonomy.csv")
+    assert (tmp_path / "taxonomy.csv").read_text().splitlines()[:2] == [
+        "category,level1,level2,level3,depth",
+        "candle,Home,Candle,Candle,3",
+    ]
+    again = read_taxonomy(tmp_path / "taxonomy.csv")
+    assert (again.levels, again.depth.tolist()) == (3, [3, 1, 3])
+    assert read_paths(tmp_path / "taxonomy.csv")[("gift", ("Gift",))] == 1
+
+
+def test_photos_beside_a_folder_of_the_same_name_are_another_category_than_those_in_it(
+    tmp_path: Path,
+) -> None:
+    tree = tree_of(**{"Food": "Food", "Food/Food": "Food/Food", "Food/Food/Pear": "Food/Food/Pear"})
+    assert tree.depth.tolist() == [1, 2, 3]
+    # the leaf Food stands for itself at level 2, beside the folder Food / Food
+    assert tree.nodes.tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 2]]
+    write_taxonomy(tree, tmp_path / "taxonomy.csv")
+    np.testing.assert_array_equal(read_taxonomy(tmp_path / "taxonomy.csv").nodes, tree.nodes)
+    everything = np.arange(3)
+    assert hierarchical_scores(everything, everything, tree) == HierarchicalScores(1.0, 1.0, 1.0)
+    scores = hierarchical_scores(
+        np.array([0, 1]), np.array([1, 2]), tree
+    )  # 1 of 2 nodes, 2 of 3, of 3 true ones
+    assert (scores.precision, scores.recall) == (3 / 5, 3 / 3)
+
+
+def test_categories_of_one_name_under_several_parents_are_called_by_their_paths():
+    others = {("Other", ("Home", "Other")): 3, ("Other", ("Food", "Other")): 2}
+    numbered = {("7", ("Home", "Other")): 1, ("7", ("Food", "Other")): 1}
+    paths = Counter(others | numbered | {("Pear", ("Food", "Pear")): 1})
+    assert homonyms(paths) == {
+        ("Other", ("Home", "Other")): "Home / Other",
+        ("Other", ("Food", "Other")): "Food / Other",
+    }
 
 
 @pytest.mark.skipif(not CDISCOUNT.is_file(), reason="needs ../shared/data/cdiscount/category_names.csv")
@@ -207,5 +289,8 @@ def test_tree_of_cdiscount_has_5270_categories_in_three_levels(tmp_path: Path) -
     assert tree.label(int(tree.index(np.array(["1000012764"]))[0])) == (
         "AMENAGEMENT URBAIN - VOIRIE / AMENAGEMENT URBAIN / ABRI FUMEUR"
     )
+    # 18 leaves are called as their parents
+    assert (tree.depth.tolist(), int((guessed_depth(tree.names) < 3).sum())) == ([3] * 5270, 18)
     write_taxonomy(tree, tmp_path / "taxonomy.csv")
-    assert read_taxonomy(tmp_path / "taxonomy.csv").names.tolist() == tree.names.tolist()
+    again = read_taxonomy(tmp_path / "taxonomy.csv")
+    assert again.names.tolist() == tree.names.tolist() and again.depth.tolist() == tree.depth.tolist()

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from features.delimited import is_delimited
 from features.errors import ShelfmarkError
 from features.files import Place
 from features.product import PARTS, Paths, level_columns, part_named, tidy_name
-from pipeline.sources.delimited import is_delimited
 from pipeline.sources.image import Unit, digest_of_stats, path_text, stat_of
 from pipeline.sources.listing import existing, listing, write_listing
 from pipeline.sources.names import AS_NAMED, Renamed, log_merged, nonblank

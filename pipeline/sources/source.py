@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from features.delimited import SUFFIXES, is_delimited
 from features.errors import ShelfmarkError
 from features.files import Place, place
 from features.product import Paths
 from pipeline.sources.bson_file import BsonFile, read_bson
-from pipeline.sources.delimited import SUFFIXES, is_delimited
 from pipeline.sources.folder import Folder, shards_in
 from pipeline.sources.image import SourceImage, Unit
 from pipeline.sources.listing import read_listing

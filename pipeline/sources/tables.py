@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.delimited import Dialect, Row, header_name, rows_of, sniff
 from features.errors import ShelfmarkError
 from features.files import Place, local
 from pipeline.sources.cells import column_texts
-from pipeline.sources.delimited import Dialect, Row, header_name, rows_of, sniff
 from pipeline.sources.listing import picture_column
 
 BATCH = 10_000  # rows at a time
