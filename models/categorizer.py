@@ -3,6 +3,7 @@
 Batch and HTTP, evaluation and release all decide through it, so they decide alike.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,8 @@ from models.thresholds import Certificate
 
 ACCEPTED, REVIEW, UNREADABLE = "accepted", "review", "unreadable"
 COLUMNS = (
-    *("product_id", "category", "confidence", "status"),
-    *("node", "node_level", "top_categories", "top_confidences"),
+    *("product_id", "category", "category_path", "confidence", "status"),
+    *("node", "node_path", "node_level", "top_categories", "top_probabilities"),
 )
 
 
@@ -122,19 +123,28 @@ class Categorizer:
         accepted = confidence >= threshold if threshold is not None else np.zeros(len(confidence), bool)
         names = self.asked.taxonomy.categories
         category = names[answers.top[:, 0]]
+        path = self._paths(answers.top[:, 0])
         return decisions_table(
             product_id=product_id,
             category=category,
+            category_path=path,
             confidence=confidence,
             status=np.where(accepted, ACCEPTED, REVIEW),
             node=np.where(accepted, category, None),
+            node_path=np.where(accepted, path, np.array(None, dtype=object)),
             node_level=[self.asked.taxonomy.levels if yes else None for yes in accepted],
             top_categories=[names[top[top >= 0]].tolist() for top in answers.top],
-            top_confidences=[
+            top_probabilities=[
                 [round(float(p), 6) for p in probability[top >= 0]]
                 for top, probability in zip(answers.top, answers.top_probability, strict=True)
             ],
         )
+
+    def _paths(self, category: np.ndarray) -> np.ndarray:
+        """(n,) str: the names of each category from coarse to fine, joined by " / "."""
+        codes, place = np.unique(category, return_inverse=True)
+        labels = np.array([self.asked.taxonomy.label(code) for code in codes.tolist()], dtype=object)
+        return labels[place]
 
 
 def decisions_table(**columns: Any) -> pd.DataFrame:
@@ -150,12 +160,14 @@ def unreadable(product_id: Sequence[str]) -> pd.DataFrame:
     return decisions_table(
         product_id=product_id,
         category=nothing,
+        category_path=nothing,
         confidence=[0.0] * len(product_id),
         status=[UNREADABLE] * len(product_id),
         node=nothing,
+        node_path=nothing,
         node_level=nothing,
         top_categories=empty,
-        top_confidences=empty,
+        top_probabilities=empty,
     )
 
 
@@ -172,24 +184,25 @@ def categorize_photos(
         categorizer: decides.
         engine: runs the categorizer's own backbone.
         product_id: told back.
-        photos: as files hold them.
+        photos: as files hold them; the same bytes count once.
         limits: of image sizes.
 
     Returns:
         One decision row, and for each photo why it was refused, or None.
     """
-    jpegs: list[bytes] = []
+    jpegs: dict[bytes, bytes] = {}  # by the digest of the photo: one given twice is no more evidence
     refusals: list[Refused | None] = []
     for photo in photos:
         try:
-            jpegs.append(normalise(photo, limits).jpeg)
+            digest = hashlib.sha256(photo).digest()
+            jpegs[digest] = jpegs.get(digest) or normalise(photo, limits).jpeg
             refusals.append(None)
         except Refused as refused:
             refusals.append(refused)
     if not jpegs:
         return unreadable([product_id]), refusals
     views = [
-        extract(engine, pieces_of(jpegs, source=f"product {product_id}"), len(jpegs), flip)
+        extract(engine, pieces_of(jpegs.values(), source=f"product {product_id}"), len(jpegs), flip)
         for flip in ((False, True) if categorizer.flip else (False,))
     ]
     bottlenecks = np.stack(views, axis=1).reshape(-1, engine.width)

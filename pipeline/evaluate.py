@@ -40,7 +40,7 @@ from pipeline.stage import log, stage
 from pipeline.train import categories_of
 from pipeline.units import write_table
 
-VERSION = 2
+VERSION = 3
 CURVE_POINTS = 10_000
 CONFUSIONS = 200
 

@@ -20,7 +20,15 @@ import pyarrow.parquet as pq
 
 from features.artifact import Artifact
 from features.backbones import Backbone
-from features.bottlenecks import Digests, Places, Store, StoredRows, digest_array, digests_of
+from features.bottlenecks import (
+    Digests,
+    Places,
+    Store,
+    StoredRows,
+    digest_array,
+    digests_of,
+    first_of_each,
+)
 from features.errors import ShelfmarkError
 from features.files import Place, writing
 from features.records import Piece, read_pieces
@@ -195,7 +203,10 @@ class Part:
 
 
 def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
-    """The images of a split ("train", "val", "test") with the bottlenecks of every view extracted."""
+    """The images of a split ("train", "val", "test") with the bottlenecks of every view extracted.
+
+    An image that a product has twice is there once: it is no more evidence than one.
+    """
     file = bottlenecks.file("index.parquet")
     names = pq.read_schema(file).names
     views = _views(store, bottlenecks.summary["fingerprint"], f"{FLIP}shard" in names)
@@ -211,8 +222,11 @@ def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
         digests_of(index["image_digest"]),
     )
     if len(rows) == 1:
-        return Part(ids, digests, rows[0])
-    return Part(ids.repeat(2), digests.repeat(2, axis=0), rows[0].beside(rows[1]), views=2)
+        part = Part(ids, digests, rows[0])
+    else:
+        part = Part(ids.repeat(2), digests.repeat(2, axis=0), rows[0].beside(rows[1]), views=2)
+    once = first_of_each(product, digests)
+    return part if once.all() else part.only(once.repeat(part.views))
 
 
 def _rows(index: pa.Table, name: str, view: Store) -> StoredRows:

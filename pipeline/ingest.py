@@ -45,7 +45,7 @@ from pipeline.look import LOOK, Look, limits_of, look
 from pipeline.plan import PRODUCTS, Index, Products
 from pipeline.sources.manifest import ambiguous
 from pipeline.sources.names import log_case_pairs, log_merged
-from pipeline.sources.source import Source, open_sources
+from pipeline.sources.source import Source, open_sources, require_outside
 from pipeline.sources.tables import Reading
 from pipeline.stage import log, stage
 from pipeline.units import run_units, unit_file
@@ -87,11 +87,7 @@ def ingest(
             be learnt.
     """
     opened = open_sources(sources, Reading(settings.csv_delimiter, settings.csv_encoding))
-    for source in opened:
-        if f"{_absolute(out)}/".startswith(f"{source.path}/"):
-            raise ShelfmarkError(
-                f"{out}: within the source {source.path}; expected a workspace beside it; give another"
-            )
+    require_outside(out, opened)
     if taxonomy and not taxonomy.is_file():
         raise ShelfmarkError(
             f"{taxonomy}: no such file; expected a CSV of category_id, category_level1, …; check --taxonomy"
@@ -186,10 +182,6 @@ def _remove_shards(work: Place) -> None:
     remove(work / "_images")
     for shard in work.glob("*.tfrecord"):
         shard.unlink(missing_ok=True)
-
-
-def _absolute(path: Place) -> Place:
-    return path.absolute() if isinstance(path, Path) else path
 
 
 # The account

@@ -31,6 +31,7 @@ from features.errors import ShelfmarkError
 from features.files import Place, local, place, remove, write_whole, writing
 from features.records import Piece, read_pieces
 from pipeline.config import Extract
+from pipeline.sources.image import Changed
 from pipeline.stage import Progress, log
 from pipeline.units import run_units
 
@@ -246,7 +247,9 @@ def _twice(make: Callable[[], object]) -> str:
             make()
             return ""
         except Exception as error:
-            if isinstance(error, _Useless) or (isinstance(error, OSError) and error.errno in HOPELESS):
+            if isinstance(error, _Useless | Changed) or (
+                isinstance(error, OSError) and error.errno in HOPELESS
+            ):
                 raise
             told = " ".join(str(error).split())[:300]
             reason = told if isinstance(error, ShelfmarkError) else f"{type(error).__name__}: {told}"

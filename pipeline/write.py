@@ -18,7 +18,7 @@ from features.images import Limits, normalise
 from features.product import ProductImage
 from features.records import frame, serialise
 from pipeline.look import PLACE
-from pipeline.sources.image import changed, read_images
+from pipeline.sources.image import read_images, refuse_changed_container
 from pipeline.units import write_table
 
 UNITS_A_BATCH = 4  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
@@ -96,8 +96,7 @@ def _product_images(images: pa.Table, limits: Limits) -> Iterator[ProductImage |
         rows, data, strict=True
     ):
         if image is None:
-            if place(file).suffix.lower() == ".bson":
-                raise changed(file)  # with one image all that follow it may have moved
+            refuse_changed_container(file)
             yield None
             continue
         jpeg = image if kept else normalise(image, limits).jpeg

@@ -69,12 +69,14 @@ def test_decision_says_what_was_decided_at_which_level(echo: Categorizer) -> Non
     assert accepted == {
         "product_id": "p0",
         "category": "milk",
+        "category_path": "food / milk",
         "confidence": pytest.approx(0.6, abs=1e-6),
         "status": "accepted",
         "node": "milk",
+        "node_path": "food / milk",
         "node_level": 2,
         "top_categories": ["milk", "oats", "pear", "apple", "leek"],
-        "top_confidences": pytest.approx([0.6, 0.2, 0.06, 0.05, 0.05], abs=1e-6),
+        "top_probabilities": pytest.approx([0.6, 0.2, 0.06, 0.05, 0.05], abs=1e-6),
     }
     assert (review["status"], review["category"]) == ("review", "apple")
     assert review["node"] is review["node_level"] is None
@@ -117,7 +119,7 @@ def test_product_is_decided_by_the_mean_of_its_photos(echo: Categorizer) -> None
     )
     assert table["category"].tolist() == ["apple"]
     assert table["confidence"].tolist() == pytest.approx([0.55], abs=1e-6)
-    assert table["top_confidences"].tolist() == [
+    assert table["top_probabilities"].tolist() == [
         pytest.approx([0.55, 0.36, 0.0225, 0.0225, 0.0225], abs=1e-6)
     ]
 
@@ -158,7 +160,7 @@ def test_unreadable_products_have_a_row_each_and_no_category() -> None:
     assert table["status"].tolist() == ["unreadable", "unreadable"]
     assert table["confidence"].tolist() == [0.0, 0.0]
     assert table[["category", "node", "node_level"]].isna().all(axis=None)
-    assert table["top_categories"].tolist() == table["top_confidences"].tolist() == [[], []]
+    assert table["top_categories"].tolist() == table["top_probabilities"].tolist() == [[], []]
     assert len(unreadable([])) == 0
 
 

@@ -293,7 +293,8 @@ def test_a_few_photos_that_are_not_there_are_counted_rejects(tmp_path, photos):
 
 
 def test_a_category_that_the_taxonomy_does_not_know_is_a_counted_reject(tmp_path, photos):
-    (tmp_path / "names.csv").write_text("category_id,category_level1\nRed,Colours\n")
+    shutil.copytree(photos / "Red", photos / "Green")
+    (tmp_path / "names.csv").write_text("category_id,category_level1\nRed,Colours\nGreen,Colours\n")
     taxonomy = ["--taxonomy", str(tmp_path / "names.csv"), "--set", "ingest.max_rejected=0.6"]
     assert ingest(photos, tmp_path / "W", *taxonomy) == 0
     rejects = pd.read_parquet(tmp_path / "W" / "runs" / "r" / "records" / "rejects.parquet")

@@ -152,8 +152,10 @@ def test_accepted_decision_names_its_node(client: TestClient) -> None:
     assert answer["product_id"] == "mug-7"
     assert answer["node"] == answer["category"] == answer["top_categories"][0]
     assert answer["node_level"] == 2
-    assert answer["confidence"] == pytest.approx(answer["top_confidences"][0]) and answer["confidence"] >= 0.7
-    assert len(answer["top_categories"]) == len(answer["top_confidences"]) == 5
+    assert (
+        answer["confidence"] == pytest.approx(answer["top_probabilities"][0]) and answer["confidence"] >= 0.7
+    )
+    assert len(answer["top_categories"]) == len(answer["top_probabilities"]) == 5
 
 
 def test_decision_for_review_has_no_node(client: TestClient) -> None:
@@ -207,9 +209,11 @@ def test_product_without_readable_photo_is_unreadable(
     assert answer.status_code == 200
     assert answer.headers["X-Shelfmark-Refused"] == f"0:{reason}"
     assert answer.json() == decided(bundle, engine, "p", [data])
-    nothing = {"category": None, "confidence": 0.0, "node": None, "node_level": None}
+    nothing = dict.fromkeys(("category", "category_path", "node", "node_path", "node_level")) | {
+        "confidence": 0.0
+    }
     assert answer.json() == {
-        "product_id": "p", "status": "unreadable", **nothing, "top_categories": [], "top_confidences": []
+        "product_id": "p", "status": "unreadable", **nothing, "top_categories": [], "top_probabilities": []
     }  # fmt: skip
 
 
@@ -378,13 +382,13 @@ def test_openapi_describes_the_decision(client: TestClient) -> None:
 @pytest.mark.parametrize("nothing", [None, np.nan, pd.NA])
 def test_nothing_becomes_null(nothing: Any) -> None:
     table = decisions_table(
-        product_id=["a"], category=["roll"], confidence=[np.float64(0.5)], status=["review"], node=[nothing],
-        node_level=[nothing], top_categories=[["roll"]], top_confidences=[[0.5]],
+        product_id=["a"], category=["roll"], category_path=["food / roll"], confidence=[np.float64(0.5)],
+        status=["review"], node=[nothing], node_path=[nothing], node_level=[nothing], top_categories=[["roll"]], top_probabilities=[[0.5]],
     )  # fmt: skip
     text = decision_of(table, None).model_dump_json()
     assert json.loads(text) == {
-        "product_id": None, "category": "roll", "confidence": 0.5, "status": "review", "node": None,
-        "node_level": None, "top_categories": ["roll"], "top_confidences": [0.5],
+        "product_id": None, "category": "roll", "category_path": "food / roll", "confidence": 0.5,
+        "status": "review", "node": None, "node_path": None, "node_level": None, "top_categories": ["roll"], "top_probabilities": [0.5],
     }  # fmt: skip
 
 

@@ -76,11 +76,29 @@ def read_images(
         first = last + 1
 
 
+class Changed(ShelfmarkError):
+    """Images that were good are gone, or are not the same any more.
+
+    Attributes:
+        images: their files and offsets.
+    """
+
+    def __init__(self, images: set[tuple[str, int]]) -> None:
+        super().__init__(f"{len(images):,} images changed while they were read, as {min(images)[0]}")
+        self.images = images
+
+
 def changed(file: str) -> ShelfmarkError:
     """The error about a container of images that is not what it was a moment ago."""
     return ShelfmarkError(
         f"{file}: changed while it was read; expected a file that nobody writes to; run the command again"
     )
+
+
+def refuse_changed_container(file: str) -> None:
+    """Raises a ShelfmarkError about a BSON in which an image has changed: all that follow may have moved."""
+    if file.lower().endswith(".bson"):
+        raise changed(file)
 
 
 def digest_of_stats(stats: Iterable[tuple[str, int, int]]) -> str:
