@@ -13,28 +13,30 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL import features as pillow
 
+from features import run_length
+from features.declared import declared_sizes
+
 REASONS = ("missing", "empty", "not_an_image", "format_not_allowed", "too_large", "truncated", "undecodable")
 
 # An allow-list: Pillow's EPS reader starts Ghostscript, and its TGA reader takes nearly anything.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if pillow.check("avif") else []))
 ALLOWED_MAGIC = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|BM....\0{4}|II[*]\0|MM\0[*]"
+    rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|BM....\0{4}|II[*+]\0|MM\0[*+]"
     + (rb"|....ftypavi[fs]" if "AVIF" in FORMATS else b""),
     re.DOTALL,
 )
 OTHER_MAGIC = re.compile(
     rb"%!PS|\xc5\xd0\xd3\xc6|8BPS|\0\0[\x01\x02]\0|%PDF-|....ftyp(?:avi|hei|hev|mif1|msf1)"
     rb"|\0\0\0\x0c(?:jP  |JXL )|\xff\x0a|\xff\x4f\xff\x51|II\xbc|P[1-7]\s|DDS |v/1\x01|gimp xcf|qoif"
-    rb"|II\x2b\0|MM\0\x2b"
     rb"|(?:\xef\xbb\xbf)?\s*(?:<[?!][^<]*)*<svg\b",
     re.DOTALL,
 )
@@ -68,11 +70,13 @@ PIXEL_TAGS = {
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325),
     *(332, 338, 339, 347, *range(512, 522), 529, 530, 531, 532, 34675),
 }
-KIND_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8)  # of one value
+KIND_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # of one value
 BLOBS = (347, 34675)  # JPEG's tables and the profile: their values are bytes
-ORDERS = {b"II*\0": "<", b"MM\0*": ">"}  # of the bytes in a TIFF, and so in Exif
+TILE_TAGS = (322, 323)
 GIF_FRAME, GIF_EXTENSION, GIF_CONTROL, GIF_END = 0x2C, 0x21, b"!\xf9", 0x3B
+GIF_DISPOSAL = 0x1C  # bits: what becomes of a frame before the next, which nobody looks at
 MAX_PROFILE = 4 << 20  # bytes; a camera's has a few kB, a press's up to a few MB
+PROFILE, PROFILE_MARK = b"ICC_PROFILE\0", b"acsp"  # how its segments begin, and what stands at byte 36
 FLAT = 2.0  # levels of 255: plain colours stay under 1 in any format, 2,936 photos of groceries are over 36
 
 TILE = 1024  # pixels a side, converted at a time: 50 MP of RGBA are in memory once, not three times
@@ -86,9 +90,10 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Both once for the process, because threads share them: our own limit replaces Pillow's, which only warns up
-# to 179 MP; and what Pillow has to say about damaged metadata would be a line a photo.
-Image.MAX_IMAGE_PIXELS = None
+# Both once for the process, because threads share them. Pillow's own limit is a second wall behind ours: it
+# raises above twice this, which at a byte a pixel is MAX_MEMORY, whatever ingest.max_pixels allows. And what
+# Pillow has to say about damaged metadata would be a line a photo.
+Image.MAX_IMAGE_PIXELS = MAX_MEMORY // 2
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -144,19 +149,43 @@ def normalise(data: bytes, limits: Limits = LIMITS) -> Normalised:
     if len(data) > limits.max_bytes:
         raise Refused("too_large", f"{len(data)} bytes; the limit is {limits.max_bytes}")
     try:
+        return _normalised(data, limits)
+    except Refused as refused:
+        if refused.reason == "truncated" and (ended := _ended(data)):
+            return replace(_normalised(ended, limits), kept=False)
+        raise
+
+
+def _normalised(data: bytes, limits: Limits) -> Normalised:
+    try:
         return _keep(data, limits) or _transcode(data, limits)
     except (Refused, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise Refused("too_large", str(error)) from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, KeyError, …
         raise Refused(_reason(data, str(error)), f"{type(error).__name__}: {error}") from error
+
+
+def _ended(data: bytes) -> bytes | None:
+    """A JPEG that lacks its end marker alone, with it; None where more is missing, or it is no JPEG."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    ended = data + b"\xff\xd9"
+    try:  # strict: that the data ended before the pixels did is a warning of libjpeg, and refused
+        simplejpeg.decode_jpeg(ended, min_height=1, min_width=1)
+    except (ValueError, KeyError):
+        return None
+    return ended
 
 
 def _keep(data: bytes, limits: Limits) -> Normalised | None:
     """The source's own bytes, or None where they will not do."""
     try:
-        frame, exif = _header(data)
+        frame, exif, profile = _header(data)
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
         plain = frame in FRAMES and colour in KEPT_COLOURS and _orientation(exif) == 1
+        plain = plain and not _is_foreign(profile)
         scans = data.count(SCAN) if frame == PROGRESSIVE else 1  # counting takes 1 ns a byte
         if plain and scans <= MAX_SCANS and max(width, height) <= limits.max_side:
             # At an eighth, which halves the time and reads every bit all the same: of 560,000 mutated JPEGs
@@ -185,15 +214,26 @@ def _deviation(levels: np.ndarray) -> float:
     return math.sqrt(max(0.0, float(values @ values) / len(values) - mean * mean))
 
 
-def _header(jpeg: bytes) -> tuple[int, bytes]:
-    """Frame marker (SOFn: 0xC0 to 0xCF; 0 unless a plain JPEG) and Exif (b"" without) of a JPEG."""
-    frame, exif, marker = 0, b"", 0
+def _header(jpeg: bytes) -> tuple[int, bytes, bytes]:
+    """Frame marker (SOFn: 0xC0 to 0xCF; 0 unless a plain JPEG), Exif and ICC profile of a JPEG, b"" without."""
+    frame, exif, profile, marker = 0, b"", b"", 0
     for marker, start, end in _segments(jpeg):
         if marker == 0xE1 and not exif and jpeg.startswith(b"Exif\0\0", start + 4):
             exif = jpeg[start + 4 : end]
+        elif marker == 0xE2 and jpeg.startswith(PROFILE, start + 4):
+            profile += jpeg[start + 6 + len(PROFILE) : end]  # in pieces of 64 kB, in order
         elif 0xC0 <= marker <= 0xCF and marker not in TABLES:
             frame = marker
-    return (frame if marker == SCAN[1] else 0), exif
+    return (frame if marker == SCAN[1] else 0), exif, profile
+
+
+def _is_foreign(profile: bytes) -> bool:
+    """Whether an ICC profile is whole enough to be followed, and is not sRGB's own."""
+    return PROFILE_MARK in profile[36:40] and len(profile) <= MAX_PROFILE and not _is_srgb(profile)
+
+
+def _is_srgb(profile: bytes) -> bool:
+    return b"sRGB" in profile.replace(b"\0", b"")  # names are ASCII or UTF-16
 
 
 def _segments(jpeg: bytes) -> list[tuple[int, int, int]]:
@@ -242,24 +282,57 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
+@dataclass(frozen=True)
+class _TiffLayout:
+    """How a TIFF writes its numbers: classic, or BigTIFF with offsets and counts of 8 bytes."""
+
+    order: str  # as `struct` names it
+    head: int  # bytes before the first directory's offset
+    offset: str
+    count: str  # of the entries in a directory
+    entry: str  # tag, kind, count
+    held: int  # bytes of a value that stands in its entry
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of an entry, its value included."""
+        return struct.calcsize("<" + self.entry) + self.held
+
+
+def _layout(tiff: bytes) -> _TiffLayout | None:
+    """None where it is no TIFF."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
+    if order and tiff[2:4] == struct.pack(order + "H", 42):
+        return _TiffLayout(order, 4, "I", "H", "HHI", 4)
+    if order and tiff[2:8] == struct.pack(order + "HHH", 43, 8, 0):
+        return _TiffLayout(order, 8, "Q", "Q", "HHQ", 8)
+    return None
+
+
 def _entries(tiff: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
     """Tag, kind, count, value (as one SHORT) and the bytes of each entry in a TIFF's first directory."""
-    order = ORDERS.get(tiff[:4])
-    if order is None:
+    layout = _layout(tiff)
+    if layout is None:
         return
+    order, size = layout.order, layout.entry_bytes
     try:
-        (directory,) = struct.unpack_from(order + "I", tiff, 4)
-        (entries,) = struct.unpack_from(order + "H", tiff, directory)
-        for at in range(directory + 2, directory + 2 + 12 * entries, 12):
-            yield *struct.unpack_from(order + "HHIH", tiff, at), tiff[at : at + 12]
+        (directory,) = struct.unpack_from(order + layout.offset, tiff, layout.head)
+        (entries,) = struct.unpack_from(order + layout.count, tiff, directory)
+        first = directory + struct.calcsize("<" + layout.count)
+        for at in range(first, first + size * min(entries, MAX_PARTS), size):
+            yield *struct.unpack_from(f"{order}{layout.entry}H", tiff, at), tiff[at : at + size]
     except struct.error:
         pass  # the file ends within
 
 
 def _transcode(data: bytes, limits: Limits) -> Normalised:
     """The first frame of any allowed format as a new JPEG."""
-    image = _open(data)
-    frame, exif = _header(data)
+    for width, height in declared_sizes(data):
+        _check_pixels(width, height, limits)
+        if data.startswith(b"RIFF"):  # libwebp has its canvases from the moment it opens
+            _check_memory(width, height, "WEBP", 4 * COPIES["WEBP"])
+    image = _open(data, limits)
+    frame, exif, _ = _header(data)
     drafted = frame in FRAMES  # in a lossless one, a draft makes Pillow 12.3 write past the end of its pixels
     _check_size(image, limits, drafted)
     _check_frames(image, data)
@@ -280,14 +353,23 @@ def _transcode(data: bytes, limits: Limits) -> Normalised:
 
 def _check_size(image: Image.Image, limits: Limits, drafted: bool) -> None:
     """Refuses what is declared larger than the limits, in pixels and in bytes; nothing is decoded yet."""
-    pixels, size = image.width * image.height, f"{image.width} × {image.height} pixels"
-    if pixels > limits.max_pixels:
-        raise Refused("too_large", f"{size}; the limit is {limits.max_pixels}")
+    _check_pixels(image.width, image.height, limits)
     each = (1 if image.mode in ("1", "L", "P") else 4) * COPIES.get(str(image.format), 1)
     if image.format == "JPEG":  # in several scans it has all its coefficients in memory; a draft few pixels
         each = 2 * len(image.getbands()) + (0 if drafted else each)
-    if (memory := pixels * each) > MAX_MEMORY:
-        raise Refused("too_large", f"{size} of {image.format} take {memory} bytes; the limit is {MAX_MEMORY}")
+    _check_memory(image.width, image.height, str(image.format), each)
+
+
+def _check_pixels(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise Refused("too_large", f"{width} × {height} pixels; the limit is {limits.max_pixels}")
+
+
+def _check_memory(width: int, height: int, format: str, each: int) -> None:
+    """Refuses what takes over MAX_MEMORY at `each` bytes a pixel."""
+    if (memory := width * height * each) > MAX_MEMORY:
+        size = f"{width} × {height} pixels of {format} take {memory} bytes"
+        raise Refused("too_large", f"{size}; the limit is {MAX_MEMORY}")
 
 
 def _check_frames(image: Image.Image, data: bytes) -> None:
@@ -300,10 +382,12 @@ def _check_frames(image: Image.Image, data: bytes) -> None:
         raise Refused("too_large", f"{scans} scans; the limit is {limit}")
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, limits: Limits) -> Image.Image:
     """The image in `data`, not decoded yet."""
     try:
-        return Image.open(BytesIO(_bare(data)), formats=FORMATS)
+        return Image.open(BytesIO(_bare(data, limits)), formats=FORMATS)
+    except run_length.TooManyRuns as error:
+        raise Refused("too_large", f"a BMP in run-length code: {error}") from error
     except UnidentifiedImageError:
         # Pillow's message holds an address in memory: it would make rejects differ from run to run.
         if ALLOWED_MAGIC.match(data):
@@ -313,7 +397,7 @@ def _open(data: bytes) -> Image.Image:
         raise Refused("not_an_image", f"begins with {data[:16]!r}") from None
 
 
-def _bare(data: bytes) -> bytes:
+def _bare(data: bytes, limits: Limits) -> bytes:
     """The image without what its first picture does not need; refused where it has too many parts.
 
     Pillow walks through all of them in Python and keeps the values: 8 MB of empty comments in a JPEG took
@@ -323,16 +407,15 @@ def _bare(data: bytes) -> bytes:
     if data.startswith(b"\xff\xd8"):
         return _bare_jpeg(data)
     if data.startswith(b"GIF8"):
-        return _bare_gif(data)
+        return _bare_gif(data, limits)
     if data[:2] in (b"II", b"MM"):
-        return _bare_tiff(data)
+        return _bare_tiff(data, limits)
     if data[4:8] == b"ftyp":
         return _bare_avif(data)
     if data.startswith(b"\x89PNG"):
         _check_chunks(data)
-    if data.startswith(b"BM") and data[14:15] >= b"\x28" and data[30:31] in (b"\1", b"\2"):
-        # Decoded in Python: 1 µs a run, and a leap of a few bytes may stand for gigabytes.
-        raise Refused("format_not_allowed", "a BMP in run-length code")
+    if run_length.is_run_length_coded(data):
+        return run_length.decoded(data)
     return data
 
 
@@ -341,15 +424,15 @@ def _bare_jpeg(jpeg: bytes) -> bytes:
     kept = [
         jpeg[start:end]
         for marker, start, end in _segments(jpeg)
-        if marker < 0xE0 or marker in (0xE0, 0xEE) or jpeg.startswith(b"ICC_PROFILE\0", start + 4)
+        if marker < 0xE0 or marker in (0xE0, 0xEE) or jpeg.startswith(PROFILE, start + 4)
     ]
     return b"\xff\xd8" + b"".join(kept)
 
 
-def _bare_gif(gif: bytes) -> bytes:
-    """The first frame with its control block, which tells what is transparent; the others are counted."""
+def _bare_gif(gif: bytes, limits: Limits) -> bytes:
+    """The first frame with its control block, which says what is transparent; the others are counted."""
     at = head = 13 + _palette(gif[10])
-    parts, frames, control, picture = -(len(gif) // 255), 0, b"", b""  # so that full blocks go free
+    parts, frames, control, picture = -(len(gif) // 255), 0, bytearray(), b""  # so that full blocks go free
     while at < len(gif) and gif[at] != GIF_END:
         start, kind = at, gif[at]
         if kind == GIF_FRAME:
@@ -365,9 +448,13 @@ def _bare_gif(gif: bytes) -> bytes:
         _check_parts(parts)
         if kind == GIF_FRAME:
             frames += 1
+            if not picture:  # Pillow makes the screen as large as the frame
+                left, top, width, height = struct.unpack_from("<HHHH", gif, start + 1)
+                _check_pixels(left + width, top + height, limits)
             picture = picture or gif[start:at]
         elif not picture and gif.startswith(GIF_CONTROL, start):
-            control = gif[start:at]
+            control = bytearray(gif[start:at])
+            control[3:4] = bytes([control[3] & ~GIF_DISPOSAL] if len(control) > 3 else [])
     if frames > MAX_FRAMES:
         raise Refused("too_large", f"{frames} frames; the limit is {MAX_FRAMES}")
     return gif[:head] + control + picture + bytes([GIF_END])
@@ -378,22 +465,29 @@ def _palette(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def _bare_tiff(tiff: bytes) -> bytes:
-    """A new directory with PIXEL_TAGS, and no second page; nothing where it is no classic TIFF."""
-    order = ORDERS.get(tiff[:4])
-    if order is None:
+def _bare_tiff(tiff: bytes, limits: Limits) -> bytes:
+    """A new directory with PIXEL_TAGS, and no second page; nothing where it is no TIFF."""
+    layout = _layout(tiff)
+    if layout is None:
         return b""
-    kept = {}
+    order, kept, number = layout.order, {}, {}
     for tag, kind, count, _, entry in _entries(tiff):
         if tag not in PIXEL_TAGS or kind >= len(KIND_BYTES):
             continue
         _check_parts(0 if tag in BLOBS and kind in (1, 7) else count)
-        size, (place,) = count * KIND_BYTES[kind], struct.unpack(order + "I", entry[8:])
-        if size > 4 and place + size > len(tiff):  # would be read out of the new directory
+        value = entry[-layout.held :]
+        size, (place,) = count * KIND_BYTES[kind], struct.unpack(order + layout.offset, value)
+        if size > layout.held and place + size > len(tiff):  # would be read out of the new directory
             raise Refused("truncated", f"the value of tag {tag} is past the end")
         kept[tag] = entry
-    directory = struct.pack(order + "H", len(kept)) + b"".join(kept.values()) + bytes(4)
-    return tiff[:4] + struct.pack(order + "I", len(tiff)) + tiff[8:] + directory
+        if count == 1 and KIND_BYTES[kind] <= layout.held:
+            width = KIND_BYTES[kind]
+            number[tag] = int.from_bytes(value[:width], "little" if order == "<" else "big")
+    for width_tag, height_tag in ((256, 257), TILE_TAGS):
+        _check_pixels(number.get(width_tag, 0), number.get(height_tag, 0), limits)
+    entries = struct.pack(order + layout.count, len(kept)) + b"".join(kept.values()) + bytes(layout.held)
+    start = struct.pack(order + layout.offset, len(tiff))
+    return tiff[: layout.head] + start + tiff[layout.head + len(start) :] + entries
 
 
 def _bare_avif(avif: bytes) -> bytes:
@@ -428,10 +522,16 @@ def _reason(data: bytes, error: str = "") -> str:
         "truncated" in error.lower()
         or (head[:2] == b"\xff\xd8" and SCAN not in data)
         or (head == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > size)
-        or (head == b"II*\0" and int.from_bytes(data[4:8], "little") >= size)  # TIFF's directory
-        or (head == b"MM\0*" and int.from_bytes(data[4:8], "big") >= size)
+        or _directory_past_end(data)
     )
     return "truncated" if cut else "undecodable"
+
+
+def _directory_past_end(tiff: bytes) -> bool:
+    layout = _layout(tiff)
+    start = tiff[layout.head : layout.head + layout.held] if layout else b""
+    order: Literal["little", "big"] = "little" if layout and layout.order == "<" else "big"
+    return layout is not None and int.from_bytes(start, order) >= len(tiff)
 
 
 def _scaled(image: Image.Image, max_side: int) -> Image.Image:
@@ -485,8 +585,7 @@ def _eight_bit(image: Image.Image, white: float) -> Image.Image:
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """RGB by the embedded ICC profile; as it is without one, with sRGB's own, a damaged or a huge one."""
-    named = profile and b"sRGB" in profile.replace(b"\0", b"")  # names are ASCII or UTF-16
-    if profile and not named and len(profile) <= MAX_PROFILE:
+    if profile and not _is_srgb(profile) and len(profile) <= MAX_PROFILE:
         try:
             source = ImageCms.ImageCmsProfile(BytesIO(profile))
             srgb = ImageCms.createProfile("sRGB")

@@ -539,17 +539,24 @@ def test_a_remote_place_has_the_manners_of_a_path() -> None:
 
 
 def test_a_text_is_a_path_unless_it_names_a_store() -> None:
-    told = ["shop.bson", "/data/a:b", "file:///data/a%2Cb", "C:/shop"]
+    told = ["shop.bson", "/data/a:b", "file:///data/a%2Cb", "FILE://localhost/Caf%E9", "C:/shop"]
     assert [place(text) for text in told] == [
         Path("shop.bson"),
         Path("/data/a:b"),
-        Path("/data/a%2Cb"),
+        Path("/data/a,b"),
+        Path("/Caf\udce9"),
         Path("C:/shop"),
     ]
     assert place("gs://bucket/a/") == Remote("gs://bucket/a")
 
 
-@pytest.mark.parametrize("text", ["s3://", "s3:///a", "://bucket"])
+@pytest.mark.parametrize("text", ["file://", "file://other/a"])
+def test_a_file_url_names_a_file_of_this_machine(text: str) -> None:
+    with pytest.raises(ShelfmarkError, match="no file of this machine; expected file:///path"):
+        place(text)
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3:///a", "://bucket", "https://"])
 def test_a_place_without_a_bucket_is_refused(text: str) -> None:
     with pytest.raises(ShelfmarkError, match="names no bucket; expected scheme://bucket/name; mend the name"):
         place(text)

@@ -383,12 +383,14 @@ def test_openapi_describes_the_decision(client: TestClient) -> None:
 def test_nothing_becomes_null(nothing: Any) -> None:
     table = decisions_table(
         product_id=["a"], category=["roll"], category_path=["food / roll"], confidence=[np.float64(0.5)],
-        status=["review"], node=[nothing], node_path=[nothing], node_level=[nothing], top_categories=[["roll"]], top_probabilities=[[0.5]],
+        status=["review"], node=[nothing], node_path=[nothing], node_level=[nothing],
+        top_categories=[["roll"]], top_probabilities=[[0.5]],
     )  # fmt: skip
     text = decision_of(table, None).model_dump_json()
     assert json.loads(text) == {
         "product_id": None, "category": "roll", "category_path": "food / roll", "confidence": 0.5,
-        "status": "review", "node": None, "node_path": None, "node_level": None, "top_categories": ["roll"], "top_probabilities": [0.5],
+        "status": "review", "node": None, "node_path": None, "node_level": None,
+        "top_categories": ["roll"], "top_probabilities": [0.5],
     }  # fmt: skip
 
 
