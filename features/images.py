@@ -169,7 +169,7 @@ def _normalised(data: bytes, limits: Limits) -> Normalised:
 
 def _ended(data: bytes) -> bytes | None:
     """A JPEG that lacks its end marker alone, with it; None where more is missing, or it is no JPEG."""
-    if not data.startswith(b"\xff\xd8"):
+    if _header(data)[0] not in FRAMES:  # a lossless one decoded smaller writes past the end of its pixels
         return None
     ended = data + b"\xff\xd9"
     try:  # strict: that the data ended before the pixels did is a warning of libjpeg, and refused
@@ -215,7 +215,7 @@ def _deviation(levels: np.ndarray) -> float:
 
 
 def _header(jpeg: bytes) -> tuple[int, bytes, bytes]:
-    """Frame marker (SOFn: 0xC0 to 0xCF; 0 unless a plain JPEG), Exif and ICC profile of a JPEG, b"" without."""
+    """Frame marker of a JPEG (SOFn: 0xC0 to 0xCF; 0 unless it is a plain one), its Exif and ICC profile."""
     frame, exif, profile, marker = 0, b"", b"", 0
     for marker, start, end in _segments(jpeg):
         if marker == 0xE1 and not exif and jpeg.startswith(b"Exif\0\0", start + 4):

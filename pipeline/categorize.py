@@ -3,6 +3,7 @@
     FILE.parquet            one row a product, in a format by the name, see pipeline/decisions.py
     FILE.rejects.parquet    the images that were refused, as in rejects.parquet; only where there are any
     FILE.parquet.partial/   while at work
+    FILE.parquet.fetched/   photos fetched from the web, while some could not be reached
 
 A category given in the source is ignored.
 """
@@ -27,7 +28,7 @@ from pipeline import plan
 from pipeline.config import Config
 from pipeline.decisions import format_of, rejects_of, write_decisions
 from pipeline.ingest import refuse_flood, write_rejects
-from pipeline.look import LOOK, PLACE, Look, limits_of, look
+from pipeline.look import LOOK, PLACE, Look, forget_fetched, limits_of, look
 from pipeline.shards import rows_of
 from pipeline.sources.image import Changed, read_images, refuse_changed_container
 from pipeline.sources.source import Source, open_sources, require_outside
@@ -80,7 +81,8 @@ def _categorize(
         output.with_name(output.name + ".partial"),
         {"sources": inputs, "bundle": bundle.digest, "version": VERSION},
     )
-    looked = look(opened, config.ingest, work, beam)
+    fetched = output.with_name(output.name + ".fetched")
+    looked = look(opened, config.ingest, work, beam, fetched)
     while True:
         index = looked.index()
         rejects = _write_rejects(looked, index, config.ingest.max_rejected, output)
@@ -92,6 +94,7 @@ def _categorize(
             looked.reject(changed.images)
     write_decisions(decisions, output)
     remove(work)
+    forget_fetched(fetched, index.reasons())
     counts = {
         str(status): int(count) for status, count in decisions["status"].value_counts().sort_index().items()
     }

@@ -31,7 +31,9 @@ from pipeline.extract import FLIP, read_digests, shards_of
 from pipeline.stage import only_job
 
 DAY = 86_400 * 10**9  # ns
-AT_WORK = re.compile(r"((?:runs/[^/]+/|releases/|)[^/]+\.partial)/")  # a working directory on a disk
+AT_WORK = re.compile(
+    r"((?:runs/[^/]+/|releases/|)[^/]+\.(?:partial|fetched))/"
+)  # a working directory on a disk
 CONFIG = re.compile("runs/[^/]+/config.json")  # written by every command
 UNFINISHED = re.compile(
     r"(runs/[^/]+/[^/]+|releases/[^/]+)/"

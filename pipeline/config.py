@@ -54,6 +54,12 @@ class Ingest(Section):
     )
     csv_delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None  # None: found out
     csv_encoding: str | None = None  # as in cp1252; None: found out
+    urls: Literal["public", "any"] = (
+        "public"  # addresses that photos may be fetched from; any: private ones, too
+    )
+    url_concurrency: Annotated[Positive, "speed"] = 32  # requests at a time in a worker
+    url_timeout: Annotated[float, Field(gt=0), "speed"] = 30.0  # s for one request with its answer
+    url_retries: Annotated[int, Field(ge=0, strict=True), "speed"] = 4  # tries after the first
     unit_bytes: Positive = 32 * 2**20  # bytes of source images per unit of work and per output shard
     unit_images: Positive = 2000  # images per unit of work, for sources of single files
 

@@ -41,7 +41,7 @@ from pipeline.duplicates import (
     duplicates_table,
     find_shared,
 )
-from pipeline.look import LOOK, Look, limits_of, look
+from pipeline.look import LOOK, UNREACHABLE, Look, forget_fetched, limits_of, look
 from pipeline.plan import PRODUCTS, Index, Products
 from pipeline.sources.manifest import ambiguous
 from pipeline.sources.names import log_case_pairs, log_merged
@@ -92,6 +92,7 @@ def ingest(
         raise ShelfmarkError(
             f"{taxonomy}: no such file; expected a CSV of category_id, category_level1, …; check --taxonomy"
         )
+    fetched = out.with_name(out.name + ".fetched")
     made_from = {
         "sources": [[source.name, source.digest()] for source in opened],
         "settings": settings.that_matter() | {"seed": seed},
@@ -102,7 +103,7 @@ def ingest(
     def make(work: Place) -> Mapping[str, Any]:
         paths, renamed = _paths(opened, taxonomy)
         categories = frozenset(category for category, _ in paths) if taxonomy else None
-        looked = look(opened, settings, work, beam, categories, renamed)
+        looked = look(opened, settings, work, beam, fetched, categories, renamed)
         while True:
             summary, lost = _make_records(looked, paths, renamed, known, settings, seed, work, beam)
             if not lost:
@@ -112,7 +113,12 @@ def ingest(
             looked.reject(lost)
 
     with local_workers(beam):  # the same for both passes
-        return stage(out, kind="records", version=VERSION, made_from=made_from, make=make, shared=True)
+        records = stage(
+            out, kind="records", version=VERSION, made_from=made_from, make=make, shared=True,
+            usable=lambda found: not found.summary["rejects"].get(UNREACHABLE),
+        )  # fmt: skip
+    forget_fetched(fetched, records.summary["rejects"])
+    return records
 
 
 def _paths(sources: list[Source], taxonomy: Place | None) -> tuple[Paths, dict[Any, str]]:

@@ -10,7 +10,7 @@ Units are looked at by Beam's workers, each on its own; what comes back are thes
 import functools
 import hashlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,13 +20,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.files import Place, writing
+from features.files import Place, remove, writing
 from features.images import Limits, Refused, normalise
 from features.product import order_key, tidy_name
 from pipeline.plan import COLUMNS, Index, build_index
 from pipeline.sources.image import SourceImage, Unit, path_text
 from pipeline.sources.names import AS_NAMED, Renamed
 from pipeline.sources.source import Source, read_unit
+from pipeline.sources.urls import Fetching
+from pipeline.stage import log
 from pipeline.units import run_units, unit_file, write_table
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ LOOK = pa.schema(
 )
 PLACE = ("file", "offset", "length", "checksum")  # what `read_images` needs
 NO_DIGEST = bytes(32)
+UNREACHABLE = "unreachable"
 CODED = ["category", "split", "seller", "reason"]  # read as dictionaries: few distinct texts
 
 
@@ -94,6 +97,7 @@ def look(
     settings: "Ingest",
     work: Place,
     beam: tuple[str, ...],
+    fetched: Place,
     categories: frozenset[str] | None = None,
     renamed: Renamed = AS_NAMED,
 ) -> Look:
@@ -104,6 +108,7 @@ def look(
         settings: the section [ingest].
         work: directory for the finished units, `_look/`.
         beam: Beam's own options.
+        fetched: directory of the photos fetched from the web; see pipeline/sources/urls.py.
         categories: those that the taxonomy knows; images of others are rejected. None: all are known.
         renamed: see Source.units.
     """
@@ -116,7 +121,10 @@ def look(
         for source in sources
         for unit in source.units(folder, settings.unit_bytes, settings.unit_images, renamed)
     ]
-    do = functools.partial(look_unit, limits=limits_of(settings), categories=categories)
+    if any(unit.root for unit in units):  # of listings, which may hold web addresses
+        _forget_unreachable(folder)
+    fetching = fetching_of(settings, fetched)
+    do = functools.partial(look_unit, limits=limits_of(settings), categories=categories, fetching=fetching)
     run_units("check images", units, do, folder, beam)
     roots = {f"{root}/": None for source in sources for root in _spellings(source.path.parent)}
     return Look([unit_file(folder, number) for number in range(len(units))], list(roots))
@@ -132,15 +140,45 @@ def limits_of(settings: "Ingest") -> Limits:
     return Limits(max_pixels=settings.max_pixels)
 
 
-def look_unit(unit: Unit, done: Place, limits: Limits, categories: frozenset[str] | None) -> None:
+def fetching_of(settings: "Ingest", fetched: Place) -> Fetching:
+    """How photos are fetched by the settings."""
+    where = fetched.absolute() if isinstance(fetched, Path) else fetched  # workers may stand elsewhere
+    return Fetching(
+        path_text(where), settings.urls, settings.url_concurrency, settings.url_timeout, settings.url_retries
+    )
+
+
+def _forget_unreachable(folder: Place) -> None:
+    """Removes the units with photos that could not be reached: they are asked for again."""
+    for path in folder.glob("unit-*.parquet"):
+        with path.open("rb") as file:
+            reasons = pq.read_table(file, columns=["reason"])["reason"]
+        if pc.any(pc.equal(reasons, UNREACHABLE)).as_py():
+            path.unlink()
+
+
+def forget_fetched(fetched: Place, rejects: Mapping[str, int]) -> None:
+    """Removes what was fetched, when nothing is left to ask for again."""
+    if not rejects.get(UNREACHABLE):
+        remove(fetched)
+    else:
+        log.warning(
+            "%s photos could not be reached; the same command asks for them again, and %s keeps the others",
+            f"{rejects[UNREACHABLE]:,}", fetched,
+        )  # fmt: skip
+
+
+def look_unit(
+    unit: Unit, done: Place, limits: Limits, categories: frozenset[str] | None, fetching: Fetching
+) -> None:
     """Checks the images of a unit and writes their rows."""
     if unit.pictures:
         copies = done.with_suffix(".pictures")
         with writing(copies) as working, open(working, "wb") as file:
-            images = (_copied(image, file, path_text(copies)) for image in read_unit(unit))
+            images = (_copied(image, file, path_text(copies)) for image in read_unit(unit, fetching))
             rows = list(_rows(images, limits, categories))
     else:
-        rows = list(_rows(read_unit(unit), limits, categories))
+        rows = list(_rows(read_unit(unit, fetching), limits, categories))
     columns = zip(*rows, strict=True)
     write_table(pa.table(list(map(list, columns)) or [[]] * len(LOOK), schema=LOOK), done)
 

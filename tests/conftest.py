@@ -7,6 +7,7 @@ it.
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,22 @@ def bundle_path(mobilenet: Backbone, tmp_path_factory: pytest.TempPathFactory) -
     path = tmp_path_factory.mktemp("workspace") / "bundle"
     make_bundle(path, mobilenet, threshold=0.5)
     return path
+
+
+@pytest.fixture(scope="session")
+def _released(quiet_tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("released") / "W" / "releases" / "first"
+    make_bundle(path, drawn_backbone(1), threshold=0.3)
+    return path
+
+
+@pytest.fixture
+def workspace(_released: Path, tmp_path: Path) -> Path:
+    """A workspace in which the release `first` is in service; its backbone tells photos apart."""
+    releases = tmp_path / "W" / "releases"
+    shutil.copytree(_released, releases / "first")
+    (releases / "current").symlink_to("first")
+    return tmp_path / "W"
 
 
 def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Artifact:

@@ -141,7 +141,7 @@ def test_image_alone_has_the_bottleneck_that_it_has_in_company(
     engine = made(name, precision)
     together = run(engine, jpegs)
     alone = np.concatenate([run(engine, [jpeg]) for jpeg in jpegs])
-    # TensorFlow's sums depend on the place in the batch on some processors (AMD): the next float16 is the same
+    # TensorFlow's sums depend on the place in the batch on some processors (AMD): the next float16 will do
     nearly = {"rtol": 2**-10, "atol": 2**-24} if name == "tensorflow" else {"rtol": 0, "atol": 0}
     np.testing.assert_allclose(alone, together, **nearly)
     np.testing.assert_allclose(run(engine, jpegs[::-1])[::-1], together, **nearly)

@@ -21,6 +21,7 @@ from features.errors import ShelfmarkError
 from features.files import Place, place, read_range, writing
 from features.objects import UnknownScheme
 from pipeline.sources.image import SourceImage, Unit, path_text
+from pipeline.sources.urls import Fetched, Fetching, fetch_urls, is_url
 
 LISTING = ("product_id", "image", "category", "split", "seller", "problem")
 PICTURES = 64  # read at a time from a Parquet file
@@ -51,21 +52,38 @@ def write_listing(work: Place, tables: Iterator[pa.Table], root: Place, unit_ima
     return [Unit(path_text(file), group, group + 1, path_text(root)) for group in range(groups)]
 
 
-def read_listing(unit: Unit) -> Iterator[SourceImage]:
-    """The images of a unit, with their bytes."""
+def read_listing(unit: Unit, fetching: Fetching | None = None) -> Iterator[SourceImage]:
+    """The images of a unit, with their bytes; those at web addresses are fetched as `fetching` says."""
     with place(unit.file).open("rb") as file:
         rows = pq.ParquetFile(file).read_row_group(unit.start).to_pylist()
     pictures = _pictures(unit) if unit.pictures else iter([None] * len(rows))
+    fetched = _fetched(rows, unit, fetching)
     for row, picture in zip(rows, pictures, strict=True):
         image, problem, product_id = row.pop("image"), row.pop("problem"), row.pop("product_id")
         if problem:
             yield SourceImage("", file=image, reason="bad_row", detail=problem)
         elif picture is not None:
             yield SourceImage(product_id, **row, file=image or unit.pictures, offset=-1, data=picture)
+        elif fetching and is_url(image):
+            yield _from_url(SourceImage(product_id, **row), next(fetched))
         elif not image:
             yield SourceImage(product_id, **row, reason="no_image")
         else:
             yield SourceImage(product_id, **row, **_fetch(image, unit.root))
+
+
+def _fetched(rows: list[dict[str, str]], unit: Unit, fetching: Fetching | None) -> Iterator[Fetched]:
+    """The photos of the rows whose images are web addresses, in their order."""
+    urls = [row["image"] for row in rows if is_url(row["image"]) and not row["problem"]]
+    if not fetching or not urls:
+        return iter(())
+    return fetch_urls(urls, fetching, f"{place(unit.file).stem}-{unit.start}")
+
+
+def _from_url(image: SourceImage, fetched: Fetched) -> SourceImage:
+    if fetched.reason:
+        return image._replace(file=fetched.url, reason=fetched.reason, detail=fetched.detail)
+    return image._replace(file=fetched.file, offset=fetched.offset, data=fetched.data, origin=fetched.url)
 
 
 def _pictures(unit: Unit) -> Iterator[bytes | None]:

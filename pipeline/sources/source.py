@@ -23,6 +23,7 @@ from pipeline.sources.listing import read_listing
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.names import AS_NAMED, Renamed
 from pipeline.sources.tables import AS_FOUND, Reading
+from pipeline.sources.urls import Fetching
 
 KINDS = f"a .bson, a folder of photos, a {', '.join(SUFFIXES)} or a .parquet"
 
@@ -124,6 +125,6 @@ def require_outside(what: Place, sources: list[Source]) -> None:
             )
 
 
-def read_unit(unit: Unit) -> Iterator[SourceImage]:
+def read_unit(unit: Unit, fetching: Fetching | None = None) -> Iterator[SourceImage]:
     """The images of a unit in the source's order; a product without any comes once, as `no_image`."""
-    return read_bson(unit) if unit.file.lower().endswith(".bson") else read_listing(unit)
+    return read_bson(unit) if unit.file.lower().endswith(".bson") else read_listing(unit, fetching)

@@ -1,0 +1,242 @@
+"""Photos by URL: each is fetched once; what cannot be had is counted with its reason."""
+
+import ipaddress
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from catalogues import photo, write_manifest
+from test_cli import error_line, run
+from web_server import serving
+
+from pipeline.sources import urls as urls_module
+from pipeline.sources.urls import Fetching, fetch_urls, is_public
+
+
+@pytest.fixture
+def server():
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def fetch(server, tmp_path, monkeypatch):
+    """Fetches paths of the server: path → (reason or bytes, detail)."""
+    monkeypatch.setattr(urls_module, "FIRST_WAIT", 0.01)
+
+    def get(*paths, **settings):
+        fetching = Fetching(str(tmp_path / "cache"), **{"allowed": "any", "retries": 2} | settings)
+        urls = [path if "://" in path else server.url + path for path in paths]
+        found = list(fetch_urls(urls, fetching, "unit-0"))
+        assert [one.url for one in found] == urls
+        return [(one.reason or one.data, one.detail) for one in found]
+
+    return get
+
+
+def test_photos_come_in_the_order_asked_for_and_one_asked_for_twice_is_fetched_once(server, fetch):
+    paths = ["/slow/1.jpg", "/photo/2.jpg", "/photo/3.jpg", "/photo/2.jpg"]
+    assert [data for data, _ in fetch(*paths)] == [photo(1), photo(2), photo(3), photo(2)]
+    assert set(server.counts.values()) == {1}
+
+
+def test_connections_are_kept_and_no_more_requests_run_at_a_time_than_said(server, fetch):
+    server.delay = 0.01
+    found = fetch(*(f"/photo/{number}.jpg" for number in range(60)), concurrency=5)
+    assert [data for data, _ in found] == [photo(number) for number in range(60)]
+    assert server.most == 5
+    assert server.connections <= 10
+
+
+def test_what_answers_404_or_410_is_missing_and_is_not_asked_for_again(server, fetch):
+    assert fetch("/gone", "/deleted") == [("missing", "status 404"), ("missing", "status 410")]
+    assert server.counts == {"/gone": 1, "/deleted": 1}
+
+
+def test_redirects_are_followed_within_limits(server, fetch):
+    assert fetch("/moved/5") == [(photo(0), "")]
+    assert fetch("/moved/6", "/round") == [("unreachable", "over 5 redirects")] * 2
+
+
+def test_an_overloaded_server_is_asked_again_and_obeyed(server, fetch):
+    started = time.monotonic()
+    assert fetch("/busy/3/1.jpg", retries=0) == [(photo(1), "")]  # it said when: that is no failed try
+    assert time.monotonic() - started > 2.9
+    assert fetch("/broken/2/1.jpg", "/broken/3/1.jpg") == [(photo(1), ""), ("unreachable", "status 500")]
+    assert server.counts["/broken/3/1.jpg"] == 3
+
+
+def test_a_server_that_lies_cuts_off_or_never_ends_is_given_up(server, fetch):
+    found = fetch("/cut/1.jpg", "/drip", "/secret", timeout=0.6, retries=1)
+    assert [reason for reason, _ in found] == ["unreachable"] * 3
+    assert found[1][1] == "no whole answer in 0.6 s"
+    assert found[2][1] == "status 403"
+    assert server.counts == {"/cut/1.jpg": 2, "/drip": 2, "/secret": 1}
+
+
+def test_a_photo_of_too_many_bytes_is_not_read_on(server, fetch):
+    assert fetch("/photo/1.jpg", max_bytes=100) == [("too_large", "over 100 bytes")]
+
+
+def test_a_server_that_is_not_there_is_unreachable(fetch):
+    (found,) = fetch("http://127.0.0.1:9/1.jpg", retries=0)
+    assert found[0] == "unreachable" and "127.0.0.1:9" in found[1]
+    (found,) = fetch("http://nowhere.invalid/1.jpg", retries=0)
+    assert found[0] == "unreachable"
+
+
+PRIVATE = [
+    *("127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1"),
+    *("::1", "fe80::1", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"),
+]
+
+
+def test_addresses_of_the_machine_and_of_private_networks_are_not_public():
+    assert not any(is_public(ipaddress.ip_address(text)) for text in PRIVATE)
+    assert all(is_public(ipaddress.ip_address(text)) for text in ("93.184.216.34", "2606:2800:220:1::1"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"])
+def test_the_machine_itself_is_not_asked_unless_any_address_is_allowed(server, fetch, host):
+    port = server.server_address[1]
+    ((reason, detail),) = fetch(f"http://{host}:{port}/photo/1.jpg", allowed="public")
+    assert reason == "missing"
+    assert (
+        "is no public address; ingest.urls=any allows" in detail or "not a canonical IPv4 address" in detail
+    )
+    assert server.counts == {}
+
+
+def test_a_redirect_to_the_machine_itself_is_not_followed(server, fetch, monkeypatch):
+    # the first address counts as a public one, as another server's would be
+    real = urls_module.is_public
+    monkeypatch.setattr(
+        urls_module, "is_public", lambda address: str(address) == "127.0.0.1" or real(address)
+    )
+    port = server.server_address[1]
+    for target in (
+        f"http://127.0.0.2:{port}/photo/1.jpg",
+        "http://10.0.0.1/",
+        "file:///etc/passwd",
+        "ftp://a/b",
+    ):
+        ((reason, _),) = fetch(f"/to?{target}", allowed="public")
+        assert reason == "missing", target
+    assert not any("photo" in path for path in server.counts)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://", "http://", "http://[", "http://a b/", "http://:80/", "http:///x"]
+)
+def test_what_is_no_web_address_is_missing(fetch, url):
+    ((reason, detail),) = fetch(url, retries=0)
+    assert reason in ("missing", "unreachable") and detail
+
+
+# ---- through the command line
+
+
+def ingest(source, workspace, *arguments):
+    sets = ["ingest.urls=any", "ingest.max_rejected=0.5", "ingest.url_retries=0"]
+    options = [option for text in sets for option in ("--set", text)]
+    return run("ingest", str(source), "--workspace", str(workspace), "--run", "r", *options, *arguments)
+
+
+def catalogue(folder, server, paths=(), count=44):
+    """A manifest of two categories, and `paths` besides."""
+    rows = [
+        {"product_id": f"p{n}", "image": f"{server.url}/photo/{n}.jpg", "category": "AB"[n % 2]}
+        for n in range(count)
+    ]
+    rows += [
+        {"product_id": f"q{n}", "image": server.url + path, "category": "A"} for n, path in enumerate(paths)
+    ]
+    return write_manifest(folder / "shop.csv", rows)
+
+
+def account(workspace):
+    records = workspace / "runs" / "r" / "records"
+    images, rejects = (pd.read_parquet(records / f"{name}.parquet") for name in ("images", "rejects"))
+    return len(images), rejects.set_index("product_id")["reason"].to_dict()
+
+
+def test_a_catalogue_of_urls_is_fetched_once_for_both_passes_and_the_account_closes(server, tmp_path):
+    source = catalogue(tmp_path, server, ["/gone", "/page", "/broken/9/1.jpg"])
+    assert ingest(source, tmp_path / "W") == 0
+    images, rejects = account(tmp_path / "W")
+    assert rejects == {"q0": "missing", "q1": "not_an_image", "q2": "unreachable"}
+    assert images + len(rejects) == 47
+    assert set(server.counts.values()) == {1}
+    named = pd.read_parquet(tmp_path / "W/runs/r/records/rejects.parquet")["source"].tolist()
+    assert named == [f"{server.url}{path}" for path in ("/gone", "/page", "/broken/9/1.jpg")]
+
+
+def test_the_same_command_asks_again_for_what_was_unreachable_and_for_nothing_else(server, tmp_path, caplog):
+    source = catalogue(tmp_path, server, ["/broken/1/1.jpg"])
+    fetched = tmp_path / "W/runs/r/records.fetched"
+    assert ingest(source, tmp_path / "W") == 0
+    assert account(tmp_path / "W")[1] == {"q0": "unreachable"} and fetched.is_dir()
+    assert "1 photos could not be reached; the same command asks for them again" in caplog.text
+    assert ingest(source, tmp_path / "W") == 0
+    assert account(tmp_path / "W") == (45, {}) and not fetched.exists()
+    assert server.counts.pop("/broken/1/1.jpg") == 2
+    assert set(server.counts.values()) == {1}
+    assert ingest(source, tmp_path / "W") == 0  # unchanged: nothing is asked for
+    assert set(server.counts.values()) == {1}
+
+
+def test_a_server_that_is_down_stops_the_run_and_what_was_fetched_stays(server, tmp_path, capsys):
+    source = catalogue(tmp_path, server)
+    server.down = True
+    assert ingest(source, tmp_path / "W") == 1
+    assert "44 of 44 images rejected (unreachable 44)" in error_line(capsys)
+    server.down = False
+    assert ingest(source, tmp_path / "W") == 0
+    assert account(tmp_path / "W") == (44, {})
+    assert set(server.counts.values()) == {2}
+
+
+KILLED = """
+import sys
+from pipeline.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_fetches_no_more_again_than_it_had_not_written(server, tmp_path):
+    server.delay = 0.02
+    source = catalogue(tmp_path, server, count=600)
+    command = ["ingest", str(source), "--workspace", str(tmp_path / "W"), "--run", "r"]
+    for setting in ("urls=any", "url_concurrency=8", "unit_images=300"):
+        command += ["--set", f"ingest.{setting}"]
+    job = subprocess.Popen([sys.executable, "-c", KILLED, *command], stderr=subprocess.DEVNULL)
+    while sum(server.counts.values()) < 400 and job.poll() is None:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGKILL)
+    assert job.wait() == -signal.SIGKILL
+    time.sleep(0.2)
+    before = sum(server.counts.values())
+    server.delay = 0.0
+    assert run(*command) == 0
+    again = sum(server.counts.values()) - 600
+    units = 2  # each loses a chunk at most, and what waited for its turn
+    assert 0 < before < 600
+    assert again <= units * (urls_module.CHUNK_IMAGES + urls_module.WINDOW * 8 + 1)
+
+
+def test_categorize_reads_urls_and_asks_again(server, tmp_path, workspace):
+    source = catalogue(tmp_path, server, ["/broken/1/1.jpg"], count=4)
+    output = tmp_path / "d.csv"
+    command = ["categorize", str(source), "--workspace", str(workspace), "--output", str(output)]
+    for setting in ("urls=any", "url_retries=0", "max_rejected=0.5"):
+        command += ["--set", f"ingest.{setting}"]
+    assert run(*command) == 0
+    assert pd.read_csv(output).set_index("product_id")["status"]["q0"] == "unreadable"
+    assert run(*command) == 0
+    assert "unreadable" not in pd.read_csv(output)["status"].tolist()
+    assert server.counts.pop("/broken/1/1.jpg") == 2
+    assert set(server.counts.values()) == {1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["W", "d.csv", "shop.csv"]
