@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.files import Place, place
+from features.files import Place, place, use_beam_options
 
 if TYPE_CHECKING:
     from pipeline.run import Run
 
-WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that take Beam's options after --
+WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
+# of Beam, that every command takes after --: how its object stores are reached
+STORES = ("--s3_", "--azure_", "--blob_", "--hdfs_", "--gcs_", "--gcp_", "--project")
 WITHOUT_TENSORFLOW = ("ingest", "report")
 FRESH = ("ingest", "retrain")  # begin with the default settings, not with the run's last ones
 
@@ -79,15 +81,21 @@ _taxonomy = click.option("--taxonomy", type=PLACE, help="CSV of category_id, cat
 
 
 class _Commands(click.Group):
-    """Keeps the commands in the order of the work, and Beam's options to those that run Beam."""
+    """Keeps the commands in the order of the work, and lets Beam's options hold for object stores."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(context, args)
-        if context.obj and name not in WITH_BEAM:
-            raise click.UsageError(f"'{name}' takes no Beam options; expected nothing after --", context)
+        stores = () if name == "demo" else STORES
+        if name not in WITH_BEAM and not all(option.startswith(stores) for option in context.obj or ()):
+            raise click.UsageError(
+                f"'{name}' runs nothing on Beam; expected after -- nothing but options of object stores, "
+                "as --s3_endpoint_url=…", context,
+            )  # fmt: skip
+        if context.obj:
+            use_beam_options(context.obj)  # before a source or a workspace is looked at
         return name, command, rest
 
 
@@ -120,11 +128,8 @@ def _run(
         raise ShelfmarkError(
             f"--run {name}: not a directory name; expected letters, digits, '-', '_' and '.'; mend it"
         )
-    weights = given["weights"]
-    if weights not in (None, "imagenet", "random") and "://" not in weights:
-        weights = str(Path(weights).absolute())  # later stages may be called from elsewhere
     options = {
-        "backbone.name": given["backbone"], "backbone.weights": weights,
+        "backbone.name": given["backbone"], "backbone.weights": given["weights"],
         "backbone.image_size": given["image_size"], "seed": given["seed"], "extract.engine": given["engine"],
     }  # fmt: skip
     base = {} if command in FRESH else saved_settings(workspace, name)

@@ -4,6 +4,7 @@ A setting that changes a result is part of the digest of the stage that uses it;
 those marked `calibrate` are part of that stage's.
 """
 
+import codecs
 import copy
 import difflib
 import json
@@ -279,12 +280,16 @@ def load_config(
     _check(values, {})
     said: dict[str, str] = {}  # name → where
     for section, told in (_read_toml(file) if file else {}).items():
+        if section == "backbone" and isinstance(told, dict):
+            told = _with_whole_path(told, file.absolute().parent if file else Path.cwd())
         kept = values.get(section)
         values[section] = kept | told if isinstance(kept, dict) and isinstance(told, dict) else told
         names = [f"{section}.{name}" for name in told] if isinstance(told, dict) else [section]
         said |= dict.fromkeys(names, str(file))
     for name, value in (options or {}).items():
         if value is not None:
+            if name == "backbone.weights":
+                value = _with_whole_path({"weights": value}, Path.cwd())["weights"]
             _put(values, name, value)
             said[name] = f"--{name.rpartition('.')[2].replace('_', '-')}"
     for text in sets:
@@ -294,7 +299,11 @@ def load_config(
                 f"--set {text}: no '='; expected section.name=value, as in --set train.epochs=50"
             )
         name = name.strip()
-        _put(values, name, _parse(value.strip()) if value.strip() else _default(name))
+        value = _parse(value.strip()) if value.strip() else _default(name)
+        section, _, setting = name.rpartition(".")
+        if section == "backbone":
+            value = _with_whole_path({setting: value}, Path.cwd())[setting]
+        _put(values, name, value)
         said.pop(name, None)  # the last one is to stand last
         said[name] = f"--set {text}"
     return _check(values, said)
@@ -302,13 +311,27 @@ def load_config(
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(_text_of(file.read_bytes()))
     except OSError as error:
         raise ShelfmarkError(
             f"{file}: {error.strerror}; expected a TOML file of settings; mend --config"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ShelfmarkError(f"{file}: not TOML: {error}; mend the file") from error
+
+
+def _text_of(data: bytes) -> str:
+    """A text file as Windows' editors save it, too: with a byte order mark, in UTF-8 or UTF-16."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
+
+
+def _with_whole_path(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings of [backbone] with `weights`, where it is a file, from the root on: stages run anywhere."""
+    weights = settings.get("weights")
+    if not isinstance(weights, str) or weights in ("", "imagenet", "random") or "://" in weights:
+        return settings
+    return settings | {"weights": str(folder / weights)}
 
 
 def _parse(text: str) -> Any:

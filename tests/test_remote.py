@@ -1,6 +1,10 @@
 """Sources and workspaces on an object store: the same records, releases and decisions as on the disk."""
 
 import json
+import os
+import subprocess
+import sys
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -100,6 +104,42 @@ def test_a_remote_source_is_told_otherwise_when_a_file_of_it_changes(bucket):
     assert open_source(str(folder)).digest() == first
     write_whole(folder / "A" / "1.jpg", photo(2) + b"x")
     assert open_source(str(folder)).digest() != first
+
+
+def test_an_object_store_of_ones_own_is_named_behind_two_dashes(bucket, shop, tmp_path):
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+    with mock.patch.dict(os.environ, {"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1"}):
+        options = [f"--s3_endpoint_url={endpoint}", "--s3_region_name=us-east-1"]
+        options += [
+            f"--s3_access_key_id={os.environ[keys[0]]}",
+            f"--s3_secret_access_key={os.environ[keys[1]]}",
+        ]
+        for name in ("AWS_ENDPOINT_URL", *keys):
+            del os.environ[name]
+        workspace = ["--workspace", f"{bucket}/named", "--run", "r"]
+
+        def shelfmark(*arguments, behind=options):
+            code = "import sys; from pipeline.cli import main; main(sys.argv[1:])"
+            command = [
+                sys.executable,
+                "-c",
+                code,
+                *arguments,
+                *workspace[: 2 if arguments[0] == "clean" else 4],
+            ]
+            return subprocess.run([*command, "--", *behind], capture_output=True, text=True, check=False)
+
+        ingested = shelfmark("ingest", str(shop[1] / "photos"))
+        assert ingested.returncode == 0, ingested.stderr
+        assert "train" in ingested.stderr
+        for command in ("report", "clean"):  # one that needs more than there is, one that does not
+            found = shelfmark(command)
+            assert "missing; expected the run's finished" in found.stderr or found.returncode == 0, (
+                found.stderr
+            )
+        refused = shelfmark("clean", behind=["--runner=FlinkRunner"])
+        assert refused.returncode == 2 and "'clean' runs nothing on Beam" in refused.stderr
 
 
 @pytest.mark.slow
