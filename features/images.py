@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL import features as pillow
 
 from features import run_length
+from features.av1 import TooManyPlaces, coded_sizes
 from features.colour import changes_colours, to_srgb
 from features.declared import declared_sizes
 from features.tiff import directory_of, entries_of, layout_of
@@ -189,7 +190,7 @@ def _ended(data: bytes) -> bytes | None:
 
 
 def _has_every_scan(jpeg: bytes) -> bool:
-    """Whether every component has its 64 coefficients to the last bit; libjpeg takes a JPEG of fewer scans."""
+    """Whether every component has its 64 coefficients to the last bit; libjpeg takes fewer scans."""
     segments = _segments(jpeg)
     frames = [start for marker, start, _ in segments if marker in FRAMES]
     if not frames:
@@ -316,7 +317,7 @@ def _transcode(data: bytes, limits: Limits) -> Normalised:
         if data.startswith(b"RIFF"):  # libwebp has its canvases from the moment it opens
             _check_memory(width, height, "WEBP", 4 * COPIES["WEBP"])
         if run_length.is_run_length_coded(data):  # decoded before Pillow opens
-            _check_memory(width, height, "BMP in run-length code", run_length.COPIES)
+            _check_memory(width + 3, height, "BMP in run-length code", run_length.COPIES)
     image = _open(data, limits)
     frame, exif, profile = _header(data)
     drafted = frame in FRAMES  # in a lossless one, a draft makes Pillow 12.3 write past the end of its pixels
@@ -374,8 +375,8 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
     """The image in `data`, not decoded yet."""
     try:
         return Image.open(BytesIO(_bare(data, limits)), formats=FORMATS)
-    except run_length.TooManyRuns as error:
-        raise Refused("too_large", f"a BMP in run-length code: {error}") from error
+    except (run_length.TooManyRuns, TooManyPlaces) as error:
+        raise Refused("too_large", str(error)) from error
     except UnidentifiedImageError:
         # Pillow's message holds an address in memory: it would make rejects differ from run to run.
         if ALLOWED_MAGIC.match(data):
@@ -399,7 +400,7 @@ def _bare(data: bytes, limits: Limits) -> bytes:
     if data[:2] in (b"II", b"MM"):
         return _bare_tiff(data, limits)
     if data[4:8] == b"ftyp":
-        return _bare_avif(data)
+        return _bare_avif(data, limits)
     if data.startswith(b"\x89PNG"):
         _check_chunks(data)
     if run_length.is_run_length_coded(data):
@@ -410,9 +411,7 @@ def _bare(data: bytes, limits: Limits) -> bytes:
 def _bare_jpeg(jpeg: bytes) -> bytes:
     """Tables, frame, scans, and of the metadata JFIF and Adobe's colour transform."""
     kept = [
-        jpeg[start:end]
-        for marker, start, end in _segments(jpeg)
-        if marker < 0xE0 or marker in (0xE0, 0xEE)
+        jpeg[start:end] for marker, start, end in _segments(jpeg) if marker < 0xE0 or marker in (0xE0, 0xEE)
     ]
     return b"\xff\xd8" + b"".join(kept)
 
@@ -478,17 +477,21 @@ def _bare_tiff(tiff: bytes, limits: Limits) -> bytes:
     return tiff[: layout.head] + start + tiff[layout.head + len(start) :] + directory
 
 
-def _bare_avif(avif: bytes) -> bytes:
+def _bare_avif(avif: bytes, limits: Limits) -> bytes:
     """Without Exif, all of whose values Pillow would load; the orientation is in AVIF's own directory."""
-    bare, at, parts = bytearray(avif), 0, 0
+    bare, at, parts, directories = bytearray(avif), 0, 0, 0
     while at + 8 <= len(avif):
         parts += 1
         _check_parts(parts)
         size, name = struct.unpack_from(">I4s", avif, at)
         size = {0: len(avif) - at, 1: int.from_bytes(avif[at + 8 : at + 16])}.get(size, size)
         if name in (b"meta", b"moov"):
-            if size > MAX_BOXES:
-                raise Refused("too_large", f"a directory of {size} bytes; the limit is {MAX_BOXES}")
+            directories += size
+            if directories > MAX_BOXES:
+                raise Refused("too_large", f"a directory of {directories} bytes; the limit is {MAX_BOXES}")
+            for width, height in coded_sizes(avif, at, at + size):
+                _check_pixels(width, height, limits)
+                _check_memory(width, height, "AVIF", 4 * COPIES["AVIF"])
             bare[at : at + size] = avif[at : at + size].replace(b"Exif", b"none")
         at += max(8, size)
     return bytes(bare)

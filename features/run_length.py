@@ -11,12 +11,12 @@ reader takes 1 µs a run and makes all the pixels that a leap passes over, howev
 
 import struct
 
+import numpy as np
+
 HEADER = struct.Struct("<IiiHHIIiiII")  # 40 bytes, at byte 14
 RLE8, RLE4 = 1, 2
 BITS = {RLE8: 8, RLE4: 4}  # of a pixel
-MOST_RUNS = 1_000_000  # up to 0.7 µs each; a photo of a megapixel has 0.7 million
-
-
+MOST_RUNS = 800_000  # 1.2 µs each; a photo of a megapixel has 0.7 million
 COPIES = 4  # how often the pixels are in memory at once, Pillow's own among them
 HEX = bytes.maketrans(b"0123456789abcdef", bytes(range(16)))
 
@@ -26,7 +26,11 @@ def _colours(packed: bytes) -> bytes:
     return packed.hex().encode().translate(HEX)
 
 
-PAIRS = [_colours(bytes([value])) for value in range(256)]
+# By a run's value: two pixels of it.
+PAIRS = {
+    8: [bytes((value, value)) for value in range(256)],
+    4: [_colours(bytes([value])) for value in range(256)],
+}
 
 
 class Damaged(ValueError):
@@ -57,45 +61,47 @@ def decoded(bmp: bytes) -> bytes:
         raise Damaged(f"{width} × {height} pixels of {bits} bits in run-length code")
     colours = min(colours or 256, 16 if compression == RLE4 else 256)
     palette = bmp[14 + size : 14 + size + 4 * colours].ljust(4 * colours, b"\0")
-    rows = _rows(bmp, start, width, height, four_bits=compression == RLE4)
-    padding = bytes(-width % 4)
-    pixels = b"".join(bytes(rows[at : at + width]) + padding for at in range(0, width * height, width))
+    rows = np.frombuffer(_rows(bmp, start, width, height, bits), np.uint8).reshape(height, width)
+    pixels = np.pad(rows, [(0, 0), (0, -width % 4)]).tobytes()
     header = HEADER.pack(40, width, height, planes, 8, 0, len(pixels), *density, colours, 0)
     start = 14 + len(header) + len(palette)
     return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + palette + pixels
 
 
-def _rows(bmp: bytes, at: int, width: int, height: int, four_bits: bool) -> bytearray:
+def _rows(bmp: bytes, at: int, width: int, height: int, bits: int) -> bytearray:
     """(height · width) colours, from the bottom row up."""
     rows = bytearray(width * height)
-    x = y = 0
+    pairs = PAIRS[bits]
+    x = y = row = 0  # row: where the row begins
     for _ in range(MOST_RUNS):
         if at + 1 >= len(bmp):
             if y >= height or (y == height - 1 and x >= width):
                 return rows  # some writers leave the end of the picture out
-            raise Damaged("truncated: the run-length code ends before the picture")
+            break
         count, value = bmp[at], bmp[at + 1]
         at += 2
         if count:
-            run = (PAIRS[value] * (count + 1 >> 1))[:count] if four_bits else bmp[at - 1 : at] * count
+            run = (pairs[value] * (count + 1 >> 1))[:count]
         elif value == 0:
-            x, y = 0, y + 1
+            x, y, row = 0, y + 1, row + width
             continue
         elif value == 1:
             return rows
         elif value == 2:
             right, up = bmp[at : at + 2].ljust(2, b"\0")
-            x, y, at = x + right, y + up, at + 2
+            x, y, row, at = x + right, y + up, row + up * width, at + 2
             continue
         else:
-            size = value + 1 >> 1 if four_bits else value
-            run = bmp[at : at + size]
-            run = _colours(run)[:value] if four_bits else run
+            size = -(-value * bits // 8)
+            run = _colours(bmp[at : at + size])[:value] if bits == 4 else bmp[at : at + size]
+            if len(run) < value:
+                break
             at += size + size % 2
         if y >= height:
             raise Damaged(f"more than {height} rows in its run-length code")
-        end = min(x + len(run), width)  # what goes over the edge is cut off, as Windows does
-        if x < width:
-            rows[y * width + x : y * width + end] = run[: end - x]
+        if x < width:  # what goes over the edge is cut off, as Windows does
+            rows[row + x : row + min(x + len(run), width)] = run[: width - x]
         x += len(run)
-    raise TooManyRuns(f"over {MOST_RUNS} runs")
+    else:
+        raise TooManyRuns(f"over {MOST_RUNS} runs")
+    raise Damaged("truncated: the run-length code ends before the picture")

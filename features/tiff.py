@@ -1,9 +1,9 @@
 """A TIFF's first directory, which says what its pixels are and where; Exif is written in the same way.
 
-    II or MM   byte order: little or big endian
-    classic    42, the directory's offset in 4 bytes; its entries: 2 + 2 + 4 bytes and a value of 4
-    BigTIFF    43, 8, 0, the offset in 8 bytes;       its entries: 2 + 2 + 8 bytes and a value of 8
-    entry      tag, kind of number, count, the values where they fit, else their offset
+II or MM   byte order: little or big endian
+classic    42, the directory's offset in 4 bytes; its entries: 2 + 2 + 4 bytes and a value of 4
+BigTIFF    43, 8, 0, the offset in 8 bytes;       its entries: 2 + 2 + 8 bytes and a value of 8
+entry      tag, kind of number, count, the values where they fit, else their offset
 """
 
 import struct
