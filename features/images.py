@@ -166,7 +166,7 @@ def _normalised(data: bytes, limits: Limits) -> Normalised:
         return _keep(data, limits) or _transcode(data, limits)
     except (Refused, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refused("too_large", str(error)) from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, KeyError, …
         raise Refused(_reason(data, str(error)), f"{type(error).__name__}: {error}") from error
@@ -230,7 +230,7 @@ def _keep(data: bytes, limits: Limits) -> Normalised | None:
 
 
 def _is_flat(rgb: np.ndarray) -> bool:
-    """Whether no channel of (height, width, 3) uint8 varies; most pictures are told by two pixels."""
+    """Whether no channel of (height, width, 3) uint8 varies; two pixels show it of most pictures."""
     height, width, _ = rgb.shape
     apart = int(rgb[0, 0, 0]) - int(rgb[height // 2, width // 2, 0])
     if apart * apart > 2 * FLAT * FLAT * height * width:  # two levels that far apart are variance enough
@@ -448,7 +448,7 @@ def _bare_gif(gif: bytes, limits: Limits) -> bytes:
 
 
 def _palette(flags: int) -> int:
-    """Bytes of the colour table that a GIF's flags tell of."""
+    """Bytes of the colour table that a GIF's flags announce."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
@@ -507,7 +507,7 @@ def _check_chunks(png: bytes) -> None:
 
 
 def _reason(data: bytes, error: str = "") -> str:
-    """Truncated or undecodable; where Pillow does not tell, by what the format says about its own end."""
+    """Truncated or undecodable; where Pillow does not say, by what the format says about its own end."""
     head, size, layout = data[:4], len(data), layout_of(data)
     cut = (
         "truncated" in error.lower()

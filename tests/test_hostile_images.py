@@ -60,8 +60,8 @@ def in_a_gigabyte(images, folder):
     files = [folder / name for name in ("warm.jpg", "images", "accepted")]
     run = subprocess.run([sys.executable, "-c", LIMITED, *files], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-500:]
-    told = [json.loads(line) for line in run.stdout.splitlines()]
-    return {name: (outcome, seconds) for name, outcome, seconds in told}, pickle.loads(files[2].read_bytes())
+    found = [json.loads(line) for line in run.stdout.splitlines()]
+    return {name: (outcome, seconds) for name, outcome, seconds in found}, pickle.loads(files[2].read_bytes())
 
 
 def gif_of_one_dot(width, height, disposal=2):
@@ -164,11 +164,11 @@ def test_hostile_files_are_refused_in_a_second_and_a_gigabyte(tmp_path):
         if name != "items" or "AVIF" in FORMATS
     }
     files = made | MORE
-    told, _ = in_a_gigabyte([(name, data) for name, (_, data) in files.items()], tmp_path)
-    outcomes = {name: outcome for name, (outcome, _) in told.items()}
+    found, _ = in_a_gigabyte([(name, data) for name, (_, data) in files.items()], tmp_path)
+    outcomes = {name: outcome for name, (outcome, _) in found.items()}
     wanted = {name: reason for name, (reason, _) in files.items()}
     assert outcomes | {"APNG, a frame of 2^31": ""} == wanted | {"APNG, a frame of 2^31": ""}
-    assert max(seconds for _, seconds in told.values()) < 1
+    assert max(seconds for _, seconds in found.values()) < 1
 
 
 # ---- a family of headers
@@ -252,12 +252,12 @@ def with_checksums(data):
 
 
 def check_headers(images, folder):
-    told, _ = in_a_gigabyte(images, folder)
-    assert len(told) == len(images)
-    assert {outcome for outcome, _ in told.values()} <= {"accepted", *REASONS}
-    slow = {name: seconds for name, (_, seconds) in told.items() if seconds > 1}
+    found, _ = in_a_gigabyte(images, folder)
+    assert len(found) == len(images)
+    assert {outcome for outcome, _ in found.values()} <= {"accepted", *REASONS}
+    slow = {name: seconds for name, (_, seconds) in found.items() if seconds > 1}
     assert not slow, slow
-    return Counter(outcome for outcome, _ in told.values())
+    return Counter(outcome for outcome, _ in found.values())
 
 
 def test_headers_of_any_numbers_are_refused_or_read_in_a_second_and_a_gigabyte(tmp_path):
@@ -305,9 +305,9 @@ def test_5000_mutated_files_of_a_format_end_no_process_and_what_is_accepted_deco
     tensorflow = pytest.importorskip("tensorflow")
     seeds, random = seeds_by_format()[format], np.random.default_rng(len(format))
     images = [(str(number), mutated(seeds[number % len(seeds)], random)) for number in range(5000)]
-    told, accepted = in_a_gigabyte(images, tmp_path)
-    assert len(told) == 5000
-    assert max(seconds for _, seconds in told.values()) < 2
+    found, accepted = in_a_gigabyte(images, tmp_path)
+    assert len(found) == 5000
+    assert max(seconds for _, seconds in found.values()) < 2
     assert 100 < len(accepted) < 4900
     for jpeg, width, height in accepted.values():
         assert tensorflow.io.decode_jpeg(jpeg, channels=3).shape == (height, width, 3)

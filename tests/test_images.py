@@ -17,6 +17,7 @@ import simplejpeg
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
 
 from features import images, run_length
+from features.av1 import coded_sizes
 from features.images import FORMATS, REASONS, Limits, Normalised, Refused, normalise
 
 ORIENTATION = 0x112
@@ -429,6 +430,16 @@ def test_a_damaged_icc_profile_is_passed_over(profile):
     for image in (photo(), photo().convert("L"), photo().convert("CMYK")):
         data = encoded(image, "TIFF", icc_profile=profile)
         assert distance(normalise(data), image) < 3
+
+
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow has no AVIF")
+def test_the_size_in_an_avifs_av1_is_that_of_the_picture():
+    frames = {"save_all": True, "append_images": [photo(1023, 517, seed=1)]}
+    for options in ({}, {"subsampling": "4:4:4"}, {"speed": 10, "tile_rows": 1, "tile_cols": 1}, frames):
+        data = encoded(photo(1023, 517), "AVIF", **options)
+        assert set(coded_sizes(data, 0, len(data))) == {(1023, 517)}
+    transparent = encoded(half_transparent("RGBA"), "AVIF")
+    assert [*coded_sizes(transparent, 0, len(transparent))] == [(32, 16), (32, 16)]  # alpha is a picture too
 
 
 def test_a_grey_image_with_a_colour_profile_stays_grey():
@@ -1012,7 +1023,7 @@ def mutated(data, random):
 
 
 def check_mutations(tensorflow, seeds, count):
-    """Whatever comes back decodes in TensorFlow, in the size told; how many were kept, new and refused."""
+    """Whatever comes back decodes in TensorFlow, in its size; how many were kept, new and refused."""
     random = np.random.default_rng(20)
     tally = {"kept": 0, "new": 0, "refused": 0}
     for number in range(count):
