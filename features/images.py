@@ -460,9 +460,9 @@ def _bare_tiff(tiff: bytes, limits: Limits) -> bytes:
     kept, number = {}, {}
     for tag, kind, count, _, entry in entries_of(tiff):
         each = KIND_BYTES[kind] if kind < len(KIND_BYTES) else 0
-        if tag not in PIXEL_TAGS or not each:
+        if tag not in PIXEL_TAGS or not each or (tag in BLOBS and kind not in (1, 7)):
             continue
-        _check_parts(0 if tag in BLOBS and each == 1 else count)
+        _check_parts(0 if tag in BLOBS else count)
         value = entry[-layout.held :]
         (place,) = layout.offset.unpack(value)
         if count * each > layout.held and place + count * each > len(tiff):  # read out of the new directory

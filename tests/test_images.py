@@ -442,6 +442,18 @@ def test_the_size_in_an_avifs_av1_is_that_of_the_picture():
     assert [*coded_sizes(transparent, 0, len(transparent))] == [(32, 16), (32, 16)]  # alpha is a picture too
 
 
+@pytest.mark.parametrize("kind", [2, 3, 4, 5])
+def test_an_icc_profile_in_a_tiff_that_is_no_bytes_is_passed_over(kind):
+    data = encoded(photo(), "TIFF", icc_profile=swapped_profile())
+    entry = struct.pack("<HH", 34675, 7)
+    assert data.count(entry) == 1
+    size = {2: 1, 3: 2, 4: 4, 5: 8}[kind]
+    at = data.index(entry)
+    count = struct.pack("<I", int.from_bytes(data[at + 4 : at + 8], "little") // size)
+    data = data[:at] + struct.pack("<HH", 34675, kind) + count + data[at + 8 :]
+    assert distance(normalise(data), photo()) < 3
+
+
 def test_a_grey_image_with_a_colour_profile_stays_grey():
     data = encoded(photo().convert("L"), "PNG", icc_profile=swapped_profile())
     assert np.ptp(pixels(normalise(data)), axis=2).max() < 4
