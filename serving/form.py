@@ -47,10 +47,14 @@ class Form:
             image.close()
 
 
+def _spooled() -> IO[bytes]:
+    return SpooledTemporaryFile(IN_MEMORY)
+
+
 @dataclass
 class _Part:
     headers: dict[bytes, bytes] = field(default_factory=dict)  # by lower-case names
-    file: IO[bytes] = field(default_factory=lambda: SpooledTemporaryFile(IN_MEMORY))
+    file: IO[bytes] = field(default_factory=_spooled)
 
 
 async def read_form(content_type: str, body: AsyncIterator[bytes]) -> Form:
