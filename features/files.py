@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -108,10 +108,6 @@ class Remote:
     def is_dir(self) -> bool:
         """Whether something stands below: one request."""
         return bool(_listing(self, limit=1))
-
-    def is_symlink(self) -> bool:
-        """Never."""
-        return False
 
     def stat(self) -> Stat:
         """Size and time of the file; FileNotFoundError where there is none."""
@@ -292,12 +288,41 @@ def copy_tree(source: Place, target: Place) -> None:
             _fetch(source / name, working)
 
 
+# Beam's options that say how object stores are reached
+STORE_OPTIONS = ("--s3_", "--azure_", "--blob_", "--hdfs_", "--gcs_", "--gcp_", "--project", "--no_auth")
+
+
+def of_stores_alone(options: tuple[str, ...]) -> bool:
+    """Whether Beam's options are all about object stores; a value may stand on its own, after its option.
+
+    >>> of_stores_alone(("--s3_region_name=eu", "--s3_endpoint_url", "http://127.0.0.1:9000"))
+    True
+    >>> of_stores_alone(("--runner=FlinkRunner",)), of_stores_alone(("http://127.0.0.1:9000",))
+    (False, False)
+    """
+    names = [option for option in options if option.startswith("-")]
+    return options[:1] == tuple(names[:1]) and all(name.startswith(STORE_OPTIONS) for name in names)
+
+
 def use_beam_options(options: tuple[str, ...]) -> None:
-    """Lets Beam's options (`--s3_endpoint_url=…`) hold for the places of this process, too."""
+    """Lets Beam's options (`--s3_endpoint_url=…`) hold for the places of this process, too.
+
+    Raises:
+        ShelfmarkError: Beam does not take them.
+    """
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    FileSystems.set_options(PipelineOptions(list(options)))
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            parsed = PipelineOptions(list(options))
+    except SystemExit as stop:  # of the parser, which prints its usage
+        reason = complaint.getvalue().strip().rpartition("error: ")[2]
+        raise ShelfmarkError(
+            f"Beam refused {' '.join(options)} ({reason}); expected Beam's options after --; correct them"
+        ) from stop
+    FileSystems.set_options(parsed)
 
 
 class _Reader(io.RawIOBase):

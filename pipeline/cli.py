@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.files import Place, place, use_beam_options
+from features.files import Place, of_stores_alone, place, use_beam_options
 
 if TYPE_CHECKING:
     from pipeline.run import Run
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
-# of Beam, that every command takes after --: how its object stores are reached
-STORES = ("--s3_", "--azure_", "--blob_", "--hdfs_", "--gcs_", "--gcp_", "--project")
 WITHOUT_TENSORFLOW = ("ingest", "report")
 FRESH = ("ingest", "retrain")  # begin with the default settings, not with the run's last ones
 
@@ -88,14 +86,16 @@ class _Commands(click.Group):
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(context, args)
-        stores = () if name == "demo" else STORES
-        if name not in WITH_BEAM and not all(option.startswith(stores) for option in context.obj or ()):
+        beam = context.obj or ()
+        if beam and name == "demo":
+            raise click.UsageError("'demo' takes no Beam options; expected nothing after --", context)
+        if beam and name not in WITH_BEAM and not of_stores_alone(beam):
             raise click.UsageError(
                 f"'{name}' runs nothing on Beam; expected after -- nothing but options of object stores, "
                 "as --s3_endpoint_url=…", context,
             )  # fmt: skip
-        if context.obj:
-            use_beam_options(context.obj)  # before a source or a workspace is looked at
+        if beam:
+            use_beam_options(beam)  # before a source or a workspace is looked at
         return name, command, rest
 
 
@@ -124,7 +124,7 @@ def _run(
     from pipeline.stage import only_job
 
     name = name or default_name(datetime.date.today())
-    if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name == "current":
+    if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name.split(".")[0] == "current":
         raise ShelfmarkError(
             f"--run {name}: not a directory name; expected letters, digits, '-', '_' and '.'; mend it"
         )

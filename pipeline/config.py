@@ -69,7 +69,7 @@ class Backbone(Section):
     """The frozen network."""
 
     name: str = "inception_v3"  # as in keras.applications, in snake case
-    weights: str = "imagenet"  # imagenet, random, or a .weights.h5 file
+    weights: str = "imagenet"  # imagenet, random, or a .weights.h5 file; in a TOML file relative to it
     image_size: Annotated[int, Field(ge=32, le=1024)] | None = (
         None  # px; None: the network's own (299 for Inception v3)
     )
@@ -280,16 +280,14 @@ def load_config(
     _check(values, {})
     said: dict[str, str] = {}  # name → where
     for section, told in (_read_toml(file) if file else {}).items():
-        if section == "backbone" and isinstance(told, dict):
-            told = _with_whole_path(told, file.absolute().parent if file else Path.cwd())
+        if section == "backbone" and file:
+            told = _with_whole_path(told, file.absolute().parent)
         kept = values.get(section)
         values[section] = kept | told if isinstance(kept, dict) and isinstance(told, dict) else told
         names = [f"{section}.{name}" for name in told] if isinstance(told, dict) else [section]
         said |= dict.fromkeys(names, str(file))
     for name, value in (options or {}).items():
         if value is not None:
-            if name == "backbone.weights":
-                value = _with_whole_path({"weights": value}, Path.cwd())["weights"]
             _put(values, name, value)
             said[name] = f"--{name.rpartition('.')[2].replace('_', '-')}"
     for text in sets:
@@ -299,13 +297,11 @@ def load_config(
                 f"--set {text}: no '='; expected section.name=value, as in --set train.epochs=50"
             )
         name = name.strip()
-        value = _parse(value.strip()) if value.strip() else _default(name)
-        section, _, setting = name.rpartition(".")
-        if section == "backbone":
-            value = _with_whole_path({setting: value}, Path.cwd())[setting]
-        _put(values, name, value)
+        _put(values, name, _parse(value.strip()) if value.strip() else _default(name))
         said.pop(name, None)  # the last one is to stand last
         said[name] = f"--set {text}"
+    if "backbone" in values:  # what is relative by now comes of the command line
+        values["backbone"] = _with_whole_path(values["backbone"], Path.cwd())
     return _check(values, said)
 
 
@@ -321,17 +317,17 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _text_of(data: bytes) -> str:
-    """A text file as Windows' editors save it, too: with a byte order mark, in UTF-8 or UTF-16."""
+    """A text file as editors of Windows save it, too: with a byte order mark, in UTF-8 or UTF-16."""
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
 
 
-def _with_whole_path(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Settings of [backbone] with `weights`, where it is a file, from the root on: stages run anywhere."""
-    weights = settings.get("weights")
+def _with_whole_path(backbone: Any, folder: Path) -> Any:
+    """[backbone] with a `weights` file named from the root on: a later stage may run in another directory."""
+    weights = backbone.get("weights") if isinstance(backbone, dict) else None
     if not isinstance(weights, str) or weights in ("", "imagenet", "random") or "://" in weights:
-        return settings
-    return settings | {"weights": str(folder / weights)}
+        return backbone
+    return backbone | {"weights": str(folder / weights)}
 
 
 def _parse(text: str) -> Any:

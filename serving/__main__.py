@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.files import place, use_beam_options
+from features.files import of_stores_alone, place, use_beam_options
 
 log = logging.getLogger("shelfmark")
 
@@ -49,9 +49,13 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
     Example:
       shelfmark-serve --workspace shop --port 8080
     """
+    if beam and not of_stores_alone(beam):
+        raise click.UsageError(
+            "expected after -- nothing but Beam's options of object stores, as --s3_endpoint_url=…"
+        )
     listener = _bind(host, port)
     if beam:
-        use_beam_options(beam)
+        use_beam_options(beam)  # before the workspace is looked at
     from features.backbones import start_tensorflow
 
     start_tensorflow()

@@ -169,7 +169,6 @@ def test_what_is_written_is_read_back(folder: Place) -> None:
     )
     assert sizes(folder) == {"run/head.json": 13}
     assert sizes(file) == {}
-    assert not file.is_symlink()
 
 
 def test_ranges_are_bytes_of_the_file(folder: Place) -> None:
