@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.files import Place, of_stores_alone, place, use_beam_options
+from features.files import S3_OPTIONS, STORE_OPTIONS, Place, all_begin, place, use_beam_options
 
 if TYPE_CHECKING:
     from pipeline.run import Run
@@ -89,7 +89,7 @@ class _Commands(click.Group):
         beam = context.obj or ()
         if beam and name == "demo":
             raise click.UsageError("'demo' takes no Beam options; expected nothing after --", context)
-        if beam and name not in WITH_BEAM and not of_stores_alone(beam):
+        if beam and name not in WITH_BEAM and not all_begin(beam, STORE_OPTIONS):
             raise click.UsageError(
                 f"'{name}' runs nothing on Beam; expected after -- nothing but options of object stores, "
                 "as --s3_endpoint_url=…", context,
@@ -452,8 +452,9 @@ def _start_tensorflow(engine: str = "auto") -> None:
 
 
 def _beam() -> tuple[str, ...]:
-    """Beam's own options, what stood after --."""
-    return click.get_current_context().obj or ()
+    """What stood after --, where it is for Beam; how S3 is reached is known here without it."""
+    options: tuple[str, ...] = click.get_current_context().obj or ()
+    return () if all_begin(options, S3_OPTIONS) else options
 
 
 if __name__ == "__main__":

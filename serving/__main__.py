@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.files import of_stores_alone, place, use_beam_options
+from features.files import STORE_OPTIONS, all_begin, place, use_beam_options
 
 log = logging.getLogger("shelfmark")
 
@@ -49,28 +49,29 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
     Example:
       shelfmark-serve --workspace shop --port 8080
     """
-    if beam and not of_stores_alone(beam):
+    if beam and not all_begin(beam, STORE_OPTIONS):
         raise click.UsageError(
             "expected after -- nothing but Beam's options of object stores, as --s3_endpoint_url=…"
         )
     listener = _bind(host, port)
     if beam:
         use_beam_options(beam)  # before the workspace is looked at
+    from models.releases import in_service
+
+    releases = place(workspace) / "releases"
+    release = in_service(releases)  # before TensorFlow takes its seconds
+    if release is None:
+        raise ShelfmarkError(
+            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
+        )
     from features.backbones import start_tensorflow
 
     start_tensorflow()
     import uvicorn
 
     from models.bundle import open_bundle
-    from models.releases import in_service
     from serving.app import create_app
 
-    releases = place(workspace) / "releases"
-    release = in_service(releases)
-    if release is None:
-        raise ShelfmarkError(
-            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
-        )
     bundle = open_bundle(releases / release)
     app = create_app(bundle)
     with _expect_free(host, port):  # not so when another server has come here while this one was loading

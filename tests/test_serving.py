@@ -32,10 +32,11 @@ from features.engines import Engine, choose_engine, extract
 from features.files import write_whole
 from features.images import LIMITS, normalise
 from features.records import pieces_of
-from models.bundle import SPLITS, THRESHOLDS, Bundle, load_asked, open_bundle
+from models.bundle import THRESHOLDS, Bundle, load_asked, open_bundle
 from models.categorizer import COLUMNS, Rules, categorize_photos, decisions_table
 from models.confidence import ConfidenceModel
 from models.head import Head, HeadShape, build_head
+from models.releases import SPLITS
 from models.taxonomy import Taxonomy, write_taxonomy
 from models.thresholds import Certificate
 from serving import app as serving
