@@ -196,6 +196,7 @@ def read_paths(file: Path) -> Paths:
         log.info("%s: columns %s are no levels; expected category_level1, …", file.name, ", ".join(passed))
     places = [columns.index(name) for name in (category, *levels)]
     depth = columns.index("depth") if "depth" in columns else None
+    numbers = {str(level + 1) for level in range(len(levels))}
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     paths = Paths()
     for row in rows:
@@ -203,7 +204,8 @@ def read_paths(file: Path) -> Paths:
         name, *path = (tidy_name(row[place]) for place in places)
         for place in places:
             spellings[tidy_name(row[place])][row[place]] += 1
-        path = path[: int(row[depth])] if depth is not None and row[depth].strip().isdecimal() else path
+        if depth is not None and row[depth].strip() in numbers:  # as `write_taxonomy` gives it
+            path = path[: int(row[depth])]
         paths[(name, tuple(filter(None, path)))] += 1
     spellings.pop("", None)  # empty cells
     _log_merged(file.name, [found for found in spellings.values() if len(found) > 1])

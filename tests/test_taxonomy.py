@@ -237,6 +237,12 @@ def test_names_of_one_category_in_several_spellings_are_logged_with_their_counts
     assert "1 names have several spellings and are one each, as 'Shoes' (2) and 'Shoes ' (1)" in caplog.text
 
 
+def test_a_column_of_depths_shortens_paths_only_where_it_numbers_a_level(tmp_path: Path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text("category,level1,level2,depth\na,A,A,1\nb,B,B,2\nc,C,D,0\nd,D,E,35.5 cm\n")
+    assert set(read_paths(file)) == {("a", ("A",)), ("b", ("B", "B")), ("c", ("C", "D")), ("d", ("D", "E"))}
+
+
 def test_a_release_whose_names_were_not_tidied_knows_this_weeks_categories():
     old = Taxonomy(np.array(["Cafe\u0301", "Shoes "], object), np.array([["Cafe\u0301"], ["Shoes "]], object))
     assert old.index(np.array(["Café", "Shoes", "shoes", None], object)).tolist() == [0, 1, -1, -1]
