@@ -3,8 +3,10 @@
 Batch and HTTP, evaluation and release all decide through it, so they decide alike.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,8 @@ from models.thresholds import Certificate
 
 ACCEPTED, REVIEW, UNREADABLE = "accepted", "review", "unreadable"
 COLUMNS = (
-    *("product_id", "category", "confidence", "status"),
-    *("node", "node_level", "top_categories", "top_confidences"),
+    *("product_id", "category", "category_path", "confidence", "status"),
+    *("node", "node_path", "node_level", "top_categories", "top_probabilities"),
 )
 
 
@@ -73,6 +75,12 @@ class Asked:
     labels: str  # digest of taxonomy.csv
     set_head: Head | None = None  # reads a product's images together, where one was trained
 
+    @cached_property
+    def paths(self) -> np.ndarray:
+        """(C,) str, each category as a person reads it: its names from coarse to fine."""
+        paths = [self.taxonomy.label(index) for index in range(len(self.taxonomy.categories))]
+        return np.array(paths, dtype=object)
+
     def answer(
         self, bottlenecks: Rows, bounds: np.ndarray, temperature: float, aggregation: str = "mean"
     ) -> Answers:
@@ -120,17 +128,19 @@ class Categorizer:
         confidence = self.confidence(answers)
         threshold = self.rules.certificate.threshold
         accepted = confidence >= threshold if threshold is not None else np.zeros(len(confidence), bool)
-        names = self.asked.taxonomy.categories
-        category = names[answers.top[:, 0]]
+        names, most_likely = self.asked.taxonomy.categories, answers.top[:, 0]
+        category, path = names[most_likely], self.asked.paths[most_likely]
         return decisions_table(
             product_id=product_id,
             category=category,
+            category_path=path,
             confidence=confidence,
             status=np.where(accepted, ACCEPTED, REVIEW),
             node=np.where(accepted, category, None),
+            node_path=np.where(accepted, path, None),
             node_level=[self.asked.taxonomy.levels if yes else None for yes in accepted],
             top_categories=[names[top[top >= 0]].tolist() for top in answers.top],
-            top_confidences=[
+            top_probabilities=[
                 [round(float(p), 6) for p in probability[top >= 0]]
                 for top, probability in zip(answers.top, answers.top_probability, strict=True)
             ],
@@ -150,12 +160,14 @@ def unreadable(product_id: Sequence[str]) -> pd.DataFrame:
     return decisions_table(
         product_id=product_id,
         category=nothing,
+        category_path=nothing,
         confidence=[0.0] * len(product_id),
         status=[UNREADABLE] * len(product_id),
         node=nothing,
+        node_path=nothing,
         node_level=nothing,
         top_categories=empty,
-        top_confidences=empty,
+        top_probabilities=empty,
     )
 
 
@@ -171,21 +183,25 @@ def categorize_photos(
     Args:
         categorizer: decides.
         engine: runs the categorizer's own backbone.
-        product_id: told back.
-        photos: as files hold them.
+        product_id: comes back in the decision.
+        photos: as files hold them; one that is there twice counts once.
         limits: of image sizes.
 
     Returns:
         One decision row, and for each photo why it was refused, or None.
     """
     jpegs: list[bytes] = []
-    refusals: list[Refused | None] = []
-    for photo in photos:
+    refusal: dict[bytes, Refused | None] = {}
+    digests = [hashlib.sha256(photo).digest() for photo in photos]
+    for digest, photo in zip(digests, photos, strict=True):
+        if digest in refusal:
+            continue
+        refusal[digest] = None
         try:
             jpegs.append(normalise(photo, limits).jpeg)
-            refusals.append(None)
         except Refused as refused:
-            refusals.append(refused)
+            refusal[digest] = refused
+    refusals = [refusal[digest] for digest in digests]
     if not jpegs:
         return unreadable([product_id]), refusals
     views = [

@@ -33,7 +33,7 @@ from pipeline.extract import Part, open_part, require_same_backbone
 from pipeline.stage import log, stage
 from pipeline.train import categories_of
 
-VERSION = 3
+VERSION = 4
 MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
 
 

@@ -1,12 +1,13 @@
 """Categorize: a decision for every product of a source, by the bundle in service.
 
-    FILE.parquet            one row a product, see pipeline/decisions.py
-    FILE.rejects.parquet    the images that were refused, as in rejects.parquet; only where there are any
-    FILE.parquet.partial/   while at work
+    NAME.parquet            one row a product; .csv, .csv.gz and .jsonl, too: see pipeline/decisions.py
+    NAME.rejects.parquet    the images that were refused, as in rejects.parquet; only where there are any
+    NAME.parquet.partial/   while at work
 
 A category given in the source is ignored.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -16,22 +17,25 @@ import pyarrow.compute as pc
 
 from features.artifact import begin, digest_of
 from features.bottlenecks import Digests, Store, digests_of
-from features.errors import ShelfmarkError
 from features.files import Place, remove
 from features.images import normalise
 from features.records import Piece, pieces_of
 from models.answers import product_bounds
 from models.bundle import Bundle
 from models.categorizer import unreadable
+from models.groups import first_of_product
 from pipeline import plan
 from pipeline.config import Config
-from pipeline.decisions import write_decisions
+from pipeline.decisions import rejects_beside, require_format, write_decisions
 from pipeline.ingest import refuse_flood, write_rejects
 from pipeline.look import PLACE, Look, limits_of, look
+from pipeline.paths import require_outside
 from pipeline.shards import rows_of
 from pipeline.sources.image import read_images
-from pipeline.sources.source import open_sources
+from pipeline.sources.source import Source, open_sources
 from pipeline.stage import counts_of, log, only_job
+
+PIECE = 2**15  # products decided about and written at a time
 
 
 def categorize(
@@ -48,50 +52,58 @@ def categorize(
         sources: paths of BSON files, folders, manifests.
         bundle: in service.
         store: directory of all stores; new images are added to the bundle's.
-        output: `.parquet`.
+        output: the decisions; its name tells the format, see pipeline/decisions.py.
         config: sections [ingest] and [extract].
         beam: Beam's own options.
 
     Returns:
         Products by status. accepted + review + unreadable = products that came in.
+
+    Raises:
+        ShelfmarkError: the output's name tells no format, or the output or the workspace is inside a source.
     """
-    if output.suffix != ".parquet":
-        raise ShelfmarkError(f"{output}: not a .parquet; expected --output FILE.parquet; mend the name")
-    if output.is_dir():
-        raise ShelfmarkError(f"{output}: a directory; expected --output FILE.parquet; mend the name")
+    require_format(output)
+    opened = open_sources(sources)
+    for place in (output, rejects_beside(output), store.parent):
+        require_outside(place, opened)
     lock = output.with_name(output.name + ".lock")
     with only_job(lock):
-        counts = _categorize(sources, bundle, store, output, config, beam)
+        counts = _categorize(opened, bundle, store, output, config, beam)
     remove(lock)
     return counts
 
 
 def _categorize(
-    sources: list[str], bundle: Bundle, store: Place, output: Place, config: Config, beam: tuple[str, ...]
+    sources: list[Source], bundle: Bundle, store: Place, output: Place, config: Config, beam: tuple[str, ...]
 ) -> dict[str, int]:
-    opened = open_sources(sources)
-    told = digest_of([[[source.name, source.digest()] for source in opened], config.ingest.that_matter()])
+    made_from = [[[source.name, source.digest()] for source in sources], config.ingest.that_matter()]
     work = begin(
-        output.with_name(output.name + ".partial"), {"sources": told, "bundle": bundle.digest, "version": "2"}
+        output.with_name(output.name + ".partial"),
+        {"sources": digest_of(made_from), "bundle": bundle.digest, "version": "2"},
     )
-    looked = look(opened, config.ingest, work, beam)
+    looked = look(sources, config.ingest, work, beam)
     index = looked.index()
     rejects = _write_rejects(looked, index, config.ingest.max_rejected, output)
-    decisions = _decide(looked, index, bundle, Store(store / bundle.fingerprint), config)
-    write_decisions(decisions, output)
+    statuses = Counter[str]()
+
+    def pieces() -> Iterator[pd.DataFrame]:
+        for piece in _decide(looked, index, bundle, Store(store / bundle.fingerprint), config):
+            statuses.update(piece["status"])
+            yield piece
+
+    write_decisions(pieces(), output)
     remove(work)
-    counts = {
-        str(status): int(count) for status, count in decisions["status"].value_counts().sort_index().items()
-    }
+    counts = dict(sorted(statuses.items()))
     for caveat in bundle.caveats:
         log.warning("decisions: of %s: %s", bundle.path.name, caveat)
-    log.info("decisions: %s", counts_of({"products": len(decisions)} | counts | {"rejected_images": rejects}))
+    told = {"products": statuses.total()} | counts | {"rejected_images": rejects}
+    log.info("decisions: %s", counts_of(told))
     return counts
 
 
 def _write_rejects(looked: Look, index: plan.Index, max_rejected: float, output: Place) -> int:
     """Writes the rejects, if there are any, and stops at a flood of them; returns how many they are."""
-    file = output.with_suffix(".rejects.parquet")
+    file = rejects_beside(output)
     rejects = write_rejects(looked, index, file)
     if not rejects:
         file.unlink()
@@ -100,9 +112,11 @@ def _write_rejects(looked: Look, index: plan.Index, max_rejected: float, output:
     return rejects
 
 
-def _decide(looked: Look, index: plan.Index, bundle: Bundle, store: Store, config: Config) -> pd.DataFrame:
-    """Decisions sorted by product."""
-    images, digests = _readable(looked, index)
+def _decide(
+    looked: Look, index: plan.Index, bundle: Bundle, store: Store, config: Config
+) -> Iterator[pd.DataFrame]:
+    """Decisions sorted by product, PIECE products at a time."""
+    images, product, digests = _readable(looked, index)
 
     def read(chosen: np.ndarray) -> Iterator[Piece]:
         limits, rows = limits_of(config.ingest), images.iloc[chosen]
@@ -112,18 +126,30 @@ def _decide(looked: Look, index: plan.Index, bundle: Bundle, store: Store, confi
     categorizer = bundle.categorizer
     flip = categorizer.flip
     rows = rows_of(store, flip, digests, read, bundle.backbone, config.extract)
-    bounds = product_bounds(images["product_id"].to_numpy(dtype=object))
-    product_id = images["product_id"].to_numpy(dtype=object)[bounds[:-1]]
-    decided = categorizer.decide(product_id, categorizer.answer(rows, bounds * (2 if flip else 1)))
-    silent = np.bincount(index.product[index.good], minlength=len(index.product_id)) == 0
-    unread = unreadable(index.product_id.filter(pa.array(silent)).to_pylist())
-    return pd.concat([decided, unread]).sort_values("product_id", ignore_index=True)
+    bounds = product_bounds(product)
+    answers = categorizer.answer(rows, bounds * (2 if flip else 1))
+    readable = product[bounds[:-1]]  # products, ascending
+    for start in range(0, len(index.product_id), PIECE):
+        product_id = index.product_id.slice(start, PIECE).to_numpy(zero_copy_only=False)
+        here = slice(*np.searchsorted(readable, [start, start + PIECE]))
+        silent = np.ones(len(product_id), bool)
+        silent[readable[here] - start] = False
+        decided = categorizer.decide(product_id[~silent], answers.only(here))
+        both = pd.concat([decided, unreadable(product_id[silent])])
+        yield both.sort_values("product_id", ignore_index=True)
 
 
-def _readable(looked: Look, index: plan.Index) -> tuple[pd.DataFrame, Digests]:
-    """The readable images, sorted by product: product_id and PLACE, and their digests."""
-    names = ["product_id", "image_digest", *PLACE, "reason"]
+def _readable(looked: Look, index: plan.Index) -> tuple[pd.DataFrame, np.ndarray, Digests]:
+    """The readable images sorted by product, each once in its product.
+
+    Returns:
+        PLACE of each; (n,) int32, place of its product in the index; its digest.
+    """
+    names = ["image_digest", *PLACE, "reason"]
     tables = [table.filter(pc.equal(table["reason"], "")).drop("reason") for table in looked.tables(names)]
     rows = np.argsort(index.product[index.good], kind="stable")
-    images = pa.concat_tables(tables).take(pa.array(rows))
-    return images.drop("image_digest").to_pandas(), Digests(digests_of(images["image_digest"]))
+    product, whole = index.product[index.good][rows], pa.concat_tables(tables)
+    digests = digests_of(whole["image_digest"])[rows]
+    first = first_of_product(product, digests)
+    images = whole.drop("image_digest").take(pa.array(rows[first]))
+    return images.to_pandas(), product[first], Digests(digests[first])

@@ -53,7 +53,7 @@ from pipeline.train import (
     sizes_of,
 )
 
-VERSION = 3
+VERSION = 4
 GRADED = 50_000  # training products at most on which the training precision is measured
 
 

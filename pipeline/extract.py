@@ -24,6 +24,7 @@ from features.bottlenecks import Digests, Places, Store, StoredRows, digest_arra
 from features.errors import ShelfmarkError
 from features.files import Place, writing
 from features.records import Piece, read_pieces
+from models.groups import first_of_product
 from pipeline.config import Extract
 from pipeline.shards import RECORD, fill_store, fill_store_on_beam
 from pipeline.stage import stage
@@ -167,7 +168,7 @@ def shards_of(bottlenecks: Artifact, view: str = "") -> set[str]:
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one part of the catalogue, products together.
+    """The images of one part of the catalogue, products together, each once in its product.
 
     With two views each image stands there twice, as it is and then mirrored: to all that comes after, a
     product has twice as many images, and what they say is made one as that of images is.
@@ -195,7 +196,10 @@ class Part:
 
 
 def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
-    """The images of a split ("train", "val", "test") with the bottlenecks of every view extracted."""
+    """The images of a split ("train", "val", "test") with the bottlenecks of every view extracted.
+
+    An image that a product has twice is there once: twice the same photo is no further evidence.
+    """
     file = bottlenecks.file("index.parquet")
     names = pq.read_schema(file).names
     views = _views(store, bottlenecks.summary["fingerprint"], f"{FLIP}shard" in names)
@@ -205,11 +209,12 @@ def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
         read_dictionary=["product_id", *(f"{view}shard" for view in views)],
     )  # fmt: skip
     product_id, product = _coded(index["product_id"])
+    digests = digests_of(index["image_digest"])
+    first = first_of_product(product, digests)
+    if not first.all():
+        product, digests = product[first], digests[first]
     ids = np.array(product_id.to_pylist(), dtype=object)[product]
-    rows, digests = (
-        [_rows(index, name, view) for name, view in views.items()],
-        digests_of(index["image_digest"]),
-    )
+    rows = [_rows(index, name, view).only(first) for name, view in views.items()]
     if len(rows) == 1:
         return Part(ids, digests, rows[0])
     return Part(ids.repeat(2), digests.repeat(2, axis=0), rows[0].beside(rows[1]), views=2)

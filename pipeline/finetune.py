@@ -51,7 +51,7 @@ from pipeline.train import (
     shape_of,
 )
 
-VERSION = 2
+VERSION = 3
 
 
 def finetune(records: Artifact, base: Backbone, store: Place, out: Place, config: Config) -> Artifact:
@@ -145,6 +145,7 @@ def draw_images(records: Artifact, category: pd.Series, config: Config) -> tuple
         Rows of images.parquet, in the order in which they stand in the records.
     """
     images = pd.read_parquet(records.file("images.parquet"))
+    images = images.drop_duplicates(["product_id", "image_digest"])  # each counts once in its product
     train, val = (images[images["split"] == split] for split in ("train", "val"))
     if not config.train.placeholders:
         train = train[~train["image_digest"].isin(placeholders_of(records))]

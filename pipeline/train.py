@@ -33,7 +33,7 @@ from pipeline.extract import Part, open_part, views_of
 from pipeline.shards import ALL_ZERO
 from pipeline.stage import log, stage
 
-VERSION = 6
+VERSION = 7
 MOST_TOGETHER = 8  # images of a product that a set head reads; Cdiscount's products have four at most
 
 

@@ -10,37 +10,44 @@ in service until the process ends.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
-from typing import Annotated, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import simplejpeg
-from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile
-from fastapi.exception_handlers import http_exception_handler
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.engines import choose_engine
 from features.images import LIMITS, Refused
 from models.bundle import Bundle
 from models.categorizer import categorize_photos
+from serving.form import MOST_PHOTOS, read_form
 from serving.wire import Decision, Health, Problem, decision_of
 
-MOST_PHOTOS = 16  # of one product
 MOST_BYTES = 64 << 20  # of a request's body
 BATCH = 4  # photos a step of the backbone: products have one to four, so most cost one step
 REFUSED = "X-Shelfmark-Refused"
-EXPECTED = (
-    "expected multipart/form-data with the photos of one product as files in the field images; "
-    "send it as curl -F images=@front.jpg -F images=@back.jpg does"
-)
 
+FORM: dict[str, Any] = {  # as OpenAPI tells it
+    "type": "object",
+    "required": ["images"],
+    "properties": {
+        "images": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 1,
+            "maxItems": MOST_PHOTOS,
+            "description": f"Photos of one product, 1 to {MOST_PHOTOS}; the same one twice counts once.",
+        },
+        "product_id": {"type": "string", "description": "Comes back in the decision."},
+    },
+}
+BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
@@ -71,21 +78,17 @@ def create_app(bundle: Bundle) -> FastAPI:
     worker = ThreadPoolExecutor(1, "categorize")
     app = FastAPI(title="shelfmark", version="1")
     app.add_middleware(_BodyLimit)
-    app.add_exception_handler(RequestValidationError, _explain)
-    app.add_exception_handler(StarletteHTTPException, _explain_form)
 
-    @app.post("/v1/categorize", responses=RESPONSES)
-    async def categorize(
-        response: Response,
-        images: Annotated[list[UploadFile], File(description="Photos of one product, 1 to 16.")],
-        product_id: Annotated[str | None, Form(description="Told back in the decision.")] = None,
-    ) -> Decision:
+    @app.post("/v1/categorize", responses=RESPONSES, openapi_extra=BODY)
+    async def categorize(request: Request, response: Response) -> Decision:
         """Decides about one product from those of its photos that are readable."""
-        if len(images) > MOST_PHOTOS:
-            told = f"{len(images)} photos; expected {MOST_PHOTOS} at most; leave some out"
-            raise HTTPException(413, told)
-        work = partial(decide, product_id, [image.file for image in images])
-        decision, refusals = await asyncio.get_running_loop().run_in_executor(worker, work)
+        form = await read_form(request)
+        product_id = form.product_id
+        try:
+            work = partial(decide, product_id, form.photos)
+            decision, refusals = await asyncio.get_running_loop().run_in_executor(worker, work)
+        finally:
+            form.close()
         refused = [(index, refusal) for index, refusal in enumerate(refusals) if refusal]
         for index, refusal in refused:
             log.info("product %r, photo %d refused: %s", product_id, index, refusal)
@@ -93,6 +96,7 @@ def create_app(bundle: Bundle) -> FastAPI:
             response.headers[REFUSED] = ", ".join(f"{index}:{refusal.reason}" for index, refusal in refused)
         return decision
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Health:
         """What is in service."""
@@ -123,26 +127,6 @@ def _health(bundle: Bundle) -> Health:
         backbone=bundle.fingerprint,
         threshold=bundle.categorizer.rules.certificate.threshold,
     )
-
-
-async def _explain(request: Request, error: Exception) -> JSONResponse:
-    """422 with one line instead of FastAPI's list of objects."""
-    assert isinstance(error, RequestValidationError)
-    told = ", ".join(f"{found['loc'][1]}: {_told(found)}" for found in error.errors())
-    return JSONResponse({"detail": f"{told}; {EXPECTED}"}, 422)
-
-
-def _told(found: Mapping[str, Any]) -> str:
-    """What is wrong with a field; of a text for a file FastAPI tells its own classes."""
-    return "a text, not a file" if found["type"] == "value_error" else str(found["msg"])
-
-
-async def _explain_form(request: Request, error: Exception) -> Response:
-    """400 of a form that cannot be read, with what was expected; every other refusal as it is."""
-    assert isinstance(error, StarletteHTTPException)
-    if error.status_code == 400:
-        error = StarletteHTTPException(400, f"{error.detail.rstrip('.')}; {EXPECTED}", error.headers)
-    return await http_exception_handler(request, error)
 
 
 class _BodyLimit:

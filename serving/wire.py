@@ -18,23 +18,27 @@ class _Body(BaseModel):
 
 
 class Decision(_Body):
-    """The decision about one product: the columns of decisions.parquet."""
+    """The decision about one product: the columns of the batch job's decisions."""
 
     product_id: str | None
     """As given in the request."""
     category: str | None
     """The most likely one; null when no photo is readable."""
+    category_path: str | None
+    """Its names from coarse to fine, joined by ` / `; null as the category is."""
     confidence: float
     """Calibrated probability that the category is right, 0 to 1."""
     status: Literal["accepted", "review", "unreadable"]
     """`accepted` from the certified threshold on; a person decides about the rest."""
     node: str | None
     """What was decided; null unless accepted."""
+    node_path: str | None
+    """Its names from coarse to fine, joined by ` / `; null unless accepted."""
     node_level: int | None
     """The node's level, 1 = coarsest; null unless accepted."""
     top_categories: list[str]
     """Up to five, most likely first; none when no photo is readable."""
-    top_confidences: list[float]
+    top_probabilities: list[float]
     """Their probabilities."""
 
 

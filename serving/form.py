@@ -1,0 +1,209 @@
+"""The body of a request: multipart/form-data (RFC 7578, RFC 2046), read while it comes.
+
+anything                    a preamble, which is skipped
+--edge                      a part: headers, an empty line, bytes
+Content-Disposition: form-data; name="images"; filename="front.jpg"
+
+…                           a photo, with a file name or without; in memory up to 1 MiB, then on the disk
+--edge
+Content-Disposition: form-data; name="product_id"
+
+mug-7                       a text
+--edge--                    the end; a body without it was cut off
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, cast
+
+from fastapi import HTTPException, Request
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+MOST_PHOTOS = 16  # of one product
+IN_MEMORY = 2**20  # bytes of a photo; a larger one waits on the disk
+MOST_TEXT = 2**20  # bytes of the product_id
+MOST_NAME = 2**10  # bytes of a text that was sent for a photo: mostly its file name
+EXPECTED = (
+    "expected multipart/form-data with the photos of one product as files in the field images; "
+    "send it as curl -F images=@front.jpg -F images=@back.jpg does"
+)
+
+
+@dataclass
+class Form:
+    """What a request holds."""
+
+    photos: list[BinaryIO] = field(default_factory=list)
+    product_id: str | None = None
+
+    def close(self) -> None:
+        """Removes what waits on the disk."""
+        for photo in self.photos:
+            photo.close()
+
+
+async def read_form(request: Request) -> Form:
+    """Reads the photos and the product_id.
+
+    Raises:
+        HTTPException: 400 where the form is damaged, 413 with too much in it, 422 without photos.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        raise HTTPException(422, f"no form of photos; {EXPECTED}")
+    if b"boundary" not in options:
+        raise HTTPException(400, f"no boundary in Content-Type; {EXPECTED}")
+    reader = _Reader(options[b"boundary"])
+    try:
+        await reader.read(request.stream())
+        return reader.form()
+    except BaseException as error:
+        reader.result.close()
+        if isinstance(error, FormParserError):
+            raise HTTPException(400, f"damaged form: {error}; {EXPECTED}") from error
+        if isinstance(error, ClientDisconnect):
+            raise HTTPException(400, "the client has gone") from error
+        raise
+
+
+class _Reader:
+    """Takes the parts of a form one after the other."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self.result = Form()
+        self._photos = 0  # that were there; of too many, only the first are kept
+        self._edge = b"\r\n--" + boundary
+        self._before = b"\r\n"  # the last bytes of the preamble; an edge at the very beginning is one, too
+        self._begun = self._ended = False
+        self._part = _Part()
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_part_end": self._on_part_end,
+                "on_end": self._on_end,
+            },
+        )
+
+    async def read(self, stream: AsyncIterator[bytes]) -> None:
+        """Takes the whole body, in a thread: writing to the disk would keep other requests waiting."""
+        async for data in stream:
+            if data:
+                await run_in_threadpool(self._take, data)
+
+    def form(self) -> Form:
+        """What the body has told; raises an HTTPException where that is not enough, or too much."""
+        if not self._ended:
+            raise HTTPException(400, f"the form ends before its last boundary; {EXPECTED}")
+        if self._photos > MOST_PHOTOS:
+            told = f"{self._photos} photos; expected {MOST_PHOTOS} at most; leave some out"
+            raise HTTPException(413, told)
+        if not self._photos:
+            raise HTTPException(422, f"no photo in the field images; {EXPECTED}")
+        return self.result
+
+    def _take(self, data: bytes) -> None:
+        if not self._begun:
+            data = self._before + data
+            at = data.find(self._edge)
+            if at < 0:
+                self._before = data[-len(self._edge) :]
+                return
+            self._begun, data = True, data[at + 2 :]
+        self._parser.write(data)
+
+    # What the parser calls
+
+    def _on_part_begin(self) -> None:
+        self._part = _Part()
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._part.header += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._part.value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        self._part.end_header()
+
+    def _on_headers_finished(self) -> None:
+        part = self._part
+        if part.name == b"images":
+            self._photos += 1
+            if self._photos <= MOST_PHOTOS:
+                part.photo = cast(BinaryIO, SpooledTemporaryFile(IN_MEMORY))  # noqa: SIM115
+                self.result.photos.append(part.photo)
+        elif part.name == b"product_id" and part.file_name is not None:
+            raise HTTPException(422, f"product_id: a file, not a text; {EXPECTED}")
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        if part.photo:
+            part.photo.write(data[start:end])
+        elif part.name == b"product_id":
+            part.text += data[start:end]
+            if len(part.text) > MOST_TEXT:
+                told = f"product_id: more than {MOST_TEXT >> 20} MiB; expected less; give a shorter one"
+                raise HTTPException(413, told)
+
+    def _on_part_end(self) -> None:
+        part = self._part
+        if part.name == b"product_id":
+            self.result.product_id = _decoded(part.text) or None
+        if part.photo is None:
+            return
+        size = part.photo.tell()
+        part.photo.seek(0)
+        if part.file_name is None and size <= MOST_NAME and _is_text(part.photo.read()):
+            raise HTTPException(422, f"images: a text, not a file; {EXPECTED}")
+        part.photo.seek(0)
+        if part.file_name == b"" and not size:  # a browser's form in which no file was chosen
+            self._photos -= 1
+            self.result.photos.pop().close()
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+
+@dataclass
+class _Part:
+    """The part that is coming in."""
+
+    header: bytearray = field(default_factory=bytearray)
+    value: bytearray = field(default_factory=bytearray)
+    name: bytes = b""
+    file_name: bytes | None = None  # None: there is none; a photo needs none
+    text: bytearray = field(default_factory=bytearray)
+    photo: BinaryIO | None = None
+
+    def end_header(self) -> None:
+        """Keeps what the finished header tells."""
+        if self.header.lower() == b"content-disposition":
+            _, options = parse_options_header(bytes(self.value))
+            self.name, self.file_name = options.get(b"name", b""), options.get(b"filename")
+        self.header, self.value = bytearray(), bytearray()
+
+
+def _decoded(text: bytearray) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:  # as old browsers send it
+        return text.decode("latin-1")
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether a person can read it; no photo can be read."""
+    try:
+        return data.decode().strip().isprintable()
+    except UnicodeDecodeError:
+        return False
