@@ -347,7 +347,9 @@ def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None, tune: 
     required=True,
     help="Directory with the release in service.",
 )
-@click.option("--output", type=PLACE, required=True, help="FILE.parquet for the decisions.")
+@click.option(
+    "--output", type=PLACE, required=True, help="FILE for the decisions: .parquet, .csv, .csv.gz or .jsonl."
+)
 @_engine
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
 @click.option(

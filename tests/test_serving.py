@@ -564,7 +564,9 @@ def server(workspace: Path) -> Iterator[Server]:
         assert process.stderr is not None
         told = re.compile(r"2026-W47 is served at (http://127\.0\.0\.1:\d+)\n")
         try:
-            yield process, next(found[1] for line in process.stderr if (found := told.fullmatch(line)))
+            address = next(found[1] for line in process.stderr if (found := told.fullmatch(line)))
+            limit.cancel()
+            yield process, address
         finally:
             limit.cancel()
             process.kill()
