@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pandas as pd
 import pyarrow as pa
@@ -41,6 +41,7 @@ REJECTS = ".rejects.parquet"  # what the name of the rejects beside the decision
 
 JSON_ROWS = 2**12  # made Python objects at a time
 
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 Write = Callable[[pa.Table], None]
 
 
@@ -138,10 +139,6 @@ def _jsonl(file: Path) -> Iterator[Write]:
                 out.writelines(_json(row) + "\n" for row in batch.to_pylist())
 
         yield write
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 WRITERS = {".parquet": _parquet, ".csv": _csv, ".csv.gz": _csv_gz, ".jsonl": _jsonl}

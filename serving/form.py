@@ -56,26 +56,28 @@ async def read_form(request: Request) -> Form:
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
         raise HTTPException(422, f"no form of photos; {EXPECTED}")
-    if b"boundary" not in options:
+    if not options.get(b"boundary"):
         raise HTTPException(400, f"no boundary in Content-Type; {EXPECTED}")
-    reader = _Reader(options[b"boundary"])
+    form = Form()
     try:
+        reader = _Reader(options[b"boundary"], form)
         await reader.read(request.stream())
-        return reader.form()
+        reader.require_photos()
     except BaseException as error:
-        reader.result.close()
+        form.close()
         if isinstance(error, FormParserError):
             raise HTTPException(400, f"damaged form: {error}; {EXPECTED}") from error
         if isinstance(error, ClientDisconnect):
             raise HTTPException(400, "the client has gone") from error
         raise
+    return form
 
 
 class _Reader:
-    """Takes the parts of a form one after the other."""
+    """Takes the parts of a body one after the other into a form."""
 
-    def __init__(self, boundary: bytes) -> None:
-        self.result = Form()
+    def __init__(self, boundary: bytes, form: Form) -> None:
+        self._form = form
         self._photos = 0  # that were there; of too many, only the first are kept
         self._edge = b"\r\n--" + boundary
         self._before = b"\r\n"  # the last bytes of the preamble; an edge at the very beginning is one, too
@@ -101,8 +103,8 @@ class _Reader:
             if data:
                 await run_in_threadpool(self._take, data)
 
-    def form(self) -> Form:
-        """What the body has told; raises an HTTPException where that is not enough, or too much."""
+    def require_photos(self) -> None:
+        """Raises an HTTPException when the body was cut off, or holds no photo or too many."""
         if not self._ended:
             raise HTTPException(400, f"the form ends before its last boundary; {EXPECTED}")
         if self._photos > MOST_PHOTOS:
@@ -110,7 +112,6 @@ class _Reader:
             raise HTTPException(413, told)
         if not self._photos:
             raise HTTPException(422, f"no photo in the field images; {EXPECTED}")
-        return self.result
 
     def _take(self, data: bytes) -> None:
         if not self._begun:
@@ -142,13 +143,13 @@ class _Reader:
             self._photos += 1
             if self._photos <= MOST_PHOTOS:
                 part.photo = cast(BinaryIO, SpooledTemporaryFile(IN_MEMORY))  # noqa: SIM115
-                self.result.photos.append(part.photo)
+                self._form.photos.append(part.photo)
         elif part.name == b"product_id" and part.file_name is not None:
             raise HTTPException(422, f"product_id: a file, not a text; {EXPECTED}")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._part
-        if part.photo:
+        if part.photo is not None:
             part.photo.write(data[start:end])
         elif part.name == b"product_id":
             part.text += data[start:end]
@@ -159,7 +160,7 @@ class _Reader:
     def _on_part_end(self) -> None:
         part = self._part
         if part.name == b"product_id":
-            self.result.product_id = _decoded(part.text) or None
+            self._form.product_id = _decoded(part.text) or None
         if part.photo is None:
             return
         size = part.photo.tell()
@@ -169,7 +170,7 @@ class _Reader:
         part.photo.seek(0)
         if part.file_name == b"" and not size:  # a browser's form in which no file was chosen
             self._photos -= 1
-            self.result.photos.pop().close()
+            self._form.photos.pop().close()
 
     def _on_end(self) -> None:
         self._ended = True

@@ -1,6 +1,6 @@
 """What goes over the wire: the JSON bodies of the HTTP service, as OpenAPI tells them.
 
-    POST /v1/categorize   200 Decision   413, 422 Problem
+    POST /v1/categorize   200 Decision   400, 413, 422 Problem
     GET  /healthz         200 Health
 
 Numbers that are not there are null, whatever NumPy and pandas call them.

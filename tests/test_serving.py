@@ -309,6 +309,9 @@ def test_damaged_form_is_refused(client: TestClient) -> None:
     cut = client.post("/v1/categorize", **form("a", data=photo(0)) | {"content": whole[:-100]})
     assert cut.status_code == 400
     assert cut.json()["detail"].startswith("the form ends before its last boundary; expected multipart/")
+    for edge in ("", "e" * 300):
+        odd = {"Content-Type": f"multipart/form-data; boundary={edge}"}
+        assert client.post("/v1/categorize", content=whole, headers=odd).status_code == 400
     damaged = whole.replace(b"Content-Disposition:", b"Content Disposition")
     answer = client.post("/v1/categorize", **form("a") | {"content": damaged})
     assert answer.status_code == 400
