@@ -52,30 +52,6 @@ def digest_array(digests: np.ndarray) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(digests), [None, data])
 
 
-def first_of_each(product: np.ndarray, digests: np.ndarray) -> np.ndarray:
-    """(n,) bool: the rows whose image the same product has not had before; a photo given twice says no more.
-
-    Args:
-        product: (n,) int, a number for each product, whose rows stand together.
-        digests: (n, 32) uint8, of the images.
-
-    >>> digests = np.zeros((4, 32), np.uint8)
-    >>> digests[1] = 1
-    >>> first_of_each(np.array([7, 7, 7, 8]), digests).tolist()
-    [True, True, False, True]
-    """
-    first = np.ones(len(product), bool)
-    beside = product[1:] == product[:-1]
-    several = np.flatnonzero(np.append(beside, False) | np.append(False, beside))
-    key, own = _keys(digests[several]), product[several]
-    several = several[np.lexsort((key, own))]  # stable: the first in the order given stays the first
-    same = (product[several][1:] == product[several][:-1]) & (
-        digests[several[1:]] == digests[several[:-1]]
-    ).all(axis=1)
-    first[several[1:][same]] = False
-    return first
-
-
 class Digests:
     """n image digests, sorted once by their first 64 bits to be looked up and to find identical ones.
 

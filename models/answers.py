@@ -4,7 +4,7 @@ Bottlenecks go in by pieces and are forgotten: there is never a products × cate
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -48,6 +48,10 @@ class Answers:
     entropy: np.ndarray  # (n,) float32, nats
     parent_mass: np.ndarray  # (n,) float32, probability under the parent of the most likely category
     images: np.ndarray  # (n,) int, images the answer is made of
+
+    def only(self, chosen: np.ndarray | slice) -> "Answers":
+        """Those about the chosen products: (m,) numbers, (n,) bool, or a slice."""
+        return Answers(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
     def evidence(self, sizes: np.ndarray) -> Evidence:
         """The numbers that a confidence is made of.

@@ -6,6 +6,7 @@ Batch and HTTP, evaluation and release all decide through it, so they decide ali
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,12 @@ class Asked:
     labels: str  # digest of taxonomy.csv
     set_head: Head | None = None  # reads a product's images together, where one was trained
 
+    @cached_property
+    def paths(self) -> np.ndarray:
+        """(C,) str, each category as a person reads it: its names from coarse to fine."""
+        paths = [self.taxonomy.label(index) for index in range(len(self.taxonomy.categories))]
+        return np.array(paths, dtype=object)
+
     def answer(
         self, bottlenecks: Rows, bounds: np.ndarray, temperature: float, aggregation: str = "mean"
     ) -> Answers:
@@ -121,9 +128,8 @@ class Categorizer:
         confidence = self.confidence(answers)
         threshold = self.rules.certificate.threshold
         accepted = confidence >= threshold if threshold is not None else np.zeros(len(confidence), bool)
-        names = self.asked.taxonomy.categories
-        category = names[answers.top[:, 0]]
-        path = self._paths(answers.top[:, 0])
+        names, most_likely = self.asked.taxonomy.categories, answers.top[:, 0]
+        category, path = names[most_likely], self.asked.paths[most_likely]
         return decisions_table(
             product_id=product_id,
             category=category,
@@ -131,7 +137,7 @@ class Categorizer:
             confidence=confidence,
             status=np.where(accepted, ACCEPTED, REVIEW),
             node=np.where(accepted, category, None),
-            node_path=np.where(accepted, path, np.array(None, dtype=object)),
+            node_path=np.where(accepted, path, None),
             node_level=[self.asked.taxonomy.levels if yes else None for yes in accepted],
             top_categories=[names[top[top >= 0]].tolist() for top in answers.top],
             top_probabilities=[
@@ -139,12 +145,6 @@ class Categorizer:
                 for top, probability in zip(answers.top, answers.top_probability, strict=True)
             ],
         )
-
-    def _paths(self, category: np.ndarray) -> np.ndarray:
-        """(n,) str: the names of each category from coarse to fine, joined by " / "."""
-        codes, place = np.unique(category, return_inverse=True)
-        labels = np.array([self.asked.taxonomy.label(code) for code in codes.tolist()], dtype=object)
-        return labels[place]
 
 
 def decisions_table(**columns: Any) -> pd.DataFrame:
@@ -183,26 +183,29 @@ def categorize_photos(
     Args:
         categorizer: decides.
         engine: runs the categorizer's own backbone.
-        product_id: told back.
-        photos: as files hold them; the same bytes count once.
+        product_id: comes back in the decision.
+        photos: as files hold them; one that is there twice counts once.
         limits: of image sizes.
 
     Returns:
         One decision row, and for each photo why it was refused, or None.
     """
-    jpegs: dict[bytes, bytes] = {}  # by the digest of the photo: one given twice is no more evidence
-    refusals: list[Refused | None] = []
-    for photo in photos:
+    jpegs: list[bytes] = []
+    refusal: dict[bytes, Refused | None] = {}
+    digests = [hashlib.sha256(photo).digest() for photo in photos]
+    for digest, photo in zip(digests, photos, strict=True):
+        if digest in refusal:
+            continue
+        refusal[digest] = None
         try:
-            digest = hashlib.sha256(photo).digest()
-            jpegs[digest] = jpegs.get(digest) or normalise(photo, limits).jpeg
-            refusals.append(None)
+            jpegs.append(normalise(photo, limits).jpeg)
         except Refused as refused:
-            refusals.append(refused)
+            refusal[digest] = refused
+    refusals = [refusal[digest] for digest in digests]
     if not jpegs:
         return unreadable([product_id]), refusals
     views = [
-        extract(engine, pieces_of(jpegs.values(), source=f"product {product_id}"), len(jpegs), flip)
+        extract(engine, pieces_of(jpegs, source=f"product {product_id}"), len(jpegs), flip)
         for flip in ((False, True) if categorizer.flip else (False,))
     ]
     bottlenecks = np.stack(views, axis=1).reshape(-1, engine.width)

@@ -211,16 +211,21 @@ class ConfidenceModel:
     scale: Mapping[str, float] = field(default_factory=dict)  # term → standard deviation over FIT
     effect_spread: float = 0.0  # standard deviation of the category effects
     effect: Mapping[int, float] = field(default_factory=dict)  # category → log odds; 0 for the others
-    most_images: int = 0  # of a product of FIT: more count as so many; 0: unknown, in models of before
+    # The fewest and the most images of a product of FIT; fewer or more count as these. A model without them,
+    # of an older release, counts all: its threshold was certified so.
+    least_images: int | None = None
+    most_images: int | None = None
 
     def confidence(self, evidence: Evidence) -> np.ndarray:
         """(n,) float64, 0 to 1, six decimals; a row's value does not depend on the other rows."""
         if self.kind == "probability":
             return np.clip(evidence.p1.astype(np.float64), 0, 1).round(DECIMALS)
         logit = np.full(len(evidence.p1), self.intercept)
-        for name, term in _terms(
-            evidence, self.most_images
-        ).items():  # column by column: BLAS sums differently by batch size
+        images = evidence.images
+        if self.most_images is not None:  # beyond what FIT has seen, nothing was measured
+            images = np.clip(images, self.least_images, self.most_images)
+        # column by column: BLAS sums differently by batch size
+        for name, term in _terms(evidence, images).items():
             logit += self.coefficient[name] * ((term - self.mean[name]) / self.scale[name])
         seen, place = np.unique(evidence.category, return_inverse=True)
         logit += np.array([self.effect.get(category, 0.0) for category in seen.tolist()])[place]
@@ -260,8 +265,7 @@ def fit_confidence(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
         return ConfidenceModel("probability", len(correct), reason)
 
     order = np.lexsort([correct, *(getattr(evidence, column.name) for column in fields(evidence))])
-    most_images = int(evidence.images.max())
-    terms = {name: term[order] for name, term in _terms(evidence, most_images).items()}
+    terms = {name: term[order] for name, term in _terms(evidence, evidence.images).items()}
     mean = {name: round(float(term.mean()), DECIMALS) for name, term in terms.items()}
     scale = {name: round(float(term.std()), DECIMALS) or 1.0 for name, term in terms.items()}
     standard = np.stack([(term - mean[name]) / scale[name] for name, term in terms.items()], axis=1)
@@ -278,7 +282,8 @@ def fit_confidence(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
         scale=scale,
         effect_spread=round(spread, DECIMALS),
         effect=effect,
-        most_images=most_images,
+        least_images=int(evidence.images.min()),
+        most_images=int(evidence.images.max()),
     )
 
 
@@ -310,8 +315,8 @@ def category_effects(
     return dict(zip(seen.tolist(), effect.round(DECIMALS).tolist(), strict=True)), variance**0.5
 
 
-def _terms(evidence: Evidence, most_images: int) -> dict[str, np.ndarray]:
-    """What the logistic model adds up, each (n,) float64; nothing is known of more images than FIT has."""
+def _terms(evidence: Evidence, images: np.ndarray) -> dict[str, np.ndarray]:
+    """What the logistic model adds up, each (n,) float64; `images` is (n,) int, those that count."""
     p1 = np.clip(evidence.p1.astype(np.float64), EDGE, 1 - EDGE)
     parent_mass = np.clip(evidence.parent_mass.astype(np.float64), EDGE, 1 - EDGE)
     return {
@@ -320,5 +325,5 @@ def _terms(evidence: Evidence, most_images: int) -> dict[str, np.ndarray]:
         "entropy": evidence.entropy.astype(np.float64),
         "logit_parent_mass": np.log(parent_mass / (1 - parent_mass)),
         "log_category_size": np.log1p(evidence.category_size),
-        "log_images": np.log(np.minimum(evidence.images, most_images or np.inf)),
+        "log_images": np.log(images),
     }

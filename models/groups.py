@@ -1,4 +1,6 @@
-"""Duplicate groups: products that share an image, directly or through others, and their part in FIT or CERT.
+"""Duplicates: images that a product has twice, and products that share an image, directly or through others.
+
+The same photo of a product is no further evidence, however often it is given: each counts once.
 
 Near-identical products say nothing new: a promise that counts them one by one is broken two to three times as
 often as allowed (9 % of calibrations become 21-30 % with clusters of five), so one product a group certifies.
@@ -10,6 +12,52 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from features.product import order_key
+
+PIECE = 2**20  # images sorted together, and the rest of the last one's product
+
+
+def first_of_product(product: np.ndarray, digest: np.ndarray) -> np.ndarray:
+    """Which images are the first with their digest in their product.
+
+    Args:
+        product: (n,) int, the product of each image; the images of a product stand together.
+        digest: (n, 32) uint8.
+
+    Returns:
+        (n,) bool.
+
+    >>> digest = np.repeat(np.array([[7], [7], [8], [7], [7]], np.uint8), 32, axis=1)
+    >>> first_of_product(np.array([0, 0, 0, 0, 1]), digest).tolist()
+    [True, False, True, False, True]
+    """
+    words = np.ascontiguousarray(digest).view(np.uint64)
+    first = np.ones(len(product), bool)
+    ends = np.append(np.flatnonzero(product[1:] != product[:-1]) + 1, [len(product)])
+    start = 0
+    while start < len(product):  # by pieces: 20 million images at once would take 1 GB
+        at = int(np.searchsorted(ends, start + PIECE))
+        stop = int(ends[min(at, len(ends) - 1)])
+        first[start:stop] = _first(product[start:stop], words[start:stop])
+        start = stop
+    return first
+
+
+def _first(product: np.ndarray, words: np.ndarray) -> np.ndarray:
+    order = np.lexsort([words[:, 0], product])  # stable: of equal ones the first stays first
+    twin = _as_before(product[order], words[order, :1])
+    twin[:-1] |= twin[1:]  # and the one before
+    some = np.sort(order[twin])  # few; a second sort tells digests apart that begin alike
+    order = some[np.lexsort([*words[some].T, product[some]])]
+    first = np.ones(len(product), bool)
+    first[order[_as_before(product[order], words[order])]] = False
+    return first
+
+
+def _as_before(product: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """(n,) bool, whether a row has the product and the words, (n, k), of the row before."""
+    same = np.zeros(len(product), bool)
+    same[1:] = (product[1:] == product[:-1]) & (words[1:] == words[:-1]).all(axis=1)
+    return same
 
 
 def duplicate_groups(product_id: np.ndarray, image_digest: np.ndarray) -> np.ndarray:

@@ -1,22 +1,24 @@
-"""Decisions as files: one row a product, the same from batch and from evaluation.
+"""Decisions: one row a product, the same from batch and from evaluation, in the format that the name tells.
 
-.parquet          with the types of SCHEMA
-.csv  .csv.gz     UTF-8, a header, lists as JSON, nothing where there is nothing
-.jsonl            UTF-8, an object a line
+    .parquet       SCHEMA as it is
+    .csv  .csv.gz  UTF-8, a line of names, then a line a product; texts in quotation marks (RFC 4180), null
+                   is an empty cell; a list is a JSON text: "[""apple"",""pear""]"
+    .jsonl         UTF-8, one JSON object a line, with real lists and nulls
+
+Texts stand there as they came, ids too: a spreadsheet may take one that begins with = for a formula.
 """
 
-import csv
 import gzip
-import io
-import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import IO
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.csv import CSVWriter
 
 from features.errors import ShelfmarkError
 from features.files import Place, writing
@@ -26,76 +28,117 @@ SCHEMA = pa.schema(
         ("product_id", pa.string()),
         ("category", pa.string()),  # the most likely one; null when unreadable
         ("category_path", pa.string()),  # its names from coarse to fine, joined by " / "
-        ("confidence", pa.float64()),  # calibrated probability that it is right
+        ("confidence", pa.float64()),  # calibrated probability that the category is right
         ("status", pa.string()),  # accepted, review, unreadable
         ("node", pa.string()),  # what was decided; null unless accepted
-        ("node_path", pa.string()),
+        ("node_path", pa.string()),  # its names from coarse to fine, joined by " / "
         ("node_level", pa.int32()),  # its level, 1 = coarsest
-        ("top_categories", pa.list_(pa.string())),  # five, most likely first
-        ("top_probabilities", pa.list_(pa.float64())),  # theirs, not calibrated
+        ("top_categories", pa.list_(pa.string())),  # up to five, most likely first
+        ("top_probabilities", pa.list_(pa.float64())),  # the head's, of these categories
     ]
 )
-FORMATS = (".parquet", ".csv", ".csv.gz", ".jsonl")
-ROWS = 10_000  # made Python objects at a time
+REJECTS = ".rejects.parquet"  # what the name of the rejects beside the decisions ends with
+
+JSON_ROWS = 2**12  # made Python objects at a time
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+Write = Callable[[pa.Table], None]
 
 
-def format_of(output: Place) -> str:
-    """One of FORMATS, by the name of the file.
+def write_decisions(pieces: Iterable[pd.DataFrame], file: Place) -> None:
+    """Writes decisions piece by piece; the file is there whole or not at all.
+
+    Args:
+        pieces: tables with the columns of SCHEMA, of which one at a time is in memory.
+        file: its name tells the format.
 
     Raises:
-        ShelfmarkError: it has another ending.
+        ShelfmarkError: the name tells none of the formats.
     """
-    found = next((ending for ending in FORMATS if output.name.lower().endswith(ending)), None)
-    if found is None:
-        raise ShelfmarkError(
-            f"{output}: not a format of decisions; expected a name in {', '.join(FORMATS)}; change --output"
-        )
-    return found
+    with writing(file) as working, WRITERS[_ending(file)](working) as write:
+        for piece in pieces:
+            write(pa.Table.from_pandas(piece, SCHEMA, preserve_index=False))
 
 
-def rejects_of(output: Place) -> Place:
-    """Where the refused images of a file of decisions are listed."""
-    return output.with_name(output.name[: -len(format_of(output))] + ".rejects.parquet")
+def require_format(file: Place) -> None:
+    """Raises a ShelfmarkError when the name tells none of the formats, or a directory has it."""
+    _ending(file)
+    if file.is_dir():
+        raise ShelfmarkError(f"{file}: a directory; expected the name of a file; give another --output")
 
 
-def write_decisions(decisions: pd.DataFrame, file: Place) -> None:
-    """Writes decisions, whole or not at all, in the format that the name says."""
-    table = pa.Table.from_pandas(decisions, SCHEMA, preserve_index=False)
-    kind = format_of(file)
-    with writing(file) as working:
-        if kind == ".parquet":
-            pq.write_table(table, working)
-        elif kind == ".jsonl":
-            with open(working, "w", encoding="utf-8", newline="\n") as text:
-                text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(table))
-        else:
-            _write_csv(table, working, zipped=kind == ".csv.gz")
+def rejects_beside(file: Place) -> Place:
+    """Where the refused images stand: `a.rejects.parquet` beside `a.csv.gz`."""
+    return file.with_name(file.name[: -len(_ending(file))] + REJECTS)
 
 
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    return itertools.chain.from_iterable(
-        table.slice(start, ROWS).to_pylist() for start in range(0, len(table), ROWS)
+def _ending(file: Place) -> str:
+    """The key in WRITERS; capitals do not matter."""
+    name = file.name.lower()
+    for ending in WRITERS:
+        if name.endswith(ending) and name != ending:
+            return ending
+    *most, last = WRITERS
+    raise ShelfmarkError(
+        f"{file}: the name tells no format; expected one that ends in {', '.join(most)} or {last}; "
+        "give another --output"
     )
 
 
-def _write_csv(table: pa.Table, working: Path, zipped: bool) -> None:
-    with open(working, "wb") as file:
-        if not zipped:
-            _write_rows(table, file)
-            return
-        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # no name, no date: the same bytes
-            _write_rows(table, cast(BinaryIO, packed))
+# The formats
 
 
-def _write_rows(table: pa.Table, file: BinaryIO) -> None:
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    writer = csv.writer(cast(TextIO, text))
-    writer.writerow(table.column_names)
-    for row in _rows(table):
-        writer.writerow(map(_cell, row.values()))
-    text.flush()
-    text.detach()
+@contextmanager
+def _parquet(file: Path) -> Iterator[Write]:
+    with pq.ParquetWriter(file, SCHEMA) as writer:
+        yield writer.write_table
 
 
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+@contextmanager
+def _csv(file: Path) -> Iterator[Write]:
+    with open(file, "wb") as out, _csv_writer(out) as write:
+        yield write
+
+
+@contextmanager
+def _csv_gz(file: Path) -> Iterator[Write]:
+    with (
+        open(file, "wb") as out,
+        # without name and time in it, the same decisions give the same bytes
+        gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed,
+        _csv_writer(packed) as write,
+    ):
+        yield write
+
+
+@contextmanager
+def _csv_writer(out: IO[bytes] | gzip.GzipFile) -> Iterator[Write]:
+    schema = pa.schema(
+        [pa.field(one.name, pa.string() if pa.types.is_list(one.type) else one.type) for one in SCHEMA]
+    )
+    with CSVWriter(out, schema) as writer:
+
+        def write(table: pa.Table) -> None:
+            columns = [
+                pa.array(map(_json, column.to_pylist()), pa.string())
+                if pa.types.is_list(column.type)
+                else column
+                for column in table.columns
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+
+        yield write
+
+
+@contextmanager
+def _jsonl(file: Path) -> Iterator[Write]:
+    with open(file, "w", encoding="utf-8", newline="\n") as out:
+
+        def write(table: pa.Table) -> None:
+            for batch in table.to_batches(JSON_ROWS):
+                out.writelines(_json(row) + "\n" for row in batch.to_pylist())
+
+        yield write
+
+
+WRITERS = {".parquet": _parquet, ".csv": _csv, ".csv.gz": _csv_gz, ".jsonl": _jsonl}

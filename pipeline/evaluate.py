@@ -62,10 +62,10 @@ class Graded:
 
     def only(self, chosen: np.ndarray) -> "Graded":
         """The chosen products, (n,) bool."""
-        answers = Answers(*(getattr(self.answers, name)[chosen] for name in Answers.__dataclass_fields__))
         return Graded(
-            self.product_id[chosen], self.truth[chosen], answers, self.confidence[chosen], self.unseen[chosen]
-        )
+            self.product_id[chosen], self.truth[chosen], self.answers.only(chosen), self.confidence[chosen],
+            self.unseen[chosen],
+        )  # fmt: skip
 
 
 def evaluate(
@@ -213,11 +213,9 @@ def _write_tables(graded: Graded, categorizer: Categorizer, work: Path) -> None:
     }
     write_table(pa.table(columns | {"precision_lower": lower}), work / "curve.parquet")
     decisions = categorizer.decide(graded.product_id, graded.answers)
-    write_decisions(decisions, work / "decisions.parquet")
+    write_decisions([decisions], work / "decisions.parquet")
 
-    names = np.array(
-        [asked.taxonomy.label(index) for index in range(len(asked.taxonomy.categories))], dtype=object
-    )
+    names = asked.paths
     accepted = (decisions["status"] == "accepted").to_numpy()
     counts = metrics.per_category(graded.truth, graded.answers.top[:, 0], accepted, len(names))
     table = {"category": asked.taxonomy.categories, "name": names, "train_products": asked.sizes}

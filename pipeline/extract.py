@@ -20,18 +20,11 @@ import pyarrow.parquet as pq
 
 from features.artifact import Artifact
 from features.backbones import Backbone
-from features.bottlenecks import (
-    Digests,
-    Places,
-    Store,
-    StoredRows,
-    digest_array,
-    digests_of,
-    first_of_each,
-)
+from features.bottlenecks import Digests, Places, Store, StoredRows, digest_array, digests_of
 from features.errors import ShelfmarkError
 from features.files import Place, writing
 from features.records import Piece, read_pieces
+from models.groups import first_of_product
 from pipeline.config import Extract
 from pipeline.shards import RECORD, fill_store, fill_store_on_beam
 from pipeline.stage import stage
@@ -175,7 +168,7 @@ def shards_of(bottlenecks: Artifact, view: str = "") -> set[str]:
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one part of the catalogue, products together.
+    """The images of one part of the catalogue, products together, each once in its product.
 
     With two views each image stands there twice, as it is and then mirrored: to all that comes after, a
     product has twice as many images, and what they say is made one as that of images is.
@@ -205,7 +198,7 @@ class Part:
 def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
     """The images of a split ("train", "val", "test") with the bottlenecks of every view extracted.
 
-    An image that a product has twice is there once: it is no more evidence than one.
+    An image that a product has twice is there once: twice the same photo is no further evidence.
     """
     file = bottlenecks.file("index.parquet")
     names = pq.read_schema(file).names
@@ -216,17 +209,15 @@ def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
         read_dictionary=["product_id", *(f"{view}shard" for view in views)],
     )  # fmt: skip
     product_id, product = _coded(index["product_id"])
+    digests = digests_of(index["image_digest"])
+    first = first_of_product(product, digests)
+    if not first.all():
+        product, digests = product[first], digests[first]
     ids = np.array(product_id.to_pylist(), dtype=object)[product]
-    rows, digests = (
-        [_rows(index, name, view) for name, view in views.items()],
-        digests_of(index["image_digest"]),
-    )
+    rows = [_rows(index, name, view).only(first) for name, view in views.items()]
     if len(rows) == 1:
-        part = Part(ids, digests, rows[0])
-    else:
-        part = Part(ids.repeat(2), digests.repeat(2, axis=0), rows[0].beside(rows[1]), views=2)
-    once = first_of_each(product, digests)
-    return part if once.all() else part.only(once.repeat(part.views))
+        return Part(ids, digests, rows[0])
+    return Part(ids.repeat(2), digests.repeat(2, axis=0), rows[0].beside(rows[1]), views=2)
 
 
 def _rows(index: pa.Table, name: str, view: Store) -> StoredRows:

@@ -145,7 +145,7 @@ def draw_images(records: Artifact, category: pd.Series, config: Config) -> tuple
         Rows of images.parquet, in the order in which they stand in the records.
     """
     images = pd.read_parquet(records.file("images.parquet"))
-    images = images.drop_duplicates(["product_id", "image_digest"])
+    images = images.drop_duplicates(["product_id", "image_digest"])  # each counts once in its product
     train, val = (images[images["split"] == split] for split in ("train", "val"))
     if not config.train.placeholders:
         train = train[~train["image_digest"].isin(placeholders_of(records))]

@@ -42,10 +42,11 @@ from pipeline.duplicates import (
     find_shared,
 )
 from pipeline.look import LOOK, UNREACHABLE, Look, forget_fetched, limits_of, look
+from pipeline.paths import require_outside
 from pipeline.plan import PRODUCTS, Index, Products
 from pipeline.sources.manifest import ambiguous
 from pipeline.sources.names import log_case_pairs, log_merged
-from pipeline.sources.source import Source, open_sources, require_outside
+from pipeline.sources.source import Source, open_sources
 from pipeline.sources.tables import Reading
 from pipeline.stage import log, stage
 from pipeline.units import run_units, unit_file

@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import simplejpeg
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,13 +26,28 @@ from features.engines import choose_engine
 from features.images import LIMITS, Refused
 from models.bundle import Bundle
 from models.categorizer import categorize_photos
-from serving.form import BadForm, read_form
+from serving.form import MOST_PHOTOS, read_form
 from serving.wire import Decision, Health, Problem, decision_of
 
-MOST_PHOTOS = 16  # of one product
 MOST_BYTES = 64 << 20  # of a request's body
 BATCH = 4  # photos a step of the backbone: products have one to four, so most cost one step
 REFUSED = "X-Shelfmark-Refused"
+
+FORM: dict[str, Any] = {  # as OpenAPI tells it
+    "type": "object",
+    "required": ["images"],
+    "properties": {
+        "images": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 1,
+            "maxItems": MOST_PHOTOS,
+            "description": f"Photos of one product, 1 to {MOST_PHOTOS}; the same one twice counts once.",
+        },
+        "product_id": {"type": "string", "description": "Comes back in the decision."},
+    },
+}
+BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
@@ -49,28 +63,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "No photos"},
 }
 
-BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["images"],
-                "properties": {
-                    "images": {
-                        "type": "array",
-                        "items": {"type": "string", "format": "binary"},
-                        "minItems": 1,
-                        "maxItems": MOST_PHOTOS,
-                        "description": "Photos of one product; one that is given twice counts once.",
-                    },
-                    "product_id": {"type": "string", "description": "Given back in the decision."},
-                },
-            }
-        }
-    },
-}
-Decide = Callable[[str | None, Sequence[IO[bytes]]], tuple[Decision, list[Refused | None]]]
+Decide = Callable[[str | None, Sequence[BinaryIO]], tuple[Decision, list[Refused | None]]]
 
 log = logging.getLogger("shelfmark")
 
@@ -85,21 +78,17 @@ def create_app(bundle: Bundle) -> FastAPI:
     worker = ThreadPoolExecutor(1, "categorize")
     app = FastAPI(title="shelfmark", version="1")
     app.add_middleware(_BodyLimit)
-    app.add_exception_handler(BadForm, _explain)
 
-    @app.post("/v1/categorize", responses=RESPONSES, openapi_extra={"requestBody": BODY})
+    @app.post("/v1/categorize", responses=RESPONSES, openapi_extra=BODY)
     async def categorize(request: Request, response: Response) -> Decision:
         """Decides about one product from those of its photos that are readable."""
-        form = await read_form(request.headers.get("content-type", ""), request.stream())
+        form = await read_form(request)
+        product_id = form.product_id
         try:
-            if len(form.images) > MOST_PHOTOS:
-                reason = f"{len(form.images)} photos; expected {MOST_PHOTOS} at most; leave some out"
-                raise HTTPException(413, reason)
-            work = partial(decide, form.product_id, form.images)
+            work = partial(decide, product_id, form.photos)
             decision, refusals = await asyncio.get_running_loop().run_in_executor(worker, work)
         finally:
             form.close()
-        product_id = form.product_id
         refused = [(index, refusal) for index, refusal in enumerate(refusals) if refusal]
         for index, refusal in refused:
             log.info("product %r, photo %d refused: %s", product_id, index, refusal)
@@ -107,8 +96,8 @@ def create_app(bundle: Bundle) -> FastAPI:
             response.headers[REFUSED] = ", ".join(f"{index}:{refusal.reason}" for index, refusal in refused)
         return decision
 
-    @app.get("/healthz")
     @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz")
     async def healthz() -> Health:
         """What is in service."""
         return health
@@ -120,7 +109,7 @@ def _load(bundle: Bundle) -> Decide:
     """What decides about one product (id, files of its photos), tried out with a black photo."""
     engine = choose_engine(bundle.backbone(), BATCH)
 
-    def decide(product_id: str | None, files: Sequence[IO[bytes]]) -> tuple[Decision, list[Refused | None]]:
+    def decide(product_id: str | None, files: Sequence[BinaryIO]) -> tuple[Decision, list[Refused | None]]:
         photos = [file.read() for file in files]  # here: products that wait have their large photos on disk
         told = product_id or ""
         table, refusals = categorize_photos(bundle.categorizer, engine, told, photos, LIMITS)
@@ -138,12 +127,6 @@ def _health(bundle: Bundle) -> Health:
         backbone=bundle.fingerprint,
         threshold=bundle.categorizer.rules.certificate.threshold,
     )
-
-
-async def _explain(request: Request, error: Exception) -> JSONResponse:
-    """A form that cannot be used, in one line."""
-    assert isinstance(error, BadForm)
-    return JSONResponse({"detail": error.detail}, error.status)
 
 
 class _BodyLimit:

@@ -1,158 +1,210 @@
-"""multipart/form-data with the photos of one product (RFC 7578), read while it comes.
+"""The body of a request: multipart/form-data (RFC 7578, RFC 2046), read while it comes.
 
-    images        files, 1 to 16; a part without a filename is one, too, unless it is text
-    product_id    a text, optional
+anything                    a preamble, which is skipped
+--edge                      a part: headers, an empty line, bytes
+Content-Disposition: form-data; name="images"; filename="front.jpg"
 
-Starlette's own reader takes a part without a filename for a text of at most 1 MB, and no preamble.
+…                           a photo, with a file name or without; in memory up to 1 MiB, then on the disk
+--edge
+Content-Disposition: form-data; name="product_id"
+
+mug-7                       a text
+--edge--                    the end; a body without it was cut off
 """
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any
+from typing import BinaryIO, cast
 
-from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from fastapi import HTTPException, Request
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
-IN_MEMORY = 1 << 20  # bytes of a photo; larger ones wait on the disk
+MOST_PHOTOS = 16  # of one product
+IN_MEMORY = 2**20  # bytes of a photo; a larger one waits on the disk
+MOST_TEXT = 2**20  # bytes of the product_id
+MOST_NAME = 2**10  # bytes of a text that was sent for a photo: mostly its file name
 EXPECTED = (
     "expected multipart/form-data with the photos of one product as files in the field images; "
     "send it as curl -F images=@front.jpg -F images=@back.jpg does"
 )
 
 
-class BadForm(Exception):
-    """A form that cannot be used.
-
-    Attributes:
-        status: of HTTP: 400 where it is damaged, 422 where something else was expected.
-        detail: what happened, what was expected, what to do next.
-    """
-
-    def __init__(self, status: int, reason: str) -> None:
-        self.status, self.detail = status, f"{reason}; {EXPECTED}"
-        super().__init__(self.detail)
-
-
 @dataclass
 class Form:
-    """The fields of the service; `close` when done."""
+    """What a request holds."""
 
-    images: list[IO[bytes]] = field(default_factory=list)
-    product_id: str | None = None  # None: not given, or empty
+    photos: list[BinaryIO] = field(default_factory=list)
+    product_id: str | None = None
 
     def close(self) -> None:
-        """Removes the photos that wait on the disk."""
-        for image in self.images:
-            image.close()
+        """Removes what waits on the disk."""
+        for photo in self.photos:
+            photo.close()
 
 
-def _spooled() -> IO[bytes]:
-    return SpooledTemporaryFile(IN_MEMORY)
+async def read_form(request: Request) -> Form:
+    """Reads the photos and the product_id.
+
+    Raises:
+        HTTPException: 400 where the form is damaged, 413 with too much in it, 422 without photos.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        raise HTTPException(422, f"no form of photos; {EXPECTED}")
+    if not options.get(b"boundary"):
+        raise HTTPException(400, f"no boundary in Content-Type; {EXPECTED}")
+    form = Form()
+    try:
+        reader = _Reader(options[b"boundary"], form)
+        await reader.read(request.stream())
+        reader.require_photos()
+    except BaseException as error:
+        form.close()
+        if isinstance(error, FormParserError):
+            raise HTTPException(400, f"damaged form: {error}; {EXPECTED}") from error
+        if isinstance(error, ClientDisconnect):
+            raise HTTPException(400, "the client has gone") from error
+        raise
+    return form
+
+
+class _Reader:
+    """Takes the parts of a body one after the other into a form."""
+
+    def __init__(self, boundary: bytes, form: Form) -> None:
+        self._form = form
+        self._photos = 0  # that were there; of too many, only the first are kept
+        self._edge = b"\r\n--" + boundary
+        self._before = b"\r\n"  # the last bytes of the preamble; an edge at the very beginning is one, too
+        self._begun = self._ended = False
+        self._part = _Part()
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_part_end": self._on_part_end,
+                "on_end": self._on_end,
+            },
+        )
+
+    async def read(self, stream: AsyncIterator[bytes]) -> None:
+        """Takes the whole body, in a thread: writing to the disk would keep other requests waiting."""
+        async for data in stream:
+            if data:
+                await run_in_threadpool(self._take, data)
+
+    def require_photos(self) -> None:
+        """Raises an HTTPException when the body was cut off, or holds no photo or too many."""
+        if not self._ended:
+            raise HTTPException(400, f"the form ends before its last boundary; {EXPECTED}")
+        if self._photos > MOST_PHOTOS:
+            told = f"{self._photos} photos; expected {MOST_PHOTOS} at most; leave some out"
+            raise HTTPException(413, told)
+        if not self._photos:
+            raise HTTPException(422, f"no photo in the field images; {EXPECTED}")
+
+    def _take(self, data: bytes) -> None:
+        if not self._begun:
+            data = self._before + data
+            at = data.find(self._edge)
+            if at < 0:
+                self._before = data[-len(self._edge) :]
+                return
+            self._begun, data = True, data[at + 2 :]
+        self._parser.write(data)
+
+    # What the parser calls
+
+    def _on_part_begin(self) -> None:
+        self._part = _Part()
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._part.header += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._part.value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        self._part.end_header()
+
+    def _on_headers_finished(self) -> None:
+        part = self._part
+        if part.name == b"images":
+            self._photos += 1
+            if self._photos <= MOST_PHOTOS:
+                part.photo = cast(BinaryIO, SpooledTemporaryFile(IN_MEMORY))  # noqa: SIM115
+                self._form.photos.append(part.photo)
+        elif part.name == b"product_id" and part.file_name is not None:
+            raise HTTPException(422, f"product_id: a file, not a text; {EXPECTED}")
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        if part.photo is not None:
+            part.photo.write(data[start:end])
+        elif part.name == b"product_id":
+            part.text += data[start:end]
+            if len(part.text) > MOST_TEXT:
+                told = f"product_id: more than {MOST_TEXT >> 20} MiB; expected less; give a shorter one"
+                raise HTTPException(413, told)
+
+    def _on_part_end(self) -> None:
+        part = self._part
+        if part.name == b"product_id":
+            self._form.product_id = _decoded(part.text) or None
+        if part.photo is None:
+            return
+        size = part.photo.tell()
+        part.photo.seek(0)
+        if part.file_name is None and size <= MOST_NAME and _is_text(part.photo.read()):
+            raise HTTPException(422, f"images: a text, not a file; {EXPECTED}")
+        part.photo.seek(0)
+        if part.file_name == b"" and not size:  # a browser's form in which no file was chosen
+            self._photos -= 1
+            self._form.photos.pop().close()
+
+    def _on_end(self) -> None:
+        self._ended = True
 
 
 @dataclass
 class _Part:
-    headers: dict[bytes, bytes] = field(default_factory=dict)  # by lower-case names
-    file: IO[bytes] = field(default_factory=_spooled)
+    """The part that is coming in."""
+
+    header: bytearray = field(default_factory=bytearray)
+    value: bytearray = field(default_factory=bytearray)
+    name: bytes = b""
+    file_name: bytes | None = None  # None: there is none; a photo needs none
+    text: bytearray = field(default_factory=bytearray)
+    photo: BinaryIO | None = None
+
+    def end_header(self) -> None:
+        """Keeps what the finished header tells."""
+        if self.header.lower() == b"content-disposition":
+            _, options = parse_options_header(bytes(self.value))
+            self.name, self.file_name = options.get(b"name", b""), options.get(b"filename")
+        self.header, self.value = bytearray(), bytearray()
 
 
-async def read_form(content_type: str, body: AsyncIterator[bytes]) -> Form:
-    """Reads the fields of a request.
-
-    Args:
-        content_type: the request's header.
-        body: its pieces; whoever gives them bounds their sum.
-
-    Raises:
-        BadForm: the form is damaged, or has no photos.
-    """
-    kind, options = parse_options_header(content_type)
-    if kind != b"multipart/form-data":
-        raise BadForm(422, "images: Field required")
-    if not options.get(b"boundary"):
-        raise BadForm(400, "Missing boundary in multipart")
-    reader = _Reader(options[b"boundary"])
+def _decoded(text: bytearray) -> str:
     try:
-        async for piece in body:
-            reader.feed(piece)
-        return reader.form()
-    except MultipartParseError as error:
-        raise BadForm(400, str(error).rstrip(".")) from error
-    finally:
-        reader.close()
+        return text.decode()
+    except UnicodeDecodeError:  # as old browsers send it
+        return text.decode("latin-1")
 
 
-class _Reader:
-    """The parts of a form, one after the other; what stands before the first boundary is passed over."""
-
-    def __init__(self, boundary: bytes) -> None:
-        self._mark = b"--" + boundary
-        self._before: bytearray | None = bytearray()
-        self._parts: list[_Part] = []
-        self._name, self._value, self._ended = bytearray(), bytearray(), False
-        callbacks: Any = {
-            "on_part_begin": lambda: self._parts.append(_Part()),
-            "on_part_data": lambda data, start, end: self._parts[-1].file.write(data[start:end]),
-            "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._end_header,
-            "on_end": self._end,
-        }
-        self._parser = MultipartParser(boundary, callbacks)
-
-    def feed(self, piece: bytes) -> None:
-        """The next bytes of the body."""
-        if self._before is not None:
-            self._before += piece
-            at = 0 if self._before.startswith(self._mark) else self._before.find(b"\r\n" + self._mark) + 2
-            if at == 1:  # not found
-                return
-            piece, self._before = bytes(self._before[at:]), None
-        self._parser.write(piece)
-
-    def form(self) -> Form:
-        """The fields, once the body is over."""
-        if not self._ended or not self._parts:
-            raise BadForm(400, "the form is cut short or has no part")
-        form = Form()
-        for part in self._parts:
-            _, options = parse_options_header(part.headers.get(b"content-disposition"))
-            name, filename = options.get(b"name", b""), options.get(b"filename")
-            part.file.seek(0)
-            if name == b"product_id":
-                if filename is not None:
-                    raise BadForm(422, "product_id: a file, not a text")
-                form.product_id = part.file.read().decode(errors="replace") or None
-            elif name == b"images" and filename != b"":  # "": a browser's form where nothing was chosen
-                if filename is None and _is_text(part.file):
-                    raise BadForm(422, "images: a text, not a file")
-                form.images.append(part.file)
-        if not form.images:
-            raise BadForm(422, "images: Field required")
-        self._parts = [part for part in self._parts if part.file not in form.images]
-        return form
-
-    def close(self) -> None:
-        """Removes what no form has taken over."""
-        for part in self._parts:
-            part.file.close()
-
-    def _end_header(self) -> None:
-        self._parts[-1].headers[bytes(self._name).lower()] = bytes(self._value)
-        self._name.clear()
-        self._value.clear()
-
-    def _end(self) -> None:
-        self._ended = True
-
-
-def _is_text(file: IO[bytes]) -> bool:
-    """Whether it is UTF-8: no photo in any format is, for they begin with other bytes."""
-    data = file.read()
-    file.seek(0)
+def _is_text(data: bytes) -> bool:
+    """Whether a person can read it; no photo can be read."""
     try:
-        data.decode()
+        return data.decode().strip().isprintable()
     except UnicodeDecodeError:
         return False
-    return b"\0" not in data

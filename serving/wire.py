@@ -1,6 +1,6 @@
 """What goes over the wire: the JSON bodies of the HTTP service, as OpenAPI tells them.
 
-    POST /v1/categorize   200 Decision   413, 422 Problem
+    POST /v1/categorize   200 Decision   400, 413, 422 Problem
     GET  /healthz         200 Health
 
 Numbers that are not there are null, whatever NumPy and pandas call them.
@@ -18,14 +18,14 @@ class _Body(BaseModel):
 
 
 class Decision(_Body):
-    """The decision about one product: the columns of decisions.parquet."""
+    """The decision about one product: the columns of the batch job's decisions."""
 
     product_id: str | None
     """As given in the request."""
     category: str | None
     """The most likely one; null when no photo is readable."""
     category_path: str | None
-    """Its names from coarse to fine, joined by ` / `."""
+    """Its names from coarse to fine, joined by ` / `; null as the category is."""
     confidence: float
     """Calibrated probability that the category is right, 0 to 1."""
     status: Literal["accepted", "review", "unreadable"]
@@ -33,13 +33,13 @@ class Decision(_Body):
     node: str | None
     """What was decided; null unless accepted."""
     node_path: str | None
-    """Its names from coarse to fine, joined by ` / `."""
+    """Its names from coarse to fine, joined by ` / `; null unless accepted."""
     node_level: int | None
     """The node's level, 1 = coarsest; null unless accepted."""
     top_categories: list[str]
     """Up to five, most likely first; none when no photo is readable."""
     top_probabilities: list[float]
-    """Their probabilities, which are not the calibrated confidence."""
+    """Their probabilities."""
 
 
 class Health(_Body):

@@ -78,8 +78,8 @@ def test_decision_says_what_was_decided_at_which_level(echo: Categorizer) -> Non
         "top_categories": ["milk", "oats", "pear", "apple", "leek"],
         "top_probabilities": pytest.approx([0.6, 0.2, 0.06, 0.05, 0.05], abs=1e-6),
     }
-    assert (review["status"], review["category"]) == ("review", "apple")
-    assert review["node"] is review["node_level"] is None
+    assert (review["status"], review["category_path"]) == ("review", "food / apple")
+    assert review["node"] is review["node_path"] is review["node_level"] is None
 
 
 def test_types_are_the_promised_ones(echo: Categorizer) -> None:
@@ -159,7 +159,8 @@ def test_unreadable_products_have_a_row_each_and_no_category() -> None:
     assert table["product_id"].tolist() == ["a", "b"]
     assert table["status"].tolist() == ["unreadable", "unreadable"]
     assert table["confidence"].tolist() == [0.0, 0.0]
-    assert table[["category", "node", "node_level"]].isna().all(axis=None)
+    nothing = ["category", "category_path", "node", "node_path", "node_level"]
+    assert table[nothing].isna().all(axis=None)
     assert table["top_categories"].tolist() == table["top_probabilities"].tolist() == [[], []]
     assert len(unreadable([])) == 0
 
@@ -191,6 +192,26 @@ def test_broken_photos_are_told_and_the_others_decide(
         "truncated",
         "not_an_image",
     ]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_photo_given_twice_counts_once(
+    bundled: Categorizer, photo: conftest.Photo, flip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def answer(self: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> object:
+        asked.append(len(bottlenecks))
+        return original(self, np.zeros((len(bottlenecks), bundled.asked.head.shape.width)), bounds)
+
+    original = Categorizer.answer
+    monkeypatch.setattr(Categorizer, "answer", answer)
+    head = Head(dataclasses.replace(bundled.asked.head.shape, flip=flip), bundled.asked.head.model)
+    categorizer = dataclasses.replace(bundled, asked=dataclasses.replace(bundled.asked, head=head))
+    photos = [photo(1), b"text", photo(2), photo(1), b"text", photo(1)]
+    _, refusals = categorize_photos(categorizer, Corner(), "p", photos, Limits())
+    assert asked == [4 if flip else 2], "two photos, in one view or in two"
+    assert [refusal is not None for refusal in refusals] == [False, True, False, False, True, False]
 
 
 @pytest.mark.parametrize("photos", [[b"", b"text"], []], ids=["all broken", "none"])

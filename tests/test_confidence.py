@@ -1,7 +1,7 @@
 """Temperature, evidence and the correctness model, on drawn catalogues and small samples."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 
 import generators as draw
@@ -270,6 +270,34 @@ def test_one_product_has_the_confidence_it_has_among_many() -> None:
     np.testing.assert_array_equal(alone, together[::40])
     assert model.confidence(rows(evidence, slice(0))).shape == (0,)
     np.testing.assert_array_equal(together, together.round(6))
+
+
+def with_images(evidence: Evidence, images: int | np.ndarray) -> Evidence:
+    """The same evidence, of so many images of each product."""
+    return replace(evidence, images=np.broadcast_to(images, len(evidence.p1)))
+
+
+def test_more_images_than_fit_has_seen_count_as_the_most_and_fewer_as_the_fewest() -> None:
+    evidence, correct = drawn(5, 4000)
+    drawn_images = np.random.default_rng(3).integers(2, 4, 4000)
+    model = fit_confidence(with_images(evidence, drawn_images), correct)
+    assert (model.least_images, model.most_images) == (2, 3)
+    assert model.coefficient["log_images"] != 0
+    of = {images: model.confidence(with_images(evidence, images)) for images in (1, 2, 3, 4, 16)}
+    np.testing.assert_array_equal(of[16], of[3])
+    np.testing.assert_array_equal(of[4], of[3])
+    np.testing.assert_array_equal(of[1], of[2])
+    assert (of[2] != of[3]).any()
+
+
+def test_a_model_of_an_older_release_counts_all_images() -> None:
+    model = fit_confidence(*drawn(5, 4000))
+    values = model.to_dict()
+    del values["least_images"], values["most_images"]
+    old, evidence = ConfidenceModel.from_dict(values), drawn(6, 8000)[0]
+    of = [old.confidence(with_images(evidence, images)) for images in (4, 16)]
+    assert (of[0] != of[1]).any()
+    np.testing.assert_array_equal(old.confidence(evidence), model.confidence(evidence))
 
 
 def test_model_comes_back_from_json() -> None:

@@ -178,8 +178,7 @@ def test_a_part_has_the_images_of_its_split_with_their_bottlenecks(records, tmp_
     rows, index, images = rows_of(made, tmp_path / "store"), index_of(made), 0
     for split in ("train", "val", "test"):
         part = open_part(made, tmp_path / "store", split)
-        its = index[index["split"] == split]
-        its = its.drop_duplicates(["product_id", "image_digest"])  # product 7 has one photo twice
+        its = index[index["split"] == split].drop_duplicates(["product_id", "image_digest"])
         assert list(part.product_id) == list(its["product_id"])
         assert list(part.image_digest) == [digest.hex() for digest in its["image_digest"]]
         wanted = [rows[key] for key in zip(its["product_id"], its["image_index"], strict=True)]
@@ -191,7 +190,7 @@ def test_a_part_has_the_images_of_its_split_with_their_bottlenecks(records, tmp_
             only.image_digest
         )
         assert (only.rows[:] == part.rows[:][chosen]).all()
-    assert images == len(index) - 1
+    assert images == len(index) - 1, "product 7 has one photo twice"
     assert len(open_part(made, tmp_path / "store", "nowhere").rows) == 0
 
 

@@ -1,11 +1,32 @@
-"""Duplicate groups are the connected ones, and each is on one side."""
+"""An image counts once in its product; duplicate groups are the connected ones, and each is on one side."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.groups import duplicate_groups, in_fit
+from models import groups
+from models.groups import duplicate_groups, first_of_product, in_fit
+
+# digests that begin alike, some of which are alike
+ALIKE = [bytes(32), bytes(31) + b"a", b"a" + bytes(31), bytes(8) + b"a" * 24, bytes(16) + b"b" * 16]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(ALIKE), min_size=1, max_size=6), max_size=8),
+    st.sampled_from([1, 3, 2**20]),
+)
+def test_first_of_product_agrees_with_looking_at_one_after_the_other(
+    products: list[list[bytes]], piece: int
+) -> None:
+    expected = [digest not in digests[:place] for digests in products for place, digest in enumerate(digests)]
+    codes = np.random.default_rng(0).permutation(len(products))  # in no order, as a dictionary's are
+    product = np.repeat(codes, [len(digests) for digests in products]).astype(np.int32)
+    digest = np.frombuffer(b"".join(map(b"".join, products)), np.uint8).reshape(-1, 32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "PIECE", piece)
+        assert first_of_product(product, digest).tolist() == expected
 
 
 def grown(pairs: list[tuple[str, str]]) -> list[str]:

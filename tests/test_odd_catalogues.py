@@ -321,10 +321,10 @@ def test_a_job_does_not_write_into_its_own_source(tmp_path, workspace, capsys, h
     (tmp_path / "link").symlink_to(shop)
     place = {"inside": shop, "by a link": tmp_path / "link", "by dots": tmp_path / "W" / ".." / "shop"}[how]
     assert run("ingest", str(shop), "--workspace", str(place / "W")) == 1
-    assert "within the source" in error_line(capsys)
+    assert "inside the source" in error_line(capsys)
     output = ["--output", str(place / "decisions.parquet")]
     assert run("categorize", str(shop), "--workspace", str(workspace), *output) == 1
-    assert "decisions.parquet: within the source" in error_line(capsys)
+    assert "decisions.parquet: inside the source" in error_line(capsys)
     assert not list(shop.glob("*.p*"))
 
 
@@ -545,7 +545,7 @@ def test_another_ending_is_refused_before_any_work(tmp_path, workspace, capsys):
         str(tmp_path / "d.xlsx"),
     ]
     assert run(*command) == 1
-    assert "expected a name in .parquet, .csv, .csv.gz, .jsonl" in error_line(capsys)
+    assert ".parquet, .csv, .csv.gz" in error_line(capsys)
 
 
 @pytest.mark.parametrize("times", [2, 4])

@@ -22,7 +22,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import simplejpeg
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -55,6 +54,7 @@ TREE = {
 }
 GOODS = Taxonomy(np.array(list(TREE), object), np.array([[TREE[name], name] for name in TREE], object))
 SURE, UNSURE = 1, 5  # photos whose confidence is above THRESHOLD, and below
+Server = tuple[subprocess.Popen[str], str]  # the running command and its address
 
 
 def photo(number: int, format: str = "JPEG", side: int = 10) -> bytes:
@@ -153,6 +153,7 @@ def test_accepted_decision_names_its_node(client: TestClient) -> None:
     assert list(answer) == list(COLUMNS)
     assert answer["product_id"] == "mug-7"
     assert answer["node"] == answer["category"] == answer["top_categories"][0]
+    assert answer["node_path"] == answer["category_path"] == f"{TREE[answer['node']]} / {answer['node']}"
     assert answer["node_level"] == 2
     assert (
         answer["confidence"] == pytest.approx(answer["top_probabilities"][0]) and answer["confidence"] >= 0.7
@@ -162,8 +163,9 @@ def test_accepted_decision_names_its_node(client: TestClient) -> None:
 
 def test_decision_for_review_has_no_node(client: TestClient) -> None:
     answer = send(client, [photo(UNSURE)]).json()
-    assert (answer["status"], answer["node"], answer["node_level"]) == ("review", None, None)
-    assert answer["category"] in GOODS.categories
+    assert answer["status"] == "review"
+    assert answer["node"] is answer["node_path"] is answer["node_level"] is None
+    assert answer["category_path"] == f"{TREE[answer['category']]} / {answer['category']}"
 
 
 @pytest.mark.parametrize("fields", [{}, {"product_id": ""}])
@@ -197,6 +199,35 @@ def test_without_threshold_everything_is_for_review(bundle: Bundle) -> None:
     assert send(client, [photo(SURE)]).json()["status"] == "review"
 
 
+def test_one_photo_sent_again_and_again_has_the_confidence_of_one(bundle: Bundle) -> None:
+    with TestClient(serving.create_app(counting(bundle, most_images=3))) as client:
+        answers = [send(client, [photo(SURE)] * times).json() for times in (1, 2, 4, 16)]
+        assert answers == [answers[0]] * 4
+        assert answers[0]["confidence"] == 0.5
+        assert send(client, [photo(0), photo(1), photo(0)]).json()["confidence"] == round(2 / 3, 6)
+        sixteen = send(client, [photo(number) for number in range(16)]).json()["confidence"]
+        assert sixteen == 0.75
+
+
+def counting(bundle: Bundle, most_images: int) -> Bundle:
+    """A bundle whose confidence is n / (1 + n), where n is the number of images that count."""
+    names = ["logit_p1", "log_p1_over_p2", "entropy", "logit_parent_mass", "log_category_size", "log_images"]
+    zeros = dict.fromkeys(names, 0.0)
+    ones = dict.fromkeys(names, 1.0)
+    model = ConfidenceModel(
+        "logistic", 100, None, 0.0, zeros | {"log_images": 1.0}, zeros, ones,
+        least_images=1, most_images=most_images,
+    )  # fmt: skip
+    rules = replace(bundle.categorizer.rules, confidence=model)
+    return replace(bundle, categorizer=replace(bundle.categorizer, rules=rules))
+
+
+def test_a_photo_sent_twice_is_refused_at_both_places_or_at_none(client: TestClient) -> None:
+    answer = send(client, [b"text", photo(SURE), b"text", photo(SURE)])
+    assert answer.headers["X-Shelfmark-Refused"] == "0:not_an_image, 2:not_an_image"
+    assert answer.json() == send(client, [photo(SURE)]).json()
+
+
 # Bad photos
 
 
@@ -211,11 +242,10 @@ def test_product_without_readable_photo_is_unreadable(
     assert answer.status_code == 200
     assert answer.headers["X-Shelfmark-Refused"] == f"0:{reason}"
     assert answer.json() == decided(bundle, engine, "p", [data])
-    nothing = dict.fromkeys(("category", "category_path", "node", "node_path", "node_level")) | {
-        "confidence": 0.0
-    }
+    nothing = dict.fromkeys(("category", "category_path", "node", "node_path", "node_level"))
     assert answer.json() == {
-        "product_id": "p", "status": "unreadable", **nothing, "top_categories": [], "top_probabilities": []
+        "product_id": "p", "confidence": 0.0, "status": "unreadable", **nothing,
+        "top_categories": [], "top_probabilities": [],
     }  # fmt: skip
 
 
@@ -269,23 +299,75 @@ def form(*names: str, data: bytes = b"") -> dict[str, Any]:
 def test_browser_form_without_a_choice_has_no_photo(client: TestClient) -> None:
     answer = client.post("/v1/categorize", **form(""))
     assert answer.status_code == 422
-    assert answer.json()["detail"].startswith("images: Field required; expected multipart/form-data")
+    assert answer.json()["detail"].startswith("no photo in the field images; expected multipart/form-data")
 
 
 def test_damaged_form_is_refused(client: TestClient) -> None:
     whole = form("a", data=photo(0))["content"]
     answer = client.post("/v1/categorize", content=whole, headers={"Content-Type": "multipart/form-data"})
     assert answer.status_code == 400
-    assert answer.json()["detail"].startswith("Missing boundary in multipart; expected multipart/")
-    cut = client.post("/v1/categorize", **form("a", data=photo(0)) | {"content": whole[5:]})
+    assert answer.json()["detail"].startswith("no boundary in Content-Type; expected multipart/")
+    cut = client.post("/v1/categorize", **form("a", data=photo(0)) | {"content": whole[:-100]})
     assert cut.status_code == 400
-    assert "files in the field images; send it as curl" in cut.json()["detail"]
+    assert cut.json()["detail"].startswith("the form ends before its last boundary; expected multipart/")
+    for edge in ("", "e" * 300):
+        odd = {"Content-Type": f"multipart/form-data; boundary={edge}"}
+        assert client.post("/v1/categorize", content=whole, headers=odd).status_code == 400
+    damaged = whole.replace(b"Content-Disposition:", b"Content Disposition")
+    answer = client.post("/v1/categorize", **form("a") | {"content": damaged})
+    assert answer.status_code == 400
+    assert re.match("damaged form: .*files in the field images; send it as curl", answer.json()["detail"])
 
 
 def test_a_text_for_a_photo_is_told_as_such(client: TestClient) -> None:
     answer = client.post("/v1/categorize", files={"images": (None, "hello")})
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("images: a text, not a file; expected multipart/form-data")
+
+
+NAMELESS = b'--edge\r\nContent-Disposition: form-data; name="images"\r\n\r\n'
+
+
+def test_a_photo_needs_no_file_name_whatever_its_size(server: Server) -> None:
+    large = photo(9, "BMP", side=400)
+    assert len(large) > 7_000_000
+    with httpx.Client(base_url=server[1], timeout=60) as client:
+        for data in (photo(SURE), large):
+            request = form("") | {"content": NAMELESS + data + b"\r\n--edge--"}
+            answer = client.post("/v1/categorize", **request)
+            assert answer.status_code == 200
+            assert answer.json() == send(client, [data]).json()
+            assert answer.json()["status"] != "unreadable"
+
+
+def test_what_stands_before_the_first_boundary_and_after_the_last_is_skipped(server: Server) -> None:
+    body = form("a", data=photo(SURE))["content"]
+    before = b"This is a message with several parts.\r\n--edg\r\n --edge " + bytes(200_000) + b"\r\n"
+    with httpx.Client(base_url=server[1], timeout=60) as client:
+        expected = send(client, [photo(SURE)]).json()
+        for content in (
+            before + body,
+            b"\r\n" + body,
+            body + b"and this after it --edge",
+            before + body + before,
+        ):
+            answer = client.post("/v1/categorize", **form("") | {"content": content})
+            assert (answer.status_code, answer.json()) == (200, expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_a_form_that_comes_in_small_pieces_is_the_same(client: TestClient, size: int) -> None:
+    data = photo(SURE)
+    body = b"before\r\n--ed\r\n" + form("a", data=data)["content"]
+    pieces = (body[at : at + size] for at in range(0, len(body), size))
+    answer = client.post("/v1/categorize", **form("") | {"content": pieces})
+    assert answer.json() == send(client, [data]).json()
+
+
+def test_a_text_that_is_too_long_for_a_product_id_is_refused(client: TestClient) -> None:
+    answer = send(client, [photo(0)], product_id="x" * (2**20 + 1))
+    assert answer.status_code == 413
+    assert answer.json()["detail"].startswith("product_id: more than 1 MiB; expected less")
 
 
 def test_sixteen_photos_are_taken_and_seventeen_are_not(client: TestClient) -> None:
@@ -335,43 +417,14 @@ def test_large_body_is_refused_while_it_comes(bundle: Bundle, monkeypatch: pytes
     assert len(taken) == 17
 
 
-def test_a_photo_without_a_filename_is_a_photo_of_any_size(client: TestClient) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
-    large = simplejpeg.encode_jpeg(noise, quality=95)
-    assert len(large) > 1 << 20
-    for data in (large, photo(0)):
-        head = b'--edge\r\nContent-Disposition: form-data; name="images"\r\nContent-Type: image/jpeg\r\n\r\n'
-        body = head + data + b"\r\n--edge--\r\n"
-        answer = client.post("/v1/categorize", **form() | {"content": body})
-        assert answer.json() == send(client, [data]).json()
-
-
-def test_what_stands_before_the_first_boundary_is_passed_over(client: TestClient) -> None:
-    request = form("a", data=photo(0))
-    whole = b"This is a message in several parts.\r\n--ed\r\n" + request["content"] + b"after it\r\n"
-    answer = client.post("/v1/categorize", **request | {"content": whole})
-    assert (answer.status_code, answer.json()) == (200, send(client, [photo(0)]).json())
-
-
-def test_a_form_that_is_cut_short_is_refused(client: TestClient) -> None:
-    request = form("a", data=photo(0))
-    answer = client.post("/v1/categorize", **request | {"content": request["content"][:-20]})
-    assert answer.status_code == 400
-    assert answer.json()["detail"].startswith("the form is cut short or has no part; expected multipart/")
-
-
-def test_a_photo_sent_several_times_is_no_more_evidence_than_once(client: TestClient) -> None:
-    answers = [send(client, [photo(1)] * times).json() for times in (1, 2, 4, 16)]
-    assert answers == answers[:1] * 4
-    assert send(client, [photo(1), photo(2), photo(1)]).json() == send(client, [photo(1), photo(2)]).json()
-
-
 # Health, description
 
 
-def test_head_of_health_has_no_body(client: TestClient) -> None:
-    answer = client.head("/healthz")
+def test_health_can_be_seen_without_a_body(server: Server) -> None:
+    with httpx.Client(base_url=server[1], timeout=60) as client:
+        answer, whole = client.head("/healthz"), client.get("/healthz")
     assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == str(len(whole.content))
 
 
 def test_health_tells_what_is_in_service(client: TestClient, bundle: Bundle) -> None:
@@ -407,7 +460,10 @@ def test_openapi_describes_the_decision(client: TestClient) -> None:
     decision = told["components"]["schemas"]["Decision"]
     assert tuple(decision["required"]) == COLUMNS
     assert all("description" in field for field in decision["properties"].values())
-    responses = told["paths"]["/v1/categorize"]["post"]["responses"]
+    categorize = told["paths"]["/v1/categorize"]["post"]
+    fields = categorize["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert set(fields) == {"images", "product_id"}
+    responses = categorize["responses"]
     bodies = {
         code: reply["content"]["application/json"]["schema"]["$ref"] for code, reply in responses.items()
     }
@@ -420,13 +476,13 @@ def test_openapi_describes_the_decision(client: TestClient) -> None:
 @pytest.mark.parametrize("nothing", [None, np.nan, pd.NA])
 def test_nothing_becomes_null(nothing: Any) -> None:
     table = decisions_table(
-        product_id=["a"], category=["roll"], category_path=["food / roll"], confidence=[np.float64(0.5)],
+        product_id=["a"], category=["roll"], category_path=["bakery / roll"], confidence=[np.float64(0.5)],
         status=["review"], node=[nothing], node_path=[nothing], node_level=[nothing],
         top_categories=[["roll"]], top_probabilities=[[0.5]],
     )  # fmt: skip
     text = decision_of(table, None).model_dump_json()
     assert json.loads(text) == {
-        "product_id": None, "category": "roll", "category_path": "food / roll", "confidence": 0.5,
+        "product_id": None, "category": "roll", "category_path": "bakery / roll", "confidence": 0.5,
         "status": "review", "node": None, "node_path": None, "node_level": None,
         "top_categories": ["roll"], "top_probabilities": [0.5],
     }  # fmt: skip
@@ -502,8 +558,8 @@ def test_help_loads_nothing_heavy() -> None:
     assert not {"tensorflow", "keras", "numpy", "pandas", "fastapi", "uvicorn"} & set(told.stdout.split())
 
 
-@pytest.fixture
-def server(workspace: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+@pytest.fixture(scope="module")
+def server(workspace: Path) -> Iterator[Server]:
     """The running command and its address."""
     command = [sys.executable, "-m", "serving", "--workspace", str(workspace), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
@@ -512,15 +568,15 @@ def server(workspace: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         assert process.stderr is not None
         told = re.compile(r"2026-W47 is served at (http://127\.0\.0\.1:\d+)\n")
         try:
-            yield process, next(found[1] for line in process.stderr if (found := told.fullmatch(line)))
+            address = next(found[1] for line in process.stderr if (found := told.fullmatch(line)))
+            limit.cancel()
+            yield process, address
         finally:
             limit.cancel()
             process.kill()
 
 
-def test_server_decides_refuses_and_stops(
-    server: tuple[subprocess.Popen[str], str], bundle: Bundle, engine: Engine
-) -> None:
+def test_server_decides_refuses_and_stops(server: Server, bundle: Bundle, engine: Engine) -> None:
     process, address = server
     photos = [photo(SURE), photo(2)]
     with httpx.Client(base_url=address, timeout=60) as client:

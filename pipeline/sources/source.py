@@ -107,24 +107,6 @@ def open_sources(texts: list[str], reading: Reading = AS_FOUND, may_be_empty: bo
     return sources
 
 
-def require_outside(what: Place, sources: list[Source]) -> None:
-    """Stops when what a job writes is within a source, or is one: its files would become products.
-
-    Raises:
-        ShelfmarkError: it is, directly or by a link.
-    """
-    for source in sources:
-        if isinstance(what, Path) and isinstance(source.path, Path):
-            inside = what.resolve().is_relative_to(source.path.resolve())
-        else:
-            inside = f"{what}/".startswith(f"{source.path}/")
-        if inside:
-            raise ShelfmarkError(
-                f"{what}: within the source {source.path}; expected a place beside it, for its files would "
-                "become products; give another"
-            )
-
-
 def read_unit(unit: Unit, fetching: Fetching | None = None) -> Iterator[SourceImage]:
     """The images of a unit in the source's order; a product without any comes once, as `no_image`."""
     return read_bson(unit) if unit.file.lower().endswith(".bson") else read_listing(unit, fetching)

@@ -1,0 +1,184 @@
+"""The same photo twice is no more evidence than once: in training, calibration, evaluation and batch.
+
+The same over HTTP: tests/test_serving.py.
+"""
+
+import functools
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from catalogues import write_manifest
+from PIL import Image
+from test_extract import Colours, Running
+from test_ingest import in_a_loop
+
+from features.artifact import Artifact
+from models.bundle import THRESHOLDS, load_asked, read_rules
+from models.categorizer import Categorizer
+from pipeline import ingest as ingest_module
+from pipeline import look as look_module
+from pipeline import shards as shards_module
+from pipeline.calibrate import calibrate
+from pipeline.categorize import categorize
+from pipeline.config import Config, Extract
+from pipeline.evaluate import evaluate
+from pipeline.extract import extract_records, open_part
+from pipeline.finetune import draw_images
+from pipeline.ingest import ingest
+from pipeline.train import categories_of, train
+
+pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
+PRODUCTS = 300
+SPLITS = ["train"] * 4 + ["val"] * 5 + ["test"]
+CONFIG = Config.model_validate(
+    {
+        "head": {"hidden": [16, 16]},
+        "train": {"epochs": 10, "patience": 10},
+        "calibration": {"precision": 0.6, "delta": 0.3},
+    }
+)
+
+
+@functools.cache
+def photo(number: int, category: int) -> bytes:
+    """A photo that no other number gives; red grows with the category, but not always."""
+    rng = np.random.default_rng(number)
+    colours = rng.integers(0, 256, (2, 2, 3))
+    colours[..., 0] = np.clip(60 + 60 * category + rng.normal(0, 35), 0, 255)
+    file = io.BytesIO()
+    Image.fromarray(colours.astype(np.uint8)).resize((16, 16)).save(file, "PNG")
+    return file.getvalue()
+
+
+def catalogue(folder: Path, times: int) -> str:
+    """A manifest of products with one to three photos each, in which every row stands so many times."""
+    rows = []
+    for product in range(PRODUCTS):
+        for place in range(1 + product % 3):
+            image = f"{product}-{place}.png"
+            (folder / image).write_bytes(photo(3 * product + place, product % 4))
+            row = {"product_id": str(product), "image": image, "category": f"red-{product % 4}"}
+            rows += [row | {"split": SPLITS[product // 4 % 10]}] * times
+    return str(write_manifest(folder / "catalogue.csv", rows))
+
+
+@contextmanager
+def light() -> Iterator[None]:
+    """Without Beam, and with a backbone of mean colours."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (look_module, ingest_module):
+            patch.setattr(module, "run_units", in_a_loop)
+        patch.setattr(shards_module, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
+        yield
+
+
+def records_of(folder: Path, times: int) -> Artifact:
+    with light():
+        return ingest([catalogue(folder, times)], folder / "records", CONFIG.ingest)
+
+
+def extracted(records: Artifact, folder: Path, flip: bool = False) -> Artifact:
+    with light():
+        settings = Extract(batch=16, flip=flip)
+        return extract_records(records, Colours(), folder / "store", folder / "bottlenecks", settings)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What categorize needs of a bundle."""
+
+    categorizer: Categorizer
+    path: Path
+    digest: str = "drawn"
+    fingerprint: str = "colours-8"
+    caveats: tuple[str, ...] = ()
+
+    def backbone(self) -> Colours:
+        return Colours()
+
+
+@dataclass(frozen=True)
+class Week:
+    """A run on a catalogue, and a batch of the same products."""
+
+    folder: Path
+    records: Artifact
+    bottlenecks: Artifact
+    head: Artifact
+    thresholds: Artifact
+    evaluation: Artifact
+    decisions: pd.DataFrame
+
+
+def week_of(folder: Path, times: int) -> Week:
+    store, records = folder / "store", records_of(folder, times)
+    bottlenecks = extracted(records, folder)
+    head = train(records, bottlenecks, store, folder / "head", CONFIG)
+    thresholds = calibrate(records, bottlenecks, head, store, folder / "thresholds", CONFIG)
+    evaluation = evaluate(
+        records, bottlenecks, head, thresholds, store, folder / "evaluation", CONFIG.calibration
+    )
+    bundle = Held(Categorizer(load_asked(head.path), read_rules(thresholds.file(THRESHOLDS))), folder)
+    with light():
+        categorize([str(folder / "catalogue.csv")], bundle, store, folder / "out" / "d.parquet", CONFIG)
+    decisions = pd.read_parquet(folder / "out" / "d.parquet")
+    return Week(folder, records, bottlenecks, head, thresholds, evaluation, decisions)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> Week:
+    return week_of(tmp_path_factory.mktemp("once"), 1)
+
+
+@pytest.mark.parametrize("times", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_rows_given_again_change_no_head_no_threshold_and_no_decision(
+    once: Week, tmp_path: Path, times: int
+) -> None:
+    again = week_of(tmp_path, times)
+    images, more = (pd.read_parquet(week.records.file("images.parquet")) for week in (once, again))
+    assert len(more) == times * len(images), "the records keep them all"
+    assert again.head.summary == once.head.summary
+    assert again.head.files == once.head.files
+    assert again.thresholds.files == once.thresholds.files
+    assert again.evaluation.files == once.evaluation.files
+    pd.testing.assert_frame_equal(again.decisions, once.decisions)
+    assert once.thresholds.summary["certified"]
+    assert 0 < (once.decisions["status"] == "accepted").sum() < len(once.decisions) == PRODUCTS
+
+
+def test_fit_tells_how_many_images_its_products_have(once: Week) -> None:
+    confidence = json.loads(once.thresholds.file(THRESHOLDS).read_text())["confidence"]
+    assert confidence["kind"] == "logistic"
+    assert (confidence["least_images"], confidence["most_images"]) == (1, 3)
+
+
+def test_an_image_given_twice_keeps_both_of_its_views(once: Week, tmp_path: Path) -> None:
+    both = extracted(records_of(tmp_path, 2), tmp_path, flip=True)
+    for split in ("train", "val", "test"):
+        alone = open_part(once.bottlenecks, once.folder / "store", split)
+        part = open_part(both, tmp_path / "store", split)
+        assert part.views == 2
+        assert part.product_id.tolist() == alone.product_id.repeat(2).tolist()
+        assert (part.digest == alone.digest.repeat(2, axis=0)).all()
+        np.testing.assert_array_equal(part.first_view().rows[:], alone.rows[:])
+        quarters = part.rows[:].reshape(-1, 2, 2, 2, 3)
+        np.testing.assert_array_equal(quarters[:, 1], quarters[:, 0, :, ::-1])
+
+
+def test_fine_tuning_draws_each_image_of_a_product_once(once: Week, tmp_path: Path) -> None:
+    drawn = [
+        [
+            sorted(zip(part["product_id"], part["image_digest"], strict=True))
+            for part in draw_images(records, categories_of(records), CONFIG)
+        ]
+        for records in (once.records, records_of(tmp_path, 2))
+    ]
+    assert drawn[0] == drawn[1]
+    assert all(drawn[0])
