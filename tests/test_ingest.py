@@ -532,7 +532,7 @@ def test_a_flood_of_rejects_stops_ingest_before_anything_is_written(catalogue, t
 def test_a_workspace_within_its_source_is_refused(tmp_path, loop):
     write_files(tmp_path / "shop", {"Mugs/1.jpg": photo(1)})
     for out in ("W/records", "Mugs/records"):
-        with pytest.raises(ShelfmarkError, match=r"inside the source .*; expected a place outside of all sources"):
+        with pytest.raises(ShelfmarkError, match=r"inside the source .*; expected a place outside"):
             loop(tmp_path / "shop", tmp_path / "shop" / out)
 
 
