@@ -90,8 +90,10 @@ def bundle_path(mobilenet: Backbone, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def _released(quiet_tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("released") / "W" / "releases" / "first"
-    make_bundle(path, drawn_backbone(1), threshold=0.3)
+    folder = tmp_path_factory.mktemp("released")
+    drawn_backbone(1).save_weights(folder / "drawn.weights.h5")
+    path = folder / "W" / "releases" / "first"
+    make_bundle(path, load_backbone("mobilenet", str(folder / "drawn.weights.h5"), 32), threshold=0.3)
     return path
 
 
