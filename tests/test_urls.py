@@ -77,7 +77,7 @@ def test_photos_of_which_the_first_is_slow_are_kept_when_the_reading_stops(serve
 def test_an_address_goes_out_as_it_is_written(server, fetch):
     signed = "/photo/a%2Fb%7E%c3%a9/1.jpg?signature=%2B%3d+==&empty="
     assert fetch(signed, "/photo/Café au lait/2.jpg") == [(photo(1), ""), (photo(2), "")]
-    assert server.paths == [signed, "/photo/Caf%C3%A9%20au%20lait/2.jpg"]
+    assert set(server.paths) == {signed, "/photo/Caf%C3%A9%20au%20lait/2.jpg"}
 
 
 def test_connections_are_kept_and_no_more_requests_run_at_a_time_than_said(server, fetch):

@@ -7,11 +7,9 @@ What a killed job had written is not fetched again; while photos could not be re
 next run. Photos from any address are kept apart: a run that allows public ones alone does not read them.
 """
 
-import queue
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from features.files import place
@@ -21,6 +19,7 @@ from pipeline.sources.url_cache import Cache, Fetched
 from pipeline.sources.web import HELD_BYTES, Client, Failed
 
 WINDOW = 4  # photos ahead of the one at hand, times the concurrency
+BATCHES = 8  # handed to the client's thread at a time: so many parts of the concurrency
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def fetch_urls(urls: Sequence[str], fetching: Fetching, unit: str) -> Iterator[F
     )  # fmt: skip
     waiting: deque[str] = deque()
     with client:
-        ahead = _Ahead(client, cache)
+        ahead = _Ahead(client, cache, batch=max(1, fetching.concurrency // BATCHES))
         try:
             for url in urls:
                 ahead.request(url)
@@ -76,25 +75,33 @@ def fetch_urls(urls: Sequence[str], fetching: Fetching, unit: str) -> Iterator[F
 class _Ahead:
     """Photos that are fetched before their turn comes: each is kept as soon as it arrives."""
 
-    def __init__(self, client: Client, cache: Cache) -> None:
-        self._client, self._cache = client, cache
+    def __init__(self, client: Client, cache: Cache, batch: int) -> None:
+        self._client, self._cache, self._batch = client, cache, batch
         self._requested: set[str] = set()
-        self._done: queue.SimpleQueue[tuple[str, Future[bytes]]] = queue.SimpleQueue()
+        self._new: list[str] = []  # requested, not begun
         self._failed: dict[str, Fetched] = {}
         self._held: dict[str, Fetched] = {}  # spares reading them from the cache
         self._held_bytes = 0
 
     def request(self, url: str) -> None:
-        """Begins to fetch a photo that is not there."""
+        """Fetches a photo that is not there."""
         if url not in self._requested and url not in self._cache:
             self._requested.add(url)
-            self._client.submit(url).add_done_callback(lambda future: self._done.put((url, future)))
+            self._new.append(url)
+            if len(self._new) >= self._batch:
+                self._begin()
+
+    def _begin(self) -> None:
+        if self._new:
+            self._client.begin(self._new)
+            self._new = []
 
     def get(self, url: str) -> Fetched:
         """Waits for a photo whose turn has come."""
         self.keep_arrived()
         while url not in self._failed and url not in self._cache:
-            self._keep(*self._done.get())
+            self._begin()
+            self._keep()
         if url in self._failed:
             return self._failed[url]
         held = self._held.pop(url, None)
@@ -105,15 +112,15 @@ class _Ahead:
 
     def keep_arrived(self) -> None:
         """Keeps what has arrived, without waiting for anything."""
-        while not self._done.empty():
-            self._keep(*self._done.get())
+        while self._client.arrived():
+            self._keep()
 
-    def _keep(self, url: str, future: "Future[bytes]") -> None:
-        try:
-            fetched = self._cache.add(url, self._client.take(future))
-        except Failed as failed:
-            self._failed[url] = Fetched(url, reason=failed.reason, detail=failed.detail)
+    def _keep(self) -> None:
+        url, photo = self._client.next()
+        if isinstance(photo, Failed):
+            self._failed[url] = Fetched(url, reason=photo.reason, detail=photo.detail)
             return
-        if self._held_bytes + len(fetched.data) <= HELD_BYTES:
+        fetched = self._cache.add(url, photo)
+        if self._held_bytes + len(photo) <= HELD_BYTES:
             self._held[url] = fetched
-            self._held_bytes += len(fetched.data)
+            self._held_bytes += len(photo)

@@ -7,12 +7,11 @@ sends no cookies and no credentials but those in a URL, uses no proxy, and the e
 import asyncio
 import contextlib
 import importlib.metadata
+import queue
 import random
 import re
 import threading
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +55,10 @@ class _Later(Exception):
 
 
 class Client:
-    """A thread with an event loop and one session of connections, while its `with` block lasts."""
+    """A thread with an event loop and one session of connections, while its `with` block lasts.
+
+    It and its caller speak by lists of URLs and a queue: a future for each photo took as long as the request.
+    """
 
     def __init__(
         self, *, allowed: Allowed, concurrency: int, timeout: float, retries: int, max_bytes: int
@@ -67,28 +69,36 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         self._quiet: dict[str, float] = {}  # server → the loop's time until which it wants no requests
-        self._held = 0  # bytes read that nobody has taken yet
+        self._done: queue.SimpleQueue[tuple[str, bytes | Exception]] = queue.SimpleQueue()
+        self._read = self._taken = 0  # bytes, counted by the thread and by its caller
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> "Client":
         return self
 
-    def submit(self, url: str) -> "Future[bytes]":
-        """Begins to fetch; the result is for `take`."""
+    def begin(self, urls: list[str]) -> None:
+        """Begins to fetch photos."""
         if self._thread is None:  # nothing is started for a unit that is in the cache
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
             asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
-        return asyncio.run_coroutine_threadsafe(self._fetch(url), self._loop)
+        self._loop.call_soon_threadsafe(self._begin, urls)
 
-    def take(self, future: "Future[bytes]") -> bytes:
-        """The photo, which is the caller's from now on.
+    def arrived(self) -> bool:
+        """Whether `next` would not wait."""
+        return not self._done.empty()
 
-        Raises:
-            Failed: there is none.
-        """
-        data = future.result()
-        self._loop.call_soon_threadsafe(self._let_go, len(data))
-        return data
+    def next(self) -> tuple[str, "bytes | Failed"]:
+        """One of the photos that were begun, whichever arrives first, or why there is none; waits for it."""
+        url, result = self._done.get()
+        if isinstance(result, bytes):
+            full = self._read - self._taken >= HELD_BYTES
+            self._taken += len(result)
+            if full:
+                self._loop.call_soon_threadsafe(self._room.set)
+        elif not isinstance(result, Failed):
+            raise result
+        return url, result
 
     def __exit__(self, *error: object) -> None:
         if self._thread is not None:
@@ -127,6 +137,18 @@ class Client:
 
     # One photo
 
+    def _begin(self, urls: list[str]) -> None:
+        for url in urls:
+            task = self._loop.create_task(self._finish(url))
+            self._tasks.add(task)  # the loop alone would not keep it
+            task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, url: str) -> None:
+        try:
+            self._done.put((url, await self._fetch(url)))
+        except Exception as error:
+            self._done.put((url, error))
+
     async def _fetch(self, text: str) -> bytes:
         """The photo, after as many tries as it takes and is allowed."""
         try:
@@ -135,9 +157,9 @@ class Client:
             raise Failed("missing", f"no web address: {error}") from error
         tries, waited = 0, 0.0
         while True:
+            await self._turn(_server(url))
             try:
-                async with self._turn(_server(url)):
-                    return await self._follow(url)
+                return await self._follow(url)
             except _Later as later:
                 if later.wait is None:
                     tries += 1
@@ -148,7 +170,9 @@ class Client:
                     self._be_quiet(later.server, wait)
                 if tries > self._retries or waited > PATIENCE:
                     raise Failed("unreachable", later.detail) from later
-                await asyncio.sleep(wait)
+            finally:
+                self._slots.release()
+            await asyncio.sleep(wait)
 
     def _be_quiet(self, server: str, wait: float) -> None:
         self._quiet[server] = max(self._quiet.get(server, 0.0), self._loop.time() + min(wait, PATIENCE))
@@ -157,28 +181,19 @@ class Client:
         """Seconds until it may get a request; 0 or less: now."""
         return self._quiet.get(server, 0.0) - self._loop.time()
 
-    @contextlib.asynccontextmanager
-    async def _turn(self, server: str) -> AsyncIterator[None]:
-        """One of the slots; who has to wait for anything else meanwhile has none."""
+    async def _turn(self, server: str) -> None:
+        """Takes one of the slots; who has to wait for anything else meanwhile has none."""
         while True:
             await self._slots.acquire()
             if (wait := self._left_of_quiet(server)) > 0:
                 self._slots.release()
                 await asyncio.sleep(wait)
-            elif self._held >= HELD_BYTES:
+            elif self._read - self._taken >= HELD_BYTES:
                 self._slots.release()
                 self._room.clear()
                 await self._room.wait()
             else:
-                break
-        try:
-            yield
-        finally:
-            self._slots.release()
-
-    def _let_go(self, size: int) -> None:
-        self._held -= size
-        self._room.set()
+                return
 
     async def _follow(self, url: "URL") -> bytes:
         """One request, and those that its redirects lead to."""
@@ -219,11 +234,12 @@ class Client:
         try:
             async for piece in answer.content.iter_chunked(PIECE):
                 body += piece
-                self._held += len(piece)
+                self._read += len(piece)
                 if len(body) > self._max_bytes:
                     raise Failed("too_large", f"over {self._max_bytes} bytes")
         except BaseException:
-            self._let_go(len(body))
+            self._read -= len(body)
+            self._room.set()
             raise
         return bytes(body)
 
