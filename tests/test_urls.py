@@ -263,14 +263,18 @@ def test_a_catalogue_of_urls_is_fetched_once_for_both_passes_and_the_account_clo
 
 
 def test_the_same_command_requests_what_was_unreachable_again_and_nothing_else(server, tmp_path, caplog):
-    source = catalogue(tmp_path, server, ["/broken/1/1.jpg"])
-    fetched = tmp_path / "W/runs/r/records.fetched"
+    source = catalogue(tmp_path, server, ["/broken/2/1.jpg"])
+    run_of_the_week = tmp_path / "W/runs/r"
+    manifest, fetched = run_of_the_week / "records/manifest.json", run_of_the_week / "records.fetched"
     assert ingest(source, tmp_path / "W") == 0
     assert account(tmp_path / "W")[1] == {"q0": "unreachable"} and fetched.is_dir()
     assert "1 photos could not be reached; the same command tries them again" in caplog.text
+    first = manifest.read_bytes()
+    assert ingest(source, tmp_path / "W") == 0
+    assert manifest.read_bytes() == first, "nothing new came: what is made from the records stays"
     assert ingest(source, tmp_path / "W") == 0
     assert account(tmp_path / "W") == (45, {}) and not fetched.exists()
-    assert server.counts.pop("/broken/1/1.jpg") == 2
+    assert server.counts.pop("/broken/2/1.jpg") == 3
     assert set(server.counts.values()) == {1}
     assert ingest(source, tmp_path / "W") == 0  # unchanged: nothing is requested
     assert set(server.counts.values()) == {1}
@@ -321,8 +325,8 @@ def test_a_killed_run_fetches_no_more_again_than_it_had_not_written(server, tmp_
     server.delay = 0.0
     assert run(*command) == 0
     again = sum(server.counts.values()) - 600
-    units = 2  # each loses a chunk that is not full, and what is on its way or has just arrived
-    assert again <= units * (url_cache.CHUNK_IMAGES + 2 * 8)
+    units = 2  # each loses two chunks, and what is on its way or has just arrived
+    assert again <= units * (2 * url_cache.CHUNK_IMAGES + 2 * 8)
 
 
 @pytest.mark.slow

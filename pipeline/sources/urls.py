@@ -69,7 +69,7 @@ def fetch_urls(urls: Sequence[str], fetching: Fetching, unit: str) -> Iterator[F
                 yield ahead.get(waiting.popleft())
         finally:
             ahead.keep_arrived()
-            cache.flush()
+            cache.close()
 
 
 class _Ahead:
