@@ -29,7 +29,7 @@ PIECE = 2**16  # bytes read at a time
 HELD_BYTES = 2**28  # read and not taken: beyond, no request begins
 LONGEST_CONNECT = 10.0  # s
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # s, before a second try and at most
-PATIENCE = 600.0  # s that a photo may wait because its server says so
+PATIENCE = 300.0  # s that a photo may wait because its server says so
 AS_IT_IS = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})*")  # RFC 3986
 
 
