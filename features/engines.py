@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     import keras
     import openvino
 
-ENGINES = ("auto", "tensorflow", "openvino", "jax")
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
 # Images in a request to OpenVINO: 8 give 163 images a second, 1 gives 131, 32 give 145 in twice the memory.
 REQUEST = 8
 CALIBRATION = 300  # images whose ranges int8 is fitted to, as NNCF advises
@@ -129,8 +127,8 @@ def choose_engine(
     Args:
         backbone: frozen.
         batch: images; the shape is fixed.
-        engine: one of ENGINES.
-        precision: one of PRECISIONS; auto: bf16 where the hardware computes in it, else fp32.
+        engine: auto, tensorflow, openvino or jax.
+        precision: fp32, bf16, int8 or auto: bf16 where the hardware computes in it, else fp32.
         calibration: for int8.
 
     Raises:

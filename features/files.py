@@ -9,6 +9,7 @@ stands below a name; a finished one is told by the `manifest.json` written last 
 """
 
 import atexit
+import difflib
 import errno
 import fnmatch
 import functools
@@ -19,7 +20,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -108,10 +109,6 @@ class Remote:
     def is_dir(self) -> bool:
         """Whether something stands below: one request."""
         return bool(_listing(self, limit=1))
-
-    def is_symlink(self) -> bool:
-        """Never."""
-        return False
 
     def stat(self) -> Stat:
         """Size and time of the file; FileNotFoundError where there is none."""
@@ -292,12 +289,57 @@ def copy_tree(source: Place, target: Place) -> None:
             _fetch(source / name, working)
 
 
+# Beam's options that say how object stores are reached, and those that need nothing of Beam but their text
+STORE_OPTIONS = ("--s3_", "--azure_", "--blob_", "--hdfs_", "--gcs_", "--gcp_", "--project", "--no_auth")
+S3_OPTIONS = ("--s3_",)
+_beam_options: tuple[str, ...] = ()
+
+
+def all_begin(options: tuple[str, ...], beginnings: tuple[str, ...]) -> bool:
+    """Whether all of Beam's options begin so; a value may stand on its own, after its option.
+
+    >>> all_begin(("--s3_region_name=eu", "--s3_endpoint_url", "http://127.0.0.1:9000"), S3_OPTIONS)
+    True
+    >>> all_begin(("--runner=FlinkRunner",), S3_OPTIONS), all_begin(("http://127.0.0.1:9000",), S3_OPTIONS)
+    (False, False)
+    """
+    names = [option for option in options if option.startswith("-")]
+    return options[:1] == tuple(names[:1]) and all(name.startswith(beginnings) for name in names)
+
+
 def use_beam_options(options: tuple[str, ...]) -> None:
-    """Lets Beam's options (`--s3_endpoint_url=…`) hold for the places of this process, too."""
+    """Lets Beam's options (`--s3_endpoint_url=…`) hold for the places of this process, too.
+
+    Raises:
+        ShelfmarkError: Beam does not take them, or does not know one about object stores.
+    """
+    global _beam_options
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    FileSystems.set_options(PipelineOptions(list(options)))
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            parsed = PipelineOptions(list(options))
+            known = parsed.get_all_options()  # else each kind is parsed when it is first looked at
+    except SystemExit as stop:  # of the parser, which prints its usage
+        reason = complaint.getvalue().strip().rpartition("error: ")[2]
+        raise ShelfmarkError(
+            f"Beam refused {' '.join(options)} ({reason}); expected Beam's options after --; correct them"
+        ) from stop
+    for name in (option.partition("=")[0] for option in options if option.startswith(STORE_OPTIONS)):
+        # Beam passes over what it does not know, and would look at Amazon's store instead of one's own
+        if not any(f"--{other}".startswith(name) for other in known):
+            near = difflib.get_close_matches(name, [f"--{other}" for other in known], n=1)
+            hint = f"did you mean {near[0]}?" if near else "correct it"
+            raise ShelfmarkError(f"{name}: unknown to Beam; expected one of its options after --; {hint}")
+    FileSystems.set_options(parsed)
+    _beam_options = options
+
+
+def beam_options() -> tuple[str, ...]:
+    """What `use_beam_options` was given last."""
+    return _beam_options
 
 
 class _Reader(io.RawIOBase):

@@ -12,18 +12,20 @@ import math
 import re
 import struct
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL import features as pillow
 
 from features import run_length
+from features.av1 import TooManyPlaces, coded_sizes
+from features.colour import changes_colours, to_srgb
 from features.declared import declared_sizes
+from features.tiff import directory_of, entries_of, layout_of
 
 REASONS = ("missing", "empty", "not_an_image", "format_not_allowed", "too_large", "truncated", "undecodable")
 
@@ -42,12 +44,15 @@ OTHER_MAGIC = re.compile(
 )
 
 QUALITY = 95
-KEPT_COLOURS = ("RGB", "YCbCr", "Gray")  # as simplejpeg names them; CMYK and YCCK go through a profile
+# As simplejpeg and Pillow name them; CMYK and YCCK go through a profile.
+KEPT_COLOURS = {"RGB": "RGB", "YCbCr": "RGB", "Gray": "L"}
 PROGRESSIVE = 0xC2
 FRAMES = (0xC0, 0xC1, PROGRESSIVE)  # not 0xC3, lossless: simplejpeg takes it, TensorFlow refuses it
+PROGRESSIVE_FRAME = b"\xff\xc2\0"  # with the first byte of its length
 TABLES = (0xC4, 0xC8, 0xCC)  # markers between SOF0 and SOF15 that are none
 MARKER = re.compile(rb"\xff[^\xff\0]")
 SCAN = b"\xff\xda\0"  # how a scan begins: a marker and the first byte of a length of 8 to 14
+END = b"\xff\xd9"
 MAX_SCANS = 100  # ten are usual; one fits in 12 bytes, and a file of them alone takes 40 s a megabyte
 MAX_SCANNED = 1_500_000_000  # scans × pixels, 0.8 ns each
 
@@ -72,11 +77,9 @@ PIXEL_TAGS = {
 }
 KIND_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # of one value
 BLOBS = (347, 34675)  # JPEG's tables and the profile: their values are bytes
-TILE_TAGS = (322, 323)
 GIF_FRAME, GIF_EXTENSION, GIF_CONTROL, GIF_END = 0x2C, 0x21, b"!\xf9", 0x3B
 GIF_DISPOSAL = 0x1C  # bits: what becomes of a frame before the next, which nobody looks at
-MAX_PROFILE = 4 << 20  # bytes; a camera's has a few kB, a press's up to a few MB
-PROFILE, PROFILE_MARK = b"ICC_PROFILE\0", b"acsp"  # how its segments begin, and what stands at byte 36
+PROFILE = b"ICC_PROFILE\0"  # how its segments begin
 FLAT = 2.0  # levels of 255: plain colours stay under 1 in any format, 2,936 photos of groceries are over 36
 
 TILE = 1024  # pixels a side, converted at a time: 50 MP of RGBA are in memory once, not three times
@@ -142,7 +145,9 @@ def normalise(data: bytes, limits: Limits = LIMITS) -> Normalised:
     """A JPEG of the image in `data`: its own bytes where they will do, else a new one. Safe in threads.
 
     Raises:
-        Refused: there is no image in `data`, or none that may be read, and nothing else (but MemoryError).
+        Refused: there is no image in `data`, or none that may be read.
+        MemoryError: the machine is out of memory, never for what a file says of itself: decoders are kept
+            within MAX_MEMORY. Not a Refused, because the same file is accepted where there is memory.
     """
     if not data:
         raise Refused("empty", "no bytes")
@@ -161,7 +166,7 @@ def _normalised(data: bytes, limits: Limits) -> Normalised:
         return _keep(data, limits) or _transcode(data, limits)
     except (Refused, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refused("too_large", str(error)) from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, KeyError, …
         raise Refused(_reason(data, str(error)), f"{type(error).__name__}: {error}") from error
@@ -169,14 +174,40 @@ def _normalised(data: bytes, limits: Limits) -> Normalised:
 
 def _ended(data: bytes) -> bytes | None:
     """A JPEG that lacks its end marker alone, with it; None where more is missing, or it is no JPEG."""
-    if _header(data)[0] not in FRAMES:  # a lossless one decoded smaller writes past the end of its pixels
+    # A lossless one decoded smaller writes past the end of its pixels.
+    if data.endswith(END) or _header(data)[0] not in FRAMES:
         return None
-    ended = data + b"\xff\xd9"
-    try:  # strict: that the data ended before the pixels did is a warning of libjpeg, and refused
-        simplejpeg.decode_jpeg(ended, min_height=1, min_width=1)
-    except (ValueError, KeyError):
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        # Its scans are decoded three times in all: before, here and after.
+        if data.count(SCAN) * width * height > MAX_SCANNED // 3 or not _has_every_scan(data):
+            return None
+        # Strict: where the scan ended before its pixels did, libjpeg warns, and simplejpeg refuses.
+        simplejpeg.decode_jpeg(data + END, min_height=1, min_width=1)
+    except (ValueError, KeyError, IndexError):  # IndexError: cut within the header of a scan
         return None
-    return ended
+    return data + END
+
+
+def _has_every_scan(jpeg: bytes) -> bool:
+    """Whether every component has its 64 coefficients to the last bit; libjpeg takes fewer scans."""
+    segments = _segments(jpeg)
+    frames = [start for marker, start, _ in segments if marker in FRAMES]
+    if not frames:
+        return False
+    missing = {(component, number) for component in _every(jpeg, frames[0] + 9, 3) for number in range(64)}
+    for scan in re.finditer(SCAN, jpeg[segments[-1][1] :]):
+        at = segments[-1][1] + scan.start() + 4
+        components = _every(jpeg, at, 2)
+        first, last, bits = jpeg[at + 1 + 2 * len(components) :][:3].ljust(3, b"\xff")
+        if bits & 15 == 0:  # the place of the last bit that it brings
+            missing -= {(component, number) for component in components for number in range(first, last + 1)}
+    return not missing
+
+
+def _every(jpeg: bytes, at: int, size: int) -> bytes:
+    """The first byte, a component's name, of each of the things of `size` bytes that are counted at `at`."""
+    return jpeg[at + 1 : at + 1 + size * jpeg[at] : size]
 
 
 def _keep(data: bytes, limits: Limits) -> Normalised | None:
@@ -185,7 +216,7 @@ def _keep(data: bytes, limits: Limits) -> Normalised | None:
         frame, exif, profile = _header(data)
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
         plain = frame in FRAMES and colour in KEPT_COLOURS and _orientation(exif) == 1
-        plain = plain and not _is_foreign(profile)
+        plain = plain and not (profile and changes_colours(profile, KEPT_COLOURS[colour]))
         scans = data.count(SCAN) if frame == PROGRESSIVE else 1  # counting takes 1 ns a byte
         if plain and scans <= MAX_SCANS and max(width, height) <= limits.max_side:
             # At an eighth, which halves the time and reads every bit all the same: of 560,000 mutated JPEGs
@@ -199,7 +230,7 @@ def _keep(data: bytes, limits: Limits) -> Normalised | None:
 
 
 def _is_flat(rgb: np.ndarray) -> bool:
-    """Whether no channel of (height, width, 3) uint8 varies; most pictures are told by two pixels."""
+    """Whether no channel of (height, width, 3) uint8 varies; two pixels show it of most pictures."""
     height, width, _ = rgb.shape
     apart = int(rgb[0, 0, 0]) - int(rgb[height // 2, width // 2, 0])
     if apart * apart > 2 * FLAT * FLAT * height * width:  # two levels that far apart are variance enough
@@ -216,24 +247,21 @@ def _deviation(levels: np.ndarray) -> float:
 
 def _header(jpeg: bytes) -> tuple[int, bytes, bytes]:
     """Frame marker of a JPEG (SOFn: 0xC0 to 0xCF; 0 unless it is a plain one), its Exif and ICC profile."""
-    frame, exif, profile, marker = 0, b"", b"", 0
+    frame, exif, pieces, marker = 0, b"", [], 0
     for marker, start, end in _segments(jpeg):
         if marker == 0xE1 and not exif and jpeg.startswith(b"Exif\0\0", start + 4):
             exif = jpeg[start + 4 : end]
         elif marker == 0xE2 and jpeg.startswith(PROFILE, start + 4):
-            profile += jpeg[start + 6 + len(PROFILE) : end]  # in pieces of 64 kB, in order
+            pieces.append(jpeg[start + 4 + len(PROFILE) : end])
         elif 0xC0 <= marker <= 0xCF and marker not in TABLES:
             frame = marker
-    return (frame if marker == SCAN[1] else 0), exif, profile
+    return (frame if marker == SCAN[1] else 0), exif, _joined(pieces) if pieces else b""
 
 
-def _is_foreign(profile: bytes) -> bool:
-    """Whether an ICC profile is whole enough to be followed, and is not sRGB's own."""
-    return PROFILE_MARK in profile[36:40] and len(profile) <= MAX_PROFILE and not _is_srgb(profile)
-
-
-def _is_srgb(profile: bytes) -> bool:
-    return b"sRGB" in profile.replace(b"\0", b"")  # names are ASCII or UTF-16
+def _joined(pieces: list[bytes]) -> bytes:
+    """A profile of its pieces of 64 kB, each with its number and how many there are; b"" where some lack."""
+    pieces.sort()
+    return b"".join(piece[2:] for piece in pieces) if pieces[0][1:2] == bytes([len(pieces) & 255]) else b""
 
 
 def _segments(jpeg: bytes) -> list[tuple[int, int, int]]:
@@ -276,53 +304,10 @@ def _orientation(exif: bytes) -> int:
     ordinary photos; and it falls back to XMP, whose orientation is left behind, and wrong, when a tool turns
     the pixels and drops Exif. Browsers look at Exif alone.
     """
-    for tag, kind, count, value, _ in _entries(exif.removeprefix(b"Exif\0\0")):
+    for tag, kind, count, value, _ in entries_of(exif.removeprefix(b"Exif\0\0")):
         if (tag, kind, count) == (0x112, 3, 1):  # one SHORT
             return value if value in TURNS else 1
     return 1
-
-
-@dataclass(frozen=True)
-class _TiffLayout:
-    """How a TIFF writes its numbers: classic, or BigTIFF with offsets and counts of 8 bytes."""
-
-    order: str  # as `struct` names it
-    head: int  # bytes before the first directory's offset
-    offset: str
-    count: str  # of the entries in a directory
-    entry: str  # tag, kind, count
-    held: int  # bytes of a value that stands in its entry
-
-    @property
-    def entry_bytes(self) -> int:
-        """Bytes of an entry, its value included."""
-        return struct.calcsize("<" + self.entry) + self.held
-
-
-def _layout(tiff: bytes) -> _TiffLayout | None:
-    """None where it is no TIFF."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
-    if order and tiff[2:4] == struct.pack(order + "H", 42):
-        return _TiffLayout(order, 4, "I", "H", "HHI", 4)
-    if order and tiff[2:8] == struct.pack(order + "HHH", 43, 8, 0):
-        return _TiffLayout(order, 8, "Q", "Q", "HHQ", 8)
-    return None
-
-
-def _entries(tiff: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """Tag, kind, count, value (as one SHORT) and the bytes of each entry in a TIFF's first directory."""
-    layout = _layout(tiff)
-    if layout is None:
-        return
-    order, size = layout.order, layout.entry_bytes
-    try:
-        (directory,) = struct.unpack_from(order + layout.offset, tiff, layout.head)
-        (entries,) = struct.unpack_from(order + layout.count, tiff, directory)
-        first = directory + struct.calcsize("<" + layout.count)
-        for at in range(first, first + size * min(entries, MAX_PARTS), size):
-            yield *struct.unpack_from(f"{order}{layout.entry}H", tiff, at), tiff[at : at + size]
-    except struct.error:
-        pass  # the file ends within
 
 
 def _transcode(data: bytes, limits: Limits) -> Normalised:
@@ -331,8 +316,10 @@ def _transcode(data: bytes, limits: Limits) -> Normalised:
         _check_pixels(width, height, limits)
         if data.startswith(b"RIFF"):  # libwebp has its canvases from the moment it opens
             _check_memory(width, height, "WEBP", 4 * COPIES["WEBP"])
+        if run_length.is_run_length_coded(data):  # decoded before Pillow opens
+            _check_memory(width + 3, height, "BMP in run-length code", run_length.COPIES)
     image = _open(data, limits)
-    frame, exif, _ = _header(data)
+    frame, exif, profile = _header(data)
     drafted = frame in FRAMES  # in a lossless one, a draft makes Pillow 12.3 write past the end of its pixels
     _check_size(image, limits, drafted)
     _check_frames(image, data)
@@ -340,7 +327,8 @@ def _transcode(data: bytes, limits: Limits) -> Normalised:
         zoom = 2 * limits.max_side / max(image.size)
         image.draft(None, (max(1, int(image.width * zoom)), max(1, int(image.height * zoom))))
     image.load()  # once: a second load after a failed one can give a black picture
-    small = _to_srgb(_scaled(image, limits.max_side), image.info.get("icc_profile"))
+    mode = "CMYK" if image.mode == "CMYK" else Image.getmodebase(image.mode)
+    small = to_srgb(_scaled(image, limits.max_side), profile or image.info.get("icc_profile"), mode)
     exif = data if image.format == "TIFF" else exif or image.info.get("exif", b"")
     turn = TURNS.get(_orientation(exif))
     upright = np.asarray(small if turn is None else small.transpose(turn))
@@ -373,12 +361,13 @@ def _check_memory(width: int, height: int, format: str, each: int) -> None:
 
 
 def _check_frames(image: Image.Image, data: bytes) -> None:
-    """Refuses too many frames, and too many scans of a JPEG."""
+    """Refuses too many frames, and too many scans of a JPEG, or of one within a TIFF."""
     frames = getattr(image, "n_frames", 1) if image.format in COUNTED else 1
     if frames > MAX_FRAMES:
         raise Refused("too_large", f"{frames} frames; the limit is {MAX_FRAMES}")
     scans, limit = data.count(SCAN), min(MAX_SCANS, MAX_SCANNED // (image.width * image.height))
-    if image.format == "JPEG" and scans > limit:
+    jpeg = image.format == "JPEG" or (image.format == "TIFF" and PROGRESSIVE_FRAME in data)
+    if jpeg and scans > limit:
         raise Refused("too_large", f"{scans} scans; the limit is {limit}")
 
 
@@ -386,8 +375,8 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
     """The image in `data`, not decoded yet."""
     try:
         return Image.open(BytesIO(_bare(data, limits)), formats=FORMATS)
-    except run_length.TooManyRuns as error:
-        raise Refused("too_large", f"a BMP in run-length code: {error}") from error
+    except (run_length.TooManyRuns, TooManyPlaces) as error:
+        raise Refused("too_large", str(error)) from error
     except UnidentifiedImageError:
         # Pillow's message holds an address in memory: it would make rejects differ from run to run.
         if ALLOWED_MAGIC.match(data):
@@ -411,7 +400,7 @@ def _bare(data: bytes, limits: Limits) -> bytes:
     if data[:2] in (b"II", b"MM"):
         return _bare_tiff(data, limits)
     if data[4:8] == b"ftyp":
-        return _bare_avif(data)
+        return _bare_avif(data, limits)
     if data.startswith(b"\x89PNG"):
         _check_chunks(data)
     if run_length.is_run_length_coded(data):
@@ -420,11 +409,9 @@ def _bare(data: bytes, limits: Limits) -> bytes:
 
 
 def _bare_jpeg(jpeg: bytes) -> bytes:
-    """Tables, frame, scans, and of the metadata JFIF, Adobe's colour transform and the ICC profile."""
+    """Tables, frame, scans, and of the metadata JFIF and Adobe's colour transform."""
     kept = [
-        jpeg[start:end]
-        for marker, start, end in _segments(jpeg)
-        if marker < 0xE0 or marker in (0xE0, 0xEE) or jpeg.startswith(PROFILE, start + 4)
+        jpeg[start:end] for marker, start, end in _segments(jpeg) if marker < 0xE0 or marker in (0xE0, 0xEE)
     ]
     return b"\xff\xd8" + b"".join(kept)
 
@@ -461,46 +448,50 @@ def _bare_gif(gif: bytes, limits: Limits) -> bytes:
 
 
 def _palette(flags: int) -> int:
-    """Bytes of the colour table that a GIF's flags tell of."""
+    """Bytes of the colour table that a GIF's flags announce."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _bare_tiff(tiff: bytes, limits: Limits) -> bytes:
     """A new directory with PIXEL_TAGS, and no second page; nothing where it is no TIFF."""
-    layout = _layout(tiff)
+    layout = layout_of(tiff)
     if layout is None:
         return b""
-    order, kept, number = layout.order, {}, {}
-    for tag, kind, count, _, entry in _entries(tiff):
-        if tag not in PIXEL_TAGS or kind >= len(KIND_BYTES):
+    kept, number = {}, {}
+    for tag, kind, count, _, entry in entries_of(tiff):
+        each = KIND_BYTES[kind] if kind < len(KIND_BYTES) else 0
+        if tag not in PIXEL_TAGS or not each or (tag in BLOBS and kind not in (1, 7)):
             continue
-        _check_parts(0 if tag in BLOBS and kind in (1, 7) else count)
+        _check_parts(0 if tag in BLOBS else count)
         value = entry[-layout.held :]
-        size, (place,) = count * KIND_BYTES[kind], struct.unpack(order + layout.offset, value)
-        if size > layout.held and place + size > len(tiff):  # would be read out of the new directory
+        (place,) = layout.offset.unpack(value)
+        if count * each > layout.held and place + count * each > len(tiff):  # read out of the new directory
             raise Refused("truncated", f"the value of tag {tag} is past the end")
         kept[tag] = entry
-        if count == 1 and KIND_BYTES[kind] <= layout.held:
-            width = KIND_BYTES[kind]
-            number[tag] = int.from_bytes(value[:width], "little" if order == "<" else "big")
-    for width_tag, height_tag in ((256, 257), TILE_TAGS):
-        _check_pixels(number.get(width_tag, 0), number.get(height_tag, 0), limits)
-    entries = struct.pack(order + layout.count, len(kept)) + b"".join(kept.values()) + bytes(layout.held)
-    start = struct.pack(order + layout.offset, len(tiff))
-    return tiff[: layout.head] + start + tiff[layout.head + len(start) :] + entries
+        if count == 1 and each <= layout.held:
+            number[tag] = int.from_bytes(value[:each], "little" if layout.order == "<" else "big")
+    _check_pixels(number.get(256, 0), number.get(257, 0), limits)
+    _check_memory(number.get(322, 0), number.get(323, 0), "TIFF, its tiles,", 4 * COPIES["TIFF"])
+    directory = layout.count.pack(len(kept)) + b"".join(kept.values()) + bytes(layout.held)
+    start = layout.offset.pack(len(tiff))
+    return tiff[: layout.head] + start + tiff[layout.head + len(start) :] + directory
 
 
-def _bare_avif(avif: bytes) -> bytes:
+def _bare_avif(avif: bytes, limits: Limits) -> bytes:
     """Without Exif, all of whose values Pillow would load; the orientation is in AVIF's own directory."""
-    bare, at, parts = bytearray(avif), 0, 0
+    bare, at, parts, directories = bytearray(avif), 0, 0, 0
     while at + 8 <= len(avif):
         parts += 1
         _check_parts(parts)
         size, name = struct.unpack_from(">I4s", avif, at)
         size = {0: len(avif) - at, 1: int.from_bytes(avif[at + 8 : at + 16])}.get(size, size)
         if name in (b"meta", b"moov"):
-            if size > MAX_BOXES:
-                raise Refused("too_large", f"a directory of {size} bytes; the limit is {MAX_BOXES}")
+            directories += size
+            if directories > MAX_BOXES:
+                raise Refused("too_large", f"a directory of {directories} bytes; the limit is {MAX_BOXES}")
+            for width, height in coded_sizes(avif, at, at + size):
+                _check_pixels(width, height, limits)
+                _check_memory(width, height, "AVIF", 4 * COPIES["AVIF"])
             bare[at : at + size] = avif[at : at + size].replace(b"Exif", b"none")
         at += max(8, size)
     return bytes(bare)
@@ -516,22 +507,15 @@ def _check_chunks(png: bytes) -> None:
 
 
 def _reason(data: bytes, error: str = "") -> str:
-    """Truncated or undecodable; where Pillow does not tell, by what the format says about its own end."""
-    head, size = data[:4], len(data)
+    """Truncated or undecodable; where Pillow does not say, by what the format says about its own end."""
+    head, size, layout = data[:4], len(data), layout_of(data)
     cut = (
         "truncated" in error.lower()
         or (head[:2] == b"\xff\xd8" and SCAN not in data)
         or (head == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > size)
-        or _directory_past_end(data)
+        or (layout is not None and directory_of(data, layout) >= size)
     )
     return "truncated" if cut else "undecodable"
-
-
-def _directory_past_end(tiff: bytes) -> bool:
-    layout = _layout(tiff)
-    start = tiff[layout.head : layout.head + layout.held] if layout else b""
-    order: Literal["little", "big"] = "little" if layout and layout.order == "<" else "big"
-    return layout is not None and int.from_bytes(start, order) >= len(tiff)
 
 
 def _scaled(image: Image.Image, max_side: int) -> Image.Image:
@@ -581,15 +565,3 @@ def _eight_bit(image: Image.Image, white: float) -> Image.Image:
     grey = np.clip(values * (255 / white) + 0.5, 0, 255).astype(np.uint8)
     grey[values == image.info.get("transparency", -1)] = 255
     return Image.fromarray(grey).convert("RGB")
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB by the embedded ICC profile; as it is without one, with sRGB's own, a damaged or a huge one."""
-    if profile and not _is_srgb(profile) and len(profile) <= MAX_PROFILE:
-        try:
-            source = ImageCms.ImageCmsProfile(BytesIO(profile))
-            srgb = ImageCms.createProfile("sRGB")
-            return cast(Image.Image, ImageCms.profileToProfile(image, source, srgb, outputMode="RGB"))
-        except (OSError, ImageCms.PyCMSError):
-            pass  # a photo with a damaged profile is still a photo
-    return image.convert("RGB")

@@ -213,8 +213,7 @@ _making = threading.Lock()
 
 def _s3() -> _S3:
     """One for a process and its settings: sockets do not outlive a fork, and Beam's options may change."""
-    beam = sys.modules.get("apache_beam.io.filesystems")  # without it no options, and no need to wait for it
-    options = beam.FileSystems._pipeline_options if beam else None
+    options = _options()
     settings = [item for item in os.environ.items() if item[0].startswith("AWS_")]
     key = (os.getpid(), id(options), *settings)
     with _making:
@@ -223,10 +222,34 @@ def _s3() -> _S3:
         return _stores[key]
 
 
+_from_parent: dict[str, Any] | None = None
+
+
+def s3_settings() -> dict[str, Any]:
+    """How Beam's options let this process reach S3, as boto3 names it; {} without options. Can be pickled."""
+    return _s3_settings(_options())
+
+
+def use_s3_settings(settings: dict[str, Any]) -> None:
+    """Lets the `s3_settings` of another process hold here: importing Beam for its options takes seconds."""
+    global _from_parent
+    _from_parent = settings
+
+
+def _options() -> Any:
+    """Beam's options, or the settings that a parent process made of them; None where there are none."""
+    if _from_parent is not None:
+        return _from_parent
+    beam = sys.modules.get("apache_beam.io.filesystems")  # without it no options, and no need to wait for it
+    return beam.FileSystems._pipeline_options if beam else None
+
+
 def _s3_settings(options: Any) -> dict[str, Any]:
     """Beam's options for S3 as boto3 names them."""
     if options is None:
         return {}
+    if isinstance(options, dict):
+        return options
     from apache_beam.options.pipeline_options import S3Options
 
     told = options.view_as(S3Options)
@@ -305,6 +328,8 @@ def _told(text: str, error: Exception) -> Exception:
         return ShelfmarkError(
             f"{text}: no answer ({reason}); expected a store there; mend the network or {entry}"
         )
+    if "InvalidRegionError" in kinds or reason.startswith("Invalid endpoint"):
+        return ShelfmarkError(f"{text}: {reason}; expected the store's own address and region; {entry}")
     if "ParamValidationError" in kinds:
         return ShelfmarkError(f"{text}: cannot be ({reason}); expected scheme://bucket/name; mend the name")
     if isinstance(error, ShelfmarkError | OSError) and not hasattr(error, "exception_details"):

@@ -14,7 +14,6 @@ import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
@@ -26,7 +25,6 @@ from features.product import ProductImage
 
 if TYPE_CHECKING:
     import pandas as pd
-    import tensorflow as tf
 
 HEAD, FOOT = 12, 4  # bytes of the frame before and after the Example
 GAP = 2**16  # bytes between neighbours that are read for nothing rather than in a read of their own
@@ -90,14 +88,6 @@ def spec() -> dict[str, Any]:
     return {name: tf.io.FixedLenFeature([], tf.string) for name in names} | {
         "image_index": tf.io.FixedLenFeature([], tf.int64)
     }
-
-
-def dataset(files: list[Path], batch: int) -> "tf.data.Dataset":
-    """Batches of parsed records: a dict of (batch,) tensors, images still as JPEG bytes."""
-    import tensorflow as tf
-
-    examples = tf.data.TFRecordDataset([str(file) for file in files]).batch(batch)
-    return examples.map(lambda serialised: tf.io.parse_example(serialised, spec()))
 
 
 @dataclass(frozen=True)

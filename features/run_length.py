@@ -9,12 +9,28 @@ https://learn.microsoft.com/windows/win32/gdi/bitmap-compression. Rows stand fro
 reader takes 1 µs a run and makes all the pixels that a leap passes over, however many.
 """
 
-import itertools
 import struct
+
+import numpy as np
 
 HEADER = struct.Struct("<IiiHHIIiiII")  # 40 bytes, at byte 14
 RLE8, RLE4 = 1, 2
-MOST_RUNS = 1_000_000  # 0.3 µs each; a photo of a megapixel has 0.7 million
+BITS = {RLE8: 8, RLE4: 4}  # of a pixel
+MOST_RUNS = 800_000  # 1.2 µs each; a photo of a megapixel has 0.7 million
+COPIES = 4  # how often the pixels are in memory at once, Pillow's own among them
+HEX = bytes.maketrans(b"0123456789abcdef", bytes(range(16)))
+
+
+def _colours(packed: bytes) -> bytes:
+    """Two colours a byte, the high one first; by hexadecimal digits: 0.7 µs for 128 bytes."""
+    return packed.hex().encode().translate(HEX)
+
+
+# By a run's value: two pixels of it.
+PAIRS = {
+    8: [bytes((value, value)) for value in range(256)],
+    4: [_colours(bytes([value])) for value in range(256)],
+}
 
 
 class Damaged(ValueError):
@@ -39,52 +55,53 @@ def decoded(bmp: bytes) -> bytes:
     Raises:
         Damaged, TooManyRuns, struct.error: see there; its header is cut short.
     """
-    size, width, height, planes, _, compression, _, *density, colours, _ = HEADER.unpack_from(bmp, 14)
+    size, width, height, planes, bits, compression, _, *density, colours, _ = HEADER.unpack_from(bmp, 14)
     (start,) = struct.unpack_from("<I", bmp, 10)
-    if width < 1 or height < 1:
-        raise Damaged(f"{width} × {height} pixels in run-length code")
+    if width < 1 or height < 1 or bits != BITS[compression]:
+        raise Damaged(f"{width} × {height} pixels of {bits} bits in run-length code")
     colours = min(colours or 256, 16 if compression == RLE4 else 256)
     palette = bmp[14 + size : 14 + size + 4 * colours].ljust(4 * colours, b"\0")
-    rows = _rows(bmp, start, width, height, four_bits=compression == RLE4)
-    padding = bytes(-width % 4)
-    pixels = b"".join(bytes(rows[at : at + width]) + padding for at in range(0, width * height, width))
+    rows = np.frombuffer(_rows(bmp, start, width, height, bits), np.uint8).reshape(height, width)
+    pixels = np.pad(rows, [(0, 0), (0, -width % 4)]).tobytes()
     header = HEADER.pack(40, width, height, planes, 8, 0, len(pixels), *density, colours, 0)
     start = 14 + len(header) + len(palette)
     return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + palette + pixels
 
 
-def _rows(bmp: bytes, at: int, width: int, height: int, four_bits: bool) -> bytearray:
+def _rows(bmp: bytes, at: int, width: int, height: int, bits: int) -> bytearray:
     """(height · width) colours, from the bottom row up."""
     rows = bytearray(width * height)
-    x = y = 0
+    pairs = PAIRS[bits]
+    x = y = row = 0  # row: where the row begins
     for _ in range(MOST_RUNS):
-        count, value = bmp[at : at + 1], bmp[at + 1 : at + 2]
-        if not value:
-            raise Damaged("truncated: the run-length code has no end")
+        if at + 1 >= len(bmp):
+            if y >= height or (y == height - 1 and x >= width):
+                return rows  # some writers leave the end of the picture out
+            break
+        count, value = bmp[at], bmp[at + 1]
         at += 2
-        if count[0]:
-            run = _colours(value * -(-count[0] // 2), count[0]) if four_bits else value * count[0]
-        elif value[0] == 0:
-            x, y = 0, y + 1
+        if count:
+            run = (pairs[value] * (count + 1 >> 1))[:count]
+        elif value == 0:
+            x, y, row = 0, y + 1, row + width
             continue
-        elif value[0] == 1:
+        elif value == 1:
             return rows
-        elif value[0] == 2:
-            x, y, at = x + bmp[at], y + bmp[at + 1], at + 2
+        elif value == 2:
+            right, up = bmp[at : at + 2].ljust(2, b"\0")
+            x, y, row, at = x + right, y + up, row + up * width, at + 2
             continue
         else:
-            size = -(-value[0] // 2) if four_bits else value[0]
-            run = bmp[at : at + size]
-            run = _colours(run, value[0]) if four_bits else run
+            size = -(-value * bits // 8)
+            run = _colours(bmp[at : at + size])[:value] if bits == 4 else bmp[at : at + size]
+            if len(run) < value:
+                break
             at += size + size % 2
         if y >= height:
             raise Damaged(f"more than {height} rows in its run-length code")
-        end = min(x + len(run), width)  # what goes over the edge is cut off, as Windows does
-        rows[y * width + x : y * width + end] = run[: max(0, end - x)]
+        if x < width:  # what goes over the edge is cut off, as Windows does
+            rows[row + x : row + min(x + len(run), width)] = run[: width - x]
         x += len(run)
-    raise TooManyRuns(f"over {MOST_RUNS} runs")
-
-
-def _colours(packed: bytes, count: int) -> bytes:
-    """Two colours a byte, the high one first."""
-    return bytes(itertools.chain.from_iterable((pair >> 4, pair & 15) for pair in packed))[:count]
+    else:
+        raise TooManyRuns(f"over {MOST_RUNS} runs")
+    raise Damaged("truncated: the run-length code ends before the picture")

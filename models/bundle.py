@@ -20,7 +20,6 @@ from features.errors import ShelfmarkError
 from features.files import Place
 from models.categorizer import Asked, Categorizer, Rules
 from models.head import SET_FILES, STRUCTURE, WEIGHTS, load_head
-from models.releases import SPLITS
 from models.taxonomy import read_taxonomy
 
 HEAD_FILES = (STRUCTURE, WEIGHTS, "sizes.npy", "taxonomy.csv")
@@ -40,11 +39,6 @@ class Bundle:
     def backbone(self) -> Backbone:
         """The bundle's backbone, with the weights it was extracted with."""
         return read_backbone(self.path / BACKBONE, self.path / BACKBONE_WEIGHTS, self.fingerprint)
-
-    @property
-    def splits(self) -> Path:
-        """product_id and split of every product the bundle was made from."""
-        return self.path / SPLITS
 
 
 def load_asked(folder: Path) -> Asked:

@@ -110,13 +110,20 @@ class Taxonomy:
 def guessed_depth(names: np.ndarray) -> np.ndarray:
     """(C,) int32 depth of leaves whose names, (C, N), are repeated at the levels below them.
 
-    Wrong for a leaf that is called as its parent: then `Taxonomy.known_depth` is kept.
+    A leaf is at least as deep as a node that it shares with another. Too low for some leaves that are called
+    as their parents: then `Taxonomy.known_depth` is kept.
 
     >>> guessed_depth(np.array([["Gift", "Gift", "Gift"], ["Food", "Fruit", "Pear"]])).tolist()
     [1, 3]
+    >>> guessed_depth(np.array([["Food", "Food", "Food"], ["Food", "Food", "Pear"]])).tolist()
+    [2, 3]
     """
     differs = names != names[:, -1:]
-    return np.array([np.flatnonzero(row).max(initial=-1) + 2 for row in differs], np.int32)
+    depth = np.array([np.flatnonzero(row).max(initial=-1) + 2 for row in differs], np.int32)
+    for level in range(2, names.shape[1]):
+        shared = pd.DataFrame(names[:, :level]).duplicated(keep=False).to_numpy()
+        depth[shared] = np.maximum(depth[shared], level)
+    return depth
 
 
 def build_taxonomy(paths: Paths, kept: set[str]) -> tuple[Taxonomy, int]:
@@ -189,18 +196,19 @@ def read_paths(file: Path) -> Paths:
         log.info("%s: columns %s are no levels; expected category_level1, …", file.name, ", ".join(passed))
     places = [columns.index(name) for name in (category, *levels)]
     depth = columns.index("depth") if "depth" in columns else None
-    spellings: dict[str, set[str]] = defaultdict(set)
+    numbers = {str(level + 1) for level in range(len(levels))}
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
     paths = Paths()
     for row in rows:
         row += [""] * (len(columns) - len(row))
         name, *path = (tidy_name(row[place]) for place in places)
         for place in places:
-            spellings[tidy_name(row[place])].add(row[place].strip())
-        path = path[: int(row[depth])] if depth is not None and row[depth].strip().isdecimal() else path
+            spellings[tidy_name(row[place])][row[place]] += 1
+        if depth is not None and row[depth].strip() in numbers:  # as `write_taxonomy` gives it
+            path = path[: int(row[depth])]
         paths[(name, tuple(filter(None, path)))] += 1
-    if merged := [found for found in spellings.values() if len(found) > 1]:
-        log.info("%s: %s names have several spellings and are one each, as %s", file.name, f"{len(merged):,}",
-                 " and ".join(map(ascii, sorted(merged[0]))))  # fmt: skip
+    spellings.pop("", None)  # empty cells
+    _log_merged(file.name, [found for found in spellings.values() if len(found) > 1])
     _require_one_place(paths, file)
     return paths
 
@@ -216,6 +224,15 @@ def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
     if problem:
         raise ShelfmarkError(f"{file}: cannot be read: {problem}; {expected}")
     return list(map(header_name, rows[0].cells)), [row.cells for row in rows[1:]]
+
+
+def _log_merged(file: str, merged: list[Counter[str]]) -> None:
+    """Logs how many names of a file are one only after `tidy_name`, and the first of them with its counts."""
+    if merged:
+        spelled = " and ".join(f"{name!a} ({times:,})" for name, times in sorted(merged[0].items()))
+        log.info(
+            "%s: %s names have several spellings and are one each, as %s", file, f"{len(merged):,}", spelled
+        )
 
 
 def _require_one_place(paths: Paths, file: Path) -> None:

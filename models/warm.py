@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from features.product import tidy_name
 from models.head import STANDARD, TAXONNET, Head, HeadShape
 from models.taxonomy import Taxonomy
 
@@ -99,16 +100,18 @@ def same_nodes(taxonomy: Taxonomy, old: Taxonomy, level: int) -> np.ndarray:
     """(nodes,) int: last week's node of each node of a level, 1 to N; -1 where it is new."""
     before = old_level(level, taxonomy, old)
     names = _names(taxonomy, level)
-    places = {name: place for place, name in enumerate(_names(old, before))} if before else {}
+    places: dict[tuple[object, ...], int] = {}
+    for place, name in enumerate(_names(old, before) if before else ()):
+        places.setdefault(name, place)  # of two that were kept apart by blanks alone, the first
     return np.array([places.get(name, -1) for name in names], np.int64)
 
 
 def _names(taxonomy: Taxonomy, level: int) -> list[tuple[object, ...]]:
-    """Of each node of a level: the category, or all the names down to it."""
+    """Of each node of a level, tidied: the category, or all the names down to it and their number."""
     if level == taxonomy.levels:
-        return [(category,) for category in taxonomy.categories]
+        return [(tidy_name(category),) for category in taxonomy.categories]
     _, first = np.unique(taxonomy.nodes[level - 1], return_index=True)
-    return [tuple(place) for place in taxonomy.places(level)[first]]
+    return [(*map(tidy_name, names), real) for *names, real in taxonomy.places(level)[first]]
 
 
 def _base_and_level(name: str) -> tuple[str, int]:

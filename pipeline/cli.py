@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.files import Place, place
+from features.files import S3_OPTIONS, STORE_OPTIONS, Place, all_begin, place, use_beam_options
 
 if TYPE_CHECKING:
     from pipeline.run import Run
 
-WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that take Beam's options after --
+WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
 WITHOUT_TENSORFLOW = ("ingest", "report")
 FRESH = ("ingest", "retrain")  # begin with the default settings, not with the run's last ones
 
@@ -79,15 +79,23 @@ _taxonomy = click.option("--taxonomy", type=PLACE, help="CSV of category_id, cat
 
 
 class _Commands(click.Group):
-    """Keeps the commands in the order of the work, and Beam's options to those that run Beam."""
+    """Keeps the commands in the order of the work, and lets Beam's options hold for object stores."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(context, args)
-        if context.obj and name not in WITH_BEAM:
-            raise click.UsageError(f"'{name}' takes no Beam options; expected nothing after --", context)
+        beam = context.obj or ()
+        if beam and name == "demo":
+            raise click.UsageError("'demo' takes no Beam options; expected nothing after --", context)
+        if beam and name not in WITH_BEAM and not all_begin(beam, STORE_OPTIONS):
+            raise click.UsageError(
+                f"'{name}' runs nothing on Beam; expected after -- nothing but options of object stores, "
+                "as --s3_endpoint_url=…", context,
+            )  # fmt: skip
+        if beam:
+            use_beam_options(beam)  # before a source or a workspace is looked at
         return name, command, rest
 
 
@@ -116,15 +124,12 @@ def _run(
     from pipeline.stage import only_job
 
     name = name or default_name(datetime.date.today())
-    if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name == "current":
+    if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name.split(".")[0] == "current":
         raise ShelfmarkError(
             f"--run {name}: not a directory name; expected letters, digits, '-', '_' and '.'; mend it"
         )
-    weights = given["weights"]
-    if weights not in (None, "imagenet", "random") and "://" not in weights:
-        weights = str(Path(weights).absolute())  # later stages may be called from elsewhere
     options = {
-        "backbone.name": given["backbone"], "backbone.weights": weights,
+        "backbone.name": given["backbone"], "backbone.weights": given["weights"],
         "backbone.image_size": given["image_size"], "seed": given["seed"], "extract.engine": given["engine"],
     }  # fmt: skip
     base = {} if command in FRESH else saved_settings(workspace, name)
@@ -447,8 +452,9 @@ def _start_tensorflow(engine: str = "auto") -> None:
 
 
 def _beam() -> tuple[str, ...]:
-    """Beam's own options, what stood after --."""
-    return click.get_current_context().obj or ()
+    """What stood after --, where it is for Beam; how S3 is reached is known here without it."""
+    options: tuple[str, ...] = click.get_current_context().obj or ()
+    return () if all_begin(options, S3_OPTIONS) else options
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A setting that changes a result is part of the digest of the stage that uses it;
 those marked `calibrate` are part of that stage's.
 """
 
+import codecs
 import copy
 import difflib
 import json
@@ -68,7 +69,7 @@ class Backbone(Section):
     """The frozen network."""
 
     name: str = "inception_v3"  # as in keras.applications, in snake case
-    weights: str = "imagenet"  # imagenet, random, or a .weights.h5 file
+    weights: str = "imagenet"  # imagenet, random, or a .weights.h5 file; in a TOML file relative to it
     image_size: Annotated[int, Field(ge=32, le=1024)] | None = (
         None  # px; None: the network's own (299 for Inception v3)
     )
@@ -279,6 +280,8 @@ def load_config(
     _check(values, {})
     said: dict[str, str] = {}  # name → where
     for section, told in (_read_toml(file) if file else {}).items():
+        if section == "backbone" and file:
+            told = _with_whole_path(told, file.absolute().parent)
         kept = values.get(section)
         values[section] = kept | told if isinstance(kept, dict) and isinstance(told, dict) else told
         names = [f"{section}.{name}" for name in told] if isinstance(told, dict) else [section]
@@ -297,18 +300,34 @@ def load_config(
         _put(values, name, _parse(value.strip()) if value.strip() else _default(name))
         said.pop(name, None)  # the last one is to stand last
         said[name] = f"--set {text}"
+    if "backbone" in values:  # what is relative by now comes of the command line
+        values["backbone"] = _with_whole_path(values["backbone"], Path.cwd())
     return _check(values, said)
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(_text_of(file.read_bytes()))
     except OSError as error:
         raise ShelfmarkError(
             f"{file}: {error.strerror}; expected a TOML file of settings; mend --config"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ShelfmarkError(f"{file}: not TOML: {error}; mend the file") from error
+
+
+def _text_of(data: bytes) -> str:
+    """A text file as editors of Windows save it, too: with a byte order mark, in UTF-8 or UTF-16."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
+
+
+def _with_whole_path(backbone: Any, folder: Path) -> Any:
+    """[backbone] with a `weights` file named from the root on: a later stage may run in another directory."""
+    weights = backbone.get("weights") if isinstance(backbone, dict) else None
+    if not isinstance(weights, str) or weights in ("", "imagenet", "random") or "://" in weights:
+        return backbone
+    return backbone | {"weights": str(folder / weights)}
 
 
 def _parse(text: str) -> Any:

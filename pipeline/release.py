@@ -25,7 +25,7 @@ from models.bundle import HEAD_FILES, THRESHOLDS, Bundle, open_bundle
 from models.groups import duplicate_groups, in_fit
 from models.head import SET_FILES
 from models.metrics import acceptance_curve, acceptance_rate_at, precision
-from models.releases import SPLITS, in_service
+from models.releases import SPLITS, in_service, put_into_service
 from pipeline.config import Config, Extract
 from pipeline.evaluate import grade
 from pipeline.extract import Part, RecordReader, open_part, read_digests
@@ -172,14 +172,7 @@ def release(candidate: Artifact, verdict: Verdict, run: str, releases: Place) ->
         log.info("release: kept the one in service: %s", verdict.reason)
         return None
     target = _copy(candidate, run, releases)
-    current = releases / "current"
-    if isinstance(current, Path):
-        link = current.with_name("current.tmp")
-        link.unlink(missing_ok=True)
-        link.symlink_to(target.name)
-        os.replace(link, current)
-    else:
-        write_whole(current, target.name.encode())
+    put_into_service(releases, target.name)
     log.info("release: %s is in service: %s", target.name, verdict.reason)
     return target
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.files import Place, Remote, place, sizes, writing
+from features.files import Place, Remote, beam_options, place, sizes, writing
 from pipeline.stage import Progress, log
 from pipeline.workers import WorkerDied, give_back, local_workers, run_here
 
@@ -120,7 +120,8 @@ def _run_once(
             raise RuntimeError(_in_words(error)) from error
         return 1
 
-    options = PipelineOptions([*LOCAL, *beam])
+    # a pipeline's options take the place of those that the object stores were reached with so far
+    options = PipelineOptions([*LOCAL, *(beam or beam_options())])
     # Beam logs and prints an error in a worker in 500 lines; they are all in the error that it raises, too.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     for by_flink_or_prism in (None, "PrismJobServer"):  # None: the root logger, not those below it

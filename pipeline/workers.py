@@ -3,7 +3,7 @@
 Threads would wait for each other's Python (two took 3.3 s where two processes take 2.5 s), and Beam's own
 worker processes import Beam: 8 s to start and 250 MB each, against 0.6 s and 90 MB.
 
-    parent → stdin of a worker    sys.path, then pickled (do, arguments) one after the other
+    parent → stdin of a worker    sys.path, (how S3 is reached, do), then (do, arguments) one after the other
     stdout of a worker → parent   for each of them None, or the error that it ended with
 
 multiprocessing would do the same, but imports the caller's `__main__` once more, which may be none.
@@ -25,6 +25,7 @@ from importlib import abc
 from typing import Any
 
 from features.errors import ShelfmarkError
+from features.objects import s3_settings, use_s3_settings
 from pipeline.stage import log
 
 PROGRAM = (
@@ -58,7 +59,7 @@ class _Process:
                 [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
             self._send(sys.path)
-            self._send(do)
+            self._send((s3_settings(), do))
 
     def do(self, do: Callable[..., None], *arguments: Any) -> None:
         """Does it there, waits, and raises what was raised there, or WorkerDied."""
@@ -97,7 +98,7 @@ def _serve() -> None:
 
     def read() -> None:
         try:
-            pickle.load(sys.stdin.buffer)
+            use_s3_settings(pickle.load(sys.stdin.buffer)[0])
             while True:
                 wanted.put(pickle.load(sys.stdin.buffer))
         finally:

@@ -13,15 +13,17 @@ from contextlib import contextmanager
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.files import place
+from features.files import STORE_OPTIONS, all_begin, place, use_beam_options
 
 log = logging.getLogger("shelfmark")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command and leaves with its exit status."""
+    """Runs the command and leaves with its exit status; what stands after -- is for Beam's object stores."""
     logging.getLogger("uvicorn.access").setLevel(logging.INFO)
-    run_command(serve, "shelfmark-serve", sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    run_command(serve, "shelfmark-serve", arguments[:cut], obj=tuple(arguments[cut + 1 :]))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -36,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Default: 8000; 0: any free one.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="shelfmark")
-def serve(workspace: str, host: str, port: int, debug: bool) -> None:
+@click.pass_obj
+def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bool) -> None:
     """Decides over HTTP about products from their photos, with the bundle in service.
 
     POST /v1/categorize takes the photos of one product in the multipart field images; GET /healthz tells
@@ -46,22 +49,29 @@ def serve(workspace: str, host: str, port: int, debug: bool) -> None:
     Example:
       shelfmark-serve --workspace shop --port 8080
     """
+    if beam and not all_begin(beam, STORE_OPTIONS):
+        raise click.UsageError(
+            "expected after -- nothing but Beam's options of object stores, as --s3_endpoint_url=…"
+        )
     listener = _bind(host, port)
+    if beam:
+        use_beam_options(beam)  # before the workspace is looked at
+    from models.releases import in_service
+
+    releases = place(workspace) / "releases"
+    release = in_service(releases)  # before TensorFlow takes its seconds
+    if release is None:
+        raise ShelfmarkError(
+            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
+        )
     from features.backbones import start_tensorflow
 
     start_tensorflow()
     import uvicorn
 
     from models.bundle import open_bundle
-    from models.releases import in_service
     from serving.app import create_app
 
-    releases = place(workspace) / "releases"
-    release = in_service(releases)
-    if release is None:
-        raise ShelfmarkError(
-            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
-        )
     bundle = open_bundle(releases / release)
     app = create_app(bundle)
     with _expect_free(host, port):  # not so when another server has come here while this one was loading

@@ -10,37 +10,30 @@ in service until the process ends.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
-from typing import Annotated, Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import simplejpeg
-from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile
-from fastapi.exception_handlers import http_exception_handler
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.engines import choose_engine
 from features.images import LIMITS, Refused
 from models.bundle import Bundle
 from models.categorizer import categorize_photos
+from serving.form import BadForm, read_form
 from serving.wire import Decision, Health, Problem, decision_of
 
 MOST_PHOTOS = 16  # of one product
 MOST_BYTES = 64 << 20  # of a request's body
 BATCH = 4  # photos a step of the backbone: products have one to four, so most cost one step
 REFUSED = "X-Shelfmark-Refused"
-EXPECTED = (
-    "expected multipart/form-data with the photos of one product as files in the field images; "
-    "send it as curl -F images=@front.jpg -F images=@back.jpg does"
-)
-
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
@@ -56,7 +49,28 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "No photos"},
 }
 
-Decide = Callable[[str | None, Sequence[BinaryIO]], tuple[Decision, list[Refused | None]]]
+BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "properties": {
+                    "images": {
+                        "type": "array",
+                        "items": {"type": "string", "format": "binary"},
+                        "minItems": 1,
+                        "maxItems": MOST_PHOTOS,
+                        "description": "Photos of one product; one that is given twice counts once.",
+                    },
+                    "product_id": {"type": "string", "description": "Given back in the decision."},
+                },
+            }
+        }
+    },
+}
+Decide = Callable[[str | None, Sequence[IO[bytes]]], tuple[Decision, list[Refused | None]]]
 
 log = logging.getLogger("shelfmark")
 
@@ -71,21 +85,21 @@ def create_app(bundle: Bundle) -> FastAPI:
     worker = ThreadPoolExecutor(1, "categorize")
     app = FastAPI(title="shelfmark", version="1")
     app.add_middleware(_BodyLimit)
-    app.add_exception_handler(RequestValidationError, _explain)
-    app.add_exception_handler(StarletteHTTPException, _explain_form)
+    app.add_exception_handler(BadForm, _explain)
 
-    @app.post("/v1/categorize", responses=RESPONSES)
-    async def categorize(
-        response: Response,
-        images: Annotated[list[UploadFile], File(description="Photos of one product, 1 to 16.")],
-        product_id: Annotated[str | None, Form(description="Told back in the decision.")] = None,
-    ) -> Decision:
+    @app.post("/v1/categorize", responses=RESPONSES, openapi_extra={"requestBody": BODY})
+    async def categorize(request: Request, response: Response) -> Decision:
         """Decides about one product from those of its photos that are readable."""
-        if len(images) > MOST_PHOTOS:
-            told = f"{len(images)} photos; expected {MOST_PHOTOS} at most; leave some out"
-            raise HTTPException(413, told)
-        work = partial(decide, product_id, [image.file for image in images])
-        decision, refusals = await asyncio.get_running_loop().run_in_executor(worker, work)
+        form = await read_form(request.headers.get("content-type", ""), request.stream())
+        try:
+            if len(form.images) > MOST_PHOTOS:
+                reason = f"{len(form.images)} photos; expected {MOST_PHOTOS} at most; leave some out"
+                raise HTTPException(413, reason)
+            work = partial(decide, form.product_id, form.images)
+            decision, refusals = await asyncio.get_running_loop().run_in_executor(worker, work)
+        finally:
+            form.close()
+        product_id = form.product_id
         refused = [(index, refusal) for index, refusal in enumerate(refusals) if refusal]
         for index, refusal in refused:
             log.info("product %r, photo %d refused: %s", product_id, index, refusal)
@@ -94,6 +108,7 @@ def create_app(bundle: Bundle) -> FastAPI:
         return decision
 
     @app.get("/healthz")
+    @app.head("/healthz", include_in_schema=False)
     async def healthz() -> Health:
         """What is in service."""
         return health
@@ -105,7 +120,7 @@ def _load(bundle: Bundle) -> Decide:
     """What decides about one product (id, files of its photos), tried out with a black photo."""
     engine = choose_engine(bundle.backbone(), BATCH)
 
-    def decide(product_id: str | None, files: Sequence[BinaryIO]) -> tuple[Decision, list[Refused | None]]:
+    def decide(product_id: str | None, files: Sequence[IO[bytes]]) -> tuple[Decision, list[Refused | None]]:
         photos = [file.read() for file in files]  # here: products that wait have their large photos on disk
         told = product_id or ""
         table, refusals = categorize_photos(bundle.categorizer, engine, told, photos, LIMITS)
@@ -126,23 +141,9 @@ def _health(bundle: Bundle) -> Health:
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:
-    """422 with one line instead of FastAPI's list of objects."""
-    assert isinstance(error, RequestValidationError)
-    told = ", ".join(f"{found['loc'][1]}: {_told(found)}" for found in error.errors())
-    return JSONResponse({"detail": f"{told}; {EXPECTED}"}, 422)
-
-
-def _told(found: Mapping[str, Any]) -> str:
-    """What is wrong with a field; of a text for a file FastAPI tells its own classes."""
-    return "a text, not a file" if found["type"] == "value_error" else str(found["msg"])
-
-
-async def _explain_form(request: Request, error: Exception) -> Response:
-    """400 of a form that cannot be read, with what was expected; every other refusal as it is."""
-    assert isinstance(error, StarletteHTTPException)
-    if error.status_code == 400:
-        error = StarletteHTTPException(400, f"{error.detail.rstrip('.')}; {EXPECTED}", error.headers)
-    return await http_exception_handler(request, error)
+    """A form that cannot be used, in one line."""
+    assert isinstance(error, BadForm)
+    return JSONResponse({"detail": error.detail}, error.status)
 
 
 class _BodyLimit:

@@ -109,10 +109,11 @@ def workspace(_released: Path, tmp_path: Path) -> Path:
 def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Artifact:
     """Puts a bundle together without the pipeline."""
     from features.backbones import BACKBONE, BACKBONE_WEIGHTS
-    from models.bundle import HEAD_FILES, SPLITS, THRESHOLDS
+    from models.bundle import HEAD_FILES, THRESHOLDS
     from models.categorizer import Rules
     from models.confidence import ConfidenceModel
     from models.head import Head, HeadShape, build_head
+    from models.releases import SPLITS
     from models.thresholds import Certificate
 
     work = begin(partial_of(path), {"drawn": "here"})

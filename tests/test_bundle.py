@@ -14,6 +14,7 @@ from features.artifact import file_digest, seal
 from features.backbones import Backbone
 from features.errors import ShelfmarkError
 from models.bundle import HEAD_FILES, load_asked, open_bundle, read_rules
+from models.releases import SPLITS
 
 SUMMARY = {"independent": False, "weights": "imagenet"}
 
@@ -37,7 +38,7 @@ def test_opened_bundle_holds_all_that_categorizing_needs(
     assert bundle.categorizer.asked.sizes.tolist() == [20, 21, 22, 23, 24, 25]
     assert bundle.categorizer.rules.certificate.threshold == 0.5
     assert bundle.caveats == ("the weights of its backbone are random: its decisions are a demonstration",)
-    assert pd.read_parquet(bundle.splits).to_dict("list") == {"product_id": ["p"], "split": ["train"]}
+    assert pd.read_parquet(bundle.path / SPLITS).to_dict("list") == {"product_id": ["p"], "split": ["train"]}
     pixels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     np.testing.assert_array_equal(bundle.backbone().bottlenecks(pixels), mobilenet.bottlenecks(pixels))
 

@@ -134,6 +134,7 @@ def test_the_example_of_the_demo_runs(tmp_path, monkeypatch, capsys):
         ["train"],
         ["retrain", "x", "--workspace", "W", "--colour"],
         ["train", "--workspace", "W", "--", "--runner=X"],
+        ["demo", "--", "--runner=X"],
     ],
 )
 def test_wrong_usage_ends_with_2(arguments, capsys):

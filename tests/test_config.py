@@ -1,6 +1,7 @@
 """Settings: defaults, the file over them, the command line over both; what is refused, and in which words."""
 
 import doctest
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -60,11 +61,31 @@ def test_file_is_over_the_defaults_options_over_the_file_and_set_over_all(weekly
     [
         ("backbone.weights=random", "random"),
         ("backbone.weights='random'", "random"),
-        ("backbone.weights=../my weights=1.weights.h5", "../my weights=1.weights.h5"),
+        ("backbone.weights=../my weights=1.weights.h5", str(Path.cwd() / "../my weights=1.weights.h5")),
     ],
 )
 def test_set_takes_a_bare_word_as_text(text, wanted):
     assert load_config(sets=(text,)).backbone.weights == wanted
+
+
+def test_weights_in_a_file_are_found_from_the_file_and_elsewhere_from_here(tmp_path, monkeypatch):
+    (tmp_path / "weekly.toml").write_text('[backbone]\nweights = "nets/a.weights.h5"\n')
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_config(tmp_path / "weekly.toml").backbone.weights == str(tmp_path / "nets" / "a.weights.h5")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("weekly.toml")).backbone.weights == str(tmp_path / "nets" / "a.weights.h5")
+    for options in ({"sets": ("backbone.weights=a.h5",)}, {"options": {"backbone.weights": "a.h5"}}):
+        assert load_config(**options).backbone.weights == str(tmp_path / "a.h5")
+    table = load_config(sets=('backbone={weights="a.h5", image_size=75}',)).backbone
+    assert (table.weights, table.image_size) == (str(tmp_path / "a.h5"), 75)
+    for kept in ("imagenet", "random", "s3://bucket/a.h5", "file:///a.h5", "/a.h5"):
+        assert load_config(sets=(f"backbone.weights={kept}",)).backbone.weights == kept
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_settings_saved_by_an_editor_of_windows_are_read(tmp_path, encoding):
+    (tmp_path / "weekly.toml").write_bytes("# Café\r\n[train]\r\nepochs = 7\r\n".encode(encoding))
+    assert load_config(tmp_path / "weekly.toml").train.epochs == 7
 
 
 def test_set_reads_values_as_toml():
@@ -234,7 +255,7 @@ def test_settings_for_speed_alone_do_not_matter_to_the_result():
     assert load_config().ingest.that_matter() == {
         "min_products": 20, "max_rejected": 0.1, "max_pixels": 50_000_000, "placeholder_products": 100,
         "unit_bytes": 32 * 2**20, "unit_images": 2000, "min_known": 0.05,
-        "csv_delimiter": None, "csv_encoding": None,
+        "csv_delimiter": None, "csv_encoding": None, "urls": "public",
     }  # fmt: skip
 
 

@@ -169,7 +169,6 @@ def test_what_is_written_is_read_back(folder: Place) -> None:
     )
     assert sizes(folder) == {"run/head.json": 13}
     assert sizes(file) == {}
-    assert not file.is_symlink()
 
 
 def test_ranges_are_bytes_of_the_file(folder: Place) -> None:
@@ -547,7 +546,20 @@ def test_a_text_is_a_path_unless_it_names_a_store() -> None:
         Path("/Caf\udce9"),
         Path("C:/shop"),
     ]
-    assert place("gs://bucket/a/") == Remote("gs://bucket/a")
+    assert place("gs://bucket/a/") == place("GS://bucket/a") == Remote("gs://bucket/a")
+
+
+@pytest.mark.parametrize("name", [b"a b%2C#?.jpg", "Café.jpg".encode(), b"Caf\xe9.jpg", b"a+b;c=d&e"])
+def test_a_file_url_of_any_name_is_read_as_pathlib_writes_it(tmp_path: Path, name: bytes) -> None:
+    file = tmp_path / os.fsdecode(name)
+    file.write_bytes(b"here")
+    assert place(file.as_uri()) == file and read_range(place(file.as_uri())) == b"here"
+
+
+@pytest.mark.parametrize("text", ["s3:/x", "S3:/x", "gs:/bucket/a"])
+def test_a_place_with_one_slash_is_refused(text: str) -> None:
+    with pytest.raises(ShelfmarkError, match="one slash; expected two"):
+        place(text)
 
 
 @pytest.mark.parametrize("text", ["file://", "file://other/a"])
@@ -703,6 +715,7 @@ def test_beams_options_hold_here_too(
     from apache_beam.io.filesystems import FileSystems
 
     monkeypatch.setattr(FileSystems, "_pipeline_options", None)
+    monkeypatch.setattr(files, "_beam_options", ())
     with pytest.raises(ShelfmarkError):
         sizes(place(s3))
     use_beam_options(told)

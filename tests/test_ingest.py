@@ -21,10 +21,11 @@ from catalogues import (
     write_manifest,
 )
 from PIL import Image
+from tf_records import dataset
 
 from features.artifact import open_artifact, partial_of
 from features.errors import ShelfmarkError
-from features.records import dataset, unframe
+from features.records import unframe
 from pipeline import ingest as ingest_module
 from pipeline import look as look_module
 from pipeline.config import Ingest

@@ -10,10 +10,10 @@ from catalogues import HTML, Drawn, documents, photo, write_bson
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_ingest import in_a_loop
+from tf_records import dataset
 
 from features.errors import ShelfmarkError
 from features.product import wanted_counts
-from features.records import dataset
 from pipeline import ingest as ingest_module
 from pipeline import look as look_module
 from pipeline.config import Ingest

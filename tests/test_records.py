@@ -10,10 +10,11 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tf_records import dataset
 
 from features.errors import ShelfmarkError
 from features.product import ProductImage
-from features.records import Piece, dataset, frame, pieces_of, read_pieces, serialise, spec, unframe
+from features.records import Piece, frame, pieces_of, read_pieces, serialise, spec, unframe
 
 SHOE = ProductImage("chaussure-é-鞋", 0, "Fruit/Apple", "train", "", "ab" * 32, b"\xff\xd8 jpeg \x00\xff\xd9")
 

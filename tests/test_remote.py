@@ -1,6 +1,9 @@
 """Sources and workspaces on an object store: the same records, releases and decisions as on the disk."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -8,10 +11,12 @@ from catalogues import documents, draw_products, manifest_rows, photo, write_bso
 from object_store import object_store
 from test_retrain import SETTINGS, run_here
 
+from features import files
 from features.artifact import find_artifact
 from features.files import Place, copy_tree, local, place, read_range, sizes, write_whole
 from models.releases import in_service
 from pipeline import ingest as ingest_module
+from pipeline.cli import main
 from pipeline.config import Ingest
 from pipeline.drawing import draw_catalogue
 from pipeline.ingest import ingest
@@ -100,6 +105,84 @@ def test_a_remote_source_is_told_otherwise_when_a_file_of_it_changes(bucket):
     assert open_source(str(folder)).digest() == first
     write_whole(folder / "A" / "1.jpg", photo(2) + b"x")
     assert open_source(str(folder)).digest() != first
+
+
+@pytest.fixture
+def behind(bucket, monkeypatch):
+    """The options that name the server, behind two dashes; nothing in the environment does."""
+    names = {"AWS_ENDPOINT_URL": "endpoint_url", "AWS_ACCESS_KEY_ID": "access_key_id"}
+    names |= {"AWS_SECRET_ACCESS_KEY": "secret_access_key", "AWS_DEFAULT_REGION": "region_name"}
+    options = [f"--s3_{name}={os.environ[variable]}" for variable, name in names.items()]
+    for variable in names:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    return ["--", *options]
+
+
+def command(*arguments, main="pipeline.cli"):
+    """A command in a process of its own, as a user has it: status, standard output, standard error."""
+    found = subprocess.run(
+        [sys.executable, "-m", main, *arguments], capture_output=True, text=True, check=False
+    )
+    return found.returncode, found.stdout, found.stderr.splitlines()
+
+
+def test_an_object_store_of_ones_own_is_named_behind_two_dashes(bucket, shop, tmp_path, behind):
+    """Ingest reads and writes there with all its processes; a later stage and clean look there, too."""
+    workspace = f"{bucket}/named"
+    small = ("--set", "ingest.unit_images=8")
+    told = command("ingest", str(shop[1] / "photos"), "--workspace", workspace, "--run", "r", *small, *behind)
+    assert told[0] == 0, told
+    assert any(line.startswith("records: products 44, images 44") for line in told[2]), told
+    status, _, errors = command("report", "--workspace", workspace, "--run", "r", *behind)
+    assert (status, errors) == (
+        1,
+        [
+            f"error: {workspace}/runs/r/thresholds: missing; expected the run's finished thresholds; "
+            "run `shelfmark calibrate` first"
+        ],
+    )
+    status, output, _ = command("clean", "--workspace", workspace, *behind)
+    assert (status, output) == (0, f"{workspace}: 0.0 MB removed\n")
+    status, _, errors = command("clean", "--workspace", workspace)
+    assert status == 1 and "Unable to locate credentials" in errors[-1], "without the options it is unknown"
+
+
+def test_the_service_looks_into_the_store_that_is_named_behind_two_dashes(bucket, behind):
+    empty = f"{bucket}/nothing"
+    at = ("--workspace", empty, "--port", "0")
+    status, _, errors = command(*at, *behind, main="serving")
+    assert status == 1 and errors[-1].startswith(f"error: {empty}: nothing is in service")
+    status, _, errors = command(*at, "--", "--runner=FlinkRunner", main="serving")
+    assert status == 2 and "nothing but Beam's options of object stores" in errors[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "status", "says"),
+    [
+        ("clean", ["--runner=FlinkRunner"], 2, "'clean' runs nothing on Beam; expected after -- nothing but"),
+        ("train", ["stray", "--s3_endpoint_url=x"], 2, "'train' runs nothing on Beam"),
+        ("demo", ["--s3_endpoint_url=http://127.0.0.1:1"], 2, "'demo' takes no Beam options"),
+        ("clean", ["--s3_endpont_url=http://127.0.0.1:1"], 1, "did you mean --s3_endpoint_url?"),
+        ("train", ["--s3_endpoint_url"], 1, "(argument --s3_endpoint_url: expected one argument)"),
+        ("clean", ["--s3_endpoint_url=shop"], 1, "Invalid endpoint: shop; expected the store's own address"),
+        ("clean", ["--s3_endpoint_url", "http://127.0.0.1:1"], 1, "no answer"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(
+    bucket, behind, capsys, monkeypatch, name, options, status, says
+):
+    from apache_beam.io.filesystems import FileSystems
+
+    monkeypatch.setattr(FileSystems, "_pipeline_options", None)
+    monkeypatch.setattr(files, "_beam_options", ())
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "else")
+    with pytest.raises(SystemExit) as stop:
+        main([name, *(["--workspace", f"{bucket}/named"] if name != "demo" else []), "--", *options])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rror: " in line]
+    assert stop.value.code == status and len(lines) == 1 and says in lines[0], lines
 
 
 @pytest.mark.slow

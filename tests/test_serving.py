@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import simplejpeg
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -31,10 +32,11 @@ from features.engines import Engine, choose_engine, extract
 from features.files import write_whole
 from features.images import LIMITS, normalise
 from features.records import pieces_of
-from models.bundle import SPLITS, THRESHOLDS, Bundle, load_asked, open_bundle
+from models.bundle import THRESHOLDS, Bundle, load_asked, open_bundle
 from models.categorizer import COLUMNS, Rules, categorize_photos, decisions_table
 from models.confidence import ConfidenceModel
 from models.head import Head, HeadShape, build_head
+from models.releases import SPLITS
 from models.taxonomy import Taxonomy, write_taxonomy
 from models.thresholds import Certificate
 from serving import app as serving
@@ -333,7 +335,43 @@ def test_large_body_is_refused_while_it_comes(bundle: Bundle, monkeypatch: pytes
     assert len(taken) == 17
 
 
+def test_a_photo_without_a_filename_is_a_photo_of_any_size(client: TestClient) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
+    large = simplejpeg.encode_jpeg(noise, quality=95)
+    assert len(large) > 1 << 20
+    for data in (large, photo(0)):
+        head = b'--edge\r\nContent-Disposition: form-data; name="images"\r\nContent-Type: image/jpeg\r\n\r\n'
+        body = head + data + b"\r\n--edge--\r\n"
+        answer = client.post("/v1/categorize", **form() | {"content": body})
+        assert answer.json() == send(client, [data]).json()
+
+
+def test_what_stands_before_the_first_boundary_is_passed_over(client: TestClient) -> None:
+    request = form("a", data=photo(0))
+    whole = b"This is a message in several parts.\r\n--ed\r\n" + request["content"] + b"after it\r\n"
+    answer = client.post("/v1/categorize", **request | {"content": whole})
+    assert (answer.status_code, answer.json()) == (200, send(client, [photo(0)]).json())
+
+
+def test_a_form_that_is_cut_short_is_refused(client: TestClient) -> None:
+    request = form("a", data=photo(0))
+    answer = client.post("/v1/categorize", **request | {"content": request["content"][:-20]})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("the form is cut short or has no part; expected multipart/")
+
+
+def test_a_photo_sent_several_times_is_no_more_evidence_than_once(client: TestClient) -> None:
+    answers = [send(client, [photo(1)] * times).json() for times in (1, 2, 4, 16)]
+    assert answers == answers[:1] * 4
+    assert send(client, [photo(1), photo(2), photo(1)]).json() == send(client, [photo(1), photo(2)]).json()
+
+
 # Health, description
+
+
+def test_head_of_health_has_no_body(client: TestClient) -> None:
+    answer = client.head("/healthz")
+    assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_health_tells_what_is_in_service(client: TestClient, bundle: Bundle) -> None:

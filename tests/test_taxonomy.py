@@ -226,7 +226,21 @@ def test_names_are_compared_without_what_cannot_be_seen(tmp_path, caplog, encodi
     with caplog.at_level("INFO", "shelfmark"):
         paths = read_paths(tmp_path / "names.tsv")
     assert paths == {("1", ("Café", "Thé vert")): 1, ("2", ("Café", "Thé vert")): 1}
-    assert "names have several spellings" in caplog.text
+    assert "names.tsv: 2 names have several spellings" in caplog.text
+
+
+def test_names_of_one_category_in_several_spellings_are_logged_with_their_counts(tmp_path, caplog):
+    file = tmp_path / "names.csv"
+    file.write_text("category,level1\nShoes,Wear\nShoes ,Wear\nHats,Wear\nShoes,Wear\n")
+    with caplog.at_level("INFO", "shelfmark"):
+        assert read_paths(file) == {("Shoes", ("Wear",)): 3, ("Hats", ("Wear",)): 1}
+    assert "1 names have several spellings and are one each, as 'Shoes' (2) and 'Shoes ' (1)" in caplog.text
+
+
+def test_a_column_of_depths_shortens_paths_only_where_it_numbers_a_level(tmp_path: Path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text("category,level1,level2,depth\na,A,A,1\nb,B,B,2\nc,C,D,0\nd,D,E,35.5 cm\n")
+    assert set(read_paths(file)) == {("a", ("A",)), ("b", ("B", "B")), ("c", ("C", "D")), ("d", ("D", "E"))}
 
 
 def test_a_release_whose_names_were_not_tidied_knows_this_weeks_categories():
@@ -269,6 +283,24 @@ def test_photos_beside_a_folder_of_the_same_name_are_another_category_than_those
     assert (scores.precision, scores.recall) == (3 / 5, 3 / 3)
 
 
+def test_an_old_file_without_depths_keeps_the_nodes_that_its_head_was_trained_for(tmp_path: Path) -> None:
+    (tmp_path / "taxonomy.csv").write_text(
+        "category,level1,level2,level3\ncandle,Candle,Candle,Candle\nlamp,Candle,Candle,Lamp\nsoap,Bath,Soap,Soap\n"
+    )
+    tree = read_taxonomy(tmp_path / "taxonomy.csv")
+    assert tree.nodes.tolist() == [[1, 1, 0], [1, 1, 0], [0, 1, 2]], "candle and lamp share Candle / Candle"
+    assert tree.depth.tolist() == [2, 3, 2]
+    scores = hierarchical_scores(np.array([1, 0, 2]), np.array([0, 0, 2]), tree)
+    assert (scores.precision, scores.recall) == (1.0, 6 / 7)  # was 2.0 where candle counted as one deep
+
+
+def test_photos_in_a_folder_and_in_one_below_it_need_no_depths_in_the_file(tmp_path: Path) -> None:
+    tree = tree_of(**{"Food": "Food", "Food/Pear": "Food/Pear"})
+    write_taxonomy(tree, tmp_path / "taxonomy.csv")
+    assert (tmp_path / "taxonomy.csv").read_text().splitlines()[0] == "category,level1,level2"
+    assert read_taxonomy(tmp_path / "taxonomy.csv").depth.tolist() == tree.depth.tolist() == [1, 2]
+
+
 def test_categories_of_one_name_under_several_parents_are_called_by_their_paths():
     others = {("Other", ("Home", "Other")): 3, ("Other", ("Food", "Other")): 2}
     numbered = {("7", ("Home", "Other")): 1, ("7", ("Food", "Other")): 1}
@@ -290,7 +322,21 @@ def test_tree_of_cdiscount_has_5270_categories_in_three_levels(tmp_path: Path) -
         "AMENAGEMENT URBAIN - VOIRIE / AMENAGEMENT URBAIN / ABRI FUMEUR"
     )
     # 18 leaves are called as their parents
-    assert (tree.depth.tolist(), int((guessed_depth(tree.names) < 3).sum())) == ([3] * 5270, 18)
+    assert (tree.names[:, 2] == tree.names[:, 1]).sum() == 18 and (guessed_depth(tree.names) < 3).sum() == 18
+    assert tree.depth.tolist() == [3] * 5270
+    right = hierarchical_scores(np.arange(5270), np.arange(5270), tree)
+    assert right == HierarchicalScores(1.0, 1.0, 1.0)
+    pipes = np.flatnonzero((tree.names[:, :2] == ["ARTICLES POUR FUMEUR", "PIPE"]).all(axis=1))
+    leaf = [place for place in pipes if tree.names[place, 2] == "PIPE"]
+    assert len(pipes) == 5 and len(leaf) == 1
+    for told in (tree, Taxonomy(tree.categories, tree.names)):  # as kept, and as an old file has it
+        near = hierarchical_scores(pipes, np.repeat(leaf, 5), told)  # one is right, four share two nodes
+        shared = 4 * 2 + told.depth[leaf[0]]
+        assert (near.precision, near.recall) == (
+            shared / (5 * told.depth[leaf[0]]),
+            shared / told.depth[pipes].sum(),
+        )
+        assert max(near.precision, near.recall) <= 1
     write_taxonomy(tree, tmp_path / "taxonomy.csv")
     again = read_taxonomy(tmp_path / "taxonomy.csv")
     assert again.names.tolist() == tree.names.tolist() and again.depth.tolist() == tree.depth.tolist()

@@ -161,3 +161,13 @@ def test_training_begins_with_last_weeks_head() -> None:
         weights(old.model, "logits")[0][:, [0, 1, 3]],
         atol=1e-6,
     )
+
+
+def test_nodes_of_a_tree_whose_names_were_not_tidied_are_the_same_nodes():
+    untidy = Taxonomy(
+        np.array(["Cafe\u0301", "Shoes", "Shoes "], object),
+        np.array([["Food ", "Cafe\u0301"], ["Wear", "Shoes"], ["Wear", "Shoes "]], object),
+    )
+    now = tree(**{"Café": "Food", "Shoes": "Wear"})
+    assert same_nodes(now, untidy, 1).tolist() == [0, 1]
+    assert same_nodes(now, untidy, 2).tolist() == [0, 1], "of two old spellings the first"

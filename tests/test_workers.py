@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from features import objects
 from features.errors import ShelfmarkError
+from features.objects import s3_settings
 from pipeline.workers import WorkerDied, local_workers, run_here
 
 
@@ -53,6 +55,20 @@ def test_every_core_works_and_this_process_is_one_of_them(tmp_path):
     for process in processes - {os.getpid()}:
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
+
+
+def note_settings(folder, number):
+    time.sleep(0.1)
+    (folder / str(number)).write_text(f"{s3_settings()['region_name']} {'apache_beam' in sys.modules}")
+
+
+def test_workers_reach_object_stores_as_their_parent_does_and_without_beam(tmp_path, monkeypatch):
+    monkeypatch.setattr(objects, "_from_parent", {"region_name": "here"})
+    with local_workers(()):
+        for done in do_all(note_settings, [tmp_path] * 9, range(9)):
+            done.result()
+    told = {file.read_text() for file in tmp_path.iterdir()}
+    assert "here False" in told and {line.split()[0] for line in told} == {"here"}
 
 
 def test_what_is_open_is_used_again_and_beams_options_open_nothing():
