@@ -21,7 +21,7 @@ test test-slow test-runners test-flink coverage: export OMP_NUM_THREADS = 1
 test test-slow test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
 .PHONY: help setup demo test test-slow test-runners test-flink coverage check lock clean
-.PHONY: bench bench-ingest bench-extract bench-store bench-train
+.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -74,12 +74,15 @@ check: $(READY) ## style, types, direction of imports, links and commands in the
 	.venv/bin/python -m pytest -q tests/test_docs.py
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest plan store extract engines_agree train train_noise; do \
+	@set -e; for bench in main_job ingest urls plan store extract engines_agree train train_noise; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, and the plan of 8 M products; 2.5 GB of disk
 	.venv/bin/python benchmarks/ingest.py
 	.venv/bin/python benchmarks/plan.py
+
+bench-urls: $(READY) ## photos by URL: ingest's first pass beside the HTTP client alone, against a server of this machine
+	.venv/bin/python benchmarks/urls.py
 
 bench-store: $(READY) ## look-ups of 20 M digests, the index, and week two with 1 % new images; 1.2 GB of disk
 	.venv/bin/python benchmarks/store.py

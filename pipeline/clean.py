@@ -2,7 +2,8 @@
 
     store/<fingerprint>/<shard>.*        shards that no kept run refers to, those of categorize among them
     runs/<run>/                          where asked for: all but the newest runs
-    *.tmp, runs/<run>/<kind>.partial …   what jobs that are not running left behind
+    *.tmp, runs/<run>/<kind>.partial …   what jobs that are not running left behind; so are
+    runs/<run>/records.fetched …         photos by URL, kept while others could not be reached
 
 A run refers to the shards of its index; while its extraction is not finished, to those with images of its
 records. Shards and leftovers younger than a day stay, or longer where asked for: a job may be about to refer
@@ -31,9 +32,8 @@ from pipeline.extract import FLIP, read_digests, shards_of
 from pipeline.stage import only_job
 
 DAY = 86_400 * 10**9  # ns
-AT_WORK = re.compile(
-    r"((?:runs/[^/]+/|releases/|)[^/]+\.(?:partial|fetched))/"
-)  # a working directory on a disk
+# a working directory on a disk, or photos fetched from the web
+AT_WORK = re.compile(r"((?:runs/[^/]+/|releases/|)[^/]+\.(?:partial|fetched))/")
 CONFIG = re.compile("runs/[^/]+/config.json")  # written by every command
 UNFINISHED = re.compile(
     r"(runs/[^/]+/[^/]+|releases/[^/]+)/"
@@ -143,14 +143,19 @@ def _leftovers(
         if found and not name.startswith(tuple(busy)):
             working[found].append(name)
     going = []
+    free: dict[str, bool] = {}
     for where, names in working.items():
         if max(files[name].st_mtime_ns for name in names) >= before:
             continue
-        if "/" not in where and where.endswith(".partial"):  # of categorize, whose lock stands beside it
-            lock = workspace / f"{where.removesuffix('.partial')}.lock"
-            if not _free(lock, locks):
+        output, dot, kind = where.rpartition(".")
+        if "/" not in where and dot and kind in ("partial", "fetched"):  # of categorize, its lock beside it
+            if output not in free:
+                lock = workspace / f"{output}.lock"
+                free[output] = _free(lock, locks)
+                if free[output]:
+                    locks.callback(remove, lock)
+            if not free[output]:
                 continue
-            locks.callback(remove, lock)
         size = sum(files[name].st_size for name in names)
         going.append(Going(where, names, size, folder="" if where in files else where))
     return going

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.files import Place, remove, writing
+from features.files import Place, place, remove, sizes, writing
 from features.images import Limits, Refused, normalise
 from features.product import order_key, tidy_name
 from pipeline.plan import COLUMNS, Index, build_index
@@ -121,9 +121,9 @@ def look(
         for source in sources
         for unit in source.units(folder, settings.unit_bytes, settings.unit_images, renamed)
     ]
-    if any(unit.root for unit in units):  # of listings, which may hold web addresses
-        _forget_unreachable(folder)
     fetching = fetching_of(settings, fetched)
+    if any(unit.root for unit in units):  # of listings, which may hold web addresses
+        _forget_unfetched(folder, fetching.cache)
     do = functools.partial(look_unit, limits=limits_of(settings), categories=categories, fetching=fetching)
     run_units("check images", units, do, folder, beam)
     roots = {f"{root}/": None for source in sources for root in _spellings(source.path.parent)}
@@ -148,22 +148,25 @@ def fetching_of(settings: "Ingest", fetched: Place) -> Fetching:
     )
 
 
-def _forget_unreachable(folder: Place) -> None:
-    """Removes the units with photos that could not be reached: they are asked for again."""
+def _forget_unfetched(folder: Place, cache: str) -> None:
+    """Removes the units with photos that could not be reached or have gone from the cache."""
+    kept = {path_text(place(cache) / name) for name in sizes(place(cache))}
     for path in folder.glob("unit-*.parquet"):
         with path.open("rb") as file:
-            reasons = pq.read_table(file, columns=["reason"])["reason"]
-        if pc.any(pc.equal(reasons, UNREACHABLE)).as_py():
+            rows = pq.read_table(file, columns=["file", "reason"])
+        good = rows["file"].filter(pc.equal(rows["reason"], ""))
+        fetched = pc.unique(good.filter(pc.starts_with(good, f"{cache}/"))).to_pylist()
+        if pc.any(pc.equal(rows["reason"], UNREACHABLE)).as_py() or not kept.issuperset(fetched):
             path.unlink()
 
 
 def forget_fetched(fetched: Place, rejects: Mapping[str, int]) -> None:
-    """Removes what was fetched, when nothing is left to ask for again."""
+    """Removes what was fetched, when nothing is left to try again."""
     if not rejects.get(UNREACHABLE):
         remove(fetched)
     else:
         log.warning(
-            "%s photos could not be reached; the same command asks for them again, and %s keeps the others",
+            "%s photos could not be reached; the same command tries them again, and %s keeps the others",
             f"{rejects[UNREACHABLE]:,}", fetched,
         )  # fmt: skip
 

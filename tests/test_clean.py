@@ -127,15 +127,19 @@ def test_leftovers_of_jobs_that_do_not_run_go_when_they_are_old(tmp_path):
     names = [
         "runs/one/head.partial/made_from.json", "runs/one/head.partial/_plan/piece", "runs/one/a.tmp",
         "releases/two.partial/head.json", "store/colours-8/1234.npy.tmp", "d.parquet.partial/look",
+        "d.parquet.fetched/any/1.bin", "runs/one/records.fetched/any/1.bin",
     ]  # fmt: skip
     before = sizes(tmp_path).keys()
     for name in names:
         write_whole(tmp_path / name, b"left")
     assert cleaned(tmp_path) == []
-    age(tmp_path, only="partial")
-    age(tmp_path, only="tmp")
+    for only in ("partial", "fetched", "tmp"):
+        age(tmp_path, only=only)
     write_whole(tmp_path / "runs" / "one" / "head.partial" / "young", b"")
-    gone = ["d.parquet.partial", "releases/two.partial", "runs/one/a.tmp", "store/colours-8/1234.npy.tmp"]
+    gone = [
+        "d.parquet.fetched", "d.parquet.partial", "releases/two.partial", "runs/one/a.tmp",
+        "runs/one/records.fetched", "store/colours-8/1234.npy.tmp",
+    ]  # fmt: skip
     assert cleaned(tmp_path) == gone
     (tmp_path / "runs" / "one" / "head.partial" / "young").unlink()
     assert cleaned(tmp_path) == ["runs/one/head.partial"]
@@ -147,7 +151,12 @@ def test_what_a_running_job_works_on_stays(tmp_path):
     shard = add_shard(tmp_path, "abc")
     add_run(tmp_path, "one", [shard])
     add_run(tmp_path, "two", [])
-    for name in ("runs/one/head.partial/a", "runs/one/b.tmp", "d.parquet.partial/look"):
+    for name in (
+        "runs/one/head.partial/a",
+        "runs/one/b.tmp",
+        "d.parquet.partial/look",
+        "d.parquet.fetched/1",
+    ):
         write_whole(tmp_path / name, b"at work")
     age(tmp_path)
     before = sizes(tmp_path)

@@ -1,9 +1,11 @@
-"""A photo server on this machine that is slow, lies, cuts off, redirects and limits, by the paths asked for.
+"""A photo server on this machine that is slow, lies, cuts off, redirects and limits, by the path.
 
-/photo/7.jpg       photo 7               /slow/7.jpg       the same, a second later
+/photo/7.jpg       photo 7               /slow/7.jpg       the same, half a second later
 /gone  /moved/3    404; a redirect to /moved/2 … /photo/0.jpg      /round  to itself
 /busy/N/7.jpg      429 for the first N requests, with Retry-After: 1; /broken/N/7.jpg  500 likewise
-/cut/7.jpg         half of the bytes that it names; /endless  bytes without end; /drip  one every 0.2 s
+/now/7.jpg         429 for ever, with Retry-After: 0
+/cut/7.jpg         half of the bytes that it names; /short/7.jpg  all bytes, half of them named
+/endless           bytes without end, none named; /drip  ten, one every 0.2 s
 /to?url            a redirect to any address
 """
 
@@ -26,6 +28,8 @@ class WebServer(ThreadingHTTPServer):
     def __init__(self, delay: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.counts: Counter[str] = Counter()
+        self.paths: list[str] = []  # requested, in this order
+        self.ended: list[float] = []  # monotonic time of each answer, s
         self.connections = 0
         self.down = False  # everything is 503
         self.delay = delay  # s before an answer
@@ -52,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.counts[self.path] += 1
+            server.paths.append(self.path)
             server.now += 1
             server.most = max(server.most, server.now)
         try:
@@ -60,6 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with server.lock:
                 server.now -= 1
+                server.ended.append(time.monotonic())
 
     def _answer(self, times):
         kind, _, rest = self.path[1:].partition("/")
@@ -73,14 +79,16 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(302, Location="/round")
         if kind in ("busy", "broken") and times <= int(rest.partition("/")[0]):
             return self._send(429, **{"Retry-After": "1"}) if kind == "busy" else self._send(500)
+        if kind == "now":
+            return self._send(429, **{"Retry-After": "0"})
         if kind in ("gone", "deleted"):
             return self._send(404 if kind == "gone" else 410)
         if kind == "secret":
             return self._send(403)
         if kind in ("endless", "drip"):
-            return self._stream(0.2 if kind == "drip" else 0.0, b"x" if kind == "drip" else bytes(2**16))
+            return self._stream(kind == "drip")
         if kind == "slow":
-            time.sleep(1)
+            time.sleep(0.5)
         if kind == "page":
             return self._send(200, b"<html>no photo</html>")
         data = photo(int(rest.rpartition("/")[2].partition(".")[0]))
@@ -88,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, data[: len(data) // 2], length=len(data))
             self.close_connection = True
             return None
-        return self._send(200, data)
+        return self._send(200, data, length=len(data) // 2 if kind == "short" else len(data))
 
     def _send(self, status, body=b"", length=None, **headers):
         self.send_response(status)
@@ -98,15 +106,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _stream(self, pause, piece):
+    def _stream(self, drip):
         self.send_response(200)
-        self.send_header("Content-Length", "10")  # a lie for the endless one
+        if drip:
+            self.send_header("Content-Length", "10")
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
-        for _ in range(100_000):
-            self.wfile.write(piece)
-            time.sleep(pause)
+        while True:  # until the client has left
+            self.wfile.write(b"x" if drip else bytes(2**16))
+            time.sleep(0.2 if drip else 0.0)
 
     def log_message(self, *args):
         """Says nothing."""

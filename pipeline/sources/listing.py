@@ -21,7 +21,8 @@ from features.errors import ShelfmarkError
 from features.files import Place, place, read_range, writing
 from features.objects import UnknownScheme
 from pipeline.sources.image import SourceImage, Unit, path_text
-from pipeline.sources.urls import Fetched, Fetching, fetch_urls, is_url
+from pipeline.sources.url_cache import Fetched
+from pipeline.sources.urls import Fetching, fetch_urls, is_url
 
 LISTING = ("product_id", "image", "category", "split", "seller", "problem")
 PICTURES = 64  # read at a time from a Parquet file
