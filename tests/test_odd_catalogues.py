@@ -1,6 +1,7 @@
 """Catalogues as shops have them, through the command line: each is read as its owner means it, or counted."""
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -8,12 +9,16 @@ import unicodedata
 from collections import Counter
 
 import bson
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from catalogues import HTML, photo, write_bson, write_files, write_manifest
+from PIL import Image
 from test_cli import error_line, run
+from test_images import EIGHT, bmp, encoded, p3
+from tf_records import dataset
 
 from features.artifact import open_artifact
 from pipeline import ingest as ingest_module
@@ -38,6 +43,7 @@ class Records:
     """What ingest made."""
 
     def __init__(self, path):
+        self.path = path
         self.summary = open_artifact(path, "records").summary
         self.images, self.products, self.rejects = (
             pd.read_parquet(path / f"{name}.parquet") for name in ("images", "products", "rejects")
@@ -592,3 +598,28 @@ def test_a_hostile_gif_is_a_counted_reject(tmp_path, ingest):
     files = {f"{'AB'[n % 2]}/{n}.jpg": photo(n) for n in range(44)}
     records = ingest(write_files(tmp_path / "shop", files | {"A/bomb.gif": gif_of_one_dot(65_535, 65_535)}))
     assert records.reasons == {"too_large": 1}
+
+
+def test_pictures_that_few_programs_write_are_read_and_all_are_srgb(tmp_path, ingest):
+    picture = Image.new("RGB", (64, 48), (230, 60, 40))
+    odd = {
+        "p3.jpg": encoded(picture, "JPEG", icc_profile=p3()),
+        "big.tif": encoded(picture, "TIFF", big_tiff=True),
+        "runs.bmp": bmp(EIGHT, 8),
+        "no end.jpg": photo(99)[:-2],
+        "cut.jpg": photo(98)[:-60],
+    }
+    files = {f"{'AB'[n % 2]}/{n}.jpg": photo(n) for n in range(44)}
+    records = ingest(
+        write_files(tmp_path / "shop", files | {f"A/{name}": data for name, data in odd.items()})
+    )
+    assert records.rejects[["product_id", "reason"]].to_numpy().tolist() == [["A/cut.jpg", "truncated"]]
+    jpegs = {
+        product.decode(): jpeg
+        for batch in dataset(sorted(records.path.glob("*.tfrecord")), batch=8)
+        for product, jpeg in zip(batch["product_id"].numpy(), batch["image"].numpy(), strict=True)
+    }
+    colour = np.asarray(Image.open(io.BytesIO(jpegs["A/p3.jpg"])), float).mean(axis=(0, 1))
+    assert (
+        np.abs(colour - (251, 31, 15)).max() < 4
+    )  # as a PNG with that profile; 230, 60, 40 are its own numbers
