@@ -103,7 +103,7 @@ def _categorize(
     for caveat in bundle.caveats:
         log.warning("decisions: of %s: %s", bundle.path.name, caveat)
     ignored = sum(source.ignored() for source in sources)
-    summary = {"products": statuses.total()} | counts | {"rejected_images": rejects, "ignored_files": ignored}
+    summary = {"products": statuses.total()} | counts | {"rejected_images": rejects, "ignored": ignored}
     log.info("decisions: %s", counts_of(summary))
     return counts
 

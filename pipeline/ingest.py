@@ -108,7 +108,7 @@ def ingest(
         while True:
             summary, lost = _make_records(looked, paths, renamed, known, settings, seed, work, beam)
             if not lost:
-                return {"ignored_files": sum(source.ignored() for source in opened)} | summary
+                return {"ignored": sum(source.ignored() for source in opened)} | summary
             log.warning("records: %s images changed meanwhile and are rejects now", f"{len(lost):,}")
             _remove_shards(work)  # first: a job killed in between finds the same images lost again
             looked.reject(lost)

@@ -303,7 +303,7 @@ def test_what_operating_systems_leave_behind_is_passed_over_and_counted(tmp_path
         tmp_path / "shop", files | dict.fromkeys(left, b"no photo") | {"A/list.txt": b"no photo either"}
     )
     records = ingest(tmp_path / "shop")
-    assert records.summary["ignored_files"] == 7 and "ignored files 7" in caplog.text
+    assert records.summary["ignored"] == 7 and "ignored 7" in caplog.text
     assert records.categories == {"A": 23, "B": 22}  # list.txt is a product without a readable image
     assert records.reasons == {"not_an_image": 1}
 
