@@ -535,9 +535,6 @@ def test_decisions_are_the_same_in_every_format(tmp_path, workspace):
         ]
         assert table["node"].tolist() == wanted["node"].fillna("").tolist()
     assert (tmp_path / "d.rejects.parquet").is_file()
-    packed = (tmp_path / "d.csv.gz").read_bytes()
-    decisions(tmp_path, workspace, "shop", "d.csv.gz")
-    assert (tmp_path / "d.csv.gz").read_bytes() == packed
 
 
 def test_another_ending_is_refused_before_any_work(tmp_path, workspace, capsys):
@@ -552,17 +549,6 @@ def test_another_ending_is_refused_before_any_work(tmp_path, workspace, capsys):
     ]
     assert run(*command) == 1
     assert ".parquet, .csv, .csv.gz" in error_line(capsys)
-
-
-@pytest.mark.parametrize("times", [2, 4])
-def test_rows_given_several_times_are_no_more_evidence(tmp_path, workspace, times):
-    photos(tmp_path, 20)
-    write_manifest(tmp_path / "once.csv", rows(20))
-    write_manifest(tmp_path / "often.csv", rows(20) * times)
-    once, often = (
-        decisions(tmp_path, workspace, f"{name}.csv", f"{name}.parquet") for name in ("once", "often")
-    )
-    pd.testing.assert_frame_equal(once, often)
 
 
 # ---- a copied workspace
