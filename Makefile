@@ -77,8 +77,9 @@ bench: $(READY) ## every benchmark, one after the other
 	@set -e; for bench in main_job ingest urls plan store extract engines_agree train train_noise; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
-bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, and the plan of 8 M products; 2.5 GB of disk
+bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, pictures within Parquet, and the plan of 8 M products; 2.5 GB of disk
 	.venv/bin/python benchmarks/ingest.py
+	.venv/bin/python benchmarks/pictures.py
 	.venv/bin/python benchmarks/plan.py
 
 bench-urls: $(READY) ## photos by URL: ingest's first pass beside the HTTP client alone, against a server of this machine
