@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from features.errors import ShelfmarkError
@@ -43,6 +43,15 @@ class Section(BaseModel):
         }
 
 
+def _known_encoding(name: str) -> str:
+    """The name of a text encoding that Python has."""
+    try:
+        "".encode(name)
+    except LookupError as error:
+        raise ValueError(f"{error}; expected one as utf-8, cp1252 or utf-16") from error
+    return name
+
+
 class Ingest(Section):
     """From a source to records."""
 
@@ -54,7 +63,7 @@ class Ingest(Section):
         0.05  # share of the release's products that has to be known
     )
     csv_delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None  # None: found out
-    csv_encoding: str | None = None  # as in cp1252; None: found out
+    csv_encoding: Annotated[str, AfterValidator(_known_encoding)] | None = None  # as cp1252; None: found out
     urls: Literal["public", "any"] = (
         "public"  # addresses that photos may be fetched from; any: private ones, too
     )

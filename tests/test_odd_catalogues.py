@@ -315,9 +315,9 @@ def test_folders_named_after_the_parts_are_the_split(tmp_path, ingest, caplog):
         for part, m in parts.items()
         for n in range(m)
     }
-    records = ingest(write_files(tmp_path / "shop", files))
-    assert records.categories == {"A": 22, "B": 22}
-    assert dict(Counter(records.products["split"])) == {"train": 30, "val": 6, "test": 8}
+    records = ingest(write_files(tmp_path / "shop", files | {"LICENSE": b"free"}))
+    assert records.categories == {"A": 22, "B": 22} and records.reasons == {"not_an_image": 1}
+    assert dict(Counter(records.products["split"])) == {"train": 30, "val": 6, "test": 8, "none": 1}
     assert "the folders TEST, Train, val are the parts of the split" in caplog.text
 
 

@@ -118,9 +118,15 @@ class Folder:
         return write_listing(work, self._rows(), self.path, unit_images)
 
     def _log(self) -> None:
+        tops = sorted({folder.partition("/")[0] for folder in self._found.categories} - {""})
         if self._parts:
-            tops = sorted({folder.partition("/")[0] for folder in self._found.categories})
             log.info("%s: the folders %s are the parts of the split", self.name, ", ".join(tops))
+        elif named := [top for top in tops if part_named(top)]:
+            log.warning(
+                "%s: folders %s are called as parts of a split, but are taken for categories; expected train "
+                "and another part with the same names below, and no other folder beside them",
+                self.name, ", ".join(named),
+            )  # fmt: skip
         log_merged(f"{self.name}: folders", self._found.categories)
         if self._found.undecodable:
             log.warning(
@@ -194,7 +200,7 @@ def _decoded(name: bytes) -> str:
 def are_parts(folders: Mapping[str, int]) -> bool:
     """Whether the top folders are the parts of a split: two or more of them, with the same names below.
 
-    >>> are_parts({"Train/Apple": 9, "train/Pear": 9, "test/Apple": 3})
+    >>> are_parts({"Train/Apple": 9, "train/Pear": 9, "test/Apple": 3, "": 1})
     True
     >>> are_parts({"train/Wagon": 9, "test/Tube": 3}), are_parts({"train/Apple": 9, "Apple": 3})
     (False, False)
@@ -202,7 +208,7 @@ def are_parts(folders: Mapping[str, int]) -> bool:
     False
     """
     below: dict[str, set[str]] = defaultdict(set)
-    for folder in folders:
+    for folder in filter(None, folders):  # files beside the parts, as a LICENSE, say nothing
         top, _, rest = folder.partition("/")
         part = part_named(top)
         if not part:

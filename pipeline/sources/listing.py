@@ -96,8 +96,8 @@ def _pictures(unit: Unit) -> Iterator[bytes | None]:
         columns = [f"{name}.bytes" if in_struct else name]
         for batch in file.iter_batches(PICTURES, row_groups=list(range(*unit.groups)), columns=columns):
             column = batch.column(0)
-            for value in column.field("bytes") if in_struct else column:
-                yield value.as_py() or None
+            for data in (column.field("bytes") if in_struct else column).to_pylist():
+                yield data or None
 
 
 def picture_column(schema: pa.Schema) -> str | None:

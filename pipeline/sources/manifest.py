@@ -66,7 +66,10 @@ class Manifest:
         return any(isinstance(table, ParquetTable) and table.without_ids for table in self._tables)
 
     def _empty(self) -> ShelfmarkError:
-        return ShelfmarkError(f"{self.path}: no rows; expected product_id, image, …; check the file")
+        first = self._tables[0]
+        return ShelfmarkError(
+            f"{self.path}: no rows; expected product_id, image, …; {first.format}{first.advice}; check it"
+        )
 
     def _check_header(self) -> None:
         columns, first = self._columns, self._tables[0]
