@@ -198,7 +198,7 @@ class _Lines:
         self._text, self._again, self._length = text, deque[str](), 0
 
     def block(self) -> list[str]:
-        """The next lines, about a megabyte; none at the end."""
+        """The next lines, BLOCK letters or a line more; none at the end."""
         self.taken = list(self._again)
         self._again.clear()
         length = sum(map(len, self.taken))

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from features.errors import ShelfmarkError
 from features.files import Place, Remote, stats
+from features.objects import Stat
 from features.product import Paths, part_named, tidy_name
-from pipeline.sources.image import Unit, digest_of_stats, path_text, stat_of
+from pipeline.sources.image import Unit, digest_of_stats, is_text, path_text, stat_of
 from pipeline.sources.listing import listing, write_listing
 from pipeline.sources.names import log_merged
 from pipeline.stage import log
@@ -57,9 +58,19 @@ class Folder:
                 "categories; check the path"
             )
 
-    def _files(self, ignored: list[str] | None = None) -> Iterator[str]:
-        """Names below the folder, with slashes, in order; hidden and ignored ones left out, those counted."""
-        names = iter(stats(self.path)) if isinstance(self.path, Remote) else _walk(str(self.path), "", ())
+    def _files(
+        self, ignored: list[str] | None = None, listed: Mapping[str, Stat] | None = None
+    ) -> Iterator[str]:
+        """Names below the folder, with slashes, in order; hidden and ignored ones left out.
+
+        Args:
+            ignored: gets the ignored ones.
+            listed: of an object store, where its listing is at hand.
+        """
+        if isinstance(self.path, Remote):
+            names = iter(stats(self.path) if listed is None else listed)
+        else:
+            names = _walk(str(self.path), "", ())
         for name in names:
             if _is_ignored(name):
                 if ignored is not None:
@@ -76,9 +87,9 @@ class Folder:
 
         def seen() -> Iterator[tuple[str, int, int]]:
             nonlocal undecodable
-            for name in self._files(ignored):
+            for name in self._files(ignored, remote):
                 categories[readable(name).rpartition("/")[0]] += 1
-                undecodable += not _is_text(name)
+                undecodable += not is_text(name)
                 if remote is None:
                     yield stat_of(self.path / name, name)
                 else:
@@ -142,7 +153,7 @@ class Folder:
             yield listing(
                 {
                     "product_id": texts,
-                    "image": [name if _is_text(name) else path_text(self.path / name) for name in names],
+                    "image": [name if is_text(name) else path_text(self.path / name) for name in names],
                     "category": [self._category(folder) for folder in folders],
                     "split": [
                         (part_named(folder.partition("/")[0]) or "") if self._parts else ""
@@ -173,17 +184,13 @@ def _is_ignored(name: str) -> bool:
     return file in IGNORED or file.startswith("._") or not IGNORED_FOLDERS.isdisjoint(folders)
 
 
-def _is_text(name: str) -> bool:
-    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
 def readable(name: str) -> str:
     r"""A path's name as text: bytes that are not UTF-8 as Windows-1252 where that works, else escaped.
 
     >>> readable("Caf\udce9/1.jpg"), readable("a\udc81.jpg")
     ('Café/1.jpg', 'a\\x81.jpg')
     """
-    if _is_text(name):
+    if is_text(name):
         return name
     return "/".join(_decoded(os.fsencode(part)) for part in name.split("/"))
 
@@ -220,7 +227,10 @@ def are_parts(folders: Mapping[str, int]) -> bool:
 
 def shards_in(path: Place) -> list[str]:
     """The names of a folder's Parquet files where it holds nothing else but notes; [] else."""
-    names = list(Folder(path, may_be_empty=True)._files())
-    tables = [name for name in names if name.lower().endswith(".parquet")]
-    notes = [name for name in names if re.search(r"(?i)\.(md|json|txt|crc)$|(^|/)_[^/]*$", name)]
-    return tables if len(tables) + len(notes) == len(names) else []
+    tables = []
+    for name in Folder(path, may_be_empty=True)._files():
+        if name.lower().endswith(".parquet"):
+            tables.append(name)
+        elif not re.search(r"(?i)\.(md|json|txt|crc)$|(^|/)_[^/]*$", name):
+            return []  # at once: of photos there may be millions
+    return tables

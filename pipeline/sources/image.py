@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import google_crc32c
@@ -125,10 +126,11 @@ def path_text(path: Place) -> str:
     >>> path_text(Path("/shop/1.jpg")), path_text(Path("/shop/Caf\\udce9/1.jpg"))
     ('/shop/1.jpg', 'file:///shop/Caf%E9/1.jpg')
     """
-    text = str(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes that are not UTF-8, which Python keeps as surrogates
-        assert not isinstance(path, str)
-        return path.absolute().as_uri()  # type: ignore[union-attr]
-    return text
+    if isinstance(path, Path) and not is_text(str(path)):
+        return path.absolute().as_uri()
+    return str(path)
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8: other bytes are in it as surrogates."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)

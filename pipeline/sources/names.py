@@ -12,8 +12,8 @@ AS_NAMED: Renamed = MappingProxyType({})
 SHOWN = 3  # of each kind in a log line
 
 
-def log_merged(what: str, counts: Mapping[str, int]) -> int:
-    """Logs names that are one after `tidy_name`, with their counts; returns how many names were merged away.
+def log_merged(what: str, counts: Mapping[str, int]) -> None:
+    """Logs names that are one after `tidy_name`, with their counts.
 
     Args:
         what: what the names are of, as in "categories".
@@ -33,7 +33,6 @@ def log_merged(what: str, counts: Mapping[str, int]) -> int:
             "each is one name: %s",
             what, f"{len(merged):,}", examples + (" …" if len(merged) > SHOWN else ""),
         )  # fmt: skip
-    return sum(len(found) - 1 for found in merged.values())
 
 
 def log_case_pairs(what: str, names: Iterable[str]) -> None:
