@@ -61,15 +61,15 @@ def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size
     """Writes (n, d) float32 bottlenecks of the manifest's photos, and the seconds they took."""
     import time
 
-    from features.engines import Calibration, choose_engine, extract, use_engine
+    from features.engines.choose import Calibration, choose_engine, extract, use_engine
 
     use_engine(engine)
-    from features.backbones import load_backbone, start_tensorflow
+    from features.engines.backbones import load_backbone, start_tensorflow
 
     start_tensorflow()
     import pandas as pd
 
-    from features.images import LIMITS, normalise
+    from features.images.normalise import LIMITS, normalise
     from features.records import pieces_of
 
     rows = _asked(pd.read_csv(manifest), engine)

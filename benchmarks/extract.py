@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from measure import MB, Run, conditions, median, run, table, verdict
 
-from pipeline.config import Extract
+from pipeline.job.config import Extract
 
 RESULTS = Path(__file__).parent / "results" / "extract.json"
 PACKAGES = ("tensorflow", "keras", "openvino", "onnxruntime", "tf2onnx", "numpy", "simplejpeg")
@@ -87,16 +87,16 @@ def write_records(folder: Path, images: int) -> None:
 
 
 def shelfmark(records: str, out: str, images: str) -> dict[str, Any]:
-    """What pipeline/extract.py does for what the store lacks."""
+    """What pipeline/extract/extract.py does for what the store lacks."""
     began = time.monotonic()
     import pandas as pd
 
-    from features.backbones import load_backbone, start_tensorflow
+    from features.engines.backbones import load_backbone, start_tensorflow
 
     start_tensorflow()
-    from features.bottlenecks import Store
-    from features.engines import choose_engine, extract
+    from features.engines.choose import choose_engine, extract
     from features.records import read_pieces
+    from features.storage.store import Store
 
     rows = pd.read_parquet(Path(records, "images.parquet"))[: int(images)]
     store = Store(Path(out))
@@ -126,7 +126,7 @@ def openvino_alone() -> dict[str, Any]:
     began = time.monotonic()
     import openvino
 
-    from features.engines import as_converted
+    from features.engines.choose import as_converted
 
     backbone, pixels, core = _backbone(), _pixels(FEW), openvino.Core()
     can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -177,7 +177,7 @@ SUBJECT: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def _backbone() -> Any:
-    from features.backbones import load_backbone, start_tensorflow
+    from features.engines.backbones import load_backbone, start_tensorflow
 
     start_tensorflow()
     return load_backbone("inception_v3", "random")

@@ -62,15 +62,15 @@ def main() -> None:
 
 def compare(manifest: Path, weights: Path, asked: argparse.Namespace, workspace: Path) -> dict[str, Any]:
     """Accuracies of heads on frozen and on tuned bottlenecks, with seconds and the settings."""
-    from features.backbones import start_tensorflow
+    from features.engines.backbones import start_tensorflow
 
     start_tensorflow()
-    from pipeline.config import load_config
-    from pipeline.extract import extract_records
-    from pipeline.finetune import finetune
-    from pipeline.ingest import ingest
-    from pipeline.run import begin_run
-    from pipeline.train import train
+    from pipeline.extract.extract import extract_records
+    from pipeline.ingest.ingest import ingest
+    from pipeline.job.config import load_config
+    from pipeline.job.run import begin_run
+    from pipeline.train.finetune import finetune
+    from pipeline.train.train import train
 
     names = {"name": "mobilenet", "weights": str(weights), "image_size": asked.image_size}
     options = {f"backbone.{name}": value for name, value in names.items()}

@@ -81,14 +81,14 @@ def compare(
     manifest: Path, weights: Path, heads: list[str], seeds: int, workspace: Path
 ) -> list[dict[str, Any]]:
     """A row for the SVM and one for each head."""
-    from features.backbones import start_tensorflow
+    from features.engines.backbones import start_tensorflow
 
     start_tensorflow()
-    from pipeline.config import load_config
-    from pipeline.extract import extract_records, open_part
-    from pipeline.ingest import ingest
-    from pipeline.run import begin_run
-    from pipeline.train import train
+    from pipeline.extract.extract import extract_records, open_part
+    from pipeline.ingest.ingest import ingest
+    from pipeline.job.config import load_config
+    from pipeline.job.run import begin_run
+    from pipeline.train.train import train
 
     names = {"name": "mobilenet", "weights": str(weights), "image_size": 224}
     options = {f"backbone.{name}": value for name, value in names.items()}
@@ -128,9 +128,9 @@ def mean_of(of_seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def accuracies(records: Any, bottlenecks: Any, head: Any, store: Path, fit_share: float) -> dict[str, Any]:
     """Top-1 at every level of the tree, as evaluation has it: of all validation products, and of CERT's."""
-    from models.answers import product_bounds
-    from models.bundle import load_asked
-    from pipeline.extract import open_part
+    from models.decisions.bundle import load_asked
+    from models.decisions.predictions import product_bounds
+    from pipeline.extract.extract import open_part
 
     asked, part = load_asked(head.folder()), open_part(bottlenecks, store, "val")
     bounds = product_bounds(part.product_id)
@@ -141,10 +141,10 @@ def accuracies(records: Any, bottlenecks: Any, head: Any, store: Path, fit_share
 
 def graded(records: Any, part: Any, found: np.ndarray, fit_share: float) -> dict[str, Any]:
     """The same of any decisions, `found` (products, N) int nodes."""
-    from models.answers import product_bounds
-    from models.groups import duplicate_groups, in_fit
+    from models.decisions.predictions import product_bounds
+    from models.decisions.validation_split import duplicate_groups, in_fit
     from models.taxonomy import read_taxonomy
-    from pipeline.train import categories_of
+    from pipeline.train.train import categories_of
 
     taxonomy = read_taxonomy(records.file("taxonomy.csv"))
     first = product_bounds(part.product_id)[:-1]
@@ -166,8 +166,8 @@ def svm(records: Any, parts: list[Any]) -> dict[str, Any]:
     from sklearn.svm import LinearSVC
 
     from models.taxonomy import read_taxonomy
-    from pipeline.config import Calibration
-    from pipeline.train import categories_of
+    from pipeline.job.config import Calibration
+    from pipeline.train.train import categories_of
 
     taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
     began, best = time.monotonic(), {}

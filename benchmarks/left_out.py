@@ -19,15 +19,15 @@ import numpy as np
 import pandas as pd
 from measure import conditions, table
 
-from features.artifact import open_artifact
-from models.answers import Answers, answer, product_bounds
-from models.fit import Examples, fit_head
-from models.hierarchy import found_ancestors, surviving_nodes
+from features.storage.artifact import open_artifact
+from models.decisions.predictions import Answers, answer, product_bounds
+from models.heads.hierarchy import found_ancestors, surviving_nodes
+from models.heads.training import Examples, fit_head
 from models.taxonomy import read_taxonomy
-from pipeline.config import Config, load_config
-from pipeline.extract import Part, open_part
-from pipeline.run import saved_settings
-from pipeline.train import categories_of, labels_of, loss_of, recipe_of, shape_of
+from pipeline.extract.extract import Part, open_part
+from pipeline.job.config import Config, load_config
+from pipeline.job.run import saved_settings
+from pipeline.train.train import categories_of, labels_of, loss_of, recipe_of, shape_of
 
 RESULTS = Path(__file__).parent / "results" / "left_out.json"
 HEADS = {

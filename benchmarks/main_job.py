@@ -63,13 +63,13 @@ def main() -> None:
 
 def measure(manifest: Path, weights: Path, seed: int) -> dict[str, Any]:
     """One undisturbed run."""
-    from features.backbones import start_tensorflow
+    from features.engines.backbones import start_tensorflow
 
     start_tensorflow()
-    from pipeline.config import load_config
+    from pipeline.job.config import load_config
+    from pipeline.job.run import begin_run
+    from pipeline.job.stage import only_job
     from pipeline.retrain import retrain
-    from pipeline.run import begin_run
-    from pipeline.stage import only_job
 
     seconds: dict[str, float] = {}
     handler = logging.Handler()
@@ -104,8 +104,8 @@ def svm_accuracy(run: Any) -> float:
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC
 
-    from pipeline.extract import open_part
-    from pipeline.train import categories_of
+    from pipeline.extract.extract import open_part
+    from pipeline.train.train import categories_of
 
     category = categories_of(run.artifact("records", "ingest"))
     bottlenecks = run.artifact("bottlenecks", "extract")

@@ -74,8 +74,8 @@ def _options() -> argparse.Namespace:
 def draw_unit(folder: Path, number: int) -> int:
     """Writes one unit's table; returns its rows."""
     from features.product import order_key
-    from pipeline.look import LOOK
-    from pipeline.units import unit_file
+    from pipeline.beam.run_units import unit_file
+    from pipeline.ingest.check_images import LOOK
 
     random = np.random.default_rng([0, number])
     count = random.choice(4, PRODUCTS, p=IMAGES) + 1
@@ -134,10 +134,10 @@ def _digests(random: np.random.Generator, number: int, rows: int) -> pa.Array:
 def plan_all(folder: Path) -> dict[str, Any]:
     """Plans the units in `folder`; returns seconds and peak memory by step, and counts."""
     from features.product import SPLITS
-    from pipeline import plan
-    from pipeline.config import Ingest
-    from pipeline.ingest import lay_out, write_plan
-    from pipeline.look import Look
+    from pipeline.ingest import split_plan as plan
+    from pipeline.ingest.check_images import Look
+    from pipeline.ingest.ingest import lay_out, write_plan
+    from pipeline.job.config import Ingest
 
     settings = Ingest()
     steps: dict[str, dict[str, float]] = {}

@@ -78,7 +78,7 @@ def drawn_digests(first: int, count: int) -> np.ndarray:
 
 def draw_store(images: int, folder: Path) -> None:
     """Shards of one number a bottleneck."""
-    from features.bottlenecks import Store
+    from features.storage.store import Store
 
     for start in range(0, images, SHARD):
         digests = drawn_digests(start, min(SHARD, images - start))
@@ -90,7 +90,7 @@ def draw_store(images: int, folder: Path) -> None:
 
 def find(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Half of the digests asked for are in the store."""
-    from features.bottlenecks import Digests, Store
+    from features.storage.store import Digests, Store
 
     asked = np.empty((options.stored, 32), np.uint8)
     middle = options.stored // 2
@@ -115,8 +115,8 @@ def find(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def draw_records(options: argparse.Namespace, folder: Path) -> None:
     """records/ of images without pictures, two a product, and a store that has them all."""
-    from features.artifact import begin, partial_of, seal
-    from pipeline.ingest import IMAGES
+    from features.storage.artifact import begin, partial_of, seal
+    from pipeline.ingest.ingest import IMAGES
 
     work = begin(partial_of(folder / "records"), {})
     with pq.ParquetWriter(work / "images.parquet", IMAGES) as writer:
@@ -139,9 +139,9 @@ def index(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Extract when there is nothing to extract, and the training part opened."""
     from types import SimpleNamespace
 
-    from features.artifact import open_artifact
-    from pipeline.config import Extract
-    from pipeline.extract import extract_records, open_part
+    from features.storage.artifact import open_artifact
+    from pipeline.extract.extract import extract_records, open_part
+    from pipeline.job.config import Extract
 
     backbone: Any = SimpleNamespace(fingerprint="drawn", name="drawn", weights="none")
     records = open_artifact(folder / "records", "records")
@@ -192,11 +192,11 @@ def draw_photos(options: argparse.Namespace, folder: Path) -> None:
 
 def weeks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Week one, week two, and week two again from nothing."""
-    from features.backbones import load_backbone, start_tensorflow
-    from features.bottlenecks import Digests, Store
-    from pipeline.config import Extract, Ingest
-    from pipeline.extract import extract_records, read_digests
-    from pipeline.ingest import ingest
+    from features.engines.backbones import load_backbone, start_tensorflow
+    from features.storage.store import Digests, Store
+    from pipeline.extract.extract import extract_records, read_digests
+    from pipeline.ingest.ingest import ingest
+    from pipeline.job.config import Extract, Ingest
 
     start_tensorflow()
     records = [ingest([str(folder / f"{week}.csv")], folder / week, Ingest()) for week in ("one", "two")]

@@ -182,7 +182,7 @@ def ours(options: argparse.Namespace, recipe: str, precision: str) -> dict[str, 
 
 def stored(options: argparse.Namespace) -> dict[str, Any]:
     """One epoch from the disk."""
-    from features.bottlenecks import Store
+    from features.storage.store import Store
 
     rows = every_row(Store(options.store))
     categories = np.random.default_rng(0).integers(0, SIZES[-1], len(rows))
@@ -237,14 +237,14 @@ def _train(
     """Seconds."""
     import keras
 
-    from features.backbones import start_tensorflow
+    from features.engines.backbones import start_tensorflow
 
     if keras.backend.backend() == "tensorflow":
         start_tensorflow()
-    from models.fit import Examples, fit_head
-    from models.head import HeadShape
-    from pipeline.config import load_config
-    from pipeline.train import loss_of, recipe_of
+    from models.heads.architectures import HeadShape
+    from models.heads.training import Examples, fit_head
+    from pipeline.job.config import load_config
+    from pipeline.train.train import loss_of, recipe_of
 
     config = load_config(
         sets=(f"head.recipe={recipe}", f"train.precision={precision}", f"train.epochs={epochs}", *sets)
@@ -270,7 +270,7 @@ def tree() -> Any:
 
 def write_store(path: Path, images: int) -> None:
     """A store of so many bottlenecks; each shard has the drawn numbers of the others in another order."""
-    from features.bottlenecks import Store
+    from features.storage.store import Store
 
     rows, _ = draw(SHARD)
     store, rng = Store(path), np.random.default_rng(1)

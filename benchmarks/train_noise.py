@@ -20,7 +20,7 @@ from typing import Any
 import measure
 import numpy as np
 
-from features.backbones import start_tensorflow
+from features.engines.backbones import start_tensorflow
 
 RESULTS = Path(__file__).parent / "results" / "train_noise.json"
 CATEGORIES, LARGE, IMAGES, WIDTH = 100, 20, 20_000, 64
@@ -69,10 +69,10 @@ def measured(
     name: str, recipe_name: str, changes: dict[str, Any], share: float, epochs: int, seed: int
 ) -> dict[str, float]:
     """One training, judged on the truth."""
-    from models.fit import Examples, fit_head, suspects
-    from models.head import HeadShape
-    from pipeline.config import load_config
-    from pipeline.train import recipe_of
+    from models.heads.architectures import HeadShape
+    from models.heads.training import Examples, fit_head, suspects
+    from pipeline.job.config import load_config
+    from pipeline.train.train import recipe_of
 
     rng = np.random.default_rng(seed)
     centres = rng.normal(0, 0.45, (CATEGORIES, WIDTH))

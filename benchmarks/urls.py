@@ -196,7 +196,7 @@ def ingest_seconds(url: str, photos: int) -> float:
 
 def look_pass(url: str, photos: str) -> None:
     """Looks at a tiny source, then at all photos; prints the seconds of the latter."""
-    from pipeline.workers import local_workers
+    from pipeline.beam.process_pool import local_workers
 
     with tempfile.TemporaryDirectory() as folder, local_workers(()):
         _look(Path(folder, "tiny"), url, TINY)
@@ -206,8 +206,8 @@ def look_pass(url: str, photos: str) -> None:
 
 
 def _look(folder: Path, url: str, photos: int) -> None:
-    from pipeline.config import Ingest
-    from pipeline.look import look
+    from pipeline.ingest.check_images import look
+    from pipeline.job.config import Ingest
     from pipeline.sources.source import open_sources
 
     folder.mkdir()

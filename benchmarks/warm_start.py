@@ -20,13 +20,13 @@ import keras
 import numpy as np
 from measure import conditions, table
 
-from features.backbones import start_tensorflow
-from models.fit import Examples, fit_head
-from models.head import FLAT, MULTITASK, Head, HeadShape
+from features.engines.backbones import start_tensorflow
+from models.heads.architectures import FLAT, MULTITASK, Head, HeadShape
+from models.heads.training import Examples, fit_head
+from models.heads.warm_start import warm_start
 from models.taxonomy import Taxonomy
-from models.warm import warm_start
-from pipeline.config import load_config
-from pipeline.train import loss_of, recipe_of
+from pipeline.job.config import load_config
+from pipeline.train.train import loss_of, recipe_of
 
 WEEKS, CATEGORIES, PRODUCTS, WIDTH = 4, 100, 6_000, 128
 CHANGED = 4  # categories added, removed and moved every week

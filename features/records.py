@@ -20,8 +20,8 @@ import google_crc32c
 import numpy as np
 
 from features.errors import ShelfmarkError
-from features.files import Place, read_range
 from features.product import ProductImage
+from features.storage.paths import Place, read_range
 
 if TYPE_CHECKING:
     import pandas as pd

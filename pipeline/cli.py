@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.files import S3_OPTIONS, STORE_OPTIONS, Place, all_begin, place, use_beam_options
+from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, Place, all_begin, place, use_beam_options
 
 if TYPE_CHECKING:
-    from pipeline.run import Run
+    from pipeline.job.run import Run
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
 WITHOUT_TENSORFLOW = ("ingest", "report")
@@ -119,9 +119,9 @@ def _run(
     """The run, locked, with its settings: of a FRESH command over the defaults, else over its last ones."""
     import datetime
 
-    from pipeline.config import load_config
-    from pipeline.run import begin_run, default_name, saved_settings, settings_on_trial
-    from pipeline.stage import only_job
+    from pipeline.job.config import load_config
+    from pipeline.job.run import begin_run, default_name, saved_settings, settings_on_trial
+    from pipeline.job.stage import only_job
 
     name = name or default_name(datetime.date.today())
     if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name.split(".")[0] == "current":
@@ -175,7 +175,7 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None
     Example:
       shelfmark ingest catalogue.bson --taxonomy category_names.csv --workspace shop --config weekly.toml
     """
-    from pipeline.ingest import ingest as make
+    from pipeline.ingest.ingest import ingest as make
 
     config = run.config
     make(
@@ -196,7 +196,7 @@ def finetune(run: "Run") -> None:
     Example:
       shelfmark finetune --workspace shop --set finetune.epochs=5
     """
-    from pipeline.finetune import finetune as make
+    from pipeline.train.finetune import finetune as make
 
     records = run.artifact("records", "ingest")
     make(records, run.untuned_backbone(), run.store, run.path / "backbone", run.config)
@@ -214,7 +214,7 @@ def extract(run: "Run") -> None:
     Example:
       shelfmark extract --workspace shop --engine auto
     """
-    from pipeline.extract import extract_records
+    from pipeline.extract.extract import extract_records
 
     records = run.artifact("records", "ingest")
     extract_records(records, run.backbone(), run.store, run.path / "bottlenecks", run.config.extract, _beam())
@@ -229,7 +229,7 @@ def train(run: "Run") -> None:
     Example:
       shelfmark train --workspace shop --set train.epochs=40
     """
-    from pipeline.train import train as make
+    from pipeline.train.train import train as make
 
     records = run.artifact("records", "ingest")
     bottlenecks = run.bottlenecks(records)
@@ -245,7 +245,7 @@ def calibrate(run: "Run") -> None:
     Example:
       shelfmark calibrate --workspace shop --set calibration.precision=0.85
     """
-    from pipeline.calibrate import calibrate as make
+    from pipeline.train.calibrate import calibrate as make
 
     records = run.artifact("records", "ingest")
     bottlenecks = run.bottlenecks(records)
@@ -262,7 +262,7 @@ def evaluate(run: "Run") -> None:
     Example:
       shelfmark evaluate --workspace shop
     """
-    from pipeline.evaluate import evaluate as make
+    from pipeline.train.evaluate import evaluate as make
 
     records = run.artifact("records", "ingest")
     bottlenecks = run.bottlenecks(records)
@@ -280,7 +280,7 @@ def report(run: "Run") -> None:
     Example:
       shelfmark report --workspace shop
     """
-    from pipeline.report import report as make
+    from pipeline.report.report import report as make
 
     records = run.artifact("records", "ingest")
     thresholds = run.artifact("thresholds", "calibrate", records=records)
@@ -310,8 +310,8 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
     """
     from rich.console import Console
 
-    from pipeline.compare import compare as make
-    from pipeline.comparison import table
+    from pipeline.compare.compare import compare as make
+    from pipeline.compare.summary import table
 
     records = run.artifact("records", "ingest")
     bottlenecks = run.artifact("bottlenecks", "extract", records=records)
@@ -379,12 +379,12 @@ def categorize(
     Example:
       shelfmark categorize catalogue.bson --workspace shop --output decisions.parquet
     """
-    from pipeline.config import load_config
+    from pipeline.job.config import load_config
 
     config = load_config(file, sets, {"extract.engine": engine})
     _start_tensorflow(config.extract.engine)
-    from pipeline.categorize import categorize as make
-    from pipeline.release import require_release
+    from pipeline.release.categorize import categorize as make
+    from pipeline.release.release import require_release
 
     counts = make(list(sources), require_release(workspace), workspace / "store", output, config, _beam())
     print(f"{output}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items()))
@@ -412,7 +412,7 @@ def clean(workspace: Place, keep: int | None, older: float, dry_run: bool, debug
     Example:
       shelfmark clean --workspace shop --keep 4 --dry-run
     """
-    from pipeline.clean import clean as make
+    from pipeline.release.clean import clean as make
 
     going = make(workspace, keep=keep, older=older, dry_run=dry_run)
     for one in going:
@@ -437,15 +437,15 @@ def demo(workspace: Path, debug: bool) -> None:
       shelfmark demo --workspace demo
     """
     _start_tensorflow()
-    from pipeline.demo import demo as make
+    from pipeline.demo.demo import demo as make
 
     make(workspace)
 
 
 def _start_tensorflow(engine: str = "auto") -> None:
     """Starts TensorFlow, which imports Keras, whose backend the engine tells: that comes first."""
-    from features.backbones import start_tensorflow
-    from features.engines import use_engine
+    from features.engines.backbones import start_tensorflow
+    from features.engines.choose import use_engine
 
     use_engine(engine)
     start_tensorflow()

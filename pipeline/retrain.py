@@ -1,16 +1,16 @@
 """The weekly run, on one page."""
 
-from features.artifact import Artifact
-from features.files import Place
-from pipeline.calibrate import calibrate
-from pipeline.evaluate import evaluate
-from pipeline.extract import extract_records
-from pipeline.finetune import finetune
-from pipeline.ingest import ingest
-from pipeline.release import current_release, judge, pack, release, write_verdict
-from pipeline.report import report
-from pipeline.run import Run
-from pipeline.train import train
+from features.storage.artifact import Artifact
+from features.storage.paths import Place
+from pipeline.extract.extract import extract_records
+from pipeline.ingest.ingest import ingest
+from pipeline.job.run import Run
+from pipeline.release.release import current_release, judge, pack, release, write_verdict
+from pipeline.report.report import report
+from pipeline.train.calibrate import calibrate
+from pipeline.train.evaluate import evaluate
+from pipeline.train.finetune import finetune
+from pipeline.train.train import train
 
 
 def retrain(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.files import STORE_OPTIONS, all_begin, place, use_beam_options
+from features.storage.paths import STORE_OPTIONS, all_begin, place, use_beam_options
 
 log = logging.getLogger("shelfmark")
 
@@ -56,7 +56,7 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
     listener = _bind(host, port)
     if beam:
         use_beam_options(beam)  # before the workspace is looked at
-    from models.releases import in_service
+    from models.decisions.releases import in_service
 
     releases = place(workspace) / "releases"
     release = in_service(releases)  # before TensorFlow takes its seconds
@@ -64,12 +64,12 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
         raise ShelfmarkError(
             f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
         )
-    from features.backbones import start_tensorflow
+    from features.engines.backbones import start_tensorflow
 
     start_tensorflow()
     import uvicorn
 
-    from models.bundle import open_bundle
+    from models.decisions.bundle import open_bundle
     from serving.app import create_app
 
     bundle = open_bundle(releases / release)

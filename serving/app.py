@@ -4,7 +4,7 @@
       └─ 64 MiB at most ─► one worker thread: normalise ─► backbone ─► head ─► confidence ─► Decision
     GET /healthz          answers meanwhile
 
-The decision is that of the batch job: both come from models/categorizer.py. What is loaded at the start stays
+The decision is that of the batch job: both come from models/decisions/. What is loaded at the start stays
 in service until the process ends.
 """
 
@@ -22,12 +22,12 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from features.engines import choose_engine
-from features.images import LIMITS, Refused
-from models.bundle import Bundle
-from models.categorizer import categorize_photos
+from features.engines.choose import choose_engine
+from features.images.normalise import LIMITS, Refused
+from models.decisions.bundle import Bundle
+from models.decisions.categorizer import categorize_photos
 from serving.form import MOST_PHOTOS, read_form
-from serving.wire import Decision, Health, Problem, decision_of
+from serving.schemas import Decision, Health, Problem, decision_of
 
 MOST_BYTES = 64 << 20  # of a request's body
 BATCH = 4  # photos a step of the backbone: products have one to four, so most cost one step

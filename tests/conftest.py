@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from features.artifact import Artifact, begin, digest_of, file_digest, partial_of, seal
-from features.backbones import Backbone, load_backbone, start_tensorflow
-from features.pixels import read_pixels
+from features.engines.backbones import Backbone, load_backbone, start_tensorflow
+from features.engines.pixels import read_pixels
 from features.records import pieces_of
+from features.storage.artifact import Artifact, begin, digest_of, file_digest, partial_of, seal
 
 os.environ.setdefault(
     "TF_CPP_MIN_LOG_LEVEL", "3"
@@ -108,13 +108,13 @@ def workspace(_released: Path, tmp_path: Path) -> Path:
 
 def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Artifact:
     """Puts a bundle together without the pipeline."""
-    from features.backbones import BACKBONE, BACKBONE_WEIGHTS
-    from models.bundle import HEAD_FILES, THRESHOLDS
-    from models.categorizer import Rules
-    from models.confidence import ConfidenceModel
-    from models.head import Head, HeadShape, build_head
-    from models.releases import SPLITS
-    from models.thresholds import Certificate
+    from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
+    from models.decisions.bundle import HEAD_FILES, THRESHOLDS
+    from models.decisions.categorizer import Rules
+    from models.decisions.confidence import ConfidenceModel
+    from models.decisions.releases import SPLITS
+    from models.decisions.thresholds import Certificate
+    from models.heads.architectures import Head, HeadShape, build_head
 
     work = begin(partial_of(path), {"drawn": "here"})
     shape = HeadShape(backbone.width, len(CATEGORIES), (8, 8), 0.5, 1.0, backbone.fingerprint)

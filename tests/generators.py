@@ -11,8 +11,8 @@ from functools import cache
 import numpy as np
 from scipy.special import betainc, xlogy
 
-from models.confidence import Evidence
-from models.thresholds import Graded
+from models.decisions.confidence import Evidence
+from models.decisions.thresholds import Graded
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-import features.artifact as artifact
-from features.artifact import (
+import features.storage.artifact as artifact
+from features.errors import ShelfmarkError
+from features.storage.artifact import (
     Artifact,
     begin,
     digest_of,
@@ -22,7 +23,6 @@ from features.artifact import (
     seal,
     write_whole,
 )
-from features.errors import ShelfmarkError
 
 FILES = {"train-0.tfrecord": b"four", "part/b.bin": b"seven!!"}
 SOURCE = {"source": "1", "settings": "2"}

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from features.artifact import file_digest
-from features.backbones import IMAGE_SIZES, Backbone, known_backbones, load_backbone
+from features.engines.backbones import IMAGE_SIZES, Backbone, known_backbones, load_backbone
 from features.errors import ShelfmarkError
+from features.storage.artifact import file_digest
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 

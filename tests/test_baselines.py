@@ -6,10 +6,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
+from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
-from features.pixels import read_pixels
 from features.records import pieces_of
-from models.baselines import PENALTIES, SIDE, choose_svm, fit_svm, hog_vectors, require_hog
+from models.heads.baselines import PENALTIES, SIDE, choose_svm, fit_svm, hog_vectors, require_hog
 
 
 def draw(seed: int, images: int, noise: float = 1.0, categories: int = 4) -> tuple[np.ndarray, np.ndarray]:

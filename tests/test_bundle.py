@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.artifact import file_digest, seal
-from features.backbones import Backbone
+from features.engines.backbones import Backbone
 from features.errors import ShelfmarkError
-from models.bundle import HEAD_FILES, load_asked, open_bundle, read_rules
-from models.releases import SPLITS
+from features.storage.artifact import file_digest, seal
+from models.decisions.bundle import HEAD_FILES, load_asked, open_bundle, read_rules
+from models.decisions.releases import SPLITS
 
 SUMMARY = {"independent": False, "weights": "imagenet"}
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from features.errors import ShelfmarkError
-from models.bundle import load_asked, open_bundle
-from models.categorizer import Asked, Categorizer
-from models.head import SET_FILES, Head, HeadShape, build_head, set_logits
-from pipeline.calibrate import choose_aggregation
+from models.decisions.bundle import load_asked, open_bundle
+from models.decisions.categorizer import Asked, Categorizer
+from models.heads.architectures import SET_FILES, Head, HeadShape, build_head, set_logits
+from pipeline.train.calibrate import choose_aggregation
 
 PRODUCTS = 200
 

@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from features.backbones import Backbone
-from features.engines import Engine, choose_engine, extract
+from features.engines.backbones import Backbone
+from features.engines.choose import Engine, choose_engine, extract
 from features.errors import ShelfmarkError
-from features.images import Limits
+from features.images.normalise import Limits
 from features.records import pieces_of
-from models.bundle import open_bundle
-from models.categorizer import COLUMNS, Categorizer, categorize_photos, unreadable
-from models.confidence import ConfidenceModel
-from models.head import Head
+from models.decisions.bundle import open_bundle
+from models.decisions.categorizer import COLUMNS, Categorizer, categorize_photos, unreadable
+from models.decisions.confidence import ConfidenceModel
+from models.heads.architectures import Head
 
 
 class Echo:

@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from object_store import object_store
-from test_bottlenecks import digests, rows_of
+from test_store import digests, rows_of
 
-from features.artifact import begin, partial_of, seal
-from features.bottlenecks import Store
 from features.errors import ShelfmarkError
-from features.files import copy_tree, place, sizes, write_whole
-from pipeline.clean import clean
+from features.storage.artifact import begin, partial_of, seal
+from features.storage.paths import copy_tree, place, sizes, write_whole
+from features.storage.store import Store
 from pipeline.cli import main
-from pipeline.stage import only_job
+from pipeline.job.stage import only_job
+from pipeline.release.clean import clean
 
 FINGERPRINT = "colours-8"
 

@@ -15,8 +15,9 @@ import pytest
 from conftest import drawn_backbone
 from PIL import Image
 
-from pipeline import drawing, units
+from pipeline.beam import run_units as units
 from pipeline.cli import main, shelfmark
+from pipeline.demo import drawn_catalogue as drawing
 from serving.__main__ import serve
 
 COMMANDS = {f"shelfmark {name}": command for name, command in shelfmark.commands.items()} | {
@@ -111,7 +112,7 @@ def test_the_examples_of_the_stages_run_one_after_the_other(tmp_path, monkeypatc
 
 
 def test_the_example_of_the_demo_runs(tmp_path, monkeypatch, capsys):
-    from pipeline import demo
+    from pipeline.demo.demo import demo
 
     monkeypatch.chdir(tmp_path)
     draw = drawing.draw_catalogue
@@ -169,8 +170,8 @@ def test_a_run_is_named_like_a_directory(tmp_path, name, capsys):
 def started(monkeypatch):
     """What is done, in order, when TensorFlow is to be started."""
     done = []
-    monkeypatch.setattr("features.engines.use_engine", lambda engine: done.append(f"use {engine}"))
-    monkeypatch.setattr("features.backbones.start_tensorflow", lambda: done.append("start"))
+    monkeypatch.setattr("features.engines.choose.use_engine", lambda engine: done.append(f"use {engine}"))
+    monkeypatch.setattr("features.engines.backbones.start_tensorflow", lambda: done.append("start"))
     return done
 
 
@@ -349,12 +350,12 @@ def test_settings_of_what_was_finished_stay_when_the_rest_is_refused(tmp_path, p
 
 
 def test_an_internal_fault_is_one_line_and_a_traceback_only_with_debug(tmp_path, photos, capsys, monkeypatch):
-    import pipeline.ingest
+    import pipeline.ingest.ingest
 
     def broken(*arguments, **options):
         raise RuntimeError("wheels came off")
 
-    monkeypatch.setattr(pipeline.ingest, "look", broken)
+    monkeypatch.setattr(pipeline.ingest.ingest, "look", broken)
     assert ingest(photos, tmp_path / "W") == 1
     assert "RuntimeError: wheels came off; this is a fault of shelfmark" in error_line(capsys)
     ingest(photos, tmp_path / "W", "--debug")

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from features.artifact import begin, open_artifact, partial_of, seal
 from features.errors import ShelfmarkError
-from models.head import HeadShape, build_head
+from features.storage.artifact import begin, open_artifact, partial_of, seal
+from models.heads.architectures import HeadShape, build_head
 from models.taxonomy import read_taxonomy
-from pipeline import compare as module
 from pipeline.cli import main
-from pipeline.compare import compare
-from pipeline.comparison import COLUMNS, best_of, chance, release_command, render, table
-from pipeline.config import Config, load_config
-from pipeline.drawing import draw_catalogue
-from pipeline.rows import PAPER, ROWS, config_of
+from pipeline.compare import compare as module
+from pipeline.compare.classifiers import PAPER, ROWS, config_of
+from pipeline.compare.compare import compare
+from pipeline.compare.summary import COLUMNS, best_of, chance, release_command, render, table
+from pipeline.demo.drawn_catalogue import draw_catalogue
+from pipeline.job.config import Config, load_config
 
 SETTINGS = """
 ingest = {min_products = 5}

@@ -11,7 +11,7 @@ from scipy.special import expit, softmax
 from scipy.stats import gmean
 from sklearn.metrics import log_loss
 
-from models.confidence import (
+from models.decisions.confidence import (
     AGGREGATIONS,
     ConfidenceModel,
     Evidence,
@@ -21,7 +21,7 @@ from models.confidence import (
     grade_products,
     product_probabilities,
 )
-from models.metrics import acceptance_curve, acceptance_rate_at
+from models.decisions.metrics import acceptance_curve, acceptance_rate_at
 
 
 @cache

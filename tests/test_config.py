@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from features.errors import ShelfmarkError
-from pipeline import config as config_module
-from pipeline.config import Extract, load_config
+from pipeline.job import config as config_module
+from pipeline.job.config import Extract, load_config
 
 
 @pytest.fixture

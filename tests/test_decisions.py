@@ -15,9 +15,9 @@ import pytest
 from object_store import object_store
 
 from features.errors import ShelfmarkError
-from features.files import Place, place, read_range
-from models.categorizer import COLUMNS, decisions_table, unreadable
-from pipeline.decisions import SCHEMA, rejects_beside, require_format, write_decisions
+from features.storage.paths import Place, place, read_range
+from models.decisions.categorizer import COLUMNS, decisions_table, unreadable
+from pipeline.job.decisions_file import SCHEMA, rejects_beside, require_format, write_decisions
 
 FORMATS = ["d.parquet", "d.csv", "d.csv.gz", "d.jsonl"]
 IDS = ["a", 'with "quotes"', "a, comma", "two\r\nlines", "old\rline", "=1+1", "№ 7 ☕", "\u2028", " "]

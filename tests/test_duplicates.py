@@ -6,10 +6,10 @@ from collections import defaultdict
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_plan import index_of
+from test_split_plan import index_of
 
-from pipeline import plan
-from pipeline.duplicates import (
+from pipeline.ingest import split_plan as plan
+from pipeline.ingest.duplicates import (
     SharedDigests,
     contradictions,
     duplicates_table,

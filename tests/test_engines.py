@@ -13,9 +13,9 @@ import conftest
 import numpy as np
 import pytest
 
-from features import engines
-from features.backbones import Backbone, load_backbone
-from features.engines import (
+from features.engines import choose as engines
+from features.engines.backbones import Backbone, load_backbone
+from features.engines.choose import (
     CALIBRATION,
     Calibration,
     Engine,
@@ -385,8 +385,8 @@ def test_bf16_is_refused_where_the_processor_lacks_it(
 ON_JAX = """
 import sys
 import numpy as np
-from features.backbones import load_backbone, start_tensorflow
-from features.engines import choose_engine, extract, use_engine
+from features.engines.backbones import load_backbone, start_tensorflow
+from features.engines.choose import choose_engine, extract, use_engine
 use_engine("jax")
 start_tensorflow()
 import keras

@@ -15,19 +15,19 @@ import pytest
 from catalogues import Drawn, documents, draw_products, photo, write_bson
 from test_ingest import in_a_loop
 
-from features.backbones import load_backbone
-from features.bottlenecks import Digests, Store
+from features.engines.backbones import load_backbone
+from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
-from features.pixels import read_pixels
 from features.records import pieces_of
-from pipeline import ingest as ingest_module
-from pipeline import shards as shards_module
-from pipeline.calibrate import calibrate
-from pipeline.config import Extract, Ingest
-from pipeline.evaluate import evaluate
-from pipeline.extract import extract_records, open_part
-from pipeline.ingest import ingest
-from pipeline.shards import fill_store
+from features.storage.store import Digests, Store
+from pipeline.extract import fill_store as shards_module
+from pipeline.extract.extract import extract_records, open_part
+from pipeline.extract.fill_store import fill_store
+from pipeline.ingest import ingest as ingest_module
+from pipeline.ingest.ingest import ingest
+from pipeline.job.config import Extract, Ingest
+from pipeline.train.calibrate import calibrate
+from pipeline.train.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SETTINGS = Extract(batch=16, shard_images=30)
@@ -460,7 +460,7 @@ def test_another_preprocessing_has_another_fingerprint(monkeypatch):
     """Another weights file and another size: tests/test_backbones.py."""
     before = load_backbone("mobilenet", "random", 32).fingerprint
     assert load_backbone("mobilenet", "random", 32).fingerprint == before
-    monkeypatch.setattr("features.backbones.RESIZE", "bicubic")
+    monkeypatch.setattr("features.engines.backbones.RESIZE", "bicubic")
     assert load_backbone("mobilenet", "random", 32).fingerprint != before
 
 

@@ -17,15 +17,16 @@ from test_extract import records_of
 from test_retrain import run_here
 from trees import uneven_tree
 
-from features.artifact import Artifact, open_artifact
-from features.backbones import BACKBONE_WEIGHTS, Backbone, load_backbone, save_weights
+from features.engines.backbones import BACKBONE_WEIGHTS, Backbone, load_backbone, save_weights
+from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
-from features.files import copy_tree, remove
-from features.pixels import read_pixels
 from features.records import pieces_of
-from models import epochs
-from models.bundle import open_bundle
-from models.finetune import (
+from features.storage.artifact import Artifact, open_artifact
+from features.storage.paths import copy_tree, remove
+from models.decisions.bundle import open_bundle
+from models.heads import checkpoints as epochs
+from models.heads.architectures import Head, HeadShape, build_head
+from models.heads.finetune import (
     Augmentation,
     Average,
     Photos,
@@ -35,12 +36,11 @@ from models.finetune import (
     on_top,
     tune_backbone,
 )
-from models.fit import Recipe, inverse_time_decay
-from models.head import Head, HeadShape, build_head
-from pipeline.config import Config, load_config
-from pipeline.drawing import draw_catalogue
-from pipeline.finetune import draw, finetune
-from pipeline.run import Run, begin_run
+from models.heads.training import Recipe, inverse_time_decay
+from pipeline.demo.drawn_catalogue import draw_catalogue
+from pipeline.job.config import Config, load_config
+from pipeline.job.run import Run, begin_run
+from pipeline.train.finetune import draw, finetune
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SIZE = 16  # px

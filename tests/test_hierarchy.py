@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 from trees import UNEVEN, tree_of, uneven_tree
 
-from models.hierarchy import (
+from models.heads.hierarchy import (
     consistency,
     found_ancestors,
     hierarchical_scores,

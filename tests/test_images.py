@@ -16,9 +16,9 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
 
-from features import images, run_length
-from features.av1 import coded_sizes
-from features.images import FORMATS, REASONS, Limits, Normalised, Refused, normalise
+from features.images import normalise as images
+from features.images.av1 import coded_sizes
+from features.images.normalise import FORMATS, REASONS, Limits, Normalised, Refused, normalise, run_length
 
 ORIENTATION = 0x112
 WHITE = (255, 255, 255)
@@ -565,7 +565,7 @@ def test_photos_of_phones_are_accepted(format, size):
 
 MEASURED = """
 import pathlib, resource, sys, time
-from features.images import Refused, normalise
+from features.images.normalise import Refused, normalise
 
 data = pathlib.Path(sys.argv[1]).read_bytes()
 started = time.process_time()

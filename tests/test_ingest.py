@@ -23,14 +23,14 @@ from catalogues import (
 from PIL import Image
 from tf_records import dataset
 
-from features.artifact import open_artifact, partial_of
 from features.errors import ShelfmarkError
 from features.records import unframe
-from pipeline import ingest as ingest_module
-from pipeline import look as look_module
-from pipeline.config import Ingest
-from pipeline.ingest import ingest
-from pipeline.units import unit_file
+from features.storage.artifact import open_artifact, partial_of
+from pipeline.beam.run_units import unit_file
+from pipeline.ingest import check_images as look_module
+from pipeline.ingest import ingest as ingest_module
+from pipeline.ingest.ingest import ingest
+from pipeline.job.config import Ingest
 
 IN_MEMORY = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 LEARNT = ("train", "val", "test")

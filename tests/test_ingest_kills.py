@@ -84,7 +84,9 @@ def test_a_killed_worker_costs_its_unit_alone(shop, tmp_path):
     while not worker:
         assert job.poll() is None
         if any(finished_units(tmp_path / "W")):
-            worker = next(one for one in job.children() if "pipeline.workers" in " ".join(one.cmdline()))
+            worker = next(
+                one for one in job.children() if "pipeline.beam.process_pool" in " ".join(one.cmdline())
+            )
     worker.kill()
     told = job.communicate()[1]
     assert job.returncode == 0 and "a worker process died (exit status -9)" in told

@@ -14,9 +14,9 @@ from tf_records import dataset
 
 from features.errors import ShelfmarkError
 from features.product import wanted_counts
-from pipeline import ingest as ingest_module
-from pipeline import look as look_module
-from pipeline.config import Ingest
+from pipeline.ingest import check_images as look_module
+from pipeline.ingest import ingest as ingest_module
+from pipeline.job.config import Ingest
 
 MIN_PRODUCTS = 3
 SMALL = Ingest(min_products=MIN_PRODUCTS, max_rejected=1.0, unit_bytes=4000, placeholder_products=4)

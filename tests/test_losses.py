@@ -7,7 +7,7 @@ import tensorflow as tf
 from scipy.special import log_softmax, softmax
 from trees import tree_of, uneven_tree
 
-from models.losses import soft_tree, summed_levels, weighted_levels
+from models.heads.losses import soft_tree, summed_levels, weighted_levels
 from models.taxonomy import Taxonomy
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")

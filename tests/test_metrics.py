@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from models.metrics import (
+from models.decisions.metrics import (
     acceptance_curve,
     acceptance_rate_at,
     confusions,

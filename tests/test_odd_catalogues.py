@@ -20,8 +20,8 @@ from test_cli import error_line, run
 from test_images import EIGHT, bmp, encoded, p3
 from tf_records import dataset
 
-from features.artifact import open_artifact
-from pipeline import ingest as ingest_module
+from features.storage.artifact import open_artifact
+from pipeline.ingest import ingest as ingest_module
 
 
 @pytest.fixture
@@ -491,7 +491,7 @@ def decisions(tmp_path, workspace, source, name="decisions.parquet", status=0):
 def test_a_photo_that_vanishes_while_products_are_categorized_is_counted_too(
     tmp_path, workspace, monkeypatch
 ):
-    from pipeline import categorize
+    from pipeline.release import categorize
 
     shop = write_files(tmp_path / "shop", {f"{n}.jpg": photo(n) for n in range(20)})
     real = categorize._write_rejects
@@ -559,7 +559,7 @@ def test_a_release_that_a_copy_made_a_directory_of_is_known(tmp_path, workspace,
     assert (copied / "releases" / "current").is_dir() and not (copied / "releases" / "current").is_symlink()
     write_files(tmp_path / "shop", {"1.jpg": photo(1)})
     assert len(decisions(tmp_path, copied, "shop")) == 1
-    from models.releases import in_service, put_into_service
+    from models.decisions.releases import in_service, put_into_service
 
     put_into_service(copied / "releases", "first")
     assert (copied / "releases" / "current").is_symlink() and in_service(copied / "releases") == "first"

@@ -19,20 +19,20 @@ from PIL import Image
 from test_extract import Colours, Running
 from test_ingest import in_a_loop
 
-from features.artifact import Artifact
-from models.bundle import THRESHOLDS, load_asked, read_rules
-from models.categorizer import Categorizer
-from pipeline import ingest as ingest_module
-from pipeline import look as look_module
-from pipeline import shards as shards_module
-from pipeline.calibrate import calibrate
-from pipeline.categorize import categorize
-from pipeline.config import Config, Extract
-from pipeline.evaluate import evaluate
-from pipeline.extract import extract_records, open_part
-from pipeline.finetune import draw_images
-from pipeline.ingest import ingest
-from pipeline.train import categories_of, train
+from features.storage.artifact import Artifact
+from models.decisions.bundle import THRESHOLDS, load_asked, read_rules
+from models.decisions.categorizer import Categorizer
+from pipeline.extract import fill_store as shards_module
+from pipeline.extract.extract import extract_records, open_part
+from pipeline.ingest import check_images as look_module
+from pipeline.ingest import ingest as ingest_module
+from pipeline.ingest.ingest import ingest
+from pipeline.job.config import Config, Extract
+from pipeline.release.categorize import categorize
+from pipeline.train.calibrate import calibrate
+from pipeline.train.evaluate import evaluate
+from pipeline.train.finetune import draw_images
+from pipeline.train.train import categories_of, train
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 PRODUCTS = 300

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
-from features.pixels import read_pixels
 from features.product import ProductImage
 from features.records import Piece, frame, pieces_of, serialise
 

@@ -8,12 +8,12 @@ import pytest
 from object_store import object_store
 
 from features.errors import ShelfmarkError
-from features.files import Place, copy_tree, place, read_range, sizes, write_whole
-from models import releases as releases_module
-from models.releases import in_service, put_into_service
+from features.storage.paths import Place, copy_tree, place, read_range, sizes, write_whole
+from models.decisions import releases as releases_module
+from models.decisions.releases import in_service, put_into_service
 from pipeline.cli import main
-from pipeline.config import Config
-from pipeline.run import begin_run
+from pipeline.job.config import Config
+from pipeline.job.run import begin_run
 
 
 def draw(workspace: Place, *names: str) -> Place:

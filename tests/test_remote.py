@@ -11,15 +11,15 @@ from catalogues import documents, draw_products, manifest_rows, photo, write_bso
 from object_store import object_store
 from test_retrain import SETTINGS, run_here
 
-from features import files
-from features.artifact import find_artifact
-from features.files import Place, copy_tree, local, place, read_range, sizes, write_whole
-from models.releases import in_service
-from pipeline import ingest as ingest_module
+from features.storage import paths as files
+from features.storage.artifact import find_artifact
+from features.storage.paths import Place, copy_tree, local, place, read_range, sizes, write_whole
+from models.decisions.releases import in_service
 from pipeline.cli import main
-from pipeline.config import Ingest
-from pipeline.drawing import draw_catalogue
-from pipeline.ingest import ingest
+from pipeline.demo.drawn_catalogue import draw_catalogue
+from pipeline.ingest import ingest as ingest_module
+from pipeline.ingest.ingest import ingest
+from pipeline.job.config import Ingest
 
 SMALL = Ingest(unit_bytes=16_000, unit_images=25)
 PRODUCTS = draw_products({"1": 30, "2": 25, "": 3})

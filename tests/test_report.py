@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from features.errors import ShelfmarkError
-from models.confidence import ConfidenceModel
-from models.thresholds import Certificate
-from pipeline.report import load, render, write_report
-from pipeline.wording import MOST_CATEGORIES
+from models.decisions.confidence import ConfidenceModel
+from models.decisions.thresholds import Certificate
+from pipeline.report.report import load, render, write_report
+from pipeline.report.text import MOST_CATEGORIES
 
 HOSTILE = "<script>alert(1)</script>"
 CERTIFIED = Certificate(

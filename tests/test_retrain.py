@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.artifact import open_artifact
-from features.files import remove
-from models.bundle import open_bundle
+from features.storage.artifact import open_artifact
+from features.storage.paths import remove
+from models.decisions.bundle import open_bundle
 from pipeline.cli import main
-from pipeline.config import load_config
-from pipeline.drawing import draw_catalogue
-from pipeline.train import train
+from pipeline.demo.drawn_catalogue import draw_catalogue
+from pipeline.job.config import load_config
+from pipeline.train.train import train
 
 KILLS = 10
 SETTINGS = """

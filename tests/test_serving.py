@@ -25,22 +25,22 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from features.artifact import begin, partial_of, seal
-from features.backbones import BACKBONE, BACKBONE_WEIGHTS, load_backbone, start_tensorflow
-from features.engines import Engine, choose_engine, extract
-from features.files import write_whole
-from features.images import LIMITS, normalise
+from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS, load_backbone, start_tensorflow
+from features.engines.choose import Engine, choose_engine, extract
+from features.images.normalise import LIMITS, normalise
 from features.records import pieces_of
-from models.bundle import THRESHOLDS, Bundle, load_asked, open_bundle
-from models.categorizer import COLUMNS, Rules, categorize_photos, decisions_table
-from models.confidence import ConfidenceModel
-from models.head import Head, HeadShape, build_head
-from models.releases import SPLITS
+from features.storage.artifact import begin, partial_of, seal
+from features.storage.paths import write_whole
+from models.decisions.bundle import THRESHOLDS, Bundle, load_asked, open_bundle
+from models.decisions.categorizer import COLUMNS, Rules, categorize_photos, decisions_table
+from models.decisions.confidence import ConfidenceModel
+from models.decisions.releases import SPLITS
+from models.decisions.thresholds import Certificate
+from models.heads.architectures import Head, HeadShape, build_head
 from models.taxonomy import Taxonomy, write_taxonomy
-from models.thresholds import Certificate
 from serving import app as serving
 from serving.__main__ import main
-from serving.wire import Decision, decision_of
+from serving.schemas import Decision, decision_of
 
 ROOT = Path(__file__).parents[1]
 THRESHOLD = 0.7

@@ -13,7 +13,7 @@ from bson.binary import Binary
 from catalogues import HTML, photo, write_bson, write_files, write_manifest
 
 from features.errors import ShelfmarkError
-from features.files import place, read_range
+from features.storage.paths import place, read_range
 from pipeline.sources import folder, listing
 from pipeline.sources.source import open_source, read_unit
 

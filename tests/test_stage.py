@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from features.artifact import open_artifact
 from features.errors import ShelfmarkError
-from pipeline import stage as stage_module
-from pipeline.stage import Progress, only_job, stage
+from features.storage.artifact import open_artifact
+from pipeline.job import stage as stage_module
+from pipeline.job.stage import Progress, only_job, stage
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from features.errors import ShelfmarkError
-from models.hierarchy import HierarchicalScores, hierarchical_scores
+from models.heads.hierarchy import HierarchicalScores, hierarchical_scores
 from models.taxonomy import (
     Paths,
     Taxonomy,

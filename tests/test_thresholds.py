@@ -13,7 +13,7 @@ from mapie.risk_control import BinaryClassificationController
 from scipy.stats import binom, binomtest
 
 from features.product import order_key
-from models.thresholds import (
+from models.decisions.thresholds import (
     Certificate,
     Graded,
     certify,

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 from trees import uneven_tree
 
-from features.artifact import Artifact, open_artifact
-from features.bottlenecks import StoredRows
 from features.errors import ShelfmarkError
-from models.head import HeadShape, build_head, load_head
+from features.storage.artifact import Artifact, open_artifact
+from features.storage.store import StoredRows
+from models.heads.architectures import HeadShape, build_head, load_head
 from models.taxonomy import Taxonomy, read_taxonomy
-from pipeline.config import Config, Head
-from pipeline.extract import Part
-from pipeline.train import labels_of, loss_of, shape_of, start_of
+from pipeline.extract.extract import Part
+from pipeline.job.config import Config, Head
+from pipeline.train.train import labels_of, loss_of, shape_of, start_of
 
 TREE = uneven_tree()
 CATEGORY = pd.Series({"p1": "leek", "p2": "soap", "p3": "gift"})

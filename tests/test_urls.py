@@ -15,7 +15,7 @@ from object_store import object_store
 from test_cli import error_line, run
 from web_server import serving
 
-from features.files import place, sizes
+from features.storage.paths import place, sizes
 from pipeline.sources import addresses, url_cache, urls, web
 from pipeline.sources.addresses import NotAllowed, checked_sockets, is_public
 from pipeline.sources.urls import Fetching, fetch_urls

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from features.errors import ShelfmarkError
-from features.files import Place, place
 from features.product import Paths, part_named
+from features.storage.paths import Place, place
 from pipeline.sources.cells import cell_text
 from pipeline.sources.image import SourceImage, Unit, changed, digest_of_stats, path_text, stat_of
 

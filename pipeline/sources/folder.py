@@ -16,13 +16,13 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from features.errors import ShelfmarkError
-from features.files import Place, Remote, stats
-from features.objects import Stat
 from features.product import Paths, part_named, tidy_name
+from features.storage.object_stores import Stat
+from features.storage.paths import Place, Remote, stats
+from pipeline.job.stage import log
 from pipeline.sources.image import Unit, digest_of_stats, is_text, path_text, stat_of
 from pipeline.sources.listing import listing, write_listing
 from pipeline.sources.names import log_merged
-from pipeline.stage import log
 
 LISTED = 50_000  # files of a folder in memory at a time
 # What operating systems and network disks leave behind, in lower case.

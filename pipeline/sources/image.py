@@ -9,7 +9,7 @@ from typing import NamedTuple
 import google_crc32c
 
 from features.errors import ShelfmarkError
-from features.files import Place, place, read_range
+from features.storage.paths import Place, place, read_range
 
 SPAN_BYTES = 2**20  # read at once, where images stand closer together than
 GAP_BYTES = 2**14

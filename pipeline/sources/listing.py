@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.files import Place, place, read_range, writing
-from features.objects import UnknownScheme
+from features.storage.object_stores import UnknownScheme
+from features.storage.paths import Place, place, read_range, writing
 from pipeline.sources.image import SourceImage, Unit, path_text
 from pipeline.sources.url_cache import Fetched
 from pipeline.sources.urls import Fetching, fetch_urls, is_url

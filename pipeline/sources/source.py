@@ -14,8 +14,8 @@ from typing import Protocol
 
 from features.delimited import SUFFIXES, is_delimited
 from features.errors import ShelfmarkError
-from features.files import Place, place
 from features.product import Paths
+from features.storage.paths import Place, place
 from pipeline.sources.bson_file import BsonFile, read_bson
 from pipeline.sources.folder import Folder, shards_in
 from pipeline.sources.image import SourceImage, Unit

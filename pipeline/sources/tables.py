@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from features.delimited import Dialect, Row, header_name, rows_of, sniff
 from features.errors import ShelfmarkError
-from features.files import Place, local
+from features.storage.paths import Place, local
 from pipeline.sources.cells import column_texts
 from pipeline.sources.listing import picture_column
 

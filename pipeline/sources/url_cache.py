@@ -9,7 +9,7 @@ import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from features.files import Place, read_range, write_whole, writing
+from features.storage.paths import Place, read_range, write_whole, writing
 from pipeline.sources.image import path_text
 
 CHUNK_IMAGES, CHUNK_BYTES = 64, 2**24  # of a file

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from features.files import place
-from features.images import LIMITS
+from features.images.normalise import LIMITS
+from features.storage.paths import place
 from pipeline.sources.addresses import Allowed
 from pipeline.sources.url_cache import Cache, Fetched
 from pipeline.sources.web import HELD_BYTES, Client, Failed

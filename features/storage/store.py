@@ -1,0 +1,290 @@
+"""The store of bottlenecks: append-only shards, found by image digest.
+
+    store/<fingerprint>/<shard>.npy       (n, d) float16, memory-mapped
+    store/<fingerprint>/<shard>.parquet   (n,) image_digest, binary(32); written last; its metadata tell the
+                                          engine, and the store that it belongs to
+    store/<fingerprint>/flip/             the same of the mirrored images
+
+A digest is the sha256 of the source's bytes. A shard's name is told by the digests in it, so a killed job
+makes the same shard again, and two jobs never clash. Without its parquet a shard is not there.
+"""
+
+import hashlib
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.errors import ShelfmarkError
+from features.storage.paths import Place, local, read_range, writing
+
+FLIP = "flip"
+SHARD = pa.schema([("image_digest", pa.binary(32))])
+COMPARED = 2**20  # digests at a time
+LOOKED_UP = 256  # shards at a time: one million digests in order take a quarter of the time of 4,096 each
+PIECE = 512  # rows mapped at a time
+
+
+def digests_of(column: pa.ChunkedArray) -> np.ndarray:
+    """(n, 32) uint8 of a column of digests, binary(32) or sha256 hex.
+
+    >>> digests_of(pa.chunked_array([pa.array(["00" * 31 + "ff"])]))[0, 29:].tolist()
+    [0, 0, 255]
+    """
+    pieces = [np.empty((0, 32), np.uint8), *map(_digests, column.chunks)]
+    return np.concatenate(pieces)
+
+
+def _digests(values: pa.Array) -> np.ndarray:
+    if pa.types.is_string(values.type):
+        data = bytes.fromhex("".join(values.to_pylist()))
+        return np.frombuffer(data, np.uint8).reshape(-1, 32)
+    held = np.frombuffer(values.buffers()[1], np.uint8).reshape(-1, 32)
+    return held[values.offset : values.offset + len(values)]
+
+
+def digest_array(digests: np.ndarray) -> pa.Array:
+    """(n, 32) uint8 as binary(32)."""
+    data = pa.py_buffer(np.ascontiguousarray(digests))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(digests), [None, data])
+
+
+class Digests:
+    """n image digests, sorted once by their first 64 bits to be looked up and to find identical ones.
+
+    44 bytes a digest: 20 million take 0.9 GB, a Python dict of them 4 GB. `values` is (n, 32) uint8.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+        key = _keys(values)
+        self._order = np.argsort(key, kind="stable").astype(np.uint32)
+        self._key = key[self._order]
+        begins = self._begins()
+        if begins.sum() > len(key[:1]) + (self._key[1:] != self._key[:-1]).sum():
+            # two digests share a key, for 20 million once in 90,000 times: identical ones may stand apart
+            self._order = np.lexsort([*values[:, :7:-1].T, key]).astype(np.uint32)
+            begins = self._begins()
+        self.first = np.zeros(len(values), bool)  # (n,) the digest has not stood before
+        self.first[self._order[begins]] = True
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def _begins(self) -> np.ndarray:
+        """(n,) bool, in sorted order: differs from the one before."""
+        begins = np.ones(len(self._key), bool)
+        for start in range(1, len(begins), COMPARED):
+            key = self._key[start - 1 : start + COMPARED]
+            twin = start + np.flatnonzero(key[1:] == key[:-1])
+            one, other = self._order[twin], self._order[twin - 1]
+            begins[twin] = (self.values[one] != self.values[other]).any(axis=1)
+        return begins
+
+    def places_of(self, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which are among m known digests, (m, 32) uint8: their numbers, and the rows in `known`."""
+        key = _keys(known)
+        row = np.argsort(key)  # in order, the look-ups walk through memory one way: a third of the time
+        start = np.searchsorted(self._key, key[row], "left")
+        found = start < len(self)
+        found[found] = self._key[start[found]] == key[row[found]]
+        row, start = row[found], start[found]
+        count = np.searchsorted(self._key, key[row], "right") - start
+        row, skipped = np.repeat(row, count), np.repeat(start - np.cumsum(count) + count, count)
+        number = self._order[skipped + np.arange(len(row))]
+        same = (self.values[number] == known[row]).all(axis=1)
+        return number[same], row[same]
+
+
+def _keys(digests: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(digests[:, :8]).view(np.uint64).ravel()
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where n bottlenecks stand in a store."""
+
+    names: list[str]  # of the shards
+    engines: list[str]  # that computed them
+    shard: np.ndarray  # (n,) int32, place among the names; -1 where the store lacks the image
+    row: np.ndarray  # (n,) int32, row in the shard; -1 there, too
+
+    def by_engine(self) -> dict[str, int]:
+        """Images computed by each engine."""
+        counts = np.bincount(self.shard[self.shard >= 0], minlength=len(self.names)).tolist()
+        told = dict.fromkeys(sorted({engine for engine, n in zip(self.engines, counts, strict=True) if n}), 0)
+        for engine, count in zip(self.engines, counts, strict=True):
+            if count:
+                told[engine] += count
+        return told
+
+
+class Store:
+    """The bottlenecks of one fingerprint, of the images as they are or of the mirrored ones."""
+
+    def __init__(self, path: Place) -> None:
+        self.path = path
+        self.flip = path.name == FLIP
+        self._held = f"{path.parent.name}/{FLIP}" if self.flip else path.name
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def mirrored(self) -> "Store":
+        """The store of the mirrored images, beside the first view's shards."""
+        return Store(self.path / FLIP)
+
+    def shards(self) -> list[str]:
+        """Names of the finished shards, sorted."""
+        there = {
+            suffix: {file.stem for file in self.path.glob(f"*{suffix}")} for suffix in (".npy", ".parquet")
+        }
+        return sorted(there[".npy"] & there[".parquet"])
+
+    def find(self, digests: Digests) -> Places:
+        """Places of images by their digests.
+
+        Raises:
+            ShelfmarkError: a shard cannot be read, or belongs to another store.
+        """
+        names, engines = self.shards(), list[str]()
+        shard = np.full(len(digests), -1, np.int32)
+        row = np.full(len(digests), -1, np.int32)
+        for first in range(0, len(names), LOOKED_UP):
+            read = [self._read(name) for name in names[first : first + LOOKED_UP]]
+            engines += [engine for _, engine in read]
+            starts = np.cumsum([0, *(len(known) for known, _ in read)])
+            number, at = digests.places_of(np.concatenate([known for known, _ in read]))
+            new = np.flatnonzero(shard[number] < 0)
+            new = new[np.argsort(at[new])[::-1]]  # the first shard is written last: it stays
+            code = np.searchsorted(starts, at[new], "right") - 1
+            shard[number[new]], row[number[new]] = first + code, at[new] - starts[code]
+        return Places(names, engines, shard, row)
+
+    def _read(self, shard: str) -> tuple[np.ndarray, str]:
+        """Digests and engine of a shard."""
+        file = self.path / f"{shard}.parquet"
+        try:
+            # of one column: a third of the time of read_table, which starts threads
+            table = pq.ParquetFile(pa.BufferReader(read_range(file))).read(use_threads=False)
+            told = table.schema.metadata or {}
+            whole = table.schema.equals(SHARD) and b"engine" in told
+        except pa.ArrowInvalid:
+            whole = False
+        if not whole:
+            raise ShelfmarkError(
+                f"{file}: not a shard of bottlenecks as this version writes them; expected digests and an "
+                f"engine; remove {self.path} and run extract again"
+            )
+        if (holds := told[b"store"].decode()) != self._held:
+            raise ShelfmarkError(
+                f"{file}: bottlenecks of {holds}; expected those of {self._held}, which mix with no others; "
+                "put the shard back to where it came from"
+            )
+        return digests_of(table["image_digest"]), told[b"engine"].decode()
+
+    def append(self, digests: np.ndarray, bottlenecks: np.ndarray, engine: str) -> str:
+        """Adds a shard.
+
+        Args:
+            digests: (n, 32) uint8.
+            bottlenecks: (n, d) float16.
+            engine: what computed them and how precisely, kept with the shard.
+
+        Returns:
+            The shard's name.
+        """
+        if bottlenecks.dtype != np.float16 or len(digests) != len(bottlenecks):
+            found = f"{bottlenecks.shape} {bottlenecks.dtype}"
+            raise ValueError(f"expected ({len(digests)}, d) float16, found {found}")
+        name = shard_name(digests)
+        with writing(self.path / f"{name}.npy") as working:
+            _save(bottlenecks, working)
+        told = {"engine": engine, "store": self._held}
+        table = pa.table([digest_array(digests)], schema=SHARD).replace_schema_metadata(told)
+        with writing(self.path / f"{name}.parquet") as working:  # digests cannot be compressed
+            pq.write_table(table, working, compression="none", use_dictionary=False)
+        return name
+
+    def rows(self, names: list[str], shard: np.ndarray, row: np.ndarray) -> "StoredRows":
+        """The bottlenecks at these places as something to take rows from.
+
+        Args:
+            names: of shards.
+            shard: (n,) int, place among the names.
+            row: (n,) int32, row in the shard.
+        """
+        if len(row) and (shard.min() < 0 or row.min() < 0):
+            raise ShelfmarkError(f"{self.path}: lacks an image; expected its bottleneck; run extract again")
+        used = np.unique(shard)
+        place = np.zeros(len(names), np.int32)
+        place[used] = np.arange(len(used))
+        return StoredRows([self._array(names[code]) for code in used], place[shard], row)
+
+    def _array(self, shard: str) -> np.ndarray:
+        if shard not in self._arrays:
+            file = self.path / f"{shard}.npy"
+            try:
+                self._arrays[shard] = np.load(local(file), mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                raise ShelfmarkError(
+                    f"{file}: cannot be read ({error}); expected a shard of bottlenecks; "
+                    "remove it and run extract again"
+                ) from error
+        return self._arrays[shard]
+
+
+def shard_name(digests: np.ndarray) -> str:
+    """The name of the shard of these images, (n, 32) uint8, in this order."""
+    return hashlib.sha256(np.ascontiguousarray(digests).data).hexdigest()[:16]
+
+
+class StoredRows:
+    """n bottlenecks scattered over shards; indexing with row numbers reads them."""
+
+    def __init__(self, arrays: list[np.ndarray], shard: np.ndarray, row: np.ndarray) -> None:
+        self._arrays, self._shard, self._row = arrays, shard, row
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
+        """(m, d) float16, in flat memory: mapped pages are given back after each piece.
+
+        They stay in the system's cache; as long as they are mapped they count as this process' own, and with
+        a row its neighbours are mapped: 20,000 rows here and there had 3 GB mapped.
+        """
+        shard, row = self._shard[chosen], self._row[chosen]
+        out = np.empty((len(row), self._arrays[0].shape[1] if self._arrays else 0), np.float16)
+        for start in range(0, len(row), PIECE):
+            piece = slice(start, start + PIECE)
+            for code in np.unique(shard[piece]):
+                here, array = shard[piece] == code, self._arrays[code]
+                out[piece][here] = array[row[piece][here]]
+                if isinstance(array, np.memmap):
+                    array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        return out
+
+    def only(self, chosen: np.ndarray) -> "StoredRows":
+        """The chosen ones alone: (n,) bool, or row numbers."""
+        return StoredRows(self._arrays, self._shard[chosen], self._row[chosen])
+
+    def beside(self, other: "StoredRows") -> "StoredRows":
+        """(2n, d): each of these n rows, and after it the other's of the same number."""
+        shard = np.stack([self._shard, other._shard + len(self._arrays)], axis=1)
+        row = np.stack([self._row, other._row], axis=1)
+        return StoredRows(self._arrays + other._arrays, shard.reshape(-1), row.reshape(-1))
+
+    def load(self, most: int = 2 * 2**30) -> "StoredRows | np.ndarray":
+        """The bottlenecks in memory when they take at most `most` bytes, else as they are."""
+        size = len(self) * (self._arrays[0][0].nbytes if self._arrays else 0)
+        return self[slice(None)] if size <= most else self
+
+
+def _save(bottlenecks: np.ndarray, file: Path) -> None:
+    try:
+        with open(file, "wb") as out:
+            np.save(out, bottlenecks)
+    except OSError as error:  # NumPy tells neither the file nor the reason
+        raise OSError(error.errno, error.strerror or str(error), str(file)) from error

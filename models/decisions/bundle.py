@@ -1,0 +1,89 @@
+"""The bundle: everything that categorizing needs, in one directory.
+
+    bundle/  head.json  head.weights.h5  (set.json  set.weights.h5)  sizes.npy  taxonomy.csv  thresholds.json
+             backbone.json  backbone.weights.h5  splits.parquet  manifest.json
+
+splits.parquet (product_id, split) keeps every product on its side of the split in the weeks to come.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS, Backbone, read_backbone
+from features.errors import ShelfmarkError
+from features.storage.artifact import digest_of, file_digest, open_artifact
+from features.storage.paths import Place
+from models.decisions.categorizer import Asked, Categorizer, Rules
+from models.heads.architectures import SET_FILES, STRUCTURE, WEIGHTS, load_head
+from models.taxonomy import read_taxonomy
+
+HEAD_FILES = (STRUCTURE, WEIGHTS, "sizes.npy", "taxonomy.csv")
+THRESHOLDS = "thresholds.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; its backbone is loaded when photos have to be read."""
+
+    path: Path
+    digest: str
+    categorizer: Categorizer
+    fingerprint: str  # of the backbone
+    caveats: tuple[str, ...]  # what everybody who uses its decisions has to be told
+
+    def backbone(self) -> Backbone:
+        """The bundle's backbone, with the weights it was extracted with."""
+        return read_backbone(self.path / BACKBONE, self.path / BACKBONE_WEIGHTS, self.fingerprint)
+
+
+def load_asked(folder: Path) -> Asked:
+    """The head of a head/ or bundle/ directory, ready to answer."""
+    of_a_set = [name for name in SET_FILES if (folder / name).exists()]
+    model = digest_of({name: file_digest(folder / name) for name in (*HEAD_FILES, *of_a_set)})
+    return Asked(
+        head=load_head(folder),
+        taxonomy=read_taxonomy(folder / "taxonomy.csv"),
+        sizes=np.load(folder / "sizes.npy"),
+        model=model,
+        labels=file_digest(folder / "taxonomy.csv"),
+        set_head=load_head(folder, SET_FILES) if of_a_set else None,
+    )
+
+
+def read_rules(file: Path) -> Rules:
+    """Reads thresholds.json."""
+    return Rules.from_dict(json.loads(file.read_text()))
+
+
+def open_bundle(place: Place) -> Bundle:
+    """Opens a bundle.
+
+    Raises:
+        ShelfmarkError: no finished bundle is there, or its parts do not belong together.
+    """
+    artifact = open_artifact(place, "bundle")
+    path = artifact.folder()
+    for name, told in artifact.files.items():
+        if file_digest(path / name) != told["sha256"]:
+            raise ShelfmarkError(
+                f"{path / name}: damaged; expected the digest that the manifest tells; "
+                "put another release into service, or train again"
+            )
+    asked = load_asked(path)
+    categorizer = Categorizer(asked, read_rules(path / THRESHOLDS))
+    caveats = _caveats(artifact.summary)
+    return Bundle(path, artifact.digest, categorizer, asked.head.shape.fingerprint, caveats)
+
+
+def _caveats(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    told = {
+        "precision was not independently measured: its run had no test part": summary["independent"] is False,
+        "the weights of its backbone are random: its decisions are a demonstration": summary["weights"]
+        == "random",
+    }
+    return tuple(caveat for caveat, holds in told.items() if holds)

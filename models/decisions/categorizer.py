@@ -1,0 +1,213 @@
+"""The categorizer: head, confidence and threshold together, from bottlenecks (or photos) to decisions.
+
+Batch and HTTP, evaluation and release all decide through it, so they decide alike.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.engines.choose import Engine, extract
+from features.errors import ShelfmarkError
+from features.images.normalise import Limits, Refused, normalise
+from features.records import pieces_of
+from models.decisions.confidence import ConfidenceModel
+from models.decisions.predictions import Answers, Rows, answer
+from models.decisions.thresholds import Certificate
+from models.heads.architectures import SET, Head
+from models.taxonomy import Taxonomy
+
+ACCEPTED, REVIEW, UNREADABLE = "accepted", "review", "unreadable"
+COLUMNS = (
+    *("product_id", "category", "category_path", "confidence", "status"),
+    *("node", "node_path", "node_level", "top_categories", "top_probabilities"),
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """thresholds.json: how the answers of one model become decisions."""
+
+    model: str  # digest of the head's files
+    labels: str  # digest of taxonomy.csv
+    temperature: float
+    confidence: ConfidenceModel
+    certificate: Certificate
+    fit_products: int
+    aggregation: str = "mean"  # of a product's images, also in a thresholds.json that does not tell it
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "model": self.model,
+            "labels": self.labels,
+            "temperature": self.temperature,
+            "aggregation": self.aggregation,
+            "confidence": self.confidence.to_dict(),
+            "certificate": self.certificate.to_dict(),
+            "target": self.certificate.target,
+            "delta": self.certificate.delta,
+            "fit": {"products": self.fit_products},
+        }
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> "Rules":
+        """Back from `to_dict`."""
+        confidence = ConfidenceModel.from_dict(told["confidence"])
+        certificate = Certificate.from_dict(told["certificate"])
+        numbers = told["temperature"], confidence, certificate, told["fit"]["products"]
+        return cls(told["model"], told["labels"], *numbers, aggregation=told.get("aggregation", "mean"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A head that answers about products: what calibration looks at."""
+
+    head: Head
+    taxonomy: Taxonomy
+    sizes: np.ndarray  # (C,) int, training products
+    model: str  # digest of the head's files
+    labels: str  # digest of taxonomy.csv
+    set_head: Head | None = None  # reads a product's images together, where one was trained
+
+    @cached_property
+    def paths(self) -> np.ndarray:
+        """(C,) str, each category as a person reads it: its names from coarse to fine."""
+        paths = [self.taxonomy.label(index) for index in range(len(self.taxonomy.categories))]
+        return np.array(paths, dtype=object)
+
+    def answer(
+        self, bottlenecks: Rows, bounds: np.ndarray, temperature: float, aggregation: str = "mean"
+    ) -> Answers:
+        """Answers about products, see models/decisions/predictions.py."""
+        return answer(self.head, bottlenecks, bounds, self.taxonomy, temperature, aggregation, self.set_head)
+
+
+@dataclass(frozen=True)
+class Categorizer:
+    """Decides about products."""
+
+    asked: Asked
+    rules: Rules
+
+    def __post_init__(self) -> None:
+        if self.rules.aggregation == SET and self.asked.set_head is None:
+            raise ShelfmarkError(
+                "thresholds of a set head that is not there; expected set.json by head.json; run train again"
+            )
+        if (self.rules.model, self.rules.labels) != (self.asked.model, self.asked.labels):
+            raise ShelfmarkError(
+                "thresholds of another model; expected those calibrated for this head; run calibrate again"
+            )
+
+    @property
+    def flip(self) -> bool:
+        """Whether it is asked about each image twice: its bottleneck, then that of the mirrored image."""
+        return self.asked.head.shape.flip
+
+    def answer(self, bottlenecks: Rows, bounds: np.ndarray) -> Answers:
+        """Answers about products at the calibrated temperature, their images made one as was chosen."""
+        return self.asked.answer(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
+
+    def confidence(self, answers: Answers) -> np.ndarray:
+        """(n,) calibrated probability that the most likely category is right."""
+        return self.rules.confidence.confidence(answers.evidence(self.asked.sizes))
+
+    def decide(self, product_id: np.ndarray, answers: Answers) -> pd.DataFrame:
+        """Decisions about n products, one row each, columns COLUMNS.
+
+        Args:
+            product_id: (n,) str.
+            answers: about them.
+        """
+        confidence = self.confidence(answers)
+        threshold = self.rules.certificate.threshold
+        accepted = confidence >= threshold if threshold is not None else np.zeros(len(confidence), bool)
+        names, most_likely = self.asked.taxonomy.categories, answers.top[:, 0]
+        category, path = names[most_likely], self.asked.paths[most_likely]
+        return decisions_table(
+            product_id=product_id,
+            category=category,
+            category_path=path,
+            confidence=confidence,
+            status=np.where(accepted, ACCEPTED, REVIEW),
+            node=np.where(accepted, category, None),
+            node_path=np.where(accepted, path, None),
+            node_level=[self.asked.taxonomy.levels if yes else None for yes in accepted],
+            top_categories=[names[top[top >= 0]].tolist() for top in answers.top],
+            top_probabilities=[
+                [round(float(p), 6) for p in probability[top >= 0]]
+                for top, probability in zip(answers.top, answers.top_probability, strict=True)
+            ],
+        )
+
+
+def decisions_table(**columns: Any) -> pd.DataFrame:
+    """A table of decisions with its fixed types."""
+    table = pd.DataFrame({name: pd.Series(list(columns[name]), dtype=object) for name in COLUMNS})
+    return table.astype({"confidence": "float64", "node_level": "Int32"})
+
+
+def unreadable(product_id: Sequence[str]) -> pd.DataFrame:
+    """Decisions about products without any readable image."""
+    nothing: list[Any] = [None] * len(product_id)
+    empty: list[list[Any]] = [[] for _ in product_id]
+    return decisions_table(
+        product_id=product_id,
+        category=nothing,
+        category_path=nothing,
+        confidence=[0.0] * len(product_id),
+        status=[UNREADABLE] * len(product_id),
+        node=nothing,
+        node_path=nothing,
+        node_level=nothing,
+        top_categories=empty,
+        top_probabilities=empty,
+    )
+
+
+def categorize_photos(
+    categorizer: Categorizer,
+    engine: Engine,
+    product_id: str,
+    photos: Sequence[bytes],
+    limits: Limits,
+) -> tuple[pd.DataFrame, list[Refused | None]]:
+    """The decision about one product from its photos' bytes.
+
+    Args:
+        categorizer: decides.
+        engine: runs the categorizer's own backbone.
+        product_id: comes back in the decision.
+        photos: as files hold them; one that is there twice counts once.
+        limits: of image sizes.
+
+    Returns:
+        One decision row, and for each photo why it was refused, or None.
+    """
+    jpegs: list[bytes] = []
+    refusal: dict[bytes, Refused | None] = {}
+    digests = [hashlib.sha256(photo).digest() for photo in photos]
+    for digest, photo in zip(digests, photos, strict=True):
+        if digest in refusal:
+            continue
+        refusal[digest] = None
+        try:
+            jpegs.append(normalise(photo, limits).jpeg)
+        except Refused as refused:
+            refusal[digest] = refused
+    refusals = [refusal[digest] for digest in digests]
+    if not jpegs:
+        return unreadable([product_id]), refusals
+    views = [
+        extract(engine, pieces_of(jpegs, source=f"product {product_id}"), len(jpegs), flip)
+        for flip in ((False, True) if categorizer.flip else (False,))
+    ]
+    bottlenecks = np.stack(views, axis=1).reshape(-1, engine.width)
+    answers = categorizer.answer(bottlenecks, np.array([0, len(bottlenecks)]))
+    return categorizer.decide(np.array([product_id], dtype=object), answers), refusals

@@ -1,0 +1,169 @@
+"""Precision, acceptance rate and their curve, counted over arrays of products (NumPy only).
+
+    confidence   0.97  0.91  0.91  0.60  0.42
+    correct      yes   yes   no    yes   no
+
+    threshold    0.97  0.91  0.60  0.42
+    accepted     1     3     4     5            acceptance rate = accepted / products
+    right        1     2     3     3            precision       = right / accepted
+
+Accepted are the products with confidence >= threshold; those of equal confidence come in together.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+
+def precision(correct: np.ndarray) -> float:
+    """Right share of the products, correct: (n,) bool.
+
+    >>> precision(np.array([True, True, False, True]))
+    0.75
+
+    Raises:
+        ValueError: there is no product: a share of nothing is no number.
+    """
+    if len(correct) == 0:
+        raise ValueError("precision of no products; expected at least one")
+    return int(np.count_nonzero(correct)) / len(correct)
+
+
+@dataclass(frozen=True, eq=False)
+class AcceptanceCurve:
+    """Counts at every confidence that some product has, from the strictest threshold to the loosest."""
+
+    threshold: np.ndarray  # (m,) float, distinct, descending
+    accepted: np.ndarray  # (m,) int64, products with confidence >= threshold, at least 1
+    right: np.ndarray  # (m,) int64, the right ones among them
+    products: int  # all products, accepted or not
+
+    @property
+    def acceptance_rate(self) -> np.ndarray:
+        """(m,) float, share of all products that is accepted."""
+        return self.accepted / max(self.products, 1)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(m,) float, right share of the accepted products."""
+        return self.right / self.accepted
+
+    def thinned(self, most: int) -> "AcceptanceCurve":
+        """At most `most` points of the curve, evenly spread over acceptance; the last one always stays.
+
+        For plots and bounds: two million products have up to a million distinct confidences.
+        """
+        if not self.products:
+            return self
+        wanted = -(-np.arange(1, most + 1) * self.products // most)  # accepted products, rounded up
+        keep = np.unique(np.searchsorted(self.accepted, wanted))
+        return AcceptanceCurve(self.threshold[keep], self.accepted[keep], self.right[keep], self.products)
+
+
+def acceptance_curve(confidence: np.ndarray, correct: np.ndarray) -> AcceptanceCurve:
+    """The curve of confidence (n,) float and correct (n,) bool; the order of the rows changes nothing.
+
+    Raises:
+        ValueError: different lengths, or a confidence that is not a number.
+    """
+    if len(confidence) != len(correct):
+        raise ValueError(f"{len(confidence)} confidences for {len(correct)} outcomes; expected one each")
+    if np.isnan(confidence).any():
+        raise ValueError("a confidence is not a number; expected 0 to 1")
+    order = np.argsort(confidence)[::-1]
+    ordered = confidence[order]
+    last = np.flatnonzero(np.diff(ordered, append=-np.inf))  # of equal confidences
+    right = np.cumsum(correct[order], dtype=np.int64)
+    return AcceptanceCurve(ordered[last], last + 1, right[last], len(ordered))
+
+
+def acceptance_rate_at(curve: AcceptanceCurve, target: float) -> tuple[float, float | None]:
+    """Largest share accepted by a threshold whose measured precision is `target` at least, and the threshold.
+
+    Returns 0.0 and None where no threshold reaches it. This is the acceptance rate at n per cent precision of
+    Li et al. (hal-01830894): measured, not promised. On fresh products such a threshold misses its target
+    every other time, however many products measured it; `models.decisions.thresholds` makes the promise.
+    """
+    exact = Fraction(target).limit_denominator(10**6)  # 0.07 * 100 > 7 in floats: compare whole numbers
+    reached = np.flatnonzero(curve.right * exact.denominator >= curve.accepted * exact.numerator)
+    if len(reached) == 0:
+        return 0.0, None
+    return float(curve.acceptance_rate[reached[-1]]), float(curve.threshold[reached[-1]])
+
+
+def top_k_share(ranked: np.ndarray, truth: np.ndarray, k: int) -> float:
+    """Share of products whose true category is among their k most likely.
+
+    Args:
+        ranked: (n, columns) int, categories from the most likely on.
+        truth: (n,) int.
+        k: 1 to columns.
+
+    Raises:
+        ValueError: no product, k out of range, or different lengths.
+    """
+    if not 1 <= k <= ranked.shape[1]:
+        raise ValueError(f"top {k} of {ranked.shape[1]} ranked categories; expected 1 to {ranked.shape[1]}")
+    if len(ranked) != len(truth):
+        raise ValueError(f"{len(ranked)} rankings for {len(truth)} products; expected one each")
+    return precision((ranked[:, :k] == truth[:, None]).any(axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class CategoryCounts:
+    """Counts per category, each (categories,) int64."""
+
+    products: np.ndarray  # truly of the category
+    right: np.ndarray  # of these, predicted as such
+    predicted: np.ndarray  # predicted as the category
+    predicted_right: np.ndarray  # of these, truly so: as many as `right`
+    accepted: np.ndarray  # predicted as the category, and accepted
+    accepted_right: np.ndarray  # of these, truly so
+
+
+def per_category(
+    truth: np.ndarray, predicted: np.ndarray, accepted: np.ndarray, categories: int
+) -> CategoryCounts:
+    """Counts per true and per predicted category.
+
+    Args:
+        truth: (n,) int, 0 to categories - 1.
+        predicted: (n,) int, likewise.
+        accepted: (n,) bool, whether the decision was taken alone.
+        categories: number of categories.
+    """
+
+    def count(category: np.ndarray) -> np.ndarray:
+        return np.bincount(category, minlength=categories)
+
+    right = truth == predicted
+    return CategoryCounts(
+        products=count(truth),
+        right=count(truth[right]),
+        predicted=count(predicted),
+        predicted_right=count(predicted[right]),
+        accepted=count(predicted[accepted]),
+        accepted_right=count(predicted[accepted & right]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Confusions:
+    """Pairs of categories that are taken for each other, the most frequent first, each (m,) int64."""
+
+    truth: np.ndarray
+    predicted: np.ndarray
+    products: np.ndarray
+
+
+def confusions(truth: np.ndarray, predicted: np.ndarray, most: int) -> Confusions:
+    """The `most` most frequent wrong pairs of truth (n,) int and predicted (n,) int, both from 0 on.
+
+    Ties go by truth, then predicted. Memory grows with the wrong products, not with categories squared.
+    """
+    wrong = truth != predicted
+    base = int(predicted.max(initial=0)) + 1
+    pair, products = np.unique(truth[wrong].astype(np.int64) * base + predicted[wrong], return_counts=True)
+    first = np.argsort(-products, kind="stable")[:most]  # pairs come sorted from unique
+    return Confusions(pair[first] // base, pair[first] % base, products[first].astype(np.int64))

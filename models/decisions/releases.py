@@ -1,0 +1,79 @@
+"""Releases: which bundle is in service, and how another one is put into service.
+
+    releases/<run>/    bundles that are or were in service (models/decisions/bundle.py)
+    releases/current   the one that is: a link on a disk; on an object store a file that holds its name
+
+Tools that copy a workspace turn the link into a directory, which is known by its manifest, and those that
+copy from an object store leave the file, which is read on a disk, too.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from features.errors import ShelfmarkError
+from features.storage.paths import MARK, Place, read_range, remove, sizes, write_whole
+
+SPLITS = "splits.parquet"  # in a bundle: product_id and split of every product it was made from
+CURRENT, ASIDE = "current", "current.old"  # aside: a copied directory while the link takes its place
+
+
+def in_service(releases: Place) -> str | None:
+    """Name of the release that releases/current points to; None before the first one.
+
+    Raises:
+        ShelfmarkError: releases/current is a directory that is a copy of no release beside it, or a file that
+            holds no name.
+    """
+    current = releases / CURRENT
+    if isinstance(current, Path) and current.is_symlink():
+        return os.readlink(current)
+    if current.is_file():
+        return _name_in(current)
+    for copy in (current, releases / ASIDE):
+        if copy.is_dir():
+            return _release_of(copy)
+    return None
+
+
+def _name_in(file: Place) -> str:
+    name = file.read_bytes().decode(errors="replace").strip()
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ShelfmarkError(
+            f"{file}: holds no name of a release; expected one beside it, as in 2026-W47; write it there, "
+            "or remove the file to release anew"
+        )
+    return name
+
+
+def _release_of(copy: Place) -> str:
+    """The release that a directory is a copy of."""
+    releases = copy.parent
+    wanted = read_range(copy / MARK) if (copy / MARK).is_file() else None
+    for name in sizes(releases) if wanted else ():
+        folder, _, file = name.partition("/")
+        if file == MARK and folder not in (CURRENT, ASIDE) and read_range(releases / name) == wanted:
+            return folder
+    raise ShelfmarkError(
+        f"{copy}: a directory, and a copy of no release beside it; expected a link to one of them, or on an "
+        "object store a file that holds its name; replace the directory by it, or remove it to release anew"
+    )
+
+
+def put_into_service(releases: Place, name: str) -> None:
+    """Makes releases/current point to a release, at once; whatever cuts this short, one of the two counts."""
+    current, aside = releases / CURRENT, releases / ASIDE
+    if isinstance(current, Path):
+        link = current.with_name("current.tmp")
+        link.unlink(missing_ok=True)
+        link.symlink_to(name)
+        if current.is_dir() and not current.is_symlink():
+            remove(aside)
+            os.rename(
+                current, str(aside)
+            )  # a link cannot replace a directory; until it is there, this counts
+        os.replace(link, current)
+        remove(aside)
+    else:
+        write_whole(current, name.encode())  # counts before a directory of this name
+        remove(current)  # what stands below it

@@ -1,0 +1,242 @@
+"""The head: hidden layers over bottlenecks, softmax over the categories, or over the nodes of every level.
+
+    hidden     x (d) → scale → (standard) → Dense(h1) → batch normalization → ReLU → dropout
+                     → Dense(h2) → ReLU (→ dropout)
+
+    flat       hidden(x) → Dense(C) logits                      Li et al., APIA 2018, "2NN"
+    separate   every level: its own hidden(x) → Dense(nodes)    Carranza-Rojas et al. 2018, "FCM"
+    multitask  one hidden(x) → every level: Dense(nodes)        there, "MCM"
+    taxonnet   f = hidden(x); from coarse to fine:              there, "TaxonNet"
+                 z1 = Dense(nodes)(ReLU(Dense(s)(f)))
+                 zl = Dense(nodes)(ReLU(Dense(s)([z(l-1), f])))
+
+    set        every image of a product: x → scale → (standard) → Dense(h1) → batch normalization → ReLU;
+               largest over the images → dropout → Dense(C)          reads all images of a product at once
+
+    head/  head.json  head.weights.h5  taxonomy.csv  history.csv  manifest.json
+
+Formulas and numbers of parameters: docs/heads.md. One batch normalization only, on the first hidden layer's
+linear output: more of them does not help (S1). The scale is one number, 1 / RMS of the training bottlenecks:
+without it a backbone with small outputs (random weights: 1e-3) drowns in the epsilon of the batch
+normalization and nothing is learnt. What stands in brackets is where the recipe says so; standard:
+(x - mean) / sqrt(variance + 0.001), number by number.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from features.engines.backbones import save_weights
+from features.errors import ShelfmarkError
+from models.heads.hierarchy import leaf_log_probabilities
+
+if TYPE_CHECKING:
+    import keras
+
+WEIGHTS, STRUCTURE = "head.weights.h5", "head.json"
+SET_FILES = ("set.json", "set.weights.h5")  # structure and weights of the set head, where there is one
+PREDICT_BATCH = 256  # images; one fixed size, so that every image meets the same kernels
+STANDARD = "standard"  # the layer that standardizes
+FLAT, SEPARATE, MULTITASK, TAXONNET, SET = KINDS = ("flat", "separate", "multitask", "taxonnet", "set")
+ONE_OUTPUT = (FLAT, SET)  # kinds without a tree
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """What is needed to build a head. The defaults are what a head.json without these fields means."""
+
+    width: int  # d, numbers in a bottleneck
+    categories: int  # C
+    hidden: tuple[int, int]  # neurons
+    dropout: float  # share of the first hidden layer
+    scale: float  # bottlenecks are multiplied by it
+    fingerprint: str  # of the backbone whose bottlenecks it reads
+    kind: str = FLAT  # one of KINDS
+    parents: tuple[tuple[int, ...], ...] = ()  # Taxonomy.parents, for what is built after the tree
+    selector: int = 0  # s, neurons of each of TaxonNet's feature selectors
+    images: int = 1  # kind set: images of a product, side by side in one row of `images` · d numbers
+    standardized: bool = False  # each number of a bottleneck by its own mean and deviation in training
+    flip: bool = False  # it is asked about each image twice, as it is and mirrored
+    hierarchical: bool = False  # flat: the categories' softmax is a product of softmaxes over siblings
+    second_dropout: float = 0.0  # share of the second hidden layer
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ShelfmarkError(f"a head of kind {self.kind!r}; expected {', '.join(KINDS)}; mend head.kind")
+        if self.hierarchical and self.kind != FLAT:
+            raise ShelfmarkError(f"hierarchical softmax in a {self.kind} head; expected head.kind = flat")
+        tree = self.hierarchical or self.kind not in ONE_OUTPUT
+        if tree and (not self.parents or len(self.parents[-1]) != self.categories):
+            raise ShelfmarkError(
+                f"a {self.kind} head of {self.categories} categories without their tree; "
+                "expected the parents of every level's nodes; train again"
+            )
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Nodes of each level that the head has an output for, from coarse to fine."""
+        return (self.categories,) if self.kind in ONE_OUTPUT else tuple(len(level) for level in self.parents)
+
+
+def build_head(shape: HeadShape) -> "keras.Model":
+    """(n, d) bottlenecks → what `head_layers` gives, with fresh weights from Keras' seed."""
+    import keras
+
+    bottlenecks = keras.Input((shape.images * shape.width,), dtype="float32", name="bottlenecks")
+    return keras.Model(bottlenecks, head_layers(bottlenecks, shape), name="head")
+
+
+def head_layers(x: Any, shape: HeadShape) -> Any:
+    """The head on top of a trunk.
+
+    Args:
+        x: (n, d) Keras tensor: bottlenecks, or the pooled output of a backbone that is tuned.
+        shape: of the head.
+
+    Returns:
+        Kinds flat and set: (n, C) logits. Else a list: (n, nodes) logits of each level, coarse to fine; the
+        nodes of the finest are the categories. Logits of a hierarchical softmax are log-probabilities.
+    """
+    from keras import layers
+
+    if shape.kind == SET:
+        x = layers.Reshape((shape.images, shape.width), name="images")(x)
+    x = layers.Rescaling(shape.scale, name="scale")(x)
+    if shape.standardized:  # a frozen normalization: its statistics are those of the training bottlenecks
+        x = layers.BatchNormalization(center=False, scale=False, trainable=False, name=STANDARD)(x)
+    if shape.kind == SET:
+        return _of_a_set(x, shape)
+    levels = list(enumerate(shape.level_sizes, start=1))
+    if shape.kind == SEPARATE:
+        return [_logits(_hidden(x, shape, f"_{level}"), nodes, level) for level, nodes in levels]
+    x = _hidden(x, shape)
+    if shape.kind == MULTITASK:
+        return [_logits(x, nodes, level) for level, nodes in levels]
+    if shape.kind == TAXONNET:
+        return _top_down(x, shape)
+    if shape.hierarchical:
+        scores = [
+            layers.Dense(len(nodes), name=f"scores_{level}")(x)
+            for level, nodes in enumerate(shape.parents, start=1)
+        ]
+        return leaf_log_probabilities(scores, shape.parents)
+    return layers.Dense(shape.categories, name="logits")(x)
+
+
+def _hidden(x: Any, shape: HeadShape, of: str = "") -> Any:
+    """The two hidden layers; `of` ends their names."""
+    from keras import layers
+
+    x = layers.Dense(shape.hidden[0], name=f"hidden1{of}")(x)
+    x = layers.BatchNormalization(name=f"normalization{of}")(x)
+    x = layers.ReLU(name=f"relu1{of}")(x)
+    x = layers.Dropout(shape.dropout, name=f"dropout{of}")(x)
+    x = layers.Dense(shape.hidden[1], activation="relu", name=f"hidden2{of}")(x)
+    return layers.Dropout(shape.second_dropout, name=f"dropout2{of}")(x) if shape.second_dropout else x
+
+
+def _logits(x: Any, nodes: int, level: int) -> Any:
+    from keras import layers
+
+    return layers.Dense(nodes, name=f"logits_{level}")(x)
+
+
+def _top_down(x: Any, shape: HeadShape) -> list[Any]:
+    """Each level selects from the trunk features and the logits of the level above."""
+    from keras import layers
+
+    outputs: list[Any] = []
+    for level, nodes in enumerate(shape.level_sizes, start=1):
+        read = layers.Concatenate(name=f"above_{level}")([outputs[-1], x]) if outputs else x
+        selected = layers.Dense(shape.selector, activation="relu", name=f"selector_{level}")(read)
+        outputs.append(_logits(selected, nodes, level))
+    return outputs
+
+
+def _of_a_set(x: Any, shape: HeadShape) -> Any:
+    from keras import layers
+
+    x = layers.Dense(shape.hidden[0], name="hidden1")(x)
+    x = layers.BatchNormalization(name="normalization")(x)  # without it training diverges on some backbones
+    x = layers.ReLU(name="relu1")(x)
+    x = layers.GlobalMaxPooling1D(name="largest")(x)
+    x = layers.Dropout(shape.dropout, name="dropout")(x)
+    return layers.Dense(shape.categories, name="logits")(x)
+
+
+class Head:
+    """A trained head."""
+
+    def __init__(self, shape: HeadShape, model: "keras.Model") -> None:
+        self.shape, self.model = shape, model
+
+    def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
+        """(n, d) float16 or float32 → (n, nodes) float32 logits of each level of the head, coarse to fine."""
+        outs = [np.empty((len(bottlenecks), nodes), np.float32) for nodes in self.shape.level_sizes]
+        for start in range(0, len(bottlenecks), PREDICT_BATCH):
+            piece = np.zeros((PREDICT_BATCH, self.shape.images * self.shape.width), np.float32)
+            count = len(bottlenecks[start : start + PREDICT_BATCH])
+            piece[:count] = bottlenecks[start : start + PREDICT_BATCH]
+            told = self.model.predict_on_batch(piece)
+            for out, level in zip(outs, told if isinstance(told, list) else [told], strict=True):
+                out[start : start + count] = np.asarray(level)[:count]
+        return outs
+
+    def logits(self, bottlenecks: np.ndarray) -> np.ndarray:
+        """(n, d) float16 or float32 → (n, C) float32, of the categories."""
+        return self.outputs(bottlenecks)[-1]
+
+    def save(self, folder: Path) -> None:
+        """Writes head.json and head.weights.h5; a set head set.json and set.weights.h5."""
+        structure, weights = SET_FILES if self.shape.kind == SET else (STRUCTURE, WEIGHTS)
+        (folder / structure).write_text(json.dumps(asdict(self.shape)))
+        save_weights(self.model, folder / weights)
+
+
+class ProductRows:
+    """Bottlenecks of products: the images of each side by side, as a set head reads them.
+
+    A product with fewer images than the head reads has its first one again, which leaves the largest over its
+    images as it is; of one with more, the first ones are read.
+    """
+
+    def __init__(self, rows: Any, bounds: np.ndarray, images: int) -> None:
+        """Takes (n, d) bottlenecks, products together, (p + 1,) where they begin, and images per product."""
+        place = np.arange(images)
+        self._bottlenecks = rows
+        self._rows = bounds[:-1, None] + np.where(place < np.diff(bounds)[:, None], place, 0)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, products: np.ndarray | slice) -> np.ndarray:
+        """(m, images · d) float16."""
+        rows = self._rows[products]
+        taken = self._bottlenecks[rows.ravel()]
+        return taken.reshape(len(rows), rows.shape[1] * taken.shape[1])
+
+
+def set_logits(head: Head, bottlenecks: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """(n, d) bottlenecks of products, (p + 1,) bounds → (p, C) float32 of a set head."""
+    return head.logits(ProductRows(bottlenecks, bounds, head.shape.images)[:])
+
+
+def load_head(folder: Path, files: tuple[str, str] = (STRUCTURE, WEIGHTS)) -> Head:
+    """Reads a head back: the one of `files`, SET_FILES for the set head."""
+    structure, weights = files
+    told = json.loads((folder / structure).read_text())
+    parents = tuple(map(tuple, told.get("parents", ())))
+    shape = HeadShape(**told | {"hidden": tuple(told["hidden"]), "parents": parents})
+    model = build_head(shape)
+    try:
+        model.load_weights(folder / weights)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ShelfmarkError(
+            f"{folder / weights}: cannot be read ({reason}); expected a head's weights; "
+            f"remove {folder.name}/ and run again"
+        ) from error
+    return Head(shape, model)

@@ -1,0 +1,341 @@
+"""Training a head on bottlenecks: shuffled blocks, many steps a call, an epoch that is good on FIT is kept.
+
+    an epoch   blocks of 128 images in a random order → windows → batches of a window's images, shuffled
+    a call     up to 16 batches: gathered, cast and learnt from without coming back to Python
+
+Bottlenecks that fit `memory` are one window, which stays on the device (a GPU's memory where there is one);
+more of them are read window by window, the next one while the last is learnt from, so that memory is flat.
+A block is what is read together, a window (512 of them and more) what is mixed: see docs/training.md.
+
+All that an epoch starts from is in a checkpoint, and its random numbers are told by (seed, epoch): a killed
+training goes on to the same head, bit for bit. Where epochs take less time than their checkpoints several go
+by between two.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import keras
+import numpy as np
+from keras import ops
+
+from features.engines.backbones import start_tensorflow
+from features.storage.store import StoredRows
+from models.heads.architectures import STANDARD, Head, HeadShape, build_head
+from models.heads.checkpoints import CHECKPOINT, Epochs
+from models.heads.losses import Loss, weighted_levels
+from models.heads.training_steps import Losses, aligned, as_list, as_tensor, finest, grader, learner, sgd
+
+BLOCK = 128  # images
+WINDOW = 256 * 2**20  # bytes: with the next one 0.5 GB
+READ = 4096  # images at a time
+STEPS = 16  # batches a call
+FIT_BATCH = 1024  # images
+
+Imbalance = Literal["none", "class_weights", "logit_adjustment", "balanced"]
+
+
+class Rows(Protocol):
+    """Bottlenecks in the order of their labels, in memory or not."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """(n, d) float16."""
+        ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images to learn from or to select on."""
+
+    bottlenecks: Rows  # (n, d) float16
+    labels: np.ndarray  # (n,) int, index of the category; (n, levels), the category's last, for level heads
+
+    def only(self, chosen: np.ndarray) -> "Examples":
+        """The chosen ones, (n,) bool."""
+        rows = self.bottlenecks
+        return Examples(
+            rows.only(chosen) if isinstance(rows, StoredRows) else rows[chosen], self.labels[chosen]
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a head is trained; the settings tell the defaults and where they are from."""
+
+    batch: int  # images
+    learning_rate: float
+    decay: float  # per step, of the inverse-time schedule
+    epochs: int  # at most
+    patience: int  # epochs without a better FIT accuracy
+    seed: int
+    schedule: Literal["inverse_time", "cosine"] = "inverse_time"
+    momentum: float = 0.0
+    weight_decay: float = 0.0  # an epoch at rate r shrinks the weights by exp(-r · weight_decay)
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # alpha of the Beta distribution; 0: none
+    imbalance: Imbalance = "none"
+    adjustment: float = 1.0  # tau of the logit adjustment
+    bfloat16: bool = False  # multiply in bfloat16, add and keep the weights in float32
+    memory: int = 2 * 2**30  # bytes of bottlenecks that stay in memory, a GPU's where there is one
+
+
+def inverse_time_decay(learning_rate: float, decay: float) -> keras.optimizers.schedules.LearningRateSchedule:
+    """lr(t) = learning_rate / (1 + t·decay), t in steps (S1).
+
+    >>> round(float(inverse_time_decay(0.1, 7e-5)(10_000)), 6)
+    0.058824
+    """
+    return keras.optimizers.schedules.InverseTimeDecay(learning_rate, decay_steps=1, decay_rate=decay)
+
+
+def fit_head(
+    shape: HeadShape,
+    train: Examples,
+    fit: Examples | None,
+    recipe: Recipe,
+    loss: Loss | None = None,
+    work: Path | None = None,
+    start: Callable[[keras.Model], None] | None = None,
+) -> tuple[Head, dict[str, list[float]]]:
+    """Trains a head.
+
+    Args:
+        shape: of the head.
+        train: learnt from.
+        fit: selects the epoch, by accuracy, then loss (cross-entropy), both of the last output; None: the
+            last epoch is kept.
+        recipe: rates and limits.
+        loss: as in models/heads/losses.py; None: the cross-entropy of the logits, summed over the outputs.
+        work: where each epoch's checkpoint stands, and is gone on from; None: no checkpoints.
+        start: gives the fresh model other weights than those of the seed, see models/heads/warm_start.py.
+
+    Returns:
+        The head, and by name its history, a number an epoch.
+    """
+    keras.utils.set_random_seed(recipe.seed)
+    if keras.backend.backend() == "tensorflow":
+        start_tensorflow()
+    with _multiplying_in("mixed_bfloat16" if recipe.bfloat16 else "float32"):
+        model = build_head(shape)
+    if shape.standardized:
+        _standardize(model, shape, train.bottlenecks)
+    if start:
+        start(model)
+    kept = build_head(shape)  # of float32, and without the optimizer: nobody needs it
+    optimizer = optimizer_of(recipe, len(train.labels))
+    optimizer.build(model.trainable_variables)
+    annealed = recipe.schedule == "cosine"
+    epochs = Epochs(model, optimizer, work / CHECKPOINT if work else None, annealed)
+    learn = learner(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
+    grade = grader(kept)
+    learning = _Source(train, recipe.memory)
+    selecting = _Source(fit, recipe.memory - learning.held) if fit else None
+    while epochs.done < recipe.epochs and not (fit and epochs.waited >= recipe.patience):
+        rng = np.random.default_rng([recipe.seed, epochs.done])
+        told = [
+            learn(rows, labels, batches, mixes(rng, len(batches), recipe.mixup))
+            for rows, labels, images in learning.windows(order_of(rng, train.labels, recipe), recipe.batch)
+            for batches in _calls(rng.permutation(images), recipe.batch)
+        ]
+        learn.settle()
+        kept.set_weights(model.get_weights())
+        epochs.tell(told, _grades(grade, selecting) if selecting else None)
+    epochs.save()
+    kept.set_weights(epochs.best or model.get_weights())
+    return Head(shape, kept), epochs.history
+
+
+def suspects(
+    shape: HeadShape,
+    train: Examples,
+    fold: np.ndarray,
+    recipe: Recipe,
+    share: float,
+    loss: Loss | None = None,
+    work: Path | None = None,
+    views: int = 1,
+) -> np.ndarray:
+    """The images whose labels are least believed by a head that has not learnt from them.
+
+    Out-of-fold probabilities of the given label, as in confident learning (Northcutt, Jiang, Chuang, JAIR
+    2021), ranked by themselves ("self-confidence", Kuan, Mueller, "Model-agnostic label quality scoring to
+    detect real-world label errors", DataPerf 2022). A category that one half lacks altogether is suspected of
+    nothing in the other: a head that has never seen it believes none of its images.
+
+    Args:
+        shape: of the head.
+        train: learnt from.
+        fold: (n,) bool; each half is judged by a head trained on the other. Views of an image in one.
+        recipe: of both heads.
+        share: of the images, 0 to 1.
+        loss: as for `fit_head`.
+        work: as for `fit_head`.
+        views: rows of each image, one after the other; it is judged by all of them.
+
+    Returns:
+        (n,) bool.
+    """
+    category = finest(train.labels)
+    losses = np.zeros(len(category), np.float32)
+    for half in (False, True):
+        learnt = fold != half
+        judged = ~learnt & np.isin(category, category[learnt])
+        if judged.any():
+            place = work / f"_fold{int(half)}" if work else None
+            head, _ = fit_head(shape, train.only(learnt), None, recipe, loss, place)
+            losses[judged] = _grades(grader(head.model), _Source(train.only(judged), recipe.memory))[0]
+    of_image = losses.reshape(-1, views).mean(axis=1)
+    chosen = np.zeros(len(of_image), bool)
+    chosen[np.argsort(-of_image, kind="stable")[: round(share * len(of_image))]] = True
+    return chosen.repeat(views)
+
+
+@contextmanager
+def _multiplying_in(policy: str) -> Iterator[None]:
+    """Layers made here compute under a Keras dtype policy; their weights are float32 either way."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _standardize(model: keras.Model, shape: HeadShape, rows: Rows) -> None:
+    """Mean and variance of the scaled bottlenecks, from those of at most 20,000 images."""
+    some = np.arange(0, len(rows), max(1, -(-len(rows) * shape.images // 20_000)))
+    sample = rows[some].reshape(-1, shape.width)  # all images of a set alike
+    mean, variance = sample.mean(axis=0, dtype=np.float64), sample.var(axis=0, dtype=np.float64)
+    model.get_layer(STANDARD).set_weights([mean * shape.scale, variance * shape.scale**2])
+
+
+def optimizer_of(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:
+    """SGD by the recipe; a cosine schedule ends after all epochs over so many images."""
+    steps = _steps(images, recipe)
+    schedule = {
+        "inverse_time": lambda: inverse_time_decay(recipe.learning_rate, recipe.decay),
+        "cosine": lambda: keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps * recipe.epochs),
+    }[recipe.schedule]()
+    return sgd(schedule, recipe.momentum, recipe.weight_decay / steps)
+
+
+def objective_of(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: Loss | None) -> Losses:
+    """(outputs, labels) → (n,): the loss with what [train] says about imbalance and noise.
+
+    Class weights: 1 / images of the category, with mean one over the images. Logit adjustment: the loss is
+    that of logits + tau · log(share of the category) (Menon et al., "Long-tail learning via logit
+    adjustment", ICLR 2021, eq. 10); a category without images counts as one of one image.
+    """
+    columns = labels.reshape(len(labels), -1).T  # (levels, n)
+    widths = [output.shape[-1] for output in as_list(model.outputs)]
+    counts = [np.bincount(column, minlength=width) for column, width in zip(columns, widths, strict=True)]
+    shift = [np.log(np.maximum(count, 1) / len(labels)).astype(np.float32) for count in counts]
+    weight = len(labels) / np.maximum(counts[-1], 1) / np.count_nonzero(counts[-1])
+
+    loss = loss or weighted_levels([1.0] * len(widths))
+
+    def objective(outputs: list[Any], labels: Any) -> Any:
+        if recipe.imbalance == "logit_adjustment":
+            outputs = [out + recipe.adjustment * by for out, by in zip(outputs, shift, strict=True)]
+        losses = loss(outputs, labels, recipe.label_smoothing)
+        if recipe.imbalance == "class_weights":
+            losses = losses * ops.take(ops.cast(weight, "float32"), finest(labels))
+        return losses
+
+    return objective
+
+
+def order_of(rng: np.random.Generator, labels: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Numbers of the images of an epoch, (m,) int, blocks of neighbours in a random order.
+
+    Those that fill no batch wait for another epoch: a batch normalization would take its statistics from a
+    few of them (of 257 images with one of them a batch: 74 % right instead of 89 %).
+    Balanced: n images drawn so that every category is as probable ("class-aware sampling", Shen, Lin, Huang,
+    "Relay backpropagation", ECCV 2016).
+    """
+    images = np.arange(len(labels))
+    if recipe.imbalance == "balanced":
+        category = finest(labels)
+        share = 1 / np.bincount(category)[category]
+        images = np.sort(rng.choice(len(labels), len(labels), p=share / share.sum()))
+    blocks = np.append(images, np.full(-len(images) % BLOCK, -1)).reshape(-1, BLOCK)
+    order = rng.permutation(blocks).ravel()
+    return order[order >= 0][: _steps(len(labels), recipe) * recipe.batch]
+
+
+def _steps(images: int, recipe: Recipe) -> int:
+    """Batches of an epoch over so many images; fewer than a batch are one."""
+    return max(images // recipe.batch, 1)
+
+
+class _Source:
+    """Examples on the device: at once, or window by window."""
+
+    def __init__(self, examples: Examples, memory: int) -> None:
+        self.examples = examples
+        some = examples.bottlenecks[np.arange(min(1, len(self)))]
+        self.width, self.dtype, self.image_bytes = some.shape[1], some.dtype, some.nbytes
+        self.window_bytes = min(WINDOW, memory)
+        self.whole = self._window(np.arange(len(self))) if len(self) * self.image_bytes <= memory else None
+
+    def __len__(self) -> int:
+        return len(self.examples.labels)
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory: all, or the window at work and the coming one."""
+        return len(self) * self.image_bytes if self.whole else 2 * self.window_bytes
+
+    def windows(self, order: np.ndarray, batch: int) -> Iterator[tuple[Any, Any, np.ndarray]]:
+        """Rows and labels on the device, and which of them are meant: those of `order`, piece by piece."""
+        if self.whole:
+            yield *self.whole, order
+            return
+        span = max(self.window_bytes // self.image_bytes // batch, 1) * batch
+        pieces = [order[start : start + span] for start in range(0, len(order), span)]
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._window, pieces[0])
+            for number, piece in enumerate(pieces):
+                window = coming.result()
+                if number + 1 < len(pieces):
+                    coming = reader.submit(self._window, pieces[number + 1])
+                yield *window, np.arange(len(piece))
+                del window
+
+    def _window(self, images: np.ndarray) -> tuple[Any, Any]:
+        rows = aligned(len(images), self.width, self.dtype)
+        for start in range(0, len(images), READ):
+            piece = slice(start, start + READ)
+            rows[piece] = self.examples.bottlenecks[images[piece]]
+        labels = self.examples.labels[images].astype(np.int32)
+        return as_tensor(rows), ops.convert_to_tensor(labels)
+
+
+def _grades(grade: Any, source: _Source) -> np.ndarray:
+    """(2, n) float64, in the order of the examples."""
+    return np.concatenate(
+        [
+            np.asarray(grade(rows, labels, images[start : start + FIT_BATCH].astype(np.int32)), np.float64)
+            for rows, labels, images in source.windows(np.arange(len(source)), FIT_BATCH)
+            for start in range(0, len(images), FIT_BATCH)
+        ],
+        axis=1,
+    )
+
+
+def _calls(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+    """(k, batch) int32, k up to STEPS, of a multiple of `batch` images; of fewer than a batch, one of all."""
+    batch = min(batch, len(images))
+    for start in range(0, len(images), batch * STEPS):
+        yield images[start : start + batch * STEPS].reshape(-1, batch).astype(np.int32)
+
+
+def mixes(rng: np.random.Generator, count: int, alpha: float) -> np.ndarray:
+    """(count,) float32, weights of mixup (Zhang et al., ICLR 2018), one a batch."""
+    return (rng.beta(alpha, alpha, count) if alpha else np.ones(count)).astype(np.float32)

@@ -1,0 +1,224 @@
+"""Look: every image of the sources fully checked, once, and where its bytes stand.
+
+    _look/unit-00000.parquet   one row an image (or product without any), in the source's order
+    _look/unit-00000.pictures  its images, one after the other, where they stand within a table
+    _look/listing-0.parquet    what a folder or a manifest lists, cut into units
+
+Units are looked at by Beam's workers, each on its own; what comes back are these files.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import google_crc32c
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.images.normalise import Limits, Refused, normalise
+from features.product import order_key, tidy_name
+from features.storage.paths import Place, place, remove, sizes, writing
+from pipeline.beam.run_units import run_units, unit_file, write_table
+from pipeline.ingest.split_plan import COLUMNS, Index, build_index
+from pipeline.job.stage import log
+from pipeline.sources.image import SourceImage, Unit, path_text
+from pipeline.sources.names import AS_NAMED, Renamed
+from pipeline.sources.source import Source, read_unit
+from pipeline.sources.urls import Fetching
+
+if TYPE_CHECKING:
+    from pipeline.job.config import Ingest
+
+LOOK = pa.schema(
+    [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
+    + [("order_key", pa.int64()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
+    + [("image_digest", pa.binary(32)), ("kept", pa.bool_()), ("flat", pa.bool_())]
+    + [("reason", pa.string()), ("detail", pa.string())]
+)
+PLACE = ("file", "offset", "length", "checksum")  # what `read_images` needs
+NO_DIGEST = bytes(32)
+UNREACHABLE = "unreachable"
+CODED = ["category", "split", "seller", "reason"]  # read as dictionaries: few distinct texts
+
+
+@dataclass(frozen=True)
+class Look:
+    """The finished units."""
+
+    files: list[Place]
+    roots: list[str]  # what is above the sources
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows, unit by unit, with the columns of LOOK or some of them."""
+        for path in self.files:
+            with path.open("rb") as file:
+                yield pq.read_table(file, columns=columns, read_dictionary=CODED)
+
+    def index(self) -> Index:
+        """What the plan keeps of the rows."""
+        return build_index(self.tables(COLUMNS), sum(map(_rows_in, self.files)))
+
+    def names(self, file: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Files as people call them, without what is above the source: it may stand elsewhere next week."""
+        for root in self.roots:
+            file = pc.replace_substring_regex(file, "^" + re.escape(root), "")
+        return file
+
+    def reject(self, images: Collection[tuple[str, int]]) -> None:
+        """Makes rejects, `changed`, of images that were good: by their files and offsets."""
+        files = pa.array(sorted({file for file, _ in images}), pa.string())
+        for path in self.files:
+            with path.open("rb") as opened:
+                table = pq.read_table(opened)
+            if pc.any(pc.is_in(table["file"], files)).as_py():
+                write_table(_rejected(table, images), path)
+
+
+def _rejected(table: pa.Table, images: Collection[tuple[str, int]]) -> pa.Table:
+    rows = table.to_pylist()
+    for row in rows:
+        if (row["file"], row["offset"]) in images and not row["reason"]:
+            row |= {"reason": "changed", "detail": "gone, or not the same, when it was read again"}
+    return pa.Table.from_pylist(rows, LOOK)
+
+
+def _rows_in(path: Place) -> int:
+    with path.open("rb") as file:
+        return int(pq.read_metadata(file).num_rows)
+
+
+def look(
+    sources: list[Source],
+    settings: "Ingest",
+    work: Place,
+    beam: tuple[str, ...],
+    fetched: Place,
+    categories: frozenset[str] | None = None,
+    renamed: Renamed = AS_NAMED,
+) -> Look:
+    """Checks every image of the sources.
+
+    Args:
+        sources: opened.
+        settings: the section [ingest].
+        work: directory for the finished units, `_look/`.
+        beam: Beam's own options.
+        fetched: directory of the photos fetched from the web; see pipeline/sources/urls.py.
+        categories: those that the taxonomy knows; images of others are rejected. None: all are known.
+        renamed: see Source.units.
+    """
+    folder = work / "_look"
+    folder.mkdir(parents=True, exist_ok=True)
+    for listing in folder.glob("listing-*"):
+        listing.unlink()
+    units = [
+        unit
+        for source in sources
+        for unit in source.units(folder, settings.unit_bytes, settings.unit_images, renamed)
+    ]
+    fetching = fetching_of(settings, fetched)
+    if any(unit.root for unit in units):  # of listings, which may hold web addresses
+        _forget_unfetched(folder, fetching.cache)
+    do = functools.partial(look_unit, limits=limits_of(settings), categories=categories, fetching=fetching)
+    run_units("check images", units, do, folder, beam)
+    roots = {f"{root}/": None for source in sources for root in _spellings(source.path.parent)}
+    return Look([unit_file(folder, number) for number in range(len(units))], list(roots))
+
+
+def _spellings(root: Place) -> list[str]:
+    """How the path begins of what is below."""
+    return [path_text(root), root.as_uri()] if isinstance(root, Path) else [str(root)]
+
+
+def limits_of(settings: "Ingest") -> Limits:
+    """The limits of an image by the settings."""
+    return Limits(max_pixels=settings.max_pixels)
+
+
+def fetching_of(settings: "Ingest", fetched: Place) -> Fetching:
+    """How photos are fetched by the settings."""
+    where = fetched.absolute() if isinstance(fetched, Path) else fetched  # workers may stand elsewhere
+    return Fetching(
+        path_text(where), settings.urls, settings.url_concurrency, settings.url_timeout, settings.url_retries
+    )
+
+
+def _forget_unfetched(folder: Place, cache: str) -> None:
+    """Removes the units with photos that could not be reached or have gone from the cache."""
+    kept = {path_text(place(cache) / name) for name in sizes(place(cache))}
+    for path in folder.glob("unit-*.parquet"):
+        with path.open("rb") as file:
+            rows = pq.read_table(file, columns=["file", "reason"])
+        good = rows["file"].filter(pc.equal(rows["reason"], ""))
+        fetched = pc.unique(good.filter(pc.starts_with(good, f"{cache}/"))).to_pylist()
+        if pc.any(pc.equal(rows["reason"], UNREACHABLE)).as_py() or not kept.issuperset(fetched):
+            path.unlink()
+
+
+def forget_fetched(fetched: Place, rejects: Mapping[str, int]) -> None:
+    """Removes what was fetched, when nothing is left to try again."""
+    if not rejects.get(UNREACHABLE):
+        remove(fetched)
+    else:
+        log.warning(
+            "%s photos could not be reached; the same command tries them again, and %s keeps the others",
+            f"{rejects[UNREACHABLE]:,}", fetched,
+        )  # fmt: skip
+
+
+def look_unit(
+    unit: Unit, done: Place, limits: Limits, categories: frozenset[str] | None, fetching: Fetching
+) -> None:
+    """Checks the images of a unit and writes their rows."""
+    if unit.pictures:
+        copies = done.with_suffix(".pictures")
+        with writing(copies) as working, open(working, "wb") as file:
+            images = (_copied(image, file, path_text(copies)) for image in read_unit(unit, fetching))
+            rows = list(_rows(images, limits, categories))
+    else:
+        rows = list(_rows(read_unit(unit, fetching), limits, categories))
+    columns = zip(*rows, strict=True)
+    write_table(pa.table(list(map(list, columns)) or [[]] * len(LOOK), schema=LOOK), done)
+
+
+def _copied(image: SourceImage, file: BinaryIO, name: str) -> SourceImage:
+    """An image that no range of the source holds, after its bytes were added to `file`, called `name`."""
+    if image.offset >= 0 or not image.data:
+        return image
+    offset = file.tell()
+    file.write(image.data)
+    return image._replace(file=name, offset=offset, origin=image.file)
+
+
+def _rows(
+    images: Iterator[SourceImage], limits: Limits, categories: frozenset[str] | None
+) -> Iterator[tuple[Any, ...]]:
+    """A row of LOOK for every image."""
+    product_id, key = None, 0
+    for image in images:
+        if image.product_id != product_id:
+            product_id, key = image.product_id, order_key(image.product_id)
+        digest, kept, flat, reason, detail = _check(image, limits)
+        if not reason and categories is not None and not categories >= {tidy_name(image.category)} - {""}:
+            reason, detail = "unknown_category", f"category {image.category} is not in the taxonomy"
+        file = image.origin if reason and image.origin else image.file
+        named = (image.product_id, image.category, image.split, image.seller, file)
+        checksum = google_crc32c.value(image.data)  # a fifth of the time of the digest, to check it by
+        yield (*named, key, image.offset, len(image.data), checksum, digest, kept, flat, reason, detail)
+
+
+def _check(image: SourceImage, limits: Limits) -> tuple[bytes, bool, bool, str, str]:
+    """Digest, whether its bytes are kept as they are, whether it is flat, reason and detail of a refusal."""
+    if image.reason:
+        return NO_DIGEST, False, False, image.reason, image.detail
+    digest = hashlib.sha256(image.data).digest()
+    try:
+        normalised = normalise(image.data, limits)
+    except Refused as refused:
+        return digest, False, False, refused.reason, refused.detail
+    return digest, normalised.kept, normalised.flat, "", ""

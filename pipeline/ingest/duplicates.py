@@ -1,0 +1,151 @@
+"""Duplicates: images that several products share, and pictures that are no photo of anything.
+
+    duplicates.parquet   image_digest, products (list of ids), categories (list), placeholder
+
+One image in several categories is a contradiction: at most one of its labels is right.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.ingest.split_plan import Index, Products
+
+DUPLICATES = pa.schema(
+    [
+        ("image_digest", pa.string()),
+        ("products", pa.list_(pa.string())),
+        ("categories", pa.list_(pa.string())),
+        ("placeholder", pa.bool_()),
+    ]
+)
+
+LOOKED_UP = 2**20  # keys at a time
+
+
+@dataclass(frozen=True)
+class Shared:
+    """g images that stand in several products, and their m products."""
+
+    row: np.ndarray  # (g,) a row of the index that holds the image
+    bounds: np.ndarray  # (g + 1,) where each image's products begin
+    product: np.ndarray  # (m,) place among the products, ascending within an image
+
+
+def find_shared(index: Index, placeholder_products: int) -> tuple[Shared, np.ndarray]:
+    """The readable images of several products.
+
+    Returns:
+        Them, and (n,) bool: the rows whose picture is flat, or stands in at least `placeholder_products`
+        products.
+
+    Images are told apart by 64 bits of their sha256: for two of 20 million to agree by chance is 1 in 90,000.
+    """
+    rows = _repeated_rows(index)
+    key = index.digest_key[rows]
+    order = np.lexsort((index.product[rows], key))
+    rows, product = rows[order], index.product[rows[order]]
+    image = np.cumsum(_begins(key[order])) - 1
+    one_each = _begins(image) | _begins(product)
+    several = np.bincount(image[one_each], minlength=1) > 1
+    kept = several[image]
+    rows, product, one_each = rows[kept], product[kept], one_each[kept]
+    image = (np.cumsum(several) - 1)[image[kept]]
+    bounds = np.append(np.flatnonzero(_begins(image[one_each])), one_each.sum())
+    placeholder = index.flat & index.good
+    placeholder[rows[np.diff(bounds)[image] >= placeholder_products]] = True
+    return Shared(rows[_begins(image)], bounds, product[one_each]), placeholder
+
+
+def _repeated_rows(index: Index) -> np.ndarray:
+    """The readable images that stand in several rows, ascending.
+
+    Sorts the keys alone, then looks them up a million at a time: sorting the rows by them takes four times
+    the memory, for the third of them that is wanted.
+    """
+    keys = np.sort(index.digest_key[index.good])
+    repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
+    del keys
+    pieces = [np.empty(0, np.int64)]
+    for start in range(0, len(index.digest_key) if len(repeated) else 0, LOOKED_UP):
+        key = index.digest_key[start : start + LOOKED_UP]
+        place = np.minimum(np.searchsorted(repeated, key), len(repeated) - 1)
+        found = (repeated[place] == key) & index.good[start : start + LOOKED_UP]
+        pieces.append(start + np.flatnonzero(found))
+    return np.concatenate(pieces)
+
+
+def _begins(values: np.ndarray) -> np.ndarray:
+    """(n,) bool: differs from the one before."""
+    return np.append(np.ones(min(1, len(values)), bool), values[1:] != values[:-1])
+
+
+class SharedDigests:
+    """Collects the whole digests of shared images while the look is read again."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._order = np.argsort(shared.row)
+        self._row = shared.row[self._order]
+        self._digest = np.empty((len(shared.row), 32), np.uint8)
+
+    def see(self, start: int, image_digest: pa.ChunkedArray) -> None:
+        """The digests, 32 bytes each, of the rows from `start` on."""
+        here = slice(*np.searchsorted(self._row, [start, start + len(image_digest)]))
+        chosen = image_digest.take(pa.array(self._row[here] - start)).to_pylist()
+        if chosen:
+            self._digest[self._order[here]] = np.frombuffer(b"".join(chosen), np.uint8).reshape(-1, 32)
+
+    def texts(self, images: slice) -> list[str]:
+        """Sha256 hex of some of the shared images."""
+        return [digest.tobytes().hex() for digest in self._digest[images]]
+
+
+def duplicates_table(
+    shared: Shared, digests: SharedDigests, placeholder: np.ndarray, products: Products, images: slice
+) -> pa.Table:
+    """Rows of duplicates.parquet, which is sorted by digest.
+
+    Args:
+        shared: of the index.
+        digests: of all shared images.
+        placeholder: (n,) bool, of the index.
+        products: all of them.
+        images: those wanted.
+    """
+    bounds = shared.bounds[images.start : images.stop + 1]
+    product = shared.product[bounds[0] : bounds[-1]]
+    bounds = bounds - bounds[0]
+    category_bounds, category = _categories(bounds, product, products)
+    columns = [
+        pa.array(digests.texts(images), pa.string()),
+        _lists(bounds, products.product_id.take(pa.array(product)).cast(pa.string())),
+        _lists(category_bounds, category),
+        pa.array(placeholder[shared.row[images]]),
+    ]
+    return pa.table(columns, schema=DUPLICATES)
+
+
+def _lists(bounds: np.ndarray, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), values)
+
+
+def _categories(bounds: np.ndarray, product: np.ndarray, products: Products) -> tuple[np.ndarray, pa.Array]:
+    """Bounds and names of each image's categories, in the order of the alphabet."""
+    names = sorted(products.category.values)  # "" comes first and is none
+    place = {name: number for number, name in enumerate(names)}
+    rank = np.array([place[name] for name in products.category.values])
+    code = rank[products.category.code[product]]
+    image = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    image, code = np.divmod(np.unique((image * len(names) + code)[code > 0]), len(names))
+    return np.searchsorted(image, np.arange(len(bounds))), pa.array(names, pa.string()).take(pa.array(code))
+
+
+def contradictions(shared: Shared, products: Products) -> int:
+    """How many shared images stand in products of several categories."""
+    if not len(shared.row):
+        return 0
+    code = products.category.code[shared.product]
+    highest = np.maximum.reduceat(code, shared.bounds[:-1])
+    lowest = np.minimum.reduceat(np.where(code > 0, code, np.iinfo(np.int32).max), shared.bounds[:-1])
+    return int((lowest < highest).sum())

@@ -1,0 +1,128 @@
+"""Write: a unit of the plan → a TFRecord shard of every part, and the rows of its images.
+
+train-00000-of-00008.tfrecord  val-…  test-…   records in an order of their own
+_images/unit-00000.parquet                     their rows of images.parquet, and the digests of the files
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.images.normalise import Limits, normalise
+from features.product import ProductImage
+from features.records import frame, serialise
+from features.storage.paths import Place, place, writing
+from pipeline.beam.run_units import write_table
+from pipeline.ingest.check_images import PLACE
+from pipeline.sources.image import read_images, refuse_changed_container
+
+UNITS_A_BATCH = 4  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
+DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, size and sha256 of its shards
+LOST = b"lost"  # likewise: file and offset of images that are not what they were when they were checked
+PIECE = pa.schema(
+    [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
+    + [("image_index", pa.int32()), ("offset", pa.int64()), ("length", pa.int32())]
+    + [
+        ("checksum", pa.uint32()),
+        ("image_digest", pa.binary(32)),
+        ("kept", pa.bool_()),
+        ("placeholder", pa.bool_()),
+        ("unit", pa.int32()),
+    ]
+)
+IMAGES = pa.schema(
+    [(name, pa.string()) for name in ("product_id", "split", "image_digest", "file")]
+    + [
+        ("image_index", pa.int32()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("placeholder", pa.bool_()),
+    ]
+)
+
+
+def write_unit(
+    number: int,
+    done: Place,
+    *,
+    pieces: list[str],
+    work: str,
+    parts: list[str],
+    count: int,
+    seed: int,
+    limits: Limits,
+) -> None:
+    """Writes one shard of every part, in an order of its own, and the rows of its images."""
+    images = _read_plan(pieces, number)
+    written = [image and frame(serialise(image)) for image in _product_images(images, limits)]
+    there = pa.array([record is not None for record in written], pa.bool_())
+    lost = images.filter(pc.invert(there)).select(["file", "offset"]).to_pylist()
+    images, records = images.filter(there), [record for record in written if record is not None]
+    split = images["split"].to_numpy()
+    order = np.random.default_rng([seed, number]).permutation(len(records))
+    digests, tables = {}, []
+    for part in parts:
+        name = f"{part}-{number:05d}-of-{count:05d}.tfrecord"
+        chosen = order[split[order] == part]
+        digests[name] = _write_shard([records[row] for row in chosen], place(work) / name)
+        tables.append(_image_rows(images.take(pa.array(chosen)), [len(records[row]) for row in chosen], name))
+    table = pa.concat_tables(tables).replace_schema_metadata(
+        {DIGESTS: json.dumps(digests), LOST: json.dumps(lost)}
+    )
+    write_table(table, done)
+
+
+def _read_plan(pieces: list[str], number: int) -> pa.Table:
+    """The planned rows of an output unit."""
+    batches = []
+    for piece in pieces:
+        with place(piece).open("rb") as file:
+            batch = pa.ipc.open_file(file).get_batch(number // UNITS_A_BATCH)
+            batches.append(batch.filter(pc.equal(batch["unit"], number)))
+    return pa.Table.from_batches(batches, PIECE)
+
+
+def _product_images(images: pa.Table, limits: Limits) -> Iterator[ProductImage | None]:
+    """A unit's images, read in the source's order and made strict JPEGs; None for one that has changed."""
+    names = ("product_id", "image_index", "category", "split", "seller", "image_digest", "kept", "file")
+    rows = zip(*(images[name].to_pylist() for name in names), strict=True)
+    data = read_images(*(images[name].to_pylist() for name in PLACE))
+    for (product_id, number, category, split, seller, digest, kept, file), image in zip(
+        rows, data, strict=True
+    ):
+        if image is None:
+            refuse_changed_container(file)
+            yield None
+            continue
+        jpeg = image if kept else normalise(image, limits).jpeg
+        yield ProductImage(product_id, number, category, split, seller or "", digest.hex(), jpeg)
+
+
+def _write_shard(records: list[bytes], shard: Place) -> dict[str, Any]:
+    """Writes a shard; its size and sha256, so that nobody has to read it again for them."""
+    digest = hashlib.sha256()
+    with writing(shard) as working, open(working, "wb") as file:
+        for start in range(0, len(records), 256):  # at a time: a write for each record takes longer
+            piece = b"".join(records[start : start + 256])
+            digest.update(piece)
+            file.write(piece)
+    return {"size": sum(map(len, records)), "sha256": digest.hexdigest()}
+
+
+def _image_rows(images: pa.Table, lengths: list[int], shard: str) -> pa.Table:
+    """The rows of images.parquet of one shard."""
+    length = np.array(lengths, dtype=np.int64)
+    columns = {name: images[name] for name in ("product_id", "split", "image_index", "placeholder")} | {
+        "image_digest": pa.array(
+            [digest.hex() for digest in images["image_digest"].to_pylist()], pa.string()
+        ),
+        "file": pa.array([shard] * len(length), pa.string()),
+        "offset": np.cumsum(length) - length,
+        "length": length,
+    }
+    return pa.table(columns).select(IMAGES.names).cast(IMAGES)

@@ -1,0 +1,227 @@
+"""A run: one week's directory under WORKSPACE/runs, and what the stages share.
+
+    config.json   {"run", "code_version", "based_on", "settings"}
+
+`based_on` is the release in service when the run began: its products keep their part. It stays when the run
+goes on after its own release.
+"""
+
+import datetime
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.engines.backbones import (
+    BACKBONE,
+    BACKBONE_WEIGHTS,
+    IMAGE_SIZES,
+    TUNED,
+    Backbone,
+    load_backbone,
+    read_backbone,
+)
+from features.errors import ShelfmarkError
+from features.storage.artifact import Artifact, digest_of, find_artifact, open_artifact
+from features.storage.paths import MARK, Place, local, place, write_whole
+from models.decisions.releases import SPLITS, in_service
+from pipeline.job.config import Config
+from pipeline.job.stage import log
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run's things are."""
+
+    workspace: Place
+    name: str
+    config: Config
+    based_on: str | None  # name of a release
+
+    @property
+    def path(self) -> Place:
+        """The run's directory."""
+        return self.workspace / "runs" / self.name
+
+    @property
+    def store(self) -> Place:
+        """Bottlenecks of all runs."""
+        return self.workspace / "store"
+
+    @property
+    def releases(self) -> Place:
+        """Bundles that are or were in service."""
+        return self.workspace / "releases"
+
+    def known_splits(self) -> Path | None:
+        """product_id and split of the release that the run is based on."""
+        if self.based_on is None:
+            return None
+        splits = self.releases / self.based_on / SPLITS
+        if not splits.is_file():
+            raise ShelfmarkError(
+                f"{splits}: missing; expected the release that run {self.name} is based on; put it back, "
+                "or point releases/current to a release and give another --run"
+            )
+        return local(splits)
+
+    def bundle_before(self) -> Artifact | None:
+        """The bundle that the run is based on, where train.warm_start asks for it."""
+        if self.based_on is None or not self.config.train.warm_start:
+            return None
+        found = find_artifact(self.releases / self.based_on)
+        if found is None:
+            raise ShelfmarkError(
+                f"{self.releases / self.based_on}: missing or damaged; expected the release that run "
+                f"{self.name} starts from; put it back, or start fresh with --set train.warm_start=false"
+            )
+        return found
+
+    def untuned_backbone(self) -> Backbone:
+        """The frozen network of the settings."""
+        settings = self.config.backbone
+        weights = settings.weights if "://" not in settings.weights else str(local(place(settings.weights)))
+        return load_backbone(settings.name, weights, settings.image_size, self.config.seed)
+
+    def backbone(self) -> Backbone:
+        """The frozen network that this run's bottlenecks are of.
+
+        The run's own, fine-tuned; else that of the release it is based on, when this was fine-tuned from the
+        one of the settings; else the one of the settings.
+        """
+        if own := self.own_backbone():
+            return _opened(own)
+        if self.based_on is not None:
+            released = open_artifact(self.releases / self.based_on, "bundle")
+            if self._tuned_here(released):
+                log.info("backbone: the fine-tuned one of release %s", self.based_on)
+                return _opened(released)
+        return self.untuned_backbone()
+
+    def own_backbone(self) -> Artifact | None:
+        """The run's backbone/, if it has one: tuned on its records, from the backbone of the settings."""
+        if not (self.path / "backbone" / MARK).is_file():
+            return None
+        own = self.artifact("backbone", "finetune", records=self.artifact("records", "ingest"))
+        if not self._tuned_here(own):
+            settings = self.config.backbone
+            raise ShelfmarkError(
+                f"{own.path}: tuned from another backbone; expected {settings.name} with weights "
+                f"{settings.weights}, as the settings say; run `shelfmark finetune` first, or remove it"
+            )
+        return own
+
+    def _tuned_here(self, artifact: Artifact) -> bool:
+        """Whether a backbone/ or bundle/ holds a backbone that was tuned from the one of the settings."""
+        settings = self.config.backbone
+        key = settings.name.lower().replace("_", "")
+        size = settings.image_size or IMAGE_SIZES.get(key, 224)
+        told = {"name": key, "image_size": size, "weights": TUNED + Path(settings.weights).name}
+        return bool(json.loads(artifact.file(BACKBONE).read_text()) == told)
+
+    def bottlenecks(self, records: Artifact) -> Artifact:
+        """The finished bottlenecks of the run, of these records and of its own backbone where it has one."""
+        found = self.artifact("bottlenecks", "extract", records=records)
+        own = self.own_backbone()
+        if own and own.summary["fingerprint"] != found.summary["fingerprint"]:
+            raise ShelfmarkError(
+                f"{found.path}: of backbone {found.summary['fingerprint']}; expected the run's own, "
+                f"{own.summary['fingerprint']}; run `shelfmark extract` first"
+            )
+        return found
+
+    def artifact(self, kind: str, command: str, **made_from: Artifact) -> Artifact:
+        """A finished artifact of the run, made from these; ShelfmarkError names the command that makes it."""
+        next_step = f"run `shelfmark {command}` first"
+        try:
+            artifact = open_artifact(self.path / kind, kind)
+        except ShelfmarkError as error:
+            lost = "damaged" if (self.path / kind / MARK).is_file() else "missing"
+            raise ShelfmarkError(
+                f"{self.path / kind}: {lost}; expected the run's finished {kind}; {next_step}"
+            ) from error
+        for name, source in made_from.items():
+            if artifact.made_from.get(name) != source.digest:
+                raise ShelfmarkError(
+                    f"{self.path / kind}: made from other {name}; expected the run's {name}; {next_step}"
+                )
+        return artifact
+
+    def require_settings(self, kind: str, command: str, settings: dict[str, Any]) -> None:
+        """Raises a ShelfmarkError when an artifact was made with other settings than the run's."""
+        if self.artifact(kind, command).made_from["settings"] != digest_of(settings):
+            raise ShelfmarkError(
+                f"{self.path / kind}: made with other settings; expected those of config.json; "
+                f"run `shelfmark {command}` first"
+            )
+
+
+def _opened(artifact: Artifact) -> Backbone:
+    """The backbone in a backbone/ or bundle/."""
+    structure, weights = artifact.file(BACKBONE), artifact.file(BACKBONE_WEIGHTS)
+    return read_backbone(structure, weights, artifact.summary["fingerprint"])
+
+
+def default_name(today: datetime.date) -> str:
+    """The ISO week, as in 2026-W47.
+
+    >>> default_name(datetime.date(2026, 11, 20))
+    '2026-W47'
+    """
+    year, week, _ = today.isocalendar()
+    return f"{year}-W{week:02d}"
+
+
+def saved_settings(workspace: Place, name: str) -> dict[str, Any]:
+    """Settings that the run was last used with; empty for a new run."""
+    return _saved(workspace / "runs" / name).get("settings", {})
+
+
+def begin_run(workspace: Place, name: str, config: Config) -> Run:
+    """Opens the run, or makes it, and keeps its settings. The caller holds the run's lock."""
+    path = workspace / "runs" / name
+    based_on = _saved(path).get("based_on", in_service(workspace / "releases"))
+    told = {
+        "run": name,
+        "code_version": importlib.metadata.version("shelfmark"),
+        "based_on": based_on,
+        "settings": config.model_dump(mode="json"),
+    }
+    write_whole(path / "config.json", json.dumps(told, indent=1).encode())
+    return Run(workspace, name, config, based_on)
+
+
+@contextmanager
+def settings_on_trial(workspace: Place, name: str) -> Iterator[None]:
+    """Takes the settings of a command back when it is refused before it has finished anything in the run."""
+    path = workspace / "runs" / name
+    file = path / "config.json"
+    before, finished = file.read_bytes() if file.is_file() else None, _marks(path)
+    try:
+        yield
+    except Exception:
+        if _marks(path) == finished:
+            file.unlink(missing_ok=True)
+            if before is not None:
+                write_whole(file, before)
+        raise
+
+
+def _marks(path: Place) -> dict[str, bytes]:
+    """The manifests of a run's finished artifacts."""
+    return {str(file): file.read_bytes() for file in path.rglob(MARK)}
+
+
+def _saved(path: Place) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = dict(json.loads((path / "config.json").read_text()))
+        return saved
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise ShelfmarkError(
+            f"{path}/config.json: not JSON; expected the run's settings; remove the file to begin anew"
+        ) from error

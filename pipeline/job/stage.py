@@ -1,0 +1,156 @@
+"""How a stage runs: one job per run, reuse of what is finished, one log line, progress for who looks on."""
+
+import hashlib
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from features.errors import ShelfmarkError
+from features.storage.artifact import (
+    Artifact,
+    begin,
+    digest_of,
+    find_artifact,
+    open_artifact,
+    partial_of,
+    seal,
+)
+from features.storage.paths import Place, Remote, copy_tree, remove
+
+log = logging.getLogger("shelfmark")
+
+
+def stage(
+    path: Place,
+    *,
+    kind: str,
+    version: int,
+    made_from: Mapping[str, Any],
+    make: Callable[[Any], Mapping[str, Any]],
+    usable: Callable[[Artifact], bool] = lambda artifact: True,
+    shared: bool = False,
+) -> Artifact:
+    """The finished artifact at `path`: opened when made from the same inputs, else made by `make`.
+
+    Args:
+        path: where the artifact stands in the end.
+        kind: what it holds.
+        version: the stage's own number; a higher one remakes.
+        made_from: digests (str) of inputs, and JSON-able settings that matter.
+        make: fills the working directory, where an interrupted run may have left finished shards; returns the
+            summary.
+        usable: false when a finished artifact refers to something that has gone.
+        shared: workers on other machines fill the working directory, so that on an object store it is there;
+            else `make` is given a directory on the disk, whose files are copied when they are finished.
+    """
+    inputs = {
+        name: value if isinstance(value, str) else digest_of(value) for name, value in made_from.items()
+    }
+    inputs["stage"] = f"{kind} {version}"
+    found = find_artifact(path)
+    if found and found.kind == kind and found.made_from == inputs and usable(found):
+        log.info("%s: unchanged (%s)", kind, counts_of(found.summary))
+        return found
+    started = time.monotonic()
+    told: dict[str, Any] = {"kind": kind, "version": version, "made_from": inputs}
+    if isinstance(path, Path) or shared:
+        artifact = seal(path, **told, summary=make(begin(partial_of(path), inputs)))
+    else:
+        with tempfile.TemporaryDirectory(prefix="shelfmark-") as scratch:
+            here = Path(scratch) / path.name
+            seal(here, **told, summary=make(begin(partial_of(here), inputs)))
+            remove(path)
+            copy_tree(here, path)
+        artifact = open_artifact(path, kind)
+    log.info("%s: %s in %.1f s", kind, counts_of(artifact.summary), time.monotonic() - started)
+    return artifact
+
+
+def counts_of(summary: Mapping[str, Any]) -> str:
+    """The summary in one line; counts of nothing are left out.
+
+    >>> counts_of({"products": 12000, "dropped": 0, "rejects": {"missing": 2}, "note": None})
+    'products 12,000, rejects (missing 2)'
+    """
+    parts = []
+    for name, value in summary.items():
+        label = name.replace("_", " ")
+        if isinstance(value, Mapping):
+            parts.append(f"{label} ({counts_of(value)})" if value else f"{label} 0")
+        elif isinstance(value, float):
+            parts.append(f"{label} {value:.4g}")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            parts += [f"{label} {value:,}"] if value else []
+        elif value is not None:
+            parts.append(f"{label} {value}")
+    return ", ".join(parts)
+
+
+@contextmanager
+def only_job(run: Place) -> Iterator[None]:
+    """Keeps a second job off the run; the lock ends with the process, however it ends.
+
+    An object store has no locks: there, a second job on this machine is kept off, one on another is not.
+    """
+    import filelock
+
+    if isinstance(run, Remote):
+        name = f"shelfmark-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
+        lock = filelock.FileLock(Path(tempfile.gettempdir()) / name)
+    else:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ShelfmarkError(
+            f"{run}: another job is at work on this run; expected to be alone; wait or give another name"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Progress:
+    """A bar where a terminal is there, a plain line every half minute where not."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self._told = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(file=sys.stderr), transient=True)
+            self._bar.start()
+            self._bar.add_task(self.what, total=self.total)
+        return self
+
+    def to(self, done: int) -> None:
+        """Work done so far."""
+        self.done = done
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=done)
+        elif time.monotonic() - self._told > 30:
+            self._told = time.monotonic()
+            log.info("%s: %s of %s", self.what, f"{done:,}", f"{self.total:,}")
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.stop()

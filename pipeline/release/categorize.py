@@ -1,0 +1,189 @@
+"""Categorize: a decision for every product of a source, by the bundle in service.
+
+    NAME.parquet            one row a product; .csv, .csv.gz and .jsonl, too: see job/decisions_file.py
+    NAME.rejects.parquet    the images that were refused, as in rejects.parquet; only where there are any
+    NAME.parquet.partial/   while at work
+    NAME.parquet.fetched/   photos fetched from the web, while some could not be reached
+
+A category given in the source is ignored.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.images.normalise import normalise
+from features.records import Piece, pieces_of
+from features.storage.artifact import begin, digest_of
+from features.storage.paths import Place, remove
+from features.storage.store import Digests, Store, digests_of
+from models.decisions.bundle import Bundle
+from models.decisions.categorizer import unreadable
+from models.decisions.predictions import product_bounds
+from models.decisions.validation_split import first_of_product
+from pipeline.extract.fill_store import rows_of
+from pipeline.ingest import split_plan as plan
+from pipeline.ingest.check_images import LOOK, PLACE, Look, forget_fetched, limits_of, look
+from pipeline.ingest.ingest import refuse_flood, write_rejects
+from pipeline.job.config import Config
+from pipeline.job.decisions_file import rejects_beside, require_format, write_decisions
+from pipeline.job.stage import counts_of, log, only_job
+from pipeline.sources.image import Changed, read_images, refuse_changed_container
+from pipeline.sources.outside import require_outside
+from pipeline.sources.source import Source, open_sources
+from pipeline.sources.tables import Reading
+
+PIECE = 2**15  # products decided about and written at a time
+
+
+def categorize(
+    sources: list[str],
+    bundle: Bundle,
+    store: Place,
+    output: Place,
+    config: Config,
+    beam: tuple[str, ...] = (),
+) -> Mapping[str, int]:
+    """Decides about every product of the sources.
+
+    Args:
+        sources: paths or URLs of BSON files, folders, manifests; they may be empty.
+        bundle: in service.
+        store: directory of all stores; new images are added to the bundle's.
+        output: the decisions; its name tells the format, see job/decisions_file.py.
+        config: sections [ingest] and [extract].
+        beam: Beam's own options.
+
+    Returns:
+        Products by status. accepted + review + unreadable = products that came in.
+
+    Raises:
+        ShelfmarkError: the output's name tells no format, or the output or the workspace is inside a source.
+    """
+    require_format(output)
+    reading = Reading(config.ingest.csv_delimiter, config.ingest.csv_encoding)
+    opened = open_sources(sources, reading, may_be_empty=True)
+    for place in (output, rejects_beside(output), store.parent):
+        require_outside(place, opened)
+    lock = output.with_name(output.name + ".lock")
+    with only_job(lock):
+        counts = _categorize(opened, bundle, store, output, config, beam)
+    remove(lock)
+    return counts
+
+
+def _categorize(
+    sources: list[Source], bundle: Bundle, store: Place, output: Place, config: Config, beam: tuple[str, ...]
+) -> dict[str, int]:
+    made_from = [[[source.name, source.digest()] for source in sources], config.ingest.that_matter()]
+    work = begin(
+        output.with_name(output.name + ".partial"),
+        {"sources": digest_of(made_from), "bundle": bundle.digest, "version": "3"},
+    )
+    fetched = output.with_name(output.name + ".fetched")
+    looked = look(sources, config.ingest, work, beam, fetched)
+    while True:
+        index = looked.index()
+        rejects = _write_rejects(looked, index, config.ingest.max_rejected, output)
+        try:
+            statuses = _write_decisions(
+                looked, index, bundle, Store(store / bundle.fingerprint), config, output
+            )
+            break
+        except Changed as changed:
+            log.warning("decisions: %s; they are rejects now", changed)
+            looked.reject(changed.images)
+    remove(work)
+    forget_fetched(fetched, index.reasons())
+    counts = dict(sorted(statuses.items()))
+    for caveat in bundle.caveats:
+        log.warning("decisions: of %s: %s", bundle.path.name, caveat)
+    ignored = sum(source.ignored() for source in sources)
+    summary = {"products": statuses.total()} | counts | {"rejected_images": rejects, "ignored": ignored}
+    log.info("decisions: %s", counts_of(summary))
+    return counts
+
+
+def _write_decisions(
+    looked: Look, index: plan.Index, bundle: Bundle, store: Store, config: Config, output: Place
+) -> Counter[str]:
+    """Decides and writes; products by status. Changed where an image is not what it was."""
+    statuses = Counter[str]()
+
+    def pieces() -> Iterator[pd.DataFrame]:
+        for piece in _decide(looked, index, bundle, store, config):
+            statuses.update(piece["status"])
+            yield piece
+
+    write_decisions(pieces(), output)
+    return statuses
+
+
+def _write_rejects(looked: Look, index: plan.Index, max_rejected: float, output: Place) -> int:
+    """Writes the rejects, if there are any, and stops at a flood of them; returns how many they are."""
+    file = rejects_beside(output)
+    rejects = write_rejects(looked, index, file)
+    if not rejects:
+        file.unlink()
+    else:
+        refuse_flood(index, max_rejected, file)
+    return rejects
+
+
+def _decide(
+    looked: Look, index: plan.Index, bundle: Bundle, store: Store, config: Config
+) -> Iterator[pd.DataFrame]:
+    """Decisions sorted by product, PIECE products at a time."""
+    images, product, digests = _readable(looked, index)
+
+    def read(chosen: np.ndarray) -> Iterator[Piece]:
+        limits, photos = limits_of(config.ingest), _photos(images.iloc[chosen])
+        return pieces_of((normalise(data, limits).jpeg for data in photos), source="the source's photos")
+
+    categorizer = bundle.categorizer
+    flip = categorizer.flip
+    rows = rows_of(store, flip, digests, read, bundle.backbone, config.extract)
+    bounds = product_bounds(product)
+    answers = categorizer.answer(rows, bounds * (2 if flip else 1))
+    readable = product[bounds[:-1]]  # products, ascending
+    for start in range(0, len(index.product_id), PIECE):
+        product_id = index.product_id.slice(start, PIECE).to_numpy(zero_copy_only=False)
+        here = slice(*np.searchsorted(readable, [start, start + PIECE]))
+        silent = np.ones(len(product_id), bool)
+        silent[readable[here] - start] = False
+        decided = categorizer.decide(product_id[~silent], answers.only(here))
+        both = pd.concat([decided, unreadable(product_id[silent])])
+        yield both.sort_values("product_id", ignore_index=True)
+
+
+def _photos(images: pd.DataFrame) -> Iterator[bytes]:
+    """The bytes of the images; Changed, about all that are lost, where one is not what it was."""
+    places = list(zip(images["file"], images["offset"], strict=True))
+    columns = [images[name].to_list() for name in PLACE]
+    for place, photo in zip(places, read_images(*columns), strict=True):
+        if photo is None:
+            refuse_changed_container(place[0])
+            again = zip(places, read_images(*columns), strict=True)
+            raise Changed({place} | {other for other, left in again if left is None})
+        yield photo
+
+
+def _readable(looked: Look, index: plan.Index) -> tuple[pd.DataFrame, np.ndarray, Digests]:
+    """The readable images sorted by product, each once in its product.
+
+    Returns:
+        PLACE of each; (n,) int32, place of its product in the index; its digest.
+    """
+    names = ["image_digest", *PLACE, "reason"]
+    tables = [table.filter(pc.equal(table["reason"], "")).drop("reason") for table in looked.tables(names)]
+    tables = tables or [LOOK.empty_table().select(names).drop("reason")]
+    rows = np.argsort(index.product[index.good], kind="stable")
+    product, whole = index.product[index.good][rows], pa.concat_tables(tables)
+    digests = digests_of(whole["image_digest"])[rows]
+    first = first_of_product(product, digests)
+    images = whole.drop("image_digest").take(pa.array(rows[first]))
+    return images.to_pandas(), product[first], Digests(digests[first])

@@ -1,0 +1,42 @@
+"""Where a job may write: never into what it reads, or it would find its own files among the photos."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from features.errors import ShelfmarkError
+from features.storage.paths import Place
+from pipeline.sources.source import Source
+
+
+def require_outside(what: Place, sources: Iterable[Source]) -> None:
+    """Checks that a place is neither a source nor inside a source's folder.
+
+    Args:
+        what: a file or directory to be written, there or not.
+        sources: opened. Paths are compared with links and `..` resolved, remote places by their texts; links
+            inside a source's folder that lead elsewhere are not searched for: that would be a second walk
+            through millions of files.
+
+    Raises:
+        ShelfmarkError: it is one of the sources, or inside one.
+    """
+    for source in sources:
+        if _real(what) == _real(source.path):
+            raise ShelfmarkError(
+                f"{what}: it is the source itself; expected a place outside of all sources; give another one"
+            )
+        if _is_inside(_real(what), _real(source.path)):
+            raise ShelfmarkError(
+                f"{what}: inside the source {source.path}, where its files would be taken for products; "
+                "expected a place outside of all sources; give another one"
+            )
+
+
+def _real(place: Place) -> Place:
+    return place.resolve() if isinstance(place, Path) else place
+
+
+def _is_inside(what: Place, folder: Place) -> bool:
+    if isinstance(what, Path) and isinstance(folder, Path):
+        return what.is_relative_to(folder)
+    return str(what).startswith(f"{folder}/")

@@ -1,0 +1,162 @@
+"""Calibrate: how sure the head may be, and from where it decides alone.
+
+    thresholds/  thresholds.json  manifest.json
+
+FIT gives aggregation, temperature, confidence model and grid; CERT certifies and nothing else
+(models/decisions/thresholds.py).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.storage.artifact import Artifact
+from features.storage.paths import Place, write_whole
+from models.decisions.bundle import THRESHOLDS, load_asked
+from models.decisions.categorizer import Asked, Rules
+from models.decisions.confidence import (
+    AGGREGATIONS,
+    ConfidenceModel,
+    fit_confidence,
+    fit_temperature,
+    grade_products,
+)
+from models.decisions.predictions import Answers, Rows, product_bounds
+from models.decisions.thresholds import Graded, certify
+from models.decisions.validation_split import duplicate_groups, in_fit
+from models.heads.architectures import SET, set_logits
+from pipeline.extract.extract import Part, open_part, require_same_backbone
+from pipeline.job.config import Config
+from pipeline.job.stage import log, stage
+from pipeline.train.train import categories_of
+
+VERSION = 4
+MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
+
+
+def calibrate(
+    records: Artifact, bottlenecks: Artifact, head: Artifact, store: Place, out: Place, config: Config
+) -> Artifact:
+    """Calibrates the head on the validation products.
+
+    Args:
+        records: of ingest.
+        bottlenecks: of extract.
+        head: of train.
+        store: directory of all stores.
+        out: the artifact's directory.
+        config: section [calibration], and head.aggregation.
+    """
+    require_same_backbone(bottlenecks, head)
+    settings = config.calibration
+
+    def make(work: Path) -> Mapping[str, Any]:
+        asked = load_asked(head.folder())
+        val = open_part(bottlenecks, store, "val")
+        truth = asked.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
+        group = duplicate_groups(val.product_id, val.image_digest)
+        chosen = in_fit(group, settings.fit_share)
+        rules = _rules(asked, val, truth, group, chosen, config)
+        write_whole(work / THRESHOLDS, json.dumps(rules.to_dict(), indent=1, sort_keys=True).encode())
+        told = rules.certificate
+        return {
+            "aggregation": rules.aggregation,
+            "certified": told.threshold is not None,
+            "threshold": told.threshold,
+            "certified_products": told.products,
+            "acceptance_rate": told.acceptance_rate,
+            "reason": told.reason,
+        }
+
+    made_from = {
+        "records": records.digest,
+        "fingerprint": bottlenecks.summary["fingerprint"],
+        "head": head.digest,
+        "settings": config.of_the_thresholds(),
+    }
+    return stage(out, kind="thresholds", version=VERSION, made_from=made_from, make=make)
+
+
+def _rules(
+    asked: Asked, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray, config: Config
+) -> Rules:
+    """The rules from the validation images: chosen ones are FIT, the others CERT."""
+    fit, cert = _side(val, truth, group, chosen), _side(val, truth, group, ~chosen)
+    aggregation, temperature = choose_aggregation(
+        asked, fit.rows, fit.bounds, fit.truth, config.head.aggregation
+    )
+    fit_answers, cert_answers = (
+        asked.answer(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
+    )
+    confidence = fit_confidence(fit_answers.evidence(asked.sizes), fit_answers.top[:, 0] == fit.truth)
+    certificate = certify(
+        _graded(fit, fit_answers, confidence, asked),
+        _graded(cert, cert_answers, confidence, asked),
+        target=config.calibration.precision,
+        delta=config.calibration.delta,
+        grid=config.calibration.grid,
+    )
+    return Rules(asked.model, asked.labels, temperature, confidence, certificate, len(fit.truth), aggregation)
+
+
+class _side:
+    """The products of FIT or of CERT."""
+
+    def __init__(self, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray) -> None:
+        product_id = val.product_id[chosen]
+        self.bounds = product_bounds(product_id)
+        first = self.bounds[:-1]
+        self.rows = val.rows.only(chosen)
+        self.product_id, self.truth, self.group = (
+            product_id[first],
+            truth[chosen][first],
+            group[chosen][first],
+        )
+
+
+def choose_aggregation(
+    asked: Asked, rows: Rows, bounds: np.ndarray, truth: np.ndarray, wish: str
+) -> tuple[str, float]:
+    """How FIT wants a product's images made one, by accuracy, then log loss; and the temperature with it.
+
+    Args:
+        asked: the head.
+        rows: (n, d) bottlenecks of FIT, products together; the first 2^27 / C of them are looked at.
+        bounds: (p + 1,) where each product begins.
+        truth: (p,) int.
+        wish: "auto", or the one that it shall be.
+    """
+    most = MOST_LOGITS // len(asked.taxonomy.categories)  # images
+    products = max(1, int(np.searchsorted(bounds, most, side="right")) - 1)
+    bounds, truth = bounds[: products + 1], truth[:products]
+    if len(truth) == 0:
+        return ("mean" if wish == "auto" else wish), 1.0
+    sample, images = rows[slice(0, bounds[-1])], np.diff(bounds)
+    of_images, graded = asked.head.logits(sample), []
+    for name in _wished(wish, images, asked):
+        if name == SET:
+            assert asked.set_head is not None  # train sees to it
+            logits, counts, how = set_logits(asked.set_head, sample, bounds), np.ones_like(images), "mean"
+        else:
+            logits, counts, how = of_images, images, name
+        temperature = fit_temperature(logits, counts, truth, how)
+        accuracy, loss = grade_products(logits, counts, truth, temperature, how)
+        log.info("aggregation: %s of images: FIT accuracy %.4f, log loss %.4f", name, accuracy, loss)
+        graded.append((accuracy, -loss, name, temperature))
+    _, _, name, temperature = max(graded, key=lambda told: told[:2])  # the first among equals
+    return name, temperature
+
+
+def _wished(wish: str, images: np.ndarray, asked: Asked) -> list[str]:
+    if wish != "auto":
+        return [wish]
+    several = list(AGGREGATIONS if (images > 1).any() else AGGREGATIONS[:1])  # of one image all are the same
+    return [*several, SET] if asked.set_head else several
+
+
+def _graded(side: _side, answers: Answers, model: ConfidenceModel, asked: Asked) -> Graded:
+    confidence = model.confidence(answers.evidence(asked.sizes))
+    return Graded(side.product_id, side.group, confidence, answers.top[:, 0] == side.truth)

@@ -1,0 +1,216 @@
+"""Fine-tune: records + a backbone → backbone/, a backbone of the run's own.
+
+    backbone/  backbone.json   {"name", "image_size", "weights"}, as in a bundle
+               backbone.weights.h5  history.csv  manifest.json
+
+A share of the training products is drawn. First a head learns from their frozen bottlenecks, which stay in
+the store; then the backbone's later layers and that head learn together. The head is left behind: train makes
+the run's head from the bottlenecks of the tuned backbone, as in any week.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from features.engines.backbones import (
+    BACKBONE,
+    BACKBONE_WEIGHTS,
+    TUNED,
+    Backbone,
+    load_backbone,
+    save_weights,
+)
+from features.engines.pixels import read_pixels
+from features.errors import ShelfmarkError
+from features.product import order_key
+from features.records import read_pieces
+from features.storage.artifact import Artifact
+from features.storage.paths import Place, write_whole
+from features.storage.store import Digests, Store, digests_of
+from models.decisions.validation_split import duplicate_groups, in_fit
+from models.heads.finetune import Augmentation, Photos, frozen_count, tune_backbone
+from models.heads.training import Examples, Recipe, fit_head
+from models.taxonomy import read_taxonomy
+from pipeline.extract.extract import Part
+from pipeline.extract.fill_store import rows_of
+from pipeline.job.config import Config
+from pipeline.job.stage import Progress, stage
+from pipeline.train.train import (
+    categories_of,
+    in_bfloat16,
+    labels_of,
+    loss_of,
+    placeholders_of,
+    recipe_of,
+    shape_of,
+)
+
+VERSION = 3
+
+
+def finetune(records: Artifact, base: Backbone, store: Place, out: Place, config: Config) -> Artifact:
+    """Tunes a backbone on this run's products.
+
+    Args:
+        records: of ingest.
+        base: the backbone of the settings; used up.
+        store: directory of all stores.
+        out: the artifact's directory.
+        config: sections [finetune], [head], [train], [extract], [calibration] and the seed.
+    """
+    settings = config.finetune
+    layers = len(base.model.get_layer(base.name).layers)
+    frozen = frozen_count(settings.frozen_share, layers)
+
+    def make(work: Path) -> Mapping[str, Any]:
+        taxonomy = read_taxonomy(records.file("taxonomy.csv"))
+        category = categories_of(records)
+        learnt, fit = draw_images(records, category, config)
+        part = _with_bottlenecks(learnt, records, base, store, config)
+        shape = shape_of(part, taxonomy, base.fingerprint, config)
+        labels, loss = labels_of(category, taxonomy, shape), loss_of(taxonomy, config)
+
+        def photos(images: pd.DataFrame, progress: Progress | None = None) -> Photos:
+            return Photos(_reader(images, records, base.image_size, progress), labels(_ids(images)))
+
+        examples, selecting = Examples(part.rows, labels(part.product_id)), None
+        if len(fit):
+            part = _with_bottlenecks(fit, records, base, store, config)
+            selecting = Examples(part.rows, labels(part.product_id))
+        head, _ = fit_head(shape, examples, selecting, recipe_of(config), loss, work / "_head")
+        with Progress("finetune", settings.epochs * len(learnt)) as progress:
+            network, history = tune_backbone(
+                base, head, photos(learnt, progress), photos(fit) if len(fit) else None,
+                tuning_of(config), settings.frozen_share,
+                Augmentation(settings.crop, settings.flip, settings.colour), loss, work, settings.average,
+            )  # fmt: skip
+        save_weights(network, work / BACKBONE_WEIGHTS)
+        tuned = load_backbone(base.name, str(work / BACKBONE_WEIGHTS), base.image_size)
+        told = {"name": base.name, "image_size": base.image_size, "weights": TUNED + base.weights}
+        write_whole(work / BACKBONE, json.dumps(told, indent=1).encode())
+        pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
+        return {
+            "fingerprint": tuned.fingerprint,
+            "backbone": base.name,
+            "weights": told["weights"],
+            "layers": layers,
+            "frozen": frozen,
+            "products": int(learnt["product_id"].nunique()),
+            "images": len(learnt),
+            "epochs": len(history["loss"]),
+        }
+
+    made_from = {
+        "records": records.digest,
+        "fingerprint": base.fingerprint,
+        "settings": config.of_the_head() | {"finetune": settings.that_matter()},
+    }
+    return stage(out, kind="backbone", version=VERSION, made_from=made_from, make=make)
+
+
+def tuning_of(config: Config) -> Recipe:
+    """How backbones are tuned on this machine; imbalance as in [train]."""
+    settings = config.finetune
+    return replace(
+        recipe_of(config),
+        batch=settings.batch,
+        learning_rate=settings.learning_rate,
+        schedule="inverse_time",
+        decay=settings.decay,
+        momentum=settings.momentum,
+        weight_decay=0.0,
+        label_smoothing=settings.label_smoothing,
+        mixup=0.0,
+        epochs=settings.epochs,
+        patience=settings.patience,
+        bfloat16=in_bfloat16(settings.precision),
+    )
+
+
+def draw_images(records: Artifact, category: pd.Series, config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The images of the drawn training products, and those of the drawn products of FIT.
+
+    Args:
+        records: of ingest.
+        category: by product_id.
+        config: sections [finetune], [train] and [calibration].
+
+    Returns:
+        Rows of images.parquet, in the order in which they stand in the records.
+    """
+    images = pd.read_parquet(records.file("images.parquet"))
+    images = images.drop_duplicates(["product_id", "image_digest"])  # each counts once in its product
+    train, val = (images[images["split"] == split] for split in ("train", "val"))
+    if not config.train.placeholders:
+        train = train[~train["image_digest"].isin(placeholders_of(records))]
+    if not len(train):
+        raise ShelfmarkError(
+            f"{records.path}: no training images; expected some to tune the backbone on; "
+            "give a source with more products"
+        )
+    group = duplicate_groups(_ids(val), val["image_digest"].to_numpy(dtype=object))
+    fit = val[in_fit(group, config.calibration.fit_share)]
+    share = config.finetune.share
+    learnt, selecting = (part[part["product_id"].isin(draw(part, category, share))] for part in (train, fit))
+    return learnt, selecting
+
+
+def draw(images: pd.DataFrame, category: pd.Series, share: float) -> set[str]:
+    """The products of a share of every category, at least one of each: the first by a fixed hash.
+
+    Args:
+        images: with their product_id.
+        category: by product_id.
+        share: 0 to 1; counts are rounded half up.
+    """
+    products = np.unique(_ids(images).astype(str))
+    told = pd.DataFrame({
+        "product": products,
+        "category": category.reindex(products).to_numpy(),
+        # another order than the one that splits the products: there, training is what comes last
+        "key": [order_key(f"finetune {product}") for product in products],
+    })  # fmt: skip
+    told = told.sort_values(["key", "product"])
+    size = told.groupby("category")["product"].transform("size")
+    wanted = np.maximum(np.floor(share * size + 0.5), 1)
+    return set(told["product"][told.groupby("category").cumcount() < wanted])
+
+
+def _reader(images: pd.DataFrame, records: Artifact, size: int, progress: Progress | None = None) -> Any:
+    """Reads the pixels of these images by their numbers, as `Photos` wants them."""
+
+    def read(numbers: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+        for pixels in read_pixels(read_pieces(records.path, images.iloc[numbers]), size, batch):
+            yield pixels
+            if progress:
+                progress.to(progress.done + batch)
+
+    return read
+
+
+def _with_bottlenecks(
+    images: pd.DataFrame, records: Artifact, backbone: Backbone, store: Place, config: Config
+) -> Part:
+    """The images as the untuned backbone sees them."""
+    digests = Digests(digests_of(pa.chunked_array([pa.array(images["image_digest"], pa.string())])))
+    shelf = Store(store / backbone.fingerprint)
+    rows = rows_of(
+        shelf,
+        False,
+        digests,
+        lambda rows: read_pieces(records.path, images.iloc[rows]),
+        lambda: backbone,
+        config.extract,
+    )
+    return Part(_ids(images), digests.values, rows)
+
+
+def _ids(images: pd.DataFrame) -> np.ndarray:
+    """(images,) str, product_id."""
+    return images["product_id"].to_numpy(dtype=object)

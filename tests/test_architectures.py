@@ -1,0 +1,139 @@
+"""The head has the paper's layers and computes what NumPy computes from its weights."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from models.heads.architectures import Head, HeadShape, build_head, load_head
+
+SMALL = HeadShape(
+    width=12, categories=7, hidden=(9, 5), dropout=0.5, scale=3.5, fingerprint="mobilenet-32-abc"
+)
+
+
+@pytest.fixture(scope="module")
+def head(quiet_tensorflow: None) -> Head:
+    """A head with drawn weights, statistics of the batch normalization among them."""
+    model = build_head(SMALL)
+    rng = np.random.default_rng(0)
+    model.set_weights(
+        [rng.uniform(0.2, 1, weight.shape) * rng.choice([-1, 1]) for weight in model.get_weights()]
+    )
+    normalization = model.get_layer("normalization")
+    gamma, beta, mean, variance = normalization.get_weights()
+    normalization.set_weights([gamma, beta, mean, np.abs(variance)])
+    return Head(SMALL, model)
+
+
+def draw(rows: int, dtype: type = np.float16) -> np.ndarray:
+    return np.random.default_rng(1).normal(0, 1, (rows, SMALL.width)).astype(dtype)
+
+
+def by_hand(head: Head, bottlenecks: np.ndarray) -> np.ndarray:
+    """The forward pass in float64."""
+    weights = {name: head.model.get_layer(name).get_weights() for name in ("hidden1", "hidden2", "logits")}
+    (kernel1, bias1), (kernel2, bias2), (kernel3, bias3) = weights.values()
+    gamma, beta, mean, variance = head.model.get_layer("normalization").get_weights()
+    x = bottlenecks.astype(np.float64) * head.shape.scale @ kernel1 + bias1
+    x = gamma * (x - mean) / np.sqrt(variance.astype(np.float64) + 1e-3) + beta
+    x = np.maximum(np.maximum(x, 0) @ kernel2 + bias2, 0)
+    return x @ kernel3 + bias3
+
+
+def test_layers_follow_each_other_as_in_the_paper(quiet_tensorflow: None) -> None:
+    model = build_head(SMALL)
+    layers = keras.layers
+    assert [type(layer) for layer in model.layers] == [
+        layers.InputLayer,
+        layers.Rescaling,
+        layers.Dense,
+        layers.BatchNormalization,
+        layers.ReLU,
+        layers.Dropout,
+        layers.Dense,
+        layers.Dense,
+    ]
+    for before, after in zip(model.layers, model.layers[1:], strict=False):
+        assert after.input is before.output, after.name
+    assert model.output is model.layers[-1].output
+    activations = [layer.activation.__name__ for layer in model.layers if isinstance(layer, layers.Dense)]
+    assert activations == ["linear", "relu", "linear"]
+    assert [layer.units for layer in model.layers if isinstance(layer, layers.Dense)] == [9, 5, 7]
+    assert model.get_layer("dropout").rate == 0.5
+
+
+def test_papers_head_has_its_number_of_parameters(quiet_tensorflow: None) -> None:
+    """2,048 → 1,024 → 1,024 → 1,000; the normalization has four numbers a neuron, two of them learnt."""
+    model = build_head(HeadShape(2048, 1000, (1024, 1024), 0.5, 1.0, ""))
+    dense = (2048 + 1) * 1024 + (1024 + 1) * 1024 + (1024 + 1) * 1000
+    assert model.count_params() == dense + 4 * 1024 == 4_176_872
+    assert sum(weight.shape.num_elements() for weight in model.trainable_weights) == dense + 2 * 1024
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("rows", [1, 255, 256, 257, 600])
+def test_logits_agree_with_numpy(head: Head, rows: int, dtype: type) -> None:
+    bottlenecks = draw(rows, dtype)
+    found = head.logits(bottlenecks)
+    assert (found.shape, found.dtype) == ((rows, 7), np.float32)
+    np.testing.assert_allclose(found, by_hand(head, bottlenecks), rtol=1e-4, atol=1e-4)
+
+
+def test_logits_of_an_image_do_not_depend_on_the_others(head: Head) -> None:
+    bottlenecks = draw(300)
+    together = head.logits(bottlenecks)
+    for row in (0, 17, 255, 256, 299):
+        np.testing.assert_allclose(
+            head.logits(bottlenecks[row : row + 1])[0], together[row], rtol=1e-6, atol=1e-6
+        )
+
+
+def test_logits_of_nothing_are_nothing(head: Head) -> None:
+    assert head.logits(draw(0)).shape == (0, 7)
+
+
+def test_dropout_is_for_training_only(head: Head) -> None:
+    bottlenecks = draw(4, np.float32)
+    told = np.asarray(head.model(bottlenecks, training=False))
+    np.testing.assert_allclose(told, head.logits(bottlenecks), rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(head.model(bottlenecks, training=True)) - told).max() > 0.01
+
+
+def test_saved_head_is_read_back_to_the_bit(head: Head, tmp_path: Path) -> None:
+    head.save(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["head.json", "head.weights.h5"]
+    again = load_head(tmp_path)
+    assert again.shape == SMALL
+    np.testing.assert_array_equal(again.logits(draw(20)), head.logits(draw(20)))
+
+
+def test_structure_is_told_in_plain_json(head: Head, tmp_path: Path) -> None:
+    head.save(tmp_path)
+    assert json.loads((tmp_path / "head.json").read_text()) == {
+        "width": 12,
+        "categories": 7,
+        "hidden": [9, 5],
+        "dropout": 0.5,
+        "scale": 3.5,
+        "fingerprint": "mobilenet-32-abc",
+        "kind": "flat",
+        "parents": [],
+        "selector": 0,
+        "images": 1,
+        "standardized": False,
+        "flip": False,
+        "hierarchical": False,
+        "second_dropout": 0.0,
+    }
+
+
+def test_same_head_is_saved_in_the_same_bytes(head: Head, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    head.save(tmp_path / "one")
+    load_head(tmp_path / "one").save(tmp_path / "two")
+    for file in ("head.json", "head.weights.h5"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
