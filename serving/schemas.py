@@ -68,7 +68,7 @@ def decision_of(decisions: pd.DataFrame, product_id: str | None) -> Decision:
     """The only row of a table of decisions.
 
     Args:
-        decisions: one row, with the columns of models.categorizer.COLUMNS.
+        decisions: one row, with the columns of models.decisions.categorizer.COLUMNS.
         product_id: as given in the request.
     """
     row = {name: column.iloc[0] for name, column in decisions.items()}

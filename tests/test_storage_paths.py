@@ -419,7 +419,7 @@ def test_a_remote_file_is_fetched_once_until_it_is_written_anew(
 
 def test_copies_go_with_the_process(s3: str) -> None:
     write_whole(place(s3) / "gone" / "a", b"a")
-    told = in_process("from features.files import *; print(local(Remote('s3://shelf/gone/a')))")
+    told = in_process("from features.storage.paths import *; print(local(Remote('s3://shelf/gone/a')))")
     assert not Path(told.stdout.strip()).parents[1].exists()
     assert told.stdout.strip().endswith("/a")
 
@@ -577,7 +577,7 @@ def test_a_place_without_a_bucket_is_refused(text: str) -> None:
 
 def test_neither_beam_nor_boto3_is_waited_for_before_a_store_is_asked() -> None:
     told = in_process(
-        "import sys; from features.files import *; sizes(place('.')); place('s3://bucket/a') / 'b'\n"
+        "import sys; from features.storage.paths import *; sizes(place('.')); place('s3://bucket/a') / 'b'\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('apache_beam', 'boto3', 'botocore')])"
     )
     assert told.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""Object stores, as the places of files.py ask them: S3 by boto3, all others by Beam's filesystems.
+"""Object stores, as the paths of paths.py ask them: S3 by boto3, all others by Beam's filesystems.
 
 Objects are named by their full texts, `scheme://bucket/name`. What goes wrong is told as FileNotFoundError,
 ShelfmarkError (the user can mend it) or OSError, by `errors_told`; none of the libraries is imported before

@@ -42,7 +42,7 @@ def summed_levels(taxonomy: Taxonomy) -> Loss:
     """Cross-entropy of a flat head's category, plus the mean of those of its ancestors at the coarser levels.
 
     The probability of a node is the sum of those of its categories, as hierarchies are answered (models/
-    answers.py): what a head is asked for is what it learns. Smoothing is of the category alone.
+    predictions.py): what a head is asked for is what it learns. Smoothing is of the category alone.
 
     Args:
         taxonomy: of the C categories, of two levels or more.

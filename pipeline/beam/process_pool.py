@@ -30,7 +30,7 @@ from pipeline.job.stage import log
 
 PROGRAM = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "from pipeline.workers import _serve; _serve()"
+    "from pipeline.beam.process_pool import _serve; _serve()"
 )
 
 
