@@ -66,17 +66,17 @@ def compare(manifest: Path, weights: Path, asked: argparse.Namespace, workspace:
 
     start_tensorflow()
     from pipeline.extract.extract import extract_records
-    from pipeline.ingest.ingest import ingest
+    from pipeline.ingest.ingest import make_records
     from pipeline.job.config import load_config
     from pipeline.job.run import begin_run
-    from pipeline.train.finetune import finetune
-    from pipeline.train.train import train
+    from pipeline.train.finetune import finetune_backbone
+    from pipeline.train.train import train_head
 
     names = {"name": "mobilenet", "weights": str(weights), "image_size": asked.image_size}
     options = {f"backbone.{name}": value for name, value in names.items()}
     config = load_config(None, ("finetune.share=1.0", *asked.sets), options)
     run = begin_run(workspace, "bench", config)
-    records = ingest([str(manifest)], run.path / "records", config.ingest, seed=config.seed)
+    records = make_records([str(manifest)], run.path / "records", config.ingest, seed=config.seed)
     told: dict[str, Any] = {"settings": config.finetune.model_dump()}
     told |= {"image_size": asked.image_size, "seeds": asked.seeds}
     base = run.untuned_backbone()
@@ -84,17 +84,17 @@ def compare(manifest: Path, weights: Path, asked: argparse.Namespace, workspace:
         backbone = base
         if name == "tuned":
             fresh, began = not (run.path / "backbone").exists(), time.monotonic()
-            tuned = finetune(records, base, run.store, run.path / "backbone", config)
+            tuned = finetune_backbone(records, base, run.store, run.path / "backbone", config)
             seconds = round(time.monotonic() - began) if fresh else None  # an earlier command tuned it
             told |= {"seconds": seconds, "summary": dict(tuned.summary)}
-            backbone = run.backbone()
+            backbone = run.backbone
         bottlenecks = extract_records(
             records, backbone, run.store, run.path / f"bottlenecks-{name}", config.extract
         )
         of_seeds = []
         for seed in range(asked.seeds):
             seeded = config.model_copy(update={"seed": seed})
-            head = train(records, bottlenecks, run.store, run.path / f"head-{name}-{seed}", seeded)
+            head = train_head(records, bottlenecks, run.store, run.path / f"head-{name}-{seed}", seeded)
             of_seeds.append(accuracies(records, bottlenecks, head, run.store, config.calibration.fit_share))
         told[name] = mean_of(of_seeds) | {"of_seeds": of_seeds}
     return told

@@ -84,17 +84,18 @@ def compare(
     from features.engines.backbones import start_tensorflow
 
     start_tensorflow()
-    from pipeline.extract.extract import extract_records, open_part
-    from pipeline.ingest.ingest import ingest
+    from pipeline.extract.extract import extract_records
+    from pipeline.ingest.ingest import make_records
+    from pipeline.job.catalogue import open_part
     from pipeline.job.config import load_config
     from pipeline.job.run import begin_run
-    from pipeline.train.train import train
+    from pipeline.train.train import train_head
 
     names = {"name": "mobilenet", "weights": str(weights), "image_size": 224}
     options = {f"backbone.{name}": value for name, value in names.items()}
     config = load_config(None, (), options)
     run = begin_run(workspace, "bench", config)
-    records = ingest([str(manifest)], run.path / "records", config.ingest, seed=config.seed)
+    records = make_records([str(manifest)], run.path / "records", config.ingest, seed=config.seed)
     backbone, figures = run.untuned_backbone(), []
     bottlenecks = {}
     for flip in (False, True):
@@ -109,7 +110,7 @@ def compare(
         for seed in range(seeds):
             chosen = load_config(None, (*HEADS[name], f"seed={seed}"), options)
             views = bottlenecks[chosen.extract.flip]
-            head = train(records, views, run.store, run.path / f"head-{name}-{seed}", chosen)
+            head = train_head(records, views, run.store, run.path / f"head-{name}-{seed}", chosen)
             of_seeds.append(accuracies(records, views, head, run.store, chosen.calibration.fit_share))
         mean = mean_of(of_seeds)
         seconds = (time.monotonic() - began) / seeds
@@ -130,7 +131,7 @@ def accuracies(records: Any, bottlenecks: Any, head: Any, store: Path, fit_share
     """Top-1 at every level of the tree, as evaluation has it: of all validation products, and of CERT's."""
     from models.decisions.bundle import load_asked
     from models.decisions.predictions import product_bounds
-    from pipeline.extract.extract import open_part
+    from pipeline.job.catalogue import open_part
 
     asked, part = load_asked(head.folder()), open_part(bottlenecks, store, "val")
     bounds = product_bounds(part.product_id)
@@ -144,7 +145,7 @@ def graded(records: Any, part: Any, found: np.ndarray, fit_share: float) -> dict
     from models.decisions.predictions import product_bounds
     from models.decisions.validation_split import duplicate_groups, in_fit
     from models.taxonomy import read_taxonomy
-    from pipeline.train.train import categories_of
+    from pipeline.job.catalogue import categories_of
 
     taxonomy = read_taxonomy(records.file("taxonomy.csv"))
     first = product_bounds(part.product_id)[:-1]
@@ -166,8 +167,8 @@ def svm(records: Any, parts: list[Any]) -> dict[str, Any]:
     from sklearn.svm import LinearSVC
 
     from models.taxonomy import read_taxonomy
+    from pipeline.job.catalogue import categories_of
     from pipeline.job.config import Calibration
-    from pipeline.train.train import categories_of
 
     taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
     began, best = time.monotonic(), {}

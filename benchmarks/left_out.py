@@ -24,10 +24,10 @@ from models.decisions.predictions import Answers, answer, product_bounds
 from models.heads.hierarchy import found_ancestors, surviving_nodes
 from models.heads.training import Examples, fit_head
 from models.taxonomy import read_taxonomy
-from pipeline.extract.extract import Part, open_part
+from pipeline.job.catalogue import Part, categories_of, open_part
 from pipeline.job.config import Config, load_config
 from pipeline.job.run import saved_settings
-from pipeline.train.train import categories_of, labels_of, loss_of, recipe_of, shape_of
+from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
 
 RESULTS = Path(__file__).parent / "results" / "left_out.json"
 HEADS = {

@@ -67,8 +67,8 @@ def measure(manifest: Path, weights: Path, seed: int) -> dict[str, Any]:
 
     start_tensorflow()
     from pipeline.job.config import load_config
+    from pipeline.job.lock import only_job
     from pipeline.job.run import begin_run
-    from pipeline.job.stage import only_job
     from pipeline.retrain import retrain
 
     seconds: dict[str, float] = {}
@@ -104,8 +104,7 @@ def svm_accuracy(run: Any) -> float:
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC
 
-    from pipeline.extract.extract import open_part
-    from pipeline.train.train import categories_of
+    from pipeline.job.catalogue import categories_of, open_part
 
     category = categories_of(run.artifact("records", "ingest"))
     bottlenecks = run.artifact("bottlenecks", "extract")

@@ -140,7 +140,8 @@ def index(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from types import SimpleNamespace
 
     from features.storage.artifact import open_artifact
-    from pipeline.extract.extract import extract_records, open_part
+    from pipeline.extract.extract import extract_records
+    from pipeline.job.catalogue import open_part
     from pipeline.job.config import Extract
 
     backbone: Any = SimpleNamespace(fingerprint="drawn", name="drawn", weights="none")
@@ -194,12 +195,15 @@ def weeks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Week one, week two, and week two again from nothing."""
     from features.engines.backbones import load_backbone, start_tensorflow
     from features.storage.store import Digests, Store
-    from pipeline.extract.extract import extract_records, read_digests
-    from pipeline.ingest.ingest import ingest
+    from pipeline.extract.extract import extract_records
+    from pipeline.extract.index import read_digests
+    from pipeline.ingest.ingest import make_records
     from pipeline.job.config import Extract, Ingest
 
     start_tensorflow()
-    records = [ingest([str(folder / f"{week}.csv")], folder / week, Ingest()) for week in ("one", "two")]
+    records = [
+        make_records([str(folder / f"{week}.csv")], folder / week, Ingest()) for week in ("one", "two")
+    ]
     backbone = load_backbone("inception_v3", "random", SIZE)
     backbone.bottlenecks(np.zeros((Extract().batch, SIZE, SIZE, 3), np.uint8))  # its start is not the work
     seconds = []

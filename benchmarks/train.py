@@ -244,7 +244,7 @@ def _train(
     from models.heads.architectures import HeadShape
     from models.heads.training import Examples, fit_head
     from pipeline.job.config import load_config
-    from pipeline.train.train import loss_of, recipe_of
+    from pipeline.train.from_settings import loss_of, recipe_of
 
     config = load_config(
         sets=(f"head.recipe={recipe}", f"train.precision={precision}", f"train.epochs={epochs}", *sets)

@@ -72,7 +72,7 @@ def measured(
     from models.heads.architectures import HeadShape
     from models.heads.training import Examples, fit_head, suspects
     from pipeline.job.config import load_config
-    from pipeline.train.train import recipe_of
+    from pipeline.train.from_settings import recipe_of
 
     rng = np.random.default_rng(seed)
     centres = rng.normal(0, 0.45, (CATEGORIES, WIDTH))

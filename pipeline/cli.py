@@ -120,8 +120,8 @@ def _run(
     import datetime
 
     from pipeline.job.config import load_config
+    from pipeline.job.lock import only_job
     from pipeline.job.run import begin_run, default_name, saved_settings, settings_on_trial
-    from pipeline.job.stage import only_job
 
     name = name or default_name(datetime.date.today())
     if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name.split(".")[0] == "current":
@@ -175,13 +175,9 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None
     Example:
       shelfmark ingest catalogue.bson --taxonomy category_names.csv --workspace shop --config weekly.toml
     """
-    from pipeline.ingest.ingest import ingest as make
+    from pipeline.ingest.ingest import ingest
 
-    config = run.config
-    make(
-        list(sources), run.path / "records", config.ingest,
-        seed=config.seed, taxonomy=taxonomy, known=run.known_splits(), beam=_beam(),
-    )  # fmt: skip
+    ingest(run, list(sources), taxonomy, _beam())
 
 
 @shelfmark.command()
@@ -196,10 +192,9 @@ def finetune(run: "Run") -> None:
     Example:
       shelfmark finetune --workspace shop --set finetune.epochs=5
     """
-    from pipeline.train.finetune import finetune as make
+    from pipeline.train.finetune import finetune
 
-    records = run.artifact("records", "ingest")
-    make(records, run.untuned_backbone(), run.store, run.path / "backbone", run.config)
+    finetune(run)
 
 
 @shelfmark.command()
@@ -214,10 +209,9 @@ def extract(run: "Run") -> None:
     Example:
       shelfmark extract --workspace shop --engine auto
     """
-    from pipeline.extract.extract import extract_records
+    from pipeline.extract.extract import extract
 
-    records = run.artifact("records", "ingest")
-    extract_records(records, run.backbone(), run.store, run.path / "bottlenecks", run.config.extract, _beam())
+    extract(run, _beam())
 
 
 @shelfmark.command()
@@ -229,11 +223,9 @@ def train(run: "Run") -> None:
     Example:
       shelfmark train --workspace shop --set train.epochs=40
     """
-    from pipeline.train.train import train as make
+    from pipeline.train.train import train
 
-    records = run.artifact("records", "ingest")
-    bottlenecks = run.bottlenecks(records)
-    make(records, bottlenecks, run.store, run.path / "head", run.config, run.bundle_before())
+    train(run)
 
 
 @shelfmark.command()
@@ -245,12 +237,9 @@ def calibrate(run: "Run") -> None:
     Example:
       shelfmark calibrate --workspace shop --set calibration.precision=0.85
     """
-    from pipeline.train.calibrate import calibrate as make
+    from pipeline.train.calibrate import calibrate
 
-    records = run.artifact("records", "ingest")
-    bottlenecks = run.bottlenecks(records)
-    head = run.artifact("head", "train", records=records)
-    make(records, bottlenecks, head, run.store, run.path / "thresholds", run.config)
+    calibrate(run)
 
 
 @shelfmark.command()
@@ -262,13 +251,9 @@ def evaluate(run: "Run") -> None:
     Example:
       shelfmark evaluate --workspace shop
     """
-    from pipeline.train.evaluate import evaluate as make
+    from pipeline.train.evaluate import evaluate
 
-    records = run.artifact("records", "ingest")
-    bottlenecks = run.bottlenecks(records)
-    head = run.artifact("head", "train", records=records)
-    thresholds = run.artifact("thresholds", "calibrate", head=head)
-    make(records, bottlenecks, head, thresholds, run.store, run.path / "evaluation", run.config.calibration)
+    evaluate(run)
 
 
 @shelfmark.command()
@@ -280,14 +265,9 @@ def report(run: "Run") -> None:
     Example:
       shelfmark report --workspace shop
     """
-    from pipeline.report.report import report as make
+    from pipeline.report.report import report
 
-    records = run.artifact("records", "ingest")
-    thresholds = run.artifact("thresholds", "calibrate", records=records)
-    run.artifact("evaluation", "evaluate", thresholds=thresholds)
-    run.require_settings("head", "train", run.config.of_the_head())
-    run.require_settings("thresholds", "calibrate", run.config.of_the_thresholds())
-    print(make(run.path).path / "index.html")
+    print(report(run).path / "index.html")
 
 
 @shelfmark.command()
@@ -310,16 +290,16 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
     """
     from rich.console import Console
 
-    from pipeline.compare.compare import compare as make
+    from pipeline.compare.compare import compare
     from pipeline.compare.summary import table
 
-    records = run.artifact("records", "ingest")
-    bottlenecks = run.artifact("bottlenecks", "extract", records=records)
-    out = run.path / "comparison"
-    told = make(records, bottlenecks, run.own_backbone(), run.store, out, run.config, categories, only)
-    Console(width=None if sys.stdout.isatty() else 120).print(table(told))  # in a file nothing is folded
-    for line in (*told["notes"], told["best"], told["commands"], out / "index.html"):
+    comparison = compare(run, categories, only)
+    Console(width=None if sys.stdout.isatty() else 120).print(
+        table(comparison)
+    )  # in a file nothing is folded
+    for line in (*comparison["notes"], comparison["best"], comparison["commands"]):
         print(line)
+    print(run.path / "comparison" / "index.html")
 
 
 @shelfmark.command()
@@ -338,9 +318,9 @@ def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None, tune: 
     Example:
       shelfmark retrain catalogue.bson --taxonomy category_names.csv --workspace shop --config weekly.toml
     """
-    from pipeline.retrain import retrain as make
+    from pipeline.retrain import retrain
 
-    make(run, list(sources), taxonomy, _beam(), tune)
+    retrain(run, list(sources), taxonomy, _beam(), tune)
     print(run.path / "report" / "index.html")
 
 

@@ -1,11 +1,10 @@
 """The weekly run, on one page."""
 
-from features.storage.artifact import Artifact
 from features.storage.paths import Place
-from pipeline.extract.extract import extract_records
+from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
 from pipeline.job.run import Run
-from pipeline.release.release import current_release, judge, pack, release, write_verdict
+from pipeline.release.release import judge, pack, release
 from pipeline.report.report import report
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
@@ -22,36 +21,26 @@ def retrain(
 ) -> Place | None:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
+    Each stage opens what the stages before it have left in the run. A finished one is opened, not made again.
+
     Args:
         run: opened.
         sources: paths of the catalogue.
-        taxonomy: CSV of the tree, for sources that do not tell it.
+        taxonomy: CSV of the tree, for sources that do not hold it.
         beam: Beam's own options.
         tune: fine-tune the backbone first.
 
     Returns:
         The new release, or None when the one in service stays.
     """
-    config, path, store = run.config, run.path, run.store
-    records = ingest(
-        sources,
-        path / "records",
-        config.ingest,
-        seed=config.seed,
-        taxonomy=taxonomy,
-        known=run.known_splits(),
-        beam=beam,
-    )
+    ingest(run, sources, taxonomy, beam)  # decodes every image once: as long as the processor takes for that
     if tune:
-        finetune(records, run.untuned_backbone(), store, path / "backbone", config)
-    backbone = run.backbone()
-    bottlenecks = extract_records(records, backbone, store, path / "bottlenecks", config.extract, beam)
-    head = train(records, bottlenecks, store, path / "head", config, run.bundle_before())
-    thresholds = calibrate(records, bottlenecks, head, store, path / "thresholds", config)
-    evaluate(records, bottlenecks, head, thresholds, store, path / "evaluation", config.calibration)
-    report(path)
-    candidate: Artifact = pack(records, head, thresholds, backbone, path / "bundle")
-    verdict = judge(candidate, current_release(run.releases), records, bottlenecks, store, config)
-    if verdict.candidate != verdict.current:  # else it was judged, and released, before
-        write_verdict(verdict, path / "verdict.json")
-    return release(candidate, verdict, run.name, run.releases)
+        finetune(run)  # longer than all the rest: epochs through the network, on pixels
+    extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing
+    train(run)  # epochs over the bottlenecks in memory: minutes for a million images
+    calibrate(run)  # one pass of the head over the validation images
+    evaluate(run)  # one pass of the head over all images
+    report(run)  # seconds
+    candidate = pack(run)  # copies the head and the backbone's weights
+    verdict = judge(run, candidate)  # extracts the test images anew where the two backbones differ
+    return release(run, candidate, verdict)

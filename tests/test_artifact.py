@@ -110,7 +110,7 @@ def test_half_written_directory_is_not_finished(tmp_path: Path) -> None:
     "broken",
     [
         "artifact.write_whole",
-        "files.os.replace",
+        "paths.os.replace",
         "artifact.os.rename",
         "artifact.remove",
         "artifact.file_digest",
@@ -127,7 +127,7 @@ def test_whatever_call_of_seal_fails_nothing_half_is_found_and_the_next_run_make
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"features.{broken}", fail)
+        patch.setattr(f"features.storage.{broken}", fail)
         with pytest.raises(OSError, match="No space"):
             finish(tmp_path / "records")
     assert find_artifact(tmp_path / "records") in (None, old)

@@ -16,7 +16,7 @@ from features.storage.artifact import begin, partial_of, seal
 from features.storage.paths import copy_tree, place, sizes, write_whole
 from features.storage.store import Store
 from pipeline.cli import main
-from pipeline.job.stage import only_job
+from pipeline.job.lock import only_job
 from pipeline.release.clean import clean
 
 FINGERPRINT = "colours-8"

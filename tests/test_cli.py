@@ -112,7 +112,7 @@ def test_the_examples_of_the_stages_run_one_after_the_other(tmp_path, monkeypatc
 
 
 def test_the_example_of_the_demo_runs(tmp_path, monkeypatch, capsys):
-    from pipeline.demo.demo import demo
+    from pipeline.demo import demo
 
     monkeypatch.chdir(tmp_path)
     draw = drawing.draw_catalogue

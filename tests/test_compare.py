@@ -19,7 +19,7 @@ from models.taxonomy import read_taxonomy
 from pipeline.cli import main
 from pipeline.compare import compare as module
 from pipeline.compare.classifiers import PAPER, ROWS, config_of
-from pipeline.compare.compare import compare
+from pipeline.compare.compare import compare_classifiers
 from pipeline.compare.summary import COLUMNS, best_of, chance, release_command, render, table
 from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.job.config import Config, load_config
@@ -62,7 +62,9 @@ def compare_here(shop: Path, out: Path, only: tuple[str, ...], *sets: str, **mor
     config = load_config(shop / "weekly.toml", sets)
     records, found = (open_artifact(run_of(shop) / kind, kind) for kind in ("records", "bottlenecks"))
     artifacts = records, more.pop("bottlenecks", found)
-    return compare(*artifacts, more.pop("tuned", None), shop / "W" / "store", out, config, only=only, **more)
+    return compare_classifiers(
+        *artifacts, more.pop("tuned", None), shop / "W" / "store", out, config, only=only, **more
+    )
 
 
 def read_csv(file: Path) -> list[dict[str, str]]:

@@ -40,7 +40,7 @@ from models.heads.training import Recipe, inverse_time_decay
 from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.job.config import Config, load_config
 from pipeline.job.run import Run, begin_run
-from pipeline.train.finetune import draw, finetune
+from pipeline.train.finetune import draw, finetune_backbone
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SIZE = 16  # px
@@ -365,7 +365,7 @@ def tuned(records: Artifact, lively: Path, tmp_path_factory: pytest.TempPathFact
     workspace = tmp_path_factory.mktemp("tuned")
     run = opened(workspace, lively)
     copy_tree(records.path, run.path / "records")
-    finetune(records, run.untuned_backbone(), run.store, run.path / "backbone", run.config)
+    finetune_backbone(records, run.untuned_backbone(), run.store, run.path / "backbone", run.config)
     return workspace
 
 
@@ -401,14 +401,14 @@ def test_the_stage_gives_a_backbone_with_a_fingerprint_of_its_own(run: Run) -> N
 
 @pytest.mark.slow
 def test_the_same_tuning_gives_the_same_backbone(run: Run, records: Artifact) -> None:
-    again = finetune(records, run.untuned_backbone(), run.store, run.path / "again", run.config)
+    again = finetune_backbone(records, run.untuned_backbone(), run.store, run.path / "again", run.config)
     assert again.digest == own_backbone(run).digest
 
 
 def test_a_run_reads_its_own_backbone_and_later_weeks_that_of_the_release(
     run: Run, lively: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tuned, workspace = run.backbone(), run.path.parents[1]
+    tuned, workspace = run.backbone, run.path.parents[1]
     assert tuned.fingerprint == own_backbone(run).summary["fingerprint"]
     assert tuned.weights == f"fine-tuned {lively.name}"
 
@@ -416,12 +416,12 @@ def test_a_run_reads_its_own_backbone_and_later_weeks_that_of_the_release(
     (workspace / "releases" / "current").symlink_to("before")
     later = begin_run(workspace, "later", run.config)
     with caplog.at_level(logging.INFO, "shelfmark"):
-        assert later.backbone().fingerprint == tuned.fingerprint
+        assert later.backbone.fingerprint == tuned.fingerprint
     assert "backbone: the fine-tuned one of release before" in caplog.text
     assert later.untuned_backbone().fingerprint == run.untuned_backbone().fingerprint
 
     other = begin_run(workspace, "other", larger(run))
-    assert other.backbone().image_size == 40, "the release's was tuned from another one"
+    assert other.backbone.image_size == 40, "the release's was tuned from another one"
 
 
 def test_a_release_whose_backbone_was_not_tuned_leaves_the_one_of_the_settings(
@@ -430,7 +430,7 @@ def test_a_release_whose_backbone_was_not_tuned_leaves_the_one_of_the_settings(
     make_bundle(tmp_path / "releases" / "before", mobilenet, threshold=0.5)
     (tmp_path / "releases" / "current").symlink_to("before")
     run = opened(tmp_path, lively)
-    assert run.backbone().fingerprint == run.untuned_backbone().fingerprint != mobilenet.fingerprint
+    assert run.backbone.fingerprint == run.untuned_backbone().fingerprint != mobilenet.fingerprint
 
 
 def larger(run: Run) -> Config:
@@ -441,12 +441,12 @@ def larger(run: Run) -> Config:
 def test_own_backbone_of_other_records_or_settings_is_refused(run: Run, tmp_path: Path) -> None:
     refused = r"tuned from another backbone; expected mobilenet .* run `shelfmark finetune`"
     with pytest.raises(ShelfmarkError, match=refused):
-        begin_run(run.path.parents[1], "week", larger(run)).backbone()
+        _ = begin_run(run.path.parents[1], "week", larger(run)).backbone
     again = records_of(draw_products({"1": 24, "2": 25}), tmp_path / "again")
     remove(run.path / "records")
     copy_tree(again.path, run.path / "records")
     with pytest.raises(ShelfmarkError, match=r"made from other records; .* run `shelfmark finetune` first"):
-        run.backbone()
+        _ = run.backbone
 
 
 @pytest.mark.parametrize("damage", ["lost", "longer"])
@@ -454,7 +454,7 @@ def test_a_damaged_backbone_is_refused_and_not_replaced_by_the_untuned_one(run: 
     file = run.path / "backbone" / "backbone.weights.h5"
     file.write_bytes(file.read_bytes() + b"x") if damage == "longer" else file.unlink()
     with pytest.raises(ShelfmarkError, match=r"backbone: damaged; .* run `shelfmark finetune` first"):
-        run.backbone()
+        _ = run.backbone
     with pytest.raises(ShelfmarkError, match="backbone: damaged"):
         run.own_backbone()
 

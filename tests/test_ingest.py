@@ -29,7 +29,7 @@ from features.storage.artifact import open_artifact, partial_of
 from pipeline.beam.run_units import unit_file
 from pipeline.ingest import check_images as look_module
 from pipeline.ingest import ingest as ingest_module
-from pipeline.ingest.ingest import ingest
+from pipeline.ingest.ingest import make_records
 from pipeline.job.config import Ingest
 
 IN_MEMORY = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
@@ -86,7 +86,7 @@ def loop(monkeypatch):
 
     def run(source, out, settings=SMALL_UNITS, **options):
         sources = [str(path) for path in source] if isinstance(source, list) else [str(source)]
-        return ingest(sources, out, settings, **options)
+        return make_records(sources, out, settings, **options)
 
     return run
 
@@ -112,7 +112,7 @@ def taxonomy(catalogue):
 def records(catalogue, taxonomy, tmp_path_factory):
     """The catalogue's records, made by Beam as it runs where nothing is asked for."""
     out = tmp_path_factory.mktemp("run") / "records"
-    return ingest([str(catalogue)], out, SMALL_UNITS, taxonomy=taxonomy)
+    return make_records([str(catalogue)], out, SMALL_UNITS, taxonomy=taxonomy)
 
 
 def splits(artifact):
@@ -280,7 +280,9 @@ def test_a_plain_loop_in_another_workspace_gives_the_same_digest_as_beam(
 
 
 def test_beam_in_memory_gives_the_same_digest_as_in_threads(records, catalogue, taxonomy, tmp_path):
-    again = ingest([str(catalogue)], tmp_path / "records", SMALL_UNITS, taxonomy=taxonomy, beam=IN_MEMORY)
+    again = make_records(
+        [str(catalogue)], tmp_path / "records", SMALL_UNITS, taxonomy=taxonomy, beam=IN_MEMORY
+    )
     assert again.digest == records.digest
 
 
@@ -288,7 +290,7 @@ def test_running_again_opens_what_is_there(records, catalogue, taxonomy, caplog,
     monkeypatch.setattr(look_module, "run_units", None)
     caplog.set_level(logging.INFO, logger="shelfmark")
     before = {file: file.stat().st_mtime_ns for file in records.path.iterdir()}
-    assert ingest([str(catalogue)], records.path, SMALL_UNITS, taxonomy=taxonomy) == records
+    assert make_records([str(catalogue)], records.path, SMALL_UNITS, taxonomy=taxonomy) == records
     told = caplog.records[-1].getMessage()
     assert told.startswith("records: unchanged (products 156, images 310, records (")
     assert {file: file.stat().st_mtime_ns for file in records.path.iterdir()} == before
@@ -436,7 +438,7 @@ def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(
     with monkeypatch.context() as patch:
         stop_after(patch, module, step, finished=3)
         with pytest.raises(OSError, match="No space left on device"):
-            ingest([str(catalogue)], out, SMALL_UNITS, taxonomy=taxonomy, beam=IN_MEMORY)
+            make_records([str(catalogue)], out, SMALL_UNITS, taxonomy=taxonomy, beam=IN_MEMORY)
     assert not out.exists()
     work = partial_of(out)
     finished = {file: file.stat().st_mtime_ns for file in (work / folder).glob("unit-*.parquet")}
@@ -452,7 +454,7 @@ def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(
 
     monkeypatch.setattr(look_module, "run_units", look_on)
     monkeypatch.setattr(ingest_module, "run_units", look_on)
-    resumed = ingest([str(catalogue)], out, SMALL_UNITS, taxonomy=taxonomy)
+    resumed = make_records([str(catalogue)], out, SMALL_UNITS, taxonomy=taxonomy)
     assert resumed.digest == records.digest
     assert at_the_end == finished, "finished units are not done again"
     assert not work.exists()
@@ -545,10 +547,10 @@ def test_units_of_a_byte_become_no_more_than_there_are_images(small, tmp_path, l
 def test_a_wrong_taxonomy_is_told_before_any_image_is_looked_at(small, tmp_path, monkeypatch):
     monkeypatch.setattr(ingest_module, "look", None)
     with pytest.raises(ShelfmarkError, match="no such file; expected a CSV of category_id"):
-        ingest([str(small)], tmp_path / "records", Ingest(), taxonomy=tmp_path / "gone.csv")
+        make_records([str(small)], tmp_path / "records", Ingest(), taxonomy=tmp_path / "gone.csv")
     (tmp_path / "wrong.csv").write_text("id,name\n1,a\n")
     with pytest.raises(ShelfmarkError, match=r"wrong.csv: columns id, name; expected category_id"):
-        ingest([str(small)], tmp_path / "records", Ingest(), taxonomy=tmp_path / "wrong.csv")
+        make_records([str(small)], tmp_path / "records", Ingest(), taxonomy=tmp_path / "wrong.csv")
 
 
 def test_a_catalogue_that_teaches_nothing_is_told(tmp_path, loop):

@@ -23,16 +23,17 @@ from features.storage.artifact import Artifact
 from models.decisions.bundle import THRESHOLDS, load_asked, read_rules
 from models.decisions.categorizer import Categorizer
 from pipeline.extract import fill_store as shards_module
-from pipeline.extract.extract import extract_records, open_part
+from pipeline.extract.extract import extract_records
 from pipeline.ingest import check_images as look_module
 from pipeline.ingest import ingest as ingest_module
-from pipeline.ingest.ingest import ingest
+from pipeline.ingest.ingest import make_records
+from pipeline.job.catalogue import categories_of, open_part
 from pipeline.job.config import Config, Extract
 from pipeline.release.categorize import categorize
-from pipeline.train.calibrate import calibrate
-from pipeline.train.evaluate import evaluate
+from pipeline.train.calibrate import calibrate_head
+from pipeline.train.evaluate import evaluate_head
 from pipeline.train.finetune import draw_images
-from pipeline.train.train import categories_of, train
+from pipeline.train.train import train_head
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 PRODUCTS = 300
@@ -81,7 +82,7 @@ def light() -> Iterator[None]:
 
 def records_of(folder: Path, times: int) -> Artifact:
     with light():
-        return ingest([catalogue(folder, times)], folder / "records", CONFIG.ingest)
+        return make_records([catalogue(folder, times)], folder / "records", CONFIG.ingest)
 
 
 def extracted(records: Artifact, folder: Path, flip: bool = False) -> Artifact:
@@ -120,9 +121,9 @@ class Week:
 def week_of(folder: Path, times: int) -> Week:
     store, records = folder / "store", records_of(folder, times)
     bottlenecks = extracted(records, folder)
-    head = train(records, bottlenecks, store, folder / "head", CONFIG)
-    thresholds = calibrate(records, bottlenecks, head, store, folder / "thresholds", CONFIG)
-    evaluation = evaluate(
+    head = train_head(records, bottlenecks, store, folder / "head", CONFIG)
+    thresholds = calibrate_head(records, bottlenecks, head, store, folder / "thresholds", CONFIG)
+    evaluation = evaluate_head(
         records, bottlenecks, head, thresholds, store, folder / "evaluation", CONFIG.calibration
     )
     bundle = Held(Categorizer(load_asked(head.path), read_rules(thresholds.file(THRESHOLDS))), folder)

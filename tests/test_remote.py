@@ -18,7 +18,7 @@ from models.decisions.releases import in_service
 from pipeline.cli import main
 from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.ingest import ingest as ingest_module
-from pipeline.ingest.ingest import ingest
+from pipeline.ingest.ingest import make_records
 from pipeline.job.config import Ingest
 
 SMALL = Ingest(unit_bytes=16_000, unit_images=25)
@@ -56,16 +56,16 @@ def contents(records):
 @pytest.mark.parametrize("name", ["a.bson", "shop/b.csv", "photos"])
 def test_a_remote_source_gives_the_records_that_it_gives_on_the_disk(shop, tmp_path, name):
     here, there = ([str(root / name)] for root in shop)
-    wanted = ingest(here, tmp_path / "here", SMALL)
-    found = ingest(there, tmp_path / "there", SMALL)
+    wanted = make_records(here, tmp_path / "here", SMALL)
+    found = make_records(there, tmp_path / "there", SMALL)
     assert contents(found) == contents(wanted) and found.summary == wanted.summary
 
 
 def test_a_remote_workspace_holds_the_records_that_a_local_one_holds(shop, tmp_path, bucket):
     source = [str(shop[0] / "a.bson")]
-    wanted = ingest(source, tmp_path / "records", SMALL)
+    wanted = make_records(source, tmp_path / "records", SMALL)
     out = place(bucket) / "W" / "runs" / "week" / "records"
-    found = ingest(source, out, SMALL)
+    found = make_records(source, out, SMALL)
     assert found.digest == wanted.digest and find_artifact(out) == found
     assert sizes(out).keys() == {*wanted.files, "manifest.json"}, "working files are gone"
     assert found.file("products.parquet").read_bytes() == wanted.file("products.parquet").read_bytes()
@@ -75,7 +75,7 @@ def test_an_interrupted_remote_ingest_goes_on_and_is_finished_by_its_manifest(
     shop, tmp_path, bucket, monkeypatch
 ):
     source, out = [str(shop[1] / "a.bson")], place(bucket) / "W" / "killed" / "records"
-    wanted = ingest(source, tmp_path / "records", SMALL)
+    wanted = make_records(source, tmp_path / "records", SMALL)
     real = ingest_module.write_unit
 
     def stop(number: int, done: Place, **options):
@@ -86,13 +86,13 @@ def test_an_interrupted_remote_ingest_goes_on_and_is_finished_by_its_manifest(
     with monkeypatch.context() as patch:
         patch.setattr(ingest_module, "write_unit", stop)
         with pytest.raises(OSError, match="No space left"):
-            ingest(source, out, SMALL, beam=("--direct_running_mode=in_memory",))
+            make_records(source, out, SMALL, beam=("--direct_running_mode=in_memory",))
     assert find_artifact(out) is None
     looked = [name for name in sizes(out) if name.startswith("_look/unit-")]
     assert len(looked) > 3
     first = local(out / looked[0]).read_bytes()
     write_whole(out / "_look" / "unit-99999.parquet", b"stray")
-    assert ingest(source, out, SMALL).digest == wanted.digest
+    assert make_records(source, out, SMALL).digest == wanted.digest
     assert not [name for name in sizes(out) if "_look" in name] and first
 
 

@@ -13,7 +13,8 @@ import pytest
 from features.errors import ShelfmarkError
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
-from pipeline.report.report import load, render, write_report
+from pipeline.report.data import load
+from pipeline.report.report import render, write_report
 from pipeline.report.text import MOST_CATEGORIES
 
 HOSTILE = "<script>alert(1)</script>"

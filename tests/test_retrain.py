@@ -23,7 +23,7 @@ from models.decisions.bundle import open_bundle
 from pipeline.cli import main
 from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.job.config import load_config
-from pipeline.train.train import train
+from pipeline.train.train import train_head
 
 KILLS = 10
 SETTINGS = """
@@ -185,7 +185,7 @@ def test_placeholder_images_are_kept_out_of_training_when_asked_for(shop, tmp_pa
     for keep in (True, False):
         settings = (f"train.placeholders={keep}".lower(), "train.epochs=1", "head.hidden=[8, 8]")
         config = load_config(folder / "weekly.toml", settings)
-        head = train(marked_records, bottlenecks, folder / "W" / "store", tmp_path / f"{keep}", config)
+        head = train_head(marked_records, bottlenecks, folder / "W" / "store", tmp_path / f"{keep}", config)
         learnt[keep] = head.summary["images"]
     assert learnt[True] == (images["split"] == "train").sum()
     assert learnt[False] == ((images["split"] == "train") & ~images["placeholder"]).sum() < learnt[True]

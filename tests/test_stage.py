@@ -11,7 +11,9 @@ import pytest
 from features.errors import ShelfmarkError
 from features.storage.artifact import open_artifact
 from pipeline.job import stage as stage_module
-from pipeline.job.stage import Progress, only_job, stage
+from pipeline.job.lock import only_job
+from pipeline.job.progress import Progress
+from pipeline.job.stage import stage
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from features.storage.artifact import Artifact, open_artifact
 from features.storage.store import StoredRows
 from models.heads.architectures import HeadShape, build_head, load_head
 from models.taxonomy import Taxonomy, read_taxonomy
-from pipeline.extract.extract import Part
+from pipeline.job.catalogue import Part
 from pipeline.job.config import Config, Head
-from pipeline.train.train import labels_of, loss_of, shape_of, start_of
+from pipeline.train.from_settings import labels_of, loss_of, shape_of
+from pipeline.train.train import start_of
 
 TREE = uneven_tree()
 CATEGORY = pd.Series({"p1": "leek", "p2": "soap", "p3": "gift"})

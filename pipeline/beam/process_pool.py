@@ -26,7 +26,7 @@ from typing import Any
 
 from features.errors import ShelfmarkError
 from features.storage.object_stores import s3_settings, use_s3_settings
-from pipeline.job.stage import log
+from pipeline.job.progress import log
 
 PROGRAM = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from features.errors import ShelfmarkError
 from features.storage.paths import Place, Remote, beam_options, place, sizes, writing
 from pipeline.beam.process_pool import WorkerDied, give_back, local_workers, run_here
-from pipeline.job.stage import Progress, log
+from pipeline.job.progress import Progress, log
 
 # named, because DirectRunner would first try to download another one
 LOCAL = [

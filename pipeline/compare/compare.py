@@ -32,26 +32,18 @@ from models.decisions.categorizer import Asked
 from models.decisions.confidence import fit_confidence
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
 from models.decisions.predictions import Answers, product_bounds
-from models.decisions.validation_split import duplicate_groups, in_fit
 from models.heads.architectures import FLAT, Head
 from models.heads.baselines import SIDE, LinearSvm, choose_svm, hog_vectors, require_hog
 from models.heads.training import Examples, fit_head
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.compare.classifiers import HOG, PAPER, ROWS, TUNED, Row, config_of, settings_of, wish
 from pipeline.compare.summary import as_csv, best_of, merit, release_command, render
-from pipeline.extract.extract import Part, open_part
+from pipeline.job.catalogue import Part, categories_of, divide, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
-from pipeline.job.stage import log
+from pipeline.job.progress import log
+from pipeline.job.run import Run
 from pipeline.train.calibrate import choose_aggregation
-from pipeline.train.train import (
-    categories_of,
-    labels_of,
-    loss_of,
-    placeholders_of,
-    recipe_of,
-    shape_of,
-    sizes_of,
-)
+from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
 
 VERSION = 4
 GRADED = 50_000  # training products at most on which the training precision is measured
@@ -80,7 +72,17 @@ class Shop:
         return self.taxonomy.index(self.category.reindex(part.product_id).to_numpy())
 
 
-def compare(
+def compare(run: Run, categories: int | None = None, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Compares classifiers on the run's bottlenecks; arguments and errors as for `compare_classifiers`."""
+    records = run.records()
+    bottlenecks = run.artifact("bottlenecks", "extract", records=records)
+    out = run.path / "comparison"
+    return compare_classifiers(
+        records, bottlenecks, run.own_backbone(), run.store, out, run.config, categories, only
+    )
+
+
+def compare_classifiers(
     records: Artifact,
     bottlenecks: Artifact,
     tuned: Artifact | None,
@@ -90,7 +92,7 @@ def compare(
     categories: int | None = None,
     only: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Trains and grades what is not there yet, and writes the comparison.
+    """Trains and evaluates what is not there yet, and writes the comparison.
 
     Args:
         records: of ingest.
@@ -181,16 +183,14 @@ def _open_shop(
 ) -> Shop:
     taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
     learnt, val = (open_part(bottlenecks, store, split).first_view() for split in ("train", "val"))
-    if not config.train.placeholders:
-        learnt = learnt.only(~np.isin(learnt.image_digest, placeholders_of(records)))
+    learnt = learnt.without(untrainable(records, config))
     if categories is not None:
         taxonomy = _draw_categories(taxonomy, categories, config.seed)
         category = category[category.isin(taxonomy.categories)]
         learnt, val = (part.only(np.isin(part.product_id, category.index)) for part in (learnt, val))
-    chosen = in_fit(duplicate_groups(val.product_id, val.image_digest), config.calibration.fit_share)
-    shop = Shop(
-        taxonomy, category, bottlenecks.summary["fingerprint"], learnt, val.only(chosen), val.only(~chosen)
-    )
+    division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
+    fit, cert = val.only(division.fit), val.only(division.cert)
+    shop = Shop(taxonomy, category, bottlenecks.summary["fingerprint"], learnt, fit, cert)
     if len(taxonomy.categories) < 2:
         raise ShelfmarkError(
             f"{records.path}: {len(taxonomy.categories)} category; expected two at least to tell apart; "

@@ -11,8 +11,9 @@ from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
 from pipeline.demo.drawn_catalogue import Drawn, draw_catalogue
 from pipeline.job.config import Config, load_config
+from pipeline.job.lock import only_job
+from pipeline.job.progress import log
 from pipeline.job.run import begin_run, default_name
-from pipeline.job.stage import log, only_job
 from pipeline.release.categorize import categorize
 from pipeline.release.release import require_release
 from pipeline.retrain import retrain

@@ -46,7 +46,9 @@ from pipeline.ingest.duplicates import (
 from pipeline.ingest.split_plan import PRODUCTS, Index, Products
 from pipeline.ingest.write_records import DIGESTS, IMAGES, LOST, PIECE, UNITS_A_BATCH, write_unit
 from pipeline.job.config import Ingest
-from pipeline.job.stage import log, stage
+from pipeline.job.progress import log
+from pipeline.job.run import Run
+from pipeline.job.stage import stage
 from pipeline.sources.manifest import ambiguous
 from pipeline.sources.names import log_case_pairs, log_merged
 from pipeline.sources.outside import require_outside
@@ -63,6 +65,17 @@ REJECTS = pa.schema(
 
 
 def ingest(
+    run: Run, sources: list[str], taxonomy: Place | None = None, beam: tuple[str, ...] = ()
+) -> Artifact:
+    """Converts sources to the run's records; arguments and errors as for `make_records`."""
+    config = run.config
+    return make_records(
+        sources, run.path / "records", config.ingest,
+        seed=config.seed, taxonomy=taxonomy, known=run.known_splits(), beam=beam,
+    )  # fmt: skip
+
+
+def make_records(
     sources: list[str],
     out: Place,
     settings: Ingest,

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from features.storage.artifact import Artifact, digest_of, find_artifact, open_a
 from features.storage.paths import MARK, Place, local, place, write_whole
 from models.decisions.releases import SPLITS, in_service
 from pipeline.job.config import Config
-from pipeline.job.stage import log
+from pipeline.job.progress import log
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,42 @@ class Run:
     def releases(self) -> Place:
         """Bundles that are or were in service."""
         return self.workspace / "releases"
+
+    def records(self) -> Artifact:
+        """The finished records of the run."""
+        return self.artifact("records", "ingest")
+
+    def bottlenecks(self) -> Artifact:
+        """The finished bottlenecks of the run's records, of its own backbone where it has one."""
+        found = self.artifact("bottlenecks", "extract", records=self.records())
+        own = self.own_backbone()
+        if own and own.summary["fingerprint"] != found.summary["fingerprint"]:
+            raise ShelfmarkError(
+                f"{found.path}: of backbone {found.summary['fingerprint']}; expected the run's own, "
+                f"{own.summary['fingerprint']}; run `shelfmark extract` first"
+            )
+        return found
+
+    def head(self) -> Artifact:
+        """The finished head of the run, trained on its bottlenecks."""
+        head, bottlenecks = self.artifact("head", "train", records=self.records()), self.bottlenecks()
+        fingerprint = bottlenecks.summary["fingerprint"]
+        if head.made_from["fingerprint"] != fingerprint:
+            raise ShelfmarkError(
+                f"{head.path}: trained on bottlenecks of {head.made_from['fingerprint']}; expected "
+                f"{fingerprint}, the backbone of {bottlenecks.path}; run `shelfmark train` first"
+            )
+        trained, views = head.made_from.get("views", "1"), views_of(bottlenecks)
+        if trained != views:
+            raise ShelfmarkError(
+                f"{head.path}: trained on {trained} of each image's views; expected {views}, as in "
+                f"{bottlenecks.path}; run `shelfmark train` first"
+            )
+        return head
+
+    def thresholds(self) -> Artifact:
+        """The finished thresholds of the run's head."""
+        return self.artifact("thresholds", "calibrate", head=self.head())
 
     def known_splits(self) -> Path | None:
         """product_id and split of the release that the run is based on."""
@@ -86,8 +123,9 @@ class Run:
         weights = settings.weights if "://" not in settings.weights else str(local(place(settings.weights)))
         return load_backbone(settings.name, weights, settings.image_size, self.config.seed)
 
+    @cached_property
     def backbone(self) -> Backbone:
-        """The frozen network that this run's bottlenecks are of.
+        """The frozen network that this run's bottlenecks are of, loaded once.
 
         The run's own, fine-tuned; else that of the release it is based on, when this was fine-tuned from the
         one of the settings; else the one of the settings.
@@ -105,7 +143,7 @@ class Run:
         """The run's backbone/, if it has one: tuned on its records, from the backbone of the settings."""
         if not (self.path / "backbone" / MARK).is_file():
             return None
-        own = self.artifact("backbone", "finetune", records=self.artifact("records", "ingest"))
+        own = self.artifact("backbone", "finetune", records=self.records())
         if not self._tuned_here(own):
             settings = self.config.backbone
             raise ShelfmarkError(
@@ -121,17 +159,6 @@ class Run:
         size = settings.image_size or IMAGE_SIZES.get(key, 224)
         told = {"name": key, "image_size": size, "weights": TUNED + Path(settings.weights).name}
         return bool(json.loads(artifact.file(BACKBONE).read_text()) == told)
-
-    def bottlenecks(self, records: Artifact) -> Artifact:
-        """The finished bottlenecks of the run, of these records and of its own backbone where it has one."""
-        found = self.artifact("bottlenecks", "extract", records=records)
-        own = self.own_backbone()
-        if own and own.summary["fingerprint"] != found.summary["fingerprint"]:
-            raise ShelfmarkError(
-                f"{found.path}: of backbone {found.summary['fingerprint']}; expected the run's own, "
-                f"{own.summary['fingerprint']}; run `shelfmark extract` first"
-            )
-        return found
 
     def artifact(self, kind: str, command: str, **made_from: Artifact) -> Artifact:
         """A finished artifact of the run, made from these; ShelfmarkError names the command that makes it."""
@@ -150,13 +177,20 @@ class Run:
                 )
         return artifact
 
-    def require_settings(self, kind: str, command: str, settings: dict[str, Any]) -> None:
-        """Raises a ShelfmarkError when an artifact was made with other settings than the run's."""
-        if self.artifact(kind, command).made_from["settings"] != digest_of(settings):
+    def require_settings(self, kind: str, command: str, settings: dict[str, Any]) -> Artifact:
+        """A finished artifact of the run; ShelfmarkError when it was made with other settings."""
+        artifact = self.artifact(kind, command)
+        if artifact.made_from["settings"] != digest_of(settings):
             raise ShelfmarkError(
                 f"{self.path / kind}: made with other settings; expected those of config.json; "
                 f"run `shelfmark {command}` first"
             )
+        return artifact
+
+
+def views_of(bottlenecks: Artifact) -> str:
+    """How many views of each image there are: "1", or "2" with the mirrored one."""
+    return str(bottlenecks.summary.get("views", 1))
 
 
 def _opened(artifact: Artifact) -> Backbone:

@@ -1,16 +1,11 @@
-"""How a stage runs: one job per run, reuse of what is finished, one log line, progress for who looks on."""
+"""How a stage runs: a finished artifact is opened, another one is made; one log line says which."""
 
-import hashlib
-import logging
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from features.errors import ShelfmarkError
 from features.storage.artifact import (
     Artifact,
     begin,
@@ -20,9 +15,8 @@ from features.storage.artifact import (
     partial_of,
     seal,
 )
-from features.storage.paths import Place, Remote, copy_tree, remove
-
-log = logging.getLogger("shelfmark")
+from features.storage.paths import Place, copy_tree, remove
+from pipeline.job.progress import log
 
 
 def stage(
@@ -89,68 +83,3 @@ def counts_of(summary: Mapping[str, Any]) -> str:
         elif value is not None:
             parts.append(f"{label} {value}")
     return ", ".join(parts)
-
-
-@contextmanager
-def only_job(run: Place) -> Iterator[None]:
-    """Keeps a second job off the run; the lock ends with the process, however it ends.
-
-    An object store has no locks: there, a second job on this machine is kept off, one on another is not.
-    """
-    import filelock
-
-    if isinstance(run, Remote):
-        name = f"shelfmark-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
-        lock = filelock.FileLock(Path(tempfile.gettempdir()) / name)
-    else:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(run / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise ShelfmarkError(
-            f"{run}: another job is at work on this run; expected to be alone; wait or give another name"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-class Progress:
-    """A bar where a terminal is there, a plain line every half minute where not."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done = what, total, 0
-        self._told = time.monotonic()
-        self._bar: Any = None
-
-    def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Bar(*columns, console=Console(file=sys.stderr), transient=True)
-            self._bar.start()
-            self._bar.add_task(self.what, total=self.total)
-        return self
-
-    def to(self, done: int) -> None:
-        """Work done so far."""
-        self.done = done
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=done)
-        elif time.monotonic() - self._told > 30:
-            self._told = time.monotonic()
-            log.info("%s: %s of %s", self.what, f"{done:,}", f"{self.total:,}")
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar:
-            self._bar.stop()

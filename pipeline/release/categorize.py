@@ -31,7 +31,9 @@ from pipeline.ingest.check_images import LOOK, PLACE, Look, forget_fetched, limi
 from pipeline.ingest.ingest import refuse_flood, write_rejects
 from pipeline.job.config import Config
 from pipeline.job.decisions_file import rejects_beside, require_format, write_decisions
-from pipeline.job.stage import counts_of, log, only_job
+from pipeline.job.lock import only_job
+from pipeline.job.progress import log
+from pipeline.job.stage import counts_of
 from pipeline.sources.image import Changed, read_images, refuse_changed_container
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import Source, open_sources

@@ -28,8 +28,9 @@ from features.storage.object_stores import Stat
 from features.storage.paths import MARK, Place, Remote, remove, stats
 from features.storage.store import Digests, Store
 from models.decisions.releases import in_service
-from pipeline.extract.extract import FLIP, read_digests, shards_of
-from pipeline.job.stage import only_job
+from pipeline.extract.index import read_digests, shards_of
+from pipeline.job.catalogue import FLIP
+from pipeline.job.lock import only_job
 
 DAY = 86_400 * 10**9  # ns
 # a working directory on a disk, or photos fetched from the web

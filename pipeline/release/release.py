@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS, Backbone
+from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
 from features.errors import ShelfmarkError
 from features.product import PARTS
 from features.storage.artifact import Artifact, find_artifact, partial_of
@@ -24,28 +24,29 @@ from features.storage.store import Digests, Store
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS, Bundle, open_bundle
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
 from models.decisions.releases import SPLITS, in_service, put_into_service
-from models.decisions.validation_split import duplicate_groups, in_fit
 from models.heads.architectures import SET_FILES
-from pipeline.extract.extract import Part, RecordReader, open_part, read_digests
-from pipeline.extract.fill_store import rows_of
-from pipeline.job.config import Config, Extract
-from pipeline.job.stage import log, stage
+from pipeline.extract.fill_store import RecordReader, rows_of
+from pipeline.extract.index import read_digests
+from pipeline.job.catalogue import Part, categories_of, divide, open_part
+from pipeline.job.progress import log
+from pipeline.job.run import Run
+from pipeline.job.stage import stage
 from pipeline.train.evaluate import grade
-from pipeline.train.train import categories_of
 
 VERSION = 1
 
 
-def pack(records: Artifact, head: Artifact, thresholds: Artifact, backbone: Backbone, out: Place) -> Artifact:
-    """Puts together what categorizing needs."""
+def pack(run: Run) -> Artifact:
+    """Puts together what categorizing needs: the run's bundle."""
+    records, head, thresholds, backbone = run.records(), run.head(), run.thresholds(), run.backbone
 
     def make(work: Path) -> Mapping[str, Any]:
         for name in (*HEAD_FILES, *SET_FILES):
             if name in HEAD_FILES or name in head.files:
                 shutil.copyfile(head.file(name), work / name)
         shutil.copyfile(thresholds.file(THRESHOLDS), work / THRESHOLDS)
-        told = {"name": backbone.name, "image_size": backbone.image_size, "weights": backbone.weights}
-        write_whole(work / BACKBONE, json.dumps(told, indent=1).encode())
+        description = {"name": backbone.name, "image_size": backbone.image_size, "weights": backbone.weights}
+        write_whole(work / BACKBONE, json.dumps(description, indent=1).encode())
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
         products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
@@ -62,7 +63,7 @@ def pack(records: Artifact, head: Artifact, thresholds: Artifact, backbone: Back
         "thresholds": thresholds.digest,
         "fingerprint": backbone.fingerprint,
     }
-    return stage(out, kind="bundle", version=VERSION, made_from=made_from, make=make)
+    return stage(run.path / "bundle", kind="bundle", version=VERSION, made_from=made_from, make=make)
 
 
 def current_release(releases: Place) -> Bundle | None:
@@ -99,43 +100,29 @@ class Verdict:
     judged_on: str  # test, or cert where there is no test part
 
 
-def judge(
-    candidate: Artifact,
-    current: Bundle | None,
-    records: Artifact,
-    bottlenecks: Artifact,
-    store: Place,
-    config: Config,
-) -> Verdict:
-    """Compares two bundles on this week's test products, each with its own backbone.
+def judge(run: Run, candidate: Artifact) -> Verdict:
+    """Compares the run's bundle with the one in service on this week's test products, each with its backbone.
 
     A certified one is better than one that is not; then the one of which more could be accepted at the
     candidate's promised precision, as measured there; then the more precise.
     No product of the test part was ever trained on by either (the split is sticky).
-
-    Args:
-        candidate: this run's bundle.
-        current: the one in service.
-        records: of this run.
-        bottlenecks: of this run.
-        store: directory of all stores.
-        config: sections [extract] and [calibration].
     """
+    records, current = run.records(), current_release(run.releases)
     on = "test" if records.summary["records"]["test"] else "cert"
     if current is None:
         return Verdict(True, "nothing is in service yet", candidate.digest, None, on)
     if current.digest == candidate.digest:
         return Verdict(False, "it is already in service", candidate.digest, current.digest, on)
-    part = open_part(bottlenecks, store, "test" if on == "test" else "val")
+    bottlenecks = run.bottlenecks()
+    part = open_part(bottlenecks, run.store, "test" if on == "test" else "val")
     if on == "cert":
-        group = duplicate_groups(part.product_id, part.image_digest)
-        part = part.only(~in_fit(group, config.calibration.fit_share))
+        part = part.only(divide(part.product_id, part.image_digest, run.config.calibration.fit_share).cert)
     category = categories_of(records)
     bundles = (open_bundle(candidate.path), current)
     target = bundles[0].categorizer.rules.certificate.target
     merits = []
     for bundle in bundles:
-        own = _with_own_backbone(part, bundle, records, bottlenecks, store, config.extract)
+        own = _with_own_backbone(part, bundle, records, bottlenecks, run)
         graded = grade(bundle.categorizer, own, category, set())
         rate = acceptance_rate_at(acceptance_curve(graded.confidence, graded.correct), target)[0]
         certified = bundle.categorizer.rules.certificate.threshold is not None
@@ -149,30 +136,37 @@ def judge(
 
 
 def _with_own_backbone(
-    part: Part, bundle: Bundle, records: Artifact, bottlenecks: Artifact, store: Place, settings: Extract
+    part: Part, bundle: Bundle, records: Artifact, bottlenecks: Artifact, run: Run
 ) -> Part:
-    """The part's images as the bundle's backbone sees them, in the views that its head asks for."""
+    """The part's images with the bottlenecks of the bundle's backbone, in the views that its head takes."""
     flip = bundle.categorizer.flip
     if bundle.fingerprint == bottlenecks.summary["fingerprint"] and flip == (part.views == 2):
         return part
     part = part.first_view()
-    shelf, digests = Store(store / bundle.fingerprint), Digests(part.digest)
+    shelf, digests = Store(run.store / bundle.fingerprint), Digests(part.digest)
     record = np.empty(len(digests), np.int64)
     number, row = digests.places_of(read_digests(records.file("images.parquet")))
     record[number] = row
     reader = RecordReader(records)
+    settings = run.config.extract
     rows = rows_of(shelf, flip, digests, lambda chosen: reader(record[chosen]), bundle.backbone, settings)
     views = 2 if flip else 1
     return Part(part.product_id.repeat(views), part.digest.repeat(views, axis=0), rows, views)
 
 
-def release(candidate: Artifact, verdict: Verdict, run: str, releases: Place) -> Place | None:
-    """Puts the bundle into service when the verdict says so; returns its directory."""
+def release(run: Run, candidate: Artifact, verdict: Verdict) -> Place | None:
+    """Keeps the verdict with the run, and puts the bundle into service if it is better.
+
+    Returns:
+        The new release's directory, or None when the one in service stays.
+    """
+    if verdict.candidate != verdict.current:  # else it was judged, and released, before
+        write_whole(run.path / "verdict.json", json.dumps(asdict(verdict), indent=1).encode())
     if not verdict.better:
         log.info("release: kept the one in service: %s", verdict.reason)
         return None
-    target = _copy(candidate, run, releases)
-    put_into_service(releases, target.name)
+    target = _copy(candidate, run.name, run.releases)
+    put_into_service(run.releases, target.name)
     log.info("release: %s is in service: %s", target.name, verdict.reason)
     return target
 
@@ -197,8 +191,3 @@ def _copy(candidate: Artifact, run: str, releases: Place) -> Place:
         remove(target)
         os.rename(str(working), target)
     return target
-
-
-def write_verdict(verdict: Verdict, file: Place) -> None:
-    """Keeps the verdict with the run."""
-    write_whole(file, json.dumps(asdict(verdict), indent=1).encode())

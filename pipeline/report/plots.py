@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from pipeline.report.data import ReportData
 from pipeline.report.text import PARTS, best_epoch, level_names, percent
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-    from pipeline.report.report import ReportData
 
 MOST_CURVE_POINTS = 1000  # of a plot some 600 px wide
 # Okabe and Ito's hues, darker for text: colour-blind readers tell them apart. Markers and dashes do too.
@@ -33,7 +33,7 @@ class Plot:
     alt: str
 
 
-def acceptance_plot(data: "ReportData") -> Plot:
+def acceptance_plot(data: ReportData) -> Plot:
     """Precision against acceptance rate (S1, figure 5), with the three points that matter."""
     target, points = data.thresholds["target"], _points(data)
     some = np.unique(np.linspace(0, len(data.curve) - 1, MOST_CURVE_POINTS).astype(int))
@@ -74,7 +74,7 @@ class _Point:
     foot: bool = False  # whether a line goes down to the axis, where the label stands clear of the curve
 
 
-def _points(data: "ReportData") -> list[_Point]:
+def _points(data: ReportData) -> list[_Point]:
     """Everything accepted, what was measured, what is certified; later ones are drawn over earlier ones."""
     graded = data.graded
     assert graded is not None

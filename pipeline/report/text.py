@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-if TYPE_CHECKING:
-    from pipeline.report.report import ReportData
+from pipeline.report.data import ReportData
 
 MOST_CATEGORIES = 2000  # rows in the page: 1 MB; sorting 5,000 takes a phone seconds
 PARTS = {
@@ -77,7 +76,7 @@ def share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def headline(data: "ReportData") -> str:
+def headline(data: ReportData) -> str:
     """One sentence: what share can be shelved automatically at the promised precision, certified or not."""
     certificate, target = data.thresholds["certificate"], percent(data.thresholds["target"])
     if certificate["threshold"] is not None:

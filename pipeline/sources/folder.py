@@ -19,7 +19,7 @@ from features.errors import ShelfmarkError
 from features.product import Paths, part_named, tidy_name
 from features.storage.object_stores import Stat
 from features.storage.paths import Place, Remote, stats
-from pipeline.job.stage import log
+from pipeline.job.progress import log
 from pipeline.sources.image import Unit, digest_of_stats, is_text, path_text, stat_of
 from pipeline.sources.listing import listing, write_listing
 from pipeline.sources.names import log_merged

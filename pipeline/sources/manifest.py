@@ -21,7 +21,7 @@ from features.delimited import is_delimited
 from features.errors import ShelfmarkError
 from features.product import PARTS, Paths, level_columns, part_named, tidy_name
 from features.storage.paths import Place
-from pipeline.job.stage import log
+from pipeline.job.progress import log
 from pipeline.sources.image import Unit, digest_of_stats, path_text, stat_of
 from pipeline.sources.listing import existing, listing, write_listing
 from pipeline.sources.names import AS_NAMED, Renamed, log_merged, nonblank

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from features.product import tidy_name
-from pipeline.job.stage import log
+from pipeline.job.progress import log
 
 Renamed = Mapping[tuple[str, tuple[str, ...]], str]  # category and its path → what it is called instead
 AS_NAMED: Renamed = MappingProxyType({})

@@ -26,21 +26,27 @@ from models.decisions.confidence import (
 )
 from models.decisions.predictions import Answers, Rows, product_bounds
 from models.decisions.thresholds import Graded, certify
-from models.decisions.validation_split import duplicate_groups, in_fit
 from models.heads.architectures import SET, set_logits
-from pipeline.extract.extract import Part, open_part, require_same_backbone
+from pipeline.job.catalogue import Division, Part, categories_of, divide, open_part
 from pipeline.job.config import Config
-from pipeline.job.stage import log, stage
-from pipeline.train.train import categories_of
+from pipeline.job.progress import log
+from pipeline.job.run import Run
+from pipeline.job.stage import stage
 
 VERSION = 4
 MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
 
 
-def calibrate(
+def calibrate(run: Run) -> Artifact:
+    """Calibrates the run's head on the validation products."""
+    out = run.path / "thresholds"
+    return calibrate_head(run.records(), run.bottlenecks(), run.head(), run.store, out, run.config)
+
+
+def calibrate_head(
     records: Artifact, bottlenecks: Artifact, head: Artifact, store: Place, out: Place, config: Config
 ) -> Artifact:
-    """Calibrates the head on the validation products.
+    """Calibrates a head on the validation products.
 
     Args:
         records: of ingest.
@@ -50,25 +56,22 @@ def calibrate(
         out: the artifact's directory.
         config: section [calibration], and head.aggregation.
     """
-    require_same_backbone(bottlenecks, head)
-    settings = config.calibration
 
     def make(work: Path) -> Mapping[str, Any]:
         asked = load_asked(head.folder())
         val = open_part(bottlenecks, store, "val")
         truth = asked.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
-        group = duplicate_groups(val.product_id, val.image_digest)
-        chosen = in_fit(group, settings.fit_share)
-        rules = _rules(asked, val, truth, group, chosen, config)
+        division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
+        rules = _rules(asked, val, truth, division, config)
         write_whole(work / THRESHOLDS, json.dumps(rules.to_dict(), indent=1, sort_keys=True).encode())
-        told = rules.certificate
+        certificate = rules.certificate
         return {
             "aggregation": rules.aggregation,
-            "certified": told.threshold is not None,
-            "threshold": told.threshold,
-            "certified_products": told.products,
-            "acceptance_rate": told.acceptance_rate,
-            "reason": told.reason,
+            "certified": certificate.threshold is not None,
+            "threshold": certificate.threshold,
+            "certified_products": certificate.products,
+            "acceptance_rate": certificate.acceptance_rate,
+            "reason": certificate.reason,
         }
 
     made_from = {
@@ -80,11 +83,9 @@ def calibrate(
     return stage(out, kind="thresholds", version=VERSION, made_from=made_from, make=make)
 
 
-def _rules(
-    asked: Asked, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray, config: Config
-) -> Rules:
-    """The rules from the validation images: chosen ones are FIT, the others CERT."""
-    fit, cert = _side(val, truth, group, chosen), _side(val, truth, group, ~chosen)
+def _rules(asked: Asked, val: Part, truth: np.ndarray, division: Division, config: Config) -> Rules:
+    """The rules from the validation images, divided into FIT and CERT."""
+    fit, cert = (_Products(val, truth, division.group, chosen) for chosen in (division.fit, division.cert))
     aggregation, temperature = choose_aggregation(
         asked, fit.rows, fit.bounds, fit.truth, config.head.aggregation
     )
@@ -102,7 +103,7 @@ def _rules(
     return Rules(asked.model, asked.labels, temperature, confidence, certificate, len(fit.truth), aggregation)
 
 
-class _side:
+class _Products:
     """The products of FIT or of CERT."""
 
     def __init__(self, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray) -> None:
@@ -157,6 +158,6 @@ def _wished(wish: str, images: np.ndarray, asked: Asked) -> list[str]:
     return [*several, SET] if asked.set_head else several
 
 
-def _graded(side: _side, answers: Answers, model: ConfidenceModel, asked: Asked) -> Graded:
+def _graded(side: _Products, answers: Answers, model: ConfidenceModel, asked: Asked) -> Graded:
     confidence = model.confidence(answers.evidence(asked.sizes))
     return Graded(side.product_id, side.group, confidence, answers.top[:, 0] == side.truth)

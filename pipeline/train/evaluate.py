@@ -30,15 +30,15 @@ from models.decisions.bundle import THRESHOLDS, load_asked, read_rules
 from models.decisions.categorizer import Categorizer
 from models.decisions.predictions import Answers, product_bounds
 from models.decisions.thresholds import lower_bound
-from models.decisions.validation_split import duplicate_groups, in_fit
 from models.heads.hierarchy import consistency, hierarchical_scores
 from models.taxonomy import Taxonomy
 from pipeline.beam.run_units import write_table
-from pipeline.extract.extract import Part, open_part, require_same_backbone
+from pipeline.job.catalogue import Part, categories_of, divide, open_part
 from pipeline.job.config import Calibration
 from pipeline.job.decisions_file import write_decisions
-from pipeline.job.stage import log, stage
-from pipeline.train.train import categories_of
+from pipeline.job.progress import log
+from pipeline.job.run import Run
+from pipeline.job.stage import stage
 
 VERSION = 3
 CURVE_POINTS = 10_000
@@ -68,7 +68,14 @@ class Graded:
         )  # fmt: skip
 
 
-def evaluate(
+def evaluate(run: Run) -> Artifact:
+    """Evaluates the run's head and thresholds on every part of the catalogue."""
+    out, settings = run.path / "evaluation", run.config.calibration
+    records, bottlenecks, head, thresholds = run.records(), run.bottlenecks(), run.head(), run.thresholds()
+    return evaluate_head(records, bottlenecks, head, thresholds, run.store, out, settings)
+
+
+def evaluate_head(
     records: Artifact,
     bottlenecks: Artifact,
     head: Artifact,
@@ -77,7 +84,7 @@ def evaluate(
     out: Place,
     settings: Calibration,
 ) -> Artifact:
-    """Grades the categorizer on every part of the catalogue.
+    """Evaluates a categorizer on every part of the catalogue.
 
     Args:
         records: of ingest.
@@ -88,7 +95,6 @@ def evaluate(
         out: the artifact's directory.
         settings: the section [calibration], for the division of validation.
     """
-    require_same_backbone(bottlenecks, head)
 
     def make(work: Path) -> Mapping[str, Any]:
         categorizer = Categorizer(load_asked(head.folder()), read_rules(thresholds.file(THRESHOLDS)))
@@ -96,9 +102,9 @@ def evaluate(
         parts = {name: open_part(bottlenecks, store, name) for name in ("train", "val", "test")}
         trained = set(parts["train"].image_digest)
         graded = {name: grade(categorizer, part, category, trained) for name, part in parts.items()}
-        group = duplicate_groups(parts["val"].product_id, parts["val"].image_digest)
+        division = divide(parts["val"].product_id, parts["val"].image_digest, settings.fit_share)
         first = product_bounds(parts["val"].product_id)[:-1]
-        graded["cert"] = graded["val"].only(~in_fit(group[first], settings.fit_share))
+        graded["cert"] = graded["val"].only(division.cert[first])
         on = "test" if len(graded["test"].truth) else "cert"
         told: dict[str, Any] = {name: measure(part, categorizer) for name, part in graded.items()}
         told |= {"graded_on": on, "independent": on == "test"}

@@ -33,29 +33,30 @@ from features.records import read_pieces
 from features.storage.artifact import Artifact
 from features.storage.paths import Place, write_whole
 from features.storage.store import Digests, Store, digests_of
-from models.decisions.validation_split import duplicate_groups, in_fit
 from models.heads.finetune import Augmentation, Photos, frozen_count, tune_backbone
 from models.heads.training import Examples, Recipe, fit_head
 from models.taxonomy import read_taxonomy
-from pipeline.extract.extract import Part
 from pipeline.extract.fill_store import rows_of
+from pipeline.job.catalogue import Part, categories_of, divide, untrainable
 from pipeline.job.config import Config
-from pipeline.job.stage import Progress, stage
-from pipeline.train.train import (
-    categories_of,
-    in_bfloat16,
-    labels_of,
-    loss_of,
-    placeholders_of,
-    recipe_of,
-    shape_of,
-)
+from pipeline.job.progress import Progress
+from pipeline.job.run import Run
+from pipeline.job.stage import stage
+from pipeline.train.from_settings import in_bfloat16, labels_of, loss_of, recipe_of, shape_of
 
 VERSION = 3
 
 
-def finetune(records: Artifact, base: Backbone, store: Place, out: Place, config: Config) -> Artifact:
-    """Tunes a backbone on this run's products.
+def finetune(run: Run) -> Artifact:
+    """Tunes the backbone of the settings on the run's products."""
+    out = run.path / "backbone"
+    return finetune_backbone(run.records(), run.untuned_backbone(), run.store, out, run.config)
+
+
+def finetune_backbone(
+    records: Artifact, base: Backbone, store: Place, out: Place, config: Config
+) -> Artifact:
+    """Tunes a backbone on the products of the records.
 
     Args:
         records: of ingest.
@@ -147,15 +148,14 @@ def draw_images(records: Artifact, category: pd.Series, config: Config) -> tuple
     images = pd.read_parquet(records.file("images.parquet"))
     images = images.drop_duplicates(["product_id", "image_digest"])  # each counts once in its product
     train, val = (images[images["split"] == split] for split in ("train", "val"))
-    if not config.train.placeholders:
-        train = train[~train["image_digest"].isin(placeholders_of(records))]
+    train = train[~train["image_digest"].isin(untrainable(records, config))]
     if not len(train):
         raise ShelfmarkError(
             f"{records.path}: no training images; expected some to tune the backbone on; "
             "give a source with more products"
         )
-    group = duplicate_groups(_ids(val), val["image_digest"].to_numpy(dtype=object))
-    fit = val[in_fit(group, config.calibration.fit_share)]
+    digests = val["image_digest"].to_numpy(dtype=object)
+    fit = val[divide(_ids(val), digests, config.calibration.fit_share).fit]
     share = config.finetune.share
     learnt, selecting = (part[part["product_id"].isin(draw(part, category, share))] for part in (train, fit))
     return learnt, selecting

@@ -1,0 +1,152 @@
+"""Fill the store by Beam's workers: a process holds one network, the graph carries numbers of shards alone.
+
+bottlenecks.partial/  _missing.arrow         a batch a shard: digests of images, where their records are
+                      _backbone.weights.h5   for the workers, who check its fingerprint
+                      _failed/<shard>        why a shard could not be made
+"""
+
+import functools
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.engines.backbones import Backbone, load_backbone, start_tensorflow
+from features.engines.choose import use_engine
+from features.errors import ShelfmarkError
+from features.records import Piece, read_pieces
+from features.storage.artifact import Artifact, open_artifact
+from features.storage.paths import Place, local, place, remove, write_whole, writing
+from features.storage.store import Digests, Places, Store, digest_array, digests_of, shard_name
+from pipeline.beam.run_units import run_units
+from pipeline.extract.fill_store import RECORD, engine_of, fill, make_shard, require_all, spread, try_twice
+from pipeline.job.config import Extract
+
+if TYPE_CHECKING:
+    from apache_beam.utils.shared import Shared
+
+MISSING, WEIGHTS, FAILED = "_missing.arrow", "_backbone.weights.h5", "_failed"
+
+
+def fill_store_on_beam(
+    store: Store,
+    digests: Digests,
+    records: Artifact,
+    backbone: Backbone,
+    settings: Extract,
+    beam: tuple[str, ...],
+    work: Place,
+) -> Places:
+    """As `fill_store`, on Beam's workers.
+
+    Args:
+        store: of the backbone; workers write there.
+        digests: of the images of the records.
+        records: workers read them.
+        backbone: frozen; workers load its weights from `work`.
+        settings: the section [extract].
+        beam: Beam's own options.
+        work: the working directory, which workers see.
+    """
+
+    def extract_shards(shards: list[np.ndarray]) -> None:
+        from apache_beam.utils.shared import Shared
+
+        remove(work / FAILED)
+        _write_missing(shards, digests.values, records.file("images.parquet"), work / MISSING)
+        _save_weights(backbone, work / WEIGHTS)
+        if settings.precision == "int8":  # fitted once, for all workers
+            engine_of(backbone, store, settings, functools.partial(_sample, records))
+        job = _Job(
+            str(_absolute(records.path)), str(_absolute(work)),
+            backbone.name, backbone.weights, backbone.image_size, backbone.fingerprint, settings,
+        )  # fmt: skip
+        do = functools.partial(_make_unit, job=job, loaded=Shared())
+        marks = [f"{shard_name(digests.values[shard])}.parquet" for shard in shards]
+        run_units("extract", list(range(len(shards))), do, _absolute(store.path), beam, marks)
+        require_all(store, {file.name: file.read_text() for file in (work / FAILED).glob("*")})
+
+    return fill(store, digests, settings, extract_shards)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What workers have to know."""
+
+    records: str  # path of the records
+    work: str  # path of the working directory
+    backbone: str  # as in keras.applications
+    weights: str  # what its weights are called; they are in `work`
+    image_size: int  # px
+    fingerprint: str
+    settings: Extract
+
+
+class _Loaded:
+    """The network of a worker process; a shard at a time, for it uses all cores by itself."""
+
+    def __init__(self, job: _Job, store: Store) -> None:
+        use_engine(job.settings.engine)
+        start_tensorflow()
+        self.turn = threading.Lock()
+        weights = place(job.work) / WEIGHTS
+        backbone = load_backbone(job.backbone, str(local(weights)), job.image_size)
+        if backbone.fingerprint != job.fingerprint:
+            raise ShelfmarkError(
+                f"{weights}: has fingerprint {backbone.fingerprint} in a worker; expected "
+                f"{job.fingerprint}; install the command's versions of shelfmark and Keras there"
+            )
+        sample = functools.partial(_sample, open_artifact(place(job.records), "records"))
+        self.engine = engine_of(backbone, store, job.settings, sample)
+
+
+def _absolute(path: Place) -> Place:
+    return path.absolute() if isinstance(path, Path) else path  # a worker may have another directory
+
+
+def _write_missing(shards: list[np.ndarray], digests: np.ndarray, images: Path, file: Place) -> None:
+    rows = pq.read_table(images, columns=list(RECORD))
+    schema = pa.schema([("image_digest", pa.binary(32)), *rows.schema.remove_metadata()])
+    with writing(file) as working, pa.ipc.new_file(working, schema) as writer:
+        for shard in shards:
+            chosen = rows.take(pa.array(shard)).combine_chunks()
+            columns = [digest_array(digests[shard]), *(column.chunk(0) for column in chosen.columns)]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+
+
+def _sample(records: Artifact, most: int) -> Iterator[Piece]:
+    """Pieces of at most `most` images of the records, evenly spread."""
+    rows = pq.read_table(records.file("images.parquet"), columns=list(RECORD))
+    return read_pieces(records.path, rows.take(pa.array(spread(np.arange(len(rows)), most))).to_pandas())
+
+
+def _save_weights(backbone: Backbone, file: Place) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = Path(scratch, file.name)
+        backbone.save_weights(weights)
+        write_whole(file, weights.read_bytes())
+
+
+def _make_unit(number: int, mark: Place, *, job: _Job, loaded: "Shared") -> None:
+    """Makes a shard in a worker; why it cannot be made goes into a file, and the job goes on."""
+    work = place(job.work)
+    store = Store(mark.parent)
+    here: _Loaded = loaded.acquire(functools.partial(_Loaded, job, store))
+    with (work / MISSING).open("rb") as file:
+        rows = pa.Table.from_batches([pa.ipc.open_file(file).get_batch(number)])
+    digests = digests_of(rows["image_digest"])
+    records = rows.select(RECORD).to_pandas()
+
+    def read() -> Iterator[Piece]:
+        return read_pieces(place(job.records), records)
+
+    with here.turn:
+        reason = try_twice(lambda: make_shard(store, digests, read, here.engine, job.weights))
+    if reason:
+        write_whole(work / FAILED / mark.stem, reason.encode())

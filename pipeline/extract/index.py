@@ -1,0 +1,69 @@
+"""The index of a run into the store: where each image's bottleneck is, and the shards it refers to.
+
+index.parquet   image_digest (32 bytes), product_id, image_index, split, shard, row
+                and with extract.flip: flip_shard, flip_row; sorted by product_id, image_index
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.storage.artifact import Artifact
+from features.storage.paths import Place, writing
+from features.storage.store import Places, digest_array, digests_of
+
+INDEX_ROWS = 2**18  # rows of the index made at a time
+READ_ROWS = 2**16  # hex digests decoded at a time; 2**20 of them took 0.5 GB
+INDEX = pa.schema(
+    [
+        ("image_digest", pa.binary(32)),
+        ("product_id", pa.string()),
+        ("image_index", pa.int32()),
+        ("split", pa.string()),
+    ]
+)
+
+
+def read_digests(images: Path) -> np.ndarray:
+    """(n, 32) uint8: the column image_digest of a Parquet file, hex or binary."""
+    with pq.ParquetFile(images) as file:
+        digests, done = np.empty((file.metadata.num_rows, 32), np.uint8), 0
+        for batch in file.iter_batches(READ_ROWS, columns=["image_digest"]):
+            digests[done : done + len(batch)] = digests_of(pa.chunked_array([batch.column(0)]))
+            done += len(batch)
+    return digests
+
+
+def write_index(images: Path, digests: np.ndarray, places: Mapping[str, Places], file: Place) -> None:
+    """Writes the index a piece at a time: as one table 20 million rows would take 3 GB."""
+    told = pq.read_table(images, columns=["product_id", "image_index", "split"], read_dictionary=["split"])
+    told = told.combine_chunks()
+    order = pc.sort_indices(told, sort_keys=[("product_id", "ascending"), ("image_index", "ascending")])
+    schema = INDEX
+    for name in places:
+        schema = schema.append(pa.field(f"{name}shard", pa.string()))
+        schema = schema.append(pa.field(f"{name}row", pa.int32()))
+    with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
+        for start in range(0, len(order), INDEX_ROWS):
+            chosen = order.slice(start, INDEX_ROWS)
+            rows = chosen.to_numpy()
+            columns = {name: told[name].take(chosen) for name in told.column_names}
+            columns["image_digest"] = digest_array(digests[rows])
+            for name, found in places.items():
+                columns[f"{name}shard"] = pa.array(found.names, pa.string()).take(pa.array(found.shard[rows]))
+                columns[f"{name}row"] = pa.array(found.row[rows])
+            writer.write_table(pa.table({name: columns[name] for name in schema.names}).cast(schema))
+
+
+def shards_of(bottlenecks: Artifact, view: str = "") -> set[str]:
+    """Names of the shards that the index refers to; `view` is FLIP for those of the mirrored images."""
+    file, column, names = bottlenecks.file("index.parquet"), f"{view}shard", set[str]()
+    if column in pq.read_schema(file).names:
+        with pq.ParquetFile(file, read_dictionary=[column]) as index:
+            for batch in index.iter_batches(INDEX_ROWS, columns=[column]):
+                names.update(batch.column(0).unique().to_pylist())
+    return names

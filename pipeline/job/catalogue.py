@@ -1,0 +1,153 @@
+"""The catalogue as training and measuring see it: images with their bottlenecks, categories, FIT and CERT.
+
+    records/      products.parquet, images.parquet ─► categories_of, untrainable
+    bottlenecks/  index.parquet ─► open_part ─► Part, the images of train, val or test
+    Part of val ─► divide ─► FIT, which selects, and CERT, which certifies and nothing else
+
+All stages that train, calibrate, evaluate or compare get their images here, so all of them divide alike.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.storage.artifact import Artifact
+from features.storage.paths import Place
+from features.storage.store import Store, StoredRows, digests_of
+from models.decisions.validation_split import duplicate_groups, first_of_product, in_fit
+from models.taxonomy import Taxonomy
+from pipeline.job.config import Config
+
+FLIP = "flip_"  # before the names of the second view in the index
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one part of the catalogue, products together, each once in its product.
+
+    With two views each image is there twice, as it is and then mirrored. To all that comes after, a product
+    has twice as many images: predictions of both views are aggregated as if they were separate images.
+    """
+
+    product_id: np.ndarray  # (n,) str; the images of a product share one object
+    digest: np.ndarray  # (n, 32) uint8
+    rows: StoredRows  # (n, d) bottlenecks
+    views: int = 1  # of each image: n = views · images
+
+    @property
+    def image_digest(self) -> np.ndarray:
+        """(n,) str, sha256 hex: 120 bytes an image, made when it is asked for."""
+        text = self.digest.tobytes().hex()
+        return np.array([text[at : at + 64] for at in range(0, len(text), 64)], dtype=object)
+
+    def only(self, chosen: np.ndarray) -> "Part":
+        """The chosen rows, (n,) bool."""
+        return Part(self.product_id[chosen], self.digest[chosen], self.rows.only(chosen), self.views)
+
+    def without(self, image_digests: np.ndarray) -> "Part":
+        """The images but those with one of these digests, (m,) str."""
+        return self.only(~np.isin(self.image_digest, image_digests)) if len(image_digests) else self
+
+    def first_view(self) -> "Part":
+        """The images as they are, each once."""
+        first = np.arange(len(self.product_id)) % self.views == 0
+        return replace(self.only(first), views=1)
+
+
+def views_of_store(store: Place, fingerprint: str, flip: bool) -> dict[str, Store]:
+    """The views by what stands before their names in the index."""
+    shelf = Store(store / fingerprint)
+    return {"": shelf} | ({FLIP: shelf.mirrored()} if flip else {})
+
+
+def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
+    """The images of a split ("train", "val", "test") with the bottlenecks of every view extracted.
+
+    An image that a product has twice is there once: twice the same photo is no further evidence.
+    """
+    file = bottlenecks.file("index.parquet")
+    names = pq.read_schema(file).names
+    views = views_of_store(store, bottlenecks.summary["fingerprint"], f"{FLIP}shard" in names)
+    index = pq.read_table(
+        file, filters=[("split", "==", split)],
+        columns=[name for name in names if name not in ("split", "image_index")],
+        read_dictionary=["product_id", *(f"{view}shard" for view in views)],
+    )  # fmt: skip
+    product_id, product = _coded(index["product_id"])
+    digests = digests_of(index["image_digest"])
+    first = first_of_product(product, digests)
+    if not first.all():
+        product, digests = product[first], digests[first]
+    ids = np.array(product_id.to_pylist(), dtype=object)[product]
+    rows = [_rows(index, name, view).only(first) for name, view in views.items()]
+    if len(rows) == 1:
+        return Part(ids, digests, rows[0])
+    return Part(ids.repeat(2), digests.repeat(2, axis=0), rows[0].beside(rows[1]), views=2)
+
+
+def _rows(index: pa.Table, name: str, view: Store) -> StoredRows:
+    shards, shard = _coded(index[f"{name}shard"])
+    return view.rows(shards.to_pylist(), shard, index[f"{name}row"].to_numpy())
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """The different values of a dictionary column, and (n,) int32 each row's position among them."""
+    whole = column.unify_dictionaries().combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):  # no chunk at all
+        return pa.array([], pa.string()), np.empty(0, np.int32)
+    return whole.dictionary, whole.indices.to_numpy()
+
+
+# Categories
+
+
+def categories_of(records: Artifact) -> pd.Series:
+    """Category by product_id, of the products that have one."""
+    products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "category"]).dropna()
+    return products.set_index("product_id")["category"]
+
+
+def sizes_of(learnt: Part, category: pd.Series, taxonomy: Taxonomy) -> np.ndarray:
+    """(C,) int32, training products of each category; `category` by product_id."""
+    index = taxonomy.index(category.reindex(np.unique(learnt.product_id)).to_numpy())
+    return np.bincount(index, minlength=len(taxonomy.categories)).astype(np.int32)
+
+
+def untrainable(records: Artifact, config: Config) -> np.ndarray:
+    """(m,) str, digests of the images that training leaves out: placeholders, unless train.placeholders."""
+    if config.train.placeholders:
+        return np.empty(0, object)
+    file = records.file("images.parquet")
+    images = pd.read_parquet(file, columns=["image_digest"], filters=[("placeholder", "==", True)])
+    return images["image_digest"].to_numpy(dtype=object)
+
+
+# FIT and CERT
+
+
+@dataclass(frozen=True)
+class Division:
+    """The images of validation, divided into FIT and CERT."""
+
+    group: np.ndarray  # (n,) the duplicate group of each image's product
+    fit: np.ndarray  # (n,) bool, the image is in FIT
+
+    @property
+    def cert(self) -> np.ndarray:
+        """(n,) bool, the image is in CERT."""
+        return ~self.fit
+
+
+def divide(product_id: np.ndarray, image_digest: np.ndarray, fit_share: float) -> Division:
+    """Divides images by the hash of their products' duplicate groups; a group is on one side as a whole.
+
+    Args:
+        product_id: (n,) str.
+        image_digest: (n,) str, sha256 hex.
+        fit_share: of the groups, 0 to 1; `calibration.fit_share` for FIT and CERT.
+    """
+    group = duplicate_groups(product_id, image_digest)
+    return Division(group, in_fit(group, fit_share))

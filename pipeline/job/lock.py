@@ -1,0 +1,36 @@
+"""The lock that keeps a second job off a run."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from features.errors import ShelfmarkError
+from features.storage.paths import Place, Remote
+
+
+@contextmanager
+def only_job(run: Place) -> Iterator[None]:
+    """Keeps a second job off the run; the lock ends with the process, however it ends.
+
+    An object store has no locks: there, a second job on this machine is kept off, one on another is not.
+    """
+    import filelock
+
+    if isinstance(run, Remote):
+        name = f"shelfmark-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
+        lock = filelock.FileLock(Path(tempfile.gettempdir()) / name)
+    else:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ShelfmarkError(
+            f"{run}: another job is at work on this run; expected to be alone; wait or give another name"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

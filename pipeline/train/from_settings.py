@@ -1,0 +1,105 @@
+"""From settings to what training takes: the recipe, the shape of the head, its labels and its loss."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from features.errors import ShelfmarkError
+from models.heads.architectures import FLAT, TAXONNET, HeadShape
+from models.heads.losses import Loss, soft_tree, summed_levels, weighted_levels
+from models.heads.training import Recipe
+from models.heads.training_steps import multiplies_bfloat16
+from models.taxonomy import Taxonomy
+from pipeline.extract.fill_store import ALL_ZERO
+from pipeline.job.catalogue import Part
+from pipeline.job.config import Config
+
+
+def recipe_of(config: Config) -> Recipe:
+    """How heads are trained on this machine."""
+    settings = config.training()
+    precision, memory = settings.pop("precision"), settings.pop("memory_gb")
+    elsewhere = (
+        *("placeholders", "leave_out_suspects", "warm_start", "warm_epochs"),
+        *("standardized", "second_dropout"),
+    )
+    for name in elsewhere:  # not of the steps
+        settings.pop(name, None)
+    return Recipe(
+        **settings,
+        seed=config.seed,
+        bfloat16=in_bfloat16(precision),
+        memory=int(memory * 1e9),
+    )
+
+
+def in_bfloat16(precision: str) -> bool:
+    """What "auto", "bfloat16" or "float32" means on this machine."""
+    return precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16())
+
+
+def shape_of(learnt: Part, taxonomy: Taxonomy, fingerprint: str, config: Config) -> HeadShape:
+    """The shape of a head by its settings, for these training images, their tree and backbone."""
+    settings = config.head
+    hierarchical = settings.loss == "hierarchical"
+    return HeadShape(
+        width=learnt.rows[slice(0, 1)].shape[1],
+        categories=len(taxonomy.categories),
+        hidden=settings.hidden,
+        dropout=settings.dropout,
+        scale=_scale(learnt),
+        fingerprint=fingerprint,
+        flip=learnt.views == 2,
+        kind=settings.kind,
+        parents=taxonomy.parents if settings.kind != FLAT or hierarchical else (),
+        selector=(settings.selector or settings.hidden[1]) if settings.kind == TAXONNET else 0,
+        hierarchical=hierarchical,
+        standardized=config.training()["standardized"],
+        second_dropout=config.training()["second_dropout"],
+    )
+
+
+def labels_of(
+    category: pd.Series, taxonomy: Taxonomy, shape: HeadShape
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What a head of this shape learns for each image, from its product_id: the category, or all nodes.
+
+    Args:
+        category: by product_id.
+        taxonomy: of the categories.
+        shape: of the head.
+
+    Returns:
+        (n,) str product_id → (n,) int, or (n, N) int32 for a head of several levels.
+    """
+
+    def labels(product_id: np.ndarray) -> np.ndarray:
+        index = taxonomy.index(category.reindex(product_id).to_numpy())
+        return index if shape.kind == FLAT else taxonomy.nodes.T[index]
+
+    return labels
+
+
+def loss_of(taxonomy: Taxonomy, config: Config) -> Loss | None:
+    """What is minimised; None: cross-entropy, summed over the levels. Hierarchical softmax is in the head."""
+    weights, name = config.head.level_weights, config.loss()
+    if weights is not None:
+        if len(weights) != taxonomy.levels:
+            raise ShelfmarkError(
+                f"head.level_weights: {len(weights)} numbers; expected {taxonomy.levels}, one for each level "
+                "of the tree from coarse to fine; correct the setting"
+            )
+        return weighted_levels(weights)
+    if name == "soft_tree":
+        return soft_tree(taxonomy, config.head.soft_beta)
+    return summed_levels(taxonomy) if name == "summed" and taxonomy.levels > 1 else None
+
+
+def _scale(learnt: Part) -> float:
+    """1 / RMS of the training bottlenecks, from at most 20,000 of them."""
+    some = learnt.rows[slice(0, None, max(1, -(-len(learnt.rows) // 20_000)))]
+    rms = np.sqrt(np.mean(np.square(some, dtype=np.float64)))
+    if rms == 0:  # extract refuses a store that begins so, not one that goes on so
+        raise ShelfmarkError(ALL_ZERO)
+    return float(f"{1 / rms:.6g}")
