@@ -129,13 +129,13 @@ def mean_of(of_seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def accuracies(records: Any, bottlenecks: Any, head: Any, store: Path, fit_share: float) -> dict[str, Any]:
     """Top-1 at every level of the tree, as evaluation has it: of all validation products, and of CERT's."""
-    from models.decisions.bundle import load_asked
+    from models.decisions.bundle import load_predictor
     from models.decisions.predictions import product_bounds
     from pipeline.job.catalogue import open_part
 
-    asked, part = load_asked(head.folder()), open_part(bottlenecks, store, "val")
+    asked, part = load_predictor(head.folder()), open_part(bottlenecks, store, "val")
     bounds = product_bounds(part.product_id)
-    answers = asked.answer(part.rows, bounds, 1.0)
+    answers = asked.predict(part.rows, bounds, 1.0)
     found = answers.own_top if answers.own_top.shape[1] else answers.level_top
     return graded(records, part, found[:, :, 0], fit_share)
 

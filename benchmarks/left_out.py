@@ -20,7 +20,7 @@ import pandas as pd
 from measure import conditions, table
 
 from features.storage.artifact import open_artifact
-from models.decisions.predictions import Answers, answer, product_bounds
+from models.decisions.predictions import Predictions, predict, product_bounds
 from models.heads.hierarchy import found_ancestors, surviving_nodes
 from models.heads.training import Examples, fit_head
 from models.taxonomy import read_taxonomy
@@ -98,10 +98,10 @@ def measure(workspace: Path, run: str, config: Config, share: float, seed: int) 
     loss = loss_of(kept, config)
     head, _ = fit_head(shape, *examples, recipe, loss)
 
-    def ask(part: Part) -> tuple[np.ndarray, Answers]:
+    def ask(part: Part) -> tuple[np.ndarray, Predictions]:
         bounds = product_bounds(part.product_id)
         truth = full.index(category.reindex(part.product_id[bounds[:-1]]).to_numpy())
-        return truth, answer(head, part.rows, bounds, kept, temperature=1.0)
+        return truth, predict(head, part.rows, bounds, kept, temperature=1.0)
 
     surviving = surviving_nodes(full, kept)
     strangers = [ask(part.only(~stays(part))) for part in parts.values()]

@@ -110,7 +110,7 @@ def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Arti
     """Puts a bundle together without the pipeline."""
     from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
     from models.decisions.bundle import HEAD_FILES, THRESHOLDS
-    from models.decisions.categorizer import Rules
+    from models.decisions.categorizer import DecisionRules
     from models.decisions.confidence import ConfidenceModel
     from models.decisions.releases import SPLITS
     from models.decisions.thresholds import Certificate
@@ -124,7 +124,7 @@ def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Arti
         work / "taxonomy.csv", index=False
     )
     np.save(work / "sizes.npy", np.arange(20, 26, dtype=np.int32))
-    rules = Rules(
+    rules = DecisionRules(
         model=digest_of({name: file_digest(work / name) for name in HEAD_FILES}),
         labels=file_digest(work / "taxonomy.csv"),
         temperature=1.0,

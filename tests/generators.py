@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import betainc, xlogy
 
 from models.decisions.confidence import Evidence
-from models.decisions.thresholds import Graded
+from models.decisions.thresholds import Outcomes
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 
@@ -82,11 +82,11 @@ def g6_precision(threshold: float) -> float:
 
 def graded(
     confidence: np.ndarray, correct: np.ndarray, name: str = "cert", group: np.ndarray | None = None
-) -> Graded:
+) -> Outcomes:
     """Products called `<name>0`, `<name>1`, …, each its own group unless groups (n,) int are given."""
     ids = _names(name, len(correct))
     groups = ids if group is None else _names(f"{name}-group", group.max() + 1)[group]
-    return Graded(ids, groups, confidence, correct)
+    return Outcomes(ids, groups, confidence, correct)
 
 
 @cache

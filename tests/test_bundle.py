@@ -13,7 +13,7 @@ import pytest
 from features.engines.backbones import Backbone
 from features.errors import ShelfmarkError
 from features.storage.artifact import file_digest, seal
-from models.decisions.bundle import HEAD_FILES, load_asked, open_bundle, read_rules
+from models.decisions.bundle import HEAD_FILES, load_predictor, open_bundle, read_rules
 from models.decisions.releases import SPLITS
 
 SUMMARY = {"independent": False, "weights": "imagenet"}
@@ -34,8 +34,8 @@ def test_opened_bundle_holds_all_that_categorizing_needs(
 ) -> None:
     bundle = open_bundle(bundle_path)
     assert bundle.fingerprint == mobilenet.fingerprint
-    assert bundle.categorizer.asked.taxonomy.categories.tolist() == list(conftest.CATEGORIES)
-    assert bundle.categorizer.asked.sizes.tolist() == [20, 21, 22, 23, 24, 25]
+    assert bundle.categorizer.predictor.taxonomy.categories.tolist() == list(conftest.CATEGORIES)
+    assert bundle.categorizer.predictor.sizes.tolist() == [20, 21, 22, 23, 24, 25]
     assert bundle.categorizer.rules.certificate.threshold == 0.5
     assert bundle.caveats == ("the weights of its backbone are random: its decisions are a demonstration",)
     assert pd.read_parquet(bundle.path / SPLITS).to_dict("list") == {"product_id": ["p"], "split": ["train"]}
@@ -116,13 +116,13 @@ def test_rules_survive_their_file(bundle_path: Path) -> None:
 
 
 def test_model_is_told_by_all_files_that_answers_depend_on(bundle_path: Path, tmp_path: Path) -> None:
-    asked = load_asked(bundle_path)
+    asked = load_predictor(bundle_path)
     assert asked.labels == file_digest(bundle_path / "taxonomy.csv")
     for name in HEAD_FILES:
         shutil.copyfile(bundle_path / name, tmp_path / name)
-    assert load_asked(tmp_path).model == asked.model
+    assert load_predictor(tmp_path).model == asked.model
     np.save(tmp_path / "sizes.npy", np.arange(6, dtype=np.int32))
-    assert load_asked(tmp_path).model != asked.model
+    assert load_predictor(tmp_path).model != asked.model
 
 
 def test_bundle_whose_run_had_no_test_part_says_that_precision_was_not_measured(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from features.errors import ShelfmarkError
-from models.decisions.bundle import load_asked, open_bundle
-from models.decisions.categorizer import Asked, Categorizer
+from models.decisions.bundle import load_predictor, open_bundle
+from models.decisions.categorizer import Categorizer, Predictor
 from models.heads.architectures import SET_FILES, Head, HeadShape, build_head, set_logits
 from pipeline.train.calibrate import choose_aggregation
 
@@ -28,11 +28,11 @@ class Echo:
 
 
 @pytest.fixture
-def asked(bundle_path: Path) -> Asked:
-    return dataclasses.replace(load_asked(bundle_path), head=Echo())  # type: ignore[arg-type]
+def asked(bundle_path: Path) -> Predictor:
+    return dataclasses.replace(load_predictor(bundle_path), head=Echo())  # type: ignore[arg-type]
 
 
-def with_set_head(asked: Asked, images: int) -> Asked:
+def with_set_head(asked: Predictor, images: int) -> Predictor:
     """A set head that knows the first number of a bottleneck for the category."""
     shape = HeadShape(6, 6, (6, 1), 0.0, 1.0, "", kind="set", images=images)
     model = build_head(shape)
@@ -65,11 +65,11 @@ def never_ruled_out() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("draw", "best"), [(sure_of_one_image, "max"), (never_ruled_out, "geometric")], ids=["max", "geometric"]
 )
-def test_auto_takes_what_is_right_most_often_on_fit(asked: Asked, draw: Any, best: str) -> None:
+def test_auto_takes_what_is_right_most_often_on_fit(asked: Predictor, draw: Any, best: str) -> None:
     assert choose_aggregation(asked, *draw(), "auto")[0] == best
 
 
-def test_a_wish_is_obeyed_with_its_own_temperature(asked: Asked) -> None:
+def test_a_wish_is_obeyed_with_its_own_temperature(asked: Predictor) -> None:
     told = {
         wish: choose_aggregation(asked, *sure_of_one_image(), wish) for wish in ("mean", "geometric", "max")
     }
@@ -77,18 +77,18 @@ def test_a_wish_is_obeyed_with_its_own_temperature(asked: Asked) -> None:
     assert len({temperature for _, temperature in told.values()}) == 3
 
 
-def test_products_of_one_image_take_the_mean_which_is_all_the_same(asked: Asked) -> None:
+def test_products_of_one_image_take_the_mean_which_is_all_the_same(asked: Predictor) -> None:
     logits, _, truth = sure_of_one_image()
     assert choose_aggregation(asked, logits[::3], np.arange(PRODUCTS + 1), truth, "auto")[0] == "mean"
 
 
-def test_without_fit_there_is_nothing_to_choose_by(asked: Asked) -> None:
+def test_without_fit_there_is_nothing_to_choose_by(asked: Predictor) -> None:
     nothing = np.zeros((0, 6), np.float32), np.zeros(1, int), np.zeros(0, int)
     assert choose_aggregation(asked, *nothing, "auto") == ("mean", 1.0)
     assert choose_aggregation(asked, *nothing, "max") == ("max", 1.0)
 
 
-def test_set_head_is_chosen_where_it_is_better(asked: Asked) -> None:
+def test_set_head_is_chosen_where_it_is_better(asked: Predictor) -> None:
     """One photo has a little more of the truth than of all others, the next one is sure of something else."""
     truth = np.arange(PRODUCTS) % 6
     logits = np.zeros((PRODUCTS, 2, 6), np.float32)
@@ -100,12 +100,14 @@ def test_set_head_is_chosen_where_it_is_better(asked: Asked) -> None:
     assert choose_aggregation(with_set_head(asked, 2), *drawn, "mean")[0] == "mean"
 
 
-def test_set_head_decides_about_products_and_the_categorizer_asks_it(bundle_path: Path, asked: Asked) -> None:
+def test_set_head_decides_about_products_and_the_categorizer_asks_it(
+    bundle_path: Path, asked: Predictor
+) -> None:
     rules = dataclasses.replace(open_bundle(bundle_path).categorizer.rules, aggregation="set")
     together = with_set_head(asked, 2)
     logits = np.random.default_rng(3).uniform(0, 1, (7, 6)).astype(np.float32)
     bounds = np.array([0, 1, 3, 6, 7])  # of the third product's three images the first two are read
-    answers = Categorizer(together, rules).answer(logits, bounds)
+    answers = Categorizer(together, rules).predict(logits, bounds)
     largest = [logits[0], logits[1:3].max(axis=0), logits[3:5].max(axis=0), logits[6]]
     assert answers.top[:, 0].tolist() == np.argmax(largest, axis=1).tolist()
     assert answers.images.tolist() == [1, 2, 3, 1]
@@ -115,7 +117,7 @@ def test_set_head_decides_about_products_and_the_categorizer_asks_it(bundle_path
     )
 
 
-def test_rules_of_a_set_head_without_one_are_refused(bundle_path: Path, asked: Asked) -> None:
+def test_rules_of_a_set_head_without_one_are_refused(bundle_path: Path, asked: Predictor) -> None:
     rules = dataclasses.replace(open_bundle(bundle_path).categorizer.rules, aggregation="set")
     with pytest.raises(ShelfmarkError, match="a set head that is not there"):
         Categorizer(asked, rules)
@@ -129,7 +131,7 @@ def test_rules_of_an_older_release_take_the_mean(bundle_path: Path) -> None:
 
 
 def test_set_head_is_part_of_the_model_that_thresholds_belong_to(bundle_path: Path, tmp_path: Path) -> None:
-    plain = load_asked(bundle_path)
+    plain = load_predictor(bundle_path)
     assert plain.set_head is None
     for file in bundle_path.iterdir():
         if file.suffix in (".json", ".h5", ".npy", ".csv"):
@@ -138,6 +140,6 @@ def test_set_head_is_part_of_the_model_that_thresholds_belong_to(bundle_path: Pa
     shape = HeadShape(width, len(conftest.CATEGORIES), (4, 1), 0.0, 1.0, "", kind="set", images=2)
     Head(shape, build_head(shape)).save(tmp_path)
     assert set(SET_FILES) <= {file.name for file in tmp_path.iterdir()}
-    again = load_asked(tmp_path)
+    again = load_predictor(tmp_path)
     assert again.set_head is not None and again.set_head.shape == shape
     assert again.model != plain.model

@@ -42,7 +42,7 @@ def engine(mobilenet: Backbone) -> Engine:
 @pytest.fixture
 def echo(bundled: Categorizer) -> Categorizer:
     """Confidence is the largest probability; what goes in are logits of the six categories."""
-    return dataclasses.replace(bundled, asked=dataclasses.replace(bundled.asked, head=Echo()))
+    return dataclasses.replace(bundled, predictor=dataclasses.replace(bundled.predictor, head=Echo()))
 
 
 def with_threshold(categorizer: Categorizer, threshold: float | None) -> Categorizer:
@@ -59,7 +59,7 @@ def logits_of(*probabilities: list[float]) -> np.ndarray:
 def decide(categorizer: Categorizer, logits: np.ndarray, bounds: list[int] | None = None) -> pd.DataFrame:
     edges = np.arange(len(logits) + 1) if bounds is None else np.array(bounds)
     product_id = np.array([f"p{number}" for number in range(len(edges) - 1)], dtype=object)
-    return categorizer.decide(product_id, categorizer.answer(logits, edges))
+    return categorizer.decide(product_id, categorizer.predict(logits, edges))
 
 
 def test_decision_says_what_was_decided_at_which_level(echo: Categorizer) -> None:
@@ -151,7 +151,7 @@ def test_confidence_is_the_models_not_the_probability(echo: Categorizer) -> None
 def test_thresholds_of_another_model_or_tree_are_refused(bundled: Categorizer) -> None:
     for column in ("model", "labels"):
         with pytest.raises(ShelfmarkError, match="thresholds of another model"):
-            Categorizer(bundled.asked, dataclasses.replace(bundled.rules, **{column: "0" * 64}))
+            Categorizer(bundled.predictor, dataclasses.replace(bundled.rules, **{column: "0" * 64}))
 
 
 def test_unreadable_products_have_a_row_each_and_no_category() -> None:
@@ -174,7 +174,7 @@ def test_photos_are_decided_as_their_bottlenecks_are(
     other = choose_engine(mobilenet, batch=4, engine="tensorflow")
     bottlenecks = extract(other, pieces_of(photos, "drawn"), 3)
     expected = bundled.decide(
-        np.array(["shoe-é"], dtype=object), bundled.answer(bottlenecks, np.array([0, 3]))
+        np.array(["shoe-é"], dtype=object), bundled.predict(bottlenecks, np.array([0, 3]))
     )
     pd.testing.assert_frame_equal(table, expected, rtol=1e-4)
 
@@ -200,14 +200,14 @@ def test_a_photo_given_twice_counts_once(
 ) -> None:
     asked: list[int] = []
 
-    def answer(self: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> object:
+    def predict(self: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> object:
         asked.append(len(bottlenecks))
-        return original(self, np.zeros((len(bottlenecks), bundled.asked.head.shape.width)), bounds)
+        return original(self, np.zeros((len(bottlenecks), bundled.predictor.head.shape.width)), bounds)
 
-    original = Categorizer.answer
-    monkeypatch.setattr(Categorizer, "answer", answer)
-    head = Head(dataclasses.replace(bundled.asked.head.shape, flip=flip), bundled.asked.head.model)
-    categorizer = dataclasses.replace(bundled, asked=dataclasses.replace(bundled.asked, head=head))
+    original = Categorizer.predict
+    monkeypatch.setattr(Categorizer, "predict", predict)
+    head = Head(dataclasses.replace(bundled.predictor.head.shape, flip=flip), bundled.predictor.head.model)
+    categorizer = dataclasses.replace(bundled, predictor=dataclasses.replace(bundled.predictor, head=head))
     photos = [photo(1), b"text", photo(2), photo(1), b"text", photo(1)]
     _, refusals = categorize_photos(categorizer, Corner(), "p", photos, Limits())
     assert asked == [4 if flip else 2], "two photos, in one view or in two"
@@ -242,15 +242,15 @@ def test_a_head_of_two_views_is_asked_about_each_photo_and_its_mirror_image(
 ) -> None:
     asked: list[tuple[list[list[int]], list[int]]] = []
 
-    def answer(self: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> object:
+    def predict(self: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> object:
         asked.append((bottlenecks.round(-1).astype(int).tolist(), bounds.tolist()))
-        return original(self, np.zeros((len(bottlenecks), bundled.asked.head.shape.width)), bounds)
+        return original(self, np.zeros((len(bottlenecks), bundled.predictor.head.shape.width)), bounds)
 
-    original = Categorizer.answer
-    monkeypatch.setattr(Categorizer, "answer", answer)
-    shape = dataclasses.replace(bundled.asked.head.shape, flip=flip)
-    head = Head(shape, bundled.asked.head.model)
-    categorizer = dataclasses.replace(bundled, asked=dataclasses.replace(bundled.asked, head=head))
+    original = Categorizer.predict
+    monkeypatch.setattr(Categorizer, "predict", predict)
+    shape = dataclasses.replace(bundled.predictor.head.shape, flip=flip)
+    head = Head(shape, bundled.predictor.head.model)
+    categorizer = dataclasses.replace(bundled, predictor=dataclasses.replace(bundled.predictor, head=head))
     photos = [two_halves((200, 200, 200), (50, 50, 50)), two_halves((100, 100, 100), (150, 150, 150))]
     table, refused = categorize_photos(categorizer, Corner(), "a", photos, Limits())
     first, second = [[200] * 3, [50] * 3], [[100] * 3, [150] * 3]

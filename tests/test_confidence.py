@@ -15,10 +15,10 @@ from models.decisions.confidence import (
     AGGREGATIONS,
     ConfidenceModel,
     Evidence,
+    accuracy_and_log_loss,
     category_effects,
     fit_confidence,
     fit_temperature,
-    grade_products,
     product_probabilities,
 )
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at
@@ -160,7 +160,7 @@ def test_temperature_is_the_best_of_many_for_every_aggregation(aggregation: str)
         return float(-np.log(products[np.arange(100), truth]).mean())
 
     assert loss(found) <= min(loss(tried) for tried in np.geomspace(1, 12, 30)) + 1e-5
-    accuracy, told = grade_products(some.logits, some.images, truth, found, aggregation)
+    accuracy, told = accuracy_and_log_loss(some.logits, some.images, truth, found, aggregation)
     assert told == pytest.approx(loss(found), rel=1e-6)
     chosen = product_probabilities(some.logits, some.images, found, aggregation).argmax(axis=1)
     assert accuracy == np.mean(chosen == truth)

@@ -28,7 +28,7 @@ from models.heads import checkpoints as epochs
 from models.heads.architectures import Head, HeadShape, build_head
 from models.heads.finetune import (
     Augmentation,
-    Average,
+    MovingAverage,
     Photos,
     augment,
     freeze,
@@ -250,7 +250,7 @@ def test_a_tuning_killed_after_any_epoch_goes_on_to_the_same_backbone(
 
 def test_average_follows_the_weights_and_changes_places_with_them() -> None:
     model = network_of(tiny())
-    average, start = Average(model, 0.75), model.get_weights()
+    average, start = MovingAverage(model, 0.75), model.get_weights()
     for _ in range(2):
         model.set_weights([weight + 4 for weight in model.get_weights()])
         average.follow()

@@ -39,7 +39,7 @@ def test_curve_agrees_with_trying_every_confidence(products: list[tuple[float, b
     for t in sorted({c for c, _ in products}, reverse=True):
         taken = [z for c, z in products if c >= t]
         expected.append((t, len(taken), sum(taken)))
-    assert list(zip(curve.threshold, curve.accepted, curve.right, strict=True)) == expected
+    assert list(zip(curve.threshold, curve.accepted, curve.correct, strict=True)) == expected
     np.testing.assert_allclose(curve.acceptance_rate, [m / len(products) for _, m, _ in expected])
     np.testing.assert_allclose(curve.precision, [k / m for _, m, k in expected])
 
@@ -52,7 +52,7 @@ def test_curve_does_not_depend_on_the_order_of_rows() -> None:
     confidence, correct = draw.g6(rng, 500)
     order = rng.permutation(500)
     one, other = acceptance_curve(confidence, correct), acceptance_curve(confidence[order], correct[order])
-    for name in ("threshold", "accepted", "right"):
+    for name in ("threshold", "accepted", "correct"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -83,8 +83,8 @@ def test_thinned_curve_keeps_points_of_the_curve_and_its_end(most: int) -> None:
     thin = curve.thinned(most)
     assert len(thin.threshold) <= most
     assert thin.accepted[-1] == 3000
-    points = set(zip(curve.threshold, curve.accepted, curve.right, strict=True))
-    assert set(zip(thin.threshold, thin.accepted, thin.right, strict=True)) <= points
+    points = set(zip(curve.threshold, curve.accepted, curve.correct, strict=True))
+    assert set(zip(thin.threshold, thin.accepted, thin.correct, strict=True)) <= points
     assert most < 10_000 or len(thin.threshold) == len(curve.threshold)
 
 

@@ -20,7 +20,7 @@ from test_extract import Colours, Running
 from test_ingest import in_a_loop
 
 from features.storage.artifact import Artifact
-from models.decisions.bundle import THRESHOLDS, load_asked, read_rules
+from models.decisions.bundle import THRESHOLDS, load_predictor, read_rules
 from models.decisions.categorizer import Categorizer
 from pipeline.extract import fill_store as shards_module
 from pipeline.extract.extract import extract_records
@@ -126,7 +126,7 @@ def week_of(folder: Path, times: int) -> Week:
     evaluation = evaluate_head(
         records, bottlenecks, head, thresholds, store, folder / "evaluation", CONFIG.calibration
     )
-    bundle = Held(Categorizer(load_asked(head.path), read_rules(thresholds.file(THRESHOLDS))), folder)
+    bundle = Held(Categorizer(load_predictor(head.path), read_rules(thresholds.file(THRESHOLDS))), folder)
     with light():
         categorize([str(folder / "catalogue.csv")], bundle, store, folder / "out" / "d.parquet", CONFIG)
     decisions = pd.read_parquet(folder / "out" / "d.parquet")

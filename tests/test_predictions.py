@@ -1,4 +1,4 @@
-"""Answers are those of computing every product on its own, however the images are cut into pieces."""
+"""Predictions are those of computing every product on its own, however the images are cut into pieces."""
 
 import itertools
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 
 import models.decisions.predictions
 from models.decisions.confidence import product_probabilities
-from models.decisions.predictions import Answers, answer, pieces, product_bounds
+from models.decisions.predictions import Predictions, pieces, predict, product_bounds
 from models.taxonomy import Taxonomy, build_taxonomy
 
 
@@ -34,7 +34,7 @@ def draw(seed: int, products: int, categories: int) -> tuple[np.ndarray, np.ndar
     )
 
 
-def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature: float) -> Answers:
+def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature: float) -> Predictions:
     """Every product on its own, with loops."""
     rows = []
     for start, stop in itertools.pairwise(bounds):
@@ -62,7 +62,7 @@ def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature:
         )
     columns = list(zip(*rows, strict=True))
     probabilities = [filled(row, np.nan) for row in columns[1]]
-    return Answers(*(np.array(column) for column in (columns[0], probabilities, *columns[2:])))
+    return Predictions(*(np.array(column) for column in (columns[0], probabilities, *columns[2:])))
 
 
 def filled(values: list, nothing: float) -> list:
@@ -70,7 +70,7 @@ def filled(values: list, nothing: float) -> list:
     return [*values, *[nothing] * (5 - len(values))]
 
 
-def assert_equal(found: Answers, expected: Answers) -> None:
+def assert_equal(found: Predictions, expected: Predictions) -> None:
     np.testing.assert_array_equal(found.top, expected.top)
     np.testing.assert_array_equal(found.level_top, expected.level_top)
     np.testing.assert_array_equal(found.images, expected.images)
@@ -91,14 +91,14 @@ def test_answers_agree_with_every_product_on_its_own(
     assert tree.levels == levels
     logits, bounds = draw(categories, 25, categories)
     assert_equal(
-        answer(Echo(), logits, bounds, tree, temperature), by_hand(logits, bounds, tree, temperature)
+        predict(Echo(), logits, bounds, tree, temperature), by_hand(logits, bounds, tree, temperature)
     )
 
 
 def test_types_are_the_promised_ones() -> None:
     tree = draw_tree(30)
     logits, bounds = draw(1, 25, 30)
-    found = answer(Echo(), logits, bounds, tree, 1.0)
+    found = predict(Echo(), logits, bounds, tree, 1.0)
     told = {name: (column.shape, column.dtype) for name, column in vars(found).items()}
     assert told == {
         "top": ((25, 5), np.int32),
@@ -115,9 +115,9 @@ def test_types_are_the_promised_ones() -> None:
 def test_answers_never_depend_on_the_size_of_a_piece(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     tree = draw_tree(30)
     logits, bounds = draw(2, 40, 30)
-    whole = answer(Echo(), logits, bounds, tree, 1.3)
+    whole = predict(Echo(), logits, bounds, tree, 1.3)
     monkeypatch.setattr(models.decisions.predictions, "PIECE", piece)
-    cut = answer(Echo(), logits, bounds, tree, 1.3)
+    cut = predict(Echo(), logits, bounds, tree, 1.3)
     for name, column in vars(whole).items():
         np.testing.assert_array_equal(getattr(cut, name), column, err_msg=name)
 
@@ -145,7 +145,7 @@ def test_head_is_never_asked_for_more_images_than_a_piece(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(models.decisions.predictions, "PIECE", 10)
     logits, bounds = draw(3, 40, 9)
-    answer(Counting(), logits, bounds, draw_tree(9), 1.0)
+    predict(Counting(), logits, bounds, draw_tree(9), 1.0)
     assert max(asked) <= 10
     assert sum(asked) == len(logits)
 
@@ -153,25 +153,25 @@ def test_head_is_never_asked_for_more_images_than_a_piece(monkeypatch: pytest.Mo
 def test_equal_probabilities_are_told_from_the_lowest_category_on() -> None:
     logits = np.zeros((2, 30), np.float32)
     logits[1, [4, 17]] = 1000.0  # all others underflow to zero
-    found = answer(Echo(), logits, np.array([0, 1, 2]), draw_tree(30), 1.0)
+    found = predict(Echo(), logits, np.array([0, 1, 2]), draw_tree(30), 1.0)
     assert found.top.tolist() == [[0, 1, 2, 3, 4], [4, 17, 0, 1, 2]]
     assert found.top_probability[1].tolist() == [0.5, 0.5, 0, 0, 0]
     assert found.level_top[0, 0].tolist() == [0, 1, 2, 3, -1]
 
 
 def test_no_products_give_no_answers() -> None:
-    found = answer(Echo(), np.zeros((0, 9), np.float32), product_bounds(np.array([])), draw_tree(9), 1.0)
+    found = predict(Echo(), np.zeros((0, 9), np.float32), product_bounds(np.array([])), draw_tree(9), 1.0)
     assert found.top.shape == (0, 5)
     assert found.level_top.shape == (0, 3, 5)
     assert len(found.evidence(np.zeros(9, int)).p1) == 0
     tree = draw_tree(9)
-    of_levels = answer(OfLevels(tree), np.zeros((0, 1 + 3 + 9), np.float32), np.zeros(1, int), tree, 1.0)
+    of_levels = predict(OfLevels(tree), np.zeros((0, 1 + 3 + 9), np.float32), np.zeros(1, int), tree, 1.0)
     assert (of_levels.own_top.shape, of_levels.level_top.shape) == ((0, 3, 5), (0, 3, 5))
 
 
 def test_evidence_takes_the_first_two_probabilities_and_the_size_of_the_first_category() -> None:
     logits = np.log(np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]], np.float32))
-    found = answer(Echo(), logits, np.array([0, 1, 3]), draw_tree(3, 2), 1.0)
+    found = predict(Echo(), logits, np.array([0, 1, 3]), draw_tree(3, 2), 1.0)
     evidence = found.evidence(np.array([20, 30, 40]))
     np.testing.assert_allclose(evidence.p1, [0.5, 0.5], rtol=1e-6)
     np.testing.assert_allclose(evidence.p2, [0.3, 0.3], rtol=1e-6)
@@ -198,8 +198,8 @@ def test_head_of_levels_is_asked_for_every_level_and_decides_by_the_finest(aggre
     sizes = [len(level) for level in tree.parents]
     assert sizes == [4, 10, 30]
     logits, bounds = draw(5, 40, sum(sizes))
-    found = answer(OfLevels(tree), logits, bounds, tree, 1.4, aggregation)
-    flat = answer(Echo(), logits[:, 14:], bounds, tree, 1.4, aggregation)
+    found = predict(OfLevels(tree), logits, bounds, tree, 1.4, aggregation)
+    flat = predict(Echo(), logits[:, 14:], bounds, tree, 1.4, aggregation)
     for name, column in vars(flat).items():
         if name != "own_top":
             np.testing.assert_array_equal(getattr(found, name), column, err_msg=name)
@@ -214,13 +214,13 @@ def test_aggregation_decides_between_one_sure_image_and_several_unsure_ones() ->
     """Of three images one is sure of the first category, two lean to the second."""
     logits = np.log(np.array([[0.98, 0.01, 0.01], [0.3, 0.4, 0.3], [0.3, 0.4, 0.3]], np.float32))
     tops = {
-        name: answer(Echo(), logits, np.array([0, 3]), draw_tree(3, 2), 1.0, name).top[0, 0]
+        name: predict(Echo(), logits, np.array([0, 3]), draw_tree(3, 2), 1.0, name).top[0, 0]
         for name in ("mean", "geometric", "max")
     }
     assert tops == {"mean": 0, "geometric": 0, "max": 0}
     sure_of_none = np.log(np.array([[0.001, 0.9, 0.099], [0.89, 0.011, 0.099], [0.5, 0.2, 0.3]], np.float32))
     tops = {
-        name: answer(Echo(), sure_of_none, np.array([0, 3]), draw_tree(3, 2), 1.0, name).top[0, 0]
+        name: predict(Echo(), sure_of_none, np.array([0, 3]), draw_tree(3, 2), 1.0, name).top[0, 0]
         for name in ("mean", "geometric", "max")
     }
     # the third is nobody's first choice, and nobody rules it out; the second has the surest image
@@ -228,7 +228,7 @@ def test_aggregation_decides_between_one_sure_image_and_several_unsure_ones() ->
 
 
 def test_only_category_of_a_tree_leaves_nothing_to_the_second() -> None:
-    found = answer(Echo(), np.zeros((1, 1), np.float32), np.array([0, 1]), draw_tree(1, 1), 1.0)
+    found = predict(Echo(), np.zeros((1, 1), np.float32), np.array([0, 1]), draw_tree(1, 1), 1.0)
     evidence = found.evidence(np.array([20]))
     assert (evidence.p1[0], evidence.p2[0], evidence.parent_mass[0]) == (1.0, 0.0, 1.0)
 

@@ -31,8 +31,8 @@ from features.images.normalise import LIMITS, normalise
 from features.records import pieces_of
 from features.storage.artifact import begin, partial_of, seal
 from features.storage.paths import write_whole
-from models.decisions.bundle import THRESHOLDS, Bundle, load_asked, open_bundle
-from models.decisions.categorizer import COLUMNS, Rules, categorize_photos, decisions_table
+from models.decisions.bundle import THRESHOLDS, Bundle, load_predictor, open_bundle
+from models.decisions.categorizer import COLUMNS, DecisionRules, categorize_photos, decisions_table
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.releases import SPLITS
 from models.decisions.thresholds import Certificate
@@ -77,9 +77,9 @@ def make_bundle(path: Path) -> None:
     Head(shape, build_head(shape)).save(work)
     write_taxonomy(GOODS, work / "taxonomy.csv")
     np.save(work / "sizes.npy", np.full(len(GOODS.categories), 10, np.int32))
-    asked = load_asked(work)
+    asked = load_predictor(work)
     certificate = Certificate(0.9, 0.1, 1000, 400, 100, 2, THRESHOLD)
-    rules = Rules(asked.model, asked.labels, 1.0, ConfidenceModel("probability", 0), certificate, 200)
+    rules = DecisionRules(asked.model, asked.labels, 1.0, ConfidenceModel("probability", 0), certificate, 200)
     write_whole(work / THRESHOLDS, json.dumps(rules.to_dict()).encode())
     pd.DataFrame({"product_id": ["a"], "split": ["train"]}).to_parquet(work / SPLITS)
     seal(path, kind="bundle", version=1, made_from={}, summary={"independent": True, "weights": "random"})
@@ -144,7 +144,7 @@ def test_decision_is_the_one_made_from_bottlenecks(
     jpegs = [normalise(data).jpeg for data in photos]
     bottlenecks = extract(engine, pieces_of(jpegs, "drawn"), len(jpegs))
     categorizer = bundle.categorizer
-    table = categorizer.decide(np.array(["x"], object), categorizer.answer(bottlenecks, np.array([0, 3])))
+    table = categorizer.decide(np.array(["x"], object), categorizer.predict(bottlenecks, np.array([0, 3])))
     assert send(client, photos, product_id="x").json() == json.loads(table.to_json(orient="records"))[0]
 
 

@@ -15,7 +15,7 @@ from scipy.stats import binom, binomtest
 from features.product import order_key
 from models.decisions.thresholds import (
     Certificate,
-    Graded,
+    Outcomes,
     certify,
     counts_at,
     lower_bound,
@@ -114,7 +114,7 @@ def test_lower_bound_is_that_of_scipy() -> None:
     np.testing.assert_array_equal(lower_bound(np.array([0, 4]), np.array([0, 4]), 0.1), [0, 0])
 
 
-def alike(products: int, name: str, right: bool = True) -> Graded:
+def alike(products: int, name: str, right: bool = True) -> Outcomes:
     return draw.graded(np.full(products, 0.8), np.full(products, right), name)
 
 
@@ -126,12 +126,12 @@ def test_22_products_without_error_certify_and_21_do_not() -> None:
     assert certified.precision_lower == pytest.approx(0.1 ** (1 / 22))
 
 
-def by_hand(fit: Graded, cert: Graded, target: float, delta: float) -> float | None:
+def by_hand(fit: Outcomes, cert: Outcomes, target: float, delta: float) -> float | None:
     """Section by section in plain Python: a grid of all confidences, chains as loops, scipy's binomial."""
     grid = sorted(set(fit.confidence.tolist()), reverse=True)
     alpha = 1 - target
 
-    def counts(of: Graded, t: float) -> tuple[int, int]:
+    def counts(of: Outcomes, t: float) -> tuple[int, int]:
         taken = [z for s, z in zip(of.confidence.tolist(), of.correct.tolist(), strict=True) if s >= t]
         return len(taken), len(taken) - sum(taken)
 
@@ -199,9 +199,9 @@ def test_no_threshold_is_higher_than_mapies() -> None:
     assert compared >= 5
 
 
-def shuffled(products: Graded, rng: np.random.Generator) -> Graded:
+def shuffled(products: Outcomes, rng: np.random.Generator) -> Outcomes:
     order = rng.permutation(len(products.correct))
-    return Graded(
+    return Outcomes(
         products.product_id[order], products.group[order], products.confidence[order], products.correct[order]
     )
 
@@ -255,7 +255,7 @@ def test_ill_graded_products_are_refused(change: dict[str, np.ndarray], message:
         "correct": np.array([True, False]),
     }
     with pytest.raises(ValueError, match=message):
-        Graded(**(columns | change))
+        Outcomes(**(columns | change))
 
 
 def test_settings_out_of_range_are_refused() -> None:

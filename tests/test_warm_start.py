@@ -8,7 +8,7 @@ import pytest
 
 from models.heads.architectures import STANDARD, Head, HeadShape, build_head
 from models.heads.training import Examples, Recipe, fit_head
-from models.heads.warm_start import Carried, misfit, same_nodes, warm_start
+from models.heads.warm_start import CarriedOver, misfit, same_nodes, warm_start
 from models.taxonomy import Taxonomy
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
@@ -50,7 +50,7 @@ def started(kind: str = "flat", **changes) -> tuple[keras.Model, keras.Model, ke
     warm = keras.models.clone_model(fresh)
     warm.set_weights(fresh.get_weights())
     told = warm_start(warm, shape(NEW, kind, **changes), NEW, old, OLD)
-    assert told == Carried(kept=3, added=1, removed=1)
+    assert told == CarriedOver(kept=3, added=1, removed=1)
     return old.model, fresh, warm
 
 
@@ -74,7 +74,7 @@ def test_a_head_that_starts_from_itself_says_the_same() -> None:
     keras.utils.set_random_seed(1)
     old = Head(shape(OLD), build_head(shape(OLD)))
     again = build_head(shape(OLD))
-    assert warm_start(again, shape(OLD), OLD, old, OLD) == Carried(4, 0, 0)
+    assert warm_start(again, shape(OLD), OLD, old, OLD) == CarriedOver(4, 0, 0)
     rows = np.random.default_rng(0).normal(0, 1, (9, 5)).astype(np.float32)
     np.testing.assert_array_equal(Head(shape(OLD), again).logits(rows), old.logits(rows))
 

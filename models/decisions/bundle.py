@@ -18,7 +18,7 @@ from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS, Backbone, rea
 from features.errors import ShelfmarkError
 from features.storage.artifact import digest_of, file_digest, open_artifact
 from features.storage.paths import Place
-from models.decisions.categorizer import Asked, Categorizer, Rules
+from models.decisions.categorizer import Categorizer, DecisionRules, Predictor
 from models.heads.architectures import SET_FILES, STRUCTURE, WEIGHTS, load_head
 from models.taxonomy import read_taxonomy
 
@@ -41,11 +41,11 @@ class Bundle:
         return read_backbone(self.path / BACKBONE, self.path / BACKBONE_WEIGHTS, self.fingerprint)
 
 
-def load_asked(folder: Path) -> Asked:
+def load_predictor(folder: Path) -> Predictor:
     """The head of a head/ or bundle/ directory, ready to answer."""
     of_a_set = [name for name in SET_FILES if (folder / name).exists()]
     model = digest_of({name: file_digest(folder / name) for name in (*HEAD_FILES, *of_a_set)})
-    return Asked(
+    return Predictor(
         head=load_head(folder),
         taxonomy=read_taxonomy(folder / "taxonomy.csv"),
         sizes=np.load(folder / "sizes.npy"),
@@ -55,9 +55,9 @@ def load_asked(folder: Path) -> Asked:
     )
 
 
-def read_rules(file: Path) -> Rules:
+def read_rules(file: Path) -> DecisionRules:
     """Reads thresholds.json."""
-    return Rules.from_dict(json.loads(file.read_text()))
+    return DecisionRules.from_dict(json.loads(file.read_text()))
 
 
 def open_bundle(place: Place) -> Bundle:
@@ -74,7 +74,7 @@ def open_bundle(place: Place) -> Bundle:
                 f"{path / name}: damaged; expected the digest that the manifest tells; "
                 "put another release into service, or train again"
             )
-    asked = load_asked(path)
+    asked = load_predictor(path)
     categorizer = Categorizer(asked, read_rules(path / THRESHOLDS))
     caveats = _caveats(artifact.summary)
     return Bundle(path, artifact.digest, categorizer, asked.head.shape.fingerprint, caveats)

@@ -17,7 +17,7 @@ from features.errors import ShelfmarkError
 from features.images.normalise import Limits, Refused, normalise
 from features.records import pieces_of
 from models.decisions.confidence import ConfidenceModel
-from models.decisions.predictions import Answers, Rows, answer
+from models.decisions.predictions import Predictions, Rows, predict
 from models.decisions.thresholds import Certificate
 from models.heads.architectures import SET, Head
 from models.taxonomy import Taxonomy
@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Rules:
+class DecisionRules:
     """thresholds.json: how the answers of one model become decisions."""
 
     model: str  # digest of the head's files
@@ -56,7 +56,7 @@ class Rules:
         }
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> "Rules":
+    def from_dict(cls, told: dict[str, Any]) -> "DecisionRules":
         """Back from `to_dict`."""
         confidence = ConfidenceModel.from_dict(told["confidence"])
         certificate = Certificate.from_dict(told["certificate"])
@@ -65,7 +65,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Predictor:
     """A head that answers about products: what calibration looks at."""
 
     head: Head
@@ -81,26 +81,26 @@ class Asked:
         paths = [self.taxonomy.label(index) for index in range(len(self.taxonomy.categories))]
         return np.array(paths, dtype=object)
 
-    def answer(
+    def predict(
         self, bottlenecks: Rows, bounds: np.ndarray, temperature: float, aggregation: str = "mean"
-    ) -> Answers:
-        """Answers about products, see models/decisions/predictions.py."""
-        return answer(self.head, bottlenecks, bounds, self.taxonomy, temperature, aggregation, self.set_head)
+    ) -> Predictions:
+        """Predictions about products, see models/decisions/predictions.py."""
+        return predict(self.head, bottlenecks, bounds, self.taxonomy, temperature, aggregation, self.set_head)
 
 
 @dataclass(frozen=True)
 class Categorizer:
     """Decides about products."""
 
-    asked: Asked
-    rules: Rules
+    predictor: Predictor
+    rules: DecisionRules
 
     def __post_init__(self) -> None:
-        if self.rules.aggregation == SET and self.asked.set_head is None:
+        if self.rules.aggregation == SET and self.predictor.set_head is None:
             raise ShelfmarkError(
                 "thresholds of a set head that is not there; expected set.json by head.json; run train again"
             )
-        if (self.rules.model, self.rules.labels) != (self.asked.model, self.asked.labels):
+        if (self.rules.model, self.rules.labels) != (self.predictor.model, self.predictor.labels):
             raise ShelfmarkError(
                 "thresholds of another model; expected those calibrated for this head; run calibrate again"
             )
@@ -108,17 +108,17 @@ class Categorizer:
     @property
     def flip(self) -> bool:
         """Whether it is asked about each image twice: its bottleneck, then that of the mirrored image."""
-        return self.asked.head.shape.flip
+        return self.predictor.head.shape.flip
 
-    def answer(self, bottlenecks: Rows, bounds: np.ndarray) -> Answers:
-        """Answers about products at the calibrated temperature, their images made one as was chosen."""
-        return self.asked.answer(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
+    def predict(self, bottlenecks: Rows, bounds: np.ndarray) -> Predictions:
+        """Predictions about products at the calibrated temperature, their images made one as was chosen."""
+        return self.predictor.predict(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
 
-    def confidence(self, answers: Answers) -> np.ndarray:
+    def confidence(self, answers: Predictions) -> np.ndarray:
         """(n,) calibrated probability that the most likely category is right."""
-        return self.rules.confidence.confidence(answers.evidence(self.asked.sizes))
+        return self.rules.confidence.confidence(answers.evidence(self.predictor.sizes))
 
-    def decide(self, product_id: np.ndarray, answers: Answers) -> pd.DataFrame:
+    def decide(self, product_id: np.ndarray, answers: Predictions) -> pd.DataFrame:
         """Decisions about n products, one row each, columns COLUMNS.
 
         Args:
@@ -128,8 +128,8 @@ class Categorizer:
         confidence = self.confidence(answers)
         threshold = self.rules.certificate.threshold
         accepted = confidence >= threshold if threshold is not None else np.zeros(len(confidence), bool)
-        names, most_likely = self.asked.taxonomy.categories, answers.top[:, 0]
-        category, path = names[most_likely], self.asked.paths[most_likely]
+        names, most_likely = self.predictor.taxonomy.categories, answers.top[:, 0]
+        category, path = names[most_likely], self.predictor.paths[most_likely]
         return decisions_table(
             product_id=product_id,
             category=category,
@@ -138,7 +138,7 @@ class Categorizer:
             status=np.where(accepted, ACCEPTED, REVIEW),
             node=np.where(accepted, category, None),
             node_path=np.where(accepted, path, None),
-            node_level=[self.asked.taxonomy.levels if yes else None for yes in accepted],
+            node_level=[self.predictor.taxonomy.levels if yes else None for yes in accepted],
             top_categories=[names[top[top >= 0]].tolist() for top in answers.top],
             top_probabilities=[
                 [round(float(p), 6) for p in probability[top >= 0]]
@@ -209,5 +209,5 @@ def categorize_photos(
         for flip in ((False, True) if categorizer.flip else (False,))
     ]
     bottlenecks = np.stack(views, axis=1).reshape(-1, engine.width)
-    answers = categorizer.answer(bottlenecks, np.array([0, len(bottlenecks)]))
+    answers = categorizer.predict(bottlenecks, np.array([0, len(bottlenecks)]))
     return categorizer.decide(np.array([product_id], dtype=object), answers), refusals

@@ -60,7 +60,7 @@ def fit_temperature(
     first = _first_images(logits, images)
     if len(truth) != len(images) or len(images) == 0:
         raise ValueError(f"{len(truth)} categories for {len(images)} products; expected one each, 1 at least")
-    accuracy, _ = grade_products(logits, images, truth, 1.0, aggregation)
+    accuracy, _ = accuracy_and_log_loss(logits, images, truth, 1.0, aggregation)
     least = 0.05 if round((1 - accuracy) * len(truth)) >= LEAST_OF_KIND else 1.0
     if aggregation == "geometric":  # softmax of the mean logits: as if each product had one image
         logits, first = np.add.reduceat(logits, first, axis=0) / images[:, None], np.arange(len(images))
@@ -115,7 +115,7 @@ def _blocks(images: np.ndarray) -> Iterator[tuple[int, int, slice]]:
         start = stop
 
 
-def grade_products(
+def accuracy_and_log_loss(
     logits: np.ndarray, images: np.ndarray, truth: np.ndarray, temperature: float, aggregation: str
 ) -> tuple[float, float]:
     """Accuracy and log loss (nats) of the products' probabilities, block by block; arguments as above."""

@@ -36,7 +36,7 @@ class AcceptanceCurve:
 
     threshold: np.ndarray  # (m,) float, distinct, descending
     accepted: np.ndarray  # (m,) int64, products with confidence >= threshold, at least 1
-    right: np.ndarray  # (m,) int64, the right ones among them
+    correct: np.ndarray  # (m,) int64, the right ones among them
     products: int  # all products, accepted or not
 
     @property
@@ -47,7 +47,7 @@ class AcceptanceCurve:
     @property
     def precision(self) -> np.ndarray:
         """(m,) float, right share of the accepted products."""
-        return self.right / self.accepted
+        return self.correct / self.accepted
 
     def thinned(self, most: int) -> "AcceptanceCurve":
         """At most `most` points of the curve, evenly spread over acceptance; the last one always stays.
@@ -58,7 +58,7 @@ class AcceptanceCurve:
             return self
         wanted = -(-np.arange(1, most + 1) * self.products // most)  # accepted products, rounded up
         keep = np.unique(np.searchsorted(self.accepted, wanted))
-        return AcceptanceCurve(self.threshold[keep], self.accepted[keep], self.right[keep], self.products)
+        return AcceptanceCurve(self.threshold[keep], self.accepted[keep], self.correct[keep], self.products)
 
 
 def acceptance_curve(confidence: np.ndarray, correct: np.ndarray) -> AcceptanceCurve:
@@ -86,7 +86,7 @@ def acceptance_rate_at(curve: AcceptanceCurve, target: float) -> tuple[float, fl
     every other time, however many products measured it; `models.decisions.thresholds` makes the promise.
     """
     exact = Fraction(target).limit_denominator(10**6)  # 0.07 * 100 > 7 in floats: compare whole numbers
-    reached = np.flatnonzero(curve.right * exact.denominator >= curve.accepted * exact.numerator)
+    reached = np.flatnonzero(curve.correct * exact.denominator >= curve.accepted * exact.numerator)
     if len(reached) == 0:
         return 0.0, None
     return float(curve.acceptance_rate[reached[-1]]), float(curve.threshold[reached[-1]])

@@ -17,7 +17,7 @@ TOP = 5
 PIECE = 8192  # images looked at together
 
 
-class Speaker(Protocol):
+class Classifier(Protocol):
     """A head, or anything else that gives logits."""
 
     def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
@@ -36,7 +36,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a head says about n products."""
 
     top: np.ndarray  # (n, 5) int32 categories, most likely first; -1 where the tree has fewer
@@ -49,9 +49,9 @@ class Answers:
     parent_mass: np.ndarray  # (n,) float32, probability under the parent of the most likely category
     images: np.ndarray  # (n,) int, images the answer is made of
 
-    def only(self, chosen: np.ndarray | slice) -> "Answers":
+    def only(self, chosen: np.ndarray | slice) -> "Predictions":
         """Those about the chosen products: (m,) numbers, (n,) bool, or a slice."""
-        return Answers(*(getattr(self, column.name)[chosen] for column in fields(self)))
+        return Predictions(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
     def evidence(self, sizes: np.ndarray) -> Evidence:
         """The numbers that a confidence is made of.
@@ -91,15 +91,15 @@ def pieces(bounds: np.ndarray) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def answer(
-    head: Speaker,
+def predict(
+    head: Classifier,
     bottlenecks: Rows,
     bounds: np.ndarray,
     taxonomy: Taxonomy,
     temperature: float,
     aggregation: str = "mean",
     set_head: Head | None = None,
-) -> Answers:
+) -> Predictions:
     """Asks a head about products; a category's probability decides, those of the levels are told beside it.
 
     Args:
@@ -122,12 +122,12 @@ def answer(
             assert set_head is not None
             logits = set_logits(set_head, rows, bounds[start : stop + 1] - bounds[start])
             own[-1] = product_probabilities(logits, np.ones_like(images), temperature)
-        parts.append(_answer(own, images, taxonomy))
+        parts.append(_predict(own, images, taxonomy))
     columns = zip(*parts, strict=True)
-    return Answers(*(np.concatenate(column) for column in columns))
+    return Predictions(*(np.concatenate(column) for column in columns))
 
 
-def _answer(own: list[np.ndarray], images: np.ndarray, taxonomy: Taxonomy) -> tuple[np.ndarray, ...]:
+def _predict(own: list[np.ndarray], images: np.ndarray, taxonomy: Taxonomy) -> tuple[np.ndarray, ...]:
     probability = own[-1]
     by_level = [probability @ sums for sums in taxonomy.sums]
     top = _top(probability)

@@ -32,7 +32,7 @@ BACKUPS = (5, 10, 20, 40)  # from the top alone, two per cent of bad high scores
 
 
 @dataclass(frozen=True, eq=False)
-class Graded:
+class Outcomes:
     """Products whose decision is known to be right or wrong; products, never images."""
 
     product_id: np.ndarray  # (n,) str, distinct
@@ -88,7 +88,7 @@ class Certificate:
 
 
 def certify(
-    fit: Graded, cert: Graded, *, target: float = 0.9, delta: float = 0.1, grid: int = 1000
+    fit: Outcomes, cert: Outcomes, *, target: float = 0.9, delta: float = 0.1, grid: int = 1000
 ) -> Certificate:
     """The lowest threshold at which precision is at least `target`, with probability 1 - delta.
 
@@ -334,7 +334,7 @@ def _accepted_at(
     }
 
 
-def _refuse_shared(fit: Graded, cert: Graded) -> None:
+def _refuse_shared(fit: Outcomes, cert: Outcomes) -> None:
     """Certifying on what was fitted breaks the promise always; 100 of 100 simulated calibrations."""
     kinds = {type(name).__name__ for name in fit.group[:1].tolist() + cert.group[:1].tolist()}
     if len(kinds) > 1:

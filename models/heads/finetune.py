@@ -51,7 +51,7 @@ class Photos:
             yield pixels[: len(chosen)], self.labels[chosen].astype(np.int32)
 
 
-class Average:
+class MovingAverage:
     """The moving average of a model's weights over its steps (Polyak, Juditsky, SIAM J. Control Optim. 1992).
 
     w̄ ← momentum · w̄ + (1 - momentum) · w, of every weight and statistic; frozen ones stay, bit for bit.
@@ -142,7 +142,7 @@ def tune_backbone(
     model = on_top(head, trunk)
     optimizer = optimizer_of(recipe, len(train.labels))
     optimizer.build(model.trainable_variables)
-    averaged = Average(model, average)
+    averaged = MovingAverage(model, average)
     file = work / CHECKPOINT if work else None
     epochs = Epochs(model, optimizer, file, annealed=average > 0, others=averaged.others)
     averaged.swap()  # between two epochs, and in a checkpoint, the model has the averages

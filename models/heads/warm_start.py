@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Carried:
+class CarriedOver:
     """What became of the categories."""
 
     kept: int  # with last week's weights
@@ -53,7 +53,7 @@ def misfit(shape: HeadShape, old: HeadShape) -> str | None:
 
 def warm_start(
     model: "keras.Model", shape: HeadShape, taxonomy: Taxonomy, old: Head, old_taxonomy: Taxonomy
-) -> Carried:
+) -> CarriedOver:
     """Puts last week's weights into a fresh model; the bottlenecks' statistics are in it already.
 
     Args:
@@ -86,7 +86,7 @@ def warm_start(
         layer.set_weights(told)
     same = same_nodes(taxonomy, old_taxonomy, taxonomy.levels)
     kept = int(np.count_nonzero(same >= 0))
-    return Carried(kept, len(same) - kept, len(old_taxonomy.categories) - kept)
+    return CarriedOver(kept, len(same) - kept, len(old_taxonomy.categories) - kept)
 
 
 def old_level(level: int, taxonomy: Taxonomy, old: Taxonomy) -> int | None:

@@ -28,10 +28,10 @@ from features.records import read_pieces
 from features.storage.artifact import Artifact, digest_of
 from features.storage.paths import Place, write_whole
 from features.storage.store import Digests, Store, StoredRows
-from models.decisions.categorizer import Asked
+from models.decisions.categorizer import Predictor
 from models.decisions.confidence import fit_confidence
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
-from models.decisions.predictions import Answers, product_bounds
+from models.decisions.predictions import Predictions, product_bounds
 from models.heads.architectures import FLAT, Head
 from models.heads.baselines import SIDE, LinearSvm, choose_svm, hog_vectors, require_hog
 from models.heads.training import Examples, fit_head
@@ -367,20 +367,20 @@ def measure(speaker: Any, shop: Shop, config: Config) -> dict[str, Any]:
     place of logits.
     """
     sizes = sizes_of(shop.learnt, shop.category, shop.taxonomy)
-    asked = Asked(speaker, shop.taxonomy, sizes, model="", labels="")
+    asked = Predictor(speaker, shop.taxonomy, sizes, model="", labels="")
     bounds, truth = _products(shop, shop.fit)
     aggregation, temperature = choose_aggregation(asked, shop.fit.rows, bounds, truth, wish(config))
 
-    def answers(part: Part) -> tuple[Answers, np.ndarray]:
+    def answers(part: Part) -> tuple[Predictions, np.ndarray]:
         bounds, truth = _products(shop, part)
-        told = asked.answer(part.rows, bounds, temperature, aggregation)
+        told = asked.predict(part.rows, bounds, temperature, aggregation)
         return told, told.top[:, 0] == truth
 
     sample = draw(shop.learnt, GRADED, np.random.default_rng(config.seed))
     (_, learnt), (of_fit, fit), (of_cert, cert) = (answers(part) for part in (sample, shop.fit, shop.cert))
     model = fit_confidence(of_fit.evidence(asked.sizes), fit)
 
-    def accepted(answers: Answers, right: np.ndarray) -> float:
+    def accepted(answers: Predictions, right: np.ndarray) -> float:
         curve = acceptance_curve(model.confidence(answers.evidence(asked.sizes)), right)
         return acceptance_rate_at(curve, config.calibration.precision)[0]
 

@@ -150,7 +150,7 @@ def _decide(
     flip = categorizer.flip
     rows = rows_of(store, flip, digests, read, bundle.backbone, config.extract)
     bounds = product_bounds(product)
-    answers = categorizer.answer(rows, bounds * (2 if flip else 1))
+    answers = categorizer.predict(rows, bounds * (2 if flip else 1))
     readable = product[bounds[:-1]]  # products, ascending
     for start in range(0, len(index.product_id), PIECE):
         product_id = index.product_id.slice(start, PIECE).to_numpy(zero_copy_only=False)

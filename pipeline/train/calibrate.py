@@ -15,17 +15,17 @@ import numpy as np
 
 from features.storage.artifact import Artifact
 from features.storage.paths import Place, write_whole
-from models.decisions.bundle import THRESHOLDS, load_asked
-from models.decisions.categorizer import Asked, Rules
+from models.decisions.bundle import THRESHOLDS, load_predictor
+from models.decisions.categorizer import DecisionRules, Predictor
 from models.decisions.confidence import (
     AGGREGATIONS,
     ConfidenceModel,
+    accuracy_and_log_loss,
     fit_confidence,
     fit_temperature,
-    grade_products,
 )
-from models.decisions.predictions import Answers, Rows, product_bounds
-from models.decisions.thresholds import Graded, certify
+from models.decisions.predictions import Predictions, Rows, product_bounds
+from models.decisions.thresholds import Outcomes, certify
 from models.heads.architectures import SET, set_logits
 from pipeline.job.catalogue import Division, Part, categories_of, divide, open_part
 from pipeline.job.config import Config
@@ -58,7 +58,7 @@ def calibrate_head(
     """
 
     def make(work: Path) -> Mapping[str, Any]:
-        asked = load_asked(head.folder())
+        asked = load_predictor(head.folder())
         val = open_part(bottlenecks, store, "val")
         truth = asked.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
         division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
@@ -83,14 +83,16 @@ def calibrate_head(
     return stage(out, kind="thresholds", version=VERSION, made_from=made_from, make=make)
 
 
-def _rules(asked: Asked, val: Part, truth: np.ndarray, division: Division, config: Config) -> Rules:
+def _rules(
+    asked: Predictor, val: Part, truth: np.ndarray, division: Division, config: Config
+) -> DecisionRules:
     """The rules from the validation images, divided into FIT and CERT."""
     fit, cert = (_Products(val, truth, division.group, chosen) for chosen in (division.fit, division.cert))
     aggregation, temperature = choose_aggregation(
         asked, fit.rows, fit.bounds, fit.truth, config.head.aggregation
     )
     fit_answers, cert_answers = (
-        asked.answer(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
+        asked.predict(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
     )
     confidence = fit_confidence(fit_answers.evidence(asked.sizes), fit_answers.top[:, 0] == fit.truth)
     certificate = certify(
@@ -100,7 +102,9 @@ def _rules(asked: Asked, val: Part, truth: np.ndarray, division: Division, confi
         delta=config.calibration.delta,
         grid=config.calibration.grid,
     )
-    return Rules(asked.model, asked.labels, temperature, confidence, certificate, len(fit.truth), aggregation)
+    return DecisionRules(
+        asked.model, asked.labels, temperature, confidence, certificate, len(fit.truth), aggregation
+    )
 
 
 class _Products:
@@ -119,7 +123,7 @@ class _Products:
 
 
 def choose_aggregation(
-    asked: Asked, rows: Rows, bounds: np.ndarray, truth: np.ndarray, wish: str
+    asked: Predictor, rows: Rows, bounds: np.ndarray, truth: np.ndarray, wish: str
 ) -> tuple[str, float]:
     """How FIT wants a product's images made one, by accuracy, then log loss; and the temperature with it.
 
@@ -144,20 +148,20 @@ def choose_aggregation(
         else:
             logits, counts, how = of_images, images, name
         temperature = fit_temperature(logits, counts, truth, how)
-        accuracy, loss = grade_products(logits, counts, truth, temperature, how)
+        accuracy, loss = accuracy_and_log_loss(logits, counts, truth, temperature, how)
         log.info("aggregation: %s of images: FIT accuracy %.4f, log loss %.4f", name, accuracy, loss)
         graded.append((accuracy, -loss, name, temperature))
     _, _, name, temperature = max(graded, key=lambda told: told[:2])  # the first among equals
     return name, temperature
 
 
-def _wished(wish: str, images: np.ndarray, asked: Asked) -> list[str]:
+def _wished(wish: str, images: np.ndarray, asked: Predictor) -> list[str]:
     if wish != "auto":
         return [wish]
     several = list(AGGREGATIONS if (images > 1).any() else AGGREGATIONS[:1])  # of one image all are the same
     return [*several, SET] if asked.set_head else several
 
 
-def _graded(side: _Products, answers: Answers, model: ConfidenceModel, asked: Asked) -> Graded:
+def _graded(side: _Products, answers: Predictions, model: ConfidenceModel, asked: Predictor) -> Outcomes:
     confidence = model.confidence(answers.evidence(asked.sizes))
-    return Graded(side.product_id, side.group, confidence, answers.top[:, 0] == side.truth)
+    return Outcomes(side.product_id, side.group, confidence, answers.top[:, 0] == side.truth)

@@ -26,9 +26,9 @@ import pyarrow as pa
 from features.storage.artifact import Artifact
 from features.storage.paths import Place, write_whole
 from models.decisions import metrics
-from models.decisions.bundle import THRESHOLDS, load_asked, read_rules
+from models.decisions.bundle import THRESHOLDS, load_predictor, read_rules
 from models.decisions.categorizer import Categorizer
-from models.decisions.predictions import Answers, product_bounds
+from models.decisions.predictions import Predictions, product_bounds
 from models.decisions.thresholds import lower_bound
 from models.heads.hierarchy import consistency, hierarchical_scores
 from models.taxonomy import Taxonomy
@@ -51,7 +51,7 @@ class Graded:
 
     product_id: np.ndarray  # (n,) str
     truth: np.ndarray  # (n,) int
-    answers: Answers
+    answers: Predictions
     confidence: np.ndarray  # (n,) float
     unseen: np.ndarray  # (n,) bool, no image of it was trained on
 
@@ -97,7 +97,7 @@ def evaluate_head(
     """
 
     def make(work: Path) -> Mapping[str, Any]:
-        categorizer = Categorizer(load_asked(head.folder()), read_rules(thresholds.file(THRESHOLDS)))
+        categorizer = Categorizer(load_predictor(head.folder()), read_rules(thresholds.file(THRESHOLDS)))
         category = categories_of(records)
         parts = {name: open_part(bottlenecks, store, name) for name in ("train", "val", "test")}
         trained = set(parts["train"].image_digest)
@@ -137,8 +137,8 @@ def grade(categorizer: Categorizer, part: Part, category: pd.Series, trained: se
     """
     bounds = product_bounds(part.product_id)
     product_id = part.product_id[bounds[:-1]]
-    truth = categorizer.asked.taxonomy.index(category.reindex(product_id).to_numpy())
-    answers = categorizer.answer(part.rows, bounds)
+    truth = categorizer.predictor.taxonomy.index(category.reindex(product_id).to_numpy())
+    answers = categorizer.predict(part.rows, bounds)
     seen = np.array([digest in trained for digest in part.image_digest], dtype=int)
     unseen = np.add.reduceat(seen, bounds[:-1]) == 0 if len(seen) else np.zeros(0, bool)
     return Graded(product_id, truth, answers, categorizer.confidence(answers), unseen)
@@ -161,7 +161,7 @@ def measure(graded: Graded, categorizer: Categorizer) -> dict[str, Any] | None:
         "threshold": certificate.threshold,
         "accepted": int(accepted.sum()),
         "accepted_precision": metrics.precision(graded.correct[accepted]) if accepted.any() else None,
-        **_levels(graded, categorizer.asked.taxonomy),
+        **_levels(graded, categorizer.predictor.taxonomy),
         "unseen": _precisions(graded.only(graded.unseen), certificate.target)
         if graded.unseen.any()
         else None,
@@ -209,9 +209,9 @@ def _top_shares(ranked: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy) -> di
 
 
 def _write_tables(graded: Graded, categorizer: Categorizer, work: Path) -> None:
-    rules, asked = categorizer.rules, categorizer.asked
+    rules, asked = categorizer.rules, categorizer.predictor
     curve = metrics.acceptance_curve(graded.confidence, graded.correct).thinned(CURVE_POINTS)
-    lower = lower_bound(curve.accepted, curve.accepted - curve.right, rules.certificate.delta)
+    lower = lower_bound(curve.accepted, curve.accepted - curve.correct, rules.certificate.delta)
     columns = {
         "threshold": curve.threshold,
         "acceptance_rate": curve.acceptance_rate,
