@@ -25,21 +25,21 @@ FRESH = ("ingest", "retrain")  # begin with the default settings, not with the r
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command and leaves with its exit status; what stands after -- is for Beam."""
+    """Runs a command and exits with its status; arguments after -- are Beam's."""
     arguments = sys.argv[1:] if arguments is None else arguments
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     run_command(shelfmark, "shelfmark", arguments[:cut], obj=tuple(arguments[cut + 1 :]))
 
 
 class _PlaceType(click.ParamType):
-    """A path, or a place on an object store."""
+    """A path on the disk or on an object store."""
 
-    name = "place"
+    name = "path"
 
     def convert(self, value: Any, param: Any, context: Any) -> Place:
-        """From the text that was given."""
+        """Converts the text of the option."""
         if not str(value).strip():
-            self.fail("empty; expected a path, or a place as in s3://bucket/shop", param, context)
+            self.fail("empty; expected a path, such as shop or s3://bucket/shop", param, context)
         return place(value) if isinstance(value, str) else cast(Place, value)
 
 
@@ -54,14 +54,16 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
             "--workspace", type=PLACE, required=True, help="Directory of all runs, releases and the store."
         ),
         click.option("--run", "name", help="Name of the run; default: the ISO week, as in 2026-W47."),
-        click.option("--config", "file", type=path, help="TOML file of settings."),
+        click.option("--config", "file", type=path, help="TOML file of settings, over the defaults."),
         click.option(
             "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
         ),
         click.option("--backbone", help="Network of keras.applications; default: inception_v3."),
         click.option("--weights", help="imagenet, random, or a .weights.h5 file; default: imagenet."),
-        click.option("--image-size", type=int, help="Pixels; default: the network's own."),
-        click.option("--seed", type=int, help="Of everything random; default: 0."),
+        click.option(
+            "--image-size", type=int, help="Side of the images in pixels; default: the network's own."
+        ),
+        click.option("--seed", type=int, help="Seed of everything random; default: 0."),
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     ]
     for option in reversed(options):
@@ -73,13 +75,13 @@ _sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...
 _engine = click.option(
     "--engine",
     type=click.Choice(["auto", "tensorflow", "openvino", "jax"]),
-    help="What runs the backbone; default: auto, the fastest that is here.",
+    help="What runs the backbone; default: auto, the fastest one installed.",
 )
 _taxonomy = click.option("--taxonomy", type=PLACE, help="CSV of category_id, category_level1, …")
 
 
 class _Commands(click.Group):
-    """Keeps the commands in the order of the work, and lets Beam's options hold for object stores."""
+    """Lists the commands in the order of the work, and applies Beam's options to object stores."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
@@ -91,8 +93,8 @@ class _Commands(click.Group):
             raise click.UsageError("'demo' takes no Beam options; expected nothing after --", context)
         if beam and name not in WITH_BEAM and not all_begin(beam, STORE_OPTIONS):
             raise click.UsageError(
-                f"'{name}' runs nothing on Beam; expected after -- nothing but options of object stores, "
-                "as --s3_endpoint_url=…", context,
+                f"'{name}' runs nothing on Beam; expected after -- only options of object stores, such as "
+                "--s3_endpoint_url=…", context,
             )  # fmt: skip
         if beam:
             use_beam_options(beam)  # before a source or a workspace is looked at
@@ -116,7 +118,7 @@ def _run(
     given: dict[str, Any],
     command: str,
 ) -> Iterator["Run"]:
-    """The run, locked, with its settings: of a FRESH command over the defaults, else over its last ones."""
+    """The run, locked; a FRESH command's settings go over the defaults, others' over the run's last ones."""
     import datetime
 
     from pipeline.job.config import load_config
@@ -126,7 +128,7 @@ def _run(
     name = name or default_name(datetime.date.today())
     if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name.split(".")[0] == "current":
         raise ShelfmarkError(
-            f"--run {name}: not a directory name; expected letters, digits, '-', '_' and '.'; mend it"
+            f"--run {name}: not a directory name; expected letters, digits, '-', '_' and '.'; rename it"
         )
     options = {
         "backbone.name": given["backbone"], "backbone.weights": given["weights"],
@@ -141,7 +143,7 @@ def _run(
 
 
 def _stage(function: Callable[..., None]) -> Callable[..., None]:
-    """A command that gets the run of the common options as its first argument."""
+    """Makes a command of a function whose first argument is the run that the common options name."""
 
     @_common
     def command(
@@ -166,10 +168,10 @@ def _stage(function: Callable[..., None]) -> Callable[..., None]:
 @_taxonomy
 @_stage
 def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None:
-    """Converts a catalogue to records: every image checked, every product in train, val or test.
+    """Converts a catalogue to TFRecords.
 
-    SOURCE is a .bson file (Cdiscount), a folder of photos, or a .csv or .parquet manifest. Options after --
-    are Beam's.
+    Every image is checked, and every product goes to train, val or test. SOURCE is a .bson file (Cdiscount),
+    a folder of photos, or a .csv or .parquet manifest. Options after -- are Beam's.
 
     \b
     Example:
@@ -183,10 +185,10 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None
 @shelfmark.command()
 @_stage
 def finetune(run: "Run") -> None:
-    """Tunes the backbone's later layers on the run's products; extract and train then use it.
+    """Fine-tunes the backbone on the run's products.
 
-    It takes far longer than all the rest, so it is done when asked for: later weeks go on with the backbone
-    of the release.
+    Its later layers are trained; extract and train then use it. It takes far longer than all the rest, so it
+    is done only by this command or with retrain --finetune: later weeks keep the backbone of the release.
 
     \b
     Example:
@@ -201,9 +203,10 @@ def finetune(run: "Run") -> None:
 @_engine
 @_stage
 def extract(run: "Run") -> None:
-    """Runs the frozen backbone over the images that the store lacks.
+    """Runs the backbone over the new images.
 
-    With options after --, which are Beam's, its workers do; without, this process.
+    Images whose bottlenecks are in the store already cost nothing. With options after --, which are Beam's,
+    Beam's workers extract; without, this process.
 
     \b
     Example:
@@ -231,7 +234,9 @@ def train(run: "Run") -> None:
 @shelfmark.command()
 @_stage
 def calibrate(run: "Run") -> None:
-    """Certifies the threshold from which the promised precision holds.
+    """Certifies the confidence threshold.
+
+    From this threshold on the promised precision holds; below it a person decides.
 
     \b
     Example:
@@ -245,7 +250,7 @@ def calibrate(run: "Run") -> None:
 @shelfmark.command()
 @_stage
 def evaluate(run: "Run") -> None:
-    """Grades the head and its threshold on products it has not learnt from.
+    """Measures precision on held-out products.
 
     \b
     Example:
@@ -259,7 +264,9 @@ def evaluate(run: "Run") -> None:
 @shelfmark.command()
 @_stage
 def report(run: "Run") -> None:
-    """Writes the page with the acceptance-rate curve, the levels, the categories and the confusions.
+    """Writes the report, a page for a browser.
+
+    It shows the acceptance-rate curve, the levels, the categories and the confusions.
 
     \b
     Example:
@@ -272,17 +279,21 @@ def report(run: "Run") -> None:
 
 @shelfmark.command()
 @click.option(
-    "--categories", type=click.IntRange(min=2), metavar="N", help="A random draw of N; default: all."
+    "--categories",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="A random sample of N categories; default: all.",
 )
 @click.option(
-    "--only", multiple=True, metavar="ROW", help="This row alone, as in svm or 2nn-2048; repeatable."
+    "--only", multiple=True, metavar="ROW", help="Only this row, such as svm or 2nn-2048; repeatable."
 )
 @_stage
 def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
-    """Trains every kind of classifier on the run's bottlenecks and says which one to use.
+    """Compares classifiers on the run's data.
 
-    Rows: hog-svm, svm, 2nn-512, 2nn-2048, 2nn-4096, separate, multitask, taxonnet; those on bottlenecks of a
-    fine-tuned backbone end in -tuned. Killed, it continues at the next row.
+    Each is trained on the run's bottlenecks; the last lines say which one to use. Rows: hog-svm, svm,
+    2nn-512, 2nn-2048, 2nn-4096, separate, multitask, taxonnet; those on bottlenecks of a fine-tuned backbone
+    end in -tuned. Killed, it continues at the next row.
 
     \b
     Example:
@@ -309,10 +320,10 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 @click.option("--finetune", "tune", is_flag=True, help="Tune the backbone first, on this week's products.")
 @_stage
 def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None, tune: bool) -> None:
-    """Does the whole weekly run, and releases the bundle if it is better than the one in service.
+    """Runs all stages and releases if better.
 
-    Run again, it does nothing again; with other settings it remakes what depends on them; killed, it
-    continues.
+    The new bundle is released if it is better than the one in service. Run again, it repeats nothing; with
+    other settings it remakes what depends on them; killed, it continues.
 
     \b
     Example:
@@ -350,10 +361,10 @@ def categorize(
     sets: tuple[str, ...],
     debug: bool,
 ) -> None:
-    """Decides about every product of a source with the bundle in service.
+    """Categorizes every product of a source.
 
-    Each product gets one row: accepted, review or unreadable. A category given in the source is ignored.
-    Options after -- are Beam's.
+    The bundle in service decides. Each product gets one row: accepted, review or unreadable. A category given
+    in the source is ignored. Options after -- are Beam's.
 
     \b
     Example:
@@ -363,38 +374,41 @@ def categorize(
 
     config = load_config(file, sets, {"extract.engine": engine})
     _start_tensorflow(config.extract.engine)
-    from pipeline.release.categorize import categorize as make
+    from pipeline.release.categorize import categorize
     from pipeline.release.release import require_release
 
-    counts = make(list(sources), require_release(workspace), workspace / "store", output, config, _beam())
+    counts = categorize(
+        list(sources), require_release(workspace), workspace / "store", output, config, _beam()
+    )
     print(f"{output}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items()))
 
 
 @shelfmark.command()
 @click.option("--workspace", type=PLACE, required=True, help="Directory of all runs, releases and the store.")
-@click.option("--keep", type=click.IntRange(min=1), help="Remove all but so many newest runs, too.")
+@click.option("--keep", type=click.IntRange(min=1), help="Also remove all but the N most recent runs.")
 @click.option(
     "--older",
     type=click.FloatRange(min=0),
     default=1.0,
     metavar="DAYS",
-    help="Shards and leftovers younger than this stay; default: 1.",
+    help="Keep shards and working files that are younger; default: 1.",
 )
-@click.option("--dry-run", is_flag=True, help="Tell what would go, and remove nothing.")
+@click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def clean(workspace: Place, keep: int | None, older: float, dry_run: bool, debug: bool) -> None:
-    """Removes shards of the store that no run refers to, and what broken-off jobs left behind.
+    """Removes what no run needs.
 
-    Shards that categorize has added belong to no run: with --older 30 they save its work for a month. The
-    runs of the release in service, and of the one it was based on, stay in any case.
+    That is: shards of the store that no run refers to, and working files of interrupted jobs. Shards that
+    categorize has added belong to no run: with --older 30 they save its work for a month. The runs of the
+    release in service, and of the one it was based on, always stay.
 
     \b
     Example:
       shelfmark clean --workspace shop --keep 4 --dry-run
     """
-    from pipeline.release.clean import clean as make
+    from pipeline.release.clean import clean
 
-    going = make(workspace, keep=keep, older=older, dry_run=dry_run)
+    going = clean(workspace, keep=keep, older=older, dry_run=dry_run)
     for one in going:
         print(f"{one.what}: {one.size / 1e6:,.1f} MB")
     size = sum(one.size for one in going)
@@ -410,20 +424,22 @@ def clean(workspace: Place, keep: int | None, older: float, dry_run: bool, debug
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def demo(workspace: Path, debug: bool) -> None:
-    """Draws a small catalogue, retrains and categorizes, and says where the report is.
+    """Runs everything on a drawn catalogue.
+
+    It draws photos of a small shop, retrains, categorizes, and prints the figures and where the report is.
 
     \b
     Example:
       shelfmark demo --workspace demo
     """
     _start_tensorflow()
-    from pipeline.demo.demo import demo as make
+    from pipeline.demo.demo import demo
 
-    make(workspace)
+    demo(workspace)
 
 
 def _start_tensorflow(engine: str = "auto") -> None:
-    """Starts TensorFlow, which imports Keras, whose backend the engine tells: that comes first."""
+    """Sets Keras' backend for the engine, then starts TensorFlow, which imports Keras."""
     from features.engines.backbones import start_tensorflow
     from features.engines.choose import use_engine
 
@@ -432,7 +448,7 @@ def _start_tensorflow(engine: str = "auto") -> None:
 
 
 def _beam() -> tuple[str, ...]:
-    """What stood after --, where it is for Beam; how S3 is reached is known here without it."""
+    """The options after --, when some are for Beam itself; those for S3 alone do not need Beam."""
     options: tuple[str, ...] = click.get_current_context().obj or ()
     return () if all_begin(options, S3_OPTIONS) else options
 

@@ -17,6 +17,7 @@ from features.storage.paths import copy_tree, place, sizes, write_whole
 from features.storage.store import Store
 from pipeline.cli import main
 from pipeline.job.lock import only_job
+from pipeline.job.summaries import BottlenecksSummary
 from pipeline.release.clean import clean
 
 FINGERPRINT = "colours-8"
@@ -48,7 +49,10 @@ def add_run(workspace, name, shards, flip=(), fingerprint=FINGERPRINT, images=""
     else:
         columns = {"shard": shards} | ({"flip_shard": flip} if flip else {})
         pq.write_table(pa.table(columns), work / "index.parquet")
-    seal(path / kind, kind=kind, version=1, made_from={}, summary={"fingerprint": fingerprint})
+    summary = BottlenecksSummary(
+        images=len(shards), fingerprint=fingerprint, backbone="colours", weights="none", engines={}
+    )
+    seal(path / kind, kind=kind, version=1, made_from={}, summary=summary.to_dict())
     write_whole(path / "config.json", json.dumps({"based_on": based_on}).encode())
     age(path, days)
 

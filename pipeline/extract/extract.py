@@ -6,7 +6,6 @@ store/<fingerprint>/          shards, see features/storage/store.py
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from features.engines.backbones import Backbone
 from features.storage.artifact import Artifact
@@ -19,6 +18,7 @@ from pipeline.job.catalogue import views_of_store
 from pipeline.job.config import Extract
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
+from pipeline.job.summaries import BottlenecksSummary
 
 VERSION = 3
 
@@ -57,7 +57,7 @@ def extract_records(
     """
     views = views_of_store(store, backbone.fingerprint, settings.flip)
 
-    def make(work: Place) -> Mapping[str, Any]:
+    def make(work: Place) -> Mapping[str, object]:
         images = records.file("images.parquet")
         digests = Digests(read_digests(images))
         places = {}
@@ -67,14 +67,14 @@ def extract_records(
             else:
                 places[name] = fill_store(view, digests, RecordReader(records), lambda: backbone, settings)
         write_index(images, digests.values, places, work / "index.parquet")
-        return {
-            "images": len(digests),
-            "fingerprint": backbone.fingerprint,
-            "backbone": backbone.name,
-            "weights": backbone.weights,
-            "views": len(places),
+        return BottlenecksSummary(
+            images=len(digests),
+            fingerprint=backbone.fingerprint,
+            backbone=backbone.name,
+            weights=backbone.weights,
+            views=len(places),
             **{f"{name}engines": found.by_engine() for name, found in places.items()},
-        }
+        ).to_dict()
 
     def usable(artifact: Artifact) -> bool:
         return all(shards_of(artifact, name) <= set(view.shards()) for name, view in views.items())

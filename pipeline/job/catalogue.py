@@ -20,6 +20,7 @@ from features.storage.store import Store, StoredRows, digests_of
 from models.decisions.validation_split import duplicate_groups, first_of_product, in_fit
 from models.taxonomy import Taxonomy
 from pipeline.job.config import Config
+from pipeline.job.summaries import BottlenecksSummary
 
 FLIP = "flip_"  # before the names of the second view in the index
 
@@ -70,7 +71,7 @@ def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
     """
     file = bottlenecks.file("index.parquet")
     names = pq.read_schema(file).names
-    views = views_of_store(store, bottlenecks.summary["fingerprint"], f"{FLIP}shard" in names)
+    views = views_of_store(store, BottlenecksSummary.of(bottlenecks).fingerprint, f"{FLIP}shard" in names)
     index = pq.read_table(
         file, filters=[("split", "==", split)],
         columns=[name for name in names if name not in ("split", "image_index")],

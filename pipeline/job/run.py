@@ -31,6 +31,7 @@ from features.storage.paths import MARK, Place, local, place, write_whole
 from models.decisions.releases import SPLITS, in_service
 from pipeline.job.config import Config
 from pipeline.job.progress import log
+from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
 
 
 @dataclass(frozen=True)
@@ -64,24 +65,24 @@ class Run:
     def bottlenecks(self) -> Artifact:
         """The finished bottlenecks of the run's records, of its own backbone where it has one."""
         found = self.artifact("bottlenecks", "extract", records=self.records())
-        own = self.own_backbone()
-        if own and own.summary["fingerprint"] != found.summary["fingerprint"]:
+        own, fingerprint = self.own_backbone(), BottlenecksSummary.of(found).fingerprint
+        if own and (expected := BackboneSummary.of(own).fingerprint) != fingerprint:
             raise ShelfmarkError(
-                f"{found.path}: of backbone {found.summary['fingerprint']}; expected the run's own, "
-                f"{own.summary['fingerprint']}; run `shelfmark extract` first"
+                f"{found.path}: of backbone {fingerprint}; expected the run's own, {expected}; "
+                "run `shelfmark extract` first"
             )
         return found
 
     def head(self) -> Artifact:
         """The finished head of the run, trained on its bottlenecks."""
         head, bottlenecks = self.artifact("head", "train", records=self.records()), self.bottlenecks()
-        fingerprint = bottlenecks.summary["fingerprint"]
-        if head.made_from["fingerprint"] != fingerprint:
+        extracted = BottlenecksSummary.of(bottlenecks)
+        if head.made_from["fingerprint"] != extracted.fingerprint:
             raise ShelfmarkError(
                 f"{head.path}: trained on bottlenecks of {head.made_from['fingerprint']}; expected "
-                f"{fingerprint}, the backbone of {bottlenecks.path}; run `shelfmark train` first"
+                f"{extracted.fingerprint}, the backbone of {bottlenecks.path}; run `shelfmark train` first"
             )
-        trained, views = head.made_from.get("views", "1"), views_of(bottlenecks)
+        trained, views = head.made_from.get("views", "1"), str(extracted.views)
         if trained != views:
             raise ShelfmarkError(
                 f"{head.path}: trained on {trained} of each image's views; expected {views}, as in "
@@ -188,15 +189,10 @@ class Run:
         return artifact
 
 
-def views_of(bottlenecks: Artifact) -> str:
-    """How many views of each image there are: "1", or "2" with the mirrored one."""
-    return str(bottlenecks.summary.get("views", 1))
-
-
 def _opened(artifact: Artifact) -> Backbone:
     """The backbone in a backbone/ or bundle/."""
     structure, weights = artifact.file(BACKBONE), artifact.file(BACKBONE_WEIGHTS)
-    return read_backbone(structure, weights, artifact.summary["fingerprint"])
+    return read_backbone(structure, weights, str(artifact.summary["fingerprint"]))
 
 
 def default_name(today: datetime.date) -> str:

@@ -1,10 +1,11 @@
 """How a stage runs: a finished artifact is opened, another one is made; one log line says which."""
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from features.storage.artifact import (
     Artifact,
@@ -24,23 +25,23 @@ def stage(
     *,
     kind: str,
     version: int,
-    made_from: Mapping[str, Any],
-    make: Callable[[Any], Mapping[str, Any]],
+    made_from: Mapping[str, object],
+    make: Callable[[Path], Mapping[str, object]],
     usable: Callable[[Artifact], bool] = lambda artifact: True,
     shared: bool = False,
 ) -> Artifact:
     """The finished artifact at `path`: opened when made from the same inputs, else made by `make`.
 
     Args:
-        path: where the artifact stands in the end.
+        path: where the finished artifact is.
         kind: what it holds.
         version: the stage's own number; a higher one remakes.
         made_from: digests (str) of inputs, and JSON-able settings that matter.
         make: fills the working directory, where an interrupted run may have left finished shards; returns the
             summary.
-        usable: false when a finished artifact refers to something that has gone.
+        usable: false when a finished artifact refers to something that is gone.
         shared: workers on other machines fill the working directory, so that on an object store it is there;
-            else `make` is given a directory on the disk, whose files are copied when they are finished.
+            else `make` gets a directory on the disk, whose files are copied when they are finished.
     """
     inputs = {
         name: value if isinstance(value, str) else digest_of(value) for name, value in made_from.items()
@@ -51,13 +52,14 @@ def stage(
         log.info("%s: unchanged (%s)", kind, counts_of(found.summary))
         return found
     started = time.monotonic()
-    told: dict[str, Any] = {"kind": kind, "version": version, "made_from": inputs}
+    finish = functools.partial(seal, kind=kind, version=version, made_from=inputs)
     if isinstance(path, Path) or shared:
-        artifact = seal(path, **told, summary=make(begin(partial_of(path), inputs)))
+        work = begin(partial_of(path), inputs)
+        artifact = finish(path, summary=make(cast(Path, work)))  # shared: `make` takes remote ones, too
     else:
         with tempfile.TemporaryDirectory(prefix="shelfmark-") as scratch:
             here = Path(scratch) / path.name
-            seal(here, **told, summary=make(begin(partial_of(here), inputs)))
+            finish(here, summary=make(cast(Path, begin(partial_of(here), inputs))))
             remove(path)
             copy_tree(here, path)
         artifact = open_artifact(path, kind)
@@ -65,7 +67,7 @@ def stage(
     return artifact
 
 
-def counts_of(summary: Mapping[str, Any]) -> str:
+def counts_of(summary: Mapping[str, object]) -> str:
     """The summary in one line; counts of nothing are left out.
 
     >>> counts_of({"products": 12000, "dropped": 0, "rejects": {"missing": 2}, "note": None})

@@ -31,6 +31,7 @@ from models.decisions.releases import in_service
 from pipeline.extract.index import read_digests, shards_of
 from pipeline.job.catalogue import FLIP
 from pipeline.job.lock import only_job
+from pipeline.job.summaries import BottlenecksSummary
 
 DAY = 86_400 * 10**9  # ns
 # a working directory on a disk, or photos fetched from the web
@@ -206,7 +207,7 @@ def _referred(workspace: Place, run: str, stores: list[str]) -> dict[str, set[st
     referred = defaultdict[str, set[str]](set)
     bottlenecks = find_artifact(path)
     if bottlenecks:
-        folder = f"store/{bottlenecks.summary['fingerprint']}"
+        folder = f"store/{BottlenecksSummary.of(bottlenecks).fingerprint}"
         referred[folder] = shards_of(bottlenecks)
         referred[f"{folder}/flip"] = shards_of(bottlenecks, FLIP)
     records = find_artifact(workspace / "runs" / run / "records")

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +30,8 @@ from pipeline.job.catalogue import Part, categories_of, divide, open_part
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
-from pipeline.train.evaluate import grade
+from pipeline.job.summaries import BottlenecksSummary, BundleSummary, RecordsSummary
+from pipeline.train.evaluate import evaluate_part
 
 VERSION = 1
 
@@ -40,7 +40,7 @@ def pack(run: Run) -> Artifact:
     """Puts together what categorizing needs: the run's bundle."""
     records, head, thresholds, backbone = run.records(), run.head(), run.thresholds(), run.backbone
 
-    def make(work: Path) -> Mapping[str, Any]:
+    def make(work: Path) -> Mapping[str, object]:
         for name in (*HEAD_FILES, *SET_FILES):
             if name in HEAD_FILES or name in head.files:
                 shutil.copyfile(head.file(name), work / name)
@@ -50,12 +50,12 @@ def pack(run: Run) -> Artifact:
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
         products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
-        return {
-            "backbone": backbone.name,
-            "weights": backbone.weights,
-            "fingerprint": backbone.fingerprint,
-            "independent": records.summary["records"]["test"] > 0,
-        }
+        return BundleSummary(
+            backbone=backbone.name,
+            weights=backbone.weights,
+            fingerprint=backbone.fingerprint,
+            independent=RecordsSummary.of(records).records["test"] > 0,
+        ).to_dict()
 
     made_from = {
         "records": records.digest,
@@ -108,7 +108,7 @@ def judge(run: Run, candidate: Artifact) -> Verdict:
     No product of the test part was ever trained on by either (the split is sticky).
     """
     records, current = run.records(), current_release(run.releases)
-    on = "test" if records.summary["records"]["test"] else "cert"
+    on = "test" if RecordsSummary.of(records).records["test"] else "cert"
     if current is None:
         return Verdict(True, "nothing is in service yet", candidate.digest, None, on)
     if current.digest == candidate.digest:
@@ -123,10 +123,10 @@ def judge(run: Run, candidate: Artifact) -> Verdict:
     merits = []
     for bundle in bundles:
         own = _with_own_backbone(part, bundle, records, bottlenecks, run)
-        graded = grade(bundle.categorizer, own, category, set())
-        rate = acceptance_rate_at(acceptance_curve(graded.confidence, graded.correct), target)[0]
+        evaluated = evaluate_part(bundle.categorizer, own, category, set())
+        rate = acceptance_rate_at(acceptance_curve(evaluated.confidence, evaluated.correct), target)[0]
         certified = bundle.categorizer.rules.certificate.threshold is not None
-        merits.append((certified, rate, precision(graded.correct) if len(graded.correct) else 0.0))
+        merits.append((certified, rate, precision(evaluated.correct) if len(evaluated.correct) else 0.0))
     new, old = (
         f"{'' if certified else 'not '}certified, {rate:.1%} acceptable at {target:.0%}, {right:.1%} right"
         for certified, rate, right in merits
@@ -140,7 +140,7 @@ def _with_own_backbone(
 ) -> Part:
     """The part's images with the bottlenecks of the bundle's backbone, in the views that its head takes."""
     flip = bundle.categorizer.flip
-    if bundle.fingerprint == bottlenecks.summary["fingerprint"] and flip == (part.views == 2):
+    if bundle.fingerprint == BottlenecksSummary.of(bottlenecks).fingerprint and flip == (part.views == 2):
         return part
     part = part.first_view()
     shelf, digests = Store(run.store / bundle.fingerprint), Digests(part.digest)

@@ -9,7 +9,6 @@ FIT gives aggregation, temperature, confidence model and grid; CERT certifies an
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
+from pipeline.job.summaries import BottlenecksSummary, ThresholdsSummary
 
 VERSION = 4
 MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
@@ -57,7 +57,7 @@ def calibrate_head(
         config: section [calibration], and head.aggregation.
     """
 
-    def make(work: Path) -> Mapping[str, Any]:
+    def make(work: Path) -> Mapping[str, object]:
         asked = load_predictor(head.folder())
         val = open_part(bottlenecks, store, "val")
         truth = asked.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
@@ -65,18 +65,18 @@ def calibrate_head(
         rules = _rules(asked, val, truth, division, config)
         write_whole(work / THRESHOLDS, json.dumps(rules.to_dict(), indent=1, sort_keys=True).encode())
         certificate = rules.certificate
-        return {
-            "aggregation": rules.aggregation,
-            "certified": certificate.threshold is not None,
-            "threshold": certificate.threshold,
-            "certified_products": certificate.products,
-            "acceptance_rate": certificate.acceptance_rate,
-            "reason": certificate.reason,
-        }
+        return ThresholdsSummary(
+            aggregation=rules.aggregation,
+            certified=certificate.threshold is not None,
+            threshold=certificate.threshold,
+            certified_products=certificate.products,
+            acceptance_rate=certificate.acceptance_rate,
+            reason=certificate.reason,
+        ).to_dict()
 
     made_from = {
         "records": records.digest,
-        "fingerprint": bottlenecks.summary["fingerprint"],
+        "fingerprint": BottlenecksSummary.of(bottlenecks).fingerprint,
         "head": head.digest,
         "settings": config.of_the_thresholds(),
     }

@@ -1,23 +1,22 @@
-"""Evaluate: what the released thing would have done, on products it has not learnt from.
+"""Evaluate: what the bundle would have done, on products that were not trained on.
 
     evaluation/  metrics.json  {curve,decisions,categories,confusions}.parquet  manifest.json
 
-    metrics.json        train, val, cert, test: each graded, or null where there is none; see `measure`
-    curve.parquet       threshold, acceptance_rate, precision, precision_lower   of the graded products
-    decisions.parquet   as `shelfmark categorize` gives them, of the graded products
+    metrics.json        train, val, cert, test, each with its figures, or null where there is none: figures.py
+    curve.parquet       threshold, acceptance_rate, precision, precision_lower   of the measured products
+    decisions.parquet   as `shelfmark categorize` writes them, of the measured products
     categories.parquet  category, name, train_products, and counts: products, right, predicted,
                         predicted_right, accepted, accepted_right
     confusions.parquet  category, category_name, predicted, predicted_name, products
 
-The graded products are those of test. Where there is no test part they are CERT, which has certified the
+The measured products are those of test. Where there is no test part they are CERT, which has certified the
 threshold: then precision was not independently measured, and every output says so.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -25,9 +24,16 @@ import pyarrow as pa
 
 from features.storage.artifact import Artifact
 from features.storage.paths import Place, write_whole
-from models.decisions import metrics
 from models.decisions.bundle import THRESHOLDS, load_predictor, read_rules
 from models.decisions.categorizer import Categorizer
+from models.decisions.metrics import (
+    acceptance_curve,
+    acceptance_rate_at,
+    confusions,
+    per_category,
+    precision,
+    top_k_share,
+)
 from models.decisions.predictions import Predictions, product_bounds
 from models.decisions.thresholds import lower_bound
 from models.heads.hierarchy import consistency, hierarchical_scores
@@ -39,6 +45,8 @@ from pipeline.job.decisions_file import write_decisions
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
+from pipeline.job.summaries import BottlenecksSummary, EvaluationSummary
+from pipeline.train.figures import HierarchyFigures, Metrics, PartFigures, PrecisionFigures, TopShares
 
 VERSION = 3
 CURVE_POINTS = 10_000
@@ -46,25 +54,25 @@ CONFUSIONS = 200
 
 
 @dataclass(frozen=True)
-class Graded:
-    """Products with their answers and the truth."""
+class Evaluated:
+    """Products with their predictions and their true categories."""
 
     product_id: np.ndarray  # (n,) str
     truth: np.ndarray  # (n,) int
-    answers: Predictions
+    predictions: Predictions
     confidence: np.ndarray  # (n,) float
     unseen: np.ndarray  # (n,) bool, no image of it was trained on
 
     @property
     def correct(self) -> np.ndarray:
         """(n,) bool."""
-        return self.answers.top[:, 0] == self.truth
+        return self.predictions.top[:, 0] == self.truth
 
-    def only(self, chosen: np.ndarray) -> "Graded":
+    def only(self, chosen: np.ndarray) -> "Evaluated":
         """The chosen products, (n,) bool."""
-        return Graded(
-            self.product_id[chosen], self.truth[chosen], self.answers.only(chosen), self.confidence[chosen],
-            self.unseen[chosen],
+        return Evaluated(
+            self.product_id[chosen], self.truth[chosen], self.predictions.only(chosen),
+            self.confidence[chosen], self.unseen[chosen],
         )  # fmt: skip
 
 
@@ -96,41 +104,50 @@ def evaluate_head(
         settings: the section [calibration], for the division of validation.
     """
 
-    def make(work: Path) -> Mapping[str, Any]:
+    def make(work: Path) -> Mapping[str, object]:
         categorizer = Categorizer(load_predictor(head.folder()), read_rules(thresholds.file(THRESHOLDS)))
-        category = categories_of(records)
         parts = {name: open_part(bottlenecks, store, name) for name in ("train", "val", "test")}
-        trained = set(parts["train"].image_digest)
-        graded = {name: grade(categorizer, part, category, trained) for name, part in parts.items()}
-        division = divide(parts["val"].product_id, parts["val"].image_digest, settings.fit_share)
-        first = product_bounds(parts["val"].product_id)[:-1]
-        graded["cert"] = graded["val"].only(division.cert[first])
-        on = "test" if len(graded["test"].truth) else "cert"
-        told: dict[str, Any] = {name: measure(part, categorizer) for name, part in graded.items()}
-        told |= {"graded_on": on, "independent": on == "test"}
-        told |= {name: bottlenecks.summary[name] for name in ("backbone", "weights")}
-        write_whole(work / "metrics.json", json.dumps(told, indent=1, sort_keys=True).encode())
-        _write_tables(graded[on], categorizer, work)
-        return _headline(told)
+        evaluated = _evaluate_parts(parts, categorizer, categories_of(records), settings.fit_share)
+        figures = {name: measure(part, categorizer) for name, part in evaluated.items()}
+        on: Literal["test", "cert"] = "test" if figures["test"] else "cert"
+        extracted = BottlenecksSummary.of(bottlenecks)
+        metrics = Metrics(
+            **figures, graded_on=on, independent=on == "test",
+            backbone=extracted.backbone, weights=extracted.weights,
+        )  # fmt: skip
+        write_whole(work / "metrics.json", metrics.to_json())
+        _write_tables(evaluated[on], categorizer, work)
+        return _summary(metrics).to_dict()
 
     made_from = {
         "records": records.digest,
-        "fingerprint": bottlenecks.summary["fingerprint"],
+        "fingerprint": BottlenecksSummary.of(bottlenecks).fingerprint,
         "head": head.digest,
         "thresholds": thresholds.digest,
         "fit_share": settings.fit_share,
     }
     artifact = stage(out, kind="evaluation", version=VERSION, made_from=made_from, make=make)
-    if not artifact.summary["independent"]:
+    if not EvaluationSummary.of(artifact).independent:
         log.warning("evaluation: there is no test part; precision was not independently measured")
     return artifact
 
 
-def grade(categorizer: Categorizer, part: Part, category: pd.Series, trained: set[str]) -> Graded:
-    """Asks about a part's products.
+def _evaluate_parts(
+    parts: Mapping[str, Part], categorizer: Categorizer, category: pd.Series, fit_share: float
+) -> dict[str, Evaluated]:
+    """Train, val and test, and CERT, which is what FIT leaves of val."""
+    trained = set(parts["train"].image_digest)
+    evaluated = {name: evaluate_part(categorizer, part, category, trained) for name, part in parts.items()}
+    division = divide(parts["val"].product_id, parts["val"].image_digest, fit_share)
+    first = product_bounds(parts["val"].product_id)[:-1]
+    return evaluated | {"cert": evaluated["val"].only(division.cert[first])}
+
+
+def evaluate_part(categorizer: Categorizer, part: Part, category: pd.Series, trained: set[str]) -> Evaluated:
+    """Predicts the categories of a part's products.
 
     Args:
-        categorizer: answers.
+        categorizer: predicts.
         part: images of products.
         category: the true one by product_id.
         trained: digests of the images trained on.
@@ -138,79 +155,71 @@ def grade(categorizer: Categorizer, part: Part, category: pd.Series, trained: se
     bounds = product_bounds(part.product_id)
     product_id = part.product_id[bounds[:-1]]
     truth = categorizer.predictor.taxonomy.index(category.reindex(product_id).to_numpy())
-    answers = categorizer.predict(part.rows, bounds)
+    predictions = categorizer.predict(part.rows, bounds)
     seen = np.array([digest in trained for digest in part.image_digest], dtype=int)
     unseen = np.add.reduceat(seen, bounds[:-1]) == 0 if len(seen) else np.zeros(0, bool)
-    return Graded(product_id, truth, answers, categorizer.confidence(answers), unseen)
+    return Evaluated(product_id, truth, predictions, categorizer.confidence(predictions), unseen)
 
 
-def measure(graded: Graded, categorizer: Categorizer) -> dict[str, Any] | None:
-    """A part's entry in metrics.json; None where it has no products.
-
-    `levels` grades each level's own output; of a flat head, which has none, leaf probabilities summed up the
-    tree. `hierarchy` tells `own_outputs` (bool), the `summed` ones in any case, `consistency` (share of
-    products whose category lies under the level's most likely node) and hierarchical precision, recall, f1.
-    """
-    if not len(graded.truth):
+def measure(evaluated: Evaluated, categorizer: Categorizer) -> PartFigures | None:
+    """The figures of a part; None where it has no products."""
+    if not len(evaluated.truth):
         return None
     certificate = categorizer.rules.certificate
-    accepted = graded.confidence >= (certificate.threshold if certificate.threshold is not None else np.inf)
-    return {
-        **_precisions(graded, certificate.target),
-        "target_precision": certificate.target,
-        "threshold": certificate.threshold,
-        "accepted": int(accepted.sum()),
-        "accepted_precision": metrics.precision(graded.correct[accepted]) if accepted.any() else None,
-        **_levels(graded, categorizer.predictor.taxonomy),
-        "unseen": _precisions(graded.only(graded.unseen), certificate.target)
-        if graded.unseen.any()
-        else None,
-    }
+    least = certificate.threshold if certificate.threshold is not None else np.inf
+    accepted = evaluated.confidence >= least
+    target, unseen = certificate.target, evaluated.only(evaluated.unseen)
+    levels, hierarchy = _levels(evaluated, categorizer.predictor.taxonomy)
+    return PartFigures(
+        **_precisions(evaluated, target).model_dump(),
+        target_precision=target,
+        threshold=certificate.threshold,
+        accepted=int(accepted.sum()),
+        accepted_precision=precision(evaluated.correct[accepted]) if accepted.any() else None,
+        levels=levels,
+        hierarchy=hierarchy,
+        unseen=_precisions(unseen, target) if len(unseen.truth) else None,
+    )
 
 
-def _precisions(graded: Graded, target: float) -> dict[str, Any]:
-    curve = metrics.acceptance_curve(graded.confidence, graded.correct)
-    return {
-        "products": len(graded.truth),
-        "precision": metrics.precision(graded.correct),
-        "acceptance_rate_at_target": metrics.acceptance_rate_at(curve, target)[0],
-    }
+def _precisions(evaluated: Evaluated, target: float) -> PrecisionFigures:
+    curve = acceptance_curve(evaluated.confidence, evaluated.correct)
+    return PrecisionFigures(
+        products=len(evaluated.truth),
+        precision=precision(evaluated.correct),
+        acceptance_rate_at_target=acceptance_rate_at(curve, target)[0],
+    )
 
 
-def _levels(graded: Graded, taxonomy: Taxonomy) -> dict[str, Any]:
-    answers = graded.answers
-    own = answers.own_top.shape[1] > 0
-    chosen = answers.own_top if own else answers.level_top
-    consistent = consistency(chosen[:, :, 0], answers.top[:, 0], taxonomy)
-    scores = hierarchical_scores(graded.truth, answers.top[:, 0], taxonomy)
-    return {
-        "levels": _top_shares(chosen, graded.truth, taxonomy),
-        "hierarchy": {
-            "own_outputs": own,
-            "summed": _top_shares(answers.level_top, graded.truth, taxonomy),
-            "consistency": {f"level{level}": share for level, share in enumerate(consistent, start=1)},
-            **asdict(scores),
-        },
-    }
+def _levels(evaluated: Evaluated, taxonomy: Taxonomy) -> tuple[dict[str, TopShares], HierarchyFigures]:
+    predictions = evaluated.predictions
+    own = predictions.own_top.shape[1] > 0
+    chosen = predictions.own_top if own else predictions.level_top
+    consistent = consistency(chosen[:, :, 0], predictions.top[:, 0], taxonomy)
+    scores = hierarchical_scores(evaluated.truth, predictions.top[:, 0], taxonomy)
+    return _top_shares(chosen, evaluated.truth, taxonomy), HierarchyFigures(
+        own_outputs=own,
+        summed=_top_shares(predictions.level_top, evaluated.truth, taxonomy),
+        consistency={f"level{level}": share for level, share in enumerate(consistent, start=1)},
+        **asdict(scores),
+    )
 
 
-def _top_shares(ranked: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy) -> dict[str, dict[str, float]]:
+def _top_shares(ranked: np.ndarray, truth: np.ndarray, taxonomy: Taxonomy) -> dict[str, TopShares]:
     """Top-1 and top-5 of each level from (n, N, 5) nodes."""
-    known = (
-        truth >= 0
-    )  # another week's category is not in the head's tree and has no nodes: wrong at all levels
+    # another week's category is not in the head's tree and has no nodes: wrong at all levels
+    known = truth >= 0
     levels = {}
     for level in range(taxonomy.levels):
         node = np.where(known, taxonomy.nodes[level][truth], -2)
-        levels[f"level{level + 1}"] = {
-            f"top{k}": metrics.top_k_share(ranked[:, level], node, k) for k in (1, 5)
-        }
+        top1, top5 = (top_k_share(ranked[:, level], node, k) for k in (1, 5))
+        levels[f"level{level + 1}"] = TopShares(top1=top1, top5=top5)
     return levels
 
 
-def _write_tables(graded: Graded, categorizer: Categorizer, work: Path) -> None:
-    rules, asked = categorizer.rules, categorizer.predictor
-    curve = metrics.acceptance_curve(graded.confidence, graded.correct).thinned(CURVE_POINTS)
+def _write_tables(evaluated: Evaluated, categorizer: Categorizer, work: Path) -> None:
+    rules, predictor = categorizer.rules, categorizer.predictor
+    curve = acceptance_curve(evaluated.confidence, evaluated.correct).thinned(CURVE_POINTS)
     lower = lower_bound(curve.accepted, curve.accepted - curve.correct, rules.certificate.delta)
     columns = {
         "threshold": curve.threshold,
@@ -218,22 +227,22 @@ def _write_tables(graded: Graded, categorizer: Categorizer, work: Path) -> None:
         "precision": curve.precision,
     }
     write_table(pa.table(columns | {"precision_lower": lower}), work / "curve.parquet")
-    decisions = categorizer.decide(graded.product_id, graded.answers)
+    decisions = categorizer.decide(evaluated.product_id, evaluated.predictions)
     write_decisions([decisions], work / "decisions.parquet")
 
-    names = asked.paths
+    names = predictor.paths
     accepted = (decisions["status"] == "accepted").to_numpy()
-    counts = metrics.per_category(graded.truth, graded.answers.top[:, 0], accepted, len(names))
-    table = {"category": asked.taxonomy.categories, "name": names, "train_products": asked.sizes}
+    counts = per_category(evaluated.truth, evaluated.predictions.top[:, 0], accepted, len(names))
+    table = {"category": predictor.taxonomy.categories, "name": names, "train_products": predictor.sizes}
     write_table(pa.table(table | vars(counts)), work / "categories.parquet")
 
-    wrong = metrics.confusions(graded.truth, graded.answers.top[:, 0], CONFUSIONS)
+    wrong = confusions(evaluated.truth, evaluated.predictions.top[:, 0], CONFUSIONS)
     write_table(
         pa.table(
             {
-                "category": asked.taxonomy.categories[wrong.truth],
+                "category": predictor.taxonomy.categories[wrong.truth],
                 "category_name": names[wrong.truth],
-                "predicted": asked.taxonomy.categories[wrong.predicted],
+                "predicted": predictor.taxonomy.categories[wrong.predicted],
                 "predicted_name": names[wrong.predicted],
                 "products": wrong.products,
             }
@@ -242,13 +251,13 @@ def _write_tables(graded: Graded, categorizer: Categorizer, work: Path) -> None:
     )
 
 
-def _headline(told: Mapping[str, Any]) -> dict[str, Any]:
-    part = told[told["graded_on"]]
-    return {
-        "graded_on": told["graded_on"],
-        "independent": told["independent"],
-        "products": part["products"] if part else 0,
-        "precision": part["precision"] if part else None,
-        "accepted": part["accepted"] if part else 0,
-        "accepted_precision": part["accepted_precision"] if part else None,
-    }
+def _summary(metrics: Metrics) -> EvaluationSummary:
+    part = metrics.measured
+    return EvaluationSummary(
+        graded_on=metrics.graded_on,
+        independent=metrics.independent,
+        products=part.products if part else 0,
+        precision=part.precision if part else None,
+        accepted=part.accepted if part else 0,
+        accepted_precision=part.accepted_precision if part else None,
+    )

@@ -42,6 +42,7 @@ from pipeline.job.config import Config
 from pipeline.job.progress import Progress
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
+from pipeline.job.summaries import BackboneSummary
 from pipeline.train.from_settings import in_bfloat16, labels_of, loss_of, recipe_of, shape_of
 
 VERSION = 3
@@ -69,7 +70,7 @@ def finetune_backbone(
     layers = len(base.model.get_layer(base.name).layers)
     frozen = frozen_count(settings.frozen_share, layers)
 
-    def make(work: Path) -> Mapping[str, Any]:
+    def make(work: Path) -> Mapping[str, object]:
         taxonomy = read_taxonomy(records.file("taxonomy.csv"))
         category = categories_of(records)
         learnt, fit = draw_images(records, category, config)
@@ -93,19 +94,19 @@ def finetune_backbone(
             )  # fmt: skip
         save_weights(network, work / BACKBONE_WEIGHTS)
         tuned = load_backbone(base.name, str(work / BACKBONE_WEIGHTS), base.image_size)
-        told = {"name": base.name, "image_size": base.image_size, "weights": TUNED + base.weights}
-        write_whole(work / BACKBONE, json.dumps(told, indent=1).encode())
+        description = {"name": base.name, "image_size": base.image_size, "weights": TUNED + base.weights}
+        write_whole(work / BACKBONE, json.dumps(description, indent=1).encode())
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
-        return {
-            "fingerprint": tuned.fingerprint,
-            "backbone": base.name,
-            "weights": told["weights"],
-            "layers": layers,
-            "frozen": frozen,
-            "products": int(learnt["product_id"].nunique()),
-            "images": len(learnt),
-            "epochs": len(history["loss"]),
-        }
+        return BackboneSummary(
+            fingerprint=tuned.fingerprint,
+            backbone=base.name,
+            weights=TUNED + base.weights,
+            layers=layers,
+            frozen=frozen,
+            products=int(learnt["product_id"].nunique()),
+            images=len(learnt),
+            epochs=len(history["loss"]),
+        ).to_dict()
 
     made_from = {
         "records": records.digest,

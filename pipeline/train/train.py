@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -27,8 +26,9 @@ from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.catalogue import Part, categories_of, divide, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
 from pipeline.job.progress import log
-from pipeline.job.run import Run, views_of
+from pipeline.job.run import Run
 from pipeline.job.stage import stage
+from pipeline.job.summaries import BottlenecksSummary, HeadSummary
 from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
 
 VERSION = 7
@@ -63,7 +63,7 @@ def train_head(
         log.warning("head: starts fresh: the run is based on no release")
     before = before if config.train.warm_start else None
 
-    def make(work: Path) -> Mapping[str, Any]:
+    def make(work: Path) -> Mapping[str, object]:
         training = _open_training(records, bottlenecks, store, config)
         examples, left_out = training.examples(training.learnt), 0
         if config.train.leave_out_suspects:
@@ -78,17 +78,18 @@ def train_head(
         shutil.copyfile(records.file("taxonomy.csv"), work / "taxonomy.csv")
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
         np.save(work / "sizes.npy", sizes_of(training.learnt, training.category, training.taxonomy))
-        return {
-            "images": len(training.learnt.product_id) // training.learnt.views,
-            "left_out": left_out,
-            "categories": training.shape.categories,
-            "epochs": len(history["loss"]),
-        }
+        return HeadSummary(
+            images=len(training.learnt.product_id) // training.learnt.views,
+            left_out=left_out,
+            categories=training.shape.categories,
+            epochs=len(history["loss"]),
+        ).to_dict()
 
+    extracted = BottlenecksSummary.of(bottlenecks)
     made_from = {
         "records": records.digest,
-        "fingerprint": bottlenecks.summary["fingerprint"],
-        "views": views_of(bottlenecks),
+        "fingerprint": extracted.fingerprint,
+        "views": str(extracted.views),
         "settings": config.of_the_head(),
         "start": before.digest if before else "fresh",
     }
@@ -115,7 +116,7 @@ def _open_training(records: Artifact, bottlenecks: Artifact, store: Place, confi
     learnt, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
     learnt = learnt.without(untrainable(records, config))
     division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
-    shape = shape_of(learnt, taxonomy, bottlenecks.summary["fingerprint"], config)
+    shape = shape_of(learnt, taxonomy, BottlenecksSummary.of(bottlenecks).fingerprint, config)
     return _Training(taxonomy, category, shape, learnt, val.only(division.fit))
 
 

@@ -1,0 +1,125 @@
+"""What each stage's manifest.json says in its summary: one definition for the stage and for its readers.
+
+The order of the fields is that of the file, on which digests depend.
+"""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from features.errors import ShelfmarkError
+from features.storage.artifact import Artifact
+from features.storage.paths import MARK
+
+
+class Summary(BaseModel):
+    """A summary; unknown keys, as a later version may write them, are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Self:
+        """The summary of a finished artifact.
+
+        Raises:
+            ShelfmarkError: it lacks what every version writes.
+        """
+        try:
+            return cls.model_validate(artifact.summary)
+        except ValidationError as error:
+            names = ", ".join(str(problem["loc"][0]) for problem in error.errors())
+            raise ShelfmarkError(
+                f"{artifact.path / MARK}: {names} missing in the summary or of another type; expected what "
+                "the stage writes; remove the directory and run the stage again"
+            ) from error
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields that were given, for the manifest."""
+        return self.model_dump(exclude_unset=True)
+
+
+class RecordsSummary(Summary):
+    """records/: where every image and product of the sources went."""
+
+    ignored: int = 0  # files that operating systems leave in folders
+    products: int
+    images: int
+    records: dict[str, int]  # images by part: train, val, test
+    rejects: dict[str, int]  # images by reason
+    uncategorized_products: int
+    uncategorized_images: int
+    dropped_products: int  # of categories that are too small
+    dropped_images: int
+    dropped_categories: int
+    categories_without_training_products: int = 0
+    unreadable_products: int
+    products_in_two_categories: int = 0
+    images_of_several_products: int
+    images_in_several_categories: int
+    placeholder_images: int
+    categories_in_two_places: int = 0
+
+
+class BackboneSummary(Summary):
+    """backbone/: the run's own, fine-tuned backbone."""
+
+    fingerprint: str
+    backbone: str  # as in keras.applications
+    weights: str  # what they are called
+    layers: int
+    frozen: int  # layers that stay as they are
+    products: int  # trained on
+    images: int
+    epochs: int
+
+
+class BottlenecksSummary(Summary):
+    """bottlenecks/: the images, and what computed their bottlenecks."""
+
+    images: int
+    fingerprint: str
+    backbone: str
+    weights: str
+    views: int = 1  # of each image; 2 with the mirrored one
+    engines: dict[str, int]  # images by the engine that computed them
+    flip_engines: dict[str, int] = {}  # likewise, of the mirrored images
+
+
+class HeadSummary(Summary):
+    """head/: what the head was trained on."""
+
+    images: int
+    left_out: int  # images with suspected labels
+    categories: int
+    epochs: int
+
+
+class ThresholdsSummary(Summary):
+    """thresholds/: the certificate in short."""
+
+    aggregation: str
+    certified: bool
+    threshold: float | None
+    certified_products: int
+    acceptance_rate: float
+    reason: str | None
+
+
+class EvaluationSummary(Summary):
+    """evaluation/: the figures in short, on test, or on CERT where there is no test part."""
+
+    graded_on: str
+    independent: bool  # measured on test
+    products: int
+    precision: float | None
+    accepted: int
+    accepted_precision: float | None
+
+
+class BundleSummary(Summary):
+    """bundle/: what everybody who uses it has to know."""
+
+    backbone: str
+    weights: str
+    fingerprint: str
+    independent: bool
