@@ -139,8 +139,9 @@ class Extract(Section):
     """Images in one shard of the store: what a killed extraction loses, and the unit of work on several
     machines. Lower it when there are fewer shards than machines."""
     flip: bool = False
-    """Extract the mirrored image, too, as a second view. It gave 2 points of accuracy on grocery photos and
-    doubles the work of extraction, also when products are categorized."""
+    """Extract the mirrored image, too, as a second view. Set true when accuracy matters more than time: it
+    gave 2 points on grocery photos and doubles the work of extraction, also when products are
+    categorized."""
 
 
 class Finetune(Section):
@@ -148,7 +149,8 @@ class Finetune(Section):
 
     frozen_share: Annotated[float, Field(ge=0, lt=1)] = 0.4
     """Share of the backbone's layers, from the first on, that stay as they are (0.4 in the paper); 0 tunes
-    all of them. Raise it to tune faster, or when there are few products."""
+    all of them, and a share that leaves no weights to tune is refused. Raise it to tune faster, or when
+    there are few products."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of the training products to tune on, at least one of each category (0.05 in the paper). Raise
     it for a small catalogue, up to 1; the time grows with it."""
@@ -211,8 +213,8 @@ class Head(Section):
     with several levels; raise the last one when the finest level matters most."""
     loss: Literal["auto", "cross_entropy", "summed", "soft_tree", "hierarchical"] = "auto"
     """What training minimizes. `auto` is summed for a flat head by the default recipe, else cross_entropy.
-    The last three use the tree and are only for kind flat; measured differences:
-    docs/experiments/training.md."""
+    The last three use the tree and are only for kind flat. Choose cross_entropy when only the category
+    counts and its levels do not. Measured differences: docs/experiments/training.md."""
     soft_beta: Annotated[float, Field(ge=0)] = 10.0
     """How sharp the targets of soft_tree are: the larger, the nearer to one category alone. Lower it when
     near misses in the tree should cost less than far ones."""
@@ -262,8 +264,9 @@ class Train(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Rate of the first step. Lower it when the loss jumps or grows; raise it together with the batch."""
     schedule: Literal["inverse_time", "cosine"] | None = None
-    """How the rate falls: inverse_time is learning_rate / (1 + t·decay); cosine falls to 0 at the last of
-    `epochs`. With inverse_time, epochs is a limit and not a plan."""
+    """How the rate falls: inverse_time is learning_rate / (1 + t·decay), t in steps; cosine falls to 0 at
+    the last of `epochs`. Choose inverse_time when you do not know how many epochs are enough: there
+    `epochs` is a limit, with cosine it is a plan."""
     decay: Annotated[float, Field(ge=0)] | None = None
     """How fast the rate of inverse_time falls, for each step t; not used by cosine. Raise it when accuracy
     still jumps at the end."""
@@ -273,8 +276,8 @@ class Train(Section):
     """How fast weights shrink: an epoch at rate r multiplies them by exp(-r · weight_decay). Raise it when
     training products are nearly all right and validation products are not."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the target that is spread over all categories. An alternative to mixup; both together were
-    no better."""
+    """Share of the target that is spread over all categories. Set it (to 0.1, say) when mixup is 0; both
+    together were no better than mixup."""
     mixup: Annotated[float, Field(ge=0)] | None = None
     """Alpha of mixup, which trains on weighted pairs of images; 0: none. Lower it with very few categories
     or when training accuracy stays low."""
