@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from pipeline.cli import shelfmark
 from pipeline.job.config import Config, Section
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +76,20 @@ def test_every_command_that_is_named_stands_in_the_help() -> None:
     named = {name for page in PAGES for name in re.findall(r"(?<![\w-])shelfmark ([a-z]+)\b", code_of(page))}
     assert named, "no page names a command: is the README there?"
     assert named - commands - {"shelfmark"} == set()  # docker run shelfmark shelfmark …
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_in_an_example_is_one_of_its_command(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = "\n".join(FENCE.findall(text)).replace("\\\n", " ")
+    wrong = []
+    for name, line in re.findall(r"^shelfmark ([a-z]+) (.*)$", blocks, re.MULTILINE):
+        known = {option for param in shelfmark.commands[name].params for option in param.opts}
+        ours = re.split(r" -- | #", line)[0]
+        wrong += [
+            f"{name} {option}" for option in re.findall(r"(?<!\S)--[a-z-]+", ours) if option not in known
+        ]
+    assert wrong == []
 
 
 def test_every_setting_that_is_named_exists() -> None:
