@@ -7,7 +7,7 @@ IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 VENV_PACKAGE = import sys; print("python%d.%d-venv" % sys.version_info[:2])
 
 UV = .venv/bin/uv
-EXTRAS = aws bench compare dev jax openvino test
+EXTRAS = aws bench compare dev docs jax openvino test
 READY = .venv/ready
 
 # uv trusts the certificates and asks the index that pip does.
@@ -20,7 +20,7 @@ endif
 test test-slow test-runners test-flink coverage: export OMP_NUM_THREADS = 1
 test test-slow test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: help setup demo test test-slow test-runners test-flink coverage check lock clean
+.PHONY: help setup demo test test-slow test-runners test-flink coverage check docs lock clean
 .PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train
 
 help: ## this list
@@ -73,6 +73,11 @@ check: $(READY) ## style, types, direction of imports, links and commands in the
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -q tests/test_docs.py
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY) ## the generated pages of docs/, then the site, in site/index.html
+	.venv/bin/python docs/scripts/pages.py
+	.venv/bin/mkdocs build --strict
+
 bench: $(READY) ## every benchmark, one after the other
 	@set -e; for bench in main_job ingest urls plan store extract engines_agree train train_noise; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
@@ -101,5 +106,5 @@ lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit
 	  --generate-hashes --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
 
 clean: ## removes what make and the tools made, .venv and demo-workspace included
-	rm -rf .venv demo-workspace shelfmark.egg-info build .coverage .hypothesis .*_cache
+	rm -rf .venv demo-workspace shelfmark.egg-info build site .coverage .hypothesis .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,7 +31,13 @@ ELSEWHERE = {"speed", "calibrate"}  # marks of settings that another stage's dig
 class Section(BaseModel):
     """A section of settings: frozen, unknown names refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # they are the text of docs/settings.md
+    )
 
     def that_matter(self) -> dict[str, Any]:
         """The settings that can change the section's own stage, for its digest."""
@@ -55,88 +61,166 @@ def _known_encoding(name: str) -> str:
 class Ingest(Section):
     """From a source to records."""
 
-    min_products: Positive = 20  # products; smaller categories are dropped (S1)
-    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.10  # share of the images; more stops the run
-    max_pixels: Positive = 50_000_000  # px, declared; larger photos are refused
-    placeholder_products: Annotated[int, Field(ge=2)] = 100  # an image of so many is a photo of none of them
-    min_known: Annotated[float, Field(ge=0, le=1)] = (
-        0.05  # share of the release's products that has to be known
-    )
-    csv_delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None  # None: found out
-    csv_encoding: Annotated[str, AfterValidator(_known_encoding)] | None = None  # as cp1252; None: found out
-    urls: Literal["public", "any"] = (
-        "public"  # addresses that photos may be fetched from; any: private ones, too
-    )
-    url_concurrency: Annotated[Positive, "speed"] = 32  # requests at a time in a worker
-    url_timeout: Annotated[float, Field(gt=0), "speed"] = 30.0  # s for one request with its answer
-    url_retries: Annotated[int, Field(ge=0, strict=True), "speed"] = 4  # tries after the first
-    unit_bytes: Positive = 32 * 2**20  # bytes of source images per unit of work and per output shard
-    unit_images: Positive = 2000  # images per unit of work, for sources of single files
+    min_products: Positive = 20
+    """Products that a category needs; smaller categories are dropped, and counted (20 in the paper). Lower
+    it for a small catalogue; raise it when categories with few products are often wrong. Not used where the
+    source gives the split."""
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.10
+    """Largest share of the images that may be rejected; above it the run stops and names the three most
+    common reasons. Raise it only when you know why so many images cannot be read: a high share usually
+    means a wrong path or a failed export."""
+    max_pixels: Positive = 50_000_000
+    """Largest image in pixels, width times height as the file declares it; larger ones are rejected as
+    `too_large`. Lower it to bound memory and time for each image; raise it for photos from cameras above 50
+    megapixels."""
+    placeholder_products: Annotated[int, Field(ge=2)] = 100
+    """An image that this many products share is marked as a placeholder ("no photo yet") instead of a
+    photo. Lower it when your shop's placeholder image is used by fewer products; raise it when many
+    products rightly share one photo."""
+    min_known: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Smallest share of the products of the release in service that must be found in the catalogue again.
+    Below it the job stops, because a changed column of ids would move training products into the test part.
+    Set 0 once, when the catalogue really is another one."""
+    csv_delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """Character between the cells of a CSV manifest; without it, it is detected. Set it when the log names
+    a wrong one."""
+    csv_encoding: Annotated[str, AfterValidator(_known_encoding)] | None = None
+    """Text encoding of a CSV manifest, as in `cp1252`; without it, it is detected. Set it when the log
+    names a wrong one, or when names of categories show wrong letters."""
+    urls: Literal["public", "any"] = "public"
+    """Addresses that photos may be fetched from. `any` also allows this machine and private networks:
+    choose it when your image server is internal and you trust whoever wrote the manifest."""
+    url_concurrency: Annotated[Positive, "speed"] = 32
+    """Requests at a time in each worker. Raise it for a fast server that is far away; lower it for a small
+    one."""
+    url_timeout: Annotated[float, Field(gt=0), "speed"] = 30.0
+    """Seconds for one request with its whole answer. Raise it for large photos over a slow line."""
+    url_retries: Annotated[int, Field(ge=0, strict=True), "speed"] = 4
+    """Tries after the first one that failed. Raise it for a server that is often busy; lower it so that
+    dead addresses cost less time."""
+    unit_bytes: Positive = 32 * 2**20
+    """Bytes of source images in one unit of work and in one output shard. Lower it to spread a BSON file
+    over more workers than about one for 32 MB of it. It cuts the records differently, so they get another
+    digest."""
+    unit_images: Positive = 2000
+    """Images in one unit of work, for sources of single files. Lower it to spread a small catalogue over
+    more workers. It cuts the records differently, so they get another digest."""
 
 
 class Backbone(Section):
-    """The frozen network."""
+    """The frozen network that turns an image into a vector."""
 
-    name: str = "inception_v3"  # as in keras.applications, in snake case
-    weights: str = "imagenet"  # imagenet, random, or a .weights.h5 file; in a TOML file relative to it
-    image_size: Annotated[int, Field(ge=32, le=1024)] | None = (
-        None  # px; None: the network's own (299 for Inception v3)
-    )
+    name: str = "inception_v3"
+    """Network, by its name in `keras.applications` in snake case. Choose a smaller one, such as
+    `mobilenet`, when
+    extraction takes too long, and compare the evaluations of two runs."""
+    weights: str = "imagenet"
+    """`imagenet` (downloaded by Keras), `random`, or a `.weights.h5` file of the network without its top; a
+    path in a TOML file is relative to that file. Name a file when this machine cannot reach Keras' weights;
+    `random` only to try the pipeline."""
+    image_size: Annotated[int, Field(ge=32, le=1024)] | None = None
+    """Width and height in pixels to which images are resized; without it the network's own, 299 for
+    Inception v3. Lower it to extract faster, at a cost in accuracy (docs/experiments/extraction.md)."""
 
 
 class Extract(Section):
-    """From records to bottlenecks."""
+    """From records to bottlenecks. More about all of it: docs/extraction.md."""
 
-    # auto: TensorFlow where it sees a GPU, else OpenVINO where it is installed; see docs/extraction.md
     engine: Annotated[Literal["auto", "tensorflow", "openvino", "jax"], "speed"] = "auto"
-    # auto: bf16 where the hardware computes in it; int8: OpenVINO only
+    """Library that runs the backbone. `auto` takes TensorFlow where it sees a GPU, else OpenVINO where it
+    is installed, else TensorFlow. Name one to be sure that it, and no other, runs."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], "speed"] = "auto"
-    batch: Annotated[Positive, "speed"] = 32  # images
-    shard_images: Annotated[Positive, "speed"] = 4096  # images per shard of the store
-    flip: bool = False  # extract the mirrored images, too, as a second view
+    """Numbers in which the backbone computes. `auto` takes bf16 where the hardware computes in it, else
+    fp32. Choose fp32 when small differences matter, int8 (OpenVINO only) for the most images a second on a
+    CPU."""
+    batch: Annotated[Positive, "speed"] = 32
+    """Images in one call of the backbone. Raise it on a GPU; lower it when memory runs out."""
+    shard_images: Annotated[Positive, "speed"] = 4096
+    """Images in one shard of the store: what a killed extraction loses, and the unit of work on several
+    machines. Lower it when there are fewer shards than machines."""
+    flip: bool = False
+    """Extract the mirrored image, too, as a second view. Set true when accuracy matters more than time: it
+    gave 2 points on grocery photos and doubles the work of extraction, also when products are
+    categorized."""
 
 
 class Finetune(Section):
-    """From a backbone to one tuned on the run's own products (S1). Reasons: docs/finetuning.md."""
+    """From a backbone to one that is tuned on the run's own products. Reasons: docs/finetuning.md."""
 
-    frozen_share: Annotated[float, Field(ge=0, lt=1)] = 0.4  # of the backbone's layers; 0 tunes all
-    share: Annotated[float, Field(gt=0, le=1)] = 0.05  # of the training products
-    batch: Positive = 128  # images
+    frozen_share: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    """Share of the backbone's layers, from the first on, that stay as they are (0.4 in the paper); 0 tunes
+    all of them, and a share that leaves no weights to tune is refused. Raise it to tune faster, or when
+    there are few products."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the training products to tune on, at least one of each category (0.05 in the paper). Raise
+    it for a small catalogue, up to 1; the time grows with it."""
+    batch: Positive = 128
+    """Images in one step (128 in the paper). Lower it when memory runs out, and the learning rate with
+    it."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    decay: Annotated[float, Field(ge=0)] = 1e-4  # lr / (1 + t·decay), t in steps
+    """Rate of the first step (0.05 in the paper). Lower it when the loss does not fall from epoch to
+    epoch."""
+    decay: Annotated[float, Field(ge=0)] = 1e-4
+    """How fast the rate falls: learning_rate / (1 + t·decay), t in steps (as in the paper). Seldom worth a
+    change: the moving average does the work of a falling rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.75
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.95  # momentum of the weights' moving average; 0: none
+    """Momentum of the gradient steps; 0: none. The paper names none. Lower it together with more epochs."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Momentum of the moving average of the weights, which is what is kept; 0: no average. Raise it when
+    accuracy jumps between epochs."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    epochs: Positive = 30  # at most
-    patience: Positive = 10  # epochs without a better FIT accuracy before tuning stops
-    crop: Annotated[float, Field(gt=0, le=1)] = 0.25  # least share of a photo that stays; 1: no crops
-    flip: bool = True  # half of the photos are mirrored
-    colour: Annotated[float, Field(ge=0, lt=1)] = 0.4  # most that contrast and colours are off
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the machine is faster
+    """Share of the target that is spread over all categories. Raise it when many labels are wrong; 0:
+    none."""
+    epochs: Positive = 30
+    """Passes over the drawn products, at most. More epochs kept helping where it was tried; lower it to
+    save time."""
+    patience: Positive = 10
+    """Epochs without a better FIT accuracy before tuning stops. Lower it to save time."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Smallest share of a photo's area that a random crop keeps; 1: no crops. Raise it when the product
+    fills the photo and details at its edge tell categories apart."""
+    flip: bool = True
+    """Mirror half of the photos. Set false when left and right tell categories apart."""
+    colour: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    """Largest random change of contrast and of each colour, as a share. Lower it when colour tells
+    categories apart."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers in which products of matrices are computed; `auto` takes bfloat16 where the machine is faster
+    in it. Choose float32 to rule rounding out."""
 
 
 class Head(Section):
-    """The trained part over the bottlenecks: two hidden layers (S1). Formulas: docs/heads.md."""
+    """The trained part over the bottlenecks: two hidden layers, as in the paper. Formulas: docs/heads.md."""
 
-    recipe: Literal["default", "paper"] = "default"  # of the training, see RECIPES
-    kind: Literal["flat", "separate", "multitask", "taxonnet"] = (
-        "flat"  # what has an output: categories, levels
-    )
-    hidden: tuple[Positive, Positive] = (1024, 1024)  # neurons
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # share, after the first hidden layer
-    selector: Positive | None = (
-        None  # neurons of TaxonNet's feature selectors; None: as the second hidden layer
-    )
-    level_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = (
-        None  # of losses, coarse to fine; None: 1
-    )
-    # All but the first two: kind flat. Auto: see Config.loss.
+    recipe: Literal["default", "paper"] = "default"
+    """Defaults of [train] and of `loss`: ours, or those of the paper (Li et al., APIA 2018). Choose `paper`
+    to compare with its figures."""
+    kind: Literal["flat", "separate", "multitask", "taxonnet"] = "flat"
+    """Architecture: what has an output. `flat` has one for each category; the others have one for each node
+    of every level. Try the others by `shelfmark compare` when the coarser levels matter to you by
+    themselves."""
+    hidden: tuple[Positive, Positive] = (1024, 1024)
+    """Neurons of the two hidden layers. Lower them for a few dozen categories (and set train.second_dropout
+    = 0); raise them for many thousands, where memory and time allow it."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the first hidden layer's neurons that is dropped in each step of training. Lower it with
+    narrow layers, or when accuracy on the training products stays low."""
+    selector: Positive | None = None
+    """Neurons of each of TaxonNet's feature selectors; without it as many as in the second hidden layer.
+    Only for kind taxonnet; lower it to make the head smaller."""
+    level_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Weight of each level's loss, from coarse to fine, as in [1,1,2]; without it 1 each. Only for kinds
+    with several levels; raise the last one when the finest level matters most."""
     loss: Literal["auto", "cross_entropy", "summed", "soft_tree", "hierarchical"] = "auto"
-    soft_beta: Annotated[float, Field(ge=0)] = (
-        10.0  # of soft_tree: the larger, the nearer to one category alone
-    )
-    # How a product's images become one. Auto: what FIT prefers.
+    """What training minimizes. `auto` is summed for a flat head by the default recipe, else cross_entropy.
+    The last three use the tree and are only for kind flat. Choose cross_entropy when only the category
+    counts and its levels do not. Measured differences: docs/experiments/training.md."""
+    soft_beta: Annotated[float, Field(ge=0)] = 10.0
+    """How sharp the targets of soft_tree are: the larger, the nearer to one category alone. Lower it when
+    near misses in the tree should cost less than far ones."""
     aggregation: Annotated[Literal["auto", "mean", "geometric", "max", "set"], "calibrate"] = "auto"
+    """How the predictions for a product's images become one. `auto` takes what is best on FIT. Name one to
+    keep it the same from week to week; every name but set also saves the training of a set head."""
 
     @model_validator(mode="after")
     def _fits(self) -> "Head":
@@ -169,53 +253,107 @@ RECIPES: dict[str, dict[str, Any]] = {  # what [train] leaves open, by head.reci
 
 
 class Train(Section):
-    """Stochastic gradient descent. Formulas, sources and what each setting gave: docs/training.md."""
+    """Stochastic gradient descent. Formulas and sources: docs/training.md.
 
-    batch: Positive = 256  # images
-    # None, down to patience: as head.recipe says.
+    A setting without a default here takes the value that `head.recipe` names.
+    """
+
+    batch: Positive = 256
+    """Images in one step (256 in the paper). Lower it for a catalogue of a few thousand images, so that an
+    epoch has enough steps."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Rate of the first step. Lower it when the loss jumps or grows; raise it together with the batch."""
     schedule: Literal["inverse_time", "cosine"] | None = None
-    decay: Annotated[float, Field(ge=0)] | None = None  # inverse_time: lr / (1 + t·decay), t in steps
+    """How the rate falls: inverse_time is learning_rate / (1 + t·decay), t in steps; cosine falls to 0 at
+    the last of `epochs`. Choose inverse_time when you do not know how many epochs are enough: there
+    `epochs` is a limit, with cosine it is a plan."""
+    decay: Annotated[float, Field(ge=0)] | None = None
+    """How fast the rate of inverse_time falls, for each step t; not used by cosine. Raise it when accuracy
+    still jumps at the end."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    weight_decay: Annotated[float, Field(ge=0)] | None = None  # an epoch at rate r: weights · exp(-r · decay)
+    """Momentum of the gradient steps; 0: none. Lower it when training is unstable."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """How fast weights shrink: an epoch at rate r multiplies them by exp(-r · weight_decay). Raise it when
+    training products are nearly all right and validation products are not."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
-    mixup: Annotated[float, Field(ge=0)] | None = None  # alpha; 0: none
-    standardized: bool | None = None  # every number of a bottleneck by its own mean and deviation
-    second_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # share, after the second hidden layer
-    epochs: Positive | None = None  # at most
-    patience: Positive | None = None  # epochs without a better FIT accuracy before training stops
+    """Share of the target that is spread over all categories. Set it (to 0.1, say) when mixup is 0; both
+    together were no better than mixup."""
+    mixup: Annotated[float, Field(ge=0)] | None = None
+    """Alpha of mixup, which trains on weighted pairs of images; 0: none. Lower it with very few categories
+    or when training accuracy stays low."""
+    standardized: bool | None = None
+    """Subtract each number's mean over the training images and divide by its deviation. Set false only to
+    repeat the paper."""
+    second_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the second hidden layer's neurons that is dropped in each step. Set 0 with small
+    `head.hidden`: with layers of 256 it cost 2.5 points."""
+    epochs: Positive | None = None
+    """Passes over the training images: all of them with cosine, at most so many with inverse_time. Lower it
+    to save time; raise it for a small catalogue."""
+    patience: Positive | None = None
+    """Epochs without a better FIT accuracy before training stops. Lower it with inverse_time to save time;
+    cosine needs its last epochs."""
     imbalance: Literal["none", "class_weights", "logit_adjustment", "balanced"] = "none"
-    adjustment: Annotated[float, Field(ge=0)] = 1.0  # tau of logit_adjustment
-    leave_out_suspects: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the training images
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the machine is faster
-    memory_gb: Annotated[float, Field(gt=0, le=1e6)] = 2.0  # of bottlenecks that stay in memory, or a GPU's
-    placeholders: bool = True  # learn from placeholder images, too
-    warm_start: bool = False  # begin with the head of the release that the run is based on: docs/compare.md
-    warm_epochs: Positive | None = None  # at most, of a head that did; None: a quarter of epochs
+    """What is done about categories of very different size. Choose logit_adjustment (with adjustment = 0.5)
+    when small categories matter as much as large ones; all of them cost accuracy over all products."""
+    adjustment: Annotated[float, Field(ge=0)] = 1.0
+    """Strength (tau) of logit_adjustment. Lower it to 0.5 to give most of the gain to small categories for
+    a small part of the cost."""
+    leave_out_suspects: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the training images that is left out because the label is probably wrong. Set it to your
+    share of wrong labels or half of it; twice as much harms small categories. It trains two more heads."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers in which products of matrices are computed; `auto` takes bfloat16 where the machine is faster
+    in it. Choose float32 to rule rounding out."""
+    memory_gb: Annotated[float, Field(gt=0, le=1e6)] = 2.0
+    """GB of bottlenecks that stay in memory, or in a GPU's; a larger catalogue is read from the disk in
+    every epoch. Raise it to what the machine can spare: 1 million images take 4 GB."""
+    placeholders: bool = True
+    """Learn from placeholder images, too. Set false when many products have no photo of their own yet."""
+    warm_start: bool = False
+    """Begin with the head of the release that the run is based on, where it fits (docs/compare.md). Set
+    true where training takes hours."""
+    warm_epochs: Positive | None = None
+    """Passes over the training images, at most, for a head that started warm; without it a quarter of
+    `epochs`. Raise it when the warm head is less accurate than a fresh one."""
 
 
 class Calibration(Section):
-    """From confidences to the certified threshold."""
+    """From confidences to the certified threshold. What it promises: docs/concepts.md."""
 
-    precision: Share = 0.9  # promised for the accepted products
-    delta: Share = 0.1  # probability that the promise fails
-    grid: Positive = 1000  # thresholds tried
-    fit_share: Share = 1 / 3  # of the validation products selects (FIT); the rest certifies (CERT)
+    precision: Share = 0.9
+    """Precision that is promised for the products that are decided automatically. Raise it when a wrong
+    category is expensive: fewer products are then accepted, and more validation products are needed."""
+    delta: Share = 0.1
+    """Probability that the promise fails, over repeated calibrations. Lower it for a stronger promise; it
+    takes more validation products."""
+    grid: Positive = 1000
+    """Thresholds that are tried, at most. Raise it only for millions of validation products."""
+    fit_share: Share = 1 / 3
+    """Share of the validation products that selects everything (FIT); the rest certifies (CERT). Lower it
+    when the threshold is not certifiable for lack of products; training is made again, too."""
 
 
 class Compare(Section):
-    """What the baselines of `shelfmark compare` learn from; the heads learn from all."""
+    """What the baselines of `shelfmark compare` learn from; the heads learn from all products."""
 
-    hog_products: Positive = 10_000  # at most, of each part: HOG is computed from the photos
-    svm_products: Positive = 20_000  # training products at most: a machine a category, over all rows each
+    hog_products: Positive = 10_000
+    """Products of each part, at most, for the row on HOG, which reads the photos. Lower it to save time."""
+    svm_products: Positive = 20_000
+    """Training products, at most, for the linear SVMs: one SVM for each category, over all rows each. Raise
+    it for several thousand categories, and give it hours."""
 
 
 class Config(BaseModel):
     """All settings of a run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of everything random: the order of records and of training images, the first weights. Change it
+    to see how far results differ by chance. It does not change the split."""
     ingest: Ingest = Ingest()
     backbone: Backbone = Backbone()
     extract: Extract = Extract()
