@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 from measure import MB, Run, conditions, median, run, table, verdict
 
-from pipeline.job.config import Extract
+from pipeline.job.config import ExtractSettings
 
 RESULTS = Path(__file__).parent / "results" / "extract.json"
 PACKAGES = ("tensorflow", "keras", "openvino", "onnxruntime", "tf2onnx", "numpy", "simplejpeg")
 PEERS = ("keras", "openvino", "onnxruntime")
-SHARD = Extract().shard_images  # images in a shard of the store, and in one of records
+SHARD = ExtractSettings().shard_images  # images in a shard of the store, and in one of records
 FEW = 320  # images for the slow subjects
 SIDE = 299  # px
 

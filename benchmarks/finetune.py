@@ -67,7 +67,7 @@ def compare(manifest: Path, weights: Path, asked: argparse.Namespace, workspace:
     start_tensorflow()
     from pipeline.extract.extract import extract_records
     from pipeline.ingest.ingest import make_records
-    from pipeline.job.config import load_config
+    from pipeline.job.load_config import load_config
     from pipeline.job.run import begin_run
     from pipeline.train.finetune import finetune_backbone
     from pipeline.train.train import train_head

@@ -87,7 +87,7 @@ def compare(
     from pipeline.extract.extract import extract_records
     from pipeline.ingest.ingest import make_records
     from pipeline.job.catalogue import open_part
-    from pipeline.job.config import load_config
+    from pipeline.job.load_config import load_config
     from pipeline.job.run import begin_run
     from pipeline.train.train import train_head
 
@@ -168,7 +168,7 @@ def svm(records: Any, parts: list[Any]) -> dict[str, Any]:
 
     from models.taxonomy import read_taxonomy
     from pipeline.job.catalogue import categories_of
-    from pipeline.job.config import Calibration
+    from pipeline.job.config import CalibrationSettings
 
     taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
     began, best = time.monotonic(), {}
@@ -179,7 +179,7 @@ def svm(records: Any, parts: list[Any]) -> dict[str, Any]:
     for c in (1e-3, 3e-3, 1e-2):
         models = [LinearSVC(C=c, random_state=0).fit(rows, node[truth]) for node in taxonomy.nodes]
         found = np.stack([model.predict(asked) for model in models], axis=1)
-        told = graded(records, val, found, Calibration().fit_share)
+        told = graded(records, val, found, CalibrationSettings().fit_share)
         leaf = list(told["val"])[-1]
         if not best or told["val"][leaf] > best["val"][leaf]:
             best = told | {"c": c}

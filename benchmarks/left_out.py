@@ -25,7 +25,8 @@ from models.heads.hierarchy import found_ancestors, surviving_nodes
 from models.heads.training import Examples, fit_head
 from models.taxonomy import read_taxonomy
 from pipeline.job.catalogue import Part, categories_of, open_part
-from pipeline.job.config import Config, load_config
+from pipeline.job.config import Config
+from pipeline.job.load_config import load_config
 from pipeline.job.run import saved_settings
 from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
 

@@ -66,7 +66,7 @@ def measure(manifest: Path, weights: Path, seed: int) -> dict[str, Any]:
     from features.engines.backbones import start_tensorflow
 
     start_tensorflow()
-    from pipeline.job.config import load_config
+    from pipeline.job.load_config import load_config
     from pipeline.job.lock import only_job
     from pipeline.job.run import begin_run
     from pipeline.retrain import retrain

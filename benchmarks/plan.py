@@ -137,9 +137,9 @@ def plan_all(folder: Path) -> dict[str, Any]:
     from pipeline.ingest import split_plan as plan
     from pipeline.ingest.check_images import Look
     from pipeline.ingest.ingest import lay_out, write_plan
-    from pipeline.job.config import Ingest
+    from pipeline.job.config import IngestSettings
 
-    settings = Ingest()
+    settings = IngestSettings()
     steps: dict[str, dict[str, float]] = {}
     looked = Look(sorted(folder.glob("unit-*.parquet")), [])
     with _step("index", steps):

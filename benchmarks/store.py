@@ -142,12 +142,12 @@ def index(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from features.storage.artifact import open_artifact
     from pipeline.extract.extract import extract_records
     from pipeline.job.catalogue import open_part
-    from pipeline.job.config import Extract
+    from pipeline.job.config import ExtractSettings
 
     backbone: Any = SimpleNamespace(fingerprint="drawn", name="drawn", weights="none")
     records = open_artifact(folder / "records", "records")
     idle, began = _resident(), time.monotonic()
-    made = extract_records(records, backbone, folder / "store", folder / "bottlenecks", Extract())
+    made = extract_records(records, backbone, folder / "store", folder / "bottlenecks", ExtractSettings())
     written, wrote = _peak(), time.monotonic()
     part = open_part(made, folder / "store", "train")
     seconds = {"write_seconds": wrote - began, "open_seconds": time.monotonic() - wrote}
@@ -198,21 +198,22 @@ def weeks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from pipeline.extract.extract import extract_records
     from pipeline.extract.index import read_digests
     from pipeline.ingest.ingest import make_records
-    from pipeline.job.config import Extract, Ingest
+    from pipeline.job.config import ExtractSettings, IngestSettings
 
     start_tensorflow()
     records = [
-        make_records([str(folder / f"{week}.csv")], folder / week, Ingest()) for week in ("one", "two")
+        make_records([str(folder / f"{week}.csv")], folder / week, IngestSettings())
+        for week in ("one", "two")
     ]
     backbone = load_backbone("inception_v3", "random", SIZE)
-    backbone.bottlenecks(np.zeros((Extract().batch, SIZE, SIZE, 3), np.uint8))  # its start is not the work
+    backbone.bottlenecks(np.zeros((ExtractSettings().batch, SIZE, SIZE, 3), np.uint8))  # not timed
     seconds = []
     for name, week, store in (("a", 0, "weekly"), ("b", 1, "weekly"), ("c", 1, "whole")):
         began = time.monotonic()
-        extract_records(records[week], backbone, folder / store, folder / name, Extract())
+        extract_records(records[week], backbone, folder / store, folder / name, ExtractSettings())
         seconds.append(time.monotonic() - began)
     began = time.monotonic()
-    extract_records(records[1], backbone, folder / "weekly", folder / "d", Extract())
+    extract_records(records[1], backbone, folder / "weekly", folder / "d", ExtractSettings())
     reading = time.monotonic() - began  # of the same week once more: nothing but looking up, and the index
     digests = Digests(read_digests(records[1].file("images.parquet")))
     rows = []

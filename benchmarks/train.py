@@ -243,7 +243,7 @@ def _train(
         start_tensorflow()
     from models.heads.architectures import HeadShape
     from models.heads.training import Examples, fit_head
-    from pipeline.job.config import load_config
+    from pipeline.job.load_config import load_config
     from pipeline.train.from_settings import loss_of, recipe_of
 
     config = load_config(

@@ -71,7 +71,7 @@ def measured(
     """One training, judged on the truth."""
     from models.heads.architectures import HeadShape
     from models.heads.training import Examples, fit_head, suspects
-    from pipeline.job.config import load_config
+    from pipeline.job.load_config import load_config
     from pipeline.train.from_settings import recipe_of
 
     rng = np.random.default_rng(seed)

@@ -207,15 +207,15 @@ def look_pass(url: str, photos: str) -> None:
 
 def _look(folder: Path, url: str, photos: int) -> None:
     from pipeline.ingest.check_images import look
-    from pipeline.job.config import Ingest
+    from pipeline.job.config import IngestSettings
     from pipeline.sources.source import open_sources
 
     folder.mkdir()
     manifest = folder / "shop.csv"
     lines = [f"p{number},{url}/{number}.jpg,c{number % 7}\n" for number in range(photos)]
     manifest.write_text("product_id,image,category\n" + "".join(lines))
-    units = 2 if photos == TINY else Ingest().unit_images  # so that every worker gets one
-    settings = Ingest(urls="any", url_concurrency=CONCURRENCY, unit_images=units)
+    units = 2 if photos == TINY else IngestSettings().unit_images  # so that every worker gets one
+    settings = IngestSettings(urls="any", url_concurrency=CONCURRENCY, unit_images=units)
     looked = look(open_sources([str(manifest)]), settings, folder, (), folder / "fetched")
     index = looked.index()
     if index.images() != photos or index.reasons():

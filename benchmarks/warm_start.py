@@ -25,7 +25,7 @@ from models.heads.architectures import FLAT, MULTITASK, Head, HeadShape
 from models.heads.training import Examples, fit_head
 from models.heads.warm_start import warm_start
 from models.taxonomy import Taxonomy
-from pipeline.job.config import load_config
+from pipeline.job.load_config import load_config
 from pipeline.train.from_settings import loss_of, recipe_of
 
 WEEKS, CATEGORIES, PRODUCTS, WIDTH = 4, 100, 6_000, 128

@@ -121,7 +121,7 @@ def _run(
     """The run, locked; a FRESH command's settings go over the defaults, others' over the run's last ones."""
     import datetime
 
-    from pipeline.job.config import load_config
+    from pipeline.job.load_config import load_config
     from pipeline.job.lock import only_job
     from pipeline.job.run import begin_run, default_name, saved_settings, settings_on_trial
 
@@ -370,7 +370,7 @@ def categorize(
     Example:
       shelfmark categorize catalogue.bson --workspace shop --output decisions.parquet
     """
-    from pipeline.job.config import load_config
+    from pipeline.job.load_config import load_config
 
     config = load_config(file, sets, {"extract.engine": engine})
     _start_tensorflow(config.extract.engine)

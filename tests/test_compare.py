@@ -22,7 +22,8 @@ from pipeline.compare.classifiers import PAPER, ROWS, config_of
 from pipeline.compare.compare import compare_classifiers
 from pipeline.compare.summary import COLUMNS, best_of, chance, release_command, render, table
 from pipeline.demo.drawn_catalogue import draw_catalogue
-from pipeline.job.config import Config, load_config
+from pipeline.job.config import Config
+from pipeline.job.load_config import load_config
 
 SETTINGS = """
 ingest = {min_products = 5}

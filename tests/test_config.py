@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from features.errors import ShelfmarkError
 from pipeline.job import config as config_module
-from pipeline.job.config import Extract, load_config
+from pipeline.job.config import ExtractSettings
+from pipeline.job.load_config import load_config
 
 
 @pytest.fixture
@@ -129,21 +130,21 @@ def test_unknown_setting_that_is_like_none_is_told_with_those_known():
 )
 def test_wrong_values_are_told_with_the_setting_and_the_reason(text, setting):
     told = refusal(sets=(text,))
-    assert told.startswith(f"--set {text}: {setting}: ") and told.endswith("; mend the setting")
+    assert told.startswith(f"--set {text}: {setting}: ") and told.endswith("; correct the setting")
 
 
 @pytest.mark.parametrize(("value", "told"), [("128", "128"), ("[64]", "[64]"), ("[8,8,8]", "[8, 8, 8]")])
 def test_one_number_or_three_for_the_two_hidden_layers_are_told_what_was_expected(value, told):
     assert refusal(sets=(f"head.hidden={value}",)) == (
         f"--set head.hidden={value}: head.hidden = {told}: expected two numbers, as in [1024,1024]; "
-        "mend the setting"
+        "correct the setting"
     )
 
 
 def test_settings_that_do_not_go_together_are_told_without_the_whole_section():
     assert refusal(sets=("head.kind=taxonnet", "head.loss=soft_tree")) == (
         "--set head.loss=soft_tree: head: loss soft_tree is for kind flat; "
-        "a taxonnet head has the tree in its outputs; mend the setting"
+        "a taxonnet head has the tree in its outputs; correct the setting"
     )
 
 
@@ -169,7 +170,7 @@ def test_a_file_that_is_not_toml_is_told_by_name_and_line(weekly):
 def test_a_file_that_is_not_there_is_told_by_name(tmp_path):
     missing = tmp_path / "weekly.toml"
     assert refusal(missing) == (
-        f"{missing}: No such file or directory; expected a TOML file of settings; mend --config"
+        f"{missing}: No such file or directory; expected a TOML file of settings; check --config"
     )
     assert refusal(tmp_path).startswith(f"{tmp_path}: Is a directory; ")
 
@@ -251,7 +252,11 @@ def test_a_conflict_names_the_last_that_was_said(tmp_path):
 
 
 def test_settings_for_speed_alone_do_not_matter_to_the_result():
-    assert Extract(batch=7, engine="jax").that_matter() == Extract().that_matter() == {"flip": False}
+    assert (
+        ExtractSettings(batch=7, engine="jax").that_matter()
+        == ExtractSettings().that_matter()
+        == {"flip": False}
+    )
     assert load_config().ingest.that_matter() == {
         "min_products": 20, "max_rejected": 0.1, "max_pixels": 50_000_000, "placeholder_products": 100,
         "unit_bytes": 32 * 2**20, "unit_images": 2000, "min_known": 0.05,

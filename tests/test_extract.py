@@ -25,12 +25,12 @@ from pipeline.extract.fill_store import fill_store
 from pipeline.ingest import ingest as ingest_module
 from pipeline.ingest.ingest import make_records
 from pipeline.job.catalogue import open_part
-from pipeline.job.config import Config, Extract, Ingest
+from pipeline.job.config import Config, ExtractSettings, IngestSettings
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
-SETTINGS = Extract(batch=16, shard_images=30)
+SETTINGS = ExtractSettings(batch=16, shard_images=30)
 
 
 @dataclass
@@ -106,7 +106,7 @@ def records_of(products, folder):
     source = write_bson(folder / "catalogue.bson", documents(products))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingest_module, "run_units", in_a_loop)
-        return make_records([str(source)], folder / "records", Ingest(unit_bytes=40_000))
+        return make_records([str(source)], folder / "records", IngestSettings(unit_bytes=40_000))
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_settings_for_speed_do_not_make_it_again(records, tmp_path, extracted):
     common = (records, Colours(), tmp_path / "store", tmp_path / "bottlenecks")
     first = extract_records(*common, SETTINGS)
     extracted.clear()
-    assert extract_records(*common, Extract(batch=7, shard_images=11)) == first and extracted == []
+    assert extract_records(*common, ExtractSettings(batch=7, shard_images=11)) == first and extracted == []
 
 
 def test_week_two_extracts_only_what_is_new(records, tmp_path, extracted):
@@ -347,7 +347,7 @@ def test_a_full_disk_stops_at_once(records, tmp_path, extracted):
 
 def test_when_shard_after_shard_fails_the_rest_is_not_tried(records, tmp_path, extracted):
     backbone = Colours(fails=[RuntimeError("no")])
-    small = Extract(batch=2, shard_images=2)
+    small = ExtractSettings(batch=2, shard_images=2)
     with pytest.raises(ShelfmarkError, match=r"\(RuntimeError: no\); 9 others failed, too"):
         extract_records(records, backbone, tmp_path / "store", tmp_path / "bottlenecks", small)
     assert len(extracted) == 20

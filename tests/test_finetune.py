@@ -38,7 +38,8 @@ from models.heads.finetune import (
 )
 from models.heads.training import Recipe, inverse_time_decay
 from pipeline.demo.drawn_catalogue import draw_catalogue
-from pipeline.job.config import Config, load_config
+from pipeline.job.config import Config
+from pipeline.job.load_config import load_config
 from pipeline.job.run import Run, begin_run
 from pipeline.train.finetune import draw, finetune_backbone
 

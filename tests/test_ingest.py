@@ -30,11 +30,11 @@ from pipeline.beam.run_units import unit_file
 from pipeline.ingest import check_images as look_module
 from pipeline.ingest import ingest as ingest_module
 from pipeline.ingest.ingest import make_records
-from pipeline.job.config import Ingest
+from pipeline.job.config import IngestSettings
 
 IN_MEMORY = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 LEARNT = ("train", "val", "test")
-SMALL_UNITS = Ingest(unit_bytes=16_000, unit_images=25)
+SMALL_UNITS = IngestSettings(unit_bytes=16_000, unit_images=25)
 MUGS, PLATES, LAMPS, ROBOTS = "1000", "1001", "1002", "1003"
 # Counts are of products; four mugs and a lamp become unreadable.
 COUNTS = {MUGS: 60, PLATES: 40, LAMPS: 25, ROBOTS: 19, "": 12}
@@ -305,8 +305,8 @@ def small(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"settings": Ingest(min_products=21)},
-        {"settings": Ingest(max_rejected=0.5)},
+        {"settings": IngestSettings(min_products=21)},
+        {"settings": IngestSettings(max_rejected=0.5)},
         {"seed": 1},
         {"taxonomy": True},
         {"known": True},
@@ -315,14 +315,14 @@ def small(tmp_path):
     ids=lambda change: next(iter(change)),
 )
 def test_records_are_remade_when_what_they_are_made_from_has_changed(small, tmp_path, loop, taxonomy, change):
-    first = loop(small, tmp_path / "records", Ingest())
+    first = loop(small, tmp_path / "records", IngestSettings())
     known = tmp_path / "splits.parquet"
     pd.DataFrame({"product_id": ["0"], "split": ["test"]}).to_parquet(known)
     change = change | {"taxonomy": taxonomy if "taxonomy" in change else None}
     change = change | {"known": known if "known" in change else None}
     if change.pop("touched", False):
         os.utime(small, ns=(1, 1))
-    second = loop(small, tmp_path / "records", **({"settings": Ingest()} | change))
+    second = loop(small, tmp_path / "records", **({"settings": IngestSettings()} | change))
     assert second.digest != first.digest
     assert open_artifact(tmp_path / "records", "records") == second
 
@@ -404,7 +404,7 @@ def test_a_manifests_own_split_and_levels_are_kept(tmp_path, loop):
         row | {"split": part.get(row["product_id"], "train"), "level1": "Kitchen", "seller": "Smith"}
         for row in rows
     ]
-    made = loop(write_manifest(tmp_path / "a.csv", rows), tmp_path / "records", Ingest())
+    made = loop(write_manifest(tmp_path / "a.csv", rows), tmp_path / "records", IngestSettings())
     assert {product: split for product, split in splits(made).items() if split != "train"} == part
     assert set(pd.read_parquet(made.file("products.parquet"))["seller"]) == {"Smith"}
     tree = pd.read_csv(made.file("taxonomy.csv"))
@@ -505,7 +505,7 @@ def test_no_product_changes_sides_when_new_ones_come(records, taxonomy, tmp_path
 def test_categories_that_the_taxonomy_lacks_are_counted_rejects(catalogue, taxonomy, tmp_path, loop):
     short = tmp_path / "short.csv"
     short.write_text("".join(line for line in taxonomy.open() if not line.startswith(LAMPS)))
-    made = loop(catalogue, tmp_path / "records", Ingest(max_rejected=0.5), taxonomy=short)
+    made = loop(catalogue, tmp_path / "records", IngestSettings(max_rejected=0.5), taxonomy=short)
     rejects = pd.read_parquet(made.file("rejects.parquet"))
     unknown = rejects[rejects["reason"] == "unknown_category"]
     lamps = [p for p in PRODUCTS if p.category == LAMPS]
@@ -520,7 +520,7 @@ def test_categories_that_the_taxonomy_lacks_are_counted_rejects(catalogue, taxon
 
 def test_a_flood_of_rejects_stops_ingest_before_anything_is_written(catalogue, tmp_path, loop):
     with pytest.raises(ShelfmarkError) as caught:
-        loop(catalogue, tmp_path / "records", Ingest(max_rejected=0.03))
+        loop(catalogue, tmp_path / "records", IngestSettings(max_rejected=0.03))
     images = sum(len(product.pictures) for product in PRODUCTS)
     listed = partial_of(tmp_path / "records") / "rejects.parquet"
     assert str(caught.value) == (
@@ -539,7 +539,7 @@ def test_a_workspace_within_its_source_is_refused(tmp_path, loop):
 
 
 def test_units_of_a_byte_become_no_more_than_there_are_images(small, tmp_path, loop):
-    made = loop(small, tmp_path / "records", Ingest(unit_bytes=1))
+    made = loop(small, tmp_path / "records", IngestSettings(unit_bytes=1))
     shards = {name for name in made.files if name.endswith(".tfrecord")}
     assert len(shards) == 3 * sum(made.summary["records"].values())
 
@@ -547,10 +547,10 @@ def test_units_of_a_byte_become_no_more_than_there_are_images(small, tmp_path, l
 def test_a_wrong_taxonomy_is_told_before_any_image_is_looked_at(small, tmp_path, monkeypatch):
     monkeypatch.setattr(ingest_module, "look", None)
     with pytest.raises(ShelfmarkError, match="no such file; expected a CSV of category_id"):
-        make_records([str(small)], tmp_path / "records", Ingest(), taxonomy=tmp_path / "gone.csv")
+        make_records([str(small)], tmp_path / "records", IngestSettings(), taxonomy=tmp_path / "gone.csv")
     (tmp_path / "wrong.csv").write_text("id,name\n1,a\n")
     with pytest.raises(ShelfmarkError, match=r"wrong.csv: columns id, name; expected category_id"):
-        make_records([str(small)], tmp_path / "records", Ingest(), taxonomy=tmp_path / "wrong.csv")
+        make_records([str(small)], tmp_path / "records", IngestSettings(), taxonomy=tmp_path / "wrong.csv")
 
 
 def test_a_catalogue_that_teaches_nothing_is_told(tmp_path, loop):

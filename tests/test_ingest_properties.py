@@ -16,10 +16,10 @@ from features.errors import ShelfmarkError
 from features.product import wanted_counts
 from pipeline.ingest import check_images as look_module
 from pipeline.ingest import ingest as ingest_module
-from pipeline.job.config import Ingest
+from pipeline.job.config import IngestSettings
 
 MIN_PRODUCTS = 3
-SMALL = Ingest(min_products=MIN_PRODUCTS, max_rejected=1.0, unit_bytes=4000, placeholder_products=4)
+SMALL = IngestSettings(min_products=MIN_PRODUCTS, max_rejected=1.0, unit_bytes=4000, placeholder_products=4)
 CUT = photo(3)[:400]
 pictures = st.sampled_from([*map(photo, range(12)), photo(20, "PNG"), photo(21, "GIF"), CUT, HTML, b"", None])
 products = st.lists(

@@ -28,7 +28,7 @@ from pipeline.ingest import check_images as look_module
 from pipeline.ingest import ingest as ingest_module
 from pipeline.ingest.ingest import make_records
 from pipeline.job.catalogue import categories_of, open_part
-from pipeline.job.config import Config, Extract
+from pipeline.job.config import Config, ExtractSettings
 from pipeline.release.categorize import categorize
 from pipeline.train.calibrate import calibrate_head
 from pipeline.train.evaluate import evaluate_head
@@ -87,7 +87,7 @@ def records_of(folder: Path, times: int) -> Artifact:
 
 def extracted(records: Artifact, folder: Path, flip: bool = False) -> Artifact:
     with light():
-        settings = Extract(batch=16, flip=flip)
+        settings = ExtractSettings(batch=16, flip=flip)
         return extract_records(records, Colours(), folder / "store", folder / "bottlenecks", settings)
 
 

@@ -19,9 +19,9 @@ from pipeline.cli import main
 from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.ingest import ingest as ingest_module
 from pipeline.ingest.ingest import make_records
-from pipeline.job.config import Ingest
+from pipeline.job.config import IngestSettings
 
-SMALL = Ingest(unit_bytes=16_000, unit_images=25)
+SMALL = IngestSettings(unit_bytes=16_000, unit_images=25)
 PRODUCTS = draw_products({"1": 30, "2": 25, "": 3})
 
 

@@ -22,7 +22,7 @@ from features.storage.paths import remove
 from models.decisions.bundle import open_bundle
 from pipeline.cli import main
 from pipeline.demo.drawn_catalogue import draw_catalogue
-from pipeline.job.config import load_config
+from pipeline.job.load_config import load_config
 from pipeline.train.train import train_head
 
 KILLS = 10

@@ -15,7 +15,7 @@ from features.storage.store import StoredRows
 from models.heads.architectures import HeadShape, build_head, load_head
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.catalogue import Part
-from pipeline.job.config import Config, Head
+from pipeline.job.config import Config, HeadSettings
 from pipeline.train.from_settings import labels_of, loss_of, shape_of
 from pipeline.train.train import start_of
 
@@ -43,7 +43,7 @@ def test_head_of_levels_learns_the_node_of_every_level(kind: str) -> None:
 
 
 def chosen(**head: Any) -> Any:
-    return loss_of(TREE, Config(head=Head(**head)))
+    return loss_of(TREE, Config(head=HeadSettings(**head)))
 
 
 def test_the_default_loss_is_that_of_the_recipe_and_for_level_heads_the_cross_entropy() -> None:

@@ -10,7 +10,8 @@ import pandas as pd
 from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
 from pipeline.demo.drawn_catalogue import Drawn, draw_catalogue
-from pipeline.job.config import Config, load_config
+from pipeline.job.config import Config
+from pipeline.job.load_config import load_config
 from pipeline.job.lock import only_job
 from pipeline.job.progress import log
 from pipeline.job.run import begin_run, default_name

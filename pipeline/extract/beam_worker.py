@@ -26,7 +26,7 @@ from features.storage.paths import Place, local, place, remove, write_whole, wri
 from features.storage.store import Digests, Places, Store, digest_array, digests_of, shard_name
 from pipeline.beam.run_units import run_units
 from pipeline.extract.fill_store import RECORD, engine_of, fill, make_shard, require_all, spread, try_twice
-from pipeline.job.config import Extract
+from pipeline.job.config import ExtractSettings
 
 if TYPE_CHECKING:
     from apache_beam.utils.shared import Shared
@@ -39,7 +39,7 @@ def fill_store_on_beam(
     digests: Digests,
     records: Artifact,
     backbone: Backbone,
-    settings: Extract,
+    settings: ExtractSettings,
     beam: tuple[str, ...],
     work: Place,
 ) -> Places:
@@ -85,7 +85,7 @@ class _Job:
     weights: str  # what its weights are called; they are in `work`
     image_size: int  # px
     fingerprint: str
-    settings: Extract
+    settings: ExtractSettings
 
 
 class _Loaded:

@@ -15,7 +15,7 @@ from pipeline.extract.beam_worker import fill_store_on_beam
 from pipeline.extract.fill_store import RecordReader, fill_store
 from pipeline.extract.index import read_digests, shards_of, write_index
 from pipeline.job.catalogue import views_of_store
-from pipeline.job.config import Extract
+from pipeline.job.config import ExtractSettings
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary
@@ -38,7 +38,7 @@ def extract_records(
     backbone: Backbone,
     store: Place,
     out: Place,
-    settings: Extract,
+    settings: ExtractSettings,
     beam: tuple[str, ...] = (),
 ) -> Artifact:
     """Puts the bottlenecks of all images in `records` into the store and writes the index.

@@ -19,7 +19,7 @@ from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact
 from features.storage.store import Digests, Places, Store, StoredRows, shard_name
-from pipeline.job.config import Extract
+from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import Progress, log
 from pipeline.sources.image import Changed
 
@@ -35,7 +35,7 @@ Read = Callable[[np.ndarray], Iterator[Piece]]  # numbers of images → pieces o
 
 
 def fill_store(
-    store: Store, digests: Digests, read: Read, load: Callable[[], Backbone], settings: Extract
+    store: Store, digests: Digests, read: Read, load: Callable[[], Backbone], settings: ExtractSettings
 ) -> Places:
     """Extracts what the store lacks in this process; an identical image once.
 
@@ -80,7 +80,7 @@ def rows_of(
     digests: Digests,
     read: Read,
     load: Callable[[], Backbone],
-    settings: Extract,
+    settings: ExtractSettings,
 ) -> StoredRows:
     """The bottlenecks of images, extracted where the store lacks them.
 
@@ -119,7 +119,10 @@ class RecordReader:
 
 
 def fill(
-    store: Store, digests: Digests, settings: Extract, extract_shards: Callable[[list[np.ndarray]], None]
+    store: Store,
+    digests: Digests,
+    settings: ExtractSettings,
+    extract_shards: Callable[[list[np.ndarray]], None],
 ) -> Places:
     """Cuts the images that the store lacks into shards, and has them extracted.
 
@@ -155,7 +158,7 @@ def _with_progress(read: Read, shard: np.ndarray, done: int, progress: Progress)
 
 
 def engine_of(
-    backbone: Backbone, store: Store, settings: Extract, sample: Callable[[int], Iterator[Piece]]
+    backbone: Backbone, store: Store, settings: ExtractSettings, sample: Callable[[int], Iterator[Piece]]
 ) -> Engine:
     """The engine of the settings; int8 is fitted to a sample of the images, for both views together."""
     kept = store.path.parent if store.flip else store.path

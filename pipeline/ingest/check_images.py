@@ -32,7 +32,7 @@ from pipeline.sources.source import Source, read_unit
 from pipeline.sources.urls import Fetching
 
 if TYPE_CHECKING:
-    from pipeline.job.config import Ingest
+    from pipeline.job.config import IngestSettings
 
 LOOK = pa.schema(
     [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
@@ -94,7 +94,7 @@ def _rows_in(path: Place) -> int:
 
 def look(
     sources: list[Source],
-    settings: "Ingest",
+    settings: "IngestSettings",
     work: Place,
     beam: tuple[str, ...],
     fetched: Place,
@@ -135,12 +135,12 @@ def _spellings(root: Place) -> list[str]:
     return [path_text(root), root.as_uri()] if isinstance(root, Path) else [str(root)]
 
 
-def limits_of(settings: "Ingest") -> Limits:
+def limits_of(settings: "IngestSettings") -> Limits:
     """The limits of an image by the settings."""
     return Limits(max_pixels=settings.max_pixels)
 
 
-def fetching_of(settings: "Ingest", fetched: Place) -> Fetching:
+def fetching_of(settings: "IngestSettings", fetched: Place) -> Fetching:
     """How photos are fetched by the settings."""
     where = fetched.absolute() if isinstance(fetched, Path) else fetched  # workers may stand elsewhere
     return Fetching(

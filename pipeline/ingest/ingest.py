@@ -45,7 +45,7 @@ from pipeline.ingest.duplicates import (
 )
 from pipeline.ingest.split_plan import PRODUCTS, Index, Products
 from pipeline.ingest.write_records import DIGESTS, IMAGES, LOST, PIECE, UNITS_A_BATCH, write_unit
-from pipeline.job.config import Ingest
+from pipeline.job.config import IngestSettings
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
@@ -78,7 +78,7 @@ def ingest(
 def make_records(
     sources: list[str],
     out: Place,
-    settings: Ingest,
+    settings: IngestSettings,
     *,
     seed: int = 0,
     taxonomy: Place | None = None,
@@ -156,7 +156,7 @@ def _make_records(
     paths: Paths,
     renamed: dict[Any, str],
     known: Path | None,
-    settings: Ingest,
+    settings: IngestSettings,
     seed: int,
     work: Place,
     beam: tuple[str, ...],
@@ -285,7 +285,7 @@ class Layout:
     shared: Shared
 
 
-def lay_out(index: Index, products: Products, settings: Ingest, seed: int) -> Layout:
+def lay_out(index: Index, products: Products, settings: IngestSettings, seed: int) -> Layout:
     """Where every row goes."""
     unit, units = plan.plan_units(index, products, seed, settings.unit_bytes)
     shared, placeholder = find_shared(index, settings.placeholder_products)
@@ -369,7 +369,7 @@ def _write_taxonomy(paths: Paths, products: Products, work: Place) -> int:
 
 
 def _write_shards(
-    parts: list[str], units: int, settings: Ingest, seed: int, work: Place, beam: tuple[str, ...]
+    parts: list[str], units: int, settings: IngestSettings, seed: int, work: Place, beam: tuple[str, ...]
 ) -> set[tuple[str, int]]:
     """Writes the shards of all output units, then images.parquet from what the writers say of them.
 

@@ -1,30 +1,18 @@
-"""Every setting on one page: defaults, then `--config FILE.toml` over them, then `--set section.name=value`.
+"""Every setting on one page, with its default and when to change it. Reading them: load_config.py.
 
 A setting that changes a result is part of the digest of the stage that uses it; those marked `speed` are not,
 those marked `calibrate` are part of that stage's.
 """
 
-import codecs
-import copy
-import difflib
 import json
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
-
-from features.errors import ShelfmarkError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # true is not 1
 
 
-LISTS = {  # settings that are lists, and what they hold
-    "hidden": "two numbers, as in [1024,1024]",
-    "level_weights": "a number for each level, as in [1,1,2]",
-}
 ELSEWHERE = {"speed", "calibrate"}  # marks of settings that another stage's digest holds, or none
 
 
@@ -58,7 +46,7 @@ def _known_encoding(name: str) -> str:
     return name
 
 
-class Ingest(Section):
+class IngestSettings(Section):
     """From a source to records."""
 
     min_products: Positive = 20
@@ -107,7 +95,7 @@ class Ingest(Section):
     more workers. It cuts the records differently, so they get another digest."""
 
 
-class Backbone(Section):
+class BackboneSettings(Section):
     """The frozen network that turns an image into a vector."""
 
     name: str = "inception_v3"
@@ -123,7 +111,7 @@ class Backbone(Section):
     Inception v3. Lower it to extract faster, at a cost in accuracy (docs/experiments/extraction.md)."""
 
 
-class Extract(Section):
+class ExtractSettings(Section):
     """From records to bottlenecks. More about all of it: docs/extraction.md."""
 
     engine: Annotated[Literal["auto", "tensorflow", "openvino", "jax"], "speed"] = "auto"
@@ -144,7 +132,7 @@ class Extract(Section):
     categorized."""
 
 
-class Finetune(Section):
+class FinetuneSettings(Section):
     """From a backbone to one that is tuned on the run's own products. Reasons: docs/finetuning.md."""
 
     frozen_share: Annotated[float, Field(ge=0, lt=1)] = 0.4
@@ -189,7 +177,7 @@ class Finetune(Section):
     in it. Choose float32 to rule rounding out."""
 
 
-class Head(Section):
+class HeadSettings(Section):
     """The trained part over the bottlenecks: two hidden layers, as in the paper. Formulas: docs/heads.md."""
 
     recipe: Literal["default", "paper"] = "default"
@@ -223,7 +211,7 @@ class Head(Section):
     keep it the same from week to week; every name but set also saves the training of a set head."""
 
     @model_validator(mode="after")
-    def _fits(self) -> "Head":
+    def _fits(self) -> "HeadSettings":
         if self.loss not in ("auto", "cross_entropy") and self.kind != "flat":
             raise ValueError(
                 f"loss {self.loss} is for kind flat; a {self.kind} head has the tree in its outputs"
@@ -252,7 +240,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # what [train] leaves open, by head.reci
 }  # fmt: skip
 
 
-class Train(Section):
+class TrainSettings(Section):
     """Stochastic gradient descent. Formulas and sources: docs/training.md.
 
     A setting without a default here takes the value that `head.recipe` names.
@@ -318,7 +306,7 @@ class Train(Section):
     `epochs`. Raise it when the warm head is less accurate than a fresh one."""
 
 
-class Calibration(Section):
+class CalibrationSettings(Section):
     """From confidences to the certified threshold. What it promises: docs/concepts.md."""
 
     precision: Share = 0.9
@@ -334,7 +322,7 @@ class Calibration(Section):
     when the threshold is not certifiable for lack of products; training is made again, too."""
 
 
-class Compare(Section):
+class CompareSettings(Section):
     """What the baselines of `shelfmark compare` learn from; the heads learn from all products."""
 
     hog_products: Positive = 10_000
@@ -354,14 +342,14 @@ class Config(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of everything random: the order of records and of training images, the first weights. Change it
     to see how far results differ by chance. It does not change the split."""
-    ingest: Ingest = Ingest()
-    backbone: Backbone = Backbone()
-    extract: Extract = Extract()
-    finetune: Finetune = Finetune()
-    head: Head = Head()
-    train: Train = Train()
-    calibration: Calibration = Calibration()
-    compare: Compare = Compare()
+    ingest: IngestSettings = IngestSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    extract: ExtractSettings = ExtractSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    head: HeadSettings = HeadSettings()
+    train: TrainSettings = TrainSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    compare: CompareSettings = CompareSettings()
 
     def training(self) -> dict[str, Any]:
         """The settings of [train], what they leave open as head.recipe says."""
@@ -387,7 +375,7 @@ class Config(BaseModel):
     def sets(self) -> list[str]:
         """What `--set` takes to have these settings from the defaults, as far as they can change a release.
 
-        >>> load_config(sets=("head.hidden=[64, 32]", "seed=7", "extract.engine=jax")).sets()
+        >>> Config(head={"hidden": [64, 32]}, seed=7, extract={"engine": "jax"}).sets()
         ['seed=7', 'head.hidden=[64,32]']
         """
         sets = [] if self.seed == 0 else [f"seed={self.seed}"]
@@ -396,7 +384,7 @@ class Config(BaseModel):
             for name, field in type(own).model_fields.items():
                 value = getattr(own, name)
                 if value not in (None, field.default) and "speed" not in field.metadata:
-                    sets.append(f"{section}.{name}={_text(value)}")
+                    sets.append(f"{section}.{name}={_as_text(value)}")
         return sets
 
     def of_the_thresholds(self) -> dict[str, Any]:
@@ -404,138 +392,6 @@ class Config(BaseModel):
         return self.calibration.that_matter() | {"aggregation": self.head.aggregation}
 
 
-def load_config(
-    file: Path | None = None,
-    sets: tuple[str, ...] = (),
-    options: dict[str, Any] | None = None,
-    base: dict[str, Any] | None = None,
-) -> Config:
-    """The settings: defaults, then the TOML file, then options, then `section.name=value` texts.
-
-    They are checked together: what a file says may need what a text says.
-
-    Args:
-        file: TOML.
-        sets: as given to `--set`; nothing behind the "=" is the default.
-        options: full name → value; None where not given.
-        base: settings of the run so far, which take the defaults' place.
-
-    Raises:
-        ShelfmarkError: the file cannot be read, or a setting is unknown or has a wrong value.
-    """
-    values: dict[str, Any] = copy.deepcopy(base or {})
-    _check(values, {})
-    said: dict[str, str] = {}  # name → where
-    for section, told in (_read_toml(file) if file else {}).items():
-        if section == "backbone" and file:
-            told = _with_whole_path(told, file.absolute().parent)
-        kept = values.get(section)
-        values[section] = kept | told if isinstance(kept, dict) and isinstance(told, dict) else told
-        names = [f"{section}.{name}" for name in told] if isinstance(told, dict) else [section]
-        said |= dict.fromkeys(names, str(file))
-    for name, value in (options or {}).items():
-        if value is not None:
-            _put(values, name, value)
-            said[name] = f"--{name.rpartition('.')[2].replace('_', '-')}"
-    for text in sets:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ShelfmarkError(
-                f"--set {text}: no '='; expected section.name=value, as in --set train.epochs=50"
-            )
-        name = name.strip()
-        _put(values, name, _parse(value.strip()) if value.strip() else _default(name))
-        said.pop(name, None)  # the last one is to stand last
-        said[name] = f"--set {text}"
-    if "backbone" in values:  # what is relative by now comes of the command line
-        values["backbone"] = _with_whole_path(values["backbone"], Path.cwd())
-    return _check(values, said)
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(_text_of(file.read_bytes()))
-    except OSError as error:
-        raise ShelfmarkError(
-            f"{file}: {error.strerror}; expected a TOML file of settings; mend --config"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ShelfmarkError(f"{file}: not TOML: {error}; mend the file") from error
-
-
-def _text_of(data: bytes) -> str:
-    """A text file as editors of Windows save it, too: with a byte order mark, in UTF-8 or UTF-16."""
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
-
-
-def _with_whole_path(backbone: Any, folder: Path) -> Any:
-    """[backbone] with a `weights` file named from the root on: a later stage may run in another directory."""
-    weights = backbone.get("weights") if isinstance(backbone, dict) else None
-    if not isinstance(weights, str) or weights in ("", "imagenet", "random") or "://" in weights:
-        return backbone
-    return backbone | {"weights": str(folder / weights)}
-
-
-def _parse(text: str) -> Any:
-    """A value as TOML reads it; a bare word is a text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _text(value: Any) -> str:
-    """A value as `_parse` reads it."""
+def _as_text(value: object) -> str:
+    """A value as `--set` takes it."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-def _put(values: dict[str, Any], name: str, value: Any) -> None:
-    *sections, last = name.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ShelfmarkError(f"--set {name}: {section!r} is no section; expected section.name=value")
-    values[last] = value
-
-
-def _default(name: str) -> Any:
-    """Of a setting by its full name; of one that is not there a text that the check refuses."""
-    section, _, last = name.rpartition(".")
-    model = type(getattr(Config(), section, None)) if section else Config
-    field = getattr(model, "model_fields", {}).get(last)
-    return field.default if field else ""
-
-
-def _check(values: dict[str, Any], said: dict[str, str]) -> Config:
-    """The settings; an error tells where the last one it is about was said, else the run's config.json."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        path = ".".join(map(str, problem["loc"][:2]))
-        where = [told for name, told in said.items() if f"{name}.".startswith(f"{path}.")]
-        where = where or [told for name, told in said.items() if path.startswith(f"{name}.")]
-        raise ShelfmarkError(_explain(problem, where[-1] if where else "the run's config.json")) from error
-
-
-def _explain(problem: ErrorDetails, where: str) -> str:
-    """One line: which setting, what is wrong, what was perhaps meant.
-
-    >>> load_config(sets=("train.epoch=9",))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    features.errors.ShelfmarkError: --set train.epoch=9 [train]: unknown setting 'epoch'. Did you mean ...?
-    """
-    path = [str(part) for part in problem["loc"] if not str(part).startswith("constrained")]
-    if problem["type"] == "extra_forbidden":
-        model = type(getattr(Config(), path[0])) if len(path) > 1 else Config
-        near = difflib.get_close_matches(path[-1], model.model_fields, n=1, cutoff=0.5)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(model.model_fields)}."
-        section = f" [{path[0]}]" if len(path) > 1 else ""
-        return f"{where}{section}: unknown {'setting' if len(path) > 1 else 'section'} '{path[-1]}'. {hint}"
-    if problem["type"] == "value_error":  # of settings that do not go together; the input is all of them
-        return f"{where}: {'.'.join(path)}: {problem['ctx']['error']}; mend the setting"
-    told = problem["msg"].lower()
-    if path[1:2] and path[1] in LISTS and problem["type"] in ("tuple_type", "too_long", "missing"):
-        path, told = path[:2], f"expected {LISTS[path[1]]}"
-    return f"{where}: {'.'.join(path)} = {problem['input']!r}: {told}; mend the setting"

@@ -40,7 +40,7 @@ from models.heads.hierarchy import consistency, hierarchical_scores
 from models.taxonomy import Taxonomy
 from pipeline.beam.run_units import write_table
 from pipeline.job.catalogue import Part, categories_of, divide, open_part
-from pipeline.job.config import Calibration
+from pipeline.job.config import CalibrationSettings
 from pipeline.job.decisions_file import write_decisions
 from pipeline.job.progress import log
 from pipeline.job.run import Run
@@ -90,7 +90,7 @@ def evaluate_head(
     thresholds: Artifact,
     store: Place,
     out: Place,
-    settings: Calibration,
+    settings: CalibrationSettings,
 ) -> Artifact:
     """Evaluates a categorizer on every part of the catalogue.
 
