@@ -97,7 +97,7 @@ class _Commands(click.Group):
                 "--s3_endpoint_url=…", context,
             )  # fmt: skip
         if beam:
-            use_beam_options(beam)  # before a source or a workspace is looked at
+            use_beam_options(beam)  # before a source or a workspace is opened
         return name, command, rest
 
 
@@ -408,11 +408,11 @@ def clean(workspace: Place, keep: int | None, older: float, dry_run: bool, debug
     """
     from pipeline.release.clean import clean
 
-    going = clean(workspace, keep=keep, older=older, dry_run=dry_run)
-    for one in going:
+    removals = clean(workspace, keep=keep, older=older, dry_run=dry_run)
+    for one in removals:
         print(f"{one.what}: {one.size / 1e6:,.1f} MB")
-    size = sum(one.size for one in going)
-    print(f"{workspace}: {size / 1e6:,.1f} MB {'would go; nothing was removed' if dry_run else 'removed'}")
+    size = sum(one.size for one in removals)
+    print(f"{workspace}: {size / 1e6:,.1f} MB {'would be removed; nothing was' if dry_run else 'removed'}")
 
 
 @shelfmark.command()

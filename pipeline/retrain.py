@@ -37,7 +37,7 @@ def retrain(
     if tune:
         finetune(run)  # longer than all the rest: epochs through the network, on pixels
     extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing
-    train(run)  # epochs over the bottlenecks in memory: minutes for a million images
+    train(run)  # epochs over the bottlenecks in memory: two minutes each for a million images on two cores
     calibrate(run)  # one pass of the head over the validation images
     evaluate(run)  # one pass of the head over all images
     report(run)  # seconds

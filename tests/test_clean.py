@@ -207,7 +207,7 @@ def test_a_dry_run_tells_and_removes_nothing(tmp_path, capsys):
     main(["clean", "--workspace", str(tmp_path), "--keep", "1", "--dry-run"])
     said = capsys.readouterr().out
     assert "runs/one: 0.0 MB\nstore/colours-8: 1 of 2 shards: 0.0 MB\n" in said
-    assert said.endswith("would go; nothing was removed\n")
+    assert said.endswith("would be removed; nothing was\n")
     assert sizes(tmp_path).keys() - {"runs/one/.lock", "runs/two/.lock"} == before
 
 

@@ -141,7 +141,7 @@ def test_decisions_go_onto_an_object_store_in_every_format() -> None:
 
 @pytest.mark.parametrize("name", ["d.xlsx", "d.json", "d.gz", "d.parquet.gz", "d", ".parquet", ".csv.gz"])
 def test_a_name_without_a_format_is_refused(tmp_path: Path, name: str) -> None:
-    told = r"the name tells no format; expected one that ends in \.parquet, \.csv, \.csv\.gz or \.jsonl; give"
+    told = r"its suffix is no format; expected \.parquet, \.csv, \.csv\.gz or \.jsonl; give"
     with pytest.raises(ShelfmarkError, match=told):
         require_format(tmp_path / name)
 

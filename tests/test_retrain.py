@@ -296,4 +296,4 @@ def test_two_jobs_cannot_meet_on_one_run(shop, capsys):
     with filelock.FileLock(folder / "W" / "runs" / "week" / ".lock"):
         status, _ = run_here(*retrain_arguments(folder, folder / "W"))
     assert status == 1
-    assert "another job is at work on this run" in capsys.readouterr().err
+    assert "another job is running here" in capsys.readouterr().err

@@ -134,7 +134,7 @@ def test_a_second_job_is_kept_off_the_run_until_the_first_ends(tmp_path):
         return answers.get(timeout=10)
 
     with only_job(tmp_path / "run"):
-        assert second().startswith(f"{tmp_path / 'run'}: another job is at work on this run; ")
+        assert second().startswith(f"{tmp_path / 'run'}: another job is running here; ")
     assert second() == "at work"
 
 

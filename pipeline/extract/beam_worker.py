@@ -134,7 +134,7 @@ def _save_weights(backbone: Backbone, file: Place) -> None:
 
 
 def _make_unit(number: int, mark: Place, *, job: _Job, loaded: "Shared") -> None:
-    """Makes a shard in a worker; why it cannot be made goes into a file, and the job goes on."""
+    """Makes a shard in a worker; when that fails, the reason goes into a file and the job continues."""
     work = place(job.work)
     store = Store(mark.parent)
     here: _Loaded = loaded.acquire(functools.partial(_Loaded, job, store))

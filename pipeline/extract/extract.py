@@ -52,7 +52,7 @@ def extract_records(
         beam: Beam's own options; with any of them, its workers extract.
 
     Raises:
-        ShelfmarkError: shards could not be made; the others are kept, the same command goes on.
+        ShelfmarkError: shards could not be made; the others are kept, and the same command continues.
         OSError: the disk is full, not writable, …
     """
     views = views_of_store(store, backbone.fingerprint, settings.flip)

@@ -26,7 +26,7 @@ from pipeline.sources.image import Changed
 RECORD = ("file", "offset", "length")  # columns of images.parquet: where a record is
 MOST_FAILED = 10  # shards; after so many the others will not do better
 ALL_ZERO = (
-    "the bottlenecks are all zero; expected a backbone that tells images apart; give other --weights "
+    "the bottlenecks are all zero; expected bottlenecks that differ between images; give other --weights "
     "(random ones are for networks such as inception_v3)"
 )
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # for every shard alike

@@ -40,9 +40,9 @@ def read_digests(images: Path) -> np.ndarray:
 
 def write_index(images: Path, digests: np.ndarray, places: Mapping[str, Places], file: Place) -> None:
     """Writes the index a piece at a time: as one table 20 million rows would take 3 GB."""
-    told = pq.read_table(images, columns=["product_id", "image_index", "split"], read_dictionary=["split"])
-    told = told.combine_chunks()
-    order = pc.sort_indices(told, sort_keys=[("product_id", "ascending"), ("image_index", "ascending")])
+    rows = pq.read_table(images, columns=["product_id", "image_index", "split"], read_dictionary=["split"])
+    rows = rows.combine_chunks()
+    order = pc.sort_indices(rows, sort_keys=[("product_id", "ascending"), ("image_index", "ascending")])
     schema = INDEX
     for name in places:
         schema = schema.append(pa.field(f"{name}shard", pa.string()))
@@ -50,12 +50,14 @@ def write_index(images: Path, digests: np.ndarray, places: Mapping[str, Places],
     with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
         for start in range(0, len(order), INDEX_ROWS):
             chosen = order.slice(start, INDEX_ROWS)
-            rows = chosen.to_numpy()
-            columns = {name: told[name].take(chosen) for name in told.column_names}
-            columns["image_digest"] = digest_array(digests[rows])
+            numbers = chosen.to_numpy()
+            columns = {name: rows[name].take(chosen) for name in rows.column_names}
+            columns["image_digest"] = digest_array(digests[numbers])
             for name, found in places.items():
-                columns[f"{name}shard"] = pa.array(found.names, pa.string()).take(pa.array(found.shard[rows]))
-                columns[f"{name}row"] = pa.array(found.row[rows])
+                columns[f"{name}shard"] = pa.array(found.names, pa.string()).take(
+                    pa.array(found.shard[numbers])
+                )
+                columns[f"{name}row"] = pa.array(found.row[numbers])
             writer.write_table(pa.table({name: columns[name] for name in schema.names}).cast(schema))
 
 

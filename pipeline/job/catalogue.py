@@ -40,7 +40,7 @@ class Part:
 
     @property
     def image_digest(self) -> np.ndarray:
-        """(n,) str, sha256 hex: 120 bytes an image, made when it is asked for."""
+        """(n,) str, sha256 hex: 120 bytes an image, made at each call."""
         text = self.digest.tobytes().hex()
         return np.array([text[at : at + 64] for at in range(0, len(text), 64)], dtype=object)
 
@@ -59,9 +59,9 @@ class Part:
 
 
 def views_of_store(store: Place, fingerprint: str, flip: bool) -> dict[str, Store]:
-    """The views by what stands before their names in the index."""
-    shelf = Store(store / fingerprint)
-    return {"": shelf} | ({FLIP: shelf.mirrored()} if flip else {})
+    """The stores of the views, by the prefix of their columns in the index."""
+    bottleneck_store = Store(store / fingerprint)
+    return {"": bottleneck_store} | ({FLIP: bottleneck_store.mirrored()} if flip else {})
 
 
 def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
@@ -111,9 +111,9 @@ def categories_of(records: Artifact) -> pd.Series:
     return products.set_index("product_id")["category"]
 
 
-def sizes_of(learnt: Part, category: pd.Series, taxonomy: Taxonomy) -> np.ndarray:
+def sizes_of(trained: Part, category: pd.Series, taxonomy: Taxonomy) -> np.ndarray:
     """(C,) int32, training products of each category; `category` by product_id."""
-    index = taxonomy.index(category.reindex(np.unique(learnt.product_id)).to_numpy())
+    index = taxonomy.index(category.reindex(np.unique(trained.product_id)).to_numpy())
     return np.bincount(index, minlength=len(taxonomy.categories)).astype(np.int32)
 
 

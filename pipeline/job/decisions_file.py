@@ -1,11 +1,11 @@
-"""Decisions: one row a product, the same from batch and from evaluation, in the format that the name tells.
+"""Decisions: one row a product, the same from batch and from evaluation, in the format of the file's suffix.
 
     .parquet       SCHEMA as it is
     .csv  .csv.gz  UTF-8, a line of names, then a line a product; texts in quotation marks (RFC 4180), null
                    is an empty cell; a list is a JSON text: "[""apple"",""pear""]"
     .jsonl         UTF-8, one JSON object a line, with real lists and nulls
 
-Texts stand there as they came, ids too: a spreadsheet may take one that begins with = for a formula.
+Texts are written as they came, ids too: a spreadsheet may take one that begins with = for a formula.
 """
 
 import gzip
@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         ("product_id", pa.string()),
         ("category", pa.string()),  # the most likely one; null when unreadable
         ("category_path", pa.string()),  # its names from coarse to fine, joined by " / "
-        ("confidence", pa.float64()),  # calibrated probability that the category is right
+        ("confidence", pa.float64()),  # calibrated probability that the category is correct
         ("status", pa.string()),  # accepted, review, unreadable
         ("node", pa.string()),  # what was decided; null unless accepted
         ("node_path", pa.string()),  # its names from coarse to fine, joined by " / "
@@ -50,10 +50,10 @@ def write_decisions(pieces: Iterable[pd.DataFrame], file: Place) -> None:
 
     Args:
         pieces: tables with the columns of SCHEMA, of which one at a time is in memory.
-        file: its name tells the format.
+        file: its suffix gives the format.
 
     Raises:
-        ShelfmarkError: the name tells none of the formats.
+        ShelfmarkError: the suffix is none of the formats.
     """
     with writing(file) as working, WRITERS[_ending(file)](working) as write:
         for piece in pieces:
@@ -61,14 +61,14 @@ def write_decisions(pieces: Iterable[pd.DataFrame], file: Place) -> None:
 
 
 def require_format(file: Place) -> None:
-    """Raises a ShelfmarkError when the name tells none of the formats, or a directory has it."""
+    """Raises a ShelfmarkError when the suffix is none of the formats, or a directory has the name."""
     _ending(file)
     if file.is_dir():
         raise ShelfmarkError(f"{file}: a directory; expected the name of a file; give another --output")
 
 
 def rejects_beside(file: Place) -> Place:
-    """Where the refused images stand: `a.rejects.parquet` beside `a.csv.gz`."""
+    """The file of the refused images: `a.rejects.parquet` beside `a.csv.gz`."""
     return file.with_name(file.name[: -len(_ending(file))] + REJECTS)
 
 
@@ -80,8 +80,7 @@ def _ending(file: Place) -> str:
             return ending
     *most, last = WRITERS
     raise ShelfmarkError(
-        f"{file}: the name tells no format; expected one that ends in {', '.join(most)} or {last}; "
-        "give another --output"
+        f"{file}: its suffix is no format; expected {', '.join(most)} or {last}; give another --output"
     )
 
 

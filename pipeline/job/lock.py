@@ -14,7 +14,7 @@ from features.storage.paths import Place, Remote
 def only_job(run: Place) -> Iterator[None]:
     """Keeps a second job off the run; the lock ends with the process, however it ends.
 
-    An object store has no locks: there, a second job on this machine is kept off, one on another is not.
+    An object store has no locks: there, a second job on this computer is kept off, one on another is not.
     """
     import filelock
 
@@ -28,7 +28,7 @@ def only_job(run: Place) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise ShelfmarkError(
-            f"{run}: another job is at work on this run; expected to be alone; wait or give another name"
+            f"{run}: another job is running here; expected one job at a time; wait, or use another --run"
         ) from None
     try:
         yield

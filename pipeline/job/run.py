@@ -2,8 +2,8 @@
 
     config.json   {"run", "code_version", "based_on", "settings"}
 
-`based_on` is the release in service when the run began: its products keep their part. It stays when the run
-goes on after its own release.
+`based_on` is the release in service when the run began: its products keep their part. It does not change when
+the run continues after its own release.
 """
 
 import datetime
@@ -36,7 +36,7 @@ from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run's things are."""
+    """A run: where its files are, and its finished artifacts."""
 
     workspace: Place
     name: str
@@ -107,7 +107,7 @@ class Run:
         return local(splits)
 
     def bundle_before(self) -> Artifact | None:
-        """The bundle that the run is based on, where train.warm_start asks for it."""
+        """The bundle that the run is based on; None without train.warm_start."""
         if self.based_on is None or not self.config.train.warm_start:
             return None
         found = find_artifact(self.releases / self.based_on)
@@ -158,8 +158,8 @@ class Run:
         settings = self.config.backbone
         key = settings.name.lower().replace("_", "")
         size = settings.image_size or IMAGE_SIZES.get(key, 224)
-        told = {"name": key, "image_size": size, "weights": TUNED + Path(settings.weights).name}
-        return bool(json.loads(artifact.file(BACKBONE).read_text()) == told)
+        expected = {"name": key, "image_size": size, "weights": TUNED + Path(settings.weights).name}
+        return bool(json.loads(artifact.file(BACKBONE).read_text()) == expected)
 
     def artifact(self, kind: str, command: str, **made_from: Artifact) -> Artifact:
         """A finished artifact of the run, made from these; ShelfmarkError names the command that makes it."""
@@ -214,19 +214,19 @@ def begin_run(workspace: Place, name: str, config: Config) -> Run:
     """Opens the run, or makes it, and keeps its settings. The caller holds the run's lock."""
     path = workspace / "runs" / name
     based_on = _saved(path).get("based_on", in_service(workspace / "releases"))
-    told = {
+    config_json = {
         "run": name,
         "code_version": importlib.metadata.version("shelfmark"),
         "based_on": based_on,
         "settings": config.model_dump(mode="json"),
     }
-    write_whole(path / "config.json", json.dumps(told, indent=1).encode())
+    write_whole(path / "config.json", json.dumps(config_json, indent=1).encode())
     return Run(workspace, name, config, based_on)
 
 
 @contextmanager
 def settings_on_trial(workspace: Place, name: str) -> Iterator[None]:
-    """Takes the settings of a command back when it is refused before it has finished anything in the run."""
+    """Restores config.json when a command fails before it has finished anything in the run."""
     path = workspace / "runs" / name
     file = path / "config.json"
     before, finished = file.read_bytes() if file.is_file() else None, _marks(path)

@@ -1,12 +1,12 @@
 """Clean: removes from a workspace what no kept run needs.
 
     store/<fingerprint>/<shard>.*        shards that no kept run refers to, those of categorize among them
-    runs/<run>/                          where asked for: all but the newest runs
+    runs/<run>/                          with --keep: all but the newest runs
     *.tmp, runs/<run>/<kind>.partial …   what jobs that are not running left behind; so are
     runs/<run>/records.fetched …         photos by URL, kept while others could not be reached
 
 A run refers to the shards of its index; while its extraction is not finished, to those with images of its
-records. Shards and leftovers younger than a day stay, or longer where asked for: a job may be about to refer
+records. Shards and leftovers younger than --older days stay: a job may be about to refer
 to them, and a later categorize saves what an earlier one extracted. The runs of the release in service, and
 of the one that it was based on, are always kept.
 """
@@ -45,8 +45,8 @@ Files = dict[str, Stat]  # by the name below the workspace
 
 
 @dataclass(frozen=True)
-class Going:
-    """Files that go together."""
+class Removal:
+    """Files that are removed together."""
 
     what: str  # for people
     names: list[str]  # below the workspace
@@ -54,12 +54,12 @@ class Going:
     folder: str = ""  # below the workspace; it goes with all that is in it
 
 
-def clean(workspace: Place, *, keep: int | None, older: float, dry_run: bool) -> list[Going]:
-    """Removes runs, leftovers and shards; returns what went, or would go.
+def clean(workspace: Place, *, keep: int | None, older: float, dry_run: bool) -> list[Removal]:
+    """Removes runs, leftovers and shards; returns what was removed, or would be.
 
     Args:
         workspace: of runs, releases and the store.
-        keep: so many newest runs, by their last command; None: all.
+        keep: runs to keep, the newest by their last command; None: all.
         older: days; younger shards and leftovers stay.
         dry_run: remove nothing.
 
@@ -69,19 +69,19 @@ def clean(workspace: Place, *, keep: int | None, older: float, dry_run: bool) ->
     files = _listing(workspace)
     runs = sorted({name.split("/")[1] for name in files if re.match("runs/[^/]+/.", name)})
     if not runs:
-        raise ShelfmarkError(f"{workspace}: has no runs; expected a workspace; mend --workspace")
+        raise ShelfmarkError(f"{workspace}: has no runs; expected a workspace; check --workspace")
     before = time.time_ns() - int(older * DAY)
-    with contextlib.ExitStack() as locks:  # held: a job that begins now would meet half of everything
+    with contextlib.ExitStack() as locks:  # held: a job that began now would find half of its files
         idle = {run for run in runs if _free(workspace / "runs" / run, locks)}
         kept = _kept(workspace, files, runs, keep)
         surplus = [run for run in runs if run in idle and run not in kept]
-        going = [_folder(files, f"runs/{run}") for run in surplus]
-        left = {name: told for name, told in files.items() if not name.startswith(tuple(_roots(surplus)))}
-        going += _leftovers(workspace, left, _roots(set(runs) - idle), before, locks)
-        going += _shards(workspace, left, [run for run in runs if run not in surplus], before)
-        for one in going if not dry_run else []:
+        removals = [_folder(files, f"runs/{run}") for run in surplus]
+        left = {name: stat for name, stat in files.items() if not name.startswith(tuple(_roots(surplus)))}
+        removals += _leftovers(workspace, left, _roots(set(runs) - idle), before, locks)
+        removals += _shards(workspace, left, [run for run in runs if run not in surplus], before)
+        for one in removals if not dry_run else []:
             _remove(workspace, one)
-    return going
+    return removals
 
 
 def _roots(runs: "set[str] | list[str]") -> list[str]:
@@ -97,8 +97,8 @@ def _listing(workspace: Place) -> Files:
         for name in names:
             file = Path(folder, name)
             with contextlib.suppress(FileNotFoundError):  # a running job's
-                told = file.stat(follow_symlinks=False)
-                files[file.relative_to(workspace).as_posix()] = Stat(told.st_size, told.st_mtime_ns)
+                stat = file.stat(follow_symlinks=False)
+                files[file.relative_to(workspace).as_posix()] = Stat(stat.st_size, stat.st_mtime_ns)
     return dict(sorted(files.items()))
 
 
@@ -118,12 +118,12 @@ def _kept(workspace: Place, files: Files, runs: list[str], keep: int | None) -> 
     """The newest runs, and those that the release in service came from and was based on."""
     if keep is None:
         return set(runs)
-    used = {name.split("/")[1]: told.st_mtime_ns for name, told in files.items() if CONFIG.fullmatch(name)}
+    used = {name.split("/")[1]: stat.st_mtime_ns for name, stat in files.items() if CONFIG.fullmatch(name)}
     newest = sorted(runs, key=lambda run: (used.get(run, 0), run), reverse=True)[:keep]
     sources = _sources(in_service(workspace / "releases"), runs)
     for run in list(sources):
-        told = json.loads((workspace / "runs" / run / "config.json").read_text())
-        sources |= _sources(told.get("based_on"), runs)
+        config = json.loads((workspace / "runs" / run / "config.json").read_text())
+        sources |= _sources(config.get("based_on"), runs)
     return sources.union(newest)
 
 
@@ -137,14 +137,14 @@ def _sources(release: str | None, runs: list[str]) -> set[str]:
 
 def _leftovers(
     workspace: Place, files: Files, busy: list[str], before: int, locks: contextlib.ExitStack
-) -> list[Going]:
+) -> list[Removal]:
     """Working files and directories, all of whose files are older than `before`."""
     working = defaultdict[str, list[str]](list)
     for name in files:
         found = _working(name, files, isinstance(workspace, Remote))
         if found and not name.startswith(tuple(busy)):
             working[found].append(name)
-    going = []
+    removals = []
     free: dict[str, bool] = {}
     for where, names in working.items():
         if max(files[name].st_mtime_ns for name in names) >= before:
@@ -159,8 +159,8 @@ def _leftovers(
             if not free[output]:
                 continue
         size = sum(files[name].st_size for name in names)
-        going.append(Going(where, names, size, folder="" if where in files else where))
-    return going
+        removals.append(Removal(where, names, size, folder="" if where in files else where))
+    return removals
 
 
 def _working(name: str, files: Files, remote: bool) -> str:
@@ -176,7 +176,7 @@ def _working(name: str, files: Files, remote: bool) -> str:
 # Shards
 
 
-def _shards(workspace: Place, files: Files, runs: list[str], before: int) -> list[Going]:
+def _shards(workspace: Place, files: Files, runs: list[str], before: int) -> list[Removal]:
     """Shards older than `before` that none of the runs refers to, by store."""
     stores = defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
     for name in files:
@@ -187,7 +187,7 @@ def _shards(workspace: Place, files: Files, runs: list[str], before: int) -> lis
     for run in runs:
         for folder, shards in _referred(workspace, run, list(stores)).items():
             referred[folder] |= shards
-    going = []
+    removals = []
     for folder, there in stores.items():
         unused = [
             names
@@ -197,8 +197,8 @@ def _shards(workspace: Place, files: Files, runs: list[str], before: int) -> lis
         if unused:
             names = [name for both in unused for name in both]
             size = sum(files[name].st_size for name in names)
-            going.append(Going(f"{folder}: {len(unused):,} of {len(there):,} shards", names, size))
-    return going
+            removals.append(Removal(f"{folder}: {len(unused):,} of {len(there):,} shards", names, size))
+    return removals
 
 
 def _referred(workspace: Place, run: str, stores: list[str]) -> dict[str, set[str]]:
@@ -219,12 +219,12 @@ def _referred(workspace: Place, run: str, stores: list[str]) -> dict[str, set[st
     return referred
 
 
-def _folder(files: Files, where: str) -> Going:
+def _folder(files: Files, where: str) -> Removal:
     names = [name for name in files if name.startswith(f"{where}/")]
-    return Going(where, names, sum(files[name].st_size for name in names), folder=where)
+    return Removal(where, names, sum(files[name].st_size for name in names), folder=where)
 
 
-def _remove(workspace: Place, one: Going) -> None:
+def _remove(workspace: Place, one: Removal) -> None:
     """Removes files, a shard's mark before its array."""
     if one.folder:
         return remove(workspace / one.folder)

@@ -128,8 +128,8 @@ def judge(run: Run, candidate: Artifact) -> Verdict:
         certified = bundle.categorizer.rules.certificate.threshold is not None
         merits.append((certified, rate, precision(evaluated.correct) if len(evaluated.correct) else 0.0))
     new, old = (
-        f"{'' if certified else 'not '}certified, {rate:.1%} acceptable at {target:.0%}, {right:.1%} right"
-        for certified, rate, right in merits
+        f"{'' if certified else 'not '}certified, {rate:.1%} acceptable at {target:.0%}, {correct:.1%} right"
+        for certified, rate, correct in merits
     )
     reason = f"{new}; in service: {old}; measured on {on}"
     return Verdict(merits[0] > merits[1], reason, candidate.digest, current.digest, on)
@@ -143,13 +143,15 @@ def _with_own_backbone(
     if bundle.fingerprint == BottlenecksSummary.of(bottlenecks).fingerprint and flip == (part.views == 2):
         return part
     part = part.first_view()
-    shelf, digests = Store(run.store / bundle.fingerprint), Digests(part.digest)
+    bottleneck_store, digests = Store(run.store / bundle.fingerprint), Digests(part.digest)
     record = np.empty(len(digests), np.int64)
     number, row = digests.places_of(read_digests(records.file("images.parquet")))
     record[number] = row
     reader = RecordReader(records)
     settings = run.config.extract
-    rows = rows_of(shelf, flip, digests, lambda chosen: reader(record[chosen]), bundle.backbone, settings)
+    rows = rows_of(
+        bottleneck_store, flip, digests, lambda chosen: reader(record[chosen]), bundle.backbone, settings
+    )
     views = 2 if flip else 1
     return Part(part.product_id.repeat(views), part.digest.repeat(views, axis=0), rows, views)
 

@@ -1,4 +1,4 @@
-"""Calibrate: how sure the head may be, and from where it decides alone.
+"""Calibrate: the confidence of predictions, and the threshold from which they are accepted.
 
     thresholds/  thresholds.json  manifest.json
 
@@ -58,11 +58,11 @@ def calibrate_head(
     """
 
     def make(work: Path) -> Mapping[str, object]:
-        asked = load_predictor(head.folder())
+        predictor = load_predictor(head.folder())
         val = open_part(bottlenecks, store, "val")
-        truth = asked.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
+        truth = predictor.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
         division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
-        rules = _rules(asked, val, truth, division, config)
+        rules = _rules(predictor, val, truth, division, config)
         write_whole(work / THRESHOLDS, json.dumps(rules.to_dict(), indent=1, sort_keys=True).encode())
         certificate = rules.certificate
         return ThresholdsSummary(
@@ -84,26 +84,28 @@ def calibrate_head(
 
 
 def _rules(
-    asked: Predictor, val: Part, truth: np.ndarray, division: Division, config: Config
+    predictor: Predictor, val: Part, truth: np.ndarray, division: Division, config: Config
 ) -> DecisionRules:
     """The rules from the validation images, divided into FIT and CERT."""
     fit, cert = (_Products(val, truth, division.group, chosen) for chosen in (division.fit, division.cert))
     aggregation, temperature = choose_aggregation(
-        asked, fit.rows, fit.bounds, fit.truth, config.head.aggregation
+        predictor, fit.rows, fit.bounds, fit.truth, config.head.aggregation
     )
-    fit_answers, cert_answers = (
-        asked.predict(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
+    fit_predictions, cert_predictions = (
+        predictor.predict(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
     )
-    confidence = fit_confidence(fit_answers.evidence(asked.sizes), fit_answers.top[:, 0] == fit.truth)
+    confidence = fit_confidence(
+        fit_predictions.evidence(predictor.sizes), fit_predictions.top[:, 0] == fit.truth
+    )
     certificate = certify(
-        _graded(fit, fit_answers, confidence, asked),
-        _graded(cert, cert_answers, confidence, asked),
+        _outcomes(fit, fit_predictions, confidence, predictor),
+        _outcomes(cert, cert_predictions, confidence, predictor),
         target=config.calibration.precision,
         delta=config.calibration.delta,
         grid=config.calibration.grid,
     )
     return DecisionRules(
-        asked.model, asked.labels, temperature, confidence, certificate, len(fit.truth), aggregation
+        predictor.model, predictor.labels, temperature, confidence, certificate, len(fit.truth), aggregation
     )
 
 
@@ -123,45 +125,47 @@ class _Products:
 
 
 def choose_aggregation(
-    asked: Predictor, rows: Rows, bounds: np.ndarray, truth: np.ndarray, wish: str
+    predictor: Predictor, rows: Rows, bounds: np.ndarray, truth: np.ndarray, aggregation: str
 ) -> tuple[str, float]:
-    """How FIT wants a product's images made one, by accuracy, then log loss; and the temperature with it.
+    """Chooses how a product's images are aggregated, by accuracy on FIT, then log loss; and the temperature.
 
     Args:
-        asked: the head.
-        rows: (n, d) bottlenecks of FIT, products together; the first 2^27 / C of them are looked at.
+        predictor: with the head.
+        rows: (n, d) bottlenecks of FIT, products together; the first 2^27 / C of them are read.
         bounds: (p + 1,) where each product begins.
         truth: (p,) int.
-        wish: "auto", or the one that it shall be.
+        aggregation: "auto", or a fixed one.
     """
-    most = MOST_LOGITS // len(asked.taxonomy.categories)  # images
+    most = MOST_LOGITS // len(predictor.taxonomy.categories)  # images
     products = max(1, int(np.searchsorted(bounds, most, side="right")) - 1)
     bounds, truth = bounds[: products + 1], truth[:products]
     if len(truth) == 0:
-        return ("mean" if wish == "auto" else wish), 1.0
+        return ("mean" if aggregation == "auto" else aggregation), 1.0
     sample, images = rows[slice(0, bounds[-1])], np.diff(bounds)
-    of_images, graded = asked.head.logits(sample), []
-    for name in _wished(wish, images, asked):
+    of_images, measured = predictor.head.logits(sample), []
+    for name in _candidates(aggregation, images, predictor):
         if name == SET:
-            assert asked.set_head is not None  # train sees to it
-            logits, counts, how = set_logits(asked.set_head, sample, bounds), np.ones_like(images), "mean"
+            assert predictor.set_head is not None  # train makes one
+            logits, counts, how = set_logits(predictor.set_head, sample, bounds), np.ones_like(images), "mean"
         else:
             logits, counts, how = of_images, images, name
         temperature = fit_temperature(logits, counts, truth, how)
         accuracy, loss = accuracy_and_log_loss(logits, counts, truth, temperature, how)
         log.info("aggregation: %s of images: FIT accuracy %.4f, log loss %.4f", name, accuracy, loss)
-        graded.append((accuracy, -loss, name, temperature))
-    _, _, name, temperature = max(graded, key=lambda told: told[:2])  # the first among equals
+        measured.append((accuracy, -loss, name, temperature))
+    _, _, name, temperature = max(measured, key=lambda one: one[:2])  # the first among equals
     return name, temperature
 
 
-def _wished(wish: str, images: np.ndarray, asked: Predictor) -> list[str]:
-    if wish != "auto":
-        return [wish]
+def _candidates(aggregation: str, images: np.ndarray, predictor: Predictor) -> list[str]:
+    if aggregation != "auto":
+        return [aggregation]
     several = list(AGGREGATIONS if (images > 1).any() else AGGREGATIONS[:1])  # of one image all are the same
-    return [*several, SET] if asked.set_head else several
+    return [*several, SET] if predictor.set_head else several
 
 
-def _graded(side: _Products, answers: Predictions, model: ConfidenceModel, asked: Predictor) -> Outcomes:
-    confidence = model.confidence(answers.evidence(asked.sizes))
-    return Outcomes(side.product_id, side.group, confidence, answers.top[:, 0] == side.truth)
+def _outcomes(
+    side: _Products, predictions: Predictions, model: ConfidenceModel, predictor: Predictor
+) -> Outcomes:
+    confidence = model.confidence(predictions.evidence(predictor.sizes))
+    return Outcomes(side.product_id, side.group, confidence, predictions.top[:, 0] == side.truth)

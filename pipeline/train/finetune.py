@@ -3,9 +3,9 @@
     backbone/  backbone.json   {"name", "image_size", "weights"}, as in a bundle
                backbone.weights.h5  history.csv  manifest.json
 
-A share of the training products is drawn. First a head learns from their frozen bottlenecks, which stay in
-the store; then the backbone's later layers and that head learn together. The head is left behind: train makes
-the run's head from the bottlenecks of the tuned backbone, as in any week.
+A share of the training products is drawn. First a head is trained on their frozen bottlenecks, which stay in
+the store; then the backbone's later layers and that head are trained together. The head is not kept:
+train makes the run's head from the bottlenecks of the tuned backbone, as in any week.
 """
 
 import json
@@ -73,8 +73,8 @@ def finetune_backbone(
     def make(work: Path) -> Mapping[str, object]:
         taxonomy = read_taxonomy(records.file("taxonomy.csv"))
         category = categories_of(records)
-        learnt, fit = draw_images(records, category, config)
-        part = _with_bottlenecks(learnt, records, base, store, config)
+        trained, fit = draw_images(records, category, config)
+        part = _with_bottlenecks(trained, records, base, store, config)
         shape = shape_of(part, taxonomy, base.fingerprint, config)
         labels, loss = labels_of(category, taxonomy, shape), loss_of(taxonomy, config)
 
@@ -86,9 +86,9 @@ def finetune_backbone(
             part = _with_bottlenecks(fit, records, base, store, config)
             selecting = Examples(part.rows, labels(part.product_id))
         head, _ = fit_head(shape, examples, selecting, recipe_of(config), loss, work / "_head")
-        with Progress("finetune", settings.epochs * len(learnt)) as progress:
+        with Progress("finetune", settings.epochs * len(trained)) as progress:
             network, history = tune_backbone(
-                base, head, photos(learnt, progress), photos(fit) if len(fit) else None,
+                base, head, photos(trained, progress), photos(fit) if len(fit) else None,
                 tuning_of(config), settings.frozen_share,
                 Augmentation(settings.crop, settings.flip, settings.colour), loss, work, settings.average,
             )  # fmt: skip
@@ -103,8 +103,8 @@ def finetune_backbone(
             weights=TUNED + base.weights,
             layers=layers,
             frozen=frozen,
-            products=int(learnt["product_id"].nunique()),
-            images=len(learnt),
+            products=int(trained["product_id"].nunique()),
+            images=len(trained),
             epochs=len(history["loss"]),
         ).to_dict()
 
@@ -117,7 +117,7 @@ def finetune_backbone(
 
 
 def tuning_of(config: Config) -> Recipe:
-    """How backbones are tuned on this machine; imbalance as in [train]."""
+    """How backbones are tuned here; imbalance as in [train]."""
     settings = config.finetune
     return replace(
         recipe_of(config),
@@ -144,7 +144,7 @@ def draw_images(records: Artifact, category: pd.Series, config: Config) -> tuple
         config: sections [finetune], [train] and [calibration].
 
     Returns:
-        Rows of images.parquet, in the order in which they stand in the records.
+        Rows of images.parquet, in the order of the records.
     """
     images = pd.read_parquet(records.file("images.parquet"))
     images = images.drop_duplicates(["product_id", "image_digest"])  # each counts once in its product
@@ -158,8 +158,8 @@ def draw_images(records: Artifact, category: pd.Series, config: Config) -> tuple
     digests = val["image_digest"].to_numpy(dtype=object)
     fit = val[divide(_ids(val), digests, config.calibration.fit_share).fit]
     share = config.finetune.share
-    learnt, selecting = (part[part["product_id"].isin(draw(part, category, share))] for part in (train, fit))
-    return learnt, selecting
+    trained, selecting = (part[part["product_id"].isin(draw(part, category, share))] for part in (train, fit))
+    return trained, selecting
 
 
 def draw(images: pd.DataFrame, category: pd.Series, share: float) -> set[str]:
@@ -171,20 +171,20 @@ def draw(images: pd.DataFrame, category: pd.Series, share: float) -> set[str]:
         share: 0 to 1; counts are rounded half up.
     """
     products = np.unique(_ids(images).astype(str))
-    told = pd.DataFrame({
+    drawn = pd.DataFrame({
         "product": products,
         "category": category.reindex(products).to_numpy(),
         # another order than the one that splits the products: there, training is what comes last
         "key": [order_key(f"finetune {product}") for product in products],
     })  # fmt: skip
-    told = told.sort_values(["key", "product"])
-    size = told.groupby("category")["product"].transform("size")
+    drawn = drawn.sort_values(["key", "product"])
+    size = drawn.groupby("category")["product"].transform("size")
     wanted = np.maximum(np.floor(share * size + 0.5), 1)
-    return set(told["product"][told.groupby("category").cumcount() < wanted])
+    return set(drawn["product"][drawn.groupby("category").cumcount() < wanted])
 
 
 def _reader(images: pd.DataFrame, records: Artifact, size: int, progress: Progress | None = None) -> Any:
-    """Reads the pixels of these images by their numbers, as `Photos` wants them."""
+    """Reads the pixels of these images by their numbers, as `Photos` takes them."""
 
     def read(numbers: np.ndarray, batch: int) -> Iterator[np.ndarray]:
         for pixels in read_pixels(read_pieces(records.path, images.iloc[numbers]), size, batch):
@@ -198,11 +198,11 @@ def _reader(images: pd.DataFrame, records: Artifact, size: int, progress: Progre
 def _with_bottlenecks(
     images: pd.DataFrame, records: Artifact, backbone: Backbone, store: Place, config: Config
 ) -> Part:
-    """The images as the untuned backbone sees them."""
+    """The images with the bottlenecks of the untuned backbone."""
     digests = Digests(digests_of(pa.chunked_array([pa.array(images["image_digest"], pa.string())])))
-    shelf = Store(store / backbone.fingerprint)
+    bottleneck_store = Store(store / backbone.fingerprint)
     rows = rows_of(
-        shelf,
+        bottleneck_store,
         False,
         digests,
         lambda rows: read_pieces(records.path, images.iloc[rows]),

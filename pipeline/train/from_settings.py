@@ -17,7 +17,7 @@ from pipeline.job.config import Config
 
 
 def recipe_of(config: Config) -> Recipe:
-    """How heads are trained on this machine."""
+    """How heads are trained on this computer."""
     settings = config.training()
     precision, memory = settings.pop("precision"), settings.pop("memory_gb")
     elsewhere = (
@@ -35,22 +35,22 @@ def recipe_of(config: Config) -> Recipe:
 
 
 def in_bfloat16(precision: str) -> bool:
-    """What "auto", "bfloat16" or "float32" means on this machine."""
+    """What "auto", "bfloat16" or "float32" means on this computer."""
     return precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16())
 
 
-def shape_of(learnt: Part, taxonomy: Taxonomy, fingerprint: str, config: Config) -> HeadShape:
+def shape_of(trained: Part, taxonomy: Taxonomy, fingerprint: str, config: Config) -> HeadShape:
     """The shape of a head by its settings, for these training images, their tree and backbone."""
     settings = config.head
     hierarchical = settings.loss == "hierarchical"
     return HeadShape(
-        width=learnt.rows[slice(0, 1)].shape[1],
+        width=trained.rows[slice(0, 1)].shape[1],
         categories=len(taxonomy.categories),
         hidden=settings.hidden,
         dropout=settings.dropout,
-        scale=_scale(learnt),
+        scale=_scale(trained),
         fingerprint=fingerprint,
-        flip=learnt.views == 2,
+        flip=trained.views == 2,
         kind=settings.kind,
         parents=taxonomy.parents if settings.kind != FLAT or hierarchical else (),
         selector=(settings.selector or settings.hidden[1]) if settings.kind == TAXONNET else 0,
@@ -63,7 +63,7 @@ def shape_of(learnt: Part, taxonomy: Taxonomy, fingerprint: str, config: Config)
 def labels_of(
     category: pd.Series, taxonomy: Taxonomy, shape: HeadShape
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """What a head of this shape learns for each image, from its product_id: the category, or all nodes.
+    """The labels of a head of this shape, from the images' product_id: the category, or all nodes.
 
     Args:
         category: by product_id.
@@ -96,10 +96,10 @@ def loss_of(taxonomy: Taxonomy, config: Config) -> Loss | None:
     return summed_levels(taxonomy) if name == "summed" and taxonomy.levels > 1 else None
 
 
-def _scale(learnt: Part) -> float:
+def _scale(trained: Part) -> float:
     """1 / RMS of the training bottlenecks, from at most 20,000 of them."""
-    some = learnt.rows[slice(0, None, max(1, -(-len(learnt.rows) // 20_000)))]
+    some = trained.rows[slice(0, None, max(1, -(-len(trained.rows) // 20_000)))]
     rms = np.sqrt(np.mean(np.square(some, dtype=np.float64)))
-    if rms == 0:  # extract refuses a store that begins so, not one that goes on so
+    if rms == 0:  # extract refuses a store whose first shard is so, not a later one
         raise ShelfmarkError(ALL_ZERO)
     return float(f"{1 / rms:.6g}")

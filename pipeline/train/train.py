@@ -4,7 +4,7 @@
            sizes.npy   (C,) int32, training products of each category
            set.json  set.weights.h5   the set head, where head.aggregation may take it
 
-FIT, a third of the validation products by hash of their duplicate group, selects; CERT, the rest, waits.
+FIT, a third of the validation products by hash of their duplicate group, selects; CERT is not read here.
 """
 
 import shutil
@@ -65,21 +65,21 @@ def train_head(
 
     def make(work: Path) -> Mapping[str, object]:
         training = _open_training(records, bottlenecks, store, config)
-        examples, left_out = training.examples(training.learnt), 0
+        examples, left_out = training.examples(training.trained), 0
         if config.train.leave_out_suspects:
             suspect = _suspects(training, examples, config, work)
-            training = replace(training, learnt=training.learnt.only(~suspect))
-            examples, left_out = examples.only(~suspect), int(suspect.sum()) // training.learnt.views
+            training = replace(training, trained=training.trained.only(~suspect))
+            examples, left_out = examples.only(~suspect), int(suspect.sum()) // training.trained.views
         start = start_of(before, training.shape, training.taxonomy) if before else None
         head, history = _fit(training, examples, start, config, work)
         head.save(work)
-        if _may_be_together(training.learnt, config.head.aggregation):
+        if _may_be_together(training.trained, config.head.aggregation):
             _fit_set_head(training, recipe_of(config), work / "_set").save(work)
         shutil.copyfile(records.file("taxonomy.csv"), work / "taxonomy.csv")
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
-        np.save(work / "sizes.npy", sizes_of(training.learnt, training.category, training.taxonomy))
+        np.save(work / "sizes.npy", sizes_of(training.trained, training.category, training.taxonomy))
         return HeadSummary(
-            images=len(training.learnt.product_id) // training.learnt.views,
+            images=len(training.trained.product_id) // training.trained.views,
             left_out=left_out,
             categories=training.shape.categories,
             epochs=len(history["loss"]),
@@ -103,7 +103,7 @@ class _Training:
     taxonomy: Taxonomy
     category: pd.Series  # by product_id
     shape: HeadShape
-    learnt: Part  # images trained on
+    trained: Part  # images trained on
     fit: Part  # FIT
 
     def examples(self, part: Part) -> Examples:
@@ -113,19 +113,19 @@ class _Training:
 
 def _open_training(records: Artifact, bottlenecks: Artifact, store: Place, config: Config) -> _Training:
     taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
-    learnt, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
-    learnt = learnt.without(untrainable(records, config))
+    trained, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
+    trained = trained.without(untrainable(records, config))
     division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
-    shape = shape_of(learnt, taxonomy, BottlenecksSummary.of(bottlenecks).fingerprint, config)
-    return _Training(taxonomy, category, shape, learnt, val.only(division.fit))
+    shape = shape_of(trained, taxonomy, BottlenecksSummary.of(bottlenecks).fingerprint, config)
+    return _Training(taxonomy, category, shape, trained, val.only(division.fit))
 
 
 def _suspects(training: _Training, examples: Examples, config: Config, work: Path) -> np.ndarray:
     """(n,) bool, training images whose labels are probably wrong, see `suspects`."""
-    learnt, loss = training.learnt, loss_of(training.taxonomy, config)
-    fold = divide(learnt.product_id, learnt.image_digest, 0.5).fit
+    trained, loss = training.trained, loss_of(training.taxonomy, config)
+    fold = divide(trained.product_id, trained.image_digest, 0.5).fit
     share = config.train.leave_out_suspects
-    return suspects(training.shape, examples, fold, recipe_of(config), share, loss, work, learnt.views)
+    return suspects(training.shape, examples, fold, recipe_of(config), share, loss, work, trained.views)
 
 
 def _fit(
@@ -162,15 +162,15 @@ def start_of(before: Artifact, shape: HeadShape, taxonomy: Taxonomy) -> Callable
     return start
 
 
-def _may_be_together(learnt: Part, aggregation: str) -> bool:
-    """Whether `aggregation` may turn out to be a set head; no product with several images, no need to."""
-    several = len(np.unique(learnt.product_id)) < len(learnt.product_id)
+def _may_be_together(trained: Part, aggregation: str) -> bool:
+    """Whether a set head may be chosen: only where products have several images, unless it is required."""
+    several = len(np.unique(trained.product_id)) < len(trained.product_id)
     return aggregation == SET or (aggregation == "auto" and several)
 
 
 def _fit_set_head(training: _Training, recipe: Recipe, work: Path) -> Head:
     """A head that reads the images of a product together; it is trained after the head of the images."""
-    images = min(int(np.diff(product_bounds(training.learnt.product_id)).max()), MOST_TOGETHER)
+    images = min(int(np.diff(product_bounds(training.trained.product_id)).max()), MOST_TOGETHER)
     together = replace(training.shape, kind=SET, images=images, parents=(), selector=0, hierarchical=False)
 
     def examples(part: Part) -> Examples:
@@ -180,4 +180,4 @@ def _fit_set_head(training: _Training, recipe: Recipe, work: Path) -> Head:
         return Examples(rows, training.taxonomy.index(category))
 
     selecting = examples(training.fit) if len(training.fit.product_id) else None
-    return fit_head(together, examples(training.learnt), selecting, recipe, work=work)[0]
+    return fit_head(together, examples(training.trained), selecting, recipe, work=work)[0]
