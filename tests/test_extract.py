@@ -371,7 +371,10 @@ def test_a_lost_image_is_a_fault_and_no_row_of_zeros(tmp_path):
             np.nan,
             r"^weights none: 30 of 30 bottlenecks are infinite or no numbers; .* 65,504.*other --weights$",
         ),
-        (0.0, r"^the bottlenecks are all zero; expected bottlenecks that differ between images; give other --w"),
+        (
+            0.0,
+            r"^the bottlenecks are all zero; expected bottlenecks that differ between images; give other ",
+        ),
     ],
 )
 def test_useless_bottlenecks_end_the_extraction_at_its_first_shard(records, tmp_path, extracted, scale, told):

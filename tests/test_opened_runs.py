@@ -1,6 +1,6 @@
-"""A run that shelfmark 0.1.0 made, of 42 drawn photos and before the rooms were moved, is opened by this version.
+"""A run of shelfmark 0.1.0, of 42 drawn photos and before the rooms were moved, is opened by this version.
 
-    data/run-of-0.1.0.tar.xz    photos/ as they were, W/runs/week up to evaluation/, W/store
+data/run-of-0.1.0.tar.xz    photos/ as they were, W/runs/week up to evaluation/, W/store
 """
 
 import logging

@@ -27,7 +27,7 @@ class Section(BaseModel):
         use_attribute_docstrings=True,  # they are the text of docs/settings.md
     )
 
-    def that_matter(self) -> dict[str, Any]:
+    def that_matter(self) -> dict[str, object]:
         """The settings that can change the section's own stage, for its digest."""
         fields = type(self).model_fields
         return {
@@ -226,7 +226,7 @@ class HeadSettings(Section):
         return self
 
 
-RECIPES: dict[str, dict[str, Any]] = {  # what [train] leaves open, by head.recipe
+RECIPES: dict[str, dict[str, object]] = {  # what [train] leaves open, by head.recipe
     "paper": {  # S1, hal-01830894
         "learning_rate": 0.1, "schedule": "inverse_time", "decay": 7e-5, "momentum": 0.0,
         "weight_decay": 0.0, "label_smoothing": 0.0, "mixup": 0.0, "standardized": False, "epochs": 200,
@@ -362,7 +362,7 @@ class Config(BaseModel):
             return self.head.loss
         return "summed" if self.head.recipe == "default" and self.head.kind == "flat" else "cross_entropy"
 
-    def of_the_head(self) -> dict[str, Any]:
+    def of_the_head(self) -> dict[str, object]:
         """The settings that a head depends on."""
         return {
             "seed": self.seed,
@@ -387,7 +387,7 @@ class Config(BaseModel):
                     sets.append(f"{section}.{name}={_as_text(value)}")
         return sets
 
-    def of_the_thresholds(self) -> dict[str, Any]:
+    def of_the_thresholds(self) -> dict[str, object]:
         """The settings that thresholds depend on, beside the head."""
         return self.calibration.that_matter() | {"aggregation": self.head.aggregation}
 

@@ -9,12 +9,13 @@ the run continues after its own release.
 import datetime
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features.engines.backbones import (
     BACKBONE,
@@ -32,6 +33,17 @@ from models.decisions.releases import SPLITS, in_service
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
+
+
+class SavedRun(BaseModel):
+    """config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run: str = ""
+    code_version: str = ""
+    based_on: str | None = None  # name of a release
+    settings: dict[str, object] = {}
 
 
 @dataclass(frozen=True)
@@ -178,7 +190,7 @@ class Run:
                 )
         return artifact
 
-    def require_settings(self, kind: str, command: str, settings: dict[str, Any]) -> Artifact:
+    def require_settings(self, kind: str, command: str, settings: Mapping[str, object]) -> Artifact:
         """A finished artifact of the run; ShelfmarkError when it was made with other settings."""
         artifact = self.artifact(kind, command)
         if artifact.made_from["settings"] != digest_of(settings):
@@ -205,22 +217,24 @@ def default_name(today: datetime.date) -> str:
     return f"{year}-W{week:02d}"
 
 
-def saved_settings(workspace: Place, name: str) -> dict[str, Any]:
+def saved_settings(workspace: Place, name: str) -> dict[str, object]:
     """Settings that the run was last used with; empty for a new run."""
-    return _saved(workspace / "runs" / name).get("settings", {})
+    saved = saved_run(workspace / "runs" / name)
+    return saved.settings if saved else {}
 
 
 def begin_run(workspace: Place, name: str, config: Config) -> Run:
     """Opens the run, or makes it, and keeps its settings. The caller holds the run's lock."""
     path = workspace / "runs" / name
-    based_on = _saved(path).get("based_on", in_service(workspace / "releases"))
-    config_json = {
-        "run": name,
-        "code_version": importlib.metadata.version("shelfmark"),
-        "based_on": based_on,
-        "settings": config.model_dump(mode="json"),
-    }
-    write_whole(path / "config.json", json.dumps(config_json, indent=1).encode())
+    saved = saved_run(path)
+    based_on = saved.based_on if saved else in_service(workspace / "releases")
+    opened = SavedRun(
+        run=name,
+        code_version=importlib.metadata.version("shelfmark"),
+        based_on=based_on,
+        settings=config.model_dump(mode="json"),
+    )
+    write_whole(path / "config.json", json.dumps(opened.model_dump(), indent=1).encode())
     return Run(workspace, name, config, based_on)
 
 
@@ -245,13 +259,18 @@ def _marks(path: Place) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in path.rglob(MARK)}
 
 
-def _saved(path: Place) -> dict[str, Any]:
+def saved_run(path: Place) -> SavedRun | None:
+    """What config.json of a run's directory holds; None for a new run.
+
+    Raises:
+        ShelfmarkError: it is not what a command writes.
+    """
     try:
-        saved: dict[str, Any] = dict(json.loads((path / "config.json").read_text()))
-        return saved
+        return SavedRun.model_validate_json((path / "config.json").read_bytes())
     except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError) as error:
+        return None
+    except ValidationError as error:
         raise ShelfmarkError(
-            f"{path}/config.json: not JSON; expected the run's settings; remove the file to begin anew"
+            f"{path}/config.json: not the settings of a run; expected what a command wrote there; remove the "
+            "file to begin anew"
         ) from error

@@ -12,7 +12,6 @@ of the one that it was based on, are always kept.
 """
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -31,6 +30,7 @@ from models.decisions.releases import in_service
 from pipeline.extract.index import read_digests, shards_of
 from pipeline.job.catalogue import FLIP
 from pipeline.job.lock import only_job
+from pipeline.job.run import saved_run
 from pipeline.job.summaries import BottlenecksSummary
 
 DAY = 86_400 * 10**9  # ns
@@ -122,8 +122,8 @@ def _kept(workspace: Place, files: Files, runs: list[str], keep: int | None) -> 
     newest = sorted(runs, key=lambda run: (used.get(run, 0), run), reverse=True)[:keep]
     sources = _sources(in_service(workspace / "releases"), runs)
     for run in list(sources):
-        config = json.loads((workspace / "runs" / run / "config.json").read_text())
-        sources |= _sources(config.get("based_on"), runs)
+        saved = saved_run(workspace / "runs" / run)
+        sources |= _sources(saved.based_on if saved else None, runs)
     return sources.union(newest)
 
 
