@@ -198,7 +198,7 @@ def look_pass(url: str, photos: str) -> None:
     """Looks at a tiny source, then at all photos; prints the seconds of the latter."""
     from pipeline.beam.process_pool import local_workers
 
-    with tempfile.TemporaryDirectory() as folder, local_workers(()):
+    with tempfile.TemporaryDirectory() as folder, local_workers():
         _look(Path(folder, "tiny"), url, TINY)
         began = time.monotonic()
         _look(Path(folder, "all"), url, int(photos))

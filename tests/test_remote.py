@@ -11,7 +11,7 @@ from catalogues import documents, draw_products, manifest_rows, photo, write_bso
 from object_store import object_store
 from test_retrain import SETTINGS, run_here
 
-from features.storage import paths as files
+from features.storage import object_stores
 from features.storage.artifact import find_artifact
 from features.storage.paths import Place, copy_tree, local, place, read_range, sizes, write_whole
 from models.decisions.releases import in_service
@@ -173,10 +173,7 @@ def test_the_service_looks_into_the_store_that_is_named_behind_two_dashes(bucket
 def test_options_that_cannot_be_are_one_line(
     bucket, behind, capsys, monkeypatch, name, options, status, says
 ):
-    from apache_beam.io.filesystems import FileSystems
-
-    monkeypatch.setattr(FileSystems, "_pipeline_options", None)
-    monkeypatch.setattr(files, "_beam_options", ())
+    monkeypatch.setattr(object_stores, "_settings", {})
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "else")
     with pytest.raises(SystemExit) as stop:

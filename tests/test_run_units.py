@@ -1,6 +1,10 @@
-"""Units on Beam: each once, none twice, and an error in a worker comes out as what it is."""
+"""Units, with Beam and without: each once, none twice, and an error in a worker comes out as what it is."""
 
 import errno
+import subprocess
+import sys
+import traceback
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +13,7 @@ import pytest
 from features.errors import ShelfmarkError
 from pipeline.beam.run_units import run_units, unit_file, write_table
 
-THREADS = ()  # what runs where nothing is asked for
+CORES = ()  # without options, and without Beam
 IN_MEMORY = ("--direct_running_mode=in_memory",)
 
 
@@ -21,7 +25,7 @@ def found(folder):
     return {file.name: file.read_text() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("beam", [THREADS, IN_MEMORY], ids=["threads", "in_memory"])
+@pytest.mark.parametrize("beam", [CORES, IN_MEMORY], ids=["cores", "in_memory"])
 def test_every_unit_is_done_whatever_runs_it(tmp_path, beam):
     units = [{"name": "a"}, ("b", 2), None, 4]
     run_units("test", units, write_text, tmp_path / "done", beam)
@@ -74,7 +78,7 @@ def fault(unit, file):
     file.write_text(unit)
 
 
-@pytest.mark.parametrize("beam", [THREADS, IN_MEMORY], ids=["threads", "in_memory"])
+@pytest.mark.parametrize("beam", [CORES, IN_MEMORY], ids=["cores", "in_memory"])
 def test_an_error_of_the_system_in_a_worker_comes_out_with_its_file(tmp_path, capfd, beam):
     with pytest.raises(OSError) as caught:
         run_units("test", ["a", "b", "c"], full_disk, tmp_path, beam)
@@ -85,23 +89,51 @@ def test_an_error_of_the_system_in_a_worker_comes_out_with_its_file(tmp_path, ca
     assert not unit_file(tmp_path, 1).exists()
 
 
-@pytest.mark.parametrize("beam", [THREADS, IN_MEMORY], ids=["threads", "in_memory"])
-def test_bad_input_in_a_worker_comes_out_as_it_was_told(tmp_path, beam):
+@pytest.mark.parametrize("beam", [CORES, IN_MEMORY], ids=["cores", "in_memory"])
+def test_bad_input_in_a_worker_comes_out_as_it_is(tmp_path, beam):
     with pytest.raises(ShelfmarkError) as caught:
         run_units("test", ["a", "b", "c"], bad_input, tmp_path, beam)
     assert str(caught.value) == 'a.jpg: "gone";\tœuvre expected'
 
 
-def test_another_error_in_a_worker_comes_out_in_one_line_and_its_place_can_be_found(tmp_path):
-    with pytest.raises(RuntimeError) as caught:
-        run_units("test", ["a", "b", "c"], fault, tmp_path, THREADS)
-    assert str(caught.value) == "KeyError: 'seller'"
-    assert "in fault" in str(caught.value.__cause__), "with --debug the worker's traceback is shown"
+@pytest.mark.parametrize(
+    ("beam", "wanted"),
+    [(CORES, KeyError("seller")), (IN_MEMORY, RuntimeError("KeyError: 'seller'"))],
+    ids=["cores", "in_memory"],
+)
+def test_another_error_in_a_worker_comes_out_in_one_line_and_its_traceback_can_be_found(
+    tmp_path, beam, wanted
+):
+    with pytest.raises(type(wanted)) as caught:
+        run_units("test", ["a", "b", "c"], fault, tmp_path, beam)
+    assert str(caught.value) == str(wanted)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "in fault" in shown, "with --debug the worker's traceback is shown"
 
 
-def test_a_runner_that_beam_does_not_know_is_told(tmp_path):
+def test_a_runner_that_beam_does_not_know_is_refused(tmp_path):
     with pytest.raises(ShelfmarkError, match=r"Beam refused --runner=Foo \(Unexpected pipeline runner: Foo"):
         run_units("test", ["a"], write_text, tmp_path, ("--runner=Foo",))
+
+
+def test_beams_worker_processes_are_refused(tmp_path):
+    with pytest.raises(ShelfmarkError, match=r"multi_processing: Beam waits for ever .*leave it out"):
+        run_units("test", ["a"], write_text, tmp_path, ("--direct_running_mode=multi_processing",))
+    assert found(tmp_path) == {}
+
+
+def test_without_options_beam_is_not_imported(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from pipeline.beam.run_units import run_units; "
+        "from test_run_units import write_text; "
+        f"run_units('test', ['a', 'b', 'c'], write_text, Path({str(tmp_path)!r}), ()); "
+        "print({name.partition('.')[0] for name in sys.modules} & {'apache_beam', 'tensorflow'})"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    assert (ran.stdout, ran.stderr) == ("set()\n", ""), ran
+    assert len(found(tmp_path)) == 3
 
 
 def test_an_error_of_the_runner_comes_out_as_it_is(tmp_path):

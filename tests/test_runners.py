@@ -1,7 +1,6 @@
 """The runners: whatever Beam runs, records and bottlenecks are the same; called as a user does, as a command.
 
 threads, in_memory   FnApiRunner in one process        always
-processes            FnApiRunner, a process a worker   always
 loopback, external   the portable local job service    always; external: workers of a pool
 prism                Prism                             PRISM=FILE, or prism on the PATH
 flink                Flink with two task slots         Java 17; FLINK_JOB_SERVER=FILE.jar, or Maven Central's
@@ -32,8 +31,6 @@ pytestmark = pytest.mark.runners  # minutes: each command starts Python, and a r
 
 CATEGORIES = ("1000000001", "1000000002", "1000000003")
 FINISHES = 180  # s at most for a command; Flink takes 20, of which 15 to start
-DIED = r"a worker process died \(exit status (137|-9)\)"  # as told by a shell, or by the system
-PROCESSES = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
 
 # For a mirror of Maven Central that lacks the job server of Beam 2.77 itself: an older one, put together from
 # its parts, which understands Beam 2.77, too.
@@ -120,7 +117,7 @@ def digest(workspace: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wanted(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of the records that FnApiRunner's threads make."""
+    """The digest of the records that are made without Beam."""
     workspace = tmp_path_factory.mktemp("wanted")
     assert ingest(drawn, workspace, ())[0] == 0
     manifest = json.loads((workspace / "runs/r/records/manifest.json").read_text())
@@ -140,8 +137,8 @@ def in_memory() -> tuple[str, ...]:
 
 
 @pytest.fixture
-def processes() -> tuple[str, ...]:
-    return PROCESSES
+def threads() -> tuple[str, ...]:
+    return ("--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=2")
 
 
 def free_port() -> int:
@@ -259,14 +256,14 @@ def flink_pool(flink: tuple[str, ...], pool: tuple[tuple[str, ...], object]) -> 
     return (*flink, *pool[0])
 
 
-RUNNERS = ["in_memory", "processes", "loopback", "external", "prism", "flink", "flink_pool"]
+RUNNERS = ["in_memory", "threads", "loopback", "external", "prism", "flink", "flink_pool"]
 
 
 # The same records
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_the_records_are_those_of_fnapirunner(drawn, tmp_path, wanted, runner, request):
+def test_the_records_are_those_made_without_beam(drawn, tmp_path, wanted, runner, request):
     status, said = ingest(drawn, tmp_path, request.getfixturevalue(runner))
     assert (status, digest(tmp_path)) == (0, wanted), said
 
@@ -392,34 +389,6 @@ def wait_for(what: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_when_a_worker_process_is_killed_the_job_goes_on_by_itself(larger, larger_wanted, tmp_path):
-    with started(shelfmark(*arguments(larger, tmp_path, 100_000), "--", *PROCESSES)) as job:
-        wait_for(lambda: len(finished(tmp_path)) > 3)
-        workers = workers_of(job.pid, "sdk_worker_main")
-        assert len(workers) == 2
-        workers[0].kill()
-        workers[0].wait()
-        before = finished(tmp_path)
-        wait_for(lambda: len(finished(tmp_path)) > len(before) + 5)
-        after = finished(tmp_path)
-        assert {name: after[name] for name in before} == before, "what was done is not done again"
-        status, said = end(job)
-    assert re.search(DIED, said)
-    assert (status, digest(tmp_path)) == (0, larger_wanted)
-
-
-def test_when_workers_die_before_any_unit_is_done_the_command_ends_with_one_line(larger, tmp_path):
-    with started(shelfmark(*arguments(larger, tmp_path, 100_000), "--", *PROCESSES)) as job:
-        wait_for(lambda: workers_of(job.pid, "sdk_worker_main"))
-        workers_of(job.pid, "sdk_worker_main")[0].kill()
-        status, said = end(job)
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert status == 1
-    assert len(errors) == 1
-    assert re.fullmatch(rf"error: {DIED}; expected .*; the same command continues", errors[0])
-    assert "Traceback" not in said
-
-
 def test_when_the_worker_of_a_pool_is_killed_the_command_ends_and_the_same_one_continues(
     larger, larger_wanted, tmp_path, job_service, pool
 ):
@@ -441,7 +410,7 @@ def test_when_the_worker_of_a_pool_is_killed_the_command_ends_and_the_same_one_c
     assert (status, digest(tmp_path)) == (0, larger_wanted), said
 
 
-@pytest.mark.parametrize("runner", ["processes", "loopback", "prism", "flink"])
+@pytest.mark.parametrize("runner", ["threads", "loopback", "prism", "flink"])
 def test_an_interrupted_job_leaves_no_process_behind_and_continues(
     larger, larger_wanted, tmp_path, runner, request
 ):

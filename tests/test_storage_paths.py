@@ -713,10 +713,7 @@ def told(s3: str) -> tuple[str, ...]:
 def test_beams_options_hold_here_too(
     s3: str, told: tuple[str, ...], no_credentials: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apache_beam.io.filesystems import FileSystems
-
-    monkeypatch.setattr(FileSystems, "_pipeline_options", None)
-    monkeypatch.setattr(files, "_beam_options", ())
+    monkeypatch.setattr(objects, "_settings", {})
     with pytest.raises(ShelfmarkError):
         sizes(place(s3))
     use_beam_options(told)

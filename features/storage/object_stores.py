@@ -9,7 +9,6 @@ import errno
 import glob
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,15 +78,14 @@ class _S3:
     ten minutes.
     """
 
-    def __init__(self, options: Any):
+    def __init__(self, settings: dict[str, Any]):
         import boto3
         from botocore.config import Config
 
         # a minute of connecting, botocore's own, five times over, is too long for a mistyped address;
         # AWS_MAX_ATTEMPTS still says how often
         patience = Config(connect_timeout=5, max_pool_connections=64, retries={"mode": "standard"})
-        self.options = options  # held: the store is kept under its id
-        self.client = boto3.session.Session().client("s3", config=patience, **_s3_settings(options))
+        self.client = boto3.session.Session().client("s3", config=patience, **settings)
         self.buckets: set[str] = set()  # known to be there
 
     def listing(self, folder: str, limit: int | None) -> list[tuple[str, Stat]]:
@@ -212,56 +210,43 @@ _making = threading.Lock()
 
 
 def _s3() -> _S3:
-    """One for a process and its settings: sockets do not outlive a fork, and Beam's options may change."""
-    options = _options()
-    settings = [item for item in os.environ.items() if item[0].startswith("AWS_")]
-    key = (os.getpid(), id(options), *settings)
+    """One for a process and its settings: sockets do not outlive a fork, and settings may change."""
+    variables = [item for item in os.environ.items() if item[0].startswith("AWS_")]
+    key = (os.getpid(), *_settings.items(), *variables)
     with _making:
         if key not in _stores:
-            _stores[key] = _S3(options)
+            _stores[key] = _S3(_settings)
         return _stores[key]
 
 
-_from_parent: dict[str, Any] | None = None
+_settings: dict[str, Any] = {}
 
 
 def s3_settings() -> dict[str, Any]:
-    """How Beam's options let this process reach S3, as boto3 names it; {} without options. Can be pickled."""
-    return _s3_settings(_options())
+    """How S3 is reached beside the AWS_… variables, under boto3's names; can be pickled for other processes."""
+    return _settings
 
 
 def use_s3_settings(settings: dict[str, Any]) -> None:
-    """Lets the `s3_settings` of another process hold here: importing Beam for its options takes seconds."""
-    global _from_parent
-    _from_parent = settings
+    """Makes the `s3_settings` of Beam's options, or of another process, hold in this one."""
+    global _settings
+    _settings = settings
 
 
-def _options() -> Any:
-    """Beam's options, or the settings that a parent process made of them; None where there are none."""
-    if _from_parent is not None:
-        return _from_parent
-    beam = sys.modules.get("apache_beam.io.filesystems")  # without it no options, and no need to wait for it
-    return beam.FileSystems._pipeline_options if beam else None
-
-
-def _s3_settings(options: Any) -> dict[str, Any]:
-    """Beam's options for S3 as boto3 names them."""
-    if options is None:
-        return {}
-    if isinstance(options, dict):
-        return options
+def settings_of(options: Any) -> dict[str, Any]:
+    """Beam's options for S3 under boto3's names."""
     from apache_beam.options.pipeline_options import S3Options
 
-    told = options.view_as(S3Options)
+    given = options.view_as(S3Options)
     return {
-        "aws_access_key_id": told.s3_access_key_id,
-        "aws_secret_access_key": told.s3_secret_access_key,
-        "aws_session_token": told.s3_session_token,
-        "endpoint_url": told.s3_endpoint_url,
-        "region_name": told.s3_region_name,
-        "api_version": told.s3_api_version,
-        "verify": told.s3_verify,
-        "use_ssl": not told.s3_disable_ssl,
+        "aws_access_key_id": given.s3_access_key_id,
+        "aws_secret_access_key": given.s3_secret_access_key,
+        "aws_session_token": given.s3_session_token,
+        "endpoint_url": given.s3_endpoint_url,
+        "region_name": given.s3_region_name,
+        "api_version": given.s3_api_version,
+        "verify": given.s3_verify,
+        "use_ssl": not given.s3_disable_ssl,
     }
 
 

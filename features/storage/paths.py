@@ -34,6 +34,8 @@ from features.storage.object_stores import (
     errors_told,
     no_bucket,
     object_store,
+    settings_of,
+    use_s3_settings,
 )
 
 MARK = "manifest.json"  # features/storage/artifact.py
@@ -299,7 +301,6 @@ def copy_tree(source: Place, target: Place) -> None:
 # Beam's options that say how object stores are reached, and those that need nothing of Beam but their text
 STORE_OPTIONS = ("--s3_", "--azure_", "--blob_", "--hdfs_", "--gcs_", "--gcp_", "--project", "--no_auth")
 S3_OPTIONS = ("--s3_",)
-_beam_options: tuple[str, ...] = ()
 
 
 def all_begin(options: tuple[str, ...], beginnings: tuple[str, ...]) -> bool:
@@ -320,7 +321,6 @@ def use_beam_options(options: tuple[str, ...]) -> None:
     Raises:
         ShelfmarkError: Beam does not take them, or does not know one about object stores.
     """
-    global _beam_options
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -341,12 +341,7 @@ def use_beam_options(options: tuple[str, ...]) -> None:
             hint = f"did you mean {near[0]}?" if near else "correct it"
             raise ShelfmarkError(f"{name}: unknown to Beam; expected one of its options after --; {hint}")
     FileSystems.set_options(parsed)
-    _beam_options = options
-
-
-def beam_options() -> tuple[str, ...]:
-    """What `use_beam_options` was given last."""
-    return _beam_options
+    use_s3_settings(settings_of(parsed))
 
 
 class _Reader(io.RawIOBase):

@@ -1,12 +1,12 @@
-"""The cores of this machine as workers: this process itself, and a light process for each of the others.
+"""The cores of this computer as workers: this process itself, and a light process for each other core.
 
-Threads would wait for each other's Python (two took 3.3 s where two processes take 2.5 s), and Beam's own
-worker processes import Beam: 8 s to start and 250 MB each, against 0.6 s and 90 MB.
+Threads would wait for each other's Python (two took 3.3 s where two processes take 2.5 s). joblib's loky was
+tried: of 0.3 GB it took 10.8 s and 313 MB where these take 9.7 s and 233 MB (its package alone, without
+joblib: 11 % longer), a killed worker takes down all others with what they were doing, and its workers outlive
+a killed parent. multiprocessing imports the caller's `__main__` once more, which may be none.
 
-    parent → stdin of a worker    sys.path, (how S3 is reached, do), then (do, arguments) one after the other
+    parent → stdin of a worker    sys.path, (S3 settings, do), then (do, arguments) one after the other
     stdout of a worker → parent   for each of them None, or the error that it ended with
-
-multiprocessing would do the same, but imports the caller's `__main__` once more, which may be none.
 """
 
 import contextlib
@@ -14,57 +14,48 @@ import ctypes
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from importlib import abc
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from features.errors import ShelfmarkError
 from features.storage.object_stores import s3_settings, use_s3_settings
 from pipeline.job.progress import log
 
+# Ctrl-C is for the parent, which ends its workers
 PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from pipeline.beam.process_pool import _serve; _serve()"
 )
 
 
 class WorkerDied(ShelfmarkError):
-    """A worker process of this machine is gone."""
+    """A worker process of this computer was killed."""
 
     @classmethod
     def of(cls, status: int) -> "WorkerDied":
         """The error of a process that ended with this exit status."""
         return cls(
-            f"a worker process died (exit status {status}); expected it to live (is memory short?); "
-            "the same command continues"
+            f"a worker process was killed, probably for lack of memory (exit status {status}); "
+            "expected it to finish its work; rerun to continue"
         )
 
 
 class _Process:
-    """A process that does one thing at a time; started by the first."""
+    """A process that runs one call at a time; the first call starts it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, do: Callable[..., None]) -> None:
-        """Starts it, and what `do` needs is imported there."""
-        if not self._process:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            self._send(sys.path)
-            self._send((s3_settings(), do))
-
-    def do(self, do: Callable[..., None], *arguments: Any) -> None:
-        """Does it there, waits, and raises what was raised there, or WorkerDied."""
+    def run(self, do: Callable[..., None], *arguments: Any) -> None:
+        """Runs `do(*arguments)` there and waits; raises what was raised there, or WorkerDied."""
         try:
-            self.start(do)
+            self._start(do)
             assert self._process and self._process.stdout
             self._send((do, arguments))
             error = pickle.load(self._process.stdout)
@@ -73,8 +64,27 @@ class _Process:
         if error:
             raise error
 
+    def _start(self, do: Callable[..., None]) -> None:
+        """Starts the process if there is none; it imports what `do` needs."""
+        if not self._process:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            self._send(sys.path)
+            self._send((s3_settings(), do))
+
+    def _send(self, message: Any) -> None:
+        assert self._process and self._process.stdin
+        pickle.dump(message, self._process.stdin)
+        self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """Ends the process in the middle of its work; `run`, in another thread, raises WorkerDied."""
+        if process := self._process:
+            process.kill()
+
     def end(self) -> int:
-        """Ends it; the next to be done starts another. Returns the exit status."""
+        """Ends the process, and returns its exit status; the next call starts another one."""
         process, self._process = self._process, None
         if not process:
             return 0
@@ -82,107 +92,144 @@ class _Process:
             process.communicate()
         return process.returncode
 
-    def _send(self, message: Any) -> None:
-        assert self._process and self._process.stdin
-        pickle.dump(message, self._process.stdin)
-        self._process.stdin.flush()
+
+# In a worker process
 
 
 def _serve() -> None:
-    """Runs in the process, until its parent closes its stdin or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for its parent
+    """Runs one call after the other, until the parent closes stdin or is gone."""
     sys.meta_path.insert(0, _WithoutPandas())
-    answers = os.fdopen(os.dup(1), "wb")
+    results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed is for people
-    wanted: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def read() -> None:
         try:
             use_s3_settings(pickle.load(sys.stdin.buffer)[0])
             while True:
-                wanted.put(pickle.load(sys.stdin.buffer))
+                calls.put(pickle.load(sys.stdin.buffer))
         finally:
             os._exit(0)  # at once: whoever continues the work writes the same files
 
     threading.Thread(target=read, daemon=True).start()
     while True:
-        do, arguments = wanted.get()
-        error = None
+        do, arguments = calls.get()
         try:
             do(*arguments)
-        except Exception as raised:
-            raised.add_note(traceback.format_exc())  # the place itself stays behind
-            error = raised
-        pickle.dump(error, answers)
-        answers.flush()
+            result = pickle.dumps(None)
+        except Exception as error:
+            error.add_note(traceback.format_exc())  # a traceback cannot be pickled
+            result = _pickled(error)
+        results.write(result)
+        results.flush()
 
 
-def give_back() -> None:
-    """Gives freed memory back to the system, which glibc else keeps."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+def _pickled(error: Exception) -> bytes:
+    """The error, pickled; where that cannot be undone, as of some libraries' errors, a RuntimeError of its text."""
+    try:
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)
+    except Exception:
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        told.__notes__ = error.__notes__
+        return pickle.dumps(told)
+    return pickled
 
 
-class _WithoutPandas(abc.MetaPathFinder):
-    """No pandas here: pyarrow imports it, 0.7 s and 50 MB, to see whether a list is one of its kinds."""
+class _WithoutPandas:
+    """Refuses to import pandas: pyarrow does, 0.7 s and 50 MB, to see whether a list is one of its columns.
+
+    None in sys.modules would be enough for Python; Cython, in which pyarrow is written, takes it for a module.
+    """
 
     def find_spec(self, name: str, *_: Any) -> None:
         if name == "pandas":
             raise ModuleNotFoundError("a worker does without pandas", name=name)
 
 
-class _Workers:
-    """As many as there are cores."""
+# In the parent
+
+
+class Workers:
+    """This process, and a process for each other core, started when there is something for it to do."""
 
     def __init__(self) -> None:
         self._processes = [_Process() for _ in range((os.cpu_count() or 1) - 1)]
-        # one thread for all that is done here: glibc keeps freed memory for each thread apart, 50 MB and more
-        self._here = ThreadPoolExecutor(1)
-        self._free: queue.LifoQueue[_Process | None] = queue.LifoQueue()  # None: this process, taken first
-        for worker in (*self._processes, None):
-            self._free.put(worker)
 
-    def prepare(self, do: Callable[..., None]) -> None:
-        """Starts the processes, for what will be done."""
-        for process in self._processes:
-            process.start(do)
+    def run(self, do: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -> None:
+        """Runs `do(*arguments)` for each of `calls`, each on the first worker that is free.
 
-    def run(self, do: Callable[..., None], *arguments: Any) -> None:
-        """Does it on the next free worker, and waits; once more when the worker dies.
+        A call whose process is killed is run once more. After an error no further call is begun.
+
+        Args:
+            do: picklable.
+            calls: picklable arguments.
 
         Raises:
-            WorkerDied, or what `do` raises.
+            WorkerDied: a call's process was killed twice. Else the first error that `do` raised.
         """
-        worker = self._free.get()
+        left, errors, lock = deque(calls), list[BaseException](), threading.Lock()
+
+        def following() -> tuple[Any, ...] | None:
+            with lock:
+                return left.popleft() if left and not errors else None
+
+        def work(process: _Process | None) -> None:
+            for arguments in iter(following, None):
+                try:
+                    _run(process, do, arguments, errors)
+                except Exception as error:
+                    errors.append(error)
+
+        # A thread of its own for what runs here, too: Ctrl-C need not wait for it.
+        workers = [None, *self._processes][: len(left)]
+        threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in workers]
+        for thread in threads:
+            thread.start()
         try:
-            if not worker:
-                return self._here.submit(do, *arguments).result()
-            try:
-                worker.do(do, *arguments)
-            except WorkerDied as died:
-                log.info("%s; what it was doing is done again", str(died).partition(";")[0])
-                worker.do(do, *arguments)
-        finally:
-            self._free.put(worker)
+            for thread in threads:
+                thread.join()
+        except BaseException as interrupted:
+            errors.append(interrupted)
+            for process, thread in zip(self._processes, threads[1:], strict=False):
+                process.kill()
+                thread.join()
+            raise
+        if errors:
+            raise errors[0]
 
     def end(self) -> None:
         """Ends the processes."""
-        self._here.shutdown()
         for process in self._processes:
             process.end()
 
 
-_open: _Workers | None = None
+def _run(
+    process: _Process | None, do: Callable[..., None], arguments: tuple[Any, ...], errors: list[BaseException]
+) -> None:
+    """Runs a call in the process, or here; once more when the process is killed and nothing else went wrong."""
+    if not process:
+        return do(*arguments)
+    try:
+        process.run(do, *arguments)
+    except WorkerDied as died:
+        if errors:
+            raise
+        log.info("%s; its work is done again", str(died).partition(";")[0])
+        process.run(do, *arguments)
+
+
+_open: Workers | None = None
 
 
 @contextlib.contextmanager
-def local_workers(beam: tuple[str, ...]) -> Iterator[_Workers | None]:
-    """The workers, kept while the outermost of these contexts lasts; none where Beam has its own."""
+def local_workers() -> Iterator[Workers]:
+    """Opens the workers, which are kept while the outermost of these contexts lasts."""
     global _open
-    if _open or beam:
+    if _open:
         yield _open
         return
-    _open = _Workers()
+    _open = Workers()
     try:
         yield _open
     finally:
@@ -190,9 +237,7 @@ def local_workers(beam: tuple[str, ...]) -> Iterator[_Workers | None]:
         workers.end()
 
 
-def run_here(do: Callable[..., None], *arguments: Any) -> None:
-    """Does it on a free worker where they are, else in this process."""
-    if _open:
-        _open.run(do, *arguments)
-    else:
-        do(*arguments)
+def give_back() -> None:
+    """Gives freed memory back to the system, which glibc otherwise keeps."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

@@ -126,7 +126,7 @@ def make_records(
             _remove_shards(work)  # first: a job killed in between finds the same images lost again
             looked.reject(lost)
 
-    with local_workers(beam):  # the same for both passes
+    with local_workers():  # the same for both passes
         records = stage(
             out, kind="records", version=VERSION, made_from=made_from, make=make, shared=True,
             usable=lambda found: not found.summary["rejects"].get(UNREACHABLE),
