@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import expit
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
 BLOCK = 1024  # images whose probabilities are in memory at once while the temperature is sought
@@ -149,18 +149,12 @@ def product_probabilities(
     if len(images) == 0:
         return scaled
     if aggregation == "geometric":
-        return _softmax(np.add.reduceat(scaled, first, axis=0) / images[:, None])
-    probabilities = _softmax(scaled)
+        return softmax(np.add.reduceat(scaled, first, axis=0) / images[:, None], axis=1)
+    probabilities: np.ndarray = softmax(scaled, axis=1)
     if aggregation == "max":
         largest = np.maximum.reduceat(probabilities, first, axis=0)
         return largest / largest.sum(axis=1, keepdims=True)
     return np.add.reduceat(probabilities, first, axis=0) / images[:, None]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return probabilities
 
 
 def _first_images(logits: np.ndarray, images: np.ndarray) -> np.ndarray:
