@@ -10,7 +10,7 @@ import click
 
 
 class ShelfmarkError(Exception):
-    """Something the user can mend: what happened, what was expected, what to do next, in one line."""
+    """Something the user can correct: what happened, what was expected, what to do next, in one line."""
 
 
 def run_command(command: click.Command, name: str, arguments: list[str], obj: Any = None) -> None:
@@ -48,15 +48,15 @@ def run_command(command: click.Command, name: str, arguments: list[str], obj: An
 def one_line(error: Exception) -> str:
     """What an error says to a user.
 
-    >>> one_line(FileNotFoundError(2, "No such file or directory", "shop.csv"))
-    'shop.csv: No such file or directory; expected room and leave to read and write there; mend it, run again'
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "a.csv"))
+    'a.csv: No such file or directory; expected to read and write there; check path, permissions, free space'
     """
     if isinstance(error, ShelfmarkError):
         return str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         told = error.strerror or " ".join(str(error).split())[:300]
-        return f"{where}{told}; expected room and leave to read and write there; mend it, run again"
+        return f"{where}{told}; expected to read and write there; check path, permissions, free space"
     told = " ".join(str(error).split())[:300]
     advice = "this is a fault of shelfmark or its set-up; run again with --debug and report it"
     return f"{type(error).__name__}: {told}; {advice}"

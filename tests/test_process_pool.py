@@ -107,7 +107,9 @@ def fail_with_unpicklable():
 def test_an_error_that_cannot_be_pickled_comes_back_as_text():
     with local_workers() as workers, pytest.raises(RuntimeError) as caught:
         in_a_process(workers, fail_with_unpicklable)
-    assert str(caught.value) == "Unpicklable: bread and butter" and "in fail_with" in caught.value.__notes__[0]
+    assert (
+        str(caught.value) == "Unpicklable: bread and butter" and "in fail_with" in caught.value.__notes__[0]
+    )
 
 
 def note_or_fail(folder, number):

@@ -571,7 +571,9 @@ def test_a_file_url_names_a_file_of_this_machine(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["s3://", "s3:///a", "://bucket", "https://"])
 def test_a_place_without_a_bucket_is_refused(text: str) -> None:
-    with pytest.raises(ShelfmarkError, match="names no bucket; expected scheme://bucket/name; mend the name"):
+    with pytest.raises(
+        ShelfmarkError, match="names no bucket; expected scheme://bucket/name; correct the name"
+    ):
         place(text)
 
 
@@ -613,7 +615,7 @@ ASKS: list[Callable[[Remote], Any]] = [
 
 
 def test_a_bucket_that_is_not_there_is_told(s3: str) -> None:
-    says("s3://nowhere/run", "no such bucket", "make it or mend the name")
+    says("s3://nowhere/run", "no such bucket", "create it or correct the name")
 
 
 @pytest.mark.parametrize("ask", [Remote.exists, Remote.is_dir, sizes, remove])
@@ -623,24 +625,24 @@ def test_a_listing_that_beam_does_not_get_means_no_bucket(memory: Any, ask: Call
 
 
 def test_a_name_that_no_bucket_can_have_is_told(s3: str) -> None:
-    says("s3://no bucket/run", "Invalid bucket name", "mend the name")
+    says("s3://no bucket/run", "Invalid bucket name", "correct the name")
 
 
 def test_an_unknown_scheme_is_told() -> None:
-    says("foo://bucket/run", "foo:// is not known here", "expected s3:// or gs://")
+    says("foo://bucket/run", "foo:// is not supported", "expected s3:// or gs://")
 
 
 def test_a_missing_extra_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from apache_beam.io.filesystem import FileSystem
 
     monkeypatch.setattr(FileSystem, "get_all_subclasses", list)  # as where none of Google's packages is
-    says("gs://bucket/run", "gs:// is not known here", "install apache-beam[gcp]")
+    says("gs://bucket/run", "gs:// needs a package", "apache-beam[gcp]; install it")
 
 
 def test_missing_boto3_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     objects._stores.clear()
-    says("s3://bucket/run", "s3:// is not known here", "install apache-beam[aws]")
+    says("s3://bucket/run", "s3:// needs a package", "apache-beam[aws]; install it")
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ CALIBRATION = 300  # images whose ranges int8 is fitted to, as NNCF advises
 
 log = logging.getLogger("shelfmark")
 
-# OpenVINO's converter and NNCF tell their makers each use, unasked, from a fork of this process, which for
-# that moment holds its memory twice. Without this package they do not.
+# OpenVINO's converter and NNCF report each use to their makers, from a fork of this process, which for that
+# moment holds its memory twice. Without this package they do not; NNCF_CI=1 would stop NNCF alone.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 

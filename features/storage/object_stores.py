@@ -1,8 +1,13 @@
-"""Object stores, as the paths of paths.py ask them: S3 by boto3, all others by Beam's filesystems.
+"""Object stores, for the paths of paths.py: S3 by boto3, all others by Beam's filesystems.
 
-Objects are named by their full texts, `scheme://bucket/name`. What goes wrong is told as FileNotFoundError,
-ShelfmarkError (the user can mend it) or OSError, by `errors_told`; none of the libraries is imported before
-a store of its kind is asked.
+Objects are named by their full texts, `scheme://bucket/name`. `store_errors` turns what goes wrong into
+FileNotFoundError, ShelfmarkError (the user can correct it) or OSError. No library is imported before a store
+of its kind is used.
+
+pyarrow.fs 25 was tried instead and reads ranges as fast, but it would save some 50 lines and lose this: a
+missing bucket reads as a missing file; AWS_ENDPOINT_URL has to be passed on by us; error codes
+are in the text of OSErrors alone; a stream that breaks off leaves its first part as a finished object; a
+removal leaves an empty object `folder/` behind; only whole folders are removed by less than a request a file.
 """
 
 import errno
@@ -20,14 +25,14 @@ from features.errors import ShelfmarkError
 
 PAGE = 1000  # objects: no more are listed or removed by one request
 LONGEST_READ = 8 * 1024 * 1024  # bytes: from here on a longer request brings nothing
-WAYS_IN = {  # the package that a scheme needs, and how to be let in
+ACCESS = {  # the package that a scheme needs, and how to set credentials
     "s3": (
         "apache-beam[aws]",
         "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is not Amazon's, AWS_ENDPOINT_URL",
     ),
     "gs": ("apache-beam[gcp]", "set GOOGLE_APPLICATION_CREDENTIALS"),
 }
-# codes and classes of botocore, requests, Python and Google; none of them is imported to be asked
+# codes and classes of botocore, requests, Python and Google, by name: so none of them needs importing
 MISSING = {"404", "NoSuchKey", "FileNotFoundError"}
 REFUSALS = {
     *("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"),
@@ -37,12 +42,12 @@ SILENCES = {"HTTPClientError", "ConnectionError", "TransportError", "RetryError"
 
 
 class UnknownScheme(ShelfmarkError):
-    """A place of a kind that nobody here knows, as http://."""
+    """A path with a scheme that is not supported, as http://."""
 
 
 @dataclass(frozen=True)
 class Stat:
-    """What `stat` tells of a remote file, under the names that `Path.stat` has for it."""
+    """Size and time of a remote file, under the names that `Path.stat` has for them."""
 
     st_size: int  # bytes
     st_mtime_ns: int
@@ -95,18 +100,18 @@ class _S3:
             Prefix=f"{key}/" if key else "",
             PaginationConfig={"MaxItems": limit, "PageSize": min(limit or PAGE, PAGE)},
         )
-        found = [told for page in pages for told in page.get("Contents", ())]
-        return [(f"s3://{bucket}/{told['Key']}", _s3_stat(told["Size"], told)) for told in found]
+        found = [entry for page in pages for entry in page.get("Contents", ())]
+        return [(f"s3://{bucket}/{entry['Key']}", _s3_stat(entry["Size"], entry)) for entry in found]
 
     def stat(self, text: str) -> Stat:
         bucket, key = bucket_and_name(text)
         with self._bucket_seen(bucket):
-            told = self.client.head_object(Bucket=bucket, Key=key)
-        return _s3_stat(told["ContentLength"], told)
+            head = self.client.head_object(Bucket=bucket, Key=key)
+        return _s3_stat(head["ContentLength"], head)
 
     @contextmanager
     def _bucket_seen(self, bucket: str) -> Iterator[None]:
-        """A HEAD's answer does not tell what is missing, object, bucket or leave; a listing's does."""
+        """Finds out what is missing, object, bucket or permission: a HEAD does not say, a listing does."""
         from botocore.exceptions import ClientError
 
         try:
@@ -118,18 +123,22 @@ class _S3:
             raise
 
     def read(self, text: str, offset: int, length: int, tries: int = 3) -> bytes:
-        from botocore import exceptions as told
+        from botocore import exceptions
 
         bucket, key = bucket_and_name(text)
         last = offset + length - 1 if length > 0 else ""
         wanted = {"Range": f"bytes={offset}-{last}"} if offset or length > 0 else {}
         try:
             return cast(bytes, self.client.get_object(Bucket=bucket, Key=key, **wanted)["Body"].read())
-        except told.ClientError as error:
+        except exceptions.ClientError as error:
             if error.response["Error"]["Code"] == "InvalidRange":
                 return b""  # from the end on
             raise
-        except (told.IncompleteReadError, told.ReadTimeoutError, told.ResponseStreamingError):
+        except (
+            exceptions.IncompleteReadError,
+            exceptions.ReadTimeoutError,
+            exceptions.ResponseStreamingError,
+        ):
             if tries == 1:
                 raise
             # botocore tries again until an answer begins, not when it breaks off
@@ -169,11 +178,10 @@ class _Beam:
     def listing(self, folder: str, limit: int | None) -> list[tuple[str, Stat]]:
         # lists the prefix up to the first of *?[ and compares the rest
         (found,) = self.systems.match([glob.escape(folder) + "/**"], [limit])
-        return [(told.path, _beam_stat(told)) for told in found.metadata_list]
+        return [(entry.path, _beam_stat(entry)) for entry in found.metadata_list]
 
     def stat(self, text: str) -> Stat:
-        told = self.systems.get_filesystem(text).metadata(text)
-        return _beam_stat(told)
+        return _beam_stat(self.systems.get_filesystem(text).metadata(text))
 
     def read(self, text: str, offset: int, length: int) -> bytes:
         with self.systems.open(text, **self.plain) as file:
@@ -192,12 +200,12 @@ class _Beam:
         self.systems.delete([glob.escape(text) for text in texts])  # gs:// takes them for patterns
 
 
-def _s3_stat(size: int, told: dict[str, Any]) -> Stat:
-    return Stat(size, int(told["LastModified"].timestamp() * 1e9))
+def _s3_stat(size: int, entry: dict[str, Any]) -> Stat:
+    return Stat(size, int(entry["LastModified"].timestamp() * 1e9))
 
 
-def _beam_stat(told: Any) -> Stat:
-    return Stat(told.size_in_bytes, int(told.last_updated_in_seconds * 1e9))
+def _beam_stat(entry: Any) -> Stat:
+    return Stat(entry.size_in_bytes, int(entry.last_updated_in_seconds * 1e9))
 
 
 def object_store(text: str) -> ObjectStore:
@@ -223,7 +231,7 @@ _settings: dict[str, Any] = {}
 
 
 def s3_settings() -> dict[str, Any]:
-    """How S3 is reached beside the AWS_… variables, under boto3's names; can be pickled for other processes."""
+    """What holds beside the AWS_… variables, under boto3's names; can be pickled for other processes."""
     return _settings
 
 
@@ -261,13 +269,13 @@ def bucket_and_name(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def errors_told(text: str) -> Iterator[None]:
-    """Turns a store's errors into FileNotFoundError, ShelfmarkError (the user can mend it) or OSError."""
+def store_errors(text: str) -> Iterator[None]:
+    """Turns a store's errors into FileNotFoundError, ShelfmarkError (the user can correct it) or OSError."""
     try:
         yield
     except Exception as error:
-        told = _told(text, _innermost(error))
-        raise told from (None if told is error else error)
+        shown = _shown(text, _innermost(error))
+        raise shown from (None if shown is error else error)
 
 
 def _innermost(error: Exception) -> Exception:
@@ -285,38 +293,40 @@ def _kinds(error: Exception) -> set[str]:
 
 
 def no_bucket(text: str) -> ShelfmarkError:
-    """The error of a place whose bucket is not there."""
-    return ShelfmarkError(f"{text}: no such bucket; expected one that is there; make it or mend the name")
+    """The error of a path whose bucket does not exist."""
+    return ShelfmarkError(f"{text}: no such bucket; expected one that exists; create it or correct the name")
 
 
-def _told(text: str, error: Exception) -> Exception:
+def _shown(text: str, error: Exception) -> Exception:
     """The error that a user meets."""
     kinds = _kinds(error)
     reason = " ".join(str(error).split())[:200]
     scheme = text.partition("://")[0]
-    package, entry = WAYS_IN.get(scheme, ("", "mend the name"))
+    package, entry = ACCESS.get(scheme, ("", "correct the name"))
     if isinstance(error, ModuleNotFoundError) or "Unable to get filesystem" in reason:
         if not package:
             return UnknownScheme(
-                f"{text}: {scheme}:// is not known here; expected s3:// or gs://; mend the name"
+                f"{text}: {scheme}:// is not supported; expected s3:// or gs://; correct the name"
             )
         return ShelfmarkError(
-            f"{text}: {scheme}:// is not known here; expected its package; install {package}"
+            f"{text}: {scheme}:// needs a package that is not installed; expected {package}; install it"
         )
     if "NoSuchBucket" in kinds:
         return no_bucket(text)
     if kinds & MISSING:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
     if kinds & REFUSALS:
-        return ShelfmarkError(f"{text}: refused ({reason}); expected leave to read and write; {entry}")
+        return ShelfmarkError(f"{text}: refused ({reason}); expected permission to read and write; {entry}")
     if kinds & SILENCES:
         return ShelfmarkError(
-            f"{text}: no answer ({reason}); expected a store there; mend the network or {entry}"
+            f"{text}: no answer ({reason}); expected an object store there; check the network, or {entry}"
         )
     if "InvalidRegionError" in kinds or reason.startswith("Invalid endpoint"):
         return ShelfmarkError(f"{text}: {reason}; expected the store's own address and region; {entry}")
     if "ParamValidationError" in kinds:
-        return ShelfmarkError(f"{text}: cannot be ({reason}); expected scheme://bucket/name; mend the name")
+        return ShelfmarkError(
+            f"{text}: not a valid name ({reason}); expected scheme://bucket/name; correct the name"
+        )
     if isinstance(error, ShelfmarkError | OSError) and not hasattr(error, "exception_details"):
         return error
     return OSError(errno.EIO, f"{type(error).__name__}: {reason}", text)

@@ -5,7 +5,7 @@
     gs://bucket/shop     Remote   by Beam's filesystems, as every other scheme they know
 
 An object store has neither directories nor rename. A file appears whole or not at all; a directory is what
-stands below a name; a finished one is told by the `manifest.json` written last and removed first.
+stands below a name; a finished one is known by its `manifest.json`, which is written last and removed first.
 """
 
 import atexit
@@ -31,10 +31,10 @@ from features.storage.object_stores import (
     LONGEST_READ,
     Stat,
     bucket_and_name,
-    errors_told,
     no_bucket,
     object_store,
     settings_of,
+    store_errors,
     use_s3_settings,
 )
 
@@ -47,8 +47,8 @@ class Remote:
     """A place on an object store, `scheme://bucket/name`, with the manners of a Path.
 
     Raises:
-        ShelfmarkError: no bucket in the text; later, by every method that asks the store: it cannot be
-            reached, refuses, has no such bucket, or its scheme is not known here.
+        ShelfmarkError: no bucket in the text; later, by every method that sends a request: the store does not
+            answer, refuses, has no such bucket, or its scheme is not supported.
     """
 
     text: str
@@ -57,7 +57,7 @@ class Remote:
         scheme, _, rest = self.text.partition("://")
         if not scheme or not rest.strip("/") or rest.startswith("/"):
             raise ShelfmarkError(
-                f"{self.text}: names no bucket; expected scheme://bucket/name; mend the name"
+                f"{self.text}: names no bucket; expected scheme://bucket/name; correct the name"
             )
         object.__setattr__(self, "text", self.text.rstrip("/"))
 
@@ -123,7 +123,7 @@ class Remote:
         """Size and time of the file; FileNotFoundError where there is none."""
         if not self.name:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.text)
-        with errors_told(self.text):
+        with store_errors(self.text):
             return object_store(self.text).stat(self.text)
 
     def read_bytes(self) -> bytes:
@@ -222,7 +222,7 @@ def read_range(file: Place, offset: int = 0, length: int = -1) -> bytes:
         with open(file, "rb") as opened:
             opened.seek(offset)
             return opened.read(length)
-    with errors_told(file.text):
+    with store_errors(file.text):
         return object_store(file.text).read(file.text, offset, length) if length else b""
 
 
@@ -247,7 +247,7 @@ def writing(file: Place) -> Iterator[Path]:
             with tempfile.TemporaryDirectory(prefix="shelfmark-") as folder:
                 working = Path(folder) / (file.name + ".tmp")
                 yield working
-                with errors_told(file.text):
+                with store_errors(file.text):
                     object_store(file.text).upload(working, file.text)
             _fetched.pop(file, None)
     except OSError as error:
@@ -389,7 +389,7 @@ class _Reader(io.RawIOBase):
 def _listing(folder: Remote, limit: int | None = None) -> list[tuple[str, Stat]]:
     """The texts of the objects below, and their sizes and times; not more than `limit` where it is given."""
     try:
-        with errors_told(folder.text):
+        with store_errors(folder.text):
             return object_store(folder.text).listing(folder.text, limit)
     except FileNotFoundError as error:  # where no object is, a listing is empty
         raise no_bucket(folder.text) from error
@@ -398,7 +398,7 @@ def _listing(folder: Remote, limit: int | None = None) -> list[tuple[str, Stat]]
 def _delete(below: Remote, texts: list[str]) -> None:
     """Removes objects, and forgets their copies."""
     if texts:
-        with errors_told(below.text):
+        with store_errors(below.text):
             object_store(below.text).delete(texts)
     for text in texts:
         _fetched.pop(Remote(text), None)
@@ -409,7 +409,7 @@ def _fetch(file: Place, working: Path) -> None:
     if isinstance(file, Path):
         shutil.copyfile(file, working)
         return
-    with errors_told(file.text):
+    with store_errors(file.text):
         object_store(file.text).fetch(file.text, working)
 
 

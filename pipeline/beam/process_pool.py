@@ -125,7 +125,7 @@ def _serve() -> None:
 
 
 def _pickled(error: Exception) -> bytes:
-    """The error, pickled; where that cannot be undone, as of some libraries' errors, a RuntimeError of its text."""
+    """The error, pickled; of an error that cannot be unpickled, as of some libraries, its text."""
     try:
         pickled = pickle.dumps(error)
         pickle.loads(pickled)
@@ -137,9 +137,9 @@ def _pickled(error: Exception) -> bytes:
 
 
 class _WithoutPandas:
-    """Refuses to import pandas: pyarrow does, 0.7 s and 50 MB, to see whether a list is one of its columns.
+    """Refuses to import pandas, as pyarrow does to see whether a list is a column of it: 0.7 s and 50 MB.
 
-    None in sys.modules would be enough for Python; Cython, in which pyarrow is written, takes it for a module.
+    None in sys.modules would do for Python; Cython, in which pyarrow is written, takes it for a module.
     """
 
     def find_spec(self, name: str, *_: Any) -> None:
@@ -207,7 +207,7 @@ class Workers:
 def _run(
     process: _Process | None, do: Callable[..., None], arguments: tuple[Any, ...], errors: list[BaseException]
 ) -> None:
-    """Runs a call in the process, or here; once more when the process is killed and nothing else went wrong."""
+    """Runs a call in the process, or here; once more when the process is killed, unless there are errors."""
     if not process:
         return do(*arguments)
     try:

@@ -142,7 +142,7 @@ def _refusal(beam: tuple[str, ...], reason: str) -> ShelfmarkError:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences Beam, which logs and prints an error of a worker in 500 lines; the error itself has them, too."""
+    """Silences Beam, which shows a worker's error in 500 lines; they are in the error that it raises, too."""
     root = logging.getLogger()
     before = root.level
     for logger in (root, logging.getLogger("apache_beam"), logging.getLogger("PrismJobServer")):

@@ -29,7 +29,7 @@ def as_text(error: Exception) -> RuntimeError:
 
 
 def from_text(error: Exception) -> Exception:
-    """The error that `as_text` has put into a runner's message; the runner's own error where there is none."""
+    """The error that `as_text` has put into a runner's message; the runner's own where there is none."""
     _, found, text = str(error).partition(MARK)
     if not found:
         return error
