@@ -1,4 +1,4 @@
-"""A real S3 server for tests, in a process of its own: what a worker's subprocess asks, it answers, too."""
+"""A real S3 server for tests, in a process of its own: worker processes reach it, too."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ from unittest import mock
 
 BUCKET = "shelf"
 SECONDS = 60  # for the server to answer
-MINIO = "SHELFMARK_MINIO"  # a variable with the path of a `minio` program, to be asked instead of moto
+MINIO = "SHELFMARK_MINIO"  # a variable with the path of a `minio` program, to be used instead of moto
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def object_store(server: str | None = None) -> Iterator[str]:
 
 
 def client() -> Any:
-    """A boto3 client of its own, to look at the store past the code under test."""
+    """A boto3 client of its own, past the code under test."""
     import boto3
 
     return boto3.session.Session().client("s3")

@@ -117,7 +117,7 @@ def memory() -> Iterator[dict[str, tuple[bytes, float]]]:
                 for found in self.match([path])[0].metadata_list:
                     del objects[found.path]
 
-        copy = rename = mkdirs = join = split = size = last_updated = None  # not asked for
+        copy = rename = mkdirs = join = split = size = last_updated = None  # not needed
 
     yield objects  # not returned: Beam finds only the classes that somebody holds
 
@@ -273,10 +273,10 @@ def test_where_nothing_is_nothing_is_found_and_nothing_happens(folder: Place) ->
     ],
     ids=["stat", "read_bytes", "unlink", "open", "read_range"],
 )
-def test_a_missing_file_is_told_by_its_name(folder: Place, ask: Callable[[Place], Any]) -> None:
-    with pytest.raises(FileNotFoundError) as told:
+def test_the_error_of_a_missing_file_names_it(folder: Place, ask: Callable[[Place], Any]) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
         ask(folder / "none.bin")
-    assert one_line(told.value).startswith(f"{folder}/none.bin: No such file or directory; ")
+    assert one_line(caught.value).startswith(f"{folder}/none.bin: No such file or directory; ")
 
 
 def test_a_listing_of_25_files_in_pages_of_ten_is_whole(
@@ -312,15 +312,15 @@ def test_writing_that_breaks_off_changes_nothing(
     file = folder / "run/head.npy"
     if before:
         write_whole(file, before)
-    with pytest.raises(type(mistake)) as told, writing(file) as working:
+    with pytest.raises(type(mistake)) as caught, writing(file) as working:
         working.write_bytes(b"half")
         raise mistake
     assert not working.exists()
     assert sizes(folder) == ({"run/head.npy": 3} if before else {})
     assert not before or file.read_bytes() == before
-    if isinstance(told.value, OSError):
-        assert one_line(told.value).startswith(f"{file}: No space left on device; ")
-        told.value.filename = None
+    if isinstance(caught.value, OSError):
+        assert one_line(caught.value).startswith(f"{file}: No space left on device; ")
+        caught.value.filename = None
 
 
 def test_a_big_file_is_written_and_fetched_in_parts(folder: Place) -> None:
@@ -403,7 +403,9 @@ def test_a_remote_file_is_fetched_once_until_it_is_written_anew(
     write_whole(file, b"one")
     fetches = []
     fetch = objects._S3.fetch
-    monkeypatch.setattr(objects._S3, "fetch", lambda *told: fetches.append(told) or fetch(*told))
+    monkeypatch.setattr(
+        objects._S3, "fetch", lambda *arguments: fetches.append(arguments) or fetch(*arguments)
+    )
     with ThreadPoolExecutor(8) as pool:
         copies = set(pool.map(lambda _: local(file), range(32)))
     assert (len(copies), len(fetches)) == (1, 1)
@@ -419,9 +421,9 @@ def test_a_remote_file_is_fetched_once_until_it_is_written_anew(
 
 def test_copies_go_with_the_process(s3: str) -> None:
     write_whole(place(s3) / "gone" / "a", b"a")
-    told = in_process("from features.storage.paths import *; print(local(Remote('s3://shelf/gone/a')))")
-    assert not Path(told.stdout.strip()).parents[1].exists()
-    assert told.stdout.strip().endswith("/a")
+    ran = in_process("from features.storage.paths import *; print(local(Remote('s3://shelf/gone/a')))")
+    assert not Path(ran.stdout.strip()).parents[1].exists()
+    assert ran.stdout.strip().endswith("/a")
 
 
 def in_process(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -436,7 +438,7 @@ def in_process(code: str, **environment: str) -> "subprocess.CompletedProcess[st
     )
 
 
-# many at once, and how much is asked
+# many at once, and how much is requested
 
 
 def test_eight_threads_use_it_at_once(folder: Place) -> None:
@@ -467,14 +469,14 @@ def test_a_small_read_asks_little_and_adjoining_reads_ask_seldom(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 24 * 1024 * 1024
-    file = place(s3) / "asked" / "shard.tfrecord"
+    file = place(s3) / "requested" / "shard.tfrecord"
     write_whole(file, bytes(size))
-    asked: list[int] = []
+    requested: list[int] = []
     read = objects._S3.read
 
     def count(store: Any, text: str, offset: int, length: int) -> bytes:
         data = read(store, text, offset, length)
-        asked.append(len(data))
+        requested.append(len(data))
         return data
 
     monkeypatch.setattr(objects._S3, "read", count)
@@ -482,19 +484,19 @@ def test_a_small_read_asks_little_and_adjoining_reads_ask_seldom(
         for start in (5_000_000, 1_000_000, 20_000_000):
             opened.seek(start)
             opened.read(8192)
-        assert asked == [64 * 1024] * 3
-        asked.clear()
+        assert requested == [64 * 1024] * 3
+        requested.clear()
         opened.seek(0)
         while opened.read(8192):
             pass
-    assert sum(asked) == size
-    assert len(asked) < 12
-    asked.clear()
+    assert sum(requested) == size
+    assert len(requested) < 12
+    requested.clear()
     read_range(file, 77, 8192)
-    assert asked == [8192]
+    assert requested == [8192]
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_that_breaks_off_is_requested_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from botocore.exceptions import IncompleteReadError
 
     file = place(s3) / "broken" / "a"
@@ -539,8 +541,8 @@ def test_a_remote_place_has_the_manners_of_a_path() -> None:
 
 
 def test_a_text_is_a_path_unless_it_names_a_store() -> None:
-    told = ["shop.bson", "/data/a:b", "file:///data/a%2Cb", "FILE://localhost/Caf%E9", "C:/shop"]
-    assert [place(text) for text in told] == [
+    texts = ["shop.bson", "/data/a:b", "file:///data/a%2Cb", "FILE://localhost/Caf%E9", "C:/shop"]
+    assert [place(text) for text in texts] == [
         Path("shop.bson"),
         Path("/data/a:b"),
         Path("/data/a,b"),
@@ -577,12 +579,12 @@ def test_a_place_without_a_bucket_is_refused(text: str) -> None:
         place(text)
 
 
-def test_neither_beam_nor_boto3_is_waited_for_before_a_store_is_asked() -> None:
-    told = in_process(
+def test_neither_beam_nor_boto3_is_imported_before_a_store_is_used() -> None:
+    ran = in_process(
         "import sys; from features.storage.paths import *; sizes(place('.')); place('s3://bucket/a') / 'b'\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('apache_beam', 'boto3', 'botocore')])"
     )
-    assert told.stdout == "[]\n"
+    assert ran.stdout == "[]\n"
 
 
 # what cannot be
@@ -592,9 +594,9 @@ def says(text: str, *parts: str) -> None:
     """Every way to use the place ends in the same line, soon."""
     for ask in ASKS:
         start = time.monotonic()
-        with pytest.raises(ShelfmarkError) as told:
+        with pytest.raises(ShelfmarkError) as caught:
             ask(Remote(text))
-        line = one_line(told.value)
+        line = one_line(caught.value)
         assert line.startswith(f"{text}: ") and "\n" not in line and len(line) < 450
         assert all(part in line for part in parts), line
         assert time.monotonic() - start < 30
@@ -614,7 +616,7 @@ ASKS: list[Callable[[Remote], Any]] = [
 ]
 
 
-def test_a_bucket_that_is_not_there_is_told(s3: str) -> None:
+def test_a_missing_bucket_is_an_error_that_names_it(s3: str) -> None:
     says("s3://nowhere/run", "no such bucket", "create it or correct the name")
 
 
@@ -624,22 +626,22 @@ def test_a_listing_that_beam_does_not_get_means_no_bucket(memory: Any, ask: Call
         ask(Remote("mem://nowhere/run"))
 
 
-def test_a_name_that_no_bucket_can_have_is_told(s3: str) -> None:
+def test_a_name_that_no_bucket_can_have_is_refused(s3: str) -> None:
     says("s3://no bucket/run", "Invalid bucket name", "correct the name")
 
 
-def test_an_unknown_scheme_is_told() -> None:
+def test_an_unknown_scheme_is_refused() -> None:
     says("foo://bucket/run", "foo:// is not supported", "expected s3:// or gs://")
 
 
-def test_a_missing_extra_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from apache_beam.io.filesystem import FileSystem
 
     monkeypatch.setattr(FileSystem, "get_all_subclasses", list)  # as where none of Google's packages is
     says("gs://bucket/run", "gs:// needs a package", "apache-beam[gcp]; install it")
 
 
-def test_missing_boto3_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_boto3_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     objects._stores.clear()
     says("s3://bucket/run", "s3:// needs a package", "apache-beam[aws]; install it")
@@ -654,11 +656,13 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
 
 
-def test_missing_credentials_are_told(no_credentials: None) -> None:
+def test_missing_credentials_are_an_error_that_says_what_to_set(no_credentials: None) -> None:
     says("s3://bucket/run", "Unable to locate credentials", "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
 
 
-def test_a_store_that_is_not_there_is_told(no_credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_is_an_error_within_seconds(
+    no_credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -672,7 +676,9 @@ def test_a_store_that_is_not_there_is_told(no_credentials: None, monkeypatch: py
 @pytest.mark.parametrize(
     "code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "403"]
 )
-def test_a_refusal_is_told(s3: str, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+def test_a_refusal_is_an_error_that_says_what_to_set(
+    s3: str, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
     from botocore.exceptions import ClientError
 
     def refuse(**_: Any) -> None:
@@ -690,13 +696,13 @@ def test_any_other_fault_of_a_store_names_the_file(s3: str, monkeypatch: pytest.
         raise ClientError({"Error": {"Code": "SlowDown", "Message": "too\nmuch"}}, "GetObject")
 
     monkeypatch.setattr(objects._s3().client, "get_object", fail)
-    with pytest.raises(OSError) as told:
+    with pytest.raises(OSError) as caught:
         read_range(place(s3) / "a")
-    assert not isinstance(told.value, FileNotFoundError)
-    assert one_line(told.value).startswith("s3://shelf/a: ClientError: An error occurred (SlowDown)")
+    assert not isinstance(caught.value, FileNotFoundError)
+    assert one_line(caught.value).startswith("s3://shelf/a: ClientError: An error occurred (SlowDown)")
 
 
-def test_objects_that_a_store_does_not_remove_are_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_that_a_store_does_not_remove_are_an_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(place(s3) / "kept", "a")
     refusal = {"Errors": [{"Key": "kept/a", "Code": "AccessDenied", "Message": "locked"}]}
     monkeypatch.setattr(objects._s3().client, "delete_objects", lambda **_: refusal)
@@ -705,7 +711,7 @@ def test_objects_that_a_store_does_not_remove_are_told(s3: str, monkeypatch: pyt
 
 
 @pytest.fixture
-def told(s3: str) -> tuple[str, ...]:
+def options(s3: str) -> tuple[str, ...]:
     """The surroundings that point to the server, as Beam's options."""
     names = {"AWS_ENDPOINT_URL": "endpoint_url", "AWS_ACCESS_KEY_ID": "access_key_id"}
     names |= {"AWS_SECRET_ACCESS_KEY": "secret_access_key", "AWS_DEFAULT_REGION": "region_name"}
@@ -713,12 +719,12 @@ def told(s3: str) -> tuple[str, ...]:
 
 
 def test_beams_options_hold_here_too(
-    s3: str, told: tuple[str, ...], no_credentials: None, monkeypatch: pytest.MonkeyPatch
+    s3: str, options: tuple[str, ...], no_credentials: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "_settings", {})
     with pytest.raises(ShelfmarkError):
         sizes(place(s3))
-    use_beam_options(told)
+    use_beam_options(options)
     write_whole(place(s3) / "options" / "a", b"x")
     assert sizes(place(s3) / "options") == {"a": 1}
 

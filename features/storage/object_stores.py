@@ -54,13 +54,13 @@ class Stat:
 
 
 class ObjectStore(Protocol):
-    """What an object store does, by the full texts of its objects; errors are the library's own."""
+    """An object store, whose objects are named by their full texts; errors are those of the library."""
 
     def listing(self, folder: str, limit: int | None) -> list[tuple[str, Stat]]:
-        """The objects below, at most `limit` of them."""
+        """Objects below a folder, at most `limit` of them, each with its size and time."""
 
     def stat(self, text: str) -> Stat:
-        """Of one object: one request."""
+        """Size and time of one object: one request."""
 
     def read(self, text: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on, fewer where the object ends; -1 means all of them."""
@@ -72,15 +72,14 @@ class ObjectStore(Protocol):
         """Makes an object, whole or not at all, of a file on the disk."""
 
     def delete(self, texts: list[str]) -> None:
-        """Removes objects of one bucket; those that are not there are none the less removed."""
+        """Removes objects of one bucket; a missing one is no error."""
 
 
 class _S3:
     """S3 by one boto3 client for all threads.
 
-    Beam's own S3 filesystem makes a client for every call (60 to 120 ms of computing), asks for a range
-    without an end and reads 16 MiB of it, and where nobody answers or nobody has credentials it tries for
-    ten minutes.
+    Beam's own S3 filesystem makes a client for every call (60 to 120 ms of computing), requests a range
+    without an end and reads 16 MiB of it, and without an answer or credentials it retries for ten minutes.
     """
 
     def __init__(self, settings: dict[str, Any]):
@@ -88,7 +87,7 @@ class _S3:
         from botocore.config import Config
 
         # a minute of connecting, botocore's own, five times over, is too long for a mistyped address;
-        # AWS_MAX_ATTEMPTS still says how often
+        # AWS_MAX_ATTEMPTS still sets the number of attempts
         patience = Config(connect_timeout=5, max_pool_connections=64, retries={"mode": "standard"})
         self.client = boto3.session.Session().client("s3", config=patience, **settings)
         self.buckets: set[str] = set()  # known to be there
@@ -141,7 +140,7 @@ class _S3:
         ):
             if tries == 1:
                 raise
-            # botocore tries again until an answer begins, not when it breaks off
+            # botocore tries again until a response begins, not when it breaks off
             return self.read(text, offset, length, tries - 1)
 
     def fetch(self, text: str, working: Path) -> None:
@@ -160,8 +159,8 @@ class _S3:
         for start in range(0, len(texts), PAGE):
             keys = [bucket_and_name(text) for text in texts[start : start + PAGE]]
             wanted: Any = {"Objects": [{"Key": key} for _, key in keys], "Quiet": True}
-            answer = self.client.delete_objects(Bucket=keys[0][0], Delete=wanted)
-            for refused in answer.get("Errors", ()):
+            response = self.client.delete_objects(Bucket=keys[0][0], Delete=wanted)
+            for refused in response.get("Errors", ()):
                 raise ClientError({"Error": refused}, "DeleteObjects")
 
 
@@ -209,22 +208,8 @@ def _beam_stat(entry: Any) -> Stat:
 
 
 def object_store(text: str) -> ObjectStore:
-    """The store that a text leads to."""
+    """The store of an object."""
     return _s3() if text.startswith("s3://") else _Beam()
-
-
-_stores: dict[tuple[Any, ...], _S3] = {}
-_making = threading.Lock()
-
-
-def _s3() -> _S3:
-    """One for a process and its settings: sockets do not outlive a fork, and settings may change."""
-    variables = [item for item in os.environ.items() if item[0].startswith("AWS_")]
-    key = (os.getpid(), *_settings.items(), *variables)
-    with _making:
-        if key not in _stores:
-            _stores[key] = _S3(_settings)
-        return _stores[key]
 
 
 _settings: dict[str, Any] = {}
@@ -258,6 +243,20 @@ def settings_of(options: Any) -> dict[str, Any]:
     }
 
 
+_stores: dict[tuple[Any, ...], _S3] = {}
+_making = threading.Lock()
+
+
+def _s3() -> _S3:
+    """S3 for this process and its settings: sockets do not outlive a fork, and settings may change."""
+    variables = [item for item in os.environ.items() if item[0].startswith("AWS_")]
+    key = (os.getpid(), *_settings.items(), *variables)
+    with _making:
+        if key not in _stores:
+            _stores[key] = _S3(_settings)
+        return _stores[key]
+
+
 def bucket_and_name(text: str) -> tuple[str, str]:
     """Bucket and name of an object.
 
@@ -279,7 +278,7 @@ def store_errors(text: str) -> Iterator[None]:
 
 
 def _innermost(error: Exception) -> Exception:
-    """Beam hides an object's error in the details of its own."""
+    """The error of one object, which Beam hides in the details of its own."""
     details = getattr(error, "exception_details", None) or {}
     hidden = next((found for found in details.values() if isinstance(found, Exception)), None)
     return error if hidden is None else _innermost(hidden)
@@ -287,8 +286,8 @@ def _innermost(error: Exception) -> Exception:
 
 def _kinds(error: Exception) -> set[str]:
     """The code that the store gave, and the names of the error's classes."""
-    answer = getattr(error, "response", None)  # botocore's
-    code = answer["Error"]["Code"] if isinstance(answer, dict) else getattr(error, "code", "")
+    response = getattr(error, "response", None)  # botocore's
+    code = response["Error"]["Code"] if isinstance(response, dict) else getattr(error, "code", "")
     return {str(code), *(kind.__name__ for kind in type(error).__mro__)}
 
 
@@ -298,7 +297,7 @@ def no_bucket(text: str) -> ShelfmarkError:
 
 
 def _shown(text: str, error: Exception) -> Exception:
-    """The error that a user meets."""
+    """The error that a user sees."""
     kinds = _kinds(error)
     reason = " ".join(str(error).split())[:200]
     scheme = text.partition("://")[0]

@@ -44,7 +44,7 @@ FIRST_READ = 64 * 1024  # bytes: a product's photo, a Parquet footer
 
 @dataclass(frozen=True, order=True)
 class Remote:
-    """A place on an object store, `scheme://bucket/name`, with the manners of a Path.
+    """A place on an object store, `scheme://bucket/name`, with the methods of a Path.
 
     Raises:
         ShelfmarkError: no bucket in the text; later, by every method that sends a request: the store does not
@@ -316,10 +316,10 @@ def all_begin(options: tuple[str, ...], beginnings: tuple[str, ...]) -> bool:
 
 
 def use_beam_options(options: tuple[str, ...]) -> None:
-    """Lets Beam's options (`--s3_endpoint_url=…`) hold for the places of this process, too.
+    """Makes Beam's options (`--s3_endpoint_url=…`) hold for the places of this process, too.
 
     Raises:
-        ShelfmarkError: Beam does not take them, or does not know one about object stores.
+        ShelfmarkError: Beam refuses them, or does not know one about object stores.
     """
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -335,7 +335,7 @@ def use_beam_options(options: tuple[str, ...]) -> None:
             f"Beam refused {' '.join(options)} ({reason}); expected Beam's options after --; correct them"
         ) from stop
     for name in (option.partition("=")[0] for option in options if option.startswith(STORE_OPTIONS)):
-        # Beam passes over what it does not know, and would look at Amazon's store instead of one's own
+        # Beam passes over what it does not know, and would go to Amazon's store instead of one's own
         if not any(f"--{other}".startswith(name) for other in known):
             near = difflib.get_close_matches(name, [f"--{other}" for other in known], n=1)
             hint = f"did you mean {near[0]}?" if near else "correct it"

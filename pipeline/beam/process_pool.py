@@ -130,9 +130,9 @@ def _pickled(error: Exception) -> bytes:
         pickled = pickle.dumps(error)
         pickle.loads(pickled)
     except Exception:
-        told = RuntimeError(f"{type(error).__name__}: {error}")
-        told.__notes__ = error.__notes__
-        return pickle.dumps(told)
+        as_text = RuntimeError(f"{type(error).__name__}: {error}")
+        as_text.__notes__ = error.__notes__
+        return pickle.dumps(as_text)
     return pickled
 
 
