@@ -192,8 +192,9 @@ class Workers:
         except BaseException as interrupted:
             errors.append(interrupted)
             for process, thread in zip(self._processes, threads[1:], strict=False):
-                process.kill()
-                thread.join()
+                while thread.is_alive():  # it may be about to start its process
+                    process.kill()
+                    thread.join(0.1)
             raise
         if errors:
             raise errors[0]
