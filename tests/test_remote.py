@@ -161,7 +161,7 @@ def test_the_service_looks_into_the_store_that_is_named_behind_two_dashes(bucket
 @pytest.mark.parametrize(
     ("name", "options", "status", "says"),
     [
-        ("clean", ["--runner=FlinkRunner"], 2, "'clean' runs nothing on Beam; expected after -- nothing but"),
+        ("clean", ["--runner=FlinkRunner"], 2, "'clean' runs nothing on Beam; expected after -- only"),
         ("train", ["stray", "--s3_endpoint_url=x"], 2, "'train' runs nothing on Beam"),
         ("demo", ["--s3_endpoint_url=http://127.0.0.1:1"], 2, "'demo' takes no Beam options"),
         ("clean", ["--s3_endpont_url=http://127.0.0.1:1"], 1, "did you mean --s3_endpoint_url?"),
