@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 
 from features.images.normalise import Refused, normalise
-from pipeline.demo.drawn_catalogue import Drawn, draw_catalogue
+from pipeline.demo.drawn_catalogue import DrawnCatalogue, draw_catalogue
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> DrawnCatalogue:
     return draw_catalogue(tmp_path_factory.mktemp("drawn"), products=600)
 
 
 @pytest.fixture(scope="module")
-def documents(drawn: Drawn) -> list[dict]:
+def documents(drawn: DrawnCatalogue) -> list[dict]:
     return bson.decode_all(drawn.catalogue.read_bytes())
 
 

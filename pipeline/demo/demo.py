@@ -9,7 +9,7 @@ import pandas as pd
 
 from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
-from pipeline.demo.drawn_catalogue import Drawn, draw_catalogue
+from pipeline.demo.drawn_catalogue import DrawnCatalogue, draw_catalogue
 from pipeline.job.config import Config
 from pipeline.job.load_config import load_config
 from pipeline.job.lock import only_job
@@ -53,7 +53,7 @@ def _config() -> Config:
     return load_config(options=options)
 
 
-def _told(run: Path, drawn: Drawn, decisions: pd.DataFrame, output: Path, random: bool) -> str:
+def _told(run: Path, drawn: DrawnCatalogue, decisions: pd.DataFrame, output: Path, random: bool) -> str:
     """The headline numbers."""
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     test, levels = metrics["test"], metrics["test"]["levels"]
@@ -85,7 +85,7 @@ def _promise(certificate: dict[str, Any], test: dict[str, Any]) -> str:
     )
 
 
-def _shelved(drawn: Drawn, decisions: pd.DataFrame) -> str:
+def _shelved(drawn: DrawnCatalogue, decisions: pd.DataFrame) -> str:
     """What became of the products without a category, whose truth the drawing knows."""
     new = decisions[decisions["product_id"].isin(drawn.truth)]
     accepted = new[new["status"] == "accepted"]

@@ -151,7 +151,7 @@ PATTERNS: dict[str, Callable[[int], Shape]] = {"striped": _stripes, "checked": _
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnCatalogue:
     """What was drawn."""
 
     catalogue: Path  # BSON
@@ -164,7 +164,7 @@ class Drawn:
     truth: dict[str, str]  # product_id → true category, of the uncategorized products
 
 
-def draw_catalogue(folder: Path, seed: int = 0, products: int = PRODUCTS) -> Drawn:
+def draw_catalogue(folder: Path, seed: int = 0, products: int = PRODUCTS) -> DrawnCatalogue:
     """Draws a catalogue; the same seed and number of products give the same bytes.
 
     Args:
@@ -187,7 +187,7 @@ def draw_catalogue(folder: Path, seed: int = 0, products: int = PRODUCTS) -> Dra
     catalogue, taxonomy = folder / "catalogue.bson", folder / "category_names.csv"
     _write_catalogue(catalogue, label, photos)
     _write_names(taxonomy)
-    return Drawn(
+    return DrawnCatalogue(
         catalogue=catalogue,
         taxonomy=taxonomy,
         products=products,
