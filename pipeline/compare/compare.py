@@ -8,8 +8,8 @@
 It is no artifact, because seconds differ each time. A row's file has the digest of what it was made from;
 the row is made again when that changes.
 
-Training fits. FIT chooses the epoch, C, the aggregation of a product's images, the temperature, the confidence
-model and the best row. CERT, which chose nothing, gives the validation precision and the acceptance rate.
+Training fits. FIT chooses the epoch, C, how a product's images are aggregated, the temperature, the
+confidence model and the best row. CERT, which chose nothing, gives validation precision and acceptance rate.
 """
 
 import time
