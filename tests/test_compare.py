@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import binomtest
 
 from features.errors import ShelfmarkError
-from features.storage.artifact import begin, open_artifact, partial_of, seal
+from features.storage.artifact import Artifact, begin, open_artifact, partial_of, seal
 from models.heads.architectures import HeadShape, build_head
 from models.taxonomy import read_taxonomy
 from pipeline.cli import main
@@ -25,6 +25,7 @@ from pipeline.compare.summary import best_of, chance, release_command, render, t
 from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.job.config import Config
 from pipeline.job.load_config import load_config
+from pipeline.job.summaries import BackboneSummary
 
 SETTINGS = """
 ingest = {min_products = 5}
@@ -223,12 +224,9 @@ def test_rows_on_fine_tuned_bottlenecks_stand_beside_the_frozen_ones(shop: Path,
     assert shelfmark("extract", shop, "--image-size", "76") == 0
     try:
         here = open_artifact(run_of(shop) / "bottlenecks", "bottlenecks").summary["fingerprint"]
-        path = tmp_path / "backbone"
-        begin(partial_of(path), {})
-        made_from, summary = {"fingerprint": frozen}, {"fingerprint": here}
-        tuned = seal(path, kind="backbone", version=1, made_from=made_from, summary=summary)
+        tuned = seal_backbone(tmp_path / "backbone", frozen, here)
         both = compare_here(shop, tmp_path, ("svm", "svm-tuned"), tuned=tuned)
-        lost = seal_without_bottlenecks(tmp_path / "lost", frozen)
+        lost = seal_backbone(tmp_path / "lost", frozen, "nowhere")
         alone = compare_here(shop, tmp_path, ("svm", "svm-tuned"), tuned=lost)
     finally:
         assert shelfmark("extract", shop, "--image-size", "75") == 0
@@ -239,10 +237,14 @@ def test_rows_on_fine_tuned_bottlenecks_stand_beside_the_frozen_ones(shop: Path,
     assert "Rows on fine-tuned bottlenecks are left out: the store lacks images" in alone.notes[0]
 
 
-def seal_without_bottlenecks(path: Path, frozen: str) -> Any:
+def seal_backbone(path: Path, frozen: str, fingerprint: str) -> Artifact:
     begin(partial_of(path), {})
-    made_from, summary = {"fingerprint": frozen}, {"fingerprint": "nowhere"}
-    return seal(path, kind="backbone", version=1, made_from=made_from, summary=summary)
+    summary = BackboneSummary(
+        fingerprint=fingerprint, backbone="inceptionv3", weights="fine-tuned random", layers=1, frozen=0,
+        products=1, images=1, epochs=1,
+    )  # fmt: skip
+    made_from = {"fingerprint": frozen}
+    return seal(path, kind="backbone", version=1, made_from=made_from, summary=summary.to_dict())
 
 
 # What follows from it

@@ -19,19 +19,19 @@ class ClassifierSpec:
     name: str  # as in --only
     classifier: str  # for people
     features: str = "bottlenecks"
-    kind: str = ""  # architecture of the head, as in head.kind; "" is no head
+    architecture: str = ""  # of the head, as in head.kind; "" is no head
     hidden: tuple[int, int] | None = None  # None: as in head.hidden
 
 
 CLASSIFIERS = (
     ClassifierSpec("hog-svm", SVM, features=HOG),
     ClassifierSpec("svm", SVM),
-    ClassifierSpec("2nn-512", "2NN-512", kind=FLAT, hidden=(256, 256)),
-    ClassifierSpec("2nn-2048", "2NN-2048", kind=FLAT, hidden=(1024, 1024)),
-    ClassifierSpec("2nn-4096", "2NN-4096", kind=FLAT, hidden=(2048, 2048)),
-    ClassifierSpec("separate", "separate levels", kind=SEPARATE),
-    ClassifierSpec("multitask", "multi-task levels", kind=MULTITASK),
-    ClassifierSpec("taxonnet", "TaxonNet", kind=TAXONNET),
+    ClassifierSpec("2nn-512", "2NN-512", architecture=FLAT, hidden=(256, 256)),
+    ClassifierSpec("2nn-2048", "2NN-2048", architecture=FLAT, hidden=(1024, 1024)),
+    ClassifierSpec("2nn-4096", "2NN-4096", architecture=FLAT, hidden=(2048, 2048)),
+    ClassifierSpec("separate", "separate levels", architecture=SEPARATE),
+    ClassifierSpec("multitask", "multi-task levels", architecture=MULTITASK),
+    ClassifierSpec("taxonnet", "TaxonNet", architecture=TAXONNET),
 )
 
 
@@ -67,22 +67,22 @@ PAPER = {
 
 def config_of(spec: ClassifierSpec, config: Config) -> Config:
     """The settings of a classifier's head: the run's, with its own architecture and hidden layers."""
-    if not spec.kind:
+    if not spec.architecture:
         return config
-    changes: dict[str, object] = {"kind": spec.kind, "loss": "auto"}
+    changes: dict[str, object] = {"kind": spec.architecture, "loss": "auto"}
     if spec.hidden:
         changes["hidden"] = spec.hidden
-    if spec.kind == FLAT:
+    if spec.architecture == FLAT:
         changes |= {"level_weights": None, "aggregation": wanted_aggregation(config)}
     return config.model_copy(update={"head": config.head.model_copy(update=changes)})
 
 
 def settings_of(spec: ClassifierSpec, config: Config) -> str:
     """The `--set` options with which the run's head is this classifier; "" for a baseline."""
-    if not spec.kind:
+    if not spec.architecture:
         return ""
     hidden = ",".join(map(str, config.head.hidden))
-    return f"--set head.kind={spec.kind} --set 'head.hidden=[{hidden}]'"
+    return f"--set head.kind={spec.architecture} --set 'head.hidden=[{hidden}]'"
 
 
 def wanted_aggregation(config: Config) -> str:

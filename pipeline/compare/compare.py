@@ -51,6 +51,7 @@ from pipeline.job.catalogue import Part, categories_of, divide, open_part, sizes
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.job.run import Run
+from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
 from pipeline.train.calibrate import choose_aggregation
 from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
 
@@ -168,7 +169,11 @@ def _comparison(
 
 def _backbones(inputs: ComparisonInputs) -> set[bool]:
     """Whether there are bottlenecks of a fine-tuned backbone (True), of a frozen one (False), or of both."""
-    return {False, True} if inputs.tuned else {inputs.bottlenecks.summary["weights"].startswith(FINE_TUNED)}
+    return (
+        {False, True}
+        if inputs.tuned
+        else {BottlenecksSummary.of(inputs.bottlenecks).weights.startswith(FINE_TUNED)}
+    )
 
 
 def _wanted(only: Sequence[str], taxonomy: Taxonomy, backbones: set[bool]) -> list[Variant]:
@@ -181,7 +186,7 @@ def _wanted(only: Sequence[str], taxonomy: Taxonomy, backbones: set[bool]) -> li
             )
 
     def possible(variant: Variant) -> bool:
-        level_head = variant.spec.kind not in ("", FLAT)
+        level_head = variant.spec.architecture not in ("", FLAT)
         has_features = variant.spec.features == HOG or variant.fine_tuned in backbones
         return has_features and not (level_head and taxonomy.levels == 1)
 
@@ -216,7 +221,7 @@ def _open_data(inputs: ComparisonInputs) -> ComparisonData:
         category = category[category.isin(taxonomy.categories)]
         train, val = (part.only(np.isin(part.product_id, category.index)) for part in (train, val))
     division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
-    fingerprint = inputs.bottlenecks.summary["fingerprint"]
+    fingerprint = BottlenecksSummary.of(inputs.bottlenecks).fingerprint
     data = ComparisonData(
         taxonomy, category, fingerprint, train, val.only(division.fit), val.only(division.cert)
     )
@@ -261,7 +266,7 @@ def _data_by_backbone(
     if tuned is None:  # there is one backbone; HOG, whose row counts as frozen, uses none
         return {False: data, True: data}, []
     found, notes = {}, []
-    fingerprints = {False: tuned.made_from["fingerprint"], True: tuned.summary["fingerprint"]}
+    fingerprints = {False: tuned.made_from["fingerprint"], True: BackboneSummary.of(tuned).fingerprint}
     for fine_tuned, fingerprint in fingerprints.items():
         store = Store(inputs.store / fingerprint)
         parts = [_stored(part, store) for part in (data.train, data.fit, data.cert)]
@@ -311,9 +316,9 @@ def _digest_of_inputs(variant: Variant, data: ComparisonData, inputs: Comparison
             "records": inputs.records.digest,
             "fingerprint": "" if spec.features == HOG else data.fingerprint,
             "head": config_of(spec, config).of_the_head()
-            if spec.kind
+            if spec.architecture
             else [config.seed, config.train.placeholders],
-            "baseline": None if spec.kind else config.compare.model_dump(),
+            "baseline": None if spec.architecture else config.compare.model_dump(),
             "calibration": [calibration.fit_share, calibration.precision, wanted_aggregation(config)],
             "categories": inputs.categories,
         }
@@ -364,11 +369,15 @@ def _data_for(spec: ClassifierSpec, data: ComparisonData, inputs: ComparisonInpu
         data = data.only(settings.hog_products, rng)
         train, fit, cert = (_hog(part, inputs.records) for part in (data.train, data.fit, data.cert))
         return replace(data, train=train, fit=fit, cert=cert)
-    return data if spec.kind else replace(data, train=draw_products(data.train, settings.svm_products, rng))
+    return (
+        data
+        if spec.architecture
+        else replace(data, train=draw_products(data.train, settings.svm_products, rng))
+    )
 
 
 def _hog(part: Part, records: Artifact) -> Part:
-    """The part with HOG vectors in place of bottlenecks."""
+    """The part with HOG vectors instead of bottlenecks."""
     columns = ["image_digest", "file", "offset", "length"]
     images = pd.read_parquet(records.file("images.parquet"), columns=columns).drop_duplicates("image_digest")
     rows = images.set_index("image_digest").loc[part.image_digest]
@@ -399,7 +408,7 @@ class _Trained:
 
 
 def _train(spec: ClassifierSpec, data: ComparisonData, config: Config) -> _Trained:
-    return _train_head(data, config) if spec.kind else _train_svm(data, config)
+    return _train_head(data, config) if spec.architecture else _train_svm(data, config)
 
 
 def _train_svm(data: ComparisonData, config: Config) -> _Trained:
@@ -441,7 +450,7 @@ def measure(classifier: Classifier, data: ComparisonData, config: Config) -> Mea
     Confidence is fitted as `shelfmark calibrate` fits it. A baseline's decision values are used as logits.
     """
     sizes = sizes_of(data.train, data.category, data.taxonomy)
-    # An SVM in the place of a head: a Predictor calls nothing but `logits` and `outputs`, which it has, too.
+    # An SVM instead of a head: a Predictor calls nothing but `logits` and `outputs`, which it has, too.
     predictor = Predictor(cast(Head, classifier), data.taxonomy, sizes, model="", labels="")
     bounds, truth = data.products(data.fit)
     aggregation, temperature = choose_aggregation(

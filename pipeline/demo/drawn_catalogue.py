@@ -228,12 +228,14 @@ def _mislabel(leaf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 # Photos
 
 
-def _draw_product(leaf: Leaf, kind: str, rng: np.random.Generator) -> list[bytes]:
+def _draw_product(leaf: Leaf, photo_format: str, rng: np.random.Generator) -> list[bytes]:
     """The photos of one product: the same colour and pattern in each."""
     colour = np.clip(rng.normal(leaf.colour, COLOUR_SPREAD), 0, 255)
     pattern = PATTERNS[leaf.pattern](int(rng.integers(5, 8))) if leaf.pattern else ()
     count = 1 + int(rng.choice(len(IMAGES), p=IMAGES))
-    return [_encode(*_photo(FORMS[leaf.family], pattern, colour, rng), kind, rng) for _ in range(count)]
+    return [
+        _encode(*_photo(FORMS[leaf.family], pattern, colour, rng), photo_format, rng) for _ in range(count)
+    ]
 
 
 def _photo(
@@ -281,15 +283,17 @@ def _odd_formats(products: int) -> list[str]:
     return ["cut-out"] * round(CUT_OUT * products) + ["cmyk", "sideways"]
 
 
-def _encode(photo: Image.Image, silhouette: Image.Image, kind: str, rng: np.random.Generator) -> bytes:
+def _encode(
+    photo: Image.Image, silhouette: Image.Image, photo_format: str, rng: np.random.Generator
+) -> bytes:
     file = BytesIO()
     quality = int(rng.integers(75, 92))
-    if kind == "cut-out":
+    if photo_format == "cut-out":
         photo.putalpha(silhouette)
         photo.save(file, "PNG")
-    elif kind == "cmyk":
+    elif photo_format == "cmyk":
         photo.convert("CMYK").save(file, "JPEG", quality=quality)
-    elif kind == "sideways":
+    elif photo_format == "sideways":
         exif = Image.Exif()
         exif[0x112] = 6  # orientation: a quarter turn clockwise shows it upright
         photo.transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", quality=quality, exif=exif)
