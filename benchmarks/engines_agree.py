@@ -4,14 +4,13 @@
 
 Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
 `<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`. A linear SVM
-(standardised, C = 0.01) learns the categories from the training photos and is graded on the validation
-photos, 296 of them: a point is three photos. `crossed`: learnt from TensorFlow's fp32 bottlenecks, graded on
-the engine's, as when a model that was trained on one machine serves on another. `error` is the length of the
-difference from TensorFlow's fp32 as a share of the bottleneck's length, of the worst photo, as the engines
-compute; `stored`: after both are rounded to float16, whose neighbours are 1e-3 apart. Rates are of
-decoding, resizing and the backbone together. JAX, which is for GPUs and slow on processors, is asked about
-the validation photos alone. Where the photos are not, there is nothing to measure and it says so. Writes
-results/engines_agree.json.
+(standardised, C = 0.01) is trained on the training photos and measured on the validation photos. There are
+296 of these, so a point is three photos. `crossed`: trained on TensorFlow's fp32 bottlenecks, measured on the
+engine's, as when a model is trained with one engine and serves with another. `error` is the length of the
+difference from TensorFlow's fp32 as a share of the bottleneck's length, of the worst photo, before rounding;
+`stored`: after both are rounded to float16, whose neighbours are 1e-3 apart. Rates are of decoding, resizing
+and the backbone together. JAX, which is for GPUs and slow on processors, computes the validation photos
+alone. Without the photos nothing is measured, and a line says so. Writes results/engines_agree.json.
 """
 
 import argparse
@@ -53,8 +52,8 @@ def main() -> None:
         engine, precision, size, out = options.subject
         bottlenecks(manifest, weights, engine, precision, int(size), Path(out))
         return
-    told = compare(options.data, manifest)
-    RESULTS.write_text(json.dumps(conditions(*PACKAGES) | told, indent=1) + "\n")
+    results = compare(options.data, manifest)
+    RESULTS.write_text(json.dumps(conditions(*PACKAGES) | results, indent=1) + "\n")
 
 
 def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size: int, out: Path) -> None:
@@ -72,12 +71,12 @@ def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size
     from features.images.normalise import LIMITS, normalise
     from features.records import pieces_of
 
-    rows = _asked(pd.read_csv(manifest), engine)
+    rows = _photos_for(pd.read_csv(manifest), engine)
     photos = [normalise((manifest.parent / name).read_bytes(), LIMITS).jpeg for name in rows["image"]]
-    learnt = [photo for photo, split in zip(photos, rows["split"], strict=True) if split == "train"]
+    train = [photo for photo, split in zip(photos, rows["split"], strict=True) if split == "train"]
     with tempfile.TemporaryDirectory() as folder:
         calibration = Calibration(
-            Path(folder), lambda most: pieces_of(learnt[:: -(-len(learnt) // most)], "training photos")
+            Path(folder), lambda most: pieces_of(train[:: -(-len(train) // most)], "training photos")
         )
         backbone = load_backbone("mobilenet", str(weights), size)
         made = choose_engine(backbone, 32, engine, precision, calibration)
@@ -87,8 +86,8 @@ def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size
         np.savez(out, bottlenecks=found, seconds=time.monotonic() - began)
 
 
-def _asked(rows: Any, engine: str) -> Any:
-    """The photos of the manifest that an engine is asked about."""
+def _photos_for(rows: Any, engine: str) -> Any:
+    """The photos of the manifest that an engine computes."""
     return rows[rows["split"] != "train"] if engine == "jax" else rows
 
 
@@ -103,8 +102,8 @@ def compare(data: Path, manifest: Path) -> dict[str, Any]:
             out = Path(folder, "out.npz")
             call = [sys.executable, __file__, "--data", str(data), "--subject", *map(str, subject), str(out)]
             subprocess.run(call, check=True)
-            with np.load(out) as told:
-                found[subject] = told["bottlenecks"], float(told["seconds"])
+            with np.load(out) as arrays:
+                found[subject] = arrays["bottlenecks"], float(arrays["seconds"])
         bottlenecks, seconds = found[subject]
         print(f"{' '.join(map(str, subject))}: {len(bottlenecks) / seconds:,.0f} images/s", flush=True)
     figures = [_figure(subject, found, rows) for subject in found]
@@ -119,14 +118,14 @@ def _figure(subject: tuple[str, str, int], found: dict[Any, Any], rows: Any) -> 
     own, reference = _stored(exact), _stored(exact_reference)
     rate = round(len(own) / seconds, 1)
     figure = {"engine": f"{engine} {precision}", "image_size": size, "images_per_second": rate}
-    train, asked = (rows["split"] == "train").to_numpy(), rows.index.isin(_asked(rows, engine).index)
-    category, graded = rows["category"].to_numpy(), own[~train[asked]]
-    if train[asked].any():
-        figure["svm"] = accuracy(own[train], graded, category[train], category[~train])
+    train, computed = (rows["split"] == "train").to_numpy(), rows.index.isin(_photos_for(rows, engine).index)
+    category, val = rows["category"].to_numpy(), own[~train[computed]]
+    if train[computed].any():
+        figure["svm"] = accuracy(own[train], val, category[train], category[~train])
     if size == REFERENCE[2]:
-        figure["crossed"] = accuracy(reference[train], graded, category[train], category[~train])
-        figure["error"] = _worst(exact, exact_reference[asked])
-        figure["stored"] = _worst(own, reference[asked])
+        figure["crossed"] = accuracy(reference[train], val, category[train], category[~train])
+        figure["error"] = _worst(exact, exact_reference[computed])
+        figure["stored"] = _worst(own, reference[computed])
     return figure
 
 
@@ -141,39 +140,46 @@ def _worst(bottlenecks: np.ndarray, reference: np.ndarray) -> float:
     return float(lengths.max())
 
 
-def accuracy(learnt: np.ndarray, graded: np.ndarray, category: np.ndarray, truth: np.ndarray) -> float:
-    """Of a linear SVM that learns (n, d) bottlenecks and is graded on (m, d), in per cent."""
+def accuracy(train: np.ndarray, val: np.ndarray, category: np.ndarray, truth: np.ndarray) -> float:
+    """Accuracy in per cent of a linear SVM trained on (n, d) bottlenecks and measured on (m, d).
+
+    Args:
+        train: (n, d) bottlenecks.
+        val: (m, d) bottlenecks.
+        category: (n,) str.
+        truth: (m,) str.
+    """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC
 
     svm = make_pipeline(StandardScaler(), LinearSVC(C=0.01, random_state=0))
-    svm.fit(learnt, category)
-    return round(100 * float((svm.predict(graded) == truth).mean()), 2)
+    svm.fit(train, category)
+    return round(100 * float((svm.predict(val) == truth).mean()), 2)
 
 
 def _row(figure: dict[str, Any]) -> list[str]:
     crossed = ["", "", ""]
     if "error" in figure:
-        crossed = [f"{figure['crossed']:.1f} %", *(f"{figure[kind]:.1e}" for kind in ("error", "stored"))]
+        crossed = [f"{figure['crossed']:.1f} %", *(f"{figure[name]:.1e}" for name in ("error", "stored"))]
     size, rate = str(figure["image_size"]), f"{figure['images_per_second']:,.0f}"
     svm = f"{figure['svm']:.1f} %" if "svm" in figure else ""
     return [figure["engine"], size, rate, svm, *crossed]
 
 
 def _verdicts(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The targets, printed as they are judged."""
-    base, told = figures[0]["svm"], []
+    """The figures against their targets; each is printed."""
+    base, verdicts = figures[0]["svm"], []
     for figure in figures[1 : len(ENGINES)]:
         most, points = LIMITS[figure["engine"].split()[1]]
         if most is not None:
-            told.append(verdict(f"{figure['engine']}, error / {most:g}", figure["error"] / most, 1.0, ""))
-        for kind in ("svm", "crossed"):
-            if kind not in figure:
+            verdicts.append(verdict(f"{figure['engine']}, error / {most:g}", figure["error"] / most, 1.0, ""))
+        for name in ("svm", "crossed"):
+            if name not in figure:
                 continue
-            what = f"{figure['engine']}, {kind}, points from tensorflow fp32"
-            told.append(verdict(what, abs(figure[kind] - base), points, ""))
-    return told
+            what = f"{figure['engine']}, {name}, points from tensorflow fp32"
+            verdicts.append(verdict(what, abs(figure[name] - base), points, ""))
+    return verdicts
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@
                  setting
     onnxruntime  (c) ONNX Runtime in fp32 on Keras' own ONNX export, pixels in memory; its best setting
 
-Random weights: they cost the same. Every subject is a process of its own and they take turns. Rates leave out
-what comes once (imports, the network's conversion and compilation, one batch to warm up), which "start-up"
-tells.
-Needs the extras openvino and bench. Writes results/extract.json.
+Random weights: they cost the same. Every subject is a process of its own and they take turns. Rates do not
+include what happens once (imports, the network's conversion and compilation, one batch to warm up): that is
+"start-up". Needs the extras openvino and bench. Writes results/extract.json.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import MB, Run, conditions, median, run, table, verdict
+from measure import MB, MeasuredCommand, conditions, median, run, table, verdict
 
 from pipeline.job.config import ExtractSettings
 
@@ -51,12 +50,12 @@ def main() -> None:
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.subject:
-        told = SUBJECT[options.subject](*options.arguments)
-        print(json.dumps(told))
+        results = SUBJECT[options.subject](*options.arguments)
+        print(json.dumps(results))
         return
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        told = compare(Path(folder), options.images, options.repeats)
-    RESULTS.write_text(json.dumps(conditions(*PACKAGES) | told, indent=1) + "\n")
+        results = compare(Path(folder), options.images, options.repeats)
+    RESULTS.write_text(json.dumps(conditions(*PACKAGES) | results, indent=1) + "\n")
 
 
 def write_records(folder: Path, images: int) -> None:
@@ -142,7 +141,7 @@ def openvino_alone() -> dict[str, Any]:
             again = functools.partial(measure, np.concatenate([pixels] * 4), batch)
             found.append((measure(pixels, batch), f"{precision}, batch {batch}, {hint.lower()}", again))
     _, setting, again = min(found, key=operator.itemgetter(0))
-    seconds = again()  # the quickest of eight was lucky, too
+    seconds = again()  # the quickest of eight was also quick by chance
     return {"images": 4 * FEW, "seconds": seconds, "start_up": ready - began, "setting": setting}
 
 
@@ -216,8 +215,8 @@ def compare(folder: Path, images: int, repeats: int) -> dict[str, Any]:
     write_records(folder, images)
     subjects, done = ("shelfmark", *PEERS), {}
     for repeat in range(repeats):
-        for place in range(len(subjects)):
-            subject = subjects[(repeat + place) % len(subjects)]
+        for turn in range(len(subjects)):
+            subject = subjects[(repeat + turn) % len(subjects)]
             done.setdefault(subject, []).append(_run(subject, folder, f"{subject}-{repeat}", images))
     done["shelfmark, a quarter"] = [_run("shelfmark", folder, "quarter", images // 4)]
     figures = [_figure(subject, runs) for subject, runs in done.items()]
@@ -238,29 +237,29 @@ def compare(folder: Path, images: int, repeats: int) -> dict[str, Any]:
     return {"images": images, "figures": figures, "verdicts": _verdicts(figures)}
 
 
-def _run(subject: str, folder: Path, name: str, images: int) -> tuple[Run, dict[str, Any]]:
+def _run(subject: str, folder: Path, name: str, images: int) -> tuple[MeasuredCommand, dict[str, Any]]:
     arguments = [str(folder), str(folder / name), str(images)] if subject == "shelfmark" else []
     finished = run([sys.executable, __file__, "--subject", subject, *arguments])
-    told = json.loads(finished.output.splitlines()[-1])
-    rate = told["images"] / told["seconds"]
-    print(f"{subject}: {rate:.1f} images/s, {told['setting']}, {finished.peak / MB:.0f} MB", flush=True)
-    return finished, told
+    measured = json.loads(finished.output.splitlines()[-1])
+    rate = measured["images"] / measured["seconds"]
+    print(f"{subject}: {rate:.1f} images/s, {measured['setting']}, {finished.peak / MB:.0f} MB", flush=True)
+    return finished, measured
 
 
-def _figure(subject: str, runs: list[tuple[Run, dict[str, Any]]]) -> dict[str, Any]:
-    rates = [told["images"] / told["seconds"] for _, told in runs]
+def _figure(subject: str, runs: list[tuple[MeasuredCommand, dict[str, Any]]]) -> dict[str, Any]:
+    rates = [measured["images"] / measured["seconds"] for _, measured in runs]
     return {
         "subject": subject,
         "setting": runs[0][1]["setting"],
         "images_per_second": round(median(rates), 1),
         "rates": [round(rate, 1) for rate in rates],
-        "start_up": round(median(told["start_up"] for _, told in runs), 1),
+        "start_up": round(median(measured["start_up"] for _, measured in runs), 1),
         "peak_mb": round(max(finished.peak for finished, _ in runs) / MB),
     }
 
 
 def _verdicts(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The targets, printed as they are judged."""
+    """The figures against their targets; each is printed."""
     found = {row["subject"]: row for row in figures}
     ours, quarter = found["shelfmark"], found["shelfmark, a quarter"]
     return [

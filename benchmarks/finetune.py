@@ -7,7 +7,7 @@ Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
 `<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`, all training
 products (finetune.share = 1). Accuracy on all 296 validation photos, and on CERT, the two thirds of them that
 select nothing; mean over heads of several seeds on the frozen and on the one tuned backbone. With --workspace
-a killed command goes on where it was. Where the photos are not, there is nothing to measure and it says so.
+a killed command continues where it was. Without the photos nothing is measured, and a line says so.
 Takes three quarters of an hour on two cores. Writes benchmarks/results/finetune.json.
 """
 
@@ -42,25 +42,27 @@ def main() -> None:
         return
     manifest, weights = found
     with tempfile.TemporaryDirectory() as scratch:
-        told = compare(manifest, weights, options, options.workspace or Path(scratch))
-    levels = list(told["frozen"]["val"])
+        results = compare(manifest, weights, options, options.workspace or Path(scratch))
+    levels = list(results["frozen"]["val"])
     rows = [
-        [backbone, part, *(f"{told[backbone][part][level]:.3f}" for level in levels)]
+        [backbone, part, *(f"{results[backbone][part][level]:.3f}" for level in levels)]
         for backbone in ("frozen", "tuned")
         for part in ("val", "cert")
     ]
     print(measure.table(["backbone", "photos", *levels], rows))
     leaf = levels[-1]
-    gains = {part: 100 * (told["tuned"][part][leaf] - told["frozen"][part][leaf]) for part in ("cert", "val")}
-    told["verdicts"] = [
+    gains = {
+        part: 100 * (results["tuned"][part][leaf] - results["frozen"][part][leaf]) for part in ("cert", "val")
+    }
+    results["verdicts"] = [
         measure.verdict(f"leaf, tuned over frozen, {part}", gain, TARGET, " points", at_least=True)
         for part, gain in gains.items()
     ]
-    told["conditions"] = measure.conditions("tensorflow", "keras")
-    RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+    results["conditions"] = measure.conditions("tensorflow", "keras")
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def compare(manifest: Path, weights: Path, asked: argparse.Namespace, workspace: Path) -> dict[str, Any]:
+def compare(manifest: Path, weights: Path, options: argparse.Namespace, workspace: Path) -> dict[str, Any]:
     """Accuracies of heads on frozen and on tuned bottlenecks, with seconds and the settings."""
     from features.engines.backbones import start_tensorflow
 
@@ -72,13 +74,13 @@ def compare(manifest: Path, weights: Path, asked: argparse.Namespace, workspace:
     from pipeline.train.finetune import finetune_backbone
     from pipeline.train.train import train_head
 
-    names = {"name": "mobilenet", "weights": str(weights), "image_size": asked.image_size}
-    options = {f"backbone.{name}": value for name, value in names.items()}
-    config = load_config(None, ("finetune.share=1.0", *asked.sets), options)
+    names = {"name": "mobilenet", "weights": str(weights), "image_size": options.image_size}
+    backbone_options = {f"backbone.{name}": value for name, value in names.items()}
+    config = load_config(None, ("finetune.share=1.0", *options.sets), backbone_options)
     run = begin_run(workspace, "bench", config)
     records = make_records([str(manifest)], run.path / "records", config.ingest, seed=config.seed)
-    told: dict[str, Any] = {"settings": config.finetune.model_dump()}
-    told |= {"image_size": asked.image_size, "seeds": asked.seeds}
+    results: dict[str, Any] = {"settings": config.finetune.model_dump()}
+    results |= {"image_size": options.image_size, "seeds": options.seeds}
     base = run.untuned_backbone()
     for name in ("frozen", "tuned"):
         backbone = base
@@ -86,18 +88,18 @@ def compare(manifest: Path, weights: Path, asked: argparse.Namespace, workspace:
             fresh, began = not (run.path / "backbone").exists(), time.monotonic()
             tuned = finetune_backbone(records, base, run.store, run.path / "backbone", config)
             seconds = round(time.monotonic() - began) if fresh else None  # an earlier command tuned it
-            told |= {"seconds": seconds, "summary": dict(tuned.summary)}
+            results |= {"seconds": seconds, "summary": dict(tuned.summary)}
             backbone = run.backbone
         bottlenecks = extract_records(
             records, backbone, run.store, run.path / f"bottlenecks-{name}", config.extract
         )
         of_seeds = []
-        for seed in range(asked.seeds):
+        for seed in range(options.seeds):
             seeded = config.model_copy(update={"seed": seed})
             head = train_head(records, bottlenecks, run.store, run.path / f"head-{name}-{seed}", seeded)
             of_seeds.append(accuracies(records, bottlenecks, head, run.store, config.calibration.fit_share))
-        told[name] = mean_of(of_seeds) | {"of_seeds": of_seeds}
-    return told
+        results[name] = mean_of(of_seeds) | {"of_seeds": of_seeds}
+    return results
 
 
 if __name__ == "__main__":

@@ -46,16 +46,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of every measurement")
     parser.add_argument("--image-size", type=int, default=299)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
-    parser.add_argument("--matrix", type=int, default=8192, help="rows of the product that tells the peak")
-    parser.add_argument("--price", type=float, help="of an hour of this machine, in whatever currency")
+    parser.add_argument("--matrix", type=int, default=8192, help="rows of the product that measures the peak")
+    parser.add_argument("--price", type=float, help="of an hour of this machine, in any currency")
     options = parser.parse_args()
     name, gpu = device()
-    told = {"device": name, "precision": options.precision, "image_size": options.image_size}
-    told |= {"engine": throughput(options), "decode": decode_rates(options.seconds)}
-    told["peak_tflops"] = {"data_sheet": _data_sheet(name), "matrix_product": measured_peak(options)}
-    card(told, options.price)
+    results = {"device": name, "precision": options.precision, "image_size": options.image_size}
+    results |= {"engine": throughput(options), "decode": decode_rates(options.seconds)}
+    results["peak_tflops"] = {"data_sheet": _data_sheet(name), "matrix_product": measured_peak(options)}
+    card(results, options.price)
     if gpu:
-        RESULTS.write_text(json.dumps(conditions("keras", "numpy", "simplejpeg") | told, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(conditions("keras", "numpy", "simplejpeg") | results, indent=1) + "\n")
 
 
 def device() -> tuple[str, bool]:
@@ -69,8 +69,8 @@ def device() -> tuple[str, bool]:
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    told = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
-    return told.get("device_name", "cpu"), bool(gpus)
+    details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
+    return details.get("device_name", "cpu"), bool(gpus)
 
 
 def throughput(options: argparse.Namespace) -> dict[str, Any]:
@@ -80,10 +80,10 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
     from features.engines.backbones import load_backbone
     from features.engines.choose import choose_engine
 
-    backbone, rates, told = load_backbone("inception_v3", "random", options.image_size), {}, ""
+    backbone, rates, described = load_backbone("inception_v3", "random", options.image_size), {}, ""
     for batch in options.batches:
         engine = choose_engine(backbone, batch, keras.backend.backend(), options.precision)
-        told = engine.told
+        described = engine.told
         shape = (batch, backbone.image_size, backbone.image_size, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         rows = np.empty((1_000_000 // batch * batch, backbone.width), np.float16)
@@ -93,7 +93,7 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
         engine.fill(_until(began + options.seconds, pixels, seen), rows)
         rates[batch] = sum(seen) / (time.monotonic() - began)
         print(f"batch {batch}: {rates[batch]:,.1f} images/s", flush=True)
-    return {"engine": told, "images_per_second": rates, "gflop_an_image": flop(backbone.model) / 1e9}
+    return {"engine": described, "images_per_second": rates, "gflop_an_image": flop(backbone.model) / 1e9}
 
 
 def _until(end: float, pixels: np.ndarray, seen: list[int]) -> Iterator[np.ndarray]:
@@ -158,11 +158,11 @@ def decode_rates(seconds: float) -> dict[int, float]:
     return rates
 
 
-def card(told: dict[str, Any], price: float | None) -> None:
-    """Prints what was measured and what follows from it."""
-    engine, decode, peaks = told["engine"], told["decode"], told["peak_tflops"]
+def card(results: dict[str, Any], price: float | None) -> None:
+    """Prints what was measured, and the hours and costs that follow."""
+    engine, decode, peaks = results["engine"], results["decode"], results["peak_tflops"]
     rates, work = engine["images_per_second"], engine["gflop_an_image"] / 1e3
-    print(f"\n{told['device']}: Inception v3 at {told['image_size']} px, {engine['engine']}")
+    print(f"\n{results['device']}: Inception v3 at {results['image_size']} px, {engine['engine']}")
     print(f"{work * 1e3:.1f} GFLOP an image; a product of matrices: {peaks['matrix_product']:,.1f} TFLOP/s")
     header = ["batch", "images/s", "TFLOP/s", "of the product", "of the data sheet"]
     rows = []

@@ -1,4 +1,4 @@
-"""Heads on real photos: validation accuracy of every kind and recipe, beside a linear SVM's.
+"""Heads on real photos: validation accuracy of every architecture and recipe, beside a linear SVM's.
 
     .venv/bin/python benchmarks/heads.py [--data ../shared] [--seeds 5] [--workspace DIR]
 
@@ -6,9 +6,9 @@ Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
 `<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`, frozen, at 224 px.
 Top-1 along the tree, mean over seeds: of the 296 validation photos, and of those among them that select
 nothing: CERT, two thirds; all where there is no FIT. The SVM is scikit-learn's on standardised bottlenecks,
-one for each level, with the best of three C for these very photos, which flatters it. Where the photos are
-not, there is nothing to measure and it says so. Writes benchmarks/results/heads.json. With --workspace the
-run `bench` stays there, for benchmarks/left_out.py.
+one for each level, with the best of three C for these very photos, so its figures are too optimistic. Without
+the photos nothing is measured, and a line says so. Writes benchmarks/results/heads.json. With --workspace the
+run `bench` is kept, for benchmarks/left_out.py.
 """
 
 import argparse
@@ -73,8 +73,10 @@ def main() -> None:
         if row["head"] in ("default", UNSELECTED)
         for what, level in (("leaf", levels[-1]), ("level2", "level2"))
     ]
-    told = {"seeds": options.seeds, "figures": figures, "verdicts": verdicts}
-    RESULTS.write_text(json.dumps(told | {"conditions": measure.conditions("tensorflow", "keras")}, indent=1))
+    results = {"seeds": options.seeds, "figures": figures, "verdicts": verdicts}
+    RESULTS.write_text(
+        json.dumps(results | {"conditions": measure.conditions("tensorflow", "keras")}, indent=1)
+    )
 
 
 def compare(
@@ -122,7 +124,10 @@ def compare(
 def mean_of(of_seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean accuracies, by part and level."""
     return {
-        part: {level: round(float(np.mean([told[part][level] for told in of_seeds])), 4) for level in levels}
+        part: {
+            level: round(float(np.mean([accuracy[part][level] for accuracy in of_seeds])), 4)
+            for level in levels
+        }
         for part, levels in of_seeds[0].items()
     }
 
@@ -133,15 +138,15 @@ def accuracies(records: Any, bottlenecks: Any, head: Any, store: Path, fit_share
     from models.decisions.predictions import product_bounds
     from pipeline.job.catalogue import open_part
 
-    asked, part = load_predictor(head.folder()), open_part(bottlenecks, store, "val")
+    predictor, part = load_predictor(head.folder()), open_part(bottlenecks, store, "val")
     bounds = product_bounds(part.product_id)
-    answers = asked.predict(part.rows, bounds, 1.0)
-    found = answers.own_top if answers.own_top.shape[1] else answers.level_top
-    return graded(records, part, found[:, :, 0], fit_share)
+    predictions = predictor.predict(part.rows, bounds, 1.0)
+    top = predictions.own_top if predictions.own_top.shape[1] else predictions.level_top
+    return accuracies_of(records, part, top[:, :, 0], fit_share)
 
 
-def graded(records: Any, part: Any, found: np.ndarray, fit_share: float) -> dict[str, Any]:
-    """The same of any decisions, `found` (products, N) int nodes."""
+def accuracies_of(records: Any, part: Any, predicted: np.ndarray, fit_share: float) -> dict[str, Any]:
+    """The same for any predictions: (products, N) int, the node of each level."""
     from models.decisions.predictions import product_bounds
     from models.decisions.validation_split import duplicate_groups, in_fit
     from models.taxonomy import read_taxonomy
@@ -151,12 +156,12 @@ def graded(records: Any, part: Any, found: np.ndarray, fit_share: float) -> dict
     first = product_bounds(part.product_id)[:-1]
     truth = taxonomy.index(categories_of(records).reindex(part.product_id[first]).to_numpy())
     cert = ~in_fit(duplicate_groups(part.product_id, part.image_digest), fit_share)[first]
-    right = {
-        f"level{level}": node[truth] == found[:, level - 1]
+    correct = {
+        f"level{level}": node[truth] == predicted[:, level - 1]
         for level, node in enumerate(taxonomy.nodes, start=1)
     }
     return {
-        name: {level: round(float(np.mean(hits[chosen])), 4) for level, hits in right.items()}
+        name: {level: round(float(np.mean(hits[chosen])), 4) for level, hits in correct.items()}
         for name, chosen in (("val", np.ones(len(cert), bool)), ("cert", cert))
     }
 
@@ -172,17 +177,17 @@ def svm(records: Any, parts: list[Any]) -> dict[str, Any]:
 
     taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
     began, best = time.monotonic(), {}
-    learnt, val = parts
-    scaler = StandardScaler().fit(learnt.rows[:].astype(np.float32))
-    truth = taxonomy.index(category.reindex(learnt.product_id).to_numpy())
-    rows, asked = (scaler.transform(part.rows[:].astype(np.float32)) for part in parts)
+    train, val = parts
+    scaler = StandardScaler().fit(train.rows[:].astype(np.float32))
+    truth = taxonomy.index(category.reindex(train.product_id).to_numpy())
+    rows, val_rows = (scaler.transform(part.rows[:].astype(np.float32)) for part in parts)
     for c in (1e-3, 3e-3, 1e-2):
         models = [LinearSVC(C=c, random_state=0).fit(rows, node[truth]) for node in taxonomy.nodes]
-        found = np.stack([model.predict(asked) for model in models], axis=1)
-        told = graded(records, val, found, CalibrationSettings().fit_share)
-        leaf = list(told["val"])[-1]
-        if not best or told["val"][leaf] > best["val"][leaf]:
-            best = told | {"c": c}
+        predicted = np.stack([model.predict(val_rows) for model in models], axis=1)
+        accuracy = accuracies_of(records, val, predicted, CalibrationSettings().fit_share)
+        leaf = list(accuracy["val"])[-1]
+        if not best or accuracy["val"][leaf] > best["val"][leaf]:
+            best = accuracy | {"c": c}
     return {"head": "linear SVM", **best, "seconds": round(time.monotonic() - began, 1)}
 
 

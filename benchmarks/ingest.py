@@ -9,9 +9,9 @@
                its memory grows with the input (6.8 bytes a byte), so it gets the small file only
 
 Every subject is a process of its own, they take turns, and the records of all must be the same images, byte
-by byte, but for those that only shelfmark can mend. Start-up is told apart by a tiny file: the rate "without
-start-up" is of what lies between it and the whole file. shelfmark runs with ingest.min_products=1, because
-the others drop no category. Writes results/ingest.json.
+by byte, except those that only shelfmark can repair. Start-up is measured with a tiny file: the rate "without
+start-up" is of the difference between the whole file and the tiny one. shelfmark runs with
+ingest.min_products=1, because the others drop no category. Writes results/ingest.json.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import MB, Run, conditions, median, run, table, verdict
+from measure import MB, MeasuredCommand, conditions, median, run, table, verdict
 
 RESULTS = Path(__file__).parent / "results" / "ingest.json"
 SUBJECTS = ("shelfmark", "loop", "beam")
@@ -48,8 +48,8 @@ def main() -> None:
         SUBJECT[options.subject](*map(Path, options.arguments))
         return
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        told = compare(Path(folder), options.small_gb, options.large_gb, options.repeats)
-    RESULTS.write_text(json.dumps(conditions(*PACKAGES) | told, indent=1) + "\n")
+        results = compare(Path(folder), options.small_gb, options.large_gb, options.repeats)
+    RESULTS.write_text(json.dumps(conditions(*PACKAGES) | results, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:
@@ -102,10 +102,10 @@ def _image(pictures: list[bytes], key: int) -> bytes:
     image = jpeg[:JFIF_END] + b"\xff\xfe\0\x0a" + struct.pack(">Q", key) + jpeg[JFIF_END:]
     if key % DAMAGED != DAMAGED // 2:
         return image
-    kind, half = key // DAMAGED % 3, len(image) // 2
-    if kind == 0:
+    damage, half = key // DAMAGED % 3, len(image) // 2
+    if damage == 0:
         return image[:half]
-    if kind == 1:
+    if damage == 1:
         return bytes(SIDE)
     return image[:half] + b"\xff\xd3" + image[half + 2 :]  # strict decoding refuses it, Pillow reads it
 
@@ -270,7 +270,7 @@ def compare(folder: Path, small_gb: float, large_gb: float, repeats: int) -> dic
     for seed, (name, size) in enumerate({"tiny": 1e-3, "small": small_gb, "large": large_gb}.items()):
         drawn[name] = draw(folder / f"{name}.bson", size * 1e9, pictures, seed)
         print(f"{name}: " + ", ".join(f"{value:,} {what}" for what, value in drawn[name].items()), flush=True)
-    runs: dict[tuple[str, str], list[Run]] = {}
+    runs: dict[tuple[str, str], list[MeasuredCommand]] = {}
     records: dict[tuple[str, str], set[str]] = {}
     for name, subject in _turns(repeats):
         out = folder / "out"
@@ -281,19 +281,24 @@ def compare(folder: Path, small_gb: float, large_gb: float, repeats: int) -> dic
         if (name, subject) not in records:
             records[name, subject] = _records(out)
         shutil.rmtree(out)
-    mended = {name: _same_images(records, name, told["damaged"]) for name, told in drawn.items()}
-    figures = _figures(runs, {name: told["images"] for name, told in drawn.items()})
-    print(_told(figures))
-    return {"files": drawn, "mended_by_shelfmark": mended, "figures": figures, "verdicts": _verdicts(figures)}
+    repaired = {name: _same_images(records, name, counts["damaged"]) for name, counts in drawn.items()}
+    figures = _figures(runs, {name: counts["images"] for name, counts in drawn.items()})
+    print(_table(figures))
+    return {
+        "files": drawn,
+        "mended_by_shelfmark": repaired,
+        "figures": figures,
+        "verdicts": _verdicts(figures),
+    }
 
 
 def _turns(repeats: int) -> list[tuple[str, str]]:
     """Files and subjects, one after the other; another one begins every time."""
     turns = [
-        (name, SUBJECTS[(repeat + place) % len(SUBJECTS)])
+        (name, SUBJECTS[(repeat + turn) % len(SUBJECTS)])
         for repeat in range(repeats)
         for name in ("tiny", "small")
-        for place in range(len(SUBJECTS))
+        for turn in range(len(SUBJECTS))
     ]
     return [*turns, ("large", "shelfmark"), ("large", "loop")]
 
@@ -322,8 +327,10 @@ def _same_images(records: dict[tuple[str, str], set[str]], name: str, damaged: i
     return len(ours - loop)
 
 
-def _figures(runs: dict[tuple[str, str], list[Run]], images: dict[str, int]) -> list[dict[str, Any]]:
-    """A row a file and subject."""
+def _figures(
+    runs: dict[tuple[str, str], list[MeasuredCommand]], images: dict[str, int]
+) -> list[dict[str, Any]]:
+    """A row for each file and subject."""
     rows = []
     for (name, subject), done in runs.items():
         if name == "tiny":
@@ -344,7 +351,7 @@ def _figures(runs: dict[tuple[str, str], list[Run]], images: dict[str, int]) -> 
     return rows
 
 
-def _told(figures: list[dict[str, Any]]) -> str:
+def _table(figures: list[dict[str, Any]]) -> str:
     header = ["file, subject", "seconds", "CPU s", "images/s", "without start-up", "peak MB", "processes"]
     return table(
         header,
@@ -361,22 +368,24 @@ def _told(figures: list[dict[str, Any]]) -> str:
 
 
 def _verdicts(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The targets, printed as they are judged."""
+    """The figures against their targets; each is printed."""
     found = {(row["file"], row["subject"]): row for row in figures}
     ours = {name: found[name, "shelfmark"] for name in ("small", "large")}
-    told = []
+    verdicts = []
     for name, other, target in (("small", "loop", 1.3), ("small", "beam", 2.5), ("large", "loop", 1.3)):
         for rate in ("images_per_second", "images_per_second_without_start_up"):
             what = f"{name} file, {rate.replace('_', ' ')}, shelfmark / {other}"
             if min(ours[name][rate], found[name, other][rate]) <= 0:
-                raise RuntimeError(f"{what}: start-up took longer than the work; give larger files, be alone")
+                raise RuntimeError(
+                    f"{what}: start-up took longer than the work; give larger files, stop other jobs"
+                )
             ratio = ours[name][rate] / found[name, other][rate]
-            told.append(verdict(what, ratio, target, " ×", at_least=True))
+            verdicts.append(verdict(what, ratio, target, " ×", at_least=True))
     small, large = (max(ours[name]["peak_mb"]) for name in ("small", "large"))
-    told.append(verdict("small file, peak memory of shelfmark", small, 600, " MB"))
-    told.append(verdict("large file, peak memory of shelfmark", large, 600, " MB"))
-    told.append(verdict("peak memory, large file / small file", large / small, 1.1, " ×"))
-    return told
+    verdicts.append(verdict("small file, peak memory of shelfmark", small, 600, " MB"))
+    verdicts.append(verdict("large file, peak memory of shelfmark", large, 600, " MB"))
+    verdicts.append(verdict("peak memory, large file / small file", large / small, 1.1, " ×"))
+    return verdicts
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Categories that training has never seen: is an ancestor of theirs still found?
+"""Categories that were not in training: is one of their ancestors still predicted?
 
     .venv/bin/python benchmarks/left_out.py --workspace W --run R [--share 0.1] [--seeds 3]
                                             [--set train.epochs=50]
 
 Takes a run's records and bottlenecks, leaves a drawn share of the categories out of training and validation,
-trains heads of several kinds on the rest, and asks each about all products of the categories left out, and
-about the validation products of those that stayed (which also chose the epoch). Right at a level is the node
-with the most probability, leaf probabilities summed up the tree; and by the level's own output, where the
-head has one. Prints a table, writes benchmarks/results/left_out.json.
+trains heads of several architectures on the rest, and predicts with each for all products of the categories
+left out, and for the validation products of those that stayed (which also chose the epoch). The prediction of
+a level is its node with the most probability, leaf probabilities summed up the tree; and by the level's own
+output, where the head has one. Prints a table, writes benchmarks/results/left_out.json.
 """
 
 import argparse
@@ -50,14 +50,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="sets")
     options = parser.parse_args()
-    told = []
+    measured = []
     for name, sets in HEADS.items():
         settings = saved_settings(options.workspace, options.run)
         config = load_config(sets=(*options.sets, *sets), base=settings)
         for seed in range(options.seeds):
             found = measure(options.workspace, options.run, config, options.share, seed)
-            told.append(found.assign(head=name))
-    mean = pd.concat(told).groupby(["head", "output", "level"], sort=False).mean().reset_index()
+            measured.append(found.assign(head=name))
+    mean = pd.concat(measured).groupby(["head", "output", "level"], sort=False).mean().reset_index()
     rows = [
         [
             row.head,
@@ -91,31 +91,31 @@ def measure(workspace: Path, run: str, config: Config, share: float, seed: int) 
     def stays(part: Part) -> np.ndarray:
         return ~out[full.index(category.reindex(part.product_id).to_numpy())]
 
-    learnt, val = (parts[split].only(stays(parts[split])) for split in ("train", "val"))
-    shape = shape_of(learnt, kept, bottlenecks.summary["fingerprint"], config)
+    train, val = (parts[split].only(stays(parts[split])) for split in ("train", "val"))
+    shape = shape_of(train, kept, bottlenecks.summary["fingerprint"], config)
     labels = labels_of(category, kept, shape)
-    examples = [Examples(part.rows.load(), labels(part.product_id)) for part in (learnt, val)]
+    examples = [Examples(part.rows.load(), labels(part.product_id)) for part in (train, val)]
     recipe = replace(recipe_of(config), seed=seed)
     loss = loss_of(kept, config)
     head, _ = fit_head(shape, *examples, recipe, loss)
 
-    def ask(part: Part) -> tuple[np.ndarray, Predictions]:
+    def predict_part(part: Part) -> tuple[np.ndarray, Predictions]:
         bounds = product_bounds(part.product_id)
         truth = full.index(category.reindex(part.product_id[bounds[:-1]]).to_numpy())
         return truth, predict(head, part.rows, bounds, kept, temperature=1.0)
 
     surviving = surviving_nodes(full, kept)
-    strangers = [ask(part.only(~stays(part))) for part in parts.values()]
-    known = ask(val)
+    left_out = [predict_part(part.only(~stays(part))) for part in parts.values()]
+    known = predict_part(val)
     rows = []
     for output in ("level_top", "own_top"):
         if getattr(known[1], output).shape[1] == 0:
             continue
-        truth = np.concatenate([truth for truth, _ in strangers])
-        first = np.concatenate([getattr(answers, output)[:, :, 0] for _, answers in strangers])
-        told = found_ancestors(truth, first, surviving).rename(columns={"products": "left_out"})
-        told["known"] = found_ancestors(known[0], getattr(known[1], output)[:, :, 0], surviving)["found"]
-        rows.append(told.assign(output={"level_top": "summed", "own_top": "own output"}[output]))
+        truth = np.concatenate([truth for truth, _ in left_out])
+        first = np.concatenate([getattr(predictions, output)[:, :, 0] for _, predictions in left_out])
+        found = found_ancestors(truth, first, surviving).rename(columns={"products": "left_out"})
+        found["known"] = found_ancestors(known[0], getattr(known[1], output)[:, :, 0], surviving)["found"]
+        rows.append(found.assign(output={"level_top": "summed", "own_top": "own output"}[output]))
     return pd.concat(rows)
 
 

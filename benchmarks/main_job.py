@@ -4,7 +4,7 @@
 
 Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
 `<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`. The SVM, the peer,
-learns from the same bottlenecks. Where the photos are not, there is nothing to measure and it says so.
+is trained on the same bottlenecks. Without the photos nothing is measured, and a line says so.
 Writes benchmarks/results/main_job.json.
 """
 
@@ -50,15 +50,15 @@ def main() -> None:
             run["svm_accuracy"],
         ]
         print(f"{run['seed']:>4} " + " ".join(f"{number:>12.3f}" for number in numbers))
-    told = {
+    results = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "mean_accuracy": statistics.mean(run["accuracy"] for run in runs),
         "mean_svm_accuracy": statistics.mean(run["svm_accuracy"] for run in runs),
         "median_total_seconds": statistics.median(run["total_seconds"] for run in runs),
         "runs": runs,
     }
-    print(f"mean accuracy {told['mean_accuracy']:.3f}, linear SVM {told['mean_svm_accuracy']:.3f}")
-    RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+    print(f"mean accuracy {results['mean_accuracy']:.3f}, linear SVM {results['mean_svm_accuracy']:.3f}")
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def measure(manifest: Path, weights: Path, seed: int) -> dict[str, Any]:
@@ -89,12 +89,12 @@ def measure(manifest: Path, weights: Path, seed: int) -> dict[str, Any]:
             run = begin_run(Path(folder), "bench", config)
             retrain(run, [str(manifest)])
         total = time.monotonic() - began
-        told = json.loads((run.path / "evaluation" / "metrics.json").read_text())
+        metrics = json.loads((run.path / "evaluation" / "metrics.json").read_text())
         svm = svm_accuracy(run)
     logger.removeHandler(handler)
     return {
         "seed": seed, "seconds": seconds, "total_seconds": total,
-        "accuracy": told["val"]["precision"], "levels": told["val"]["levels"], "svm_accuracy": svm,
+        "accuracy": metrics["val"]["precision"], "levels": metrics["val"]["levels"], "svm_accuracy": svm,
     }  # fmt: skip
 
 

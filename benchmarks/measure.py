@@ -1,4 +1,4 @@
-"""What the benchmarks share: a command's seconds and peak memory, the conditions, tables.
+"""What the benchmarks share: a command's seconds and peak memory, conditions, tables, verdicts.
 
 Peak memory is the largest sum of resident sizes (RSS) over the command's process tree, sampled every 50 ms.
 Pages that processes share count once for each of them, so with several it is an upper bound; proportional
@@ -23,8 +23,8 @@ MB = 10**6
 
 
 @dataclass(frozen=True)
-class Run:
-    """One measured command."""
+class MeasuredCommand:
+    """A command that has run, with what it took."""
 
     seconds: float  # from its start to its end, on the wall
     cpu_seconds: float  # of all its processes
@@ -33,13 +33,13 @@ class Run:
     output: str  # stdout
 
 
-def run(command: Sequence[str]) -> Run:
+def run(command: Sequence[str]) -> MeasuredCommand:
     """Runs a command to its end.
 
     Raises:
-        RuntimeError: it does not end with 0; with the end of what it said.
+        RuntimeError: it does not end with 0; the message has the end of its output.
     """
-    os.sync()  # what the one before has written is not written during this one
+    os.sync()  # so that nothing of the command before is still being written
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began, cpu = time.monotonic(), _cpu()
         process = psutil.Popen(command, stdout=out, stderr=err)
@@ -58,9 +58,9 @@ def run(command: Sequence[str]) -> Run:
         out.seek(0)
         err.seek(0)
         if process.returncode:
-            said = (out.read() + err.read())[-2000:]
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {said}")
-        return Run(seconds, _cpu() - cpu, peak, processes, out.read())
+            output = (out.read() + err.read())[-2000:]
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {output}")
+        return MeasuredCommand(seconds, _cpu() - cpu, peak, processes, out.read())
 
 
 def _cpu() -> float:
@@ -85,7 +85,7 @@ def _resident(process: psutil.Process) -> list[int]:
 
 
 def _end(process: psutil.Process) -> None:
-    """Nothing is left running, also when the benchmark is interrupted."""
+    """Ends the process and its children, also when the benchmark is interrupted."""
     if process.is_running():
         for member in [*process.children(recursive=True), process]:
             member.kill()
@@ -109,7 +109,7 @@ def conditions(*packages: str) -> dict[str, Any]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table, its columns aligned; the first one to the left, the others to the right."""
+    """A Markdown table with aligned columns: the first to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = ["| " + " | ".join(_aligned(row, widths)) + " |" for row in cells]

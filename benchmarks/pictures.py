@@ -18,7 +18,7 @@ import bson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ingest import draw, draw_pictures
-from measure import MB, Run, conditions, median, run, table, verdict
+from measure import MB, MeasuredCommand, conditions, median, run, table, verdict
 
 RESULTS = Path(__file__).parent / "results" / "pictures.json"
 PACKAGES = ("apache-beam", "simplejpeg", "pymongo", "pyarrow")
@@ -48,7 +48,7 @@ def compare(folder: Path, size: float, repeats: int) -> dict[str, Any]:
     for name, rows in (("Parquet, 100 rows a group", ROW_GROUP), ("Parquet, one group", 10**9)):
         files[name] = folder / f"{rows}.parquet"
         to_parquet(source, files[name], rows)
-    runs: dict[str, list[Run]] = {name: [] for name in files}
+    runs: dict[str, list[MeasuredCommand]] = {name: [] for name in files}
     for number in range(repeats):
         for name, file in files.items():
             runs[name].append(run(_command(file, folder / f"W-{number}-{file.stem}")))
@@ -75,13 +75,13 @@ def compare(folder: Path, size: float, repeats: int) -> dict[str, Any]:
 
 
 def to_parquet(source: Path, file: Path, row_group: int) -> None:
-    """The same products, an image a row."""
+    """Writes the same products, with a row for each image."""
     ids, images, categories = [], [], []
     with open(source, "rb") as stream:
         for document in bson.decode_file_iter(stream):
-            for place, image in enumerate(document["imgs"]):
+            for index, image in enumerate(document["imgs"]):
                 ids.append(str(document["_id"]))
-                images.append({"bytes": image["picture"], "path": f"{document['_id']}-{place}.jpg"})
+                images.append({"bytes": image["picture"], "path": f"{document['_id']}-{index}.jpg"})
                 categories.append(str(document["category_id"]))
     names = sorted(set(categories))
     code = {name: number for number, name in enumerate(names)}

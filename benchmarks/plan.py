@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/plan.py [--units 900] [--scratch DIR]
 
-Draws the tables that looking at the images would leave, without any image: 900 units of about 15,600 rows,
+Draws the tables that checking the images would leave, without any image: 900 units of about 15,600 rows,
 5,270 categories of which a fifth holds four fifths of the products, three images in ten exact duplicates, one
 in a hundred rejected. Then a process of its own plans. Writes results/plan.json.
 """
@@ -25,7 +25,7 @@ from measure import MB, conditions, run, table, verdict
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 UNITS = 900
-PRODUCTS = 8889  # a unit
+PRODUCTS = 8889  # in a unit of work
 IMAGES = (0.5, 0.3, 0.15, 0.05)  # shares of products with 1 to 4 images: 1.75 on average
 CATEGORIES = 5270
 DUPLICATES = 0.3  # share of images that are exactly another one
@@ -46,16 +46,16 @@ def main() -> None:
         drawn = {"units": options.units, "products": options.units * PRODUCTS, "rows": rows}
         print(f"drawn in {time.monotonic() - began:.0f} s: {drawn}", flush=True)
         done = run([sys.executable, __file__, "--subject", folder])
-    told = json.loads(done.output)
-    steps = [(name, *step.values()) for name, step in told["steps"].items()]
+    results = json.loads(done.output)
+    steps = [(name, *step.values()) for name, step in results["steps"].items()]
     print(table(["step", "seconds", "CPU s", "peak MB so far"], steps))
     peak = round(done.peak / MB, 1)
-    told |= {"drawn": drawn, "process_seconds": round(done.seconds, 2), "peak_mb": peak}
-    told["verdicts"] = [
+    results |= {"drawn": drawn, "process_seconds": round(done.seconds, 2), "peak_mb": peak}
+    results["verdicts"] = [
         verdict("the plan: index, products, layout", sum(s[1] for s in steps[:3]), TARGETS["seconds"], " s"),
         verdict("peak memory, its tables and pieces written, too", peak, TARGETS["peak_mb"], " MB"),
     ]
-    RESULTS.write_text(json.dumps(conditions("numpy", "pandas", "pyarrow") | told, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(conditions("numpy", "pandas", "pyarrow") | results, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:
@@ -68,7 +68,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# What the look would leave
+# What the check would leave
 
 
 def draw_unit(folder: Path, number: int) -> int:
@@ -116,11 +116,11 @@ def _categories(random: np.random.Generator) -> np.ndarray:
 
 
 def _digests(random: np.random.Generator, number: int, rows: int) -> pa.Array:
-    """(rows,) binary(32): of every row its own, or that of an image in this unit or one before."""
-    place = number * 2**16 + np.arange(rows, dtype=np.uint64)
+    """(rows,) binary(32): of each row its own, or that of an image in this unit or an earlier one."""
+    own = number * 2**16 + np.arange(rows, dtype=np.uint64)
     unit = random.integers(number + 1, size=rows, dtype=np.uint64)
     earlier = unit * 2**16 + random.integers(PRODUCTS, size=rows, dtype=np.uint64)
-    key = np.where(random.random(rows) < DUPLICATES, earlier, place)
+    key = np.where(random.random(rows) < DUPLICATES, earlier, own)
     words = (key[:, None] * 4 + np.arange(1, 5, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
     words ^= words >> np.uint64(31)
     words *= np.uint64(0xBF58476D1CE4E5B9)

@@ -37,23 +37,23 @@ def main() -> None:
     if options.subject:
         print(json.dumps(SUBJECTS[options.subject](options, Path(options.scratch))))
         return
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for subject in SUBJECTS:
         with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
             sizes = [f"--{name}={getattr(options, name)}" for name in ("stored", "images", "photos")]
             DRAWINGS[subject](options, Path(folder))
             done = run([sys.executable, __file__, *sizes, "--subject", subject, "--scratch", folder])
-        told[subject] = json.loads(done.output.splitlines()[-1]) | {"peak_mb": round(done.peak / MB)}
-        print(table([subject, ""], told[subject].items()), flush=True)
-    found, weeks = told["find"], told["weeks"]
+        results[subject] = json.loads(done.output.splitlines()[-1]) | {"peak_mb": round(done.peak / MB)}
+        print(table([subject, ""], results[subject].items()), flush=True)
+    found, weeks = results["find"], results["weeks"]
     allowed = TARGETS["week_two"] * weeks["week_one_seconds"]
-    told["verdicts"] = [
+    results["verdicts"] = [
         verdict("looking up 20 M digests among 20 M", found["seconds"], TARGETS["find_seconds"], " s"),
         verdict("its peak memory", found["peak_mb"], TARGETS["find_mb"], " MB"),
         verdict("week two, beside reading the index", weeks["week_two_extra_seconds"], allowed, " s"),
         verdict("bottlenecks that differ from a full extraction", weeks["different_rows"], 0, ""),
     ]
-    RESULTS.write_text(json.dumps(conditions("numpy", "pyarrow", "tensorflow") | told, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(conditions("numpy", "pyarrow", "tensorflow") | results, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:
@@ -89,23 +89,23 @@ def draw_store(images: int, folder: Path) -> None:
 
 
 def find(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Half of the digests asked for are in the store."""
+    """Looks up digests, half of which are in the store."""
     from features.storage.store import Digests, Store
 
-    asked = np.empty((options.stored, 32), np.uint8)
+    wanted = np.empty((options.stored, 32), np.uint8)
     middle = options.stored // 2
     for start in range(0, options.stored, 2**20):  # at a time: numbers take as much as digests
-        piece = asked[start : start + 2**20]
+        piece = wanted[start : start + 2**20]
         piece[:] = drawn_digests(middle + start, len(piece))
-    np.random.default_rng(0).shuffle(asked.view("V32").ravel())  # in place
+    np.random.default_rng(0).shuffle(wanted.view("V32").ravel())  # shuffles `wanted` itself
     began = time.monotonic()
-    digests = Digests(asked)
+    digests = Digests(wanted)
     sorted_after = time.monotonic() - began
-    places = Store(folder / "store").find(digests)
+    found = Store(folder / "store").find(digests)
     seconds = time.monotonic() - began
-    assert (places.row >= 0).sum() == options.stored - middle
+    assert (found.row >= 0).sum() == options.stored - middle
     return {
-        "stored": options.stored, "asked": len(asked), "shards": len(places.names),
+        "stored": options.stored, "asked": len(wanted), "shards": len(found.names),
         "sort_seconds": round(sorted_after, 1), "seconds": round(seconds, 1),
     }  # fmt: skip
 
@@ -122,13 +122,13 @@ def draw_records(options: argparse.Namespace, folder: Path) -> None:
     with pq.ParquetWriter(work / "images.parquet", IMAGES) as writer:
         for start in range(0, options.images, 2**16):
             rows = min(2**16, options.images - start)
-            place = np.arange(start, start + rows)
+            image = np.arange(start, start + rows)
             columns = {
-                "product_id": [str(p) for p in (place // 2 * 7919) % 10_000_019],
-                "split": np.array(["train", "val", "test"])[place // 2 % 10 // 8 + (place // 2 % 10 == 9)],
+                "product_id": [str(p) for p in (image // 2 * 7919) % 10_000_019],
+                "split": np.array(["train", "val", "test"])[image // 2 % 10 // 8 + (image // 2 % 10 == 9)],
                 "image_digest": [digest.tobytes().hex() for digest in drawn_digests(start, rows)],
                 "file": [f"train-{start:05d}-of-00900.tfrecord"] * rows,
-                "image_index": place % 2, "offset": place, "length": place, "placeholder": place < 0,
+                "image_index": image % 2, "offset": image, "length": image, "placeholder": image < 0,
             }  # fmt: skip
             writer.write_table(pa.table(columns).cast(IMAGES))
     seal(folder / "records", kind="records", version=1, made_from={}, summary={})
@@ -219,13 +219,15 @@ def weeks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows = []
     for store in ("weekly", "whole"):
         shelf = Store(folder / store / backbone.fingerprint)
-        places = shelf.find(digests)
-        rows.append(shelf.rows(places.names, places.shard, places.row)[:])
-    assert len(np.unique(rows[0], axis=0)) > len(digests) * 0.99, "the network tells the photos apart"
-    told = zip(("week_one_seconds", "week_two_seconds", "whole_seconds"), seconds, strict=True)
+        found = shelf.find(digests)
+        rows.append(shelf.rows(found.names, found.shard, found.row)[:])
+    assert len(np.unique(rows[0], axis=0)) > len(digests) * 0.99, (
+        "expected a different bottleneck for each photo"
+    )
+    timed = zip(("week_one_seconds", "week_two_seconds", "whole_seconds"), seconds, strict=True)
     return {
         "images": options.photos, "new_images": len(digests) - options.photos,
-        **{name: round(value, 2) for name, value in told},
+        **{name: round(value, 2) for name, value in timed},
         "index_seconds": round(reading, 2), "week_two_extra_seconds": round(seconds[1] - reading, 2),
         "week_two_share": round((seconds[1] - reading) / seconds[0], 4),
         "different_rows": int((rows[0].view(np.uint16) != rows[1].view(np.uint16)).any(axis=1).sum()),

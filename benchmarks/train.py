@@ -15,7 +15,7 @@ The memory is the largest resident size of a process that trains one epoch from 
 bottlenecks on disk, one in 25 of them FIT, with its checkpoint.
 
 On a GPU: seconds of an epoch of `--held` bottlenecks in its memory, by recipe and batch; 16 M are 66 GB,
-and as much of the machine's on their way. A million of them are drawn, and stand there again and again.
+and as much of the machine's memory on their way. A million of them are drawn, and repeated.
 
 Writes benchmarks/results/train.json, of a GPU only where there is one.
 """
@@ -77,31 +77,33 @@ def measured_speed(options: argparse.Namespace) -> dict[str, Any]:
         for part, speed in speeds.items()
     ]
     print(measure.table(["", "images/s", "of the floor", "times the peer in float32"], rows))
-    ours, alike = speeds["ours:default:auto"], speeds["ours:paper:float32"]
+    ours, same_type = speeds["ours:default:auto"], speeds["ours:paper:float32"]
     verdicts = [
         measure.verdict(
             "default, of the peer in float32", ours / speeds["peer:float32"], 3, "x", at_least=True
         ),
         measure.verdict("default, of the floor", ours / speeds["floor"], 0.6, "", at_least=True),
-        measure.verdict("paper in float32, of the floor", alike / speeds["floor"], 0.6, "", at_least=True),
+        measure.verdict(
+            "paper in float32, of the floor", same_type / speeds["floor"], 0.6, "", at_least=True
+        ),
     ]
-    told = {part: round(speed) for part, speed in speeds.items()}
-    return {"images": options.images, "images_per_second": told, "verdicts": verdicts}
+    rounded = {part: round(speed) for part, speed in speeds.items()}
+    return {"images": options.images, "images_per_second": rounded, "verdicts": verdicts}
 
 
 def measured_memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Of an epoch from the disk."""
+    """Peak memory of an epoch from the disk."""
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), options.stored)
-        told, run = _measured("stored", options, "--store", folder)
+        figures, run = _measured("stored", options, "--store", folder)
     verdict = measure.verdict(f"memory, {options.stored:,} stored", run.peak / 1e9, 3, " GB")
-    return {"images": options.stored, "peak_gb": round(run.peak / 1e9, 2), **told, "verdicts": [verdict]}
+    return {"images": options.stored, "peak_gb": round(run.peak / 1e9, 2), **figures, "verdicts": [verdict]}
 
 
 def measured_gpu(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of an epoch by recipe and batch; the paper's, on a K80, are 10,000 for 20 million (S1)."""
-    told, _ = _measured("device", options)  # not here: what asks JAX for its device takes the memory
-    if not told["gpu"]:
+    device, _ = _measured("device", options)  # elsewhere: asking JAX takes the memory
+    if not device["gpu"]:
         raise SystemExit("No GPU that Keras can compute on: nothing to measure.")
     images = ("--held", str(options.held))
     seconds = {
@@ -110,19 +112,21 @@ def measured_gpu(options: argparse.Namespace) -> dict[str, Any]:
         for batch in options.batches
     }
     rows = [(what, f"{took:,.1f}", f"{options.held / took:,.0f}") for what, took in seconds.items()]
-    print(measure.table([told["device"], "seconds an epoch", "images/s"], rows))
+    print(measure.table([device["device"], "seconds an epoch", "images/s"], rows))
     conditions = measure.conditions("keras", "numpy")
-    return {"conditions": conditions, "device": told["device"], "images": options.held, "seconds": seconds}
+    return {"conditions": conditions, "device": device["device"], "images": options.held, "seconds": seconds}
 
 
-def _measured(part: str, options: argparse.Namespace, *more: str) -> tuple[dict[str, Any], measure.Run]:
+def _measured(
+    part: str, options: argparse.Namespace, *more: str
+) -> tuple[dict[str, Any], measure.MeasuredCommand]:
     command = [sys.executable, __file__, "--part", part, "--images", str(options.images), *more]
     run = measure.run(command)
     return json.loads(run.output.splitlines()[-1]), run
 
 
 def draw(images: int, width: int = SIZES[0]) -> tuple[np.ndarray, np.ndarray]:
-    """(n, width) float16 bottlenecks, of a normal distribution, and (n,) categories that they do not tell."""
+    """(n, width) float16 bottlenecks, of a normal distribution, and (n,) categories independent of them."""
     rng = np.random.default_rng(0)
     rows = np.empty((images, width), np.float16)
     for start in range(0, images, SHARD):
@@ -136,14 +140,14 @@ def floor(options: argparse.Namespace) -> dict[str, Any]:
     layers = list(itertools.pairwise(SIZES))
     values = [rng.standard_normal((BATCH, size), np.float32) for size in SIZES]
     weights = [rng.standard_normal(layer, np.float32) for layer in layers]
-    slopes = [np.empty(layer, np.float32) for layer in layers]
+    gradients = [np.empty(layer, np.float32) for layer in layers]
     outputs = [np.empty((BATCH, size), np.float32) for size in SIZES]
 
     def step() -> None:
         for number, weight in enumerate(weights):
             np.matmul(values[number], weight, out=outputs[number + 1])
         for number in reversed(range(len(weights))):
-            np.matmul(values[number].T, values[number + 1], out=slopes[number])
+            np.matmul(values[number].T, values[number + 1], out=gradients[number])
             if number:
                 np.matmul(values[number + 1], weights[number].T, out=outputs[number])
 
@@ -174,7 +178,7 @@ def _per_second(step: Any, times: int) -> float:
 
 
 def ours(options: argparse.Namespace, recipe: str, precision: str) -> dict[str, Any]:
-    """One epoch more."""
+    """Images a second of a second epoch."""
     rows, categories = draw(options.images)
     seconds = [_train(rows, categories, recipe, precision, epochs) for epochs in (1, 2)]
     return {"images_per_second": options.images / (seconds[1] - seconds[0])}
@@ -192,7 +196,7 @@ def stored(options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": round(seconds)}
 
 
-def at_hand(options: argparse.Namespace) -> dict[str, Any]:
+def device_in_use(options: argparse.Namespace) -> dict[str, Any]:
     """What Keras computes on."""
     from gpu import device
 
@@ -201,7 +205,7 @@ def at_hand(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class Repeated:
-    """So many bottlenecks, of a million drawn ones."""
+    """Any number of bottlenecks, repeated from a million drawn ones."""
 
     def __init__(self, images: int) -> None:
         self.images, self.drawn = images, draw(min(images, 1_000_000))[0]
@@ -214,7 +218,7 @@ class Repeated:
 
 
 def held(options: argparse.Namespace, recipe: str, batch: str) -> dict[str, Any]:
-    """One epoch more, of bottlenecks that stay on the device."""
+    """Seconds of a second epoch, of bottlenecks that stay on the device."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # JAX takes three quarters by itself
     categories = np.random.default_rng(0).integers(0, SIZES[-1], options.held)
     sets = (f"train.batch={batch}", f"train.memory_gb={2 * options.held * SIZES[0] / 1e9 + 1}")
@@ -249,8 +253,8 @@ def _train(
     config = load_config(
         sets=(f"head.recipe={recipe}", f"train.precision={precision}", f"train.epochs={epochs}", *sets)
     )
-    told = {name: config.training()[name] for name in ("standardized", "second_dropout")}
-    shape = HeadShape(SIZES[0], SIZES[-1], SIZES[1:-1], 0.5, 1.0, "", **told)
+    switches = {name: config.training()[name] for name in ("standardized", "second_dropout")}
+    shape = HeadShape(SIZES[0], SIZES[-1], SIZES[1:-1], 0.5, 1.0, "", **switches)
     began = time.perf_counter()
     every, selecting = Examples(rows, categories), None
     if fit is not None:
@@ -260,7 +264,7 @@ def _train(
 
 
 def tree() -> Any:
-    """Of the 5,270 categories, under about as many nodes as those of Cdiscount."""
+    """The taxonomy of 5,270 categories, under about as many nodes as Cdiscount's."""
     from models.taxonomy import Taxonomy
 
     numbers, count = range(SIZES[-1]), SIZES[-1]
@@ -269,7 +273,7 @@ def tree() -> Any:
 
 
 def write_store(path: Path, images: int) -> None:
-    """A store of so many bottlenecks; each shard has the drawn numbers of the others in another order."""
+    """Writes a store of `images` bottlenecks; each shard has the same drawn rows in another order."""
     from features.storage.store import Store
 
     rows, _ = draw(SHARD)
@@ -286,7 +290,7 @@ def every_row(store: Any) -> Any:
     return store.rows(list(sizes), np.repeat(np.arange(len(sizes)), list(sizes.values())), row)
 
 
-PARTS = {"floor": floor, "peer": peer, "ours": ours, "stored": stored, "held": held, "device": at_hand}
+PARTS = {"floor": floor, "peer": peer, "ours": ours, "stored": stored, "held": held, "device": device_in_use}
 SPEEDS = (
     "floor", "peer:float32", "peer:float64", "ours:paper:float32", "ours:paper:auto", "ours:default:auto",
 )  # fmt: skip

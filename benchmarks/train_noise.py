@@ -3,11 +3,11 @@
     .venv/bin/python benchmarks/train_noise.py [--seeds 3]
 
 100 categories, 80 % of 20,000 images in 20 of them, 50 images in each of the other 80. A category is a
-centre of 64 numbers, an image its centre plus noise: the best classifier there is, which knows the centres
-and the shares, is right on 86 %. A tenth of the labels is wrong: half of those any other category, half the
-nearest. Hidden layers are those of the settings: two of 256 do not bear the second dropout, which helps
-two of 1,024. Judged on 20,000 images drawn alike, with their true labels: right images, the mean over
-categories of their right share, and the same over the 80 small ones. Writes
+centre of 64 numbers, an image its centre plus noise: the best possible classifier, which knows the centres
+and the shares, is correct on 86 %. A tenth of the labels is wrong: half of those any other category, half the
+nearest. Hidden layers are those of the settings: the second dropout harms two of 256, and helps two of 1,024.
+Measured on 20,000 images drawn in the same way, with their true labels: the share of correct images, the mean
+over categories of their correct share, and the same over the 80 small ones. Writes
 benchmarks/results/train_noise.json.
 """
 
@@ -51,24 +51,24 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     options = parser.parse_args()
     start_tensorflow()
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
         runs = [measured(name, *setting, options.epochs, seed) for seed in range(options.seeds)]
-        told[name] = {key: round(float(np.mean([run[key] for run in runs])), 4) for key in runs[0]}
-        print(name, told[name], flush=True)
-    header = ["", *next(iter(told.values()))]
-    print(measure.table(header, [(name, *figures.values()) for name, figures in told.items()]))
+        results[name] = {key: round(float(np.mean([run[key] for run in runs])), 4) for key in runs[0]}
+        print(name, results[name], flush=True)
+    header = ["", *next(iter(results.values()))]
+    print(measure.table(header, [(name, *figures.values()) for name, figures in results.items()]))
     conditions = measure.conditions("tensorflow", "keras", "numpy") | {
         "seeds": options.seeds,
         "epochs": options.epochs,
     }
-    RESULTS.write_text(json.dumps({"conditions": conditions, "settings": told}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"conditions": conditions, "settings": results}, indent=1) + "\n")
 
 
 def measured(
     name: str, recipe_name: str, changes: dict[str, Any], share: float, epochs: int, seed: int
 ) -> dict[str, float]:
-    """One training, judged on the truth."""
+    """Figures of one training, against the truth."""
     from models.heads.architectures import HeadShape
     from models.heads.training import Examples, fit_head, suspects
     from pipeline.job.load_config import load_config
@@ -97,16 +97,16 @@ def measured(
         found = (truth != labels)[suspect].sum() / (truth != labels).sum()
         examples = examples.only(~suspect)
     head, _ = fit_head(shape, examples, None, recipe)
-    judged, judged_rows = drawn(rng, centres, shares)
-    right = head.logits(judged_rows).argmax(axis=1) == judged
-    by_category = np.bincount(judged, right, CATEGORIES) / np.bincount(judged, minlength=CATEGORIES)
-    density = judged_rows.astype(np.float64) @ centres.T - (centres**2).sum(axis=1) / 2 + np.log(shares)
+    test, test_rows = drawn(rng, centres, shares)
+    correct = head.logits(test_rows).argmax(axis=1) == test
+    by_category = np.bincount(test, correct, CATEGORIES) / np.bincount(test, minlength=CATEGORIES)
+    density = test_rows.astype(np.float64) @ centres.T - (centres**2).sum(axis=1) / 2 + np.log(shares)
     return {
-        "right": float(right.mean()),
+        "right": float(correct.mean()),
         "mean of categories": float(by_category.mean()),
         "small categories": float(by_category[LARGE:].mean()),
         "wrong labels found": float(found),
-        "best possible": float((density.argmax(axis=1) == judged).mean()),
+        "best possible": float((density.argmax(axis=1) == test).mean()),
     }
 
 
@@ -117,7 +117,7 @@ def drawn(rng: np.random.Generator, centres: np.ndarray, shares: np.ndarray) -> 
 
 
 def mislabelled(rng: np.random.Generator, truth: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The labels, a tenth of them wrong."""
+    """(n,) labels, a tenth of them wrong."""
     distance = ((centres[:, None] - centres[None]) ** 2).sum(axis=2) + np.diag(np.full(CATEGORIES, np.inf))
     other = np.where(
         rng.random(IMAGES) < 0.5,

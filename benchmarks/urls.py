@@ -1,15 +1,15 @@
-"""Photos by URL: images a second of the look pass of ingest, beside the HTTP client alone.
+"""Photos by URL: images a second of the first pass of ingest, beside the HTTP client alone.
 
     .venv/bin/python benchmarks/urls.py [--photos 20000] [--latency 0.05 0.02 0] [--repeats 3]
 
-    server     a process that answers each request `latency` seconds later, on connections that are kept
+    server     a process that responds to each request `latency` seconds later, on connections that are kept
     client     aiohttp alone: as many processes as ingest has workers (one a core), in each of them as many
-               requests at a time (32); answers are read and thrown away
+               requests at a time (32); responses are read and thrown away
     ingest     `look`, the first pass: fetches, keeps in the cache, hashes, decodes strictly, writes its rows
 
 All on one machine, so server, client and decoder share its cores: without latency they are what is measured,
 with the latency of a real server (from 20 ms on) it is fetching. Both are timed without start-up: client from
-its first request to its last answer, ingest in a process that has looked at a tiny source before. They take
+its first request to its last response, ingest in a process that has checked a tiny source before. They take
 turns. Writes results/urls.json.
 """
 
@@ -34,7 +34,7 @@ PACKAGES = ("aiohttp", "apache-beam", "simplejpeg", "pyarrow")
 TARGET = 0.7  # of the client's images/s, where the server has a latency
 PICTURES = 500  # distinct ones; a comment makes them as many photos as are wanted
 CONCURRENCY = 32  # requests at a time in a process
-TINY = 4  # photos of the source that is looked at first
+TINY = 4  # photos of the source that is checked first
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def server(latency: str) -> None:
     """Serves photo N at /N.jpg and prints its port."""
     pictures = draw_pictures(PICTURES, seed=0)
 
-    class Answers(asyncio.Protocol):
+    class PhotoServer(asyncio.Protocol):
         """A connection: requests have no body, so each ends with an empty line."""
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -131,7 +131,7 @@ def server(latency: str) -> None:
                 loop.call_later(float(latency), self.transport.write, head + body)
 
     async def serve() -> None:
-        serving = await loop.create_server(Answers, "127.0.0.1", 0, backlog=1024)
+        serving = await loop.create_server(PhotoServer, "127.0.0.1", 0, backlog=1024)
         print(serving.sockets[0].getsockname()[1], flush=True)
         await serving.serve_forever()
 
@@ -149,7 +149,7 @@ def photo(pictures: list[bytes], number: int) -> bytes:
 
 
 def client_seconds(url: str, photos: int) -> float:
-    """From the first request to the last answer."""
+    """Seconds from the first request to the last response."""
     processes = [_start("client", url, str(first), str(photos)) for first in range(os.cpu_count() or 1)]
     for process in processes:
         assert process.stdout
@@ -163,16 +163,16 @@ def client_seconds(url: str, photos: int) -> float:
 
 
 def client(url: str, first: str, photos: str) -> None:
-    """Fetches every photo whose turn it is in this process; prints when it began and ended."""
+    """Fetches this process's share of the photos; prints when it began and ended."""
     import aiohttp
 
     numbers = iter(range(int(first), int(photos), os.cpu_count() or 1))
 
     async def one_by_one(session: aiohttp.ClientSession) -> None:
         for number in numbers:
-            async with session.get(f"{url}/{number}.jpg") as answer:
-                answer.raise_for_status()
-                await answer.read()
+            async with session.get(f"{url}/{number}.jpg") as response:
+                response.raise_for_status()
+                await response.read()
 
     async def fetch() -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -189,23 +189,23 @@ def client(url: str, first: str, photos: str) -> None:
 
 
 def ingest_seconds(url: str, photos: int) -> float:
-    """Of the look pass."""
-    process = _start("look", url, str(photos))
+    """Seconds of the first pass."""
+    process = _start("first pass", url, str(photos))
     return float(process.communicate()[0])
 
 
-def look_pass(url: str, photos: str) -> None:
-    """Looks at a tiny source, then at all photos; prints the seconds of the latter."""
+def first_pass(url: str, photos: str) -> None:
+    """Checks a tiny source, then all photos; prints the seconds of the latter."""
     from pipeline.beam.process_pool import local_workers
 
     with tempfile.TemporaryDirectory() as folder, local_workers():
-        _look(Path(folder, "tiny"), url, TINY)
+        _check(Path(folder, "tiny"), url, TINY)
         began = time.monotonic()
-        _look(Path(folder, "all"), url, int(photos))
+        _check(Path(folder, "all"), url, int(photos))
         print(time.monotonic() - began)
 
 
-def _look(folder: Path, url: str, photos: int) -> None:
+def _check(folder: Path, url: str, photos: int) -> None:
     from pipeline.ingest.check_images import look
     from pipeline.job.config import IngestSettings
     from pipeline.sources.source import open_sources
@@ -230,7 +230,7 @@ def _start(*subject: str) -> "subprocess.Popen[str]":
     )
 
 
-SUBJECT = {"server": server, "client": client, "look": look_pass}
+SUBJECT = {"server": server, "client": client, "first pass": first_pass}
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Warm start: does last week's head save time this week, and does it harm?
 
-    python benchmarks/warm_start.py
+    .venv/bin/python benchmarks/warm_start.py
 
 Bottlenecks are drawn: every node of a tree of three levels has a direction, a category is the sum of those on
 its path, a product lies around it; one label in ten is wrong. Every week 5 % of the products are new, and of
 100 categories four are added, four removed, and four moved under another parent. A head starts fresh each
-week; another one from its own head of the week before. Both are measured on products that no head has learnt
-from, with right labels. Seconds are those of the processor. Results: benchmarks/results/warm_start.json.
+week; another one from its own head of the week before. Both are measured on products that no head was trained
+on, with correct labels. Seconds are those of the processor. Results: benchmarks/results/warm_start.json.
 """
 
+import argparse
 import json
 import time
 from collections.abc import Callable
@@ -44,13 +45,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 @dataclass(frozen=True)
-class Week:
-    """A catalogue."""
+class DrawnWeek:
+    """The catalogue of one week."""
 
     taxonomy: Taxonomy
     train: Examples  # labels (n,) int, one in ten wrong
-    fit: Examples  # as wrong
-    test: Examples  # right
+    fit: Examples  # one in ten wrong, too
+    test: Examples  # all correct
 
 
 class World:
@@ -72,15 +73,15 @@ class World:
         return np.random.default_rng(seed).normal(0, 1, WIDTH)
 
     def _product(self) -> tuple[str, str, np.ndarray, str]:
-        """True and told category, bottleneck, part."""
+        """True category, category of the label, bottleneck, part."""
         names = list(self.parents)
         category = names[min(int(self.rng.exponential(len(names) / 3)), len(names) - 1)]
-        told = names[self.rng.integers(len(names))] if self.rng.random() < WRONG else category
+        label = names[self.rng.integers(len(names))] if self.rng.random() < WRONG else category
         at = self.directions[category] + self.rng.normal(0, NOISE, WIDTH)
         part = str(self.rng.choice(["train", "fit", "test"], p=[0.8, 0.1, 0.1]))
-        return category, told, np.maximum(at, 0).astype(np.float16), part
+        return category, label, np.maximum(at, 0).astype(np.float16), part
 
-    def week(self) -> Week:
+    def week(self) -> DrawnWeek:
         """This week's catalogue."""
         categories = np.array(sorted(self.parents), dtype=object)
         families = [self.parents[name] for name in categories]
@@ -100,10 +101,10 @@ class World:
                 taxonomy.index(np.array([product[label] for product in chosen], dtype=object)),
             )
 
-        return Week(taxonomy, examples("train", 1), examples("fit", 1), examples("test", 0))
+        return DrawnWeek(taxonomy, examples("train", 1), examples("fit", 1), examples("test", 0))
 
     def pass_on(self) -> None:
-        """A week passes."""
+        """Changes categories and products as a week does."""
         for name in self.rng.choice(list(self.parents), CHANGED, replace=False):
             del self.parents[str(name)]
         for name in self.rng.choice(list(self.parents), CHANGED, replace=False):
@@ -118,10 +119,16 @@ class World:
 
 
 def main() -> None:
+    """Trains every variant of both architectures, prints tables, writes the results."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     start_tensorflow()
-    told = {kind: measure(kind) for kind in (FLAT, MULTITASK)}
-    RESULT.write_text(json.dumps({"conditions": conditions("keras", "tensorflow"), "kinds": told}, indent=1))
-    for kind, rows in told.items():
+    results = {kind: measure(kind) for kind in (FLAT, MULTITASK)}
+    RESULT.write_text(
+        json.dumps({"conditions": conditions("keras", "tensorflow"), "kinds": results}, indent=1)
+    )
+    for kind, rows in results.items():
         print(f"\n{kind}, mean of {WEEKS - 1} weeks after the first\n")
         print(
             table(
@@ -156,7 +163,7 @@ def measure(kind: str) -> list[dict[str, Any]]:
                 target = max(reached)
             if number:
                 test = np.mean(head.logits(week.test.bottlenecks[:]).argmax(axis=1) == week.test.labels)
-                first = next((epoch for epoch, right in enumerate(reached, 1) if right >= target), None)
+                first = next((epoch for epoch, share in enumerate(reached, 1) if share >= target), None)
                 epoch = seconds / len(reached)
                 rows[name].append(
                     {"seconds": seconds, "test": float(test), "first": first, "epoch": epoch}  # type: ignore[dict-item]
@@ -165,7 +172,7 @@ def measure(kind: str) -> list[dict[str, Any]]:
     return [summary(name, weeks) for name, weeks in rows.items()]
 
 
-def weeks_of(world: World) -> list[Week]:
+def weeks_of(world: World) -> list[DrawnWeek]:
     weeks = [world.week()]
     for _ in range(WEEKS - 1):
         world.pass_on()
@@ -174,15 +181,15 @@ def weeks_of(world: World) -> list[Week]:
 
 
 def train(
-    kind: str, week: Week, settings: dict[str, Any], seed: int, before: tuple[Head, Taxonomy] | None
+    kind: str, week: DrawnWeek, settings: dict[str, Any], seed: int, before: tuple[Head, Taxonomy] | None
 ) -> tuple[Head, dict[str, list[float]], float]:
     taxonomy = week.taxonomy
     config = load_config(sets=(f"head.kind={kind}",))
     parents = () if kind == FLAT else taxonomy.parents
-    told = {name: config.training()[name] for name in ("standardized", "second_dropout")}
+    switches = {name: config.training()[name] for name in ("standardized", "second_dropout")}
     hidden, dropout = config.head.hidden, config.head.dropout
     shape = HeadShape(
-        WIDTH, len(taxonomy.categories), hidden, dropout, 0.5, "drawn", kind=kind, parents=parents, **told
+        WIDTH, len(taxonomy.categories), hidden, dropout, 0.5, "drawn", kind=kind, parents=parents, **switches
     )
     recipe = replace(recipe_of(config), seed=seed, patience=1000, **settings)
 

@@ -308,7 +308,7 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(
         table(comparison)
     )  # in a file nothing is folded
-    for line in (*comparison["notes"], comparison["best"], comparison["commands"]):
+    for line in (*comparison.notes, comparison.best, comparison.commands):
         print(line)
     print(run.path / "comparison" / "index.html")
 

@@ -1,4 +1,4 @@
-"""The demo's catalogue: what it holds, told by reading it back."""
+"""The demo's catalogue: what it holds, by reading it back."""
 
 import collections
 import io
@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 
 from features.images.normalise import Refused, normalise
-from pipeline.demo.drawn_catalogue import Drawn, draw_catalogue
+from pipeline.demo.drawn_catalogue import DrawnCatalogue, draw_catalogue
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> DrawnCatalogue:
     return draw_catalogue(tmp_path_factory.mktemp("drawn"), products=600)
 
 
 @pytest.fixture(scope="module")
-def documents(drawn: Drawn) -> list[dict]:
+def documents(drawn: DrawnCatalogue) -> list[dict]:
     return bson.decode_all(drawn.catalogue.read_bytes())
 
 
@@ -36,7 +36,7 @@ def test_drawn_again_over_itself_the_files_are_left_alone(drawn):
     assert (drawn.catalogue.stat().st_mtime_ns, drawn.taxonomy.stat().st_mtime_ns) == before
 
 
-def test_what_is_told_is_what_stands_in_the_file(drawn, documents):
+def test_the_counts_are_those_of_the_file(drawn, documents):
     uncategorized = {str(document["_id"]) for document in documents if "category_id" not in document}
     assert len(documents) == drawn.products == 600
     assert sum(len(document["imgs"]) for document in documents) == drawn.images

@@ -1,7 +1,9 @@
-"""The rows of a comparison: the classifiers of table 4 of Li et al. (hal-01830894), and the level heads."""
+"""What a comparison trains: the classifiers of table 4 of Li et al. (hal-01830894), and the level heads.
+
+ClassifierSpec × (frozen, fine-tuned backbone) ─► Variant, a row of the comparison: "2nn-512-tuned"
+"""
 
 from dataclasses import dataclass
-from typing import Any
 
 from models.heads.architectures import FLAT, MULTITASK, SEPARATE, SET, TAXONNET
 from pipeline.job.config import Config
@@ -11,25 +13,46 @@ TUNED = "-tuned"  # ends the name of a row on fine-tuned bottlenecks
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is trained."""
+class ClassifierSpec:
+    """A classifier to train."""
 
     name: str  # as in --only
-    classifier: str
+    classifier: str  # for people
     features: str = "bottlenecks"
-    kind: str = ""  # of the head; "" is no head
+    architecture: str = ""  # of the head, as in head.kind; "" is no head
     hidden: tuple[int, int] | None = None  # None: as in head.hidden
 
 
-ROWS = (
-    Row("hog-svm", SVM, features=HOG),
-    Row("svm", SVM),
-    Row("2nn-512", "2NN-512", kind=FLAT, hidden=(256, 256)),
-    Row("2nn-2048", "2NN-2048", kind=FLAT, hidden=(1024, 1024)),
-    Row("2nn-4096", "2NN-4096", kind=FLAT, hidden=(2048, 2048)),
-    Row("separate", "separate levels", kind=SEPARATE),
-    Row("multitask", "multi-task levels", kind=MULTITASK),
-    Row("taxonnet", "TaxonNet", kind=TAXONNET),
+CLASSIFIERS = (
+    ClassifierSpec("hog-svm", SVM, features=HOG),
+    ClassifierSpec("svm", SVM),
+    ClassifierSpec("2nn-512", "2NN-512", architecture=FLAT, hidden=(256, 256)),
+    ClassifierSpec("2nn-2048", "2NN-2048", architecture=FLAT, hidden=(1024, 1024)),
+    ClassifierSpec("2nn-4096", "2NN-4096", architecture=FLAT, hidden=(2048, 2048)),
+    ClassifierSpec("separate", "separate levels", architecture=SEPARATE),
+    ClassifierSpec("multitask", "multi-task levels", architecture=MULTITASK),
+    ClassifierSpec("taxonnet", "TaxonNet", architecture=TAXONNET),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A classifier, and whether its bottlenecks are of a fine-tuned backbone: a row of the comparison."""
+
+    spec: ClassifierSpec
+    fine_tuned: bool
+
+    @property
+    def name(self) -> str:
+        """As in --only."""
+        return self.spec.name + TUNED * self.fine_tuned
+
+
+VARIANTS = tuple(  # HOG vectors depend on no backbone
+    Variant(spec, fine_tuned)
+    for fine_tuned in (False, True)
+    for spec in CLASSIFIERS
+    if not (fine_tuned and spec.features == HOG)
 )
 # Table 4 of Li et al., APIA 2018, hal-01830894: precision on training and validation, by row.
 PAPER = {
@@ -42,26 +65,26 @@ PAPER = {
 }
 
 
-def config_of(row: Row, config: Config) -> Config:
-    """The settings of a row's head: the run's, its kind and hidden layers aside."""
-    if not row.kind:
+def config_of(spec: ClassifierSpec, config: Config) -> Config:
+    """The settings of a classifier's head: the run's, with its own architecture and hidden layers."""
+    if not spec.architecture:
         return config
-    changes: dict[str, Any] = {"kind": row.kind, "loss": "auto"}
-    if row.hidden:
-        changes["hidden"] = row.hidden
-    if row.kind == FLAT:
-        changes |= {"level_weights": None, "aggregation": wish(config)}
+    changes: dict[str, object] = {"kind": spec.architecture, "loss": "auto"}
+    if spec.hidden:
+        changes["hidden"] = spec.hidden
+    if spec.architecture == FLAT:
+        changes |= {"level_weights": None, "aggregation": wanted_aggregation(config)}
     return config.model_copy(update={"head": config.head.model_copy(update=changes)})
 
 
-def settings_of(row: Row, config: Config) -> str:
-    """What `--set` takes to have this row as the run's head; "" for a baseline."""
-    if not row.kind:
+def settings_of(spec: ClassifierSpec, config: Config) -> str:
+    """The `--set` options with which the run's head is this classifier; "" for a baseline."""
+    if not spec.architecture:
         return ""
     hidden = ",".join(map(str, config.head.hidden))
-    return f"--set head.kind={row.kind} --set 'head.hidden=[{hidden}]'"
+    return f"--set head.kind={spec.architecture} --set 'head.hidden=[{hidden}]'"
 
 
-def wish(config: Config) -> str:
-    """`head.aggregation` of a row: a set head, trained beside the others, is no part of the comparison."""
+def wanted_aggregation(config: Config) -> str:
+    """`head.aggregation` for the comparison: "auto" for "set", since set heads are not compared."""
     return "auto" if config.head.aggregation == SET else config.head.aggregation

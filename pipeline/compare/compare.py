@@ -1,22 +1,21 @@
-"""Compare: every kind of classifier on the run's catalogue, as in table 4 of Li et al. (hal-01830894).
+"""Compare: classifiers of every kind on the run's catalogue, as in table 4 of Li et al. (hal-01830894).
 
-    comparison/  rows/<row>.json   what one row gave, written when it is done: a killed job goes on there
-                 comparison.csv    the rows asked for; columns comparison.COLUMNS
+    comparison/  rows/<row>.json   what one row gave, written when it is done: a killed job continues there
+                 comparison.csv    the requested rows; columns results.COLUMNS
                  comparison.json   the same, and what was measured on what
                  index.html        the same, for people; the paper's table below
 
-It is no artifact: it tells seconds, which differ from time to time. A row says what it was made from, and is
-made again when that has changed.
+It is no artifact, because seconds differ each time. A row's file has the digest of what it was made from;
+the row is made again when that changes.
 
-Training fits, FIT chooses (epoch, C, how a product's images become one, temperature, confidence, best row),
-and the validation precision and the acceptance rate are measured on CERT, which has chosen nothing.
+Training fits. FIT chooses the epoch, C, how a product's images are aggregated, the temperature, the
+confidence model and the best row. CERT, which chose nothing, gives validation precision and acceptance rate.
 """
 
-import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -29,136 +28,176 @@ from features.storage.artifact import Artifact, digest_of
 from features.storage.paths import Place, write_whole
 from features.storage.store import Digests, Store, StoredRows
 from models.decisions.categorizer import Predictor
-from models.decisions.confidence import fit_confidence
+from models.decisions.confidence import ConfidenceModel, fit_confidence
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
-from models.decisions.predictions import Predictions, product_bounds
+from models.decisions.predictions import Classifier, Predictions, product_bounds
 from models.heads.architectures import FLAT, Head
 from models.heads.baselines import SIDE, LinearSvm, choose_svm, hog_vectors, require_hog
 from models.heads.training import Examples, fit_head
 from models.taxonomy import Taxonomy, read_taxonomy
-from pipeline.compare.classifiers import HOG, PAPER, ROWS, TUNED, Row, config_of, settings_of, wish
-from pipeline.compare.summary import as_csv, best_of, merit, release_command, render
+from pipeline.compare.classifiers import (
+    HOG,
+    PAPER,
+    VARIANTS,
+    ClassifierSpec,
+    Variant,
+    config_of,
+    settings_of,
+    wanted_aggregation,
+)
+from pipeline.compare.results import Comparison, RowResult
+from pipeline.compare.summary import best_of, release_command, render
 from pipeline.job.catalogue import Part, categories_of, divide, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.job.run import Run
+from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
 from pipeline.train.calibrate import choose_aggregation
 from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
 
 VERSION = 4
-GRADED = 50_000  # training products at most on which the training precision is measured
+MOST_TRAIN_PRODUCTS = 50_000  # on which the training precision is measured
+
+
+@dataclass(frozen=True)
+class ComparisonInputs:
+    """What a comparison is made from, and where it goes."""
+
+    records: Artifact
+    bottlenecks: Artifact
+    tuned: Artifact | None  # the fine-tuned backbone of the run, if there is one
+    store: Place  # directory of all stores
+    out: Place  # the comparison's directory
+    config: Config  # all settings; [head] of the level heads, and what all heads share
+    categories: int | None = None  # a random draw of so many, from the seed; None: all
 
 
 @dataclass(frozen=True, eq=False)
-class Shop:
-    """The products of a comparison, as one backbone sees them."""
+class ComparisonData:
+    """The products of a comparison, with the bottlenecks of one backbone."""
 
     taxonomy: Taxonomy
     category: pd.Series  # by product_id
     fingerprint: str
-    learnt: Part
+    train: Part
     fit: Part
     cert: Part
 
-    def only(self, most: int, rng: np.random.Generator) -> "Shop":
-        """With at most so many products in each part, drawn."""
-        return replace(
-            self, learnt=draw(self.learnt, most, rng), fit=draw(self.fit, most, rng),
-            cert=draw(self.cert, most, rng),
-        )  # fmt: skip
+    def only(self, most: int, rng: np.random.Generator) -> "ComparisonData":
+        """A random draw of at most `most` products of each part."""
+        train, fit, cert = (draw_products(part, most, rng) for part in (self.train, self.fit, self.cert))
+        return replace(self, train=train, fit=fit, cert=cert)
 
     def truth(self, part: Part) -> np.ndarray:
         """(images,) int, category of each image of a part."""
         return self.taxonomy.index(self.category.reindex(part.product_id).to_numpy())
 
+    def products(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        """Of a part's n products: (n + 1,) bounds of their images; (n,) int, category."""
+        bounds = product_bounds(part.product_id)
+        return bounds, self.truth(part)[bounds[:-1]]
 
-def compare(run: Run, categories: int | None = None, only: Sequence[str] = ()) -> dict[str, Any]:
+
+def compare(run: Run, categories: int | None = None, only: Sequence[str] = ()) -> Comparison:
     """Compares classifiers on the run's bottlenecks; arguments and errors as for `compare_classifiers`."""
     records = run.records()
     bottlenecks = run.artifact("bottlenecks", "extract", records=records)
     out = run.path / "comparison"
-    return compare_classifiers(
-        records, bottlenecks, run.own_backbone(), run.store, out, run.config, categories, only
+    inputs = ComparisonInputs(
+        records, bottlenecks, run.own_backbone(), run.store, out, run.config, categories
     )
+    return compare_classifiers(inputs, only)
 
 
-def compare_classifiers(
-    records: Artifact,
-    bottlenecks: Artifact,
-    tuned: Artifact | None,
-    store: Place,
-    out: Place,
-    config: Config,
-    categories: int | None = None,
-    only: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Trains and evaluates what is not there yet, and writes the comparison.
+def compare_classifiers(inputs: ComparisonInputs, only: Sequence[str] = ()) -> Comparison:
+    """Trains and measures the rows that are missing, and writes the comparison.
 
     Args:
-        records: of ingest.
-        bottlenecks: of extract.
-        tuned: the fine-tuned backbone of the run, if there is one.
-        store: directory of all stores.
-        out: the comparison's directory.
-        config: all settings; [head] of the level heads, and what all of them share.
-        categories: a random draw of so many, from the seed; None: all.
-        only: names of rows; none: all.
-
-    Returns:
-        What comparison.json holds.
+        inputs: what it is made from, and where it goes.
+        only: names of rows; empty: all.
 
     Raises:
-        ShelfmarkError: a row that nobody knows, nothing to measure on, or scikit-image is missing.
+        ShelfmarkError: an unknown row, no products to measure on, or scikit-image is missing.
     """
-    taxonomy = read_taxonomy(records.file("taxonomy.csv"))
-    notes: list[str] = []
-    wanted = list(_wanted(only, taxonomy, _backbones(bottlenecks, tuned), notes))
-    if any(row.features == HOG for row, _ in wanted):
+    taxonomy = read_taxonomy(inputs.records.file("taxonomy.csv"))
+    backbones = _backbones(inputs)
+    variants = _wanted(only, taxonomy, backbones)
+    if any(variant.spec.features == HOG for variant in variants):
         require_hog()
-    whole = _open_shop(records, bottlenecks, store, config, categories)
-    told, shops = [], _views(whole, bottlenecks, tuned, store, notes)
-    for row, fine_tuned in wanted:
-        if fine_tuned in shops:
-            told.append(_row(row, fine_tuned, shops[fine_tuned], records, out, config, categories))
-    if not told:
+    data = _open_data(inputs)
+    by_backbone, lacking = _data_by_backbone(data, inputs)
+    notes = [*_left_out(only, taxonomy, backbones), *lacking]
+    rows = [
+        _row(variant, by_backbone[variant.fine_tuned], inputs)
+        for variant in variants
+        if variant.fine_tuned in by_backbone
+    ]
+    if not rows:
         raise ShelfmarkError(f"no row is left to compare: {'; '.join(notes)}; give other names to --only")
-    best, head = best_of(told, config.calibration.precision)
-    commands = release_command(head, records, config, store.parent, out.parent.name, tuned) if head else ""
-    comparison = {
-        "rows": told,
-        "notes": notes,
-        "categories": len(whole.taxonomy.categories),
-        "drawn": categories is not None,
-        "val_products": _count(whole.cert),
-        "fit_products": _count(whole.fit),
-        "target": config.calibration.precision,
-        "recipe": config.head.recipe,
-        "best": best,
-        "commands": commands,
-        "best_row": max(told, key=merit)["row"] if _count(whole.fit) else None,
-    }
-    write_whole(out / "comparison.json", json.dumps(comparison, indent=1).encode())
-    write_whole(out / "comparison.csv", as_csv(told).encode())
-    write_whole(out / "index.html", render(comparison, out.parent.name).encode())
+    comparison = _comparison(rows, notes, data, inputs)
+    write_whole(inputs.out / "comparison.json", comparison.to_json())
+    write_whole(inputs.out / "comparison.csv", comparison.to_csv())
+    write_whole(inputs.out / "index.html", render(comparison, inputs.out.parent.name).encode())
     return comparison
+
+
+def _comparison(
+    rows: list[RowResult], notes: list[str], data: ComparisonData, inputs: ComparisonInputs
+) -> Comparison:
+    config, run = inputs.config, inputs.out.parent.name
+    best, head = best_of(rows, config.calibration.precision)
+    command = ""
+    if head:
+        command = release_command(head, inputs.records, config, inputs.store.parent, run, inputs.tuned)
+    return Comparison(
+        rows=rows,
+        notes=notes,
+        categories=len(data.taxonomy.categories),
+        drawn=inputs.categories is not None,
+        val_products=_count(data.cert),
+        fit_products=_count(data.fit),
+        target=config.calibration.precision,
+        recipe=config.head.recipe,
+        best=best,
+        commands=command,
+        best_row=max(rows, key=lambda row: row.merit).row if _count(data.fit) else None,
+    )
 
 
 # What is compared
 
 
-def _backbones(bottlenecks: Artifact, tuned: Artifact | None) -> set[bool]:
-    """Whether there are bottlenecks of a fine-tuned backbone, of one that is not, or of both."""
-    return {False, True} if tuned else {bottlenecks.summary["weights"].startswith(FINE_TUNED)}
+def _backbones(inputs: ComparisonInputs) -> set[bool]:
+    """Whether there are bottlenecks of a fine-tuned backbone (True), of a frozen one (False), or of both."""
+    return (
+        {False, True}
+        if inputs.tuned
+        else {BottlenecksSummary.of(inputs.bottlenecks).weights.startswith(FINE_TUNED)}
+    )
 
 
-def _wanted(
-    only: Sequence[str], taxonomy: Taxonomy, backbones: set[bool], notes: list[str]
-) -> Iterator[tuple[Row, bool]]:
-    names = [row.name + end for row in ROWS for end in ("", TUNED) if row.features != HOG or not end]
+def _wanted(only: Sequence[str], taxonomy: Taxonomy, backbones: set[bool]) -> list[Variant]:
+    """The requested rows, as far as this catalogue and these backbones allow them."""
+    names = [variant.name for variant in VARIANTS]
     for name in only:
         if name not in names:
-            raise ShelfmarkError(f"--only {name}: no such row; expected some of {', '.join(names)}; mend it")
-    if True not in backbones and (not only or any(name.endswith(TUNED) for name in only)):
+            raise ShelfmarkError(
+                f"--only {name}: no such row; expected one of {', '.join(names)}; correct the name"
+            )
+
+    def possible(variant: Variant) -> bool:
+        level_head = variant.spec.architecture not in ("", FLAT)
+        has_features = variant.spec.features == HOG or variant.fine_tuned in backbones
+        return has_features and not (level_head and taxonomy.levels == 1)
+
+    return [variant for variant in VARIANTS if (not only or variant.name in only) and possible(variant)]
+
+
+def _left_out(only: Sequence[str], taxonomy: Taxonomy, backbones: set[bool]) -> list[str]:
+    """Notes on the rows that this catalogue and these backbones do not allow."""
+    notes = []
+    tuned = {variant.name for variant in VARIANTS if variant.fine_tuned}
+    if True not in backbones and (not only or tuned.intersection(only)):
         notes.append(
             "Rows on fine-tuned bottlenecks are left out: the run has no backbone/; `shelfmark finetune` "
             "and then `shelfmark extract` make what they need"
@@ -169,161 +208,176 @@ def _wanted(
         )
     if taxonomy.levels == 1:
         notes.append("The level heads are left out: the tree has one level, where they are the flat head")
-    for fine_tuned in (False, True):
-        for row in ROWS:
-            named = not only or row.name + TUNED * fine_tuned in only
-            levels = row.kind not in ("", FLAT)
-            can = not fine_tuned if row.features == HOG else fine_tuned in backbones
-            if named and can and not (levels and taxonomy.levels == 1):
-                yield row, fine_tuned
+    return notes
 
 
-def _open_shop(
-    records: Artifact, bottlenecks: Artifact, store: Place, config: Config, categories: int | None
-) -> Shop:
+def _open_data(inputs: ComparisonInputs) -> ComparisonData:
+    records, config = inputs.records, inputs.config
     taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
-    learnt, val = (open_part(bottlenecks, store, split).first_view() for split in ("train", "val"))
-    learnt = learnt.without(untrainable(records, config))
-    if categories is not None:
-        taxonomy = _draw_categories(taxonomy, categories, config.seed)
+    train, val = (open_part(inputs.bottlenecks, inputs.store, name).first_view() for name in ("train", "val"))
+    train = train.without(untrainable(records, config))
+    if inputs.categories is not None:
+        taxonomy = _draw_categories(taxonomy, inputs.categories, config.seed)
         category = category[category.isin(taxonomy.categories)]
-        learnt, val = (part.only(np.isin(part.product_id, category.index)) for part in (learnt, val))
+        train, val = (part.only(np.isin(part.product_id, category.index)) for part in (train, val))
     division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
-    fit, cert = val.only(division.fit), val.only(division.cert)
-    shop = Shop(taxonomy, category, bottlenecks.summary["fingerprint"], learnt, fit, cert)
-    if len(taxonomy.categories) < 2:
+    fingerprint = BottlenecksSummary.of(inputs.bottlenecks).fingerprint
+    data = ComparisonData(
+        taxonomy, category, fingerprint, train, val.only(division.fit), val.only(division.cert)
+    )
+    _require_enough(data, records)
+    return data
+
+
+def _draw_categories(taxonomy: Taxonomy, count: int, seed: int) -> Taxonomy:
+    available = len(taxonomy.categories)
+    if count > available:
         raise ShelfmarkError(
-            f"{records.path}: {len(taxonomy.categories)} category; expected two at least to tell apart; "
+            f"--categories {count}: the catalogue has {available}; expected at most that; "
+            "give a smaller number"
+        )
+    chosen = np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
+    return taxonomy.only(chosen)
+
+
+def _require_enough(data: ComparisonData, records: Artifact) -> None:
+    if len(data.taxonomy.categories) < 2:
+        raise ShelfmarkError(
+            f"{records.path}: {len(data.taxonomy.categories)} category; expected at least two; "
             "ingest a larger catalogue"
         )
-    for part, purpose in ((shop.learnt, "learn from"), (shop.cert, "measure on")):
+    for part, purpose in ((data.train, "train on"), (data.cert, "measure on")):
         if not len(part.product_id):
             raise ShelfmarkError(
                 f"{records.path}: no products to {purpose}; expected some in train, and in the part of val "
                 "that certifies; ingest a larger catalogue"
             )
-    return shop
 
 
-def _draw_categories(taxonomy: Taxonomy, count: int, seed: int) -> Taxonomy:
-    everything = len(taxonomy.categories)
-    if count > everything:
-        raise ShelfmarkError(
-            f"--categories {count}: the catalogue has {everything}; expected at most so many; mend it"
-        )
-    chosen = np.sort(np.random.default_rng(seed).choice(everything, count, replace=False))
-    return taxonomy.only(chosen)
+def _data_by_backbone(
+    data: ComparisonData, inputs: ComparisonInputs
+) -> tuple[dict[bool, ComparisonData], list[str]]:
+    """The same products by whether the backbone is fine-tuned, where the store has all their images.
 
-
-def _views(
-    shop: Shop, bottlenecks: Artifact, tuned: Artifact | None, store: Place, notes: list[str]
-) -> dict[bool, Shop]:
-    """The same products by whether the backbone is fine-tuned, where the store has all their images."""
-    if tuned is None:  # there is one backbone; HOG, always a row that is not fine-tuned, asks none
-        return {False: shop, True: shop}
-    shops = {}
-    fingerprints = {False: tuned.made_from["fingerprint"], True: tuned.summary["fingerprint"]}
+    Returns:
+        The data, and notes on what the store lacks.
+    """
+    tuned = inputs.tuned
+    if tuned is None:  # there is one backbone; HOG, whose row counts as frozen, uses none
+        return {False: data, True: data}, []
+    found, notes = {}, []
+    fingerprints = {False: tuned.made_from["fingerprint"], True: BackboneSummary.of(tuned).fingerprint}
     for fine_tuned, fingerprint in fingerprints.items():
-        seen = [_seen(part, Store(store / fingerprint)) for part in (shop.learnt, shop.fit, shop.cert)]
-        parts = [part for part in seen if part is not None]
-        if len(parts) == len(seen):
-            learnt, fit, cert = parts
-            shops[fine_tuned] = replace(shop, fingerprint=fingerprint, learnt=learnt, fit=fit, cert=cert)
+        store = Store(inputs.store / fingerprint)
+        parts = [_stored(part, store) for part in (data.train, data.fit, data.cert)]
+        train, fit, cert = parts
+        if train is not None and fit is not None and cert is not None:
+            found[fine_tuned] = replace(data, fingerprint=fingerprint, train=train, fit=fit, cert=cert)
         else:
             what, where = ("fine-tuned", "") if fine_tuned else ("frozen", " in a run without backbone/")
             notes.append(
                 f"Rows on {what} bottlenecks are left out: the store lacks images of the {what} backbone; "
                 f"`shelfmark extract`{where} makes them"
             )
-    return shops
+    return found, notes
 
 
-def _seen(part: Part, shelf: Store) -> Part | None:
-    places = shelf.find(Digests(part.digest))
-    if (places.row < 0).any():
+def _stored(part: Part, store: Store) -> Part | None:
+    """The part with this store's bottlenecks; None where it lacks some."""
+    found = store.find(Digests(part.digest))
+    if (found.row < 0).any():
         return None
-    return replace(part, rows=shelf.rows(places.names, places.shard, places.row))
+    return replace(part, rows=store.rows(found.names, found.shard, found.row))
 
 
 # A row
 
 
-def _row(
-    row: Row,
-    fine_tuned: bool,
-    shop: Shop,
-    records: Artifact,
-    out: Place,
-    config: Config,
-    categories: int | None,
-) -> dict[str, Any]:
-    """What the row gave: as it was written, or measured now."""
-    name = row.name + TUNED * fine_tuned
-    own = config_of(row, config)
-    made_from = digest_of(
+def _row(variant: Variant, data: ComparisonData, inputs: ComparisonInputs) -> RowResult:
+    """The row's result: read from its file, or measured now."""
+    made_from = _digest_of_inputs(variant, data, inputs)
+    file = inputs.out / "rows" / f"{variant.name}.json"
+    if found := _finished(file, made_from):
+        log.info("comparison: %s: unchanged", variant.name)
+        return found
+    log.info("comparison: %s", variant.name)
+    result = _train_and_measure(variant, data, inputs)
+    write_whole(file, result.to_json(made_from))
+    return result
+
+
+def _digest_of_inputs(variant: Variant, data: ComparisonData, inputs: ComparisonInputs) -> str:
+    """Digest of all that the row depends on."""
+    spec, config = variant.spec, inputs.config
+    calibration = config.calibration
+    return digest_of(
         {
             "version": VERSION,
-            "records": records.digest,
-            "fingerprint": "" if row.features == HOG else shop.fingerprint,
-            "head": own.of_the_head() if row.kind else [config.seed, config.train.placeholders],
-            "baseline": None if row.kind else config.compare.model_dump(),
-            "calibration": [config.calibration.fit_share, config.calibration.precision, wish(config)],
-            "categories": categories,
+            "records": inputs.records.digest,
+            "fingerprint": "" if spec.features == HOG else data.fingerprint,
+            "head": config_of(spec, config).of_the_head()
+            if spec.architecture
+            else [config.seed, config.train.placeholders],
+            "baseline": None if spec.architecture else config.compare.model_dump(),
+            "calibration": [calibration.fit_share, calibration.precision, wanted_aggregation(config)],
+            "categories": inputs.categories,
         }
     )
-    file = out / "rows" / f"{name}.json"
-    if told := _made(file, made_from):
-        log.info("comparison: %s: unchanged", name)
-        return told
-    log.info("comparison: %s", name)
-    started = time.monotonic()
-    shop = _shop_of(row, shop, records, config)
-    speaker, parameters, chosen = _learn(row, shop, own)
-    seconds = time.monotonic() - started
-    paper = PAPER.get(name, (None, None))
-    told = {
-        "row": name,
-        "features": row.features,
-        "classifier": row.classifier,
-        "fine_tuned": fine_tuned,
-        "learnt_products": _count(shop.learnt),
-        **measure(speaker, shop, config),
-        "target_precision": config.calibration.precision,
-        "parameters": parameters,
-        "seconds": round(seconds, 1),
-        "paper_train": paper[0],
-        "paper_val": paper[1],
-        "settings": settings_of(row, own),
-        "chosen": chosen,
-    }
-    write_whole(file, json.dumps(told | {"made_from": made_from}, indent=1).encode())
-    return told
 
 
-def _made(file: Place, made_from: str) -> dict[str, Any] | None:
-    """The row as it was written, if it is whole and made from the same."""
+def _finished(file: Place, made_from: str) -> RowResult | None:
+    """The row's result from its file; None where the file is missing, damaged or made from something else."""
     try:
-        told: dict[str, Any] = json.loads(file.read_text())
-        return told if told.pop("made_from") == made_from else None
+        return RowResult.from_json(file.read_text(), made_from)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except ValueError:
         log.warning("comparison: %s: damaged, measured again", file)
         return None
 
 
-def _shop_of(row: Row, shop: Shop, records: Artifact, config: Config) -> Shop:
-    """What a row learns from and is measured on: baselines a drawn share of it, HOG its own features."""
-    rng, settings = np.random.default_rng(config.seed), config.compare
-    if row.features == HOG:
-        shop = shop.only(settings.hog_products, rng)
-        learnt, fit, cert = (_hog(part, records) for part in (shop.learnt, shop.fit, shop.cert))
-        return replace(shop, learnt=learnt, fit=fit, cert=cert)
-    return shop if row.kind else replace(shop, learnt=draw(shop.learnt, settings.svm_products, rng))
+def _train_and_measure(variant: Variant, data: ComparisonData, inputs: ComparisonInputs) -> RowResult:
+    spec, config = variant.spec, inputs.config
+    own = config_of(spec, config)
+    started = time.monotonic()
+    data = _data_for(spec, data, inputs)
+    trained = _train(spec, data, own)
+    seconds = time.monotonic() - started
+    paper_train, paper_val = PAPER.get(variant.name, (None, None))
+    return RowResult(
+        row=variant.name,
+        features=spec.features,
+        classifier=spec.classifier,
+        fine_tuned=variant.fine_tuned,
+        learnt_products=_count(data.train),
+        **asdict(measure(trained.classifier, data, config)),
+        target_precision=config.calibration.precision,
+        parameters=trained.parameters,
+        seconds=round(seconds, 1),
+        paper_train=paper_train,
+        paper_val=paper_val,
+        settings=settings_of(spec, own),
+        chosen=trained.chosen,
+    )
+
+
+def _data_for(spec: ClassifierSpec, data: ComparisonData, inputs: ComparisonInputs) -> ComparisonData:
+    """What a row is trained and measured on: baselines on a drawn share, HOG on its own features."""
+    settings = inputs.config.compare
+    rng = np.random.default_rng(inputs.config.seed)
+    if spec.features == HOG:
+        data = data.only(settings.hog_products, rng)
+        train, fit, cert = (_hog(part, inputs.records) for part in (data.train, data.fit, data.cert))
+        return replace(data, train=train, fit=fit, cert=cert)
+    return (
+        data
+        if spec.architecture
+        else replace(data, train=draw_products(data.train, settings.svm_products, rng))
+    )
 
 
 def _hog(part: Part, records: Artifact) -> Part:
-    """The part with its HOG vectors for bottlenecks."""
+    """The part with HOG vectors instead of bottlenecks."""
     columns = ["image_digest", "file", "offset", "length"]
     images = pd.read_parquet(records.file("images.parquet"), columns=columns).drop_duplicates("image_digest")
     rows = images.set_index("image_digest").loc[part.image_digest]
@@ -333,8 +387,8 @@ def _hog(part: Part, records: Artifact) -> Part:
     return replace(part, rows=StoredRows([vectors], np.zeros(len(rows), np.int32), np.argsort(order)))
 
 
-def draw(part: Part, most: int, rng: np.random.Generator) -> Part:
-    """At most so many products of a part, with all their images."""
+def draw_products(part: Part, most: int, rng: np.random.Generator) -> Part:
+    """A random draw of at most `most` products of a part, with all their images."""
     bounds = product_bounds(part.product_id)
     count = len(bounds) - 1
     if count <= most:
@@ -344,61 +398,97 @@ def draw(part: Part, most: int, rng: np.random.Generator) -> Part:
     return part.only(np.repeat(chosen, np.diff(bounds)))
 
 
-def _learn(row: Row, shop: Shop, config: Config) -> tuple[Head | LinearSvm, int, dict[str, Any]]:
-    """The trained classifier, its parameters, and what FIT chose."""
-    if not row.kind:
-        svm, penalty = choose_svm(
-            shop.learnt.rows[:], shop.truth(shop.learnt), shop.fit.rows, shop.truth(shop.fit),
-            len(shop.taxonomy.categories), config.seed,
-        )  # fmt: skip
-        return svm, svm.parameters, {"C": penalty}
-    shape = shape_of(shop.learnt, shop.taxonomy, shop.fingerprint, config)
-    labels = labels_of(shop.category, shop.taxonomy, shape)
-    learnt, fit = (Examples(part.rows, labels(part.product_id)) for part in (shop.learnt, shop.fit))
-    loss = loss_of(shop.taxonomy, config)
-    head, history = fit_head(shape, learnt, fit if len(fit.labels) else None, recipe_of(config), loss)
-    return head, head.model.count_params(), {"epochs": len(history["loss"])}
+@dataclass(frozen=True)
+class _Trained:
+    """A trained classifier."""
+
+    classifier: Head | LinearSvm
+    parameters: int
+    chosen: dict[str, float]  # by FIT
 
 
-def measure(speaker: Any, shop: Shop, config: Config) -> dict[str, Any]:
-    """Precision on training products, and with the acceptance rate at the promised precision on CERT and FIT.
+def _train(spec: ClassifierSpec, data: ComparisonData, config: Config) -> _Trained:
+    return _train_head(data, config) if spec.architecture else _train_svm(data, config)
 
-    Confidence is made as `shelfmark calibrate` makes it: for a baseline, too, from decision values in the
-    place of logits.
+
+def _train_svm(data: ComparisonData, config: Config) -> _Trained:
+    svm, penalty = choose_svm(
+        data.train.rows[:], data.truth(data.train), data.fit.rows, data.truth(data.fit),
+        len(data.taxonomy.categories), config.seed,
+    )  # fmt: skip
+    return _Trained(svm, svm.parameters, {"C": penalty})
+
+
+def _train_head(data: ComparisonData, config: Config) -> _Trained:
+    shape = shape_of(data.train, data.taxonomy, data.fingerprint, config)
+    labels = labels_of(data.category, data.taxonomy, shape)
+    train, fit = (Examples(part.rows, labels(part.product_id)) for part in (data.train, data.fit))
+    loss = loss_of(data.taxonomy, config)
+    head, history = fit_head(shape, train, fit if len(fit.labels) else None, recipe_of(config), loss)
+    return _Trained(head, head.model.count_params(), {"epochs": len(history["loss"])})
+
+
+# Measuring
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The measured fields of a RowResult."""
+
+    train_precision: float
+    val_precision: float
+    val_products: int
+    acceptance_rate_at_target: float
+    fit_precision: float
+    fit_products: int
+    fit_acceptance_rate_at_target: float
+
+
+def measure(classifier: Classifier, data: ComparisonData, config: Config) -> Measures:
+    """Precision on training products; on CERT and FIT also the acceptance rate at the promised precision.
+
+    Confidence is fitted as `shelfmark calibrate` fits it. A baseline's decision values are used as logits.
     """
-    sizes = sizes_of(shop.learnt, shop.category, shop.taxonomy)
-    asked = Predictor(speaker, shop.taxonomy, sizes, model="", labels="")
-    bounds, truth = _products(shop, shop.fit)
-    aggregation, temperature = choose_aggregation(asked, shop.fit.rows, bounds, truth, wish(config))
+    sizes = sizes_of(data.train, data.category, data.taxonomy)
+    # An SVM instead of a head: a Predictor calls nothing but `logits` and `outputs`, which it has, too.
+    predictor = Predictor(cast(Head, classifier), data.taxonomy, sizes, model="", labels="")
+    bounds, truth = data.products(data.fit)
+    aggregation, temperature = choose_aggregation(
+        predictor, data.fit.rows, bounds, truth, wanted_aggregation(config)
+    )
 
-    def answers(part: Part) -> tuple[Predictions, np.ndarray]:
-        bounds, truth = _products(shop, part)
-        told = asked.predict(part.rows, bounds, temperature, aggregation)
-        return told, told.top[:, 0] == truth
+    def predict(part: Part) -> tuple[Predictions, np.ndarray]:
+        """Predictions about a part's n products; (n,) bool, whether they are correct."""
+        bounds, truth = data.products(part)
+        predictions = predictor.predict(part.rows, bounds, temperature, aggregation)
+        return predictions, predictions.top[:, 0] == truth
 
-    sample = draw(shop.learnt, GRADED, np.random.default_rng(config.seed))
-    (_, learnt), (of_fit, fit), (of_cert, cert) = (answers(part) for part in (sample, shop.fit, shop.cert))
-    model = fit_confidence(of_fit.evidence(asked.sizes), fit)
+    _, train = predict(draw_products(data.train, MOST_TRAIN_PRODUCTS, np.random.default_rng(config.seed)))
+    of_fit, fit = predict(data.fit)
+    of_cert, cert = predict(data.cert)
+    model = fit_confidence(of_fit.evidence(sizes), fit)
+    target = config.calibration.precision
+    return Measures(
+        train_precision=precision(train),
+        val_precision=precision(cert),
+        val_products=len(cert),
+        acceptance_rate_at_target=_acceptance_rate(model, of_cert, cert, sizes, target),
+        fit_precision=precision(fit) if len(fit) else 0.0,
+        fit_products=len(fit),
+        fit_acceptance_rate_at_target=_acceptance_rate(model, of_fit, fit, sizes, target)
+        if len(fit)
+        else 0.0,
+    )
 
-    def accepted(answers: Predictions, right: np.ndarray) -> float:
-        curve = acceptance_curve(model.confidence(answers.evidence(asked.sizes)), right)
-        return acceptance_rate_at(curve, config.calibration.precision)[0]
 
-    return {
-        "train_precision": precision(learnt),
-        "val_precision": precision(cert),
-        "val_products": len(cert),
-        "acceptance_rate_at_target": accepted(of_cert, cert),
-        "fit_precision": precision(fit) if len(fit) else 0.0,
-        "fit_products": len(fit),
-        "fit_acceptance_rate_at_target": accepted(of_fit, fit) if len(fit) else 0.0,
-    }
-
-
-def _products(shop: Shop, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    bounds = product_bounds(part.product_id)
-    return bounds, shop.truth(part)[bounds[:-1]]
+def _acceptance_rate(
+    model: ConfidenceModel, predictions: Predictions, correct: np.ndarray, sizes: np.ndarray, target: float
+) -> float:
+    """The largest share of the products that can be accepted with precision `target`, as measured."""
+    curve = acceptance_curve(model.confidence(predictions.evidence(sizes)), correct)
+    return acceptance_rate_at(curve, target)[0]
 
 
 def _count(part: Part) -> int:
+    """Number of products."""
     return len(product_bounds(part.product_id)) - 1

@@ -1,15 +1,15 @@
-"""The demo: draws a small catalogue, runs the weekly job and the batch job on it, and says what came out."""
+"""The demo: draws a small catalogue, runs the weekly job and the batch job on it, prints the main figures."""
 
 import datetime
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
-from pipeline.demo.drawn_catalogue import Drawn, draw_catalogue
+from models.decisions.thresholds import Certificate
+from pipeline.demo.drawn_catalogue import DrawnCatalogue, draw_catalogue
 from pipeline.job.config import Config
 from pipeline.job.load_config import load_config
 from pipeline.job.lock import only_job
@@ -17,17 +17,19 @@ from pipeline.job.progress import log
 from pipeline.job.run import begin_run, default_name
 from pipeline.release.categorize import categorize
 from pipeline.release.release import require_release
+from pipeline.report.data import load
 from pipeline.retrain import retrain
+from pipeline.train.figures import PartFigures
 
 IMAGE_SIZE = 96  # px; a tenth of the work of 299, and enough for drawn shapes
 SHORT = {"batch": 32, "epochs": 30, "patience": 12}  # 2,800 images: batches of 256 would make too few steps
 
 
 def demo(workspace: Path) -> None:
-    """Runs the whole main job on drawn photos.
+    """Runs the weekly job and the batch job on drawn photos, and prints the main figures.
 
     Args:
-        workspace: made when it is not there; run again, it is reused.
+        workspace: created if it does not exist; an existing one is reused.
     """
     drawn = draw_catalogue(workspace / "catalogue")
     config = _config()
@@ -37,60 +39,55 @@ def demo(workspace: Path) -> None:
         retrain(run, [str(drawn.catalogue)], drawn.taxonomy)
     output = workspace / "decisions.parquet"
     categorize([str(drawn.catalogue)], require_release(workspace), run.store, output, config)
-    path = workspace / "runs" / name
-    print(_told(path, drawn, pd.read_parquet(output), output, config.backbone.weights == "random"))
+    data = load(workspace / "runs" / name)
+    assert data.metrics.test, "a drawn catalogue has test products"
+    print(
+        "",
+        *_measured(data.metrics.test),
+        _promise(data.rules.certificate, data.metrics.test),
+        _categorized(drawn, pd.read_parquet(output)),
+        f"decisions         {output}",
+        f"report            {workspace / 'runs' / name / 'report' / 'index.html'}",
+        sep="\n",
+    )
+    if config.backbone.weights == "random":
+        print("weights           random: these numbers show that the pipeline works, not how good it is")
 
 
 def _config() -> Config:
-    """ImageNet weights when they can be had, else seeded random ones, which every output then tells."""
-    options: dict[str, Any] = {f"train.{name}": value for name, value in SHORT.items()}
+    """ImageNet weights when they can be had, else seeded random ones, which every output then points out."""
+    options: dict[str, object] = {f"train.{name}": value for name, value in SHORT.items()}
     options |= {"backbone.weights": "imagenet", "backbone.image_size": IMAGE_SIZE}
     try:
         load_backbone("inception_v3", "imagenet", IMAGE_SIZE)
     except ShelfmarkError:
-        log.warning("demo: ImageNet weights cannot be had; going on with seeded random weights")
+        log.warning("demo: ImageNet weights are not available; it continues with seeded random weights")
         options["backbone.weights"] = "random"
     return load_config(options=options)
 
 
-def _told(run: Path, drawn: Drawn, decisions: pd.DataFrame, output: Path, random: bool) -> str:
-    """The headline numbers."""
-    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
-    test, levels = metrics["test"], metrics["test"]["levels"]
-    certificate = json.loads((run / "thresholds" / "thresholds.json").read_text())["certificate"]
-    lines = [
-        "",
-        f"test products     {test['products']:,}: {test['precision']:.1%} right when everything is accepted",
-        *(
-            f"  {level:<16}{told['top1']:.1%} top-1, {told['top5']:.1%} top-5"
-            for level, told in levels.items()
-        ),
-        _promise(certificate, test),
-        _shelved(drawn, decisions),
-        f"decisions         {output}",
-        f"report            {run / 'report' / 'index.html'}",
-    ]
-    warning = "weights           random: these numbers show that the pipeline works, not how good it is"
-    return "\n".join([*lines, warning] if random else lines)
+def _measured(test: PartFigures) -> Iterator[str]:
+    yield f"test products     {test.products:,}: {test.precision:.1%} correct when everything is accepted"
+    for level, shares in test.levels.items():
+        yield f"  {level:<16}{shares.top1:.1%} top-1, {shares.top5:.1%} top-5"
 
 
-def _promise(certificate: dict[str, Any], test: dict[str, Any]) -> str:
-    threshold, target = certificate["threshold"], certificate["target"]
-    if threshold is None:
-        return f"threshold         not certifiable: {certificate['reason']}"
-    share, right = test["accepted"] / test["products"], test["accepted_precision"] or 0.0
+def _promise(certificate: Certificate, test: PartFigures) -> str:
+    if certificate.threshold is None:
+        return f"threshold         not certifiable: {certificate.reason}"
+    share, correct = test.accepted / test.products, test.accepted_precision or 0.0
     return (
-        f"threshold         {threshold:.3f}, certified for precision {target:.0%}: "
-        f"accepts {share:.1%} of the test products, {right:.1%} of them right"
+        f"threshold         {certificate.threshold:.3f}, certified for precision {certificate.target:.0%}: "
+        f"accepts {share:.1%} of the test products, {correct:.1%} of them correct"
     )
 
 
-def _shelved(drawn: Drawn, decisions: pd.DataFrame) -> str:
-    """What became of the products without a category, whose truth the drawing knows."""
+def _categorized(drawn: DrawnCatalogue, decisions: pd.DataFrame) -> str:
+    """What was decided about the products without a category, whose true one is known from the drawing."""
     new = decisions[decisions["product_id"].isin(drawn.truth)]
     accepted = new[new["status"] == "accepted"]
-    right = (accepted["category"] == accepted["product_id"].map(drawn.truth)).sum()
+    correct = (accepted["category"] == accepted["product_id"].map(drawn.truth)).sum()
     counts = ", ".join(
         f"{(new['status'] == status).sum():,} {status}" for status in ("accepted", "review", "unreadable")
     )
-    return f"uncategorized     {len(new):,} products: {counts}; {right:,} of the accepted are right"
+    return f"uncategorized     {len(new):,} products: {counts}; {correct:,} of the accepted are correct"

@@ -1,12 +1,12 @@
-"""The demo's catalogue: drawn photos of products in Cdiscount's shape, with the ills of a real catalogue.
+"""The demo's catalogue: drawn photos of products in Cdiscount's format, with the faults of a real catalogue.
 
     FOLDER/catalogue.bson       documents {_id: int, category_id: int, imgs: [{picture: bytes}]}; an
                                 uncategorized product has no category_id
     FOLDER/category_names.csv   category_id, category_level1, category_level2, category_level3
 
-A product's form tells its family, colour and pattern tell the leaf. Some leaves are nearly alike, and most
-wrong labels stand there, as sellers' do: a head can be sure of the other leaves, and should ask about
-these.
+A product's form shows its family, colour and pattern show its leaf. Some leaves are nearly alike, and most of
+the wrong labels are among them, as with real sellers: a head can be certain of the other leaves, and should
+leave these to people.
 """
 
 import csv
@@ -26,10 +26,10 @@ PRODUCTS = 3000
 SIDE = 180  # px of a photo, as Cdiscount's
 IMAGES = (0.72, 0.18, 0.07, 0.03)  # share of the products with 1, 2, 3, 4 photos; 1.41 on average
 UNCATEGORIZED = 0.08  # share of the products
-MIXED_UP = 0.11  # share of the labels of look-alikes that name another one of them
-MISTAKEN = 0.006  # share of all labels that name any leaf; with those mixed up about 4 % are wrong
+MIXED_UP = 0.11  # share of the labels of similar leaves that name another one of them
+MISTAKEN = 0.006  # share of all labels that name a random leaf; in all, about 4 % are wrong
 BROKEN = 0.02  # share of the images
-UNREADABLE = 3  # uncategorized products that have broken images only, besides those that chance makes so
+UNREADABLE = 3  # uncategorized products that have only broken images, besides those by chance
 SHARED = 0.01  # share of the products whose first photo is also another product's
 CUT_OUT = 0.004  # share of the products whose photos are PNGs with a transparent background
 COLOUR_SPREAD = 10  # of 255: standard deviation of a product's colour from its leaf's, each channel
@@ -40,15 +40,15 @@ PAPER, BODY, TRIM, SECOND = 0, 1, 2, 3
 
 
 class Leaf(NamedTuple):
-    """A category and how its products look."""
+    """A category and the appearance of its products."""
 
     department: str
     family: str
     name: str
     weight: int  # products, relative to the other leaves
     colour: tuple[int, int, int]  # of the body
-    pattern: str = ""  # one of PATTERNS over the body
-    alike: bool = False  # nearly like the other such leaves of its family
+    pattern: str = ""  # one of PATTERNS, drawn over the body
+    alike: bool = False  # nearly the same as the other such leaves of its family
 
 
 LEAVES = (
@@ -151,8 +151,8 @@ PATTERNS: dict[str, Callable[[int], Shape]] = {"striped": _stripes, "checked": _
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What was drawn."""
+class DrawnCatalogue:
+    """The files that were drawn, and what is in them."""
 
     catalogue: Path  # BSON
     taxonomy: Path  # CSV
@@ -164,13 +164,13 @@ class Drawn:
     truth: dict[str, str]  # product_id → true category, of the uncategorized products
 
 
-def draw_catalogue(folder: Path, seed: int = 0, products: int = PRODUCTS) -> Drawn:
+def draw_catalogue(folder: Path, seed: int = 0, products: int = PRODUCTS) -> DrawnCatalogue:
     """Draws a catalogue; the same seed and number of products give the same bytes.
 
     Args:
-        folder: for the two files; made when it is not there.
-        seed: of everything.
-        products: drawn; under a thousand or so few categories are large enough to be learnt.
+        folder: for the two files; created if it does not exist.
+        seed: of all random numbers.
+        products: to draw; with fewer than about a thousand, few categories are large enough to train on.
     """
     rng = np.random.default_rng(seed)
     leaf = rng.permutation(_apportion(products))
@@ -178,8 +178,8 @@ def draw_catalogue(folder: Path, seed: int = 0, products: int = PRODUCTS) -> Dra
     label[rng.permutation(products)[: round(UNCATEGORIZED * products)]] = -1
     formats = dict(zip(rng.permutation(products).tolist(), _odd_formats(products), strict=False))
     photos = [
-        _draw_product(LEAVES[place], formats.get(number, ""), np.random.default_rng([seed, number]))
-        for number, place in enumerate(leaf.tolist())
+        _draw_product(LEAVES[index], formats.get(number, ""), np.random.default_rng([seed, number]))
+        for number, index in enumerate(leaf.tolist())
     ]
     _share(photos, leaf, rng)
     broken = _break(photos, set(np.flatnonzero(label < 0)[:UNREADABLE].tolist()), rng)
@@ -187,7 +187,7 @@ def draw_catalogue(folder: Path, seed: int = 0, products: int = PRODUCTS) -> Dra
     catalogue, taxonomy = folder / "catalogue.bson", folder / "category_names.csv"
     _write_catalogue(catalogue, label, photos)
     _write_names(taxonomy)
-    return Drawn(
+    return DrawnCatalogue(
         catalogue=catalogue,
         taxonomy=taxonomy,
         products=products,
@@ -199,41 +199,43 @@ def draw_catalogue(folder: Path, seed: int = 0, products: int = PRODUCTS) -> Dra
     )
 
 
-def category_id(place: int) -> int:
-    """The category_id of a leaf, told by its place in LEAVES."""
-    return 1_000_010_000 + int(place)
+def category_id(index: int) -> int:
+    """The category_id of a leaf; `index` in LEAVES."""
+    return 1_000_010_000 + int(index)
 
 
 # Labels
 
 
 def _apportion(products: int) -> np.ndarray:
-    """(products,) int, place of each product's leaf; every leaf has its share to within one product."""
+    """(products,) int, index of each product's leaf; every leaf has its share to within one product."""
     weight = np.cumsum([leaf.weight for leaf in LEAVES])
     ends = np.round(weight / weight[-1] * products).astype(int)
     return np.repeat(np.arange(len(LEAVES)), np.diff(ends, prepend=0))
 
 
 def _mislabel(leaf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(n,) int, place of the leaf that each product's label names."""
+    """(n,) int, index of the leaf that each product's label names."""
     label = np.where(rng.random(len(leaf)) < MISTAKEN, rng.integers(len(LEAVES), size=len(leaf)), leaf)
     for number in np.flatnonzero(rng.random(len(leaf)) < MIXED_UP):
         true = LEAVES[leaf[number]]
-        others = [place for place, other in enumerate(LEAVES) if other.alike and other.family == true.family]
+        similar = [index for index, other in enumerate(LEAVES) if other.alike and other.family == true.family]
         if true.alike:
-            label[number] = rng.choice([place for place in others if place != leaf[number]])
+            label[number] = rng.choice([index for index in similar if index != leaf[number]])
     return label
 
 
 # Photos
 
 
-def _draw_product(leaf: Leaf, kind: str, rng: np.random.Generator) -> list[bytes]:
-    """The photos of one product: its colour and its pattern, seen several times."""
+def _draw_product(leaf: Leaf, photo_format: str, rng: np.random.Generator) -> list[bytes]:
+    """The photos of one product: the same colour and pattern in each."""
     colour = np.clip(rng.normal(leaf.colour, COLOUR_SPREAD), 0, 255)
     pattern = PATTERNS[leaf.pattern](int(rng.integers(5, 8))) if leaf.pattern else ()
     count = 1 + int(rng.choice(len(IMAGES), p=IMAGES))
-    return [_encode(*_photo(FORMS[leaf.family], pattern, colour, rng), kind, rng) for _ in range(count)]
+    return [
+        _encode(*_photo(FORMS[leaf.family], pattern, colour, rng), photo_format, rng) for _ in range(count)
+    ]
 
 
 def _photo(
@@ -255,7 +257,7 @@ def _photo(
 
 
 def _fill(shape: Shape, turn: np.ndarray, centre: np.ndarray) -> Image.Image:
-    """What each pixel is filled with, L; twice as wide and high as the photo, whose edges shall be smooth."""
+    """What each pixel is filled with, L; twice as wide and high as the photo, to give it smooth edges."""
     image = Image.new("L", (2 * SIDE, 2 * SIDE), PAPER)
     pen = ImageDraw.Draw(image)
     for polygon, fill in shape:
@@ -264,7 +266,7 @@ def _fill(shape: Shape, turn: np.ndarray, centre: np.ndarray) -> Image.Image:
 
 
 def _light(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The picture in a light of some strength from some side, with a sensor's noise."""
+    """The picture with random light from a random side, and a sensor's noise."""
     across, down = np.linspace(-1, 1, SIDE, dtype=np.float32) * rng.normal(0, 0.015, (2, 1)).astype(
         np.float32
     )
@@ -273,23 +275,25 @@ def _light(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(picture) * gain + noise, 0, 255).astype(np.uint8))
 
 
-# Ills
+# Faults
 
 
 def _odd_formats(products: int) -> list[str]:
-    """Kinds of products whose photos are no plain JPEGs: cut-outs, one in CMYK, one on its side."""
+    """Photo formats of the products whose photos are no plain JPEGs: cut-outs, one in CMYK, one sideways."""
     return ["cut-out"] * round(CUT_OUT * products) + ["cmyk", "sideways"]
 
 
-def _encode(photo: Image.Image, silhouette: Image.Image, kind: str, rng: np.random.Generator) -> bytes:
+def _encode(
+    photo: Image.Image, silhouette: Image.Image, photo_format: str, rng: np.random.Generator
+) -> bytes:
     file = BytesIO()
     quality = int(rng.integers(75, 92))
-    if kind == "cut-out":
+    if photo_format == "cut-out":
         photo.putalpha(silhouette)
         photo.save(file, "PNG")
-    elif kind == "cmyk":
+    elif photo_format == "cmyk":
         photo.convert("CMYK").save(file, "JPEG", quality=quality)
-    elif kind == "sideways":
+    elif photo_format == "sideways":
         exif = Image.Exif()
         exif[0x112] = 6  # orientation: a quarter turn clockwise shows it upright
         photo.transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", quality=quality, exif=exif)
@@ -303,19 +307,19 @@ def _share(photos: list[list[bytes]], leaf: np.ndarray, rng: np.random.Generator
     neighbours = [
         (one, other) for one, other in pairwise(np.argsort(leaf, kind="stable")) if leaf[one] == leaf[other]
     ]
-    for place in rng.permutation(len(neighbours))[: round(SHARED * len(photos))]:
-        one, other = neighbours[place]
+    for index in rng.permutation(len(neighbours))[: round(SHARED * len(photos))]:
+        one, other = neighbours[index]
         photos[other][0] = photos[one][0]
 
 
 def _break(photos: list[list[bytes]], unreadable: set[int], rng: np.random.Generator) -> int:
-    """Breaks images here and there, and all of the unreadable products; returns how many."""
+    """Breaks random images, and all images of the unreadable products; returns how many."""
     broken = 0
     for number, pictures in enumerate(photos):
-        for place, picture in enumerate(pictures):
+        for index, picture in enumerate(pictures):
             if number in unreadable or rng.random() < BROKEN:
                 ways = picture[: len(picture) // 2], b"<html><title>404 Not Found</title></html>", b""
-                pictures[place] = ways[broken % len(ways)]
+                pictures[index] = ways[broken % len(ways)]
                 broken += 1
     return broken
 
@@ -337,12 +341,12 @@ def _write_names(file: Path) -> None:
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["category_id", "category_level1", "category_level2", "category_level3"])
-    for place, leaf in enumerate(LEAVES):
-        writer.writerow([category_id(place), leaf.department, leaf.family, leaf.name])
+    for index, leaf in enumerate(LEAVES):
+        writer.writerow([category_id(index), leaf.department, leaf.family, leaf.name])
     _write_new(file, out.getvalue().encode())
 
 
 def _write_new(file: Path, data: bytes) -> None:
-    """Leaves a file alone that holds these bytes: a source is told by its modification time, too."""
+    """Writes a file, unless it has these bytes: a source is identified by its modification time, too."""
     if not file.is_file() or file.read_bytes() != data:
         write_whole(file, data)

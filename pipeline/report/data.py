@@ -3,24 +3,26 @@
 runs/<run>/config.json                  run, code_version, settings
            records/manifest.json        summary: where every image went
            head/history.csv             epoch, loss, accuracy, and of FIT val_loss, val_accuracy
-           thresholds/thresholds.json   target, delta, temperature, confidence, certificate
+           thresholds/thresholds.json   temperature, confidence model, certificate
            evaluation/metrics.json      train, val, cert, test; graded_on, independent, weights, backbone
            evaluation/*.parquet         curve, categories, confusions
     └─ load ─► ReportData
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features.errors import ShelfmarkError
 from features.storage.paths import Place, local
-
-PARTS = ("train", "val", "cert", "test")
+from models.decisions.categorizer import DecisionRules
+from pipeline.job.summaries import RecordsSummary
+from pipeline.train.figures import Metrics, PartFigures
 
 COLUMNS = {
     "evaluation/curve.parquet": ("threshold", "acceptance_rate", "precision", "precision_lower"),
@@ -33,6 +35,8 @@ COLUMNS = {
 }
 STAGES = {"evaluation": "evaluate", "thresholds": "calibrate", "head": "train"}
 
+Content = TypeVar("Content")
+
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
@@ -40,42 +44,58 @@ class ReportData:
 
     run: str
     code_version: str
-    settings: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    thresholds: Mapping[str, Any]
-    summary: Mapping[str, Any]  # of the records
-    history: pd.DataFrame  # one row an epoch
-    curve: pd.DataFrame  # of the graded part, by descending threshold
-    categories: pd.DataFrame  # counts on the graded part
-    confusions: pd.DataFrame  # the worst first
+    settings: Mapping[str, object]
+    metrics: Metrics
+    rules: DecisionRules
+    records: RecordsSummary
+    history: pd.DataFrame  # one row for each epoch
+    curve: pd.DataFrame  # of the measured part, by descending threshold
+    categories: pd.DataFrame  # counts on the measured part
+    confusions: pd.DataFrame  # the most frequent first
 
     @property
-    def graded(self) -> Mapping[str, Any] | None:
-        """The figures of the part that grades: test, else cert; None where neither has products."""
-        graded: Mapping[str, Any] | None = self.metrics[self.metrics["graded_on"]]
-        return graded
+    def measured(self) -> PartFigures | None:
+        """The figures of the measured part: test, else CERT; None where neither has products."""
+        return self.metrics.measured
+
+
+class _RunFile(BaseModel):
+    """What the report shows of config.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    run: str
+    code_version: str
+    settings: dict[str, object]
+
+
+class _RecordsManifest(BaseModel):
+    """What the report shows of records/manifest.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    summary: RecordsSummary
 
 
 def load(run: Place) -> ReportData:
     """Reads what the report needs of a run's directory.
 
     Raises:
-        ShelfmarkError: a file is missing, damaged or of another version; the stage that makes it is named.
+        ShelfmarkError: a file is missing, damaged or of another version; the message names the stage that
+            makes it.
     """
-    figures = ("graded_on", "independent", "weights", "backbone", *PARTS)
-    metrics = _read_json(run, "evaluation/metrics.json", figures)
+    metrics = _read(run, "evaluation/metrics.json", Metrics.model_validate_json)
     curve, categories, confusions, history = (_read_table(run, name) for name in COLUMNS)
-    rules = ("target", "delta", "temperature", "confidence", "certificate")
-    thresholds = _read_json(run, "thresholds/thresholds.json", rules)
-    records = _read_json(run, "records/manifest.json", ("summary",))
-    config = _read_json(run, "config.json", ("run", "code_version", "settings"))
+    rules = _read(run, "thresholds/thresholds.json", lambda data: DecisionRules.from_dict(json.loads(data)))
+    records = _read(run, "records/manifest.json", _RecordsManifest.model_validate_json)
+    config = _read(run, "config.json", _RunFile.model_validate_json)
     return ReportData(
-        run=config["run"],
-        code_version=config["code_version"],
-        settings=config["settings"],
+        run=config.run,
+        code_version=config.code_version,
+        settings=config.settings,
         metrics=metrics,
-        thresholds=thresholds,
-        summary=records["summary"],
+        rules=rules,
+        records=records.summary,
         history=history,
         curve=curve,
         categories=categories,
@@ -83,15 +103,16 @@ def load(run: Place) -> ReportData:
     )
 
 
-def _read_json(run: Place, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+def _read(run: Place, name: str, parse: Callable[[bytes], Content]) -> Content:
     try:
-        values: dict[str, Any] = json.loads((run / name).read_bytes())
-    except (OSError, ValueError) as error:
+        return parse((run / name).read_bytes())
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+        raise _unusable(run, name, f"missing or of another type: {keys}") from error
+    except KeyError as error:
+        raise _unusable(run, name, f"missing: {error.args[0]}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise _unusable(run, name, error) from error
-    missing = [key for key in keys if key not in values]
-    if missing:
-        raise _unusable(run, name, f"no {', '.join(missing)} in it")
-    return values
 
 
 def _read_table(run: Place, name: str) -> pd.DataFrame:
@@ -109,5 +130,5 @@ def _read_table(run: Place, name: str) -> pd.DataFrame:
 def _unusable(run: Place, name: str, why: Exception | str) -> ShelfmarkError:
     state = "missing" if isinstance(why, FileNotFoundError) else f"not usable ({str(why).splitlines()[0]})"
     command = STAGES.get(Path(name).parts[0], "ingest")
-    expected = "expected what the report shows"
+    expected = "expected a file of this version with what the report shows"
     return ShelfmarkError(f"{run / name}: {state}; {expected}; run `shelfmark {command}` first")

@@ -1,14 +1,13 @@
-"""The report of a run: one self-contained page, index.html, for the people who answer for the shelves.
+"""The report of a run: one self-contained page, index.html, for those who are responsible for the categories.
 
     data.ReportData ─ write_report ─► report/index.html
 
-The page opens without a network: styles, plots (SVG) and the script that sorts tables stand in it. It holds
+The page opens without a network: it contains styles, plots (SVG) and the script that sorts tables. It has
 no date, duration or absolute path, so the same run gives the same bytes.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -18,31 +17,32 @@ from pipeline.job.stage import stage
 from pipeline.report.data import ReportData, load
 from pipeline.report.plots import acceptance_plot, learning_plots, levels_plot, plain_style
 from pipeline.report.text import (
-    PARTS,
     account,
     below_promise,
     best_epoch,
     category_rows,
     coefficients,
     concentration,
+    confusion_rows,
     count,
     flat_settings,
     headline,
     level_names,
+    named_parts,
     percent,
     products_needed,
     share,
     signed,
 )
 
-VERSION = 4
+VERSION = 5
 
 
 def report(run: Run) -> Artifact:
     """Writes the report of a run.
 
     Raises:
-        ShelfmarkError: a stage before has not run, or has run with other settings; it is named.
+        ShelfmarkError: an earlier stage has not run, or has run with other settings; the message names it.
     """
     records = run.records()
     thresholds = run.artifact("thresholds", "calibrate", records=records)
@@ -50,7 +50,7 @@ def report(run: Run) -> Artifact:
     head = run.require_settings("head", "train", run.config.of_the_head())
     run.require_settings("thresholds", "calibrate", run.config.of_the_thresholds())
     data = load(run.path)
-    made_from: dict[str, Any] = {
+    made_from = {
         "evaluation": evaluation.digest,
         "thresholds": thresholds.digest,
         "head": head.digest,
@@ -58,7 +58,7 @@ def report(run: Run) -> Artifact:
         "shown": [data.run, data.code_version, data.settings],
     }
 
-    def make(work: Path) -> Mapping[str, Any]:
+    def make(work: Path) -> Mapping[str, object]:
         write_report(data, work)
         return {"page": "index.html"}
 
@@ -75,7 +75,7 @@ def write_report(data: ReportData, out: Path) -> None:
 
 
 def environment() -> Environment:
-    """The templates of our pages. Names from the catalogue are escaped: they may hold anything."""
+    """The templates of our pages. Names from the catalogue are escaped, since they may contain HTML."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -89,10 +89,11 @@ def environment() -> Environment:
 
 def render(data: ReportData) -> str:
     """The page as HTML."""
+    measured, certificate, parts = data.measured, data.rules.certificate, named_parts(data.metrics)
     with plain_style():
         plots = {
-            "acceptance_plot": acceptance_plot(data) if data.graded else None,
-            "levels_plot": levels_plot(data.metrics) if data.graded else None,
+            "acceptance_plot": acceptance_plot(data, measured) if measured else None,
+            "levels_plot": levels_plot(data.metrics, measured) if measured else None,
             "learning_plots": learning_plots(data.history),
         }
     return (
@@ -100,19 +101,20 @@ def render(data: ReportData) -> str:
         .get_template("report.html.j2")
         .render(
             data=data,
-            graded=data.graded,
-            graded_name=PARTS[data.metrics["graded_on"]][0].lower(),
-            certificate=data.thresholds["certificate"],
+            measured=measured,
+            measured_name=next(part.title.lower() for part in parts if part.name == data.metrics.graded_on),
+            certificate=certificate,
+            certainty=1 - certificate.delta,
             headline=headline(data),
-            products_needed=products_needed(data.thresholds["certificate"]),
-            below_promise=data.graded is not None and below_promise(data.graded),
-            parts=[(*PARTS[name], data.metrics[name]) for name in PARTS],
-            levels=level_names(data.graded["levels"]) if data.graded else {},
-            account=account(data.summary),
+            products_needed=products_needed(certificate),
+            below_promise=measured is not None and below_promise(measured),
+            parts=parts,
+            levels=level_names(measured.levels) if measured else {},
+            account=account(data.records),
             categories=category_rows(data.categories),
             concentration=concentration(data.categories),
-            confusions=data.confusions.to_dict("records"),
-            coefficients=coefficients(data.thresholds["confidence"]),
+            confusions=confusion_rows(data.confusions),
+            coefficients=coefficients(data.rules.confidence),
             settings=list(flat_settings(data.settings)),
             best=best_epoch(data.history),
             **plots,

@@ -1,25 +1,29 @@
-"""The words and figures of the report: how a run is told to the people who answer for the shelves."""
+"""The words and numbers of the report, as text and rows for the page."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from models.decisions.confidence import ConfidenceModel
+from models.decisions.thresholds import Certificate
+from pipeline.job.summaries import RecordsSummary
 from pipeline.report.data import ReportData
+from pipeline.train.figures import Metrics, PartFigures
 
 MOST_CATEGORIES = 2000  # rows in the page: 1 MB; sorting 5,000 takes a phone seconds
 PARTS = {
-    "train": ("Training", "The head learnt from these. Its figures are too good to be true."),
-    "val": ("Validation", "Held back from learning. One share chose the settings, the other certified."),
-    "cert": ("Certification", "The share of validation that set the threshold, and did nothing else."),
-    "test": ("Test", "Took no part in anything. This is what to expect of new products."),
+    "train": ("Training", "The head was trained on these, so the figures are too optimistic."),
+    "val": ("Validation", "Held back from training. One share chose the settings, the other certified."),
+    "cert": ("Certification", "The share of validation that set the threshold, used for nothing else."),
+    "test": ("Test", "Used for these figures alone. This is what to expect of new products."),
 }
 REASONS = {
     "missing": "the file is not there",
     "empty": "the file is empty",
-    "not_an_image": "the file is no image",
+    "not_an_image": "the file is not an image",
     "format_not_allowed": "this image format is not accepted",
     "too_large": "larger than the limit",
     "truncated": "the file ends too early",
@@ -38,8 +42,11 @@ EVIDENCE = {  # terms of models/decisions/confidence.py
 }
 
 
+# Numbers
+
+
 def percent(value: float | None) -> str:
-    """A share as per cent with one decimal; a dash where there is none.
+    """A share in per cent with one decimal; a dash for None.
 
     >>> percent(0.5149), percent(0.0001), percent(None)
     ('51.5\\u202f%', '<0.1\\u202f%', '–')
@@ -72,18 +79,22 @@ def signed(value: float) -> str:
 
 
 def share(part: int, whole: int) -> float | None:
-    """Part / whole; None of nothing."""
+    """Part / whole; None where `whole` is 0."""
     return part / whole if whole else None
 
 
+# What was certified and measured
+
+
 def headline(data: ReportData) -> str:
-    """One sentence: what share can be shelved automatically at the promised precision, certified or not."""
-    certificate, target = data.thresholds["certificate"], percent(data.thresholds["target"])
-    if certificate["threshold"] is not None:
-        of = data.graded or certificate
-        rate = percent(share(of["accepted"], of["products"]))
-        what = "of the products can be shelved automatically at the promised precision"
-        return f"{rate} {what} of {target}: certified."
+    """One sentence: which share can be categorized automatically at the promised precision, if any."""
+    certificate = data.rules.certificate
+    target = percent(certificate.target)
+    if certificate.threshold is not None:
+        figures = data.measured or certificate
+        rate = percent(share(figures.accepted, figures.products))
+        can = "of the products can be categorized automatically at the promised precision"
+        return f"{rate} {can} of {target}: certified."
     needed = products_needed(certificate)
     then = (
         f"{needed} more certification products are needed"
@@ -91,58 +102,39 @@ def headline(data: ReportData) -> str:
         else "more products alone will not change that"
     )
     why = f"because a precision of {target} is not certifiable"
-    return f"Nothing can be shelved automatically, {why}: {then}."
+    return f"Nothing can be categorized automatically, {why}: {then}."
 
 
-def products_needed(certificate: Mapping[str, Any]) -> str:
+def products_needed(certificate: Certificate) -> str:
     """How many more products may certify a threshold: about, or at least; "" where more will not help."""
-    needed = certificate["more_products_needed"]
-    how = "at least" if certificate.get("at_best") else "about"  # thresholds of before say nothing of it
-    return "" if needed is None else f"{how} {count(needed)}"
+    if certificate.more_products_needed is None:
+        return ""
+    return f"{'at least' if certificate.at_best else 'about'} {count(certificate.more_products_needed)}"
 
 
-def below_promise(graded: Mapping[str, Any]) -> bool:
-    """Whether the accepted of the graded part are less often right than promised, as printed."""
-    measured = graded["accepted_precision"]
-    return measured is not None and round(measured, 3) < graded["target_precision"]  # as it is printed
+def below_promise(measured: PartFigures) -> bool:
+    """Whether the precision of the accepted products, as printed, is below the promise."""
+    precision = measured.accepted_precision
+    return precision is not None and round(precision, 3) < measured.target_precision
 
 
-def account(summary: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    """Where every image went: what, why, images. They add up to all images that came in."""
-    rows = [
-        (f"{PARTS[part][0]} records", "Readable, of a product with a category.", summary["records"][part])
-        for part in ("train", "val", "test")
-    ]
-    rows += [
-        (
-            "Without category",
-            "Readable. These products wait for a decision.",
-            summary["uncategorized_images"],
-        ),
-        ("Small categories", "Readable, but too few products to learn from.", summary["dropped_images"]),
-    ]
-    for reason, images in summary["rejects"].items():
-        told = REASONS.get(reason, reason.replace("_", " "))
-        rows.append(("Rejected", f"{told[0].upper()}{told[1:]}.", images))
-    return rows
+@dataclass(frozen=True)
+class NamedPart:
+    """A part of the catalogue with its figures."""
+
+    name: str  # as in metrics.json
+    title: str
+    meaning: str
+    figures: PartFigures | None  # None where it has no products
 
 
-def concentration(categories: pd.DataFrame, most: float = 0.8) -> tuple[int, int]:
-    """The fewest categories that hold `most` of the errors, and how many categories were graded."""
-    errors = (categories["products"] - categories["right"]).sort_values(ascending=False).to_numpy()
-    few = int(np.searchsorted(np.cumsum(errors), most * errors.sum())) + 1 if errors.sum() else 0
-    return few, int((categories["products"] > 0).sum())
+def named_parts(metrics: Metrics) -> list[NamedPart]:
+    """All parts, in the order of PARTS."""
+    figures = {"train": metrics.train, "val": metrics.val, "cert": metrics.cert, "test": metrics.test}
+    return [NamedPart(name, *PARTS[name], figures[name]) for name in PARTS]
 
 
-def category_rows(categories: pd.DataFrame) -> list[dict[Any, Any]]:
-    """The rows of the page, most errors first, then most products; at most MOST_CATEGORIES."""
-    ordered = categories.assign(errors=categories["products"] - categories["right"]).sort_values(
-        ["errors", "products", "name", "category"], ascending=[False, False, True, True]
-    )
-    return ordered.head(MOST_CATEGORIES).to_dict("records")
-
-
-def level_names(levels: Mapping[str, Any]) -> dict[str, str]:
+def level_names(levels: Iterable[str]) -> dict[str, str]:
     """level1 → Level 1 (coarsest), and so on to the category itself."""
     ordered = sorted(levels, key=lambda level: int(level.removeprefix("level")))
     names = {level: f"Level {level.removeprefix('level')}" for level in ordered}
@@ -152,41 +144,150 @@ def level_names(levels: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def coefficients(confidence: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """Term, meaning and value, the weightiest first."""
-    ordered = sorted(confidence["coefficient"].items(), key=lambda item: (-abs(item[1]), item[0]))
+# Categories
+
+
+@dataclass(frozen=True)
+class CategoryRow:
+    """A category's counts of products, on the measured part but for the training products."""
+
+    category: str
+    name: str
+    train_products: int
+    products: int
+    correct: int  # of the products, predicted as the category
+    predicted: int
+    predicted_correct: int
+    accepted: int
+    accepted_correct: int
+
+    @property
+    def errors(self) -> int:
+        """Products that were put into another category."""
+        return self.products - self.correct
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    """Products of a category that were put into another one."""
+
+    category_name: str
+    predicted_name: str
+    products: int
+
+
+def category_rows(categories: pd.DataFrame) -> list[CategoryRow]:
+    """The rows of the page, most errors first, then most products; at most MOST_CATEGORIES."""
+    ordered = categories.assign(errors=categories["products"] - categories["right"]).sort_values(
+        ["errors", "products", "name", "category"], ascending=[False, False, True, True]
+    )
+    return [
+        CategoryRow(
+            category=row["category"],
+            name=row["name"],
+            train_products=row["train_products"],
+            products=row["products"],
+            correct=row["right"],
+            predicted=row["predicted"],
+            predicted_correct=row["predicted_right"],
+            accepted=row["accepted"],
+            accepted_correct=row["accepted_right"],
+        )
+        for row in ordered.head(MOST_CATEGORIES).to_dict("records")
+    ]
+
+
+def confusion_rows(confusions: pd.DataFrame) -> list[ConfusionRow]:
+    """The rows of the page, in the order of the file."""
+    columns = ["category_name", "predicted_name", "products"]
+    return [ConfusionRow(*row) for row in confusions[columns].itertuples(index=False, name=None)]
+
+
+def concentration(categories: pd.DataFrame, most: float = 0.8) -> tuple[int, int]:
+    """The fewest categories that have `most` of the errors, and how many categories have products."""
+    errors = (categories["products"] - categories["right"]).sort_values(ascending=False).to_numpy()
+    few = int(np.searchsorted(np.cumsum(errors), most * errors.sum())) + 1 if errors.sum() else 0
+    return few, int((categories["products"] > 0).sum())
+
+
+# Images, training, confidence, settings
+
+
+@dataclass(frozen=True)
+class ImageCount:
+    """How many images went to one destination."""
+
+    destination: str
+    reason: str
+    images: int
+
+
+def account(records: RecordsSummary) -> list[ImageCount]:
+    """Where every image went; the counts add up to all images that came in."""
+    rows = [
+        ImageCount(
+            f"{PARTS[part][0]} records", "Readable, of a product with a category.", records.records[part]
+        )
+        for part in ("train", "val", "test")
+    ]
+    rows += [
+        ImageCount(
+            "Without category", "Readable. These products wait for a decision.", records.uncategorized_images
+        ),
+        ImageCount(
+            "Small categories", "Readable, but with too few products to train on.", records.dropped_images
+        ),
+    ]
+    for name, images in records.rejects.items():
+        reason = REASONS.get(name, name.replace("_", " "))
+        rows.append(ImageCount("Rejected", f"{reason[0].upper()}{reason[1:]}.", images))
+    return rows
+
+
+@dataclass(frozen=True)
+class BestEpoch:
+    """The epoch that was kept."""
+
+    epoch: int  # from 1
+    accuracy: float  # on FIT
+
+
+def best_epoch(history: pd.DataFrame) -> BestEpoch | None:
+    """The epoch that was kept; None where FIT has no products to choose by."""
+    if "val_accuracy" not in history or not len(history):
+        return None
+    ordered = history.sort_values(["val_accuracy", "val_loss"], ascending=[False, True], kind="stable")
+    best = int(ordered.index[0])
+    return BestEpoch(best + 1, float(history["val_accuracy"][best]))
+
+
+def coefficients(confidence: ConfidenceModel) -> list[tuple[str, str, float]]:
+    """Name, meaning and coefficient of each term, the largest coefficient first."""
+    ordered = sorted(confidence.coefficient.items(), key=lambda item: (-abs(item[1]), item[0]))
     return [(name, EVIDENCE.get(name, ""), value) for name, value in ordered]
 
 
-def best_epoch(history: pd.DataFrame) -> dict[str, Any] | None:
-    """The epoch that was kept, counted from 1, and its accuracy; None where nothing selected."""
-    if "val_accuracy" not in history or not len(history):
-        return None
-    place = history.sort_values(["val_accuracy", "val_loss"], ascending=[False, True], kind="stable").index[0]
-    return {"epoch": int(place) + 1, "accuracy": float(history["val_accuracy"][place])}
-
-
-def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat_settings(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """section.name and value as text, in the order of the settings."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat_settings(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, _told(value)
+            yield prefix + name, _setting_text(value)
 
 
-def _told(value: Any) -> str:
+def _setting_text(value: object) -> str:
     """A setting's value as text.
 
-    >>> _told([1024, 1024]), _told(1 / 3), _told(None), _told("/data/tuned.weights.h5")
-    ('1024, 1024', '0.333333', '–', 'tuned.weights.h5')
+    >>> _setting_text([1024, 1024]), _setting_text(1 / 3), _setting_text(None), _setting_text("/data/w.h5")
+    ('1024, 1024', '0.333333', '–', 'w.h5')
     """
     if value is None:
         return "–"
     if isinstance(value, list | tuple):
-        return ", ".join(_told(one) for one in value)
+        return ", ".join(_setting_text(one) for one in value)
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str) and Path(value).is_absolute():
-        return Path(value).name  # where it lies is this machine's affair
+        return Path(value).name  # the folder differs from machine to machine
     return str(value)
