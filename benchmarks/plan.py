@@ -134,9 +134,10 @@ def _digests(random: np.random.Generator, number: int, rows: int) -> pa.Array:
 def plan_all(folder: Path) -> dict[str, Any]:
     """Plans the units in `folder`; returns seconds and peak memory by step, and counts."""
     from features.product import SPLITS
-    from pipeline.ingest import split_plan as plan
     from pipeline.ingest.check_images import Look
-    from pipeline.ingest.ingest import lay_out, write_plan
+    from pipeline.ingest.layout import lay_out, write_plan
+    from pipeline.ingest.rejects import refuse_flood
+    from pipeline.ingest.split_plan import plan_products, require_learnable
     from pipeline.job.config import IngestSettings
 
     settings = IngestSettings()
@@ -145,9 +146,9 @@ def plan_all(folder: Path) -> dict[str, Any]:
     with _step("index", steps):
         index = looked.index()
     with _step("products", steps):
-        plan.refuse_flood(index, settings.max_rejected, "none")
-        products = plan.plan_products(index, None, settings.min_products)
-        plan.require_learnable(products, settings.min_products)
+        refuse_flood(index, settings.max_rejected, folder / "none")
+        products = plan_products(index, None, settings.min_products)
+        require_learnable(products, settings.min_products)
     with _step("layout", steps):
         layout = lay_out(index, products, settings, seed=0)
         del index  # as ingest does

@@ -49,7 +49,7 @@ def made(monkeypatch):
             if its
         ]
         try:
-            return ingest_module.ingest([str(file) for file in files], folder / "records", SMALL)
+            return ingest_module.make_records([str(file) for file in files], folder / "records", SMALL)
         except ShelfmarkError as error:
             assert "to train on" in str(error)
             return None

@@ -24,7 +24,7 @@ from features.images.normalise import Limits, Refused, normalise
 from features.product import order_key, tidy_name
 from features.storage.paths import Place, place, remove, sizes, writing
 from pipeline.beam.run_units import run_units, unit_file, write_table
-from pipeline.ingest.split_plan import COLUMNS, Index, build_index
+from pipeline.ingest.index import COLUMNS, Index, build_index
 from pipeline.job.progress import log
 from pipeline.sources.image import SourceImage, Unit, path_text
 from pipeline.sources.names import AS_NAMED, Renamed

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ingest.split_plan import Index, Products
+from pipeline.ingest.index import Index
+from pipeline.ingest.split_plan import Products
 
 DUPLICATES = pa.schema(
     [

@@ -14,16 +14,13 @@ Every image that came in is in exactly one of: records, rejects, products whose 
 """
 
 import functools
-import itertools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
@@ -33,18 +30,19 @@ from features.storage.paths import Place, local, remove, write_whole, writing
 from models.taxonomy import build_taxonomy, homonyms, read_paths, write_taxonomy
 from pipeline.beam.process_pool import local_workers
 from pipeline.beam.run_units import run_units, unit_file
-from pipeline.ingest import split_plan as plan
-from pipeline.ingest.check_images import LOOK, UNREACHABLE, Look, forget_fetched, limits_of, look
-from pipeline.ingest.duplicates import (
-    DUPLICATES,
-    Shared,
-    SharedDigests,
-    contradictions,
-    duplicates_table,
-    find_shared,
+from pipeline.ingest.check_images import UNREACHABLE, Look, forget_fetched, limits_of, look
+from pipeline.ingest.duplicates import contradictions
+from pipeline.ingest.index import Index, tidied
+from pipeline.ingest.layout import Layout, lay_out, write_plan
+from pipeline.ingest.rejects import refuse_flood, write_rejects
+from pipeline.ingest.split_plan import (
+    Products,
+    plan_products,
+    require_known,
+    require_learnable,
+    untrained_categories,
 )
-from pipeline.ingest.split_plan import PRODUCTS, Index, Products
-from pipeline.ingest.write_records import DIGESTS, IMAGES, LOST, PIECE, UNITS_A_BATCH, write_unit
+from pipeline.ingest.write_records import DIGESTS, IMAGES, LOST, write_unit
 from pipeline.job.config import IngestSettings
 from pipeline.job.progress import log
 from pipeline.job.run import Run
@@ -56,12 +54,6 @@ from pipeline.sources.source import Source, open_sources
 from pipeline.sources.tables import Reading
 
 VERSION = 4
-PIECE_ROWS = 100_000  # rows of the plan in memory at a time, about 150 bytes each
-TABLE_ROWS = 2**20  # rows of a table made at a time
-REJECTS = pa.schema(
-    [("product_id", pa.string()), ("image_index", pa.int32())]
-    + [(name, pa.string()) for name in ("source", "reason", "detail")]
-)
 
 
 def ingest(
@@ -167,9 +159,9 @@ def _make_records(
     refuse_flood(index, settings.max_rejected, work / "rejects.parquet")
     released = pq.read_table(known) if known else None
     if released is not None:
-        plan.require_known(index.product_id, released, settings.min_known)
-    products = plan.plan_products(index, released, settings.min_products)
-    plan.require_learnable(products, settings.min_products)
+        require_known(index.product_id, released, settings.min_known)
+    products = plan_products(index, released, settings.min_products)
+    require_learnable(products, settings.min_products)
     layout = lay_out(index, products, settings, seed)
     summary = _summary(index, products, layout)
     del index  # its memory is for the pieces now
@@ -190,7 +182,7 @@ def _with_tidy_categories(index: Index, several: set[str]) -> Index:
     counts = np.bincount(index.category.code, minlength=len(index.category.values)).tolist()
     named = dict(zip(index.category.values, counts, strict=True))
     log_merged("categories", {name: count for name, count in named.items() if name.strip() and count})
-    category = plan.tidied(index.category)
+    category = tidied(index.category)
     log_case_pairs("categories", category.values)
     for name in sorted(several & set(category.values)):
         raise ambiguous(name, "the sources")
@@ -207,36 +199,7 @@ def _remove_shards(work: Place) -> None:
 # The account
 
 
-def write_rejects(looked: Look, index: Index, rejects: Place) -> int:
-    """Writes the refused images and returns how many they are."""
-    start = 0
-    with writing(rejects) as working, pq.ParquetWriter(working, REJECTS) as writer:
-        for table in looked.tables(["product_id", "file", "reason", "detail"]):
-            number = pa.array(index.image_index[start : start + len(table)])
-            start += len(table)
-            refused = pc.and_(pc.not_equal(table["reason"], ""), pc.not_equal(table["reason"], plan.NO_IMAGE))
-            told = table.append_column("image_index", number).filter(refused)
-            if len(told):
-                told = told.append_column("source", looked.names(told["file"]))
-                writer.write_table(told.select(REJECTS.names).cast(REJECTS))
-    return sum(index.reasons().values())
-
-
-def refuse_flood(index: Index, max_rejected: float, rejects: Place) -> None:
-    """Stops when more than `max_rejected` of the images are rejected; `rejects` is the table of them.
-
-    Raises:
-        ShelfmarkError: with the three most common reasons, and an example.
-    """
-
-    def example(reason: str) -> str:
-        table = pq.read_table(local(rejects), filters=[("reason", "==", reason)])
-        return f", for example {table['source'][0]}: {table['detail'][0]}"
-
-    plan.refuse_flood(index, max_rejected, str(rejects), example)
-
-
-def _summary(index: Index, products: Products, layout: "Layout") -> dict[str, Any]:
+def _summary(index: Index, products: Products, layout: Layout) -> dict[str, Any]:
     """Counts of the closed account."""
     images = np.bincount(products.split, weights=products.images, minlength=len(SPLITS)).astype(int)
     of_split = dict(zip(SPLITS, images.tolist(), strict=True))
@@ -245,7 +208,7 @@ def _summary(index: Index, products: Products, layout: "Layout") -> dict[str, An
     if small:
         told = f"{dropped.sum():,} products dropped in {small:,} categories that are too small"
         log.info("records: %s", told)
-    if untrained := plan.untrained_categories(products):
+    if untrained := untrained_categories(products):
         log.warning(
             "records: %s categories without training products, as %r: nothing will be put into them; "
             "give some of their products the split train",
@@ -268,92 +231,6 @@ def _summary(index: Index, products: Products, layout: "Layout") -> dict[str, An
         "images_in_several_categories": contradictions(layout.shared, products),
         "placeholder_images": int(layout.placeholder.sum()),
     }
-
-
-# The plan, as the writers and people read it
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What becomes of every row of the look (n,), as far as the writers need it."""
-
-    unit: np.ndarray  # (n,) int32, output unit; -1 where the row is not taken
-    units: int
-    product: np.ndarray  # (n,) int32, place among the products
-    image_index: np.ndarray  # (n,) int32
-    placeholder: np.ndarray  # (n,) bool
-    shared: Shared
-
-
-def lay_out(index: Index, products: Products, settings: IngestSettings, seed: int) -> Layout:
-    """Where every row goes."""
-    unit, units = plan.plan_units(index, products, seed, settings.unit_bytes)
-    shared, placeholder = find_shared(index, settings.placeholder_products)
-    return Layout(unit, units, index.product, index.image_index, placeholder, shared)
-
-
-def write_plan(looked: Look, products: Products, layout: Layout, work: Place) -> None:
-    """Writes products, duplicates, and the planned rows in pieces for the writers."""
-    _write_tables(products.table, len(products.split), PRODUCTS, work / "products.parquet")
-    digests = SharedDigests(layout.shared)
-    names = [
-        name for name in PIECE.names if name in LOOK.names and name not in ("category", "split", "seller")
-    ]
-    (work / "_plan").mkdir(exist_ok=True)
-    for piece in (work / "_plan").glob("piece-*"):
-        piece.unlink()
-    start, written, waiting = 0, 0, list[pa.Table]()
-    for table in looked.tables(names):
-        digests.see(start, table["image_digest"])
-        waiting.append(_planned(table, start, products, layout))
-        start += len(table)
-        if start == len(layout.unit) or sum(map(len, waiting)) > PIECE_ROWS:
-            _write_piece(
-                pa.concat_tables(waiting), layout.units, work / "_plan" / f"piece-{written:04d}.arrow"
-            )
-            written += 1
-            waiting.clear()
-
-    def duplicates(start: int, stop: int) -> pa.Table:
-        return duplicates_table(layout.shared, digests, layout.placeholder, products, slice(start, stop))
-
-    _write_tables(duplicates, len(layout.shared.row), DUPLICATES, work / "duplicates.parquet")
-
-
-def _write_tables(make: Callable[[int, int], pa.Table], rows: int, schema: pa.Schema, file: Place) -> None:
-    """Writes a table that `make` makes piece by piece, from rows `start` to `stop`."""
-    with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
-        for start in range(0, rows, TABLE_ROWS):
-            writer.write_table(make(start, min(start + TABLE_ROWS, rows)).cast(schema))
-
-
-def _planned(table: pa.Table, start: int, products: Products, layout: Layout) -> pa.Table:
-    """The taken rows of a table of the look that begins at row `start`, with what was decided of them."""
-    taken = start + np.flatnonzero(layout.unit[start : start + len(table)] >= 0)
-    product = layout.product[taken]
-    columns = {name: table[name].take(pa.array(taken - start)) for name in table.column_names} | {
-        "category": products.category.only(product).texts(),
-        "split": pa.array(SPLITS).take(pa.array(products.split[product])),
-        "seller": products.seller.only(product).texts(),
-        "image_index": layout.image_index[taken],
-        "placeholder": layout.placeholder[taken],
-        "unit": layout.unit[taken],
-    }
-    return pa.table(columns)
-
-
-def _write_piece(rows: pa.Table, units: int, piece: Place) -> None:
-    """Writes planned rows as an Arrow file, sorted by output unit, a batch for every UNITS_A_BATCH units."""
-    unit = rows["unit"].to_numpy()
-    order = np.argsort(unit, kind="stable")
-    rows = rows.select(PIECE.names).take(pa.array(order)).combine_chunks()
-    ends = np.arange(UNITS_A_BATCH, units + UNITS_A_BATCH, UNITS_A_BATCH)
-    bounds = [0, *np.searchsorted(unit[order], ends).tolist()]
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with writing(piece) as working, pa.ipc.new_file(working, PIECE, options=options) as writer:
-        for first, last in itertools.pairwise(bounds):
-            batches = rows.slice(first, last - first).to_batches()
-            writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], PIECE))
 
 
 def _write_taxonomy(paths: Paths, products: Products, work: Place) -> int:

@@ -26,9 +26,9 @@ from models.decisions.categorizer import unreadable
 from models.decisions.predictions import product_bounds
 from models.decisions.validation_split import first_of_product
 from pipeline.extract.fill_store import rows_of
-from pipeline.ingest import split_plan as plan
 from pipeline.ingest.check_images import LOOK, PLACE, Look, forget_fetched, limits_of, look
-from pipeline.ingest.ingest import refuse_flood, write_rejects
+from pipeline.ingest.index import Index
+from pipeline.ingest.rejects import refuse_flood, write_rejects
 from pipeline.job.config import Config
 from pipeline.job.decisions_file import rejects_beside, require_format, write_decisions
 from pipeline.job.lock import only_job
@@ -111,7 +111,7 @@ def _categorize(
 
 
 def _write_decisions(
-    looked: Look, index: plan.Index, bundle: Bundle, store: Store, config: Config, output: Place
+    looked: Look, index: Index, bundle: Bundle, store: Store, config: Config, output: Place
 ) -> Counter[str]:
     """Decides and writes; products by status. Changed where an image is not what it was."""
     statuses = Counter[str]()
@@ -125,7 +125,7 @@ def _write_decisions(
     return statuses
 
 
-def _write_rejects(looked: Look, index: plan.Index, max_rejected: float, output: Place) -> int:
+def _write_rejects(looked: Look, index: Index, max_rejected: float, output: Place) -> int:
     """Writes the rejects, if there are any, and stops at a flood of them; returns how many they are."""
     file = rejects_beside(output)
     rejects = write_rejects(looked, index, file)
@@ -137,7 +137,7 @@ def _write_rejects(looked: Look, index: plan.Index, max_rejected: float, output:
 
 
 def _decide(
-    looked: Look, index: plan.Index, bundle: Bundle, store: Store, config: Config
+    looked: Look, index: Index, bundle: Bundle, store: Store, config: Config
 ) -> Iterator[pd.DataFrame]:
     """Decisions sorted by product, PIECE products at a time."""
     images, product, digests = _readable(looked, index)
@@ -174,7 +174,7 @@ def _photos(images: pd.DataFrame) -> Iterator[bytes]:
         yield photo
 
 
-def _readable(looked: Look, index: plan.Index) -> tuple[pd.DataFrame, np.ndarray, Digests]:
+def _readable(looked: Look, index: Index) -> tuple[pd.DataFrame, np.ndarray, Digests]:
     """The readable images sorted by product, each once in its product.
 
     Returns:

@@ -1,0 +1,108 @@
+"""The layout: which output unit each image goes to, as the writers and people read it.
+
+products.parquet  duplicates.parquet
+_plan/piece-0000.arrow   what the writers need, a batch for four output units
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.product import SPLITS
+from features.storage.paths import Place, writing
+from pipeline.ingest.check_images import LOOK, Look
+from pipeline.ingest.duplicates import DUPLICATES, Shared, SharedDigests, duplicates_table, find_shared
+from pipeline.ingest.index import Index
+from pipeline.ingest.split_plan import PRODUCTS, Products, plan_units
+from pipeline.ingest.write_records import PIECE, UNITS_A_BATCH
+from pipeline.job.config import IngestSettings
+
+PIECE_ROWS = 100_000  # rows of the plan in memory at a time, about 150 bytes each
+TABLE_ROWS = 2**20  # rows of a table made at a time
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What becomes of every row of the look (n,), as far as the writers need it."""
+
+    unit: np.ndarray  # (n,) int32, output unit; -1 where the row is not taken
+    units: int
+    product: np.ndarray  # (n,) int32, place among the products
+    image_index: np.ndarray  # (n,) int32
+    placeholder: np.ndarray  # (n,) bool
+    shared: Shared
+
+
+def lay_out(index: Index, products: Products, settings: IngestSettings, seed: int) -> Layout:
+    """Where every row goes."""
+    unit, units = plan_units(index, products, seed, settings.unit_bytes)
+    shared, placeholder = find_shared(index, settings.placeholder_products)
+    return Layout(unit, units, index.product, index.image_index, placeholder, shared)
+
+
+def write_plan(looked: Look, products: Products, layout: Layout, work: Place) -> None:
+    """Writes products, duplicates, and the planned rows in pieces for the writers."""
+    _write_tables(products.table, len(products.split), PRODUCTS, work / "products.parquet")
+    digests = SharedDigests(layout.shared)
+    names = [
+        name for name in PIECE.names if name in LOOK.names and name not in ("category", "split", "seller")
+    ]
+    (work / "_plan").mkdir(exist_ok=True)
+    for piece in (work / "_plan").glob("piece-*"):
+        piece.unlink()
+    start, written, waiting = 0, 0, list[pa.Table]()
+    for table in looked.tables(names):
+        digests.see(start, table["image_digest"])
+        waiting.append(_planned(table, start, products, layout))
+        start += len(table)
+        if start == len(layout.unit) or sum(map(len, waiting)) > PIECE_ROWS:
+            _write_piece(
+                pa.concat_tables(waiting), layout.units, work / "_plan" / f"piece-{written:04d}.arrow"
+            )
+            written += 1
+            waiting.clear()
+
+    def duplicates(start: int, stop: int) -> pa.Table:
+        return duplicates_table(layout.shared, digests, layout.placeholder, products, slice(start, stop))
+
+    _write_tables(duplicates, len(layout.shared.row), DUPLICATES, work / "duplicates.parquet")
+
+
+def _write_tables(make: Callable[[int, int], pa.Table], rows: int, schema: pa.Schema, file: Place) -> None:
+    """Writes a table that `make` makes piece by piece, from rows `start` to `stop`."""
+    with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
+        for start in range(0, rows, TABLE_ROWS):
+            writer.write_table(make(start, min(start + TABLE_ROWS, rows)).cast(schema))
+
+
+def _planned(table: pa.Table, start: int, products: Products, layout: Layout) -> pa.Table:
+    """The taken rows of a table of the look that begins at row `start`, with what was decided of them."""
+    taken = start + np.flatnonzero(layout.unit[start : start + len(table)] >= 0)
+    product = layout.product[taken]
+    columns = {name: table[name].take(pa.array(taken - start)) for name in table.column_names} | {
+        "category": products.category.only(product).texts(),
+        "split": pa.array(SPLITS).take(pa.array(products.split[product])),
+        "seller": products.seller.only(product).texts(),
+        "image_index": layout.image_index[taken],
+        "placeholder": layout.placeholder[taken],
+        "unit": layout.unit[taken],
+    }
+    return pa.table(columns)
+
+
+def _write_piece(rows: pa.Table, units: int, piece: Place) -> None:
+    """Writes planned rows as an Arrow file, sorted by output unit, a batch for every UNITS_A_BATCH units."""
+    unit = rows["unit"].to_numpy()
+    order = np.argsort(unit, kind="stable")
+    rows = rows.select(PIECE.names).take(pa.array(order)).combine_chunks()
+    ends = np.arange(UNITS_A_BATCH, units + UNITS_A_BATCH, UNITS_A_BATCH)
+    bounds = [0, *np.searchsorted(unit[order], ends).tolist()]
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with writing(piece) as working, pa.ipc.new_file(working, PIECE, options=options) as writer:
+        for first, last in itertools.pairwise(bounds):
+            batches = rows.slice(first, last - first).to_batches()
+            writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], PIECE))
