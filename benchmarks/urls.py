@@ -1,15 +1,15 @@
-"""Photos by URL: images a second of the look pass of ingest, beside the HTTP client alone.
+"""Photos by URL: images a second of the check pass of ingest, beside the HTTP client alone.
 
     .venv/bin/python benchmarks/urls.py [--photos 20000] [--latency 0.05 0.02 0] [--repeats 3]
 
     server     a process that answers each request `latency` seconds later, on connections that are kept
     client     aiohttp alone: as many processes as ingest has workers (one a core), in each of them as many
                requests at a time (32); answers are read and thrown away
-    ingest     `look`, the first pass: fetches, keeps in the cache, hashes, decodes strictly, writes its rows
+    ingest     `check_images`, the first pass: fetches, caches, hashes, decodes strictly, writes its rows
 
 All on one machine, so server, client and decoder share its cores: without latency they are what is measured,
 with the latency of a real server (from 20 ms on) it is fetching. Both are timed without start-up: client from
-its first request to its last answer, ingest in a process that has looked at a tiny source before. They take
+its first request to its last answer, ingest in a process that has checked a tiny source before. They take
 turns. Writes results/urls.json.
 """
 
@@ -34,7 +34,7 @@ PACKAGES = ("aiohttp", "apache-beam", "simplejpeg", "pyarrow")
 TARGET = 0.7  # of the client's images/s, where the server has a latency
 PICTURES = 500  # distinct ones; a comment makes them as many photos as are wanted
 CONCURRENCY = 32  # requests at a time in a process
-TINY = 4  # photos of the source that is looked at first
+TINY = 4  # photos of the source that is checked first
 
 
 def main() -> None:
@@ -189,24 +189,24 @@ def client(url: str, first: str, photos: str) -> None:
 
 
 def ingest_seconds(url: str, photos: int) -> float:
-    """Of the look pass."""
-    process = _start("look", url, str(photos))
+    """Of the check pass."""
+    process = _start("check_images", url, str(photos))
     return float(process.communicate()[0])
 
 
-def look_pass(url: str, photos: str) -> None:
+def check_pass(url: str, photos: str) -> None:
     """Looks at a tiny source, then at all photos; prints the seconds of the latter."""
     from pipeline.beam.process_pool import local_workers
 
     with tempfile.TemporaryDirectory() as folder, local_workers(()):
-        _look(Path(folder, "tiny"), url, TINY)
+        _check(Path(folder, "tiny"), url, TINY)
         began = time.monotonic()
-        _look(Path(folder, "all"), url, int(photos))
+        _check(Path(folder, "all"), url, int(photos))
         print(time.monotonic() - began)
 
 
-def _look(folder: Path, url: str, photos: int) -> None:
-    from pipeline.ingest.check_images import look
+def _check(folder: Path, url: str, photos: int) -> None:
+    from pipeline.ingest.check_images import check_images
     from pipeline.job.config import IngestSettings
     from pipeline.sources.source import open_sources
 
@@ -216,8 +216,8 @@ def _look(folder: Path, url: str, photos: int) -> None:
     manifest.write_text("product_id,image,category\n" + "".join(lines))
     units = 2 if photos == TINY else IngestSettings().unit_images  # so that every worker gets one
     settings = IngestSettings(urls="any", url_concurrency=CONCURRENCY, unit_images=units)
-    looked = look(open_sources([str(manifest)]), settings, folder, (), folder / "fetched")
-    index = looked.index()
+    checked = check_images(open_sources([str(manifest)]), settings, folder, (), folder / "fetched")
+    index = checked.index()
     if index.images() != photos or index.reasons():
         raise RuntimeError(f"{index.images()} of {photos} photos, rejects {index.reasons()}")
 
@@ -230,7 +230,7 @@ def _start(*subject: str) -> "subprocess.Popen[str]":
     )
 
 
-SUBJECT = {"server": server, "client": client, "look": look_pass}
+SUBJECT = {"server": server, "client": client, "check_images": check_pass}
 
 
 if __name__ == "__main__":

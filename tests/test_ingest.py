@@ -27,7 +27,7 @@ from features.errors import ShelfmarkError
 from features.records import unframe
 from features.storage.artifact import open_artifact, partial_of
 from pipeline.beam.run_units import unit_file
-from pipeline.ingest import check_images as look_module
+from pipeline.ingest import check_images as check_module
 from pipeline.ingest import ingest as ingest_module
 from pipeline.ingest.ingest import make_records
 from pipeline.job.config import IngestSettings
@@ -81,7 +81,7 @@ def in_a_loop(what, units, do, folder, beam):
 @pytest.fixture
 def loop(monkeypatch):
     """Ingest without Beam, for what does not depend on it."""
-    for module in (look_module, ingest_module):
+    for module in (check_module, ingest_module):
         monkeypatch.setattr(module, "run_units", in_a_loop)
 
     def run(source, out, settings=SMALL_UNITS, **options):
@@ -287,7 +287,7 @@ def test_beam_in_memory_gives_the_same_digest_as_in_threads(records, catalogue, 
 
 
 def test_running_again_opens_what_is_there(records, catalogue, taxonomy, caplog, monkeypatch):
-    monkeypatch.setattr(look_module, "run_units", None)
+    monkeypatch.setattr(check_module, "run_units", None)
     caplog.set_level(logging.INFO, logger="shelfmark")
     before = {file: file.stat().st_mtime_ns for file in records.path.iterdir()}
     assert make_records([str(catalogue)], records.path, SMALL_UNITS, taxonomy=taxonomy) == records
@@ -428,8 +428,8 @@ def stop_after(monkeypatch, module, name, finished):
 
 @pytest.mark.parametrize(
     ("module", "step", "folder"),
-    [(look_module, "look_unit", "_look"), (ingest_module, "write_unit", "_images")],
-    ids=["look", "write"],
+    [(check_module, "check_unit", "_look"), (ingest_module, "write_shards", "_images")],
+    ids=["check", "write"],
 )
 def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(
     records, catalogue, taxonomy, tmp_path, monkeypatch, module, step, folder
@@ -452,7 +452,7 @@ def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(
         in_a_loop(what, units, do, folder, beam)
         at_the_end.update({file: file.stat().st_mtime_ns for file in finished if file.parent == folder})
 
-    monkeypatch.setattr(look_module, "run_units", look_on)
+    monkeypatch.setattr(check_module, "run_units", look_on)
     monkeypatch.setattr(ingest_module, "run_units", look_on)
     resumed = make_records([str(catalogue)], out, SMALL_UNITS, taxonomy=taxonomy)
     assert resumed.digest == records.digest
@@ -461,7 +461,7 @@ def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(
 
 
 def test_a_source_that_changes_while_it_is_read_is_told(small, tmp_path, loop, monkeypatch):
-    real = ingest_module._write_shards
+    real = ingest_module._write_records
 
     def change_it(*args):
         data = bytearray(small.read_bytes())
@@ -469,7 +469,7 @@ def test_a_source_that_changes_while_it_is_read_is_told(small, tmp_path, loop, m
         small.write_bytes(data)
         real(*args)
 
-    monkeypatch.setattr(ingest_module, "_write_shards", change_it)
+    monkeypatch.setattr(ingest_module, "_write_records", change_it)
     with pytest.raises(
         ShelfmarkError, match=r"small.bson: changed while it was read; expected a file that nobody writes to"
     ):
@@ -545,7 +545,7 @@ def test_units_of_a_byte_become_no_more_than_there_are_images(small, tmp_path, l
 
 
 def test_a_wrong_taxonomy_is_told_before_any_image_is_looked_at(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest_module, "look", None)
+    monkeypatch.setattr(ingest_module, "check_images", None)
     with pytest.raises(ShelfmarkError, match="no such file; expected a CSV of category_id"):
         make_records([str(small)], tmp_path / "records", IngestSettings(), taxonomy=tmp_path / "gone.csv")
     (tmp_path / "wrong.csv").write_text("id,name\n1,a\n")

@@ -14,7 +14,7 @@ from tf_records import dataset
 
 from features.errors import ShelfmarkError
 from features.product import wanted_counts
-from pipeline.ingest import check_images as look_module
+from pipeline.ingest import check_images as check_module
 from pipeline.ingest import ingest as ingest_module
 from pipeline.job.config import IngestSettings
 
@@ -38,7 +38,7 @@ products = st.lists(
 @pytest.fixture
 def made(monkeypatch):
     """Ingests products in two BSON files, without Beam; None when there is nothing to learn."""
-    for module in (look_module, ingest_module):
+    for module in (check_module, ingest_module):
         monkeypatch.setattr(module, "run_units", in_a_loop)
 
     def make(folder, drawn, cut):

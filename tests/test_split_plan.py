@@ -16,7 +16,7 @@ from features.product import order_key
 from pipeline.ingest import index as index_module
 from pipeline.ingest.index import NO_IMAGE, build_index, image_indices
 from pipeline.ingest.rejects import REJECTS, refuse_flood
-from pipeline.ingest.split_plan import plan_products, plan_units, require_learnable, untrained_categories
+from pipeline.ingest.split_plan import assign_shards, plan_products, require_learnable, untrained_categories
 
 TEXTS = ("product_id", "category", "split", "seller", "reason")
 UNITS = 4  # tables that the rows of a look come in
@@ -282,7 +282,7 @@ def learnt_rows(index, products):
 @pytest.mark.parametrize("unit_bytes", [1, 5_000, 100_000, 10**6, 10**8])
 def test_units_take_every_learnable_image_exactly_once(unit_bytes):
     index, products = drawn_index()
-    unit, count = plan_units(index, products, 0, unit_bytes)
+    unit, count = assign_shards(index, products, 0, unit_bytes)
     learnt = learnt_rows(index, products)
     assert np.flatnonzero(unit >= 0).tolist() == learnt
     assert set(unit[learnt]) <= set(range(count))
@@ -291,14 +291,14 @@ def test_units_take_every_learnable_image_exactly_once(unit_bytes):
 
 def test_units_are_of_about_equal_size():
     index, products = drawn_index(images=9000)
-    unit, count = plan_units(index, products, 0, 100_000)
+    unit, count = assign_shards(index, products, 0, 100_000)
     sizes = [index.length[unit == number].sum() for number in range(count)]
     assert max(sizes) < 1.2 * 100_000 and min(sizes[1:]) > 0.8 * 100_000
 
 
 def test_units_are_runs_of_a_megabyte_from_all_over_the_source():
     index, products = drawn_index(images=9000, length=20_000)
-    unit, _ = plan_units(index, products, 0, 30 * 2**20)
+    unit, _ = assign_shards(index, products, 0, 30 * 2**20)
     learnt = learnt_rows(index, products)
     place = np.flatnonzero(unit[learnt] == 0)
     runs = np.split(place, np.flatnonzero(np.diff(place) > 1) + 1)
@@ -308,15 +308,15 @@ def test_units_are_runs_of_a_megabyte_from_all_over_the_source():
 
 def test_units_depend_on_the_seed_and_on_nothing_else():
     index, products = drawn_index()
-    first = plan_units(index, products, 0, 100_000)[0]
+    first = assign_shards(index, products, 0, 100_000)[0]
     np.random.seed(7)
-    assert np.array_equal(first, plan_units(index, products, 0, 100_000)[0])
-    assert not np.array_equal(first, plan_units(index, products, 1, 100_000)[0])
+    assert np.array_equal(first, assign_shards(index, products, 0, 100_000)[0])
+    assert not np.array_equal(first, assign_shards(index, products, 1, 100_000)[0])
 
 
 def test_without_learnable_images_there_are_no_units():
     index = index_of([{"product_id": "p"}])
-    unit, count = plan_units(index, plan_products(index, None, 20), 0, 1000)
+    unit, count = assign_shards(index, plan_products(index, None, 20), 0, 1000)
     assert (unit.tolist(), count) == ([-1], 0)
 
 

@@ -1,10 +1,10 @@
-"""Look: every image of the sources fully checked, once, and where its bytes stand.
+"""CheckedImages: every image of the sources fully checked, once, and where its bytes stand.
 
     _look/unit-00000.parquet   one row an image (or product without any), in the source's order
     _look/unit-00000.pictures  its images, one after the other, where they stand within a table
     _look/listing-0.parquet    what a folder or a manifest lists, cut into units
 
-Units are looked at by Beam's workers, each on its own; what comes back are these files.
+Units are checked at by Beam's workers, each on its own; what comes back are these files.
 """
 
 import functools
@@ -26,35 +26,35 @@ from features.storage.paths import Place, place, remove, sizes, writing
 from pipeline.beam.run_units import run_units, unit_file, write_table
 from pipeline.ingest.index import COLUMNS, Index, build_index
 from pipeline.job.progress import log
-from pipeline.sources.image import SourceImage, Unit, path_text
+from pipeline.sources.image import Segment, SourceImage, path_text
 from pipeline.sources.names import AS_NAMED, Renamed
-from pipeline.sources.source import Source, read_unit
+from pipeline.sources.source import Source, read_segment
 from pipeline.sources.urls import Fetching
 
 if TYPE_CHECKING:
     from pipeline.job.config import IngestSettings
 
-LOOK = pa.schema(
+CHECKED = pa.schema(
     [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
     + [("order_key", pa.int64()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
     + [("image_digest", pa.binary(32)), ("kept", pa.bool_()), ("flat", pa.bool_())]
     + [("reason", pa.string()), ("detail", pa.string())]
 )
-PLACE = ("file", "offset", "length", "checksum")  # what `read_images` needs
+LOCATION = ("file", "offset", "length", "checksum")  # what `read_images` needs
 NO_DIGEST = bytes(32)
 UNREACHABLE = "unreachable"
 CODED = ["category", "split", "seller", "reason"]  # read as dictionaries: few distinct texts
 
 
 @dataclass(frozen=True)
-class Look:
+class CheckedImages:
     """The finished units."""
 
     files: list[Place]
     roots: list[str]  # what is above the sources
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows, unit by unit, with the columns of LOOK or some of them."""
+        """The rows, unit by unit, with the columns of CHECKED or some of them."""
         for path in self.files:
             with path.open("rb") as file:
                 yield pq.read_table(file, columns=columns, read_dictionary=CODED)
@@ -84,7 +84,7 @@ def _rejected(table: pa.Table, images: Collection[tuple[str, int]]) -> pa.Table:
     for row in rows:
         if (row["file"], row["offset"]) in images and not row["reason"]:
             row |= {"reason": "changed", "detail": "gone, or not the same, when it was read again"}
-    return pa.Table.from_pylist(rows, LOOK)
+    return pa.Table.from_pylist(rows, CHECKED)
 
 
 def _rows_in(path: Place) -> int:
@@ -92,7 +92,7 @@ def _rows_in(path: Place) -> int:
         return int(pq.read_metadata(file).num_rows)
 
 
-def look(
+def check_images(
     sources: list[Source],
     settings: "IngestSettings",
     work: Place,
@@ -100,7 +100,7 @@ def look(
     fetched: Place,
     categories: frozenset[str] | None = None,
     renamed: Renamed = AS_NAMED,
-) -> Look:
+) -> CheckedImages:
     """Checks every image of the sources.
 
     Args:
@@ -124,10 +124,12 @@ def look(
     fetching = fetching_of(settings, fetched)
     if any(unit.root for unit in units):  # of listings, which may hold web addresses
         _forget_unfetched(folder, fetching.cache)
-    do = functools.partial(look_unit, limits=limits_of(settings), categories=categories, fetching=fetching)
+    do = functools.partial(
+        check_unit, limits=image_limits(settings), categories=categories, fetching=fetching
+    )
     run_units("check images", units, do, folder, beam)
     roots = {f"{root}/": None for source in sources for root in _spellings(source.path.parent)}
-    return Look([unit_file(folder, number) for number in range(len(units))], list(roots))
+    return CheckedImages([unit_file(folder, number) for number in range(len(units))], list(roots))
 
 
 def _spellings(root: Place) -> list[str]:
@@ -135,7 +137,7 @@ def _spellings(root: Place) -> list[str]:
     return [path_text(root), root.as_uri()] if isinstance(root, Path) else [str(root)]
 
 
-def limits_of(settings: "IngestSettings") -> Limits:
+def image_limits(settings: "IngestSettings") -> Limits:
     """The limits of an image by the settings."""
     return Limits(max_pixels=settings.max_pixels)
 
@@ -171,19 +173,19 @@ def forget_fetched(fetched: Place, rejects: Mapping[str, int]) -> None:
         )  # fmt: skip
 
 
-def look_unit(
-    unit: Unit, done: Place, limits: Limits, categories: frozenset[str] | None, fetching: Fetching
+def check_unit(
+    unit: Segment, done: Place, limits: Limits, categories: frozenset[str] | None, fetching: Fetching
 ) -> None:
     """Checks the images of a unit and writes their rows."""
     if unit.pictures:
         copies = done.with_suffix(".pictures")
         with writing(copies) as working, open(working, "wb") as file:
-            images = (_copied(image, file, path_text(copies)) for image in read_unit(unit, fetching))
+            images = (_copied(image, file, path_text(copies)) for image in read_segment(unit, fetching))
             rows = list(_rows(images, limits, categories))
     else:
-        rows = list(_rows(read_unit(unit, fetching), limits, categories))
+        rows = list(_rows(read_segment(unit, fetching), limits, categories))
     columns = zip(*rows, strict=True)
-    write_table(pa.table(list(map(list, columns)) or [[]] * len(LOOK), schema=LOOK), done)
+    write_table(pa.table(list(map(list, columns)) or [[]] * len(CHECKED), schema=CHECKED), done)
 
 
 def _copied(image: SourceImage, file: BinaryIO, name: str) -> SourceImage:
@@ -198,7 +200,7 @@ def _copied(image: SourceImage, file: BinaryIO, name: str) -> SourceImage:
 def _rows(
     images: Iterator[SourceImage], limits: Limits, categories: frozenset[str] | None
 ) -> Iterator[tuple[Any, ...]]:
-    """A row of LOOK for every image."""
+    """A row of CHECKED for every image."""
     product_id, key = None, 0
     for image in images:
         if image.product_id != product_id:

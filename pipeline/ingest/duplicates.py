@@ -26,7 +26,7 @@ LOOKED_UP = 2**20  # keys at a time
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedImages:
     """g images that stand in several products, and their m products."""
 
     row: np.ndarray  # (g,) a row of the index that holds the image
@@ -34,7 +34,7 @@ class Shared:
     product: np.ndarray  # (m,) place among the products, ascending within an image
 
 
-def find_shared(index: Index, placeholder_products: int) -> tuple[Shared, np.ndarray]:
+def find_shared(index: Index, placeholder_products: int) -> tuple[SharedImages, np.ndarray]:
     """The readable images of several products.
 
     Returns:
@@ -56,7 +56,7 @@ def find_shared(index: Index, placeholder_products: int) -> tuple[Shared, np.nda
     bounds = np.append(np.flatnonzero(_begins(image[one_each])), one_each.sum())
     placeholder = index.flat & index.good
     placeholder[rows[np.diff(bounds)[image] >= placeholder_products]] = True
-    return Shared(rows[_begins(image)], bounds, product[one_each]), placeholder
+    return SharedImages(rows[_begins(image)], bounds, product[one_each]), placeholder
 
 
 def _repeated_rows(index: Index) -> np.ndarray:
@@ -85,7 +85,7 @@ def _begins(values: np.ndarray) -> np.ndarray:
 class SharedDigests:
     """Collects the whole digests of shared images while the look is read again."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: SharedImages) -> None:
         self._order = np.argsort(shared.row)
         self._row = shared.row[self._order]
         self._digest = np.empty((len(shared.row), 32), np.uint8)
@@ -103,7 +103,7 @@ class SharedDigests:
 
 
 def duplicates_table(
-    shared: Shared, digests: SharedDigests, placeholder: np.ndarray, products: Products, images: slice
+    shared: SharedImages, digests: SharedDigests, placeholder: np.ndarray, products: Products, images: slice
 ) -> pa.Table:
     """Rows of duplicates.parquet, which is sorted by digest.
 
@@ -142,7 +142,7 @@ def _categories(bounds: np.ndarray, product: np.ndarray, products: Products) -> 
     return np.searchsorted(image, np.arange(len(bounds))), pa.array(names, pa.string()).take(pa.array(code))
 
 
-def contradictions(shared: Shared, products: Products) -> int:
+def contradictions(shared: SharedImages, products: Products) -> int:
     """How many shared images stand in products of several categories."""
     if not len(shared.row):
         return 0

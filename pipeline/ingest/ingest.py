@@ -30,10 +30,16 @@ from features.storage.paths import Place, local, remove, write_whole, writing
 from models.taxonomy import build_taxonomy, homonyms, read_paths, write_taxonomy
 from pipeline.beam.process_pool import local_workers
 from pipeline.beam.run_units import run_units, unit_file
-from pipeline.ingest.check_images import UNREACHABLE, Look, forget_fetched, limits_of, look
+from pipeline.ingest.check_images import (
+    UNREACHABLE,
+    CheckedImages,
+    check_images,
+    forget_fetched,
+    image_limits,
+)
 from pipeline.ingest.duplicates import contradictions
 from pipeline.ingest.index import Index, tidied
-from pipeline.ingest.layout import Layout, lay_out, write_plan
+from pipeline.ingest.layout import RecordsLayout, lay_out, write_plan
 from pipeline.ingest.rejects import refuse_flood, write_rejects
 from pipeline.ingest.split_plan import (
     Products,
@@ -42,7 +48,7 @@ from pipeline.ingest.split_plan import (
     require_learnable,
     untrained_categories,
 )
-from pipeline.ingest.write_records import DIGESTS, IMAGES, LOST, write_unit
+from pipeline.ingest.write_records import DIGESTS, IMAGES, LOST, write_shards
 from pipeline.job.config import IngestSettings
 from pipeline.job.progress import log
 from pipeline.job.run import Run
@@ -51,7 +57,7 @@ from pipeline.sources.manifest import ambiguous
 from pipeline.sources.names import log_case_pairs, log_merged
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import Source, open_sources
-from pipeline.sources.tables import Reading
+from pipeline.sources.tables import csv_options
 
 VERSION = 4
 
@@ -92,7 +98,7 @@ def make_records(
         ShelfmarkError: a source or the taxonomy cannot be read, too many images are rejected, or nothing can
             be learnt.
     """
-    opened = open_sources(sources, Reading(settings.csv_delimiter, settings.csv_encoding))
+    opened = open_sources(sources, csv_options(settings))
     require_outside(out, opened)
     if taxonomy and not taxonomy.is_file():
         raise ShelfmarkError(
@@ -109,14 +115,14 @@ def make_records(
     def make(work: Place) -> Mapping[str, Any]:
         paths, renamed = _paths(opened, taxonomy)
         categories = frozenset(category for category, _ in paths) if taxonomy else None
-        looked = look(opened, settings, work, beam, fetched, categories, renamed)
+        checked = check_images(opened, settings, work, beam, fetched, categories, renamed)
         while True:
-            summary, lost = _make_records(looked, paths, renamed, known, settings, seed, work, beam)
+            summary, lost = _make_records(checked, paths, renamed, known, settings, seed, work, beam)
             if not lost:
                 return {"ignored": sum(source.ignored() for source in opened)} | summary
             log.warning("records: %s images changed meanwhile and are rejects now", f"{len(lost):,}")
             _remove_shards(work)  # first: a job killed in between finds the same images lost again
-            looked.reject(lost)
+            checked.reject(lost)
 
     with local_workers(beam):  # the same for both passes
         records = stage(
@@ -144,7 +150,7 @@ def _paths(sources: list[Source], taxonomy: Place | None) -> tuple[Paths, dict[A
 
 
 def _make_records(
-    looked: Look,
+    checked: CheckedImages,
     paths: Paths,
     renamed: dict[Any, str],
     known: Path | None,
@@ -154,8 +160,8 @@ def _make_records(
     beam: tuple[str, ...],
 ) -> tuple[dict[str, Any], set[tuple[str, int]]]:
     """Plans and writes the records; the summary, and the images that have changed meanwhile."""
-    index = _with_tidy_categories(looked.index(), {name for name, _ in renamed})
-    write_rejects(looked, index, work / "rejects.parquet")
+    index = _with_tidy_categories(checked.index(), {name for name, _ in renamed})
+    write_rejects(checked, index, work / "rejects.parquet")
     refuse_flood(index, settings.max_rejected, work / "rejects.parquet")
     released = pq.read_table(known) if known else None
     if released is not None:
@@ -165,10 +171,10 @@ def _make_records(
     layout = lay_out(index, products, settings, seed)
     summary = _summary(index, products, layout)
     del index  # its memory is for the pieces now
-    write_plan(looked, products, layout, work)
+    write_plan(checked, products, layout, work)
     conflicts = _write_taxonomy(paths, products, work)
     parts = [part for part in PARTS if SPLITS.index(part) in products.split]
-    lost = _write_shards(parts, layout.units, settings, seed, work, beam)
+    lost = _write_records(parts, layout.shards, settings, seed, work, beam)
     return summary | {"categories_in_two_places": conflicts}, lost
 
 
@@ -199,7 +205,7 @@ def _remove_shards(work: Place) -> None:
 # The account
 
 
-def _summary(index: Index, products: Products, layout: Layout) -> dict[str, Any]:
+def _summary(index: Index, products: Products, layout: RecordsLayout) -> dict[str, Any]:
     """Counts of the closed account."""
     images = np.bincount(products.split, weights=products.images, minlength=len(SPLITS)).astype(int)
     of_split = dict(zip(SPLITS, images.tolist(), strict=True))
@@ -245,7 +251,7 @@ def _write_taxonomy(paths: Paths, products: Products, work: Place) -> int:
 # Shards
 
 
-def _write_shards(
+def _write_records(
     parts: list[str], units: int, settings: IngestSettings, seed: int, work: Place, beam: tuple[str, ...]
 ) -> set[tuple[str, int]]:
     """Writes the shards of all output units, then images.parquet from what the writers say of them.
@@ -255,8 +261,8 @@ def _write_shards(
     """
     pieces = [str(piece) for piece in (work / "_plan").glob("piece-*.arrow")]
     write = functools.partial(
-        write_unit, pieces=sorted(pieces), work=str(work), parts=parts, count=units, seed=seed,
-        limits=limits_of(settings),
+        write_shards, pieces=sorted(pieces), work=str(work), parts=parts, count=units, seed=seed,
+        limits=image_limits(settings),
     )  # fmt: skip
     run_units("write records", list(range(units)), write, work / "_images", beam)
     digests: dict[str, Any] = {}

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 
 from features.product import SPLITS
 from features.storage.paths import Place, writing
-from pipeline.ingest.check_images import LOOK, Look
-from pipeline.ingest.duplicates import DUPLICATES, Shared, SharedDigests, duplicates_table, find_shared
+from pipeline.ingest.check_images import CHECKED, CheckedImages
+from pipeline.ingest.duplicates import DUPLICATES, SharedDigests, SharedImages, duplicates_table, find_shared
 from pipeline.ingest.index import Index
-from pipeline.ingest.split_plan import PRODUCTS, Products, plan_units
-from pipeline.ingest.write_records import PIECE, UNITS_A_BATCH
+from pipeline.ingest.split_plan import PRODUCTS, Products, assign_shards
+from pipeline.ingest.write_records import PIECE, SHARDS_A_BATCH
 from pipeline.job.config import IngestSettings
 
 PIECE_ROWS = 100_000  # rows of the plan in memory at a time, about 150 bytes each
@@ -26,7 +26,7 @@ TABLE_ROWS = 2**20  # rows of a table made at a time
 
 
 @dataclass(frozen=True)
-class Layout:
+class RecordsLayout:
     """What becomes of every row of the look (n,), as far as the writers need it."""
 
     unit: np.ndarray  # (n,) int32, output unit; -1 where the row is not taken
@@ -34,34 +34,34 @@ class Layout:
     product: np.ndarray  # (n,) int32, place among the products
     image_index: np.ndarray  # (n,) int32
     placeholder: np.ndarray  # (n,) bool
-    shared: Shared
+    shared: SharedImages
 
 
-def lay_out(index: Index, products: Products, settings: IngestSettings, seed: int) -> Layout:
+def lay_out(index: Index, products: Products, settings: IngestSettings, seed: int) -> RecordsLayout:
     """Where every row goes."""
-    unit, units = plan_units(index, products, seed, settings.unit_bytes)
+    unit, units = assign_shards(index, products, seed, settings.unit_bytes)
     shared, placeholder = find_shared(index, settings.placeholder_products)
-    return Layout(unit, units, index.product, index.image_index, placeholder, shared)
+    return RecordsLayout(unit, units, index.product, index.image_index, placeholder, shared)
 
 
-def write_plan(looked: Look, products: Products, layout: Layout, work: Place) -> None:
+def write_plan(checked: CheckedImages, products: Products, layout: RecordsLayout, work: Place) -> None:
     """Writes products, duplicates, and the planned rows in pieces for the writers."""
     _write_tables(products.table, len(products.split), PRODUCTS, work / "products.parquet")
     digests = SharedDigests(layout.shared)
     names = [
-        name for name in PIECE.names if name in LOOK.names and name not in ("category", "split", "seller")
+        name for name in PIECE.names if name in CHECKED.names and name not in ("category", "split", "seller")
     ]
     (work / "_plan").mkdir(exist_ok=True)
     for piece in (work / "_plan").glob("piece-*"):
         piece.unlink()
     start, written, waiting = 0, 0, list[pa.Table]()
-    for table in looked.tables(names):
+    for table in checked.tables(names):
         digests.see(start, table["image_digest"])
         waiting.append(_planned(table, start, products, layout))
         start += len(table)
-        if start == len(layout.unit) or sum(map(len, waiting)) > PIECE_ROWS:
+        if start == len(layout.shard) or sum(map(len, waiting)) > PIECE_ROWS:
             _write_piece(
-                pa.concat_tables(waiting), layout.units, work / "_plan" / f"piece-{written:04d}.arrow"
+                pa.concat_tables(waiting), layout.shards, work / "_plan" / f"piece-{written:04d}.arrow"
             )
             written += 1
             waiting.clear()
@@ -79,9 +79,9 @@ def _write_tables(make: Callable[[int, int], pa.Table], rows: int, schema: pa.Sc
             writer.write_table(make(start, min(start + TABLE_ROWS, rows)).cast(schema))
 
 
-def _planned(table: pa.Table, start: int, products: Products, layout: Layout) -> pa.Table:
+def _planned(table: pa.Table, start: int, products: Products, layout: RecordsLayout) -> pa.Table:
     """The taken rows of a table of the look that begins at row `start`, with what was decided of them."""
-    taken = start + np.flatnonzero(layout.unit[start : start + len(table)] >= 0)
+    taken = start + np.flatnonzero(layout.shard[start : start + len(table)] >= 0)
     product = layout.product[taken]
     columns = {name: table[name].take(pa.array(taken - start)) for name in table.column_names} | {
         "category": products.category.only(product).texts(),
@@ -89,17 +89,17 @@ def _planned(table: pa.Table, start: int, products: Products, layout: Layout) ->
         "seller": products.seller.only(product).texts(),
         "image_index": layout.image_index[taken],
         "placeholder": layout.placeholder[taken],
-        "unit": layout.unit[taken],
+        "unit": layout.shard[taken],
     }
     return pa.table(columns)
 
 
 def _write_piece(rows: pa.Table, units: int, piece: Place) -> None:
-    """Writes planned rows as an Arrow file, sorted by output unit, a batch for every UNITS_A_BATCH units."""
+    """Writes planned rows as an Arrow file, sorted by output unit, a batch for every SHARDS_A_BATCH units."""
     unit = rows["unit"].to_numpy()
     order = np.argsort(unit, kind="stable")
     rows = rows.select(PIECE.names).take(pa.array(order)).combine_chunks()
-    ends = np.arange(UNITS_A_BATCH, units + UNITS_A_BATCH, UNITS_A_BATCH)
+    ends = np.arange(SHARDS_A_BATCH, units + SHARDS_A_BATCH, SHARDS_A_BATCH)
     bounds = [0, *np.searchsorted(unit[order], ends).tolist()]
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with writing(piece) as working, pa.ipc.new_file(working, PIECE, options=options) as writer:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
 from features.storage.paths import Place, local, writing
-from pipeline.ingest.check_images import Look
+from pipeline.ingest.check_images import CheckedImages
 from pipeline.ingest.index import NO_IMAGE, Index
 
 REJECTS = pa.schema(
@@ -15,17 +15,17 @@ REJECTS = pa.schema(
 )
 
 
-def write_rejects(looked: Look, index: Index, rejects: Place) -> int:
+def write_rejects(checked: CheckedImages, index: Index, rejects: Place) -> int:
     """Writes the refused images and returns how many they are."""
     start = 0
     with writing(rejects) as working, pq.ParquetWriter(working, REJECTS) as writer:
-        for table in looked.tables(["product_id", "file", "reason", "detail"]):
+        for table in checked.tables(["product_id", "file", "reason", "detail"]):
             number = pa.array(index.image_index[start : start + len(table)])
             start += len(table)
             refused = pc.and_(pc.not_equal(table["reason"], ""), pc.not_equal(table["reason"], NO_IMAGE))
             told = table.append_column("image_index", number).filter(refused)
             if len(told):
-                told = told.append_column("source", looked.names(told["file"]))
+                told = told.append_column("source", checked.names(told["file"]))
                 writer.write_table(told.select(REJECTS.names).cast(REJECTS))
     return sum(index.reasons().values())
 

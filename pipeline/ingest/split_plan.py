@@ -169,7 +169,7 @@ def untrained_categories(products: Products) -> list[str]:
     return sorted(category.values[code] for code in codes.tolist())
 
 
-def plan_units(index: Index, products: Products, seed: int, unit_bytes: int) -> tuple[np.ndarray, int]:
+def assign_shards(index: Index, products: Products, seed: int, unit_bytes: int) -> tuple[np.ndarray, int]:
     """The output unit of every row: runs of about RUN_BYTES, shuffled by seed and dealt out.
 
     Only readable images of products in train, val or test are taken.

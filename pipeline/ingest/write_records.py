@@ -18,10 +18,10 @@ from features.product import ProductImage
 from features.records import frame, serialise
 from features.storage.paths import Place, place, writing
 from pipeline.beam.run_units import write_table
-from pipeline.ingest.check_images import PLACE
+from pipeline.ingest.check_images import LOCATION
 from pipeline.sources.image import read_images, refuse_changed_container
 
-UNITS_A_BATCH = 4  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
+SHARDS_A_BATCH = 4  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
 DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, size and sha256 of its shards
 LOST = b"lost"  # likewise: file and offset of images that are not what they were when they were checked
 PIECE = pa.schema(
@@ -46,7 +46,7 @@ IMAGES = pa.schema(
 )
 
 
-def write_unit(
+def write_shards(
     number: int,
     done: Place,
     *,
@@ -82,7 +82,7 @@ def _read_plan(pieces: list[str], number: int) -> pa.Table:
     batches = []
     for piece in pieces:
         with place(piece).open("rb") as file:
-            batch = pa.ipc.open_file(file).get_batch(number // UNITS_A_BATCH)
+            batch = pa.ipc.open_file(file).get_batch(number // SHARDS_A_BATCH)
             batches.append(batch.filter(pc.equal(batch["unit"], number)))
     return pa.Table.from_batches(batches, PIECE)
 
@@ -91,7 +91,7 @@ def _product_images(images: pa.Table, limits: Limits) -> Iterator[ProductImage |
     """A unit's images, read in the source's order and made strict JPEGs; None for one that has changed."""
     names = ("product_id", "image_index", "category", "split", "seller", "image_digest", "kept", "file")
     rows = zip(*(images[name].to_pylist() for name in names), strict=True)
-    data = read_images(*(images[name].to_pylist() for name in PLACE))
+    data = read_images(*(images[name].to_pylist() for name in LOCATION))
     for (product_id, number, category, split, seller, digest, kept, file), image in zip(
         rows, data, strict=True
     ):

@@ -13,7 +13,7 @@ from features.errors import ShelfmarkError
 from features.product import Paths, part_named
 from features.storage.paths import Place, place
 from pipeline.sources.cells import cell_text
-from pipeline.sources.image import SourceImage, Unit, changed, digest_of_stats, path_text, stat_of
+from pipeline.sources.image import Segment, SourceImage, changed, digest_of_stats, path_text, stat_of
 
 BSON_MAX = 256 * 2**20  # bytes; a longer document is a sign that the walk is lost
 USED = ("_id", "category_id", "split", "seller", "imgs")
@@ -58,15 +58,15 @@ class BsonFile:
         """See Source."""
         return 0
 
-    def units(self, work: Place, unit_bytes: int, unit_images: int, renamed: object = None) -> list[Unit]:
+    def units(self, work: Place, unit_bytes: int, unit_images: int, renamed: object = None) -> list[Segment]:
         """See Source."""
         units, start, end = [], 0, 0
         for end in _document_ends(self.path):
             if end - start >= unit_bytes:
-                units.append(Unit(path_text(self.path), start, end))
+                units.append(Segment(path_text(self.path), start, end))
                 start = end
         if start < end:
-            units.append(Unit(path_text(self.path), start, end))
+            units.append(Segment(path_text(self.path), start, end))
         if not units and not self.may_be_empty:
             raise ShelfmarkError(f"{self.path}: empty; expected BSON documents; fetch the file again")
         return units
@@ -93,7 +93,7 @@ def _document_ends(path: Place) -> Iterator[int]:
             yield position
 
 
-def read_bson(unit: Unit) -> Iterator[SourceImage]:
+def read_bson(unit: Segment) -> Iterator[SourceImage]:
     """The images of a unit; a document that cannot be read comes as one reject, `bad_document`."""
     from bson.errors import BSONError
 
@@ -156,7 +156,7 @@ def _value_bytes(raw: bytes, kind: int, at: int) -> int:
     return int(length) + extra
 
 
-def _documents(file: BinaryIO, unit: Unit) -> Iterator[tuple[int, bytes]]:
+def _documents(file: BinaryIO, unit: Segment) -> Iterator[tuple[int, bytes]]:
     """The documents of a unit and where they stand."""
     position = unit.start
     file.seek(position)

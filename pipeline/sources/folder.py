@@ -20,7 +20,7 @@ from features.product import Paths, part_named, tidy_name
 from features.storage.object_stores import Stat
 from features.storage.paths import Place, Remote, stats
 from pipeline.job.progress import log
-from pipeline.sources.image import Unit, digest_of_stats, is_text, path_text, stat_of
+from pipeline.sources.image import Segment, digest_of_stats, is_text, path_text, stat_of
 from pipeline.sources.listing import listing, write_listing
 from pipeline.sources.names import log_merged
 
@@ -123,7 +123,7 @@ class Folder:
         below = folder.partition("/")[2] if self._parts else folder
         return "/".join(map(tidy_name, below.split("/")))
 
-    def units(self, work: Place, unit_bytes: int, unit_images: int, renamed: object = None) -> list[Unit]:
+    def units(self, work: Place, unit_bytes: int, unit_images: int, renamed: object = None) -> list[Segment]:
         """See Source."""
         self._log()
         return write_listing(work, self._rows(), self.path, unit_images)

@@ -16,7 +16,7 @@ GAP_BYTES = 2**14
 
 
 @dataclass(frozen=True)
-class Unit:
+class Segment:
     """A piece of a source for one worker: bytes `start` to `stop` of a BSON, or a row group of a listing."""
 
     file: str

@@ -3,7 +3,7 @@
     listing-0.parquet   product_id, image (a path or a URL), category, split, seller; "" where not given
                         problem: why the row cannot be used; then image names the manifest
 
-The images are files, or stand in the same rows of a Parquet file (`Unit.pictures`).
+The images are files, or stand in the same rows of a Parquet file (`Segment.pictures`).
 """
 
 import errno
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from features.errors import ShelfmarkError
 from features.storage.object_stores import UnknownScheme
 from features.storage.paths import Place, place, read_range, writing
-from pipeline.sources.image import SourceImage, Unit, path_text
+from pipeline.sources.image import Segment, SourceImage, path_text
 from pipeline.sources.url_cache import Fetched
 from pipeline.sources.urls import Fetching, fetch_urls, is_url
 
@@ -40,7 +40,7 @@ def listing(columns: Mapping[str, list[str]]) -> pa.Table:
     return pa.table(cells, schema=pa.schema([(name, pa.string()) for name in LISTING]))
 
 
-def write_listing(work: Place, tables: Iterator[pa.Table], root: Place, unit_images: int) -> list[Unit]:
+def write_listing(work: Place, tables: Iterator[pa.Table], root: Place, unit_images: int) -> list[Segment]:
     """Writes tables of LISTING into `work`, `unit_images` rows a row group; a unit each."""
     file = work / f"listing-{sum(1 for _ in work.glob('listing-*.parquet'))}.parquet"
     schema = pa.schema([(name, pa.string()) for name in LISTING])
@@ -50,10 +50,10 @@ def write_listing(work: Place, tables: Iterator[pa.Table], root: Place, unit_ima
             for start in range(0, len(table), unit_images):
                 writer.write_table(table.slice(start, unit_images))
                 groups += 1
-    return [Unit(path_text(file), group, group + 1, path_text(root)) for group in range(groups)]
+    return [Segment(path_text(file), group, group + 1, path_text(root)) for group in range(groups)]
 
 
-def read_listing(unit: Unit, fetching: Fetching | None = None) -> Iterator[SourceImage]:
+def read_listing(unit: Segment, fetching: Fetching | None = None) -> Iterator[SourceImage]:
     """The images of a unit, with their bytes; those at web addresses are fetched as `fetching` says."""
     with place(unit.file).open("rb") as file:
         rows = pq.ParquetFile(file).read_row_group(unit.start).to_pylist()
@@ -73,7 +73,7 @@ def read_listing(unit: Unit, fetching: Fetching | None = None) -> Iterator[Sourc
             yield SourceImage(product_id, **row, **_fetch(image, unit.root))
 
 
-def _fetched(rows: list[dict[str, str]], unit: Unit, fetching: Fetching | None) -> Iterator[Fetched]:
+def _fetched(rows: list[dict[str, str]], unit: Segment, fetching: Fetching | None) -> Iterator[Fetched]:
     """The photos of the rows whose images are web addresses, in their order."""
     urls = [row["image"] for row in rows if is_url(row["image"]) and not row["problem"]]
     if not fetching or not urls:
@@ -87,7 +87,7 @@ def _from_url(image: SourceImage, fetched: Fetched) -> SourceImage:
     return image._replace(file=fetched.file, offset=fetched.offset, data=fetched.data, origin=fetched.url)
 
 
-def _pictures(unit: Unit) -> Iterator[bytes | None]:
+def _pictures(unit: Segment) -> Iterator[bytes | None]:
     """The images in a row group of a Parquet file, in its order; None where it holds none."""
     with place(unit.pictures).open("rb") as opened:
         file = pq.ParquetFile(opened, buffer_size=READ_BUFFER, pre_buffer=False)
@@ -127,7 +127,7 @@ def _fetch(image: str, root: str) -> dict[str, Any]:
         if error.errno not in NOT_THERE:
             raise
         return _missing(path_text(path), error.strerror or str(error)[:200])
-    except (ValueError, UnknownScheme, BadPlace) as error:  # no path has a NUL in it
+    except (ValueError, UnknownScheme, BadLocation) as error:  # no path has a NUL in it
         return _missing(image, str(error)[:200])
 
 
@@ -135,7 +135,7 @@ def _missing(file: str, detail: str) -> dict[str, Any]:
     return {"file": file, "reason": "missing", "detail": detail}
 
 
-class BadPlace(Exception):
+class BadLocation(Exception):
     """An image cell that names no file."""
 
 
@@ -143,14 +143,14 @@ def image_path(image: str, root: Place) -> Place:
     """Where the image of a cell is: a URL, or a path relative to `root`.
 
     Raises:
-        BadPlace: the cell begins like a URL and is none.
+        BadLocation: the cell begins like a URL and is none.
     """
     if "://" not in image:
         return root / image
     try:
         return place(image)
     except ShelfmarkError as error:
-        raise BadPlace(str(error)) from error
+        raise BadLocation(str(error)) from error
 
 
 def existing(path: Path) -> Path:

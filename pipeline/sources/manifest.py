@@ -22,10 +22,10 @@ from features.errors import ShelfmarkError
 from features.product import PARTS, Paths, level_columns, part_named, tidy_name
 from features.storage.paths import Place
 from pipeline.job.progress import log
-from pipeline.sources.image import Unit, digest_of_stats, path_text, stat_of
+from pipeline.sources.image import Segment, digest_of_stats, path_text, stat_of
 from pipeline.sources.listing import existing, listing, write_listing
 from pipeline.sources.names import AS_NAMED, Renamed, log_merged, nonblank
-from pipeline.sources.tables import AS_FOUND, DelimitedTable, ParquetTable, Reading, Rows
+from pipeline.sources.tables import DETECTED, CsvOptions, DelimitedTable, ParquetTable, Rows
 
 USED = ("product_id", "image", "category", "split", "seller")
 
@@ -45,7 +45,7 @@ class Manifest:
     """A CSV or Parquet manifest, or a folder of Parquet shards; see Source."""
 
     path: Place
-    reading: Reading = AS_FOUND
+    reading: CsvOptions = DETECTED
     may_be_empty: bool = False
     shards: list[str] = field(default_factory=list)  # names of the files of a folder
     name: str = field(init=False)
@@ -185,7 +185,7 @@ class Manifest:
         unit_bytes: int,
         unit_images: int,
         renamed: Renamed = AS_NAMED,
-    ) -> list[Unit]:
+    ) -> list[Segment]:
         """See Source."""
         if not any(self._columns):
             return []
@@ -202,7 +202,7 @@ class Manifest:
 
     def _units_of_pictures(
         self, table: "ParquetTable", work: Place, root: Place, unit_images: int, renamed: Renamed
-    ) -> Iterator[Unit]:
+    ) -> Iterator[Segment]:
         """Units of about `unit_images` rows, of whole row groups."""
         tables = self._listings(table.rows(self._used), renamed)
         for start, stop in _groups_together(table.groups, unit_images):

@@ -18,11 +18,11 @@ from features.product import Paths
 from features.storage.paths import Place, place
 from pipeline.sources.bson_file import BsonFile, read_bson
 from pipeline.sources.folder import Folder, shards_in
-from pipeline.sources.image import SourceImage, Unit
+from pipeline.sources.image import Segment, SourceImage
 from pipeline.sources.listing import read_listing
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.names import AS_NAMED, Renamed
-from pipeline.sources.tables import AS_FOUND, Reading
+from pipeline.sources.tables import DETECTED, CsvOptions
 from pipeline.sources.urls import Fetching
 
 KINDS = f"a .bson, a folder of photos, a {', '.join(SUFFIXES)} or a .parquet"
@@ -48,12 +48,12 @@ class Source(Protocol):
 
     def units(
         self, work: Place, unit_bytes: int, unit_images: int, renamed: Renamed = AS_NAMED
-    ) -> list[Unit]:
+    ) -> list[Segment]:
         """Its units; listings are written into `work`, with categories as `renamed` says."""
         ...
 
 
-def open_source(text: str, reading: Reading = AS_FOUND, may_be_empty: bool = False) -> Source:
+def open_source(text: str, reading: CsvOptions = DETECTED, may_be_empty: bool = False) -> Source:
     """The source of that name.
 
     Args:
@@ -81,7 +81,9 @@ def open_source(text: str, reading: Reading = AS_FOUND, may_be_empty: bool = Fal
     raise ShelfmarkError(f"{text}: not a source; expected {KINDS} manifest")
 
 
-def open_sources(texts: list[str], reading: Reading = AS_FOUND, may_be_empty: bool = False) -> list[Source]:
+def open_sources(
+    texts: list[str], reading: CsvOptions = DETECTED, may_be_empty: bool = False
+) -> list[Source]:
     """The sources of these names.
 
     Raises:
@@ -107,6 +109,6 @@ def open_sources(texts: list[str], reading: Reading = AS_FOUND, may_be_empty: bo
     return sources
 
 
-def read_unit(unit: Unit, fetching: Fetching | None = None) -> Iterator[SourceImage]:
+def read_segment(unit: Segment, fetching: Fetching | None = None) -> Iterator[SourceImage]:
     """The images of a unit in the source's order; a product without any comes once, as `no_image`."""
     return read_bson(unit) if unit.file.lower().endswith(".bson") else read_listing(unit, fetching)

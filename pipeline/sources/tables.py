@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,19 +17,27 @@ from features.storage.paths import Place, local
 from pipeline.sources.cells import column_texts
 from pipeline.sources.listing import picture_column
 
+if TYPE_CHECKING:
+    from pipeline.job.config import IngestSettings
+
 BATCH = 10_000  # rows at a time
 Rows = dict[str, list[str]]  # column as `header_name` gives it → cells; "problem" among them
 
 
 @dataclass(frozen=True)
-class Reading:
+class CsvOptions:
     """How delimited text is read; None: found out."""
 
     delimiter: str | None = None
     encoding: str | None = None
 
 
-AS_FOUND = Reading()
+DETECTED = CsvOptions()
+
+
+def csv_options(settings: "IngestSettings") -> CsvOptions:
+    """What the settings say of delimited text."""
+    return CsvOptions(settings.csv_delimiter, settings.csv_encoding)
 
 
 class DelimitedTable:
@@ -36,7 +45,7 @@ class DelimitedTable:
 
     pictures = None
 
-    def __init__(self, path: Place, reading: Reading) -> None:
+    def __init__(self, path: Place, reading: CsvOptions) -> None:
         self.path = path
         self._file = local(path)
         needed = frozenset({"product_id", "image"})
