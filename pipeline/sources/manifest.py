@@ -7,7 +7,6 @@
 Headers are compared without case and blanks; other columns are never read.
 """
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,15 +18,14 @@ import pyarrow as pa
 
 from features.delimited import is_delimited
 from features.errors import ShelfmarkError
-from features.product import PARTS, Paths, level_columns, part_named, tidy_name
+from features.product import Paths, level_columns, part_named, tidy_name
 from features.storage.paths import Place
 from pipeline.job.progress import log
 from pipeline.sources.image import Segment, digest_of_stats, path_text, stat_of
-from pipeline.sources.listing import existing, listing, write_listing
+from pipeline.sources.listing import existing, write_listing
+from pipeline.sources.manifest_rows import USED, ManifestRows, take
 from pipeline.sources.names import AS_NAMED, Renamed, log_merged, nonblank
 from pipeline.sources.tables import DETECTED, CsvOptions, DelimitedTable, ParquetTable, Rows
-
-USED = ("product_id", "image", "category", "split", "seller")
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ class Manifest:
         self._log()
         root = self.path if self.shards else self.path.parent
         if not self._tables[0].pictures:
-            return write_listing(work, self._listings(self._rows(), renamed), root, unit_images)
+            return write_listing(work, self._converted(renamed).tables(self._rows()), root, unit_images)
         return [
             unit
             for table in self._tables
@@ -204,12 +202,15 @@ class Manifest:
         self, table: "ParquetTable", work: Place, root: Place, unit_images: int, renamed: Renamed
     ) -> Iterator[Segment]:
         """Units of about `unit_images` rows, of whole row groups."""
-        tables = self._listings(table.rows(self._used), renamed)
+        tables = self._converted(renamed).tables(table.rows(self._used))
         for start, stop in _groups_together(table.groups, unit_images):
             count = sum(table.groups[start:stop])
-            own = _take(tables, count)
+            own = take(tables, count)
             for unit in write_listing(work, iter([own]), root, max(1, count)):
                 yield replace(unit, pictures=path_text(table.path), groups=(start, stop))
+
+    def _converted(self, renamed: Renamed) -> ManifestRows:
+        return ManifestRows(self.path, self._levels, self._found.whole_ids, renamed)
 
     def _log(self) -> None:
         table = self._tables[0]
@@ -224,56 +225,6 @@ class Manifest:
         if isinstance(table, ParquetTable) and table.part:
             log.info("%s: the names of its files are the parts of the split", self.name)
 
-    def _listings(self, rows: Iterator[Rows], renamed: Renamed) -> Iterator[pa.Table]:
-        """Tables of LISTING."""
-        several = {category for category, _ in renamed}
-        for batch in rows:
-            columns = {name: batch[name] for name in (*USED, "problem") if name in batch}
-            columns["product_id"] = list(map(self._product_id, batch["product_id"]))
-            columns["image"] = list(map(str.strip, batch["image"]))
-            columns["seller"] = list(map(str.strip, batch.get("seller", [""] * len(batch["problem"]))))
-            if "split" in batch:
-                columns["split"] = list(map(self._part, batch["split"]))
-            if several and "category" in batch:
-                columns["category"] = self._apart(batch, several, renamed)
-            self._note_problems(columns)
-            yield listing(columns)
-
-    def _product_id(self, text: str) -> str:
-        text = text.strip()
-        return text[:-2] if self._found.whole_ids and text else text
-
-    def _part(self, text: str) -> str:
-        part = part_named(text)
-        if part is None:
-            raise ShelfmarkError(
-                f"{self.path}: split {text!r}; expected {', '.join(PARTS)} or nothing; correct the file"
-            )
-        return part
-
-    def _apart(self, rows: Rows, several: set[str], renamed: Renamed) -> list[str]:
-        """The categories, those of one name under several parents by their paths."""
-        cells = [list(map(tidy_name, rows[name])) for name in self._levels]
-        paths = zip(*cells, strict=True) if cells else itertools.repeat(())
-        categories = []
-        for name, path in zip(rows["category"], paths, strict=False):
-            tidied = tidy_name(name)
-            new = renamed.get((tidied, tuple(filter(None, path))), name)
-            if tidied in several and new == name:
-                raise ambiguous(tidied, str(self.path))
-            categories.append(new)
-        return categories
-
-    def _note_problems(self, columns: Rows) -> None:
-        """Rows without an id cannot be used; the image of a row that cannot is the manifest."""
-        for row, (product_id, problem) in enumerate(
-            zip(columns["product_id"], columns["problem"], strict=True)
-        ):
-            if not product_id and not problem:
-                columns["problem"][row] = f"no product_id, image {columns['image'][row]!r}"
-            if not product_id:
-                columns["image"][row] = path_text(self.path)
-
 
 def _groups_together(groups: list[int], rows: int) -> Iterator[tuple[int, int]]:
     """Ranges of row groups with at least so many rows, the last with what is left.
@@ -286,14 +237,6 @@ def _groups_together(groups: list[int], rows: int) -> Iterator[tuple[int, int]]:
         if sum(groups[start:stop]) >= rows or stop == len(groups):
             yield start, stop
             start = stop
-
-
-def _take(tables: Iterator[pa.Table], count: int) -> pa.Table:
-    """The next tables, so many rows together."""
-    taken = [listing({name: [] for name in USED})]
-    while sum(map(len, taken)) < count:
-        taken.append(next(tables))
-    return pa.concat_tables(taken)
 
 
 def shard_parts(names: list[str]) -> dict[str, str]:
@@ -311,11 +254,3 @@ def shard_parts(names: list[str]) -> dict[str, str]:
 
 def _ends_in_zero(product_id: str) -> bool:
     return product_id.strip().removesuffix(".0").isdecimal() and product_id.strip().endswith(".0")
-
-
-def ambiguous(category: str, source: str) -> ShelfmarkError:
-    """The error about a name under several parents, of which a product names none."""
-    return ShelfmarkError(
-        f"{source}: category {category!r} stands under several parents, and a product in it names none; "
-        "expected level columns in every row of it; add them, or give such categories names of their own"
-    )

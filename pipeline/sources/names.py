@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from features.errors import ShelfmarkError
 from features.product import tidy_name
 from pipeline.job.progress import log
 
@@ -51,3 +52,11 @@ def log_case_pairs(what: str, names: Iterable[str]) -> None:
 def nonblank(names: Iterable[str]) -> Counter[str]:
     """How often each name that is not blank occurs."""
     return Counter(name for name in names if name.strip())
+
+
+def ambiguous(category: str, source: str) -> ShelfmarkError:
+    """The error about a name under several parents, of which a product names none."""
+    return ShelfmarkError(
+        f"{source}: category {category!r} stands under several parents, and a product in it names none; "
+        "expected level columns in every row of it; add them, or give such categories names of their own"
+    )
