@@ -137,7 +137,7 @@ def plan_all(folder: Path) -> dict[str, Any]:
     from pipeline.ingest.check_images import CheckedImages
     from pipeline.ingest.layout import lay_out, write_plan
     from pipeline.ingest.rejects import refuse_flood
-    from pipeline.ingest.split_plan import plan_products, require_learnable
+    from pipeline.ingest.split_plan import plan_products, require_trainable
     from pipeline.job.config import IngestSettings
 
     settings = IngestSettings()
@@ -148,7 +148,7 @@ def plan_all(folder: Path) -> dict[str, Any]:
     with _step("products", steps):
         refuse_flood(index, settings.max_rejected, folder / "none")
         products = plan_products(index, None, settings.min_products)
-        require_learnable(products, settings.min_products)
+        require_trainable(products, settings.min_products)
     with _step("layout", steps):
         layout = lay_out(index, products, settings, seed=0)
         del index  # as ingest does

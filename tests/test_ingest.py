@@ -366,7 +366,7 @@ def test_a_category_without_training_products_is_told(tmp_path, loop, caplog):
     given = [row | {"split": "test" if row["category"] == "2" else "train"} for row in rows]
     made = loop(write_manifest(tmp_path / "shop.csv", given), tmp_path / "records")
     assert made.summary["categories_without_training_products"] == 1
-    assert "1 categories without training products, as '2'" in caplog.text
+    assert "1 categories without training products, for example '2'" in caplog.text
 
 
 def test_two_sources_of_different_kinds_are_one_catalogue(tmp_path, loop):
@@ -526,7 +526,7 @@ def test_a_flood_of_rejects_stops_ingest_before_anything_is_written(catalogue, t
     assert str(caught.value) == (
         f"10 of {images} images rejected (truncated 5, not_an_image 2, missing 2), for example "
         "catalogue.bson: OSError: Truncated File Read; expected at most 3%; "
-        f"{listed} lists them: mend the source or raise ingest.max_rejected"
+        f"{listed} lists them: correct the source, or raise ingest.max_rejected"
     )
     assert len(pd.read_parquet(listed)) == 10 and not (tmp_path / "records").exists()
 
@@ -534,7 +534,7 @@ def test_a_flood_of_rejects_stops_ingest_before_anything_is_written(catalogue, t
 def test_a_workspace_within_its_source_is_refused(tmp_path, loop):
     write_files(tmp_path / "shop", {"Mugs/1.jpg": photo(1)})
     for out in ("W/records", "Mugs/records"):
-        with pytest.raises(ShelfmarkError, match=r"inside the source .*; expected a place outside"):
+        with pytest.raises(ShelfmarkError, match=r"inside the source .*; expected a path outside"):
             loop(tmp_path / "shop", tmp_path / "shop" / out)
 
 

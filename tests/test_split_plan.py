@@ -16,7 +16,7 @@ from features.product import order_key
 from pipeline.ingest import index as index_module
 from pipeline.ingest.index import NO_IMAGE, build_index, image_indices
 from pipeline.ingest.rejects import REJECTS, refuse_flood
-from pipeline.ingest.split_plan import assign_shards, plan_products, require_learnable, untrained_categories
+from pipeline.ingest.split_plan import assign_shards, plan_products, require_trainable, untrained_categories
 
 TEXTS = ("product_id", "category", "split", "seller", "reason")
 UNITS = 4  # tables that the rows of a look come in
@@ -196,26 +196,26 @@ def test_without_categories_there_are_products_but_nothing_to_learn():
     products = plan_products(index_of([{"product_id": f"p{n}"} for n in range(3)]), None, 20)
     assert products.table(0, 3)["split"].to_pylist() == ["none"] * 3
     with pytest.raises(ShelfmarkError, match="no product to train on: none of 3 has a category"):
-        require_learnable(products, 20)
+        require_trainable(products, 20)
 
 
 def test_products_that_are_all_unreadable_are_told_as_such():
     rows = [{"product_id": f"p{n}", "category": "a" * (n % 2), "reason": "truncated"} for n in range(38)]
     rows += [{"product_id": "readable"}]
     with pytest.raises(ShelfmarkError, match="none of 19 with a category has a readable image; expected"):
-        require_learnable(plan_products(index_of(rows), None, 20), 20)
+        require_trainable(plan_products(index_of(rows), None, 20), 20)
 
 
 def test_products_that_are_all_of_other_parts_than_training_are_told():
     rows = [{"product_id": f"p{n}", "category": "ab"[n % 2], "split": "val"} for n in range(50)]
     with pytest.raises(ShelfmarkError, match="no product to train on: all 50 are val or test, as the source"):
-        require_learnable(plan_products(index_of(rows), None, 2), 2)
+        require_trainable(plan_products(index_of(rows), None, 2), 2)
 
 
 def test_categories_that_are_all_too_small_are_told_with_the_numbers():
     rows = [{"product_id": f"p{n}", "category": "ab"[n % 2]} for n in range(38)]
     with pytest.raises(ShelfmarkError) as caught:
-        require_learnable(plan_products(index_of(rows), None, 20), 20)
+        require_trainable(plan_products(index_of(rows), None, 20), 20)
     assert str(caught.value) == (
         "no product to train on: 38 products, 38 with a category, 38 of them in categories of under 20; "
         "expected larger categories; add products or lower ingest.min_products"
@@ -244,7 +244,8 @@ def test_a_flood_of_rejects_names_the_three_most_common_reasons_an_example_and_w
         refuse_flood(rejected(*reasons, good=1990), 0.004, rejects)
     assert str(caught.value) == (
         "10 of 2,000 images rejected (missing 4, truncated 3, too_large 2), for example missing.jpg: is "
-        f"missing; expected at most 0%; {rejects} lists them: mend the source or raise ingest.max_rejected"
+        f"missing; expected at most 0%; {rejects} lists them: correct the source, or raise "
+        "ingest.max_rejected"
     )
 
 

@@ -1,11 +1,10 @@
-"""The index of an ingest: what the plan keeps of every row of a look, in 30 bytes a row.
+"""The index: what the plan keeps of every checked row, in 30 bytes a row.
 
 Index      n rows (an image each, or a product without any) and p products
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,18 +19,18 @@ ROW = {  # of the index; there are few parts and reasons
     **dict.fromkeys(("split", "reason"), np.uint8),
     **{"digest_key": np.uint64, "flat": np.bool_},
 }
-COLUMNS = ["product_id", "order_key", *TEXTS, "length", "image_digest", "flat"]  # of a look, for the index
+COLUMNS = ["product_id", "order_key", *TEXTS, "length", "image_digest", "flat"]  # of CHECKED, for the index
 
 
 @dataclass(frozen=True)
 class Coded:
-    """Texts as places in a list of the distinct ones, of which the first is ""."""
+    """Texts as positions in a list of the distinct ones, of which the first is ""."""
 
     values: list[str]
     code: np.ndarray  # (n,) int32 or uint8
 
     def only(self, chosen: np.ndarray | slice) -> "Coded":
-        """Those at the chosen places."""
+        """The chosen rows."""
         return Coded(self.values, self.code[chosen])
 
     def texts(self) -> pa.Array:
@@ -46,7 +45,7 @@ class Index:
 
     product_id: pa.Array  # (p,) large_string, sorted
     order_key: np.ndarray  # (p,) int64
-    product: np.ndarray  # (n,) int32, place in product_id; -1 where the source could not tell
+    product: np.ndarray  # (n,) int32, position in product_id; -1 where the source gives no id
     category: Coded
     split: Coded
     seller: Coded
@@ -59,16 +58,17 @@ class Index:
     @property
     def good(self) -> np.ndarray:
         """(n,) bool: a readable image."""
-        return self.reason.code == 0
+        good: np.ndarray = self.reason.code == 0
+        return good
 
     def reasons(self) -> dict[str, int]:
         """Rejected images by reason, the most common first."""
         counts = np.bincount(self.reason.code, minlength=len(self.reason.values)).tolist()
-        told = sorted(zip(self.reason.values, counts, strict=True), key=lambda pair: -pair[1])
-        return {reason: count for reason, count in told if reason not in ("", NO_IMAGE) and count}
+        by_count = sorted(zip(self.reason.values, counts, strict=True), key=lambda pair: -pair[1])
+        return {reason: count for reason, count in by_count if reason not in ("", NO_IMAGE) and count}
 
     def images(self) -> int:
-        """Images that came in."""
+        """How many images the sources hold."""
         values = self.reason.values
         return len(self.product) - (
             int(np.sum(self.reason.code == values.index(NO_IMAGE))) if NO_IMAGE in values else 0
@@ -76,26 +76,26 @@ class Index:
 
 
 def tidied(names: Coded) -> Coded:
-    """Names made one where `tidy_name` makes them equal; "" for those of blanks alone.
+    """The names with those merged that `tidy_name` makes equal; "" for those of blanks alone.
 
     >>> tidied(Coded(["", "Shoes ", "Hats", "Shoes"], np.array([0, 1, 2, 3, 1])))
     Coded(values=['', 'Shoes', 'Hats'], code=array([0, 1, 2, 1, 1], dtype=int32))
     """
-    places = {"": 0}
-    code = np.array([places.setdefault(tidy_name(name), len(places)) for name in names.values], np.int32)
-    return Coded(list(places), code[names.code])
+    codes = {"": 0}
+    code = np.array([codes.setdefault(tidy_name(name), len(codes)) for name in names.values], np.int32)
+    return Coded(list(codes), code[names.code])
 
 
 def build_index(tables: Iterable[pa.Table], rows: int) -> Index:
-    """The index of a look's tables (COLUMNS), of which one at a time is in memory.
+    """The index of checked rows; one of the tables at a time is in memory.
 
     Args:
-        tables: of the look.
+        tables: of checked rows, with the columns COLUMNS.
         rows: of all of them.
     """
-    places: dict[str, dict[str, int]] = {name: {"": 0} for name in TEXTS}
-    # made at once: arrays put together from a thousand pieces took 0.5 GB more
-    row: dict[str, Any] = {name: np.empty(rows, dtype) for name, dtype in ROW.items()}
+    codes: dict[str, dict[str, int]] = {name: {"": 0} for name in TEXTS}
+    # allocated at once: arrays concatenated from a thousand pieces took 0.5 GB more
+    row: dict[str, np.ndarray] = {name: np.empty(rows, dtype) for name, dtype in ROW.items()}
     ids, keys, start, first = [], [], 0, 0
     for table in tables:
         here = slice(start, start + len(table))
@@ -108,25 +108,30 @@ def build_index(tables: Iterable[pa.Table], rows: int) -> Index:
         ids.append(product.dictionary.cast(pa.large_string()))
         keys.append(key)
         for name in TEXTS:
-            row[name][here] = _codes(table[name], places[name])
+            row[name][here] = _codes(table[name], codes[name])
         for name in ("length", "flat"):
             row[name][here] = table[name].to_numpy()
-        row["digest_key"][here] = _heads(table["image_digest"])
-    product_id, order_key, place = _sorted_ids(ids, keys)
-    row["product"] = place[row["product"]]
-    coded = {name: Coded(list(places[name]), row.pop(name)) for name in TEXTS}
-    rest: dict[str, Any] = coded | row | {"image_index": image_indices(row["product"])}
-    return Index(product_id, order_key, **rest)
+        row["digest_key"][here] = _first_bytes(table["image_digest"])
+    product_id, order_key, position = _sorted_ids(ids, keys)
+    row["product"] = position[row["product"]]
+    text = {name: Coded(list(codes[name]), row[name]) for name in TEXTS}
+    return Index(
+        product_id, order_key, row["product"],
+        category=text["category"], split=text["split"], seller=text["seller"], reason=text["reason"],
+        length=row["length"], digest_key=row["digest_key"], flat=row["flat"],
+        image_index=image_indices(row["product"]),
+    )  # fmt: skip
 
 
-def _codes(column: pa.ChunkedArray, places: dict[str, int]) -> np.ndarray:
-    """(n,) the places of texts, new ones being added."""
+def _codes(column: pa.ChunkedArray, codes: dict[str, int]) -> np.ndarray:
+    """(n,) int32: the codes of the texts; new texts are added to `codes`."""
     local = column.combine_chunks().dictionary_encode()
-    known = [places.setdefault(text, len(places)) for text in local.dictionary.to_pylist()]
-    return np.array(known, np.int32)[local.indices.to_numpy()]
+    known = [codes.setdefault(text, len(codes)) for text in local.dictionary.to_pylist()]
+    code: np.ndarray = np.array(known, np.int32)[local.indices.to_numpy()]
+    return code
 
 
-def _heads(digests: pa.ChunkedArray) -> np.ndarray:
+def _first_bytes(digests: pa.ChunkedArray) -> np.ndarray:
     """(n,) uint64: the first 8 bytes, so that they sort as the digests do."""
     whole = digests.combine_chunks()
     width = whole.type.byte_width // 8
@@ -134,7 +139,7 @@ def _heads(digests: pa.ChunkedArray) -> np.ndarray:
 
 
 def _sorted_ids(ids: list[pa.Array], keys: list[np.ndarray]) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """Distinct ids, sorted; their keys; and for every id that came in its place among them, -1 for "".
+    """Distinct ids, sorted; their keys; and for every given id its position among them, -1 for "".
 
     Sorted, not hashed: as quick, and Arrow's hash table of 8 M ids takes 0.5 GB. Empties the lists.
     """
@@ -148,10 +153,10 @@ def _sorted_ids(ids: list[pa.Array], keys: list[np.ndarray]) -> tuple[pa.Array, 
     new = np.ones(len(order), bool)
     new[1:] = pc.not_equal(every[1:], every[:-1]).to_numpy(zero_copy_only=False)
     nobody = len(every) > 0 and every[0].as_py() == ""
-    place = np.empty(len(order), np.int32)
-    place[order] = np.cumsum(new, dtype=np.int32) - 1 - int(nobody)
+    position = np.empty(len(order), np.int32)
+    position[order] = np.cumsum(new, dtype=np.int32) - 1 - int(nobody)
     first = np.flatnonzero(new)[int(nobody) :]
-    return every.take(pa.array(first)) if len(first) < len(every) else every, key[order[first]], place
+    return every.take(pa.array(first)) if len(first) < len(every) else every, key[order[first]], position
 
 
 def image_indices(product: np.ndarray) -> np.ndarray:
@@ -162,9 +167,9 @@ def image_indices(product: np.ndarray) -> np.ndarray:
     """
     order = np.argsort(product, kind="stable").astype(np.int32)
     ordered = product[order]
-    place = np.arange(len(product), dtype=np.int32)
-    first = place.copy()
+    position = np.arange(len(product), dtype=np.int32)
+    first = position.copy()
     first[1:][ordered[1:] == ordered[:-1]] = 0
     index = np.empty(len(product), np.int32)
-    index[order] = place - np.maximum.accumulate(first)
+    index[order] = position - np.maximum.accumulate(first)
     return index

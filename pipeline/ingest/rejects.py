@@ -1,4 +1,4 @@
-"""Rejects: the table of the images that were refused, and the stop at a flood of them."""
+"""Rejects: the table of the refused images, and the stop when they are too many."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,17 +16,17 @@ REJECTS = pa.schema(
 
 
 def write_rejects(checked: CheckedImages, index: Index, rejects: Place) -> int:
-    """Writes the refused images and returns how many they are."""
+    """Writes the table of the refused images; returns how many they are."""
     start = 0
     with writing(rejects) as working, pq.ParquetWriter(working, REJECTS) as writer:
         for table in checked.tables(["product_id", "file", "reason", "detail"]):
             number = pa.array(index.image_index[start : start + len(table)])
             start += len(table)
             refused = pc.and_(pc.not_equal(table["reason"], ""), pc.not_equal(table["reason"], NO_IMAGE))
-            told = table.append_column("image_index", number).filter(refused)
-            if len(told):
-                told = told.append_column("source", checked.names(told["file"]))
-                writer.write_table(told.select(REJECTS.names).cast(REJECTS))
+            rows = table.append_column("image_index", number).filter(refused)
+            if len(rows):
+                rows = rows.append_column("source", checked.names(rows["file"]))
+                writer.write_table(rows.select(REJECTS.names).cast(REJECTS))
     return sum(index.reasons().values())
 
 
@@ -34,7 +34,7 @@ def refuse_flood(index: Index, max_rejected: float, rejects: Place) -> None:
     """Stops when more than `max_rejected` of the images are rejected.
 
     Args:
-        index: of the look.
+        index: of all rows.
         max_rejected: share.
         rejects: the table of all of them.
 
@@ -45,10 +45,10 @@ def refuse_flood(index: Index, max_rejected: float, rejects: Place) -> None:
     rejected, images = sum(reasons.values()), index.images()
     if rejected <= max_rejected * images:
         return
-    told = ", ".join(f"{reason} {count:,}" for reason, count in list(reasons.items())[:3])
+    common = ", ".join(f"{reason} {count:,}" for reason, count in list(reasons.items())[:3])
     table = pq.read_table(local(rejects), filters=[("reason", "==", next(iter(reasons)))])
     raise ShelfmarkError(
-        f"{rejected:,} of {images:,} images rejected ({told}), for example {table['source'][0]}: "
+        f"{rejected:,} of {images:,} images rejected ({common}), for example {table['source'][0]}: "
         f"{table['detail'][0]}; expected at most {max_rejected:.0%}; {rejects} lists them: "
-        "mend the source or raise ingest.max_rejected"
+        "correct the source, or raise ingest.max_rejected"
     )

@@ -1,4 +1,4 @@
-"""The plan of an ingest, on arrays alone: rows of a look → products with their parts → output units.
+"""The plan of an ingest, on arrays alone: the index → products with their parts → the shard of every image.
 
 Products   one a product, sorted by id: category, split, readable images, seller
 """
@@ -31,7 +31,7 @@ class Products:
 
     product_id: pa.Array  # (p,) large_string
     category: Coded
-    split: np.ndarray  # (p,) int8, place in SPLITS
+    split: np.ndarray  # (p,) int8, position in SPLITS
     images: np.ndarray  # (p,) int32, readable ones
     seller: Coded
     in_two_categories: int  # products whose rows name several
@@ -50,12 +50,12 @@ class Products:
 
 
 def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Products:
-    """Products with the part each falls into.
+    """The products, each with its part of the split.
 
     Args:
-        index: of the look.
+        index: of all rows.
         known: product_id and split of the release in service.
-        min_products: smallest category that is learnt, unless its parts are given.
+        min_products: smallest category that is trained on, unless its parts are given.
 
     A product whose rows disagree has the most common category (the first in the alphabet among equals).
     """
@@ -63,10 +63,10 @@ def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Pr
     category, mixed = _most_common(index, index.category)
     given = _most_common(index, index.split)[0]
     seller = _most_common(index, index.seller)[0]
-    learnable = (images > 0) & (category > 0)
-    free = learnable & (given == 0)
+    trainable = (images > 0) & (category > 0)
+    free = trainable & (given == 0)
     parts = np.array([SPLITS.index(text or NONE) for text in index.split.values], np.int8)
-    split = np.where(learnable, parts[given], SPLITS.index(NONE)).astype(np.int8)
+    split = np.where(trainable, parts[given], SPLITS.index(NONE)).astype(np.int8)
     before = _known_parts(index.product_id, known)[free]
     split[free] = split_products(index.order_key[free], category[free], before, min_products)
     coded = [
@@ -77,15 +77,15 @@ def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Pr
 
 def _most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
     """(p,) int32: code of the most common text of each product's rows; how many products' rows disagree."""
-    told = (texts.code > 0) & (index.product >= 0)
-    product, code = index.product[told][::-1], texts.code[told][::-1]
+    given = (texts.code > 0) & (index.product >= 0)
+    product, code = index.product[given][::-1], texts.code[given][::-1]
     chosen = np.zeros(len(index.product_id), np.int32)
     chosen[product] = code  # the first row's, because it is assigned last
     mixed = np.unique(product[code != chosen[product]])
     if len(mixed):
         rows = np.isin(product, mixed)
-        told = np.stack([product[rows], code[rows]])
-        (product, code), count = np.unique(told, axis=1, return_counts=True)
+        pairs = np.stack([product[rows], code[rows]])
+        (product, code), count = np.unique(pairs, axis=1, return_counts=True)
         rank = np.unique(np.array(texts.values, dtype=object)[code], return_inverse=True)[1]
         best = np.lexsort((-rank, count, product))  # the last of a product's: most rows, then the first text
         chosen[product[best]] = code[best]
@@ -93,16 +93,17 @@ def _most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
 
 
 def _known_parts(product_id: pa.Array, known: pa.Table | None) -> np.ndarray:
-    """(p,) int8: the parts of products that a release knows, as places in SPLITS; -1 of the others."""
+    """(p,) int8: the parts of the products that a release knows, as positions in SPLITS; -1 of the others."""
     if known is None:
         return np.full(len(product_id), -1, np.int8)
     part = pc.index_in(known["split"].combine_chunks(), value_set=pa.array(SPLITS))
-    place = pc.index_in(product_id, value_set=known["product_id"].combine_chunks().cast(pa.large_string()))
-    return part.take(place).fill_null(-1).to_numpy().astype(np.int8)
+    row = pc.index_in(product_id, value_set=known["product_id"].combine_chunks().cast(pa.large_string()))
+    known_part: np.ndarray = part.take(row).fill_null(-1).to_numpy().astype(np.int8)
+    return known_part
 
 
 def require_known(product_id: pa.Array, known: pa.Table, least: float) -> None:
-    """Stops when the catalogue holds hardly any product of the release in service: ids have changed.
+    """Stops when the catalogue holds hardly any product of the release in service: the ids have changed.
 
     Args:
         product_id: (p,) large_string, of the catalogue.
@@ -117,14 +118,14 @@ def require_known(product_id: pa.Array, known: pa.Table, least: float) -> None:
     if found < least * smaller:
         raise ShelfmarkError(
             f"{found:,} of the {len(known):,} products of the release in service are among the "
-            f"{len(product_id):,} of the sources, as {product_id[0].as_py()!r}; expected {least:.0%} of "
-            f"{smaller:,} at least, else they would be trained on and tested anew; check the column of ids, "
-            "or give --set ingest.min_known=0"
+            f"{len(product_id):,} of the sources, for example {product_id[0].as_py()!r}; expected at least "
+            f"{least:.0%} of {smaller:,}, else products of test would be trained on; check the column of "
+            "ids, or give --set ingest.min_known=0"
         )
 
 
-def require_learnable(products: Products, min_products: int) -> None:
-    """Stops when no product can be learnt from.
+def require_trainable(products: Products, min_products: int) -> None:
+    """Stops when there is nothing to train on.
 
     Raises:
         ShelfmarkError: no category is large enough, or nothing has a category, or nothing that has one is
@@ -139,19 +140,20 @@ def require_learnable(products: Products, min_products: int) -> None:
     if not products.images[categorized].any():
         raise ShelfmarkError(
             f"no product to train on: none of {np.count_nonzero(categorized):,} with a category has a "
-            "readable image; expected photos; rejects.parquet in records.partial/ tells why; mend the source"
+            "readable image; expected photos; records.partial/rejects.parquet lists the reasons; correct the "
+            "source"
         )
-    learnable = np.isin(products.split, (TRAIN, VAL, TEST))
-    if learnable.any() and not (products.split == TRAIN).any():
+    trainable = np.isin(products.split, (TRAIN, VAL, TEST))
+    if trainable.any() and not (products.split == TRAIN).any():
         raise ShelfmarkError(
-            f"no product to train on: all {np.count_nonzero(learnable):,} are val or test, as the source or "
-            "the release in service has it; expected some that are train; mend the split"
+            f"no product to train on: all {np.count_nonzero(trainable):,} are val or test, as the source or "
+            "the release in service says; expected some in train; correct the split"
         )
-    kept = np.unique(products.category.code[learnable])
+    kept = np.unique(products.category.code[trainable])
     if len(kept) == 1:
         raise ShelfmarkError(
             f"one category, {products.category.values[kept[0]]!r}, is all there is to train on; expected "
-            "two at least, for with one every answer is right; check the column category, or the folder given"
+            "at least two, as with one every prediction is correct; check the column category, or the folder"
         )
     if not (products.split == TRAIN).any():
         raise ShelfmarkError(
@@ -163,29 +165,30 @@ def require_learnable(products: Products, min_products: int) -> None:
 
 
 def untrained_categories(products: Products) -> list[str]:
-    """Categories whose products are all in val and test, by given or kept parts: nothing learns them."""
-    category, learnt = products.category, products.split == TRAIN
-    codes = np.setdiff1d(category.code[products.split < len(PARTS)], category.code[learnt])
+    """Categories whose products are all in val and test, by given or kept parts: no head learns them."""
+    category, trained = products.category, products.split == TRAIN
+    codes = np.setdiff1d(category.code[products.split < len(PARTS)], category.code[trained])
     return sorted(category.values[code] for code in codes.tolist())
 
 
-def assign_shards(index: Index, products: Products, seed: int, unit_bytes: int) -> tuple[np.ndarray, int]:
-    """The output unit of every row: runs of about RUN_BYTES, shuffled by seed and dealt out.
+def assign_shards(index: Index, products: Products, seed: int, shard_bytes: int) -> tuple[np.ndarray, int]:
+    """The number of every row's shard: runs of about RUN_BYTES, shuffled by seed and dealt out.
 
-    Only readable images of products in train, val or test are taken.
+    Only readable images of products in train, val or test are taken. A number stands for one shard of every
+    part.
 
     Returns:
-        (n,) int32, -1 where the row is not taken; and how many units there are.
+        (n,) int32, -1 where the row is not taken; and how many shards each part has.
     """
     taken = index.good
     taken[taken] = products.split[index.product[taken]] < len(PARTS)
-    unit = np.full(len(index.product), -1, np.int32)
+    shard = np.full(len(index.product), -1, np.int32)
     if not taken.any():
-        return unit, 0
+        return shard, 0
     end = np.cumsum(index.length[taken], dtype=np.int64)
-    count = min(-(-int(end[-1]) // unit_bytes), len(end))
-    end //= min(RUN_BYTES, unit_bytes)
+    count = min(-(-int(end[-1]) // shard_bytes), len(end))
+    end //= min(RUN_BYTES, shard_bytes)
     run = np.cumsum(np.diff(end, prepend=end[:1]) > 0)  # without those that no image ends in
-    unit_of_run = np.random.default_rng(seed).permutation(int(run[-1]) + 1) % count
-    unit[taken] = unit_of_run.astype(np.int32)[run]
-    return unit, count
+    shard_of_run = np.random.default_rng(seed).permutation(int(run[-1]) + 1) % count
+    shard[taken] = shard_of_run.astype(np.int32)[run]
+    return shard, count

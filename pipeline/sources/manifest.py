@@ -1,4 +1,4 @@
-"""A manifest: a table of products, images and, to learn from, categories.
+"""A manifest: a table of products, images and, for training, categories.
 
     product_id, image, category      and optionally level1…levelN, split, seller; CSV, TSV or Parquet
     image (bytes), label, …          Parquet with the pictures inside, as Hugging Face's datasets writes it;
@@ -25,12 +25,12 @@ from pipeline.sources.image import Segment, digest_of_stats, path_text, stat_of
 from pipeline.sources.listing import existing, write_listing
 from pipeline.sources.manifest_rows import USED, ManifestRows, take
 from pipeline.sources.names import AS_NAMED, Renamed, log_merged, nonblank
-from pipeline.sources.tables import DETECTED, CsvOptions, DelimitedTable, ParquetTable, Rows
+from pipeline.sources.tables import DETECTED, Columns, CsvOptions, DelimitedTable, ParquetTable
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What one pass over a manifest finds out."""
+class _ManifestScan:
+    """What one pass over a manifest finds."""
 
     digest: str
     paths: Paths
@@ -43,7 +43,7 @@ class Manifest:
     """A CSV or Parquet manifest, or a folder of Parquet shards; see Source."""
 
     path: Place
-    reading: CsvOptions = DETECTED
+    options: CsvOptions = DETECTED
     may_be_empty: bool = False
     shards: list[str] = field(default_factory=list)  # names of the files of a folder
     name: str = field(init=False)
@@ -60,7 +60,7 @@ class Manifest:
 
     @property
     def names_products(self) -> bool:
-        """Whether products have no ids of their own, but are named by file and row."""
+        """Whether products have no ids of their own, so that file and row name them."""
         return any(isinstance(table, ParquetTable) and table.without_ids for table in self._tables)
 
     def _empty(self) -> ShelfmarkError:
@@ -74,7 +74,7 @@ class Manifest:
         if lacking := [name for name in ("product_id", "image") if name not in columns]:
             raise ShelfmarkError(
                 f"{self.path}: no column {' and no column '.join(lacking)}; found: {', '.join(columns)}; "
-                "expected product_id, image and, to learn from, category; "
+                "expected product_id, image and, for training, category; "
                 f"{first.format}{first.advice}; correct the header"
             )
         if twice := sorted({name for name in self._used if columns.count(name) > 1}):
@@ -89,10 +89,10 @@ class Manifest:
                 )
 
     @cached_property
-    def _tables(self) -> "list[DelimitedTable | ParquetTable]":
+    def _tables(self) -> list[DelimitedTable | ParquetTable]:
         try:
             if is_delimited(self.path.name):
-                return [DelimitedTable(self.path, self.reading)]
+                return [DelimitedTable(self.path, self.options)]
             if not self.shards:
                 return [ParquetTable(self.path, self.name, "")]
             parts = shard_parts(self.shards)
@@ -118,7 +118,7 @@ class Manifest:
     def _used(self) -> list[str]:
         return [name for name in USED if name in self._columns] + self._levels
 
-    def _rows(self) -> Iterator[Rows]:
+    def _rows(self) -> Iterator[Columns]:
         """The used columns, batch by batch."""
         try:
             for table in self._tables:
@@ -127,7 +127,8 @@ class Manifest:
             raise self._unreadable(error) from error
 
     @cached_property
-    def _found(self) -> _Found:
+    def _scan(self) -> _ManifestScan:
+        """What one pass over the manifest finds."""
         paths, names, whole_ids, known = Paths(), Counter[str](), True, False
 
         def stats() -> Iterator[tuple[str, int, int]]:
@@ -145,10 +146,10 @@ class Manifest:
                     names.update(nonblank(rows[level]))
                 yield from self._stats(rows)
 
-        return _Found(digest_of_stats(stats()), paths, whole_ids and known, names)
+        return _ManifestScan(digest_of_stats(stats()), paths, whole_ids and known, names)
 
-    def _paths(self, rows: Rows) -> Iterator[tuple[tuple[str, tuple[str, ...]], int]]:
-        """Category and path of the rows that have a category, and how many have them."""
+    def _paths(self, rows: Columns) -> Iterator[tuple[tuple[str, tuple[str, ...]], int]]:
+        """Category and path of the rows that have a category, and how many rows have both."""
         if "category" not in rows:
             return
         columns = (rows[name] for name in ("category", *self._levels))
@@ -157,8 +158,8 @@ class Manifest:
             if name:
                 yield (name, tuple(filter(None, path))), times
 
-    def _stats(self, rows: Rows) -> Iterator[tuple[str, int, int]]:
-        """Of images on a disk; those elsewhere are told apart by the manifest: a stat is a request."""
+    def _stats(self, rows: Columns) -> Iterator[tuple[str, int, int]]:
+        """Sizes and times of the images on a disk; not of remote ones: each would cost a request."""
         if not isinstance(self.path, Path):
             return
         for image in rows["image"]:
@@ -167,22 +168,18 @@ class Manifest:
 
     def digest(self) -> str:
         """See Source."""
-        return self._found.digest if any(self._columns) else digest_of_stats([stat_of(self.path, self.name)])
+        return self._scan.digest if any(self._columns) else digest_of_stats([stat_of(self.path, self.name)])
 
     def paths(self) -> Paths:
         """See Source."""
-        return self._found.paths.copy() if any(self._columns) else Paths()
+        return self._scan.paths.copy() if any(self._columns) else Paths()
 
     def ignored(self) -> int:
         """See Source."""
         return 0
 
-    def units(
-        self,
-        work: Place,
-        unit_bytes: int,
-        unit_images: int,
-        renamed: Renamed = AS_NAMED,
+    def segments(
+        self, work: Place, segment_bytes: int, segment_images: int, renamed: Renamed = AS_NAMED
     ) -> list[Segment]:
         """See Source."""
         if not any(self._columns):
@@ -190,44 +187,45 @@ class Manifest:
         self._log()
         root = self.path if self.shards else self.path.parent
         if not self._tables[0].pictures:
-            return write_listing(work, self._converted(renamed).tables(self._rows()), root, unit_images)
+            return write_listing(work, self._converted(renamed).tables(self._rows()), root, segment_images)
         return [
-            unit
+            segment
             for table in self._tables
             if isinstance(table, ParquetTable)
-            for unit in self._units_of_pictures(table, work, root, unit_images, renamed)
+            for segment in self._segments_of_pictures(table, work, root, segment_images, renamed)
         ]
 
-    def _units_of_pictures(
-        self, table: "ParquetTable", work: Place, root: Place, unit_images: int, renamed: Renamed
+    def _segments_of_pictures(
+        self, table: ParquetTable, work: Place, root: Place, segment_images: int, renamed: Renamed
     ) -> Iterator[Segment]:
-        """Units of about `unit_images` rows, of whole row groups."""
+        """Segments of about `segment_images` rows, of whole row groups."""
         tables = self._converted(renamed).tables(table.rows(self._used))
-        for start, stop in _groups_together(table.groups, unit_images):
+        for start, stop in _groups_together(table.groups, segment_images):
             count = sum(table.groups[start:stop])
             own = take(tables, count)
-            for unit in write_listing(work, iter([own]), root, max(1, count)):
-                yield replace(unit, pictures=path_text(table.path), groups=(start, stop))
+            for segment in write_listing(work, iter([own]), root, max(1, count)):
+                yield replace(segment, pictures=path_text(table.path), groups=(start, stop))
 
     def _converted(self, renamed: Renamed) -> ManifestRows:
-        return ManifestRows(self.path, self._levels, self._found.whole_ids, renamed)
+        """How the rows become those of a listing."""
+        return ManifestRows(self.path, self._levels, self._scan.whole_ids, renamed)
 
     def _log(self) -> None:
         table = self._tables[0]
         if isinstance(table, DelimitedTable):
             log.info("%s: %s%s", self.name, table.format, table.advice)
-        if self._found.whole_ids:
+        if self._scan.whole_ids:
             log.warning("%s: every product_id ends in .0; they are read as whole numbers", self.name)
         passed = [name for name in self._columns if "level" in name and name not in self._levels]
         if passed:
             log.info("%s: columns %s are no levels; expected level1, level2, …", self.name, ", ".join(passed))
-        log_merged(f"{self.name}: levels", self._found.names)
+        log_merged(f"{self.name}: levels", self._scan.names)
         if isinstance(table, ParquetTable) and table.part:
             log.info("%s: the names of its files are the parts of the split", self.name)
 
 
 def _groups_together(groups: list[int], rows: int) -> Iterator[tuple[int, int]]:
-    """Ranges of row groups with at least so many rows, the last with what is left.
+    """Ranges of row groups with at least `rows` rows each; the last has what is left.
 
     >>> list(_groups_together([100, 100, 100, 0, 50], 200))
     [(0, 2), (2, 5)]

@@ -1,4 +1,4 @@
-"""The rows of a manifest as those of a listing: ids, parts and categories as the stages want them."""
+"""The rows of a manifest as those of a listing: ids, parts of the split and categories in one form."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from features.storage.paths import Place
 from pipeline.sources.image import path_text
 from pipeline.sources.listing import listing
 from pipeline.sources.names import Renamed, ambiguous
-from pipeline.sources.tables import Rows
+from pipeline.sources.tables import Columns
 
 USED = ("product_id", "image", "category", "split", "seller")
 
@@ -26,8 +26,8 @@ class ManifestRows:
     whole_ids: bool  # every id ends in .0
     renamed: Renamed
 
-    def tables(self, rows: Iterator[Rows]) -> Iterator[pa.Table]:
-        """Tables of LISTING."""
+    def tables(self, rows: Iterator[Columns]) -> Iterator[pa.Table]:
+        """The rows as tables of LISTING."""
         several = {category for category, _ in self.renamed}
         for batch in rows:
             columns = {name: batch[name] for name in (*USED, "problem") if name in batch}
@@ -53,8 +53,8 @@ class ManifestRows:
             )
         return part
 
-    def _apart(self, rows: Rows, several: set[str]) -> list[str]:
-        """The categories, those of one name under several parents by their paths."""
+    def _apart(self, rows: Columns, several: set[str]) -> list[str]:
+        """The categories; where one name has several parents, the paths instead."""
         cells = [list(map(tidy_name, rows[name])) for name in self.levels]
         paths = zip(*cells, strict=True) if cells else itertools.repeat(())
         categories = []
@@ -66,8 +66,8 @@ class ManifestRows:
             categories.append(new)
         return categories
 
-    def _note_problems(self, columns: Rows) -> None:
-        """Rows without an id cannot be used; the image of a row that cannot is the manifest."""
+    def _note_problems(self, columns: Columns) -> None:
+        """Notes that a row without an id cannot be used; such a row names the manifest as its image."""
         for row, (product_id, problem) in enumerate(
             zip(columns["product_id"], columns["problem"], strict=True)
         ):
@@ -78,7 +78,7 @@ class ManifestRows:
 
 
 def take(tables: Iterator[pa.Table], count: int) -> pa.Table:
-    """The next tables, so many rows together."""
+    """The next tables, with `count` rows together."""
     taken = [listing({name: [] for name in USED})]
     while sum(map(len, taken)) < count:
         taken.append(next(tables))
