@@ -37,7 +37,7 @@ def drawn_rows(seed, images=600):
 
 
 def found(rows, placeholder_products=100, piece=70):
-    """duplicates.parquet as dicts, the look being read again in pieces."""
+    """duplicates.parquet as dicts, the checked rows being read again in pieces."""
     index = index_of(rows)
     products = plan_products(index, None, 1)
     shared, placeholder = find_shared(index, placeholder_products)

@@ -448,12 +448,12 @@ def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(
 
     at_the_end = {}
 
-    def look_on(what, units, do, folder, beam):
+    def check_on(what, units, do, folder, beam):
         in_a_loop(what, units, do, folder, beam)
         at_the_end.update({file: file.stat().st_mtime_ns for file in finished if file.parent == folder})
 
-    monkeypatch.setattr(check_module, "run_units", look_on)
-    monkeypatch.setattr(ingest_module, "run_units", look_on)
+    monkeypatch.setattr(check_module, "run_units", check_on)
+    monkeypatch.setattr(ingest_module, "run_units", check_on)
     resumed = make_records([str(catalogue)], out, SMALL_UNITS, taxonomy=taxonomy)
     assert resumed.digest == records.digest
     assert at_the_end == finished, "finished units are not done again"
@@ -471,7 +471,8 @@ def test_a_source_that_changes_while_it_is_read_is_told(small, tmp_path, loop, m
 
     monkeypatch.setattr(ingest_module, "_write_records", change_it)
     with pytest.raises(
-        ShelfmarkError, match=r"small.bson: changed while it was read; expected a file that nobody writes to"
+        ShelfmarkError,
+        match=r"small.bson: changed while it was read; expected a file that no program writes to",
     ):
         loop(small, tmp_path / "records")
     assert not (tmp_path / "records").exists()

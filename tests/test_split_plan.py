@@ -19,11 +19,11 @@ from pipeline.ingest.rejects import REJECTS, refuse_flood
 from pipeline.ingest.split_plan import assign_shards, plan_products, require_trainable, untrained_categories
 
 TEXTS = ("product_id", "category", "split", "seller", "reason")
-UNITS = 4  # tables that the rows of a look come in
+UNITS = 4  # tables of checked rows
 
 
 def tables(rows):
-    """Rows of a look, as it gives them unit by unit, from dicts of what matters."""
+    """Checked rows, file by file, from dicts of what matters."""
     columns = {name: pa.array([row.get(name, "") for row in rows], pa.string()) for name in TEXTS}
     columns |= {
         "order_key": pa.array([order_key(row["product_id"]) for row in rows], pa.int64()),

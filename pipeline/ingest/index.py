@@ -152,10 +152,10 @@ def _sorted_ids(ids: list[pa.Array], keys: list[np.ndarray]) -> tuple[pa.Array, 
     order = order.astype(np.int32)
     new = np.ones(len(order), bool)
     new[1:] = pc.not_equal(every[1:], every[:-1]).to_numpy(zero_copy_only=False)
-    nobody = len(every) > 0 and every[0].as_py() == ""
+    blank = len(every) > 0 and every[0].as_py() == ""
     position = np.empty(len(order), np.int32)
-    position[order] = np.cumsum(new, dtype=np.int32) - 1 - int(nobody)
-    first = np.flatnonzero(new)[int(nobody) :]
+    position[order] = np.cumsum(new, dtype=np.int32) - 1 - int(blank)
+    first = np.flatnonzero(new)[int(blank) :]
     return every.take(pa.array(first)) if len(first) < len(every) else every, key[order[first]], position
 
 

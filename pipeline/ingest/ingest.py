@@ -103,7 +103,7 @@ def make_records(
     require_outside(out, opened)
     _require_file(taxonomy)
     fetched = out.with_name(out.name + ".fetched")
-    job = _Job(opened, settings, seed, taxonomy, known, beam)
+    job = _IngestJob(opened, settings, seed, taxonomy, known, beam)
     with local_workers(beam):  # the same for both passes
         records = stage(
             out, kind="records", version=VERSION, made_from=job.made_from(), shared=True,
@@ -115,7 +115,7 @@ def make_records(
 
 
 @dataclass(frozen=True)
-class _Job:
+class _IngestJob:
     """What the steps of an ingest share."""
 
     sources: list[Source]
@@ -142,7 +142,7 @@ def _require_file(taxonomy: Place | None) -> None:
         )
 
 
-def _make(work: Place, job: _Job, fetched: Place) -> Mapping[str, object]:
+def _make(work: Place, job: _IngestJob, fetched: Place) -> Mapping[str, object]:
     """Fills the working directory; returns the summary. Images that change meanwhile become rejects."""
     paths, renamed = _paths(job.sources, job.taxonomy)
     categories = frozenset(category for category, _ in paths) if job.taxonomy else None
@@ -173,7 +173,7 @@ def _paths(sources: list[Source], taxonomy: Place | None) -> tuple[Paths, Rename
 
 
 def _plan_and_write(
-    checked: CheckedImages, paths: Paths, renamed: Renamed, job: _Job, work: Place
+    checked: CheckedImages, paths: Paths, renamed: Renamed, job: _IngestJob, work: Place
 ) -> tuple[RecordsSummary, set[ImageKey]]:
     """Plans and writes the records; returns the summary, and the images that have changed meanwhile."""
     settings = job.settings
@@ -208,7 +208,7 @@ def _with_tidy_categories(index: Index, several: set[str]) -> Index:
     return replace(index, category=category)
 
 
-def _products(index: Index, job: _Job) -> Products:
+def _products(index: Index, job: _IngestJob) -> Products:
     """The products with their parts; ShelfmarkError where there is nothing to train on."""
     released = pq.read_table(job.known) if job.known else None
     if released is not None:
@@ -274,7 +274,7 @@ def _log_left_out(dropped: int, small: int, untrained: list[str]) -> None:
 # Shards
 
 
-def _write_records(parts: list[str], shards: int, job: _Job, work: Place) -> set[ImageKey]:
+def _write_records(parts: list[str], shards: int, job: _IngestJob, work: Place) -> set[ImageKey]:
     """Writes all shards, then images.parquet and the shards' digests from what the writers note.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Writing: the planned rows of one number → a TFRecord shard of every part, and the rows of its images.
+"""Writing: the planned rows of one shard number → a TFRecord shard of every part, and their rows.
 
 train-00000-of-00008.tfrecord  val-…  test-…   records in an order of their own
 _images/unit-00000.parquet                     their rows of images.parquet, and the digests of the files
@@ -21,7 +21,9 @@ from pipeline.beam.run_units import write_table
 from pipeline.ingest.check_images import LOCATION
 from pipeline.sources.image import ImageKey, read_images, refuse_changed_container
 
-SHARDS_A_BATCH = 4  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
+SHARDS_A_BATCH = (
+    4  # a writer reads a batch and uses a quarter; one a batch would be 200,000 batches for 14 M images
+)
 DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, ShardDigest by name of the shard
 LOST = b"lost"  # likewise: file and offset of images that are not what they were when they were checked
 PIECE = pa.schema(

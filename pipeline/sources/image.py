@@ -94,7 +94,7 @@ class Changed(ShelfmarkError):
 def changed(file: str) -> ShelfmarkError:
     """The error about a container of images that has changed since it was opened."""
     return ShelfmarkError(
-        f"{file}: changed while it was read; expected a file that nobody writes to; run the command again"
+        f"{file}: changed while it was read; expected a file that no program writes to; run the command again"
     )
 
 

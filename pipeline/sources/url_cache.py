@@ -1,4 +1,4 @@
-"""The cache of the photos that a unit of work has fetched, in files, so that none is fetched twice.
+"""The cache of the photos of a segment, in files, so that none is fetched twice.
 
 <folder>/<chunk>.bin    photos, one after the other
          <chunk>.json   [[URL, offset, length], …], in bytes; written last: then the chunk is whole
@@ -28,7 +28,7 @@ class Fetched:
 
 
 class Cache:
-    """The photos of one unit of work, by URL; a thread writes a chunk while the next one is filled."""
+    """The photos of one segment, by URL; a thread writes a chunk while the next one is filled."""
 
     def __init__(self, folder: Place) -> None:
         self._folder = folder
@@ -43,7 +43,7 @@ class Cache:
         self._begin()
 
     def _begin(self) -> None:
-        # a unique name: two workers may do the same unit, where a runner believes that one has died
+        # a unique name: two workers may read the same segment, if a runner believes that one has died
         self._file = self._folder / f"{uuid.uuid4().hex}.bin"
         self._bytes = self._unwritten[self._file] = bytearray()
         self._rows: list[tuple[str, int, int]] = []

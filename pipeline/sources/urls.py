@@ -1,6 +1,6 @@
 """Photos by URL: fetched once, many at a time, into a cache for both passes and for the next run of the job.
 
-    <records>.fetched/<public or any>/<unit>/   see pipeline/sources/url_cache.py
+    <records>.fetched/<public or any>/<segment>/   see pipeline/sources/url_cache.py
 
 A worker fetches in a thread of its own (pipeline/sources/web.py) while the photos before are checked.
 What a killed job has written is not fetched again; if photos could not be reached, the cache stays for the
@@ -19,7 +19,7 @@ from pipeline.sources.url_cache import Cache, Fetched
 from pipeline.sources.web import HELD_BYTES, Client, Failed
 
 WINDOW = 4  # photos ahead of the one at hand, times the concurrency
-BATCHES = 8  # handed to the client's thread at a time: so many parts of the concurrency
+BATCHES = 8  # URLs are handed to the client in batches of concurrency / BATCHES
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ def is_url(image: str) -> bool:
     return re.match(r"(?i)https?://", image) is not None
 
 
-def fetch_urls(urls: Sequence[str], fetching: Fetching, unit: str) -> Iterator[Fetched]:
+def fetch_urls(urls: Sequence[str], fetching: Fetching, segment: str) -> Iterator[Fetched]:
     """The photos at these addresses, in their order; an address that occurs twice is fetched once.
 
     Args:
         urls: web addresses.
         fetching: how.
-        unit: name of the unit's files in the cache.
+        segment: name of the segment's folder in the cache.
     """
-    cache = Cache(place(fetching.cache) / fetching.allowed / unit)
+    cache = Cache(place(fetching.cache) / fetching.allowed / segment)
     client = Client(
         allowed=fetching.allowed, concurrency=fetching.concurrency, timeout=fetching.timeout,
         retries=fetching.retries, max_bytes=fetching.max_bytes,
