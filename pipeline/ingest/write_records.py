@@ -21,9 +21,7 @@ from pipeline.beam.run_units import write_table
 from pipeline.ingest.check_images import LOCATION
 from pipeline.sources.image import ImageKey, read_images, refuse_changed_container
 
-SHARDS_A_BATCH = (
-    4  # a writer reads a batch and uses a quarter; one a batch would be 200,000 batches for 14 M images
-)
+SHARDS_A_BATCH = 4  # a writer reads all four; with one, 14 M images would take 200,000 batches
 DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, ShardDigest by name of the shard
 LOST = b"lost"  # likewise: file and offset of images that are not what they were when they were checked
 PIECE = pa.schema(
