@@ -75,7 +75,7 @@ def draw_unit(folder: Path, number: int) -> int:
     """Writes one unit's table; returns its rows."""
     from features.product import order_key
     from pipeline.beam.run_units import unit_file
-    from pipeline.ingest.check_images import LOOK
+    from pipeline.ingest.check_images import CHECKED
 
     random = np.random.default_rng([0, number])
     count = random.choice(4, PRODUCTS, p=IMAGES) + 1
@@ -102,8 +102,8 @@ def draw_unit(folder: Path, number: int) -> int:
         "reason": pa.array(["", "truncated"]).take(pa.array(rejected.astype(int))),
         "detail": pa.array(["", "image file is truncated"]).take(pa.array(rejected.astype(int))),
     }
-    arrays = [pa.array(columns[field.name]).cast(field.type) for field in LOOK]
-    pq.write_table(pa.table(arrays, schema=LOOK), unit_file(folder, number))
+    arrays = [pa.array(columns[field.name]).cast(field.type) for field in CHECKED]
+    pq.write_table(pa.table(arrays, schema=CHECKED), unit_file(folder, number))
     return rows
 
 
@@ -134,27 +134,28 @@ def _digests(random: np.random.Generator, number: int, rows: int) -> pa.Array:
 def plan_all(folder: Path) -> dict[str, Any]:
     """Plans the units in `folder`; returns seconds and peak memory by step, and counts."""
     from features.product import SPLITS
-    from pipeline.ingest import split_plan as plan
-    from pipeline.ingest.check_images import Look
-    from pipeline.ingest.ingest import lay_out, write_plan
+    from pipeline.ingest.check_images import CheckedImages
+    from pipeline.ingest.layout import lay_out, write_plan
+    from pipeline.ingest.rejects import refuse_flood
+    from pipeline.ingest.split_plan import plan_products, require_trainable
     from pipeline.job.config import IngestSettings
 
     settings = IngestSettings()
     steps: dict[str, dict[str, float]] = {}
-    looked = Look(sorted(folder.glob("unit-*.parquet")), [])
+    checked = CheckedImages(sorted(folder.glob("unit-*.parquet")), [])
     with _step("index", steps):
-        index = looked.index()
+        index = checked.index()
     with _step("products", steps):
-        plan.refuse_flood(index, settings.max_rejected, "none")
-        products = plan.plan_products(index, None, settings.min_products)
-        plan.require_learnable(products, settings.min_products)
+        refuse_flood(index, settings.max_rejected, folder / "none")
+        products = plan_products(index, None, settings.min_products)
+        require_trainable(products, settings.min_products)
     with _step("layout", steps):
         layout = lay_out(index, products, settings, seed=0)
         del index  # as ingest does
     with _step("write", steps):
-        write_plan(looked, products, layout, folder)
+        write_plan(checked, products, layout, folder)
     split = np.bincount(products.split, minlength=len(SPLITS)).tolist()
-    counts = {"taken": int((layout.unit >= 0).sum()), "units": layout.units}
+    counts = {"taken": int((layout.shard >= 0).sum()), "units": layout.shards}
     return {"steps": steps, "counts": counts | {"products": dict(zip(SPLITS, split, strict=True))}}
 
 

@@ -116,7 +116,7 @@ def find(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def draw_records(options: argparse.Namespace, folder: Path) -> None:
     """records/ of images without pictures, two a product, and a store that has them all."""
     from features.storage.artifact import begin, partial_of, seal
-    from pipeline.ingest.ingest import IMAGES
+    from pipeline.ingest.write_records import IMAGES
 
     work = begin(partial_of(folder / "records"), {})
     with pq.ParquetWriter(work / "images.parquet", IMAGES) as writer:

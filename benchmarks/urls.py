@@ -5,7 +5,7 @@
     server     a process that responds to each request `latency` seconds later, on connections that are kept
     client     aiohttp alone: as many processes as ingest has workers (one a core), in each of them as many
                requests at a time (32); responses are read and thrown away
-    ingest     `look`, the first pass: fetches, keeps in the cache, hashes, decodes strictly, writes its rows
+    ingest     `check_images`, the first pass: fetches, caches, hashes, decodes strictly, writes rows
 
 All on one machine, so server, client and decoder share its cores: without latency they are what is measured,
 with the latency of a real server (from 20 ms on) it is fetching. Both are timed without start-up: client from
@@ -206,7 +206,7 @@ def first_pass(url: str, photos: str) -> None:
 
 
 def _check(folder: Path, url: str, photos: int) -> None:
-    from pipeline.ingest.check_images import look
+    from pipeline.ingest.check_images import check_images
     from pipeline.job.config import IngestSettings
     from pipeline.sources.source import open_sources
 
@@ -216,8 +216,8 @@ def _check(folder: Path, url: str, photos: int) -> None:
     manifest.write_text("product_id,image,category\n" + "".join(lines))
     units = 2 if photos == TINY else IngestSettings().unit_images  # so that every worker gets one
     settings = IngestSettings(urls="any", url_concurrency=CONCURRENCY, unit_images=units)
-    looked = look(open_sources([str(manifest)]), settings, folder, (), folder / "fetched")
-    index = looked.index()
+    checked = check_images(open_sources([str(manifest)]), settings, folder, (), folder / "fetched")
+    index = checked.index()
     if index.images() != photos or index.reasons():
         raise RuntimeError(f"{index.images()} of {photos} photos, rejects {index.reasons()}")
 

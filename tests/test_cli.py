@@ -355,7 +355,7 @@ def test_an_internal_fault_is_one_line_and_a_traceback_only_with_debug(tmp_path,
     def broken(*arguments, **options):
         raise RuntimeError("wheels came off")
 
-    monkeypatch.setattr(pipeline.ingest.ingest, "look", broken)
+    monkeypatch.setattr(pipeline.ingest.ingest, "check_images", broken)
     assert ingest(photos, tmp_path / "W") == 1
     assert "RuntimeError: wheels came off; this is a fault of shelfmark" in error_line(capsys)
     ingest(photos, tmp_path / "W", "--debug")

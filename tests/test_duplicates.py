@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 from test_split_plan import index_of
 
-from pipeline.ingest import split_plan as plan
 from pipeline.ingest.duplicates import (
     SharedDigests,
     contradictions,
     duplicates_table,
     find_shared,
 )
+from pipeline.ingest.split_plan import plan_products
 
 
 def digest(number):
@@ -37,9 +37,9 @@ def drawn_rows(seed, images=600):
 
 
 def found(rows, placeholder_products=100, piece=70):
-    """duplicates.parquet as dicts, the look being read again in pieces."""
+    """duplicates.parquet as dicts, the checked rows being read again in pieces."""
     index = index_of(rows)
-    products = plan.plan_products(index, None, 1)
+    products = plan_products(index, None, 1)
     shared, placeholder = find_shared(index, placeholder_products)
     digests = SharedDigests(shared)
     whole = pa.array([bytes.fromhex(row["digest"]) for row in rows], pa.binary(32))

@@ -27,7 +27,7 @@ from features.errors import ShelfmarkError
 from features.records import unframe
 from features.storage.artifact import open_artifact, partial_of
 from pipeline.beam.run_units import unit_file
-from pipeline.ingest import check_images as look_module
+from pipeline.ingest import check_images as check_module
 from pipeline.ingest import ingest as ingest_module
 from pipeline.ingest.ingest import make_records
 from pipeline.job.config import IngestSettings
@@ -81,7 +81,7 @@ def in_a_loop(what, units, do, folder, beam):
 @pytest.fixture
 def loop(monkeypatch):
     """Ingest without Beam, for what does not depend on it."""
-    for module in (look_module, ingest_module):
+    for module in (check_module, ingest_module):
         monkeypatch.setattr(module, "run_units", in_a_loop)
 
     def run(source, out, settings=SMALL_UNITS, **options):
@@ -287,7 +287,7 @@ def test_beam_in_memory_gives_the_same_digest_as_in_threads(records, catalogue, 
 
 
 def test_running_again_opens_what_is_there(records, catalogue, taxonomy, caplog, monkeypatch):
-    monkeypatch.setattr(look_module, "run_units", None)
+    monkeypatch.setattr(check_module, "run_units", None)
     caplog.set_level(logging.INFO, logger="shelfmark")
     before = {file: file.stat().st_mtime_ns for file in records.path.iterdir()}
     assert make_records([str(catalogue)], records.path, SMALL_UNITS, taxonomy=taxonomy) == records
@@ -366,7 +366,7 @@ def test_a_category_without_training_products_is_told(tmp_path, loop, caplog):
     given = [row | {"split": "test" if row["category"] == "2" else "train"} for row in rows]
     made = loop(write_manifest(tmp_path / "shop.csv", given), tmp_path / "records")
     assert made.summary["categories_without_training_products"] == 1
-    assert "1 categories without training products, as '2'" in caplog.text
+    assert "1 categories without training products, for example '2'" in caplog.text
 
 
 def test_two_sources_of_different_kinds_are_one_catalogue(tmp_path, loop):
@@ -428,8 +428,8 @@ def stop_after(monkeypatch, module, name, finished):
 
 @pytest.mark.parametrize(
     ("module", "step", "folder"),
-    [(look_module, "look_unit", "_look"), (ingest_module, "write_unit", "_images")],
-    ids=["look", "write"],
+    [(check_module, "check_unit", "_look"), (ingest_module, "write_shards", "_images")],
+    ids=["check", "write"],
 )
 def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(
     records, catalogue, taxonomy, tmp_path, monkeypatch, module, step, folder
@@ -448,12 +448,12 @@ def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(
 
     at_the_end = {}
 
-    def look_on(what, units, do, folder, beam):
+    def check_on(what, units, do, folder, beam):
         in_a_loop(what, units, do, folder, beam)
         at_the_end.update({file: file.stat().st_mtime_ns for file in finished if file.parent == folder})
 
-    monkeypatch.setattr(look_module, "run_units", look_on)
-    monkeypatch.setattr(ingest_module, "run_units", look_on)
+    monkeypatch.setattr(check_module, "run_units", check_on)
+    monkeypatch.setattr(ingest_module, "run_units", check_on)
     resumed = make_records([str(catalogue)], out, SMALL_UNITS, taxonomy=taxonomy)
     assert resumed.digest == records.digest
     assert at_the_end == finished, "finished units are not done again"
@@ -461,7 +461,7 @@ def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(
 
 
 def test_a_source_that_changes_while_it_is_read_is_told(small, tmp_path, loop, monkeypatch):
-    real = ingest_module._write_shards
+    real = ingest_module._write_records
 
     def change_it(*args):
         data = bytearray(small.read_bytes())
@@ -469,9 +469,10 @@ def test_a_source_that_changes_while_it_is_read_is_told(small, tmp_path, loop, m
         small.write_bytes(data)
         real(*args)
 
-    monkeypatch.setattr(ingest_module, "_write_shards", change_it)
+    monkeypatch.setattr(ingest_module, "_write_records", change_it)
     with pytest.raises(
-        ShelfmarkError, match=r"small.bson: changed while it was read; expected a file that nobody writes to"
+        ShelfmarkError,
+        match=r"small.bson: changed while it was read; expected a file that no program writes to",
     ):
         loop(small, tmp_path / "records")
     assert not (tmp_path / "records").exists()
@@ -526,7 +527,7 @@ def test_a_flood_of_rejects_stops_ingest_before_anything_is_written(catalogue, t
     assert str(caught.value) == (
         f"10 of {images} images rejected (truncated 5, not_an_image 2, missing 2), for example "
         "catalogue.bson: OSError: Truncated File Read; expected at most 3%; "
-        f"{listed} lists them: mend the source or raise ingest.max_rejected"
+        f"{listed} lists them: correct the source, or raise ingest.max_rejected"
     )
     assert len(pd.read_parquet(listed)) == 10 and not (tmp_path / "records").exists()
 
@@ -534,7 +535,7 @@ def test_a_flood_of_rejects_stops_ingest_before_anything_is_written(catalogue, t
 def test_a_workspace_within_its_source_is_refused(tmp_path, loop):
     write_files(tmp_path / "shop", {"Mugs/1.jpg": photo(1)})
     for out in ("W/records", "Mugs/records"):
-        with pytest.raises(ShelfmarkError, match=r"inside the source .*; expected a place outside"):
+        with pytest.raises(ShelfmarkError, match=r"inside the source .*; expected a path outside"):
             loop(tmp_path / "shop", tmp_path / "shop" / out)
 
 
@@ -545,7 +546,7 @@ def test_units_of_a_byte_become_no_more_than_there_are_images(small, tmp_path, l
 
 
 def test_a_wrong_taxonomy_is_told_before_any_image_is_looked_at(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest_module, "look", None)
+    monkeypatch.setattr(ingest_module, "check_images", None)
     with pytest.raises(ShelfmarkError, match="no such file; expected a CSV of category_id"):
         make_records([str(small)], tmp_path / "records", IngestSettings(), taxonomy=tmp_path / "gone.csv")
     (tmp_path / "wrong.csv").write_text("id,name\n1,a\n")

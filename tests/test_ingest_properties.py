@@ -14,7 +14,7 @@ from tf_records import dataset
 
 from features.errors import ShelfmarkError
 from features.product import wanted_counts
-from pipeline.ingest import check_images as look_module
+from pipeline.ingest import check_images as check_module
 from pipeline.ingest import ingest as ingest_module
 from pipeline.job.config import IngestSettings
 
@@ -38,7 +38,7 @@ products = st.lists(
 @pytest.fixture
 def made(monkeypatch):
     """Ingests products in two BSON files, without Beam; None when there is nothing to learn."""
-    for module in (look_module, ingest_module):
+    for module in (check_module, ingest_module):
         monkeypatch.setattr(module, "run_units", in_a_loop)
 
     def make(folder, drawn, cut):
@@ -49,7 +49,7 @@ def made(monkeypatch):
             if its
         ]
         try:
-            return ingest_module.ingest([str(file) for file in files], folder / "records", SMALL)
+            return ingest_module.make_records([str(file) for file in files], folder / "records", SMALL)
         except ShelfmarkError as error:
             assert "to train on" in str(error)
             return None

@@ -273,7 +273,7 @@ def test_categories_of_one_name_that_nothing_tells_apart_are_named(tmp_path, ing
     ]
     write_manifest(tmp_path / "shop.csv", shop)
     ingest(tmp_path / "shop.csv", status=1)
-    assert "category 'Other' stands under several parents, and a product in it names none" in error_line(
+    assert "category 'Other' has several parents, and a product in it does not say which" in error_line(
         capsys
     )
 
@@ -282,7 +282,7 @@ def test_one_category_alone_is_a_mistake(tmp_path, ingest, capsys):
     photos(tmp_path)
     write_manifest(tmp_path / "shop.csv", [row | {"category": "A"} for row in rows()])
     ingest(tmp_path / "shop.csv", status=1)
-    assert "one category, 'A', is all there is to train on; expected two at least" in error_line(capsys)
+    assert "one category, 'A', is all there is to train on; expected at least two" in error_line(capsys)
 
 
 # ---- folders
@@ -472,7 +472,7 @@ def test_a_photo_that_vanishes_or_changes_meanwhile_is_a_counted_reject(
     monkeypatch.setattr(ingest_module, "write_plan", and_then)
     records = ingest(shop)
     assert records.reasons == {"changed": 2} and len(records.images) == 48
-    assert "2 images changed meanwhile and are rejects now" in caplog.text
+    assert "2 images changed meanwhile and are now rejects" in caplog.text
 
 
 def decisions(tmp_path, workspace, source, name="decisions.parquet", status=0):

@@ -24,7 +24,7 @@ from models.decisions.bundle import THRESHOLDS, load_predictor, read_rules
 from models.decisions.categorizer import Categorizer
 from pipeline.extract import fill_store as shards_module
 from pipeline.extract.extract import extract_records
-from pipeline.ingest import check_images as look_module
+from pipeline.ingest import check_images as check_module
 from pipeline.ingest import ingest as ingest_module
 from pipeline.ingest.ingest import make_records
 from pipeline.job.catalogue import categories_of, open_part
@@ -74,7 +74,7 @@ def catalogue(folder: Path, times: int) -> str:
 def light() -> Iterator[None]:
     """Without Beam, and with a backbone of mean colours."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (look_module, ingest_module):
+        for module in (check_module, ingest_module):
             patch.setattr(module, "run_units", in_a_loop)
         patch.setattr(shards_module, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
         yield

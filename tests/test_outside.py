@@ -14,8 +14,8 @@ from pipeline.release.categorize import categorize
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import open_source, open_sources
 
-INSIDE = "inside the source .*, where its files would be taken for products; expected a place outside of all"
-ITSELF = "it is the source itself; expected a place outside of all sources; give another one"
+INSIDE = "inside the source .*, where its files would be taken for products; expected a path outside of all"
+ITSELF = "is the source itself; expected a path outside of all sources; give another one"
 
 
 @pytest.fixture
@@ -104,6 +104,6 @@ def test_categorize_refuses_to_write_into_its_sources_before_any_work(
 ) -> None:
     before = sorted(os.walk(shop))
     bundle: Any = None  # it is not even looked at
-    with pytest.raises(ShelfmarkError, match=r"expected a place outside of all sources; give another one"):
+    with pytest.raises(ShelfmarkError, match=r"expected a path outside of all sources; give another one"):
         categorize([str(shop / source)], bundle, shop / workspace / "store", shop / output, Config())
     assert sorted(os.walk(shop)) == before

@@ -76,7 +76,7 @@ def test_an_interrupted_remote_ingest_goes_on_and_is_finished_by_its_manifest(
 ):
     source, out = [str(shop[1] / "a.bson")], place(bucket) / "W" / "killed" / "records"
     wanted = make_records(source, tmp_path / "records", SMALL)
-    real = ingest_module.write_unit
+    real = ingest_module.write_shards
 
     def stop(number: int, done: Place, **options):
         if number == 2:
@@ -84,13 +84,13 @@ def test_an_interrupted_remote_ingest_goes_on_and_is_finished_by_its_manifest(
         real(number, done, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_module, "write_unit", stop)
+        patch.setattr(ingest_module, "write_shards", stop)
         with pytest.raises(OSError, match="No space left"):
             make_records(source, out, SMALL, beam=("--direct_running_mode=in_memory",))
     assert find_artifact(out) is None
-    looked = [name for name in sizes(out) if name.startswith("_look/unit-")]
-    assert len(looked) > 3
-    first = local(out / looked[0]).read_bytes()
+    checked = [name for name in sizes(out) if name.startswith("_look/unit-")]
+    assert len(checked) > 3
+    first = local(out / checked[0]).read_bytes()
     write_whole(out / "_look" / "unit-99999.parquet", b"stray")
     assert make_records(source, out, SMALL).digest == wanted.digest
     assert not [name for name in sizes(out) if "_look" in name] and first

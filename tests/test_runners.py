@@ -327,7 +327,7 @@ def changed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("pipeline.ingest.split_plan.refuse_flood", stop)
+        patch.setattr("pipeline.ingest.ingest.refuse_flood", stop)
         main(arguments(folder, folder / "workspace"))
     data = bytearray(catalogue.read_bytes())
     data[data.index(b"\xff\xd9", 100_000) - 10] ^= 1  # in the pixels of a photo

@@ -15,7 +15,7 @@ from catalogues import HTML, photo, write_bson, write_files, write_manifest
 from features.errors import ShelfmarkError
 from features.storage.paths import place, read_range
 from pipeline.sources import folder, listing
-from pipeline.sources.source import open_source, read_unit
+from pipeline.sources.source import open_source, read_segment
 
 RED, GREEN, BLUE = photo(1), photo(2), photo(3)
 
@@ -27,8 +27,8 @@ def read(tmp_path):
     def images(path, unit_bytes=10**6, unit_images=10**6):
         work = tmp_path / "work"
         work.mkdir(exist_ok=True)
-        units = open_source(str(path)).units(work, unit_bytes, unit_images)
-        return [image for unit in units for image in read_unit(unit)]
+        units = open_source(str(path)).segments(work, unit_bytes, unit_images)
+        return [image for unit in units for image in read_segment(unit)]
 
     return images
 
@@ -104,11 +104,11 @@ def test_bson_pictures_that_begin_alike_or_are_a_byte_long_are_found(tmp_path, r
 def test_bson_units_end_with_documents_and_cover_all_of_them_once(tmp_path, unit_bytes):
     documents = [{"_id": n, "imgs": [{"picture": photo(n % 7)}] * (n % 4)} for n in range(40)]
     file = write_bson(tmp_path / "a.bson", documents)
-    units = open_source(str(file)).units(tmp_path, unit_bytes, 1)
+    units = open_source(str(file)).segments(tmp_path, unit_bytes, 1)
     assert [unit.start for unit in units] == [0, *(unit.stop for unit in units[:-1])]
     assert units[-1].stop == file.stat().st_size
     assert all(unit.stop - unit.start >= unit_bytes for unit in units[:-1])
-    ids = [int(image.product_id) for unit in units for image in read_unit(unit)]
+    ids = [int(image.product_id) for unit in units for image in read_segment(unit)]
     assert ids == [n for n in range(40) for _ in range(max(1, n % 4))]
     if unit_bytes == 1:
         assert len(units) == 40
@@ -143,7 +143,7 @@ def test_a_bson_file_that_is_cut_off_is_told_with_the_byte(tmp_path, read):
     whole.write_bytes(data[:-1])
     told = refusal(whole, when_read=read)
     length = len(data) - third
-    assert f"truncated: the document at byte {third} needs {length} bytes, {length - 1} are there" in told
+    assert f"truncated: the document at byte {third} needs {length} bytes, but {length - 1} are left" in told
     whole.write_bytes(data[: third + 2])
     assert f"truncated: the document at byte {third}" in refusal(whole, when_read=read)
 
@@ -264,8 +264,8 @@ def test_an_empty_folder_is_told(tmp_path):
 def test_units_of_a_listing_cover_all_files_once(tmp_path, unit_images, monkeypatch):
     write_files(tmp_path / "shop", {f"A/{n}.jpg": photo(n) for n in range(10)})
     monkeypatch.setattr(folder, "LISTED", unit_images * 2)  # what is in memory at a time
-    units = open_source(str(tmp_path / "shop")).units(tmp_path, 1, unit_images)
-    images = [[image.product_id for image in read_unit(unit)] for unit in units]
+    units = open_source(str(tmp_path / "shop")).segments(tmp_path, 1, unit_images)
+    images = [[image.product_id for image in read_segment(unit)] for unit in units]
     assert [len(ids) for ids in images] == [min(unit_images, 10 - n) for n in range(0, 10, unit_images)]
     assert sorted(id for ids in images for id in ids) == sorted(f"A/{n}.jpg" for n in range(10))
 

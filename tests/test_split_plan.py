@@ -8,18 +8,22 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from features.errors import ShelfmarkError
 from features.product import order_key
-from pipeline.ingest import split_plan as plan
+from pipeline.ingest import index as index_module
+from pipeline.ingest.index import NO_IMAGE, build_index, image_indices
+from pipeline.ingest.rejects import REJECTS, refuse_flood
+from pipeline.ingest.split_plan import assign_shards, plan_products, require_trainable, untrained_categories
 
 TEXTS = ("product_id", "category", "split", "seller", "reason")
-UNITS = 4  # tables that the rows of a look come in
+UNITS = 4  # tables of checked rows
 
 
 def tables(rows):
-    """Rows of a look, as it gives them unit by unit, from dicts of what matters."""
+    """Checked rows, file by file, from dicts of what matters."""
     columns = {name: pa.array([row.get(name, "") for row in rows], pa.string()) for name in TEXTS}
     columns |= {
         "order_key": pa.array([order_key(row["product_id"]) for row in rows], pa.int64()),
@@ -35,13 +39,13 @@ def tables(rows):
 
 
 def index_of(rows):
-    return plan.build_index(tables(rows), len(rows))
+    return build_index(tables(rows), len(rows))
 
 
 def planned(rows, known=None, min_products=20):
     """The products as a frame, "" for null."""
     told = pa.table({"product_id": list(known), "split": list(known.values())}) if known else None
-    products = plan.plan_products(index_of(rows), told, min_products)
+    products = plan_products(index_of(rows), told, min_products)
     frame = products.table(0, len(products.split)).to_pandas()
     return frame.assign(**{name: frame[name].fillna("") for name in ("category", "seller")})
 
@@ -59,7 +63,7 @@ def drawn_rows(seed, images=900, products=400):
                 "category": category,
                 "split": "val" if product % 50 == 0 else "test" if product % 50 == 1 else "",
                 "seller": ["", "Smith", "Jones"][rng.integers(3)],
-                "reason": rng.choice(["", "", "", "", "truncated", "missing", plan.NO_IMAGE]),
+                "reason": rng.choice(["", "", "", "", "truncated", "missing", NO_IMAGE]),
             }
         )
         rows[-1]["reason"] = rows[-1]["reason"] if rows[-1]["product_id"] else "bad_document"
@@ -144,7 +148,7 @@ def test_the_index_tells_every_row_by_its_numbers():
         coded = getattr(index, name)
         assert [coded.values[code] for code in coded.code] == [row[name] for row in rows]
     assert [order_key(product) for product in ids] == index.order_key.tolist()
-    assert index.images() == sum(row["reason"] != plan.NO_IMAGE for row in rows)
+    assert index.images() == sum(row["reason"] != NO_IMAGE for row in rows)
 
 
 def test_given_splits_are_respected_and_never_dropped():
@@ -161,7 +165,7 @@ def test_given_splits_are_respected_and_never_dropped():
 def test_a_product_without_a_readable_image_is_none_and_does_not_count_for_its_category():
     rows = [{"product_id": f"p{n}", "category": "mugs"} for n in range(19)]
     rows += [{"product_id": "broken", "category": "mugs", "reason": "truncated"}] * 2
-    rows += [{"product_id": "bare", "category": "mugs", "split": "test", "reason": plan.NO_IMAGE}]
+    rows += [{"product_id": "bare", "category": "mugs", "split": "test", "reason": NO_IMAGE}]
     products = planned(rows).set_index("product_id")
     assert tuple(products.loc["broken", ["split", "images"]]) == ("none", 0)
     assert tuple(products.loc["bare", ["split", "images"]]) == ("none", 0)
@@ -177,41 +181,41 @@ def test_a_product_in_two_categories_has_the_one_told_most_often():
     ]  # fmt: skip
     products = planned(rows, min_products=1).set_index("product_id")["category"]
     assert products.to_dict() == {"most": "b", "tie": "a", "once": "c"}
-    assert plan.plan_products(index_of(rows), None, 1).in_two_categories == 2
+    assert plan_products(index_of(rows), None, 1).in_two_categories == 2
 
 
 def test_categories_without_training_products_are_told():
     rows = [{"product_id": f"{name}{part}", "category": name, "split": part}
             for name, parts in (("a", ("train", "val")), ("c", ("val", "test")), ("b", ("test",)))
             for part in parts]  # fmt: skip
-    assert plan.untrained_categories(plan.plan_products(index_of(rows), None, 1)) == ["b", "c"]
-    assert plan.untrained_categories(plan.plan_products(index_of(rows[:2]), None, 1)) == []
+    assert untrained_categories(plan_products(index_of(rows), None, 1)) == ["b", "c"]
+    assert untrained_categories(plan_products(index_of(rows[:2]), None, 1)) == []
 
 
 def test_without_categories_there_are_products_but_nothing_to_learn():
-    products = plan.plan_products(index_of([{"product_id": f"p{n}"} for n in range(3)]), None, 20)
+    products = plan_products(index_of([{"product_id": f"p{n}"} for n in range(3)]), None, 20)
     assert products.table(0, 3)["split"].to_pylist() == ["none"] * 3
     with pytest.raises(ShelfmarkError, match="no product to train on: none of 3 has a category"):
-        plan.require_learnable(products, 20)
+        require_trainable(products, 20)
 
 
 def test_products_that_are_all_unreadable_are_told_as_such():
     rows = [{"product_id": f"p{n}", "category": "a" * (n % 2), "reason": "truncated"} for n in range(38)]
     rows += [{"product_id": "readable"}]
     with pytest.raises(ShelfmarkError, match="none of 19 with a category has a readable image; expected"):
-        plan.require_learnable(plan.plan_products(index_of(rows), None, 20), 20)
+        require_trainable(plan_products(index_of(rows), None, 20), 20)
 
 
 def test_products_that_are_all_of_other_parts_than_training_are_told():
     rows = [{"product_id": f"p{n}", "category": "ab"[n % 2], "split": "val"} for n in range(50)]
     with pytest.raises(ShelfmarkError, match="no product to train on: all 50 are val or test, as the source"):
-        plan.require_learnable(plan.plan_products(index_of(rows), None, 2), 2)
+        require_trainable(plan_products(index_of(rows), None, 2), 2)
 
 
 def test_categories_that_are_all_too_small_are_told_with_the_numbers():
     rows = [{"product_id": f"p{n}", "category": "ab"[n % 2]} for n in range(38)]
     with pytest.raises(ShelfmarkError) as caught:
-        plan.require_learnable(plan.plan_products(index_of(rows), None, 20), 20)
+        require_trainable(plan_products(index_of(rows), None, 20), 20)
     assert str(caught.value) == (
         "no product to train on: 38 products, 38 with a category, 38 of them in categories of under 20; "
         "expected larger categories; add products or lower ingest.min_products"
@@ -223,23 +227,35 @@ def rejected(*reasons, good=0):
     return index_of(rows + [{"product_id": "good"}] * good)
 
 
-def test_a_flood_of_rejects_is_told_with_the_three_most_common_reasons_and_where_all_are():
+@pytest.fixture
+def rejects(tmp_path):
+    """A rejects.parquet with an image of each of two reasons."""
+    rows = [
+        {"source": f"{reason}.jpg", "reason": reason, "detail": f"is {reason}"}
+        for reason in ("empty", "missing")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, REJECTS), tmp_path / "rejects.parquet")
+    return tmp_path / "rejects.parquet"
+
+
+def test_a_flood_of_rejects_names_the_three_most_common_reasons_an_example_and_where_all_are(rejects):
     reasons = ["empty", *["truncated"] * 3, *["missing"] * 4, *["too_large"] * 2]
     with pytest.raises(ShelfmarkError) as caught:
-        plan.refuse_flood(rejected(*reasons, good=1990), 0.004, "W/rejects.parquet")
+        refuse_flood(rejected(*reasons, good=1990), 0.004, rejects)
     assert str(caught.value) == (
-        "10 of 2,000 images rejected (missing 4, truncated 3, too_large 2); expected at most 0%; "
-        "W/rejects.parquet lists them: mend the source or raise ingest.max_rejected"
+        "10 of 2,000 images rejected (missing 4, truncated 3, too_large 2), for example missing.jpg: is "
+        f"missing; expected at most 0%; {rejects} lists them: correct the source, or raise "
+        "ingest.max_rejected"
     )
 
 
-def test_rejects_are_a_flood_only_above_the_limit_and_products_without_images_are_none():
-    plan.refuse_flood(rejected("empty", good=9), 0.1, "")
-    plan.refuse_flood(rejected("empty", *[plan.NO_IMAGE] * 50, good=9), 0.1, "")
-    plan.refuse_flood(rejected(*[plan.NO_IMAGE] * 5), 0.0, "")
-    plan.refuse_flood(rejected("empty"), 1.0, "")
+def test_rejects_are_a_flood_only_above_the_limit_and_products_without_images_are_none(rejects):
+    refuse_flood(rejected("empty", good=9), 0.1, rejects)
+    refuse_flood(rejected("empty", *[NO_IMAGE] * 50, good=9), 0.1, rejects)
+    refuse_flood(rejected(*[NO_IMAGE] * 5), 0.0, rejects)
+    refuse_flood(rejected("empty"), 1.0, rejects)
     with pytest.raises(ShelfmarkError, match="1 of 9 images rejected"):
-        plan.refuse_flood(rejected("empty", good=8), 0.1, "")
+        refuse_flood(rejected("empty", good=8), 0.1, rejects)
 
 
 # Output units
@@ -251,7 +267,7 @@ def drawn_index(seed=0, images=900, length=None):
         row | {"length": length or int(at)} for row, at in zip(drawn_rows(seed, images), lengths, strict=True)
     ]
     index = index_of(rows)
-    return index, plan.plan_products(index, None, 30)
+    return index, plan_products(index, None, 30)
 
 
 def learnt_rows(index, products):
@@ -267,7 +283,7 @@ def learnt_rows(index, products):
 @pytest.mark.parametrize("unit_bytes", [1, 5_000, 100_000, 10**6, 10**8])
 def test_units_take_every_learnable_image_exactly_once(unit_bytes):
     index, products = drawn_index()
-    unit, count = plan.plan_units(index, products, 0, unit_bytes)
+    unit, count = assign_shards(index, products, 0, unit_bytes)
     learnt = learnt_rows(index, products)
     assert np.flatnonzero(unit >= 0).tolist() == learnt
     assert set(unit[learnt]) <= set(range(count))
@@ -276,14 +292,14 @@ def test_units_take_every_learnable_image_exactly_once(unit_bytes):
 
 def test_units_are_of_about_equal_size():
     index, products = drawn_index(images=9000)
-    unit, count = plan.plan_units(index, products, 0, 100_000)
+    unit, count = assign_shards(index, products, 0, 100_000)
     sizes = [index.length[unit == number].sum() for number in range(count)]
     assert max(sizes) < 1.2 * 100_000 and min(sizes[1:]) > 0.8 * 100_000
 
 
 def test_units_are_runs_of_a_megabyte_from_all_over_the_source():
     index, products = drawn_index(images=9000, length=20_000)
-    unit, _ = plan.plan_units(index, products, 0, 30 * 2**20)
+    unit, _ = assign_shards(index, products, 0, 30 * 2**20)
     learnt = learnt_rows(index, products)
     place = np.flatnonzero(unit[learnt] == 0)
     runs = np.split(place, np.flatnonzero(np.diff(place) > 1) + 1)
@@ -293,15 +309,15 @@ def test_units_are_runs_of_a_megabyte_from_all_over_the_source():
 
 def test_units_depend_on_the_seed_and_on_nothing_else():
     index, products = drawn_index()
-    first = plan.plan_units(index, products, 0, 100_000)[0]
+    first = assign_shards(index, products, 0, 100_000)[0]
     np.random.seed(7)
-    assert np.array_equal(first, plan.plan_units(index, products, 0, 100_000)[0])
-    assert not np.array_equal(first, plan.plan_units(index, products, 1, 100_000)[0])
+    assert np.array_equal(first, assign_shards(index, products, 0, 100_000)[0])
+    assert not np.array_equal(first, assign_shards(index, products, 1, 100_000)[0])
 
 
 def test_without_learnable_images_there_are_no_units():
     index = index_of([{"product_id": "p"}])
-    unit, count = plan.plan_units(index, plan.plan_products(index, None, 20), 0, 1000)
+    unit, count = assign_shards(index, plan_products(index, None, 20), 0, 1000)
     assert (unit.tolist(), count) == ([-1], 0)
 
 
@@ -312,5 +328,5 @@ def test_images_are_counted_by_product_in_the_sources_order():
     for row in rows:
         wanted.append(seen[row["product_id"]])
         seen[row["product_id"]] += 1
-    assert plan.image_indices(index_of(rows).product).tolist() == wanted
-    assert doctest.testmod(plan).failed == 0
+    assert image_indices(index_of(rows).product).tolist() == wanted
+    assert doctest.testmod(index_module).failed == 0

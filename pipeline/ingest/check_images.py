@@ -1,10 +1,10 @@
-"""Look: every image of the sources fully checked, once, and where its bytes stand.
+"""The check: every image of the sources is fully checked, once; its row says where its bytes are.
 
-    _look/unit-00000.parquet   one row an image (or product without any), in the source's order
-    _look/unit-00000.pictures  its images, one after the other, where they stand within a table
-    _look/listing-0.parquet    what a folder or a manifest lists, cut into units
+    _look/unit-00000.parquet   CHECKED: one row an image (or product without any), in the source's order
+    _look/unit-00000.pictures  its images, one after the other, where the source holds them within a table
+    _look/listing-0.parquet    what a folder or a manifest lists, a row group a segment
 
-Units are looked at by Beam's workers, each on its own; what comes back are these files.
+Segments are checked by Beam's workers, a unit of work each; what comes back are these files.
 """
 
 import functools
@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import google_crc32c
 import pyarrow as pa
@@ -24,37 +24,59 @@ from features.images.normalise import Limits, Refused, normalise
 from features.product import order_key, tidy_name
 from features.storage.paths import Place, place, remove, sizes, writing
 from pipeline.beam.run_units import run_units, unit_file, write_table
-from pipeline.ingest.split_plan import COLUMNS, Index, build_index
+from pipeline.ingest.index import COLUMNS, Index, build_index
 from pipeline.job.progress import log
-from pipeline.sources.image import SourceImage, Unit, path_text
+from pipeline.sources.image import ImageKey, Segment, SourceImage, path_text
 from pipeline.sources.names import AS_NAMED, Renamed
-from pipeline.sources.source import Source, read_unit
+from pipeline.sources.source import Source, read_segment
 from pipeline.sources.urls import Fetching
 
 if TYPE_CHECKING:
     from pipeline.job.config import IngestSettings
 
-LOOK = pa.schema(
+# The name that earlier versions gave it: a job of theirs that was killed may have written shards that agree
+# with its rows, and checked anew under another name, images may have changed meanwhile.
+FOLDER = "_look"
+CHECKED = pa.schema(
     [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
     + [("order_key", pa.int64()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
     + [("image_digest", pa.binary(32)), ("kept", pa.bool_()), ("flat", pa.bool_())]
     + [("reason", pa.string()), ("detail", pa.string())]
 )
-PLACE = ("file", "offset", "length", "checksum")  # what `read_images` needs
+LOCATION = ("file", "offset", "length", "checksum")  # what `read_images` needs
 NO_DIGEST = bytes(32)
 UNREACHABLE = "unreachable"
 CODED = ["category", "split", "seller", "reason"]  # read as dictionaries: few distinct texts
 
 
+class CheckedRow(NamedTuple):
+    """A row of CHECKED, with its columns in their order."""
+
+    product_id: str
+    category: str
+    split: str
+    seller: str
+    file: str
+    order_key: int
+    offset: int
+    length: int
+    checksum: int
+    image_digest: bytes
+    kept: bool
+    flat: bool
+    reason: str
+    detail: str
+
+
 @dataclass(frozen=True)
-class Look:
-    """The finished units."""
+class CheckedImages:
+    """The rows of all checked images, in the files of the finished units."""
 
     files: list[Place]
     roots: list[str]  # what is above the sources
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows, unit by unit, with the columns of LOOK or some of them."""
+        """The rows, file by file, with the columns of CHECKED or some of them."""
         for path in self.files:
             with path.open("rb") as file:
                 yield pq.read_table(file, columns=columns, read_dictionary=CODED)
@@ -64,13 +86,13 @@ class Look:
         return build_index(self.tables(COLUMNS), sum(map(_rows_in, self.files)))
 
     def names(self, file: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Files as people call them, without what is above the source: it may stand elsewhere next week."""
+        """Files as people call them, without the path above the source: the source may be moved next week."""
         for root in self.roots:
             file = pc.replace_substring_regex(file, "^" + re.escape(root), "")
         return file
 
-    def reject(self, images: Collection[tuple[str, int]]) -> None:
-        """Makes rejects, `changed`, of images that were good: by their files and offsets."""
+    def reject(self, images: Collection[ImageKey]) -> None:
+        """Turns readable images into rejects with the reason `changed`."""
         files = pa.array(sorted({file for file, _ in images}), pa.string())
         for path in self.files:
             with path.open("rb") as opened:
@@ -79,12 +101,12 @@ class Look:
                 write_table(_rejected(table, images), path)
 
 
-def _rejected(table: pa.Table, images: Collection[tuple[str, int]]) -> pa.Table:
+def _rejected(table: pa.Table, images: Collection[ImageKey]) -> pa.Table:
     rows = table.to_pylist()
     for row in rows:
         if (row["file"], row["offset"]) in images and not row["reason"]:
             row |= {"reason": "changed", "detail": "gone, or not the same, when it was read again"}
-    return pa.Table.from_pylist(rows, LOOK)
+    return pa.Table.from_pylist(rows, CHECKED)
 
 
 def _rows_in(path: Place) -> int:
@@ -92,7 +114,7 @@ def _rows_in(path: Place) -> int:
         return int(pq.read_metadata(file).num_rows)
 
 
-def look(
+def check_images(
     sources: list[Source],
     settings: "IngestSettings",
     work: Place,
@@ -100,51 +122,53 @@ def look(
     fetched: Place,
     categories: frozenset[str] | None = None,
     renamed: Renamed = AS_NAMED,
-) -> Look:
+) -> CheckedImages:
     """Checks every image of the sources.
 
     Args:
         sources: opened.
         settings: the section [ingest].
-        work: directory for the finished units, `_look/`.
+        work: directory in which the folder of the finished units is.
         beam: Beam's own options.
         fetched: directory of the photos fetched from the web; see pipeline/sources/urls.py.
         categories: those that the taxonomy knows; images of others are rejected. None: all are known.
-        renamed: see Source.units.
+        renamed: see Source.segments.
     """
-    folder = work / "_look"
+    folder = work / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for listing in folder.glob("listing-*"):
         listing.unlink()
-    units = [
-        unit
+    segments = [
+        segment
         for source in sources
-        for unit in source.units(folder, settings.unit_bytes, settings.unit_images, renamed)
+        for segment in source.segments(folder, settings.unit_bytes, settings.unit_images, renamed)
     ]
     fetching = fetching_of(settings, fetched)
-    if any(unit.root for unit in units):  # of listings, which may hold web addresses
+    if any(segment.root for segment in segments):  # of listings, which may hold web addresses
         _forget_unfetched(folder, fetching.cache)
-    do = functools.partial(look_unit, limits=limits_of(settings), categories=categories, fetching=fetching)
-    run_units("check images", units, do, folder, beam)
+    do = functools.partial(
+        check_unit, limits=image_limits(settings), categories=categories, fetching=fetching
+    )
+    run_units("check images", segments, do, folder, beam)
     roots = {f"{root}/": None for source in sources for root in _spellings(source.path.parent)}
-    return Look([unit_file(folder, number) for number in range(len(units))], list(roots))
+    return CheckedImages([unit_file(folder, number) for number in range(len(segments))], list(roots))
 
 
 def _spellings(root: Place) -> list[str]:
-    """How the path begins of what is below."""
+    """How the paths begin of the files below `root`."""
     return [path_text(root), root.as_uri()] if isinstance(root, Path) else [str(root)]
 
 
-def limits_of(settings: "IngestSettings") -> Limits:
-    """The limits of an image by the settings."""
+def image_limits(settings: "IngestSettings") -> Limits:
+    """The limits that the settings put on an image."""
     return Limits(max_pixels=settings.max_pixels)
 
 
 def fetching_of(settings: "IngestSettings", fetched: Place) -> Fetching:
-    """How photos are fetched by the settings."""
-    where = fetched.absolute() if isinstance(fetched, Path) else fetched  # workers may stand elsewhere
+    """How the settings want photos to be fetched."""
+    cache = fetched.absolute() if isinstance(fetched, Path) else fetched  # workers may have another directory
     return Fetching(
-        path_text(where), settings.urls, settings.url_concurrency, settings.url_timeout, settings.url_retries
+        path_text(cache), settings.urls, settings.url_concurrency, settings.url_timeout, settings.url_retries
     )
 
 
@@ -161,7 +185,7 @@ def _forget_unfetched(folder: Place, cache: str) -> None:
 
 
 def forget_fetched(fetched: Place, rejects: Mapping[str, int]) -> None:
-    """Removes what was fetched, when nothing is left to try again."""
+    """Removes the fetched photos, unless some could not be reached and may be tried again."""
     if not rejects.get(UNREACHABLE):
         remove(fetched)
     else:
@@ -171,23 +195,23 @@ def forget_fetched(fetched: Place, rejects: Mapping[str, int]) -> None:
         )  # fmt: skip
 
 
-def look_unit(
-    unit: Unit, done: Place, limits: Limits, categories: frozenset[str] | None, fetching: Fetching
+def check_unit(
+    segment: Segment, done: Place, limits: Limits, categories: frozenset[str] | None, fetching: Fetching
 ) -> None:
-    """Checks the images of a unit and writes their rows."""
-    if unit.pictures:
+    """Checks the images of a segment and writes their rows to `done`."""
+    if segment.pictures:
         copies = done.with_suffix(".pictures")
         with writing(copies) as working, open(working, "wb") as file:
-            images = (_copied(image, file, path_text(copies)) for image in read_unit(unit, fetching))
+            images = (_copied(image, file, path_text(copies)) for image in read_segment(segment, fetching))
             rows = list(_rows(images, limits, categories))
     else:
-        rows = list(_rows(read_unit(unit, fetching), limits, categories))
+        rows = list(_rows(read_segment(segment, fetching), limits, categories))
     columns = zip(*rows, strict=True)
-    write_table(pa.table(list(map(list, columns)) or [[]] * len(LOOK), schema=LOOK), done)
+    write_table(pa.table(list(map(list, columns)) or [[]] * len(CHECKED), schema=CHECKED), done)
 
 
 def _copied(image: SourceImage, file: BinaryIO, name: str) -> SourceImage:
-    """An image that no range of the source holds, after its bytes were added to `file`, called `name`."""
+    """The image; its bytes are added to `file`, called `name`, where no range of the source holds them."""
     if image.offset >= 0 or not image.data:
         return image
     offset = file.tell()
@@ -197,28 +221,42 @@ def _copied(image: SourceImage, file: BinaryIO, name: str) -> SourceImage:
 
 def _rows(
     images: Iterator[SourceImage], limits: Limits, categories: frozenset[str] | None
-) -> Iterator[tuple[Any, ...]]:
-    """A row of LOOK for every image."""
+) -> Iterator[CheckedRow]:
+    """A row for every image."""
     product_id, key = None, 0
     for image in images:
         if image.product_id != product_id:
             product_id, key = image.product_id, order_key(image.product_id)
-        digest, kept, flat, reason, detail = _check(image, limits)
+        checked = _check(image, limits)
+        reason, detail = checked.reason, checked.detail
         if not reason and categories is not None and not categories >= {tidy_name(image.category)} - {""}:
             reason, detail = "unknown_category", f"category {image.category} is not in the taxonomy"
         file = image.origin if reason and image.origin else image.file
-        named = (image.product_id, image.category, image.split, image.seller, file)
-        checksum = google_crc32c.value(image.data)  # a fifth of the time of the digest, to check it by
-        yield (*named, key, image.offset, len(image.data), checksum, digest, kept, flat, reason, detail)
+        yield CheckedRow(
+            image.product_id, image.category, image.split, image.seller, file, key, image.offset,
+            length=len(image.data),
+            checksum=google_crc32c.value(image.data),  # for the second reading: a fifth of the digest's time
+            image_digest=checked.digest, kept=checked.kept, flat=checked.flat, reason=reason, detail=detail,
+        )  # fmt: skip
 
 
-def _check(image: SourceImage, limits: Limits) -> tuple[bytes, bool, bool, str, str]:
-    """Digest, whether its bytes are kept as they are, whether it is flat, reason and detail of a refusal."""
+class _Check(NamedTuple):
+    """What the check of an image finds."""
+
+    digest: bytes  # sha256
+    kept: bool = False  # its bytes are kept as they are
+    flat: bool = False
+    reason: str = ""  # of a refusal
+    detail: str = ""
+
+
+def _check(image: SourceImage, limits: Limits) -> _Check:
+    """Decodes an image."""
     if image.reason:
-        return NO_DIGEST, False, False, image.reason, image.detail
+        return _Check(NO_DIGEST, reason=image.reason, detail=image.detail)
     digest = hashlib.sha256(image.data).digest()
     try:
         normalised = normalise(image.data, limits)
     except Refused as refused:
-        return digest, False, False, refused.reason, refused.detail
-    return digest, normalised.kept, normalised.flat, "", ""
+        return _Check(digest, reason=refused.reason, detail=refused.detail)
+    return _Check(digest, normalised.kept, normalised.flat)

@@ -1,8 +1,8 @@
-"""Duplicates: images that several products share, and pictures that are no photo of anything.
+"""Duplicates: images that several products share, and placeholder pictures.
 
     duplicates.parquet   image_digest, products (list of ids), categories (list), placeholder
 
-One image in several categories is a contradiction: at most one of its labels is right.
+One image in several categories is a contradiction: at most one of its labels is correct.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ingest.split_plan import Index, Products
+from pipeline.ingest.index import Index
+from pipeline.ingest.split_plan import Products
 
 DUPLICATES = pa.schema(
     [
@@ -25,22 +26,22 @@ LOOKED_UP = 2**20  # keys at a time
 
 
 @dataclass(frozen=True)
-class Shared:
-    """g images that stand in several products, and their m products."""
+class SharedImages:
+    """g images that several products share, and their m products."""
 
     row: np.ndarray  # (g,) a row of the index that holds the image
     bounds: np.ndarray  # (g + 1,) where each image's products begin
-    product: np.ndarray  # (m,) place among the products, ascending within an image
+    product: np.ndarray  # (m,) position among the products, ascending within an image
 
 
-def find_shared(index: Index, placeholder_products: int) -> tuple[Shared, np.ndarray]:
-    """The readable images of several products.
+def find_shared(index: Index, placeholder_products: int) -> tuple[SharedImages, np.ndarray]:
+    """The readable images that several products share, and the placeholders.
 
     Returns:
-        Them, and (n,) bool: the rows whose picture is flat, or stands in at least `placeholder_products`
-        products.
+        The shared images; and (n,) bool: the rows whose picture is flat, or that at least
+        `placeholder_products` products share.
 
-    Images are told apart by 64 bits of their sha256: for two of 20 million to agree by chance is 1 in 90,000.
+    Images are compared by 64 bits of their sha256: that two of 20 million agree by chance is 1 in 90,000.
     """
     rows = _repeated_rows(index)
     key = index.digest_key[rows]
@@ -55,14 +56,14 @@ def find_shared(index: Index, placeholder_products: int) -> tuple[Shared, np.nda
     bounds = np.append(np.flatnonzero(_begins(image[one_each])), one_each.sum())
     placeholder = index.flat & index.good
     placeholder[rows[np.diff(bounds)[image] >= placeholder_products]] = True
-    return Shared(rows[_begins(image)], bounds, product[one_each]), placeholder
+    return SharedImages(rows[_begins(image)], bounds, product[one_each]), placeholder
 
 
 def _repeated_rows(index: Index) -> np.ndarray:
-    """The readable images that stand in several rows, ascending.
+    """The readable rows whose image is in several rows, ascending.
 
     Sorts the keys alone, then looks them up a million at a time: sorting the rows by them takes four times
-    the memory, for the third of them that is wanted.
+    the memory, for the third of them that is needed.
     """
     keys = np.sort(index.digest_key[index.good])
     repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
@@ -70,8 +71,8 @@ def _repeated_rows(index: Index) -> np.ndarray:
     pieces = [np.empty(0, np.int64)]
     for start in range(0, len(index.digest_key) if len(repeated) else 0, LOOKED_UP):
         key = index.digest_key[start : start + LOOKED_UP]
-        place = np.minimum(np.searchsorted(repeated, key), len(repeated) - 1)
-        found = (repeated[place] == key) & index.good[start : start + LOOKED_UP]
+        position = np.minimum(np.searchsorted(repeated, key), len(repeated) - 1)
+        found = (repeated[position] == key) & index.good[start : start + LOOKED_UP]
         pieces.append(start + np.flatnonzero(found))
     return np.concatenate(pieces)
 
@@ -82,15 +83,15 @@ def _begins(values: np.ndarray) -> np.ndarray:
 
 
 class SharedDigests:
-    """Collects the whole digests of shared images while the look is read again."""
+    """Collects the whole digests of shared images while the checked rows are read again."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: SharedImages) -> None:
         self._order = np.argsort(shared.row)
         self._row = shared.row[self._order]
         self._digest = np.empty((len(shared.row), 32), np.uint8)
 
     def see(self, start: int, image_digest: pa.ChunkedArray) -> None:
-        """The digests, 32 bytes each, of the rows from `start` on."""
+        """Takes the digests, 32 bytes each, of the rows from `start` on."""
         here = slice(*np.searchsorted(self._row, [start, start + len(image_digest)]))
         chosen = image_digest.take(pa.array(self._row[here] - start)).to_pylist()
         if chosen:
@@ -102,7 +103,7 @@ class SharedDigests:
 
 
 def duplicates_table(
-    shared: Shared, digests: SharedDigests, placeholder: np.ndarray, products: Products, images: slice
+    shared: SharedImages, digests: SharedDigests, placeholder: np.ndarray, products: Products, images: slice
 ) -> pa.Table:
     """Rows of duplicates.parquet, which is sorted by digest.
 
@@ -111,7 +112,7 @@ def duplicates_table(
         digests: of all shared images.
         placeholder: (n,) bool, of the index.
         products: all of them.
-        images: those wanted.
+        images: the range of shared images to write.
     """
     bounds = shared.bounds[images.start : images.stop + 1]
     product = shared.product[bounds[0] : bounds[-1]]
@@ -133,16 +134,16 @@ def _lists(bounds: np.ndarray, values: pa.Array) -> pa.ListArray:
 def _categories(bounds: np.ndarray, product: np.ndarray, products: Products) -> tuple[np.ndarray, pa.Array]:
     """Bounds and names of each image's categories, in the order of the alphabet."""
     names = sorted(products.category.values)  # "" comes first and is none
-    place = {name: number for number, name in enumerate(names)}
-    rank = np.array([place[name] for name in products.category.values])
+    position = {name: number for number, name in enumerate(names)}
+    rank = np.array([position[name] for name in products.category.values])
     code = rank[products.category.code[product]]
     image = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
     image, code = np.divmod(np.unique((image * len(names) + code)[code > 0]), len(names))
     return np.searchsorted(image, np.arange(len(bounds))), pa.array(names, pa.string()).take(pa.array(code))
 
 
-def contradictions(shared: Shared, products: Products) -> int:
-    """How many shared images stand in products of several categories."""
+def contradictions(shared: SharedImages, products: Products) -> int:
+    """How many shared images are in products of several categories."""
     if not len(shared.row):
         return 0
     code = products.category.code[shared.product]

@@ -1,29 +1,19 @@
-"""The plan of an ingest, on arrays alone: rows of a look → products with their parts → output units.
+"""The plan of an ingest, on arrays alone: the index → products with their parts → the shard of every image.
 
-Index      n rows (an image each, or a product without any) and p products, in 30 bytes a row
 Products   one a product, sorted by id: category, split, readable images, seller
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import ShelfmarkError
-from features.product import DROPPED, NONE, PARTS, SPLITS, TEST, TRAIN, VAL, split_products, tidy_name
+from features.product import DROPPED, NONE, PARTS, SPLITS, TEST, TRAIN, VAL, split_products
+from pipeline.ingest.index import Coded, Index
 
 RUN_BYTES = 2**20  # neighbouring images stay together; a source's order is not random: runs are dealt out
-NO_IMAGE = "no_image"  # the reason of a row that stands for a product without any image
-TEXTS = ("category", "split", "seller", "reason")
-ROW = {  # of the index; there are few parts and reasons
-    **dict.fromkeys(("product", "category", "seller", "length"), np.int32),
-    **dict.fromkeys(("split", "reason"), np.uint8),
-    **{"digest_key": np.uint64, "flat": np.bool_},
-}
-COLUMNS = ["product_id", "order_key", *TEXTS, "length", "image_digest", "flat"]  # of a look, for the index
 PRODUCTS = pa.schema(
     [
         ("product_id", pa.string()),
@@ -36,185 +26,12 @@ PRODUCTS = pa.schema(
 
 
 @dataclass(frozen=True)
-class Coded:
-    """Texts as places in a list of the distinct ones, of which the first is ""."""
-
-    values: list[str]
-    code: np.ndarray  # (n,) int32 or uint8
-
-    def only(self, chosen: np.ndarray | slice) -> "Coded":
-        """Those at the chosen places."""
-        return Coded(self.values, self.code[chosen])
-
-    def texts(self) -> pa.Array:
-        """The texts, null for ""."""
-        code = pa.array(self.code.astype(np.int32), mask=self.code == 0)
-        return pa.DictionaryArray.from_arrays(code, pa.array(self.values, pa.string())).cast(pa.string())
-
-
-@dataclass(frozen=True)
-class Index:
-    """What the plan keeps of every row, in the sources' order."""
-
-    product_id: pa.Array  # (p,) large_string, sorted
-    order_key: np.ndarray  # (p,) int64
-    product: np.ndarray  # (n,) int32, place in product_id; -1 where the source could not tell
-    category: Coded
-    split: Coded
-    seller: Coded
-    reason: Coded  # "" of a readable image
-    length: np.ndarray  # (n,) int32, bytes
-    digest_key: np.ndarray  # (n,) uint64, the first 8 bytes of the image's digest
-    flat: np.ndarray  # (n,) bool
-    image_index: np.ndarray  # (n,) int32, which of its product's rows a row is
-
-    @property
-    def good(self) -> np.ndarray:
-        """(n,) bool: a readable image."""
-        return self.reason.code == 0
-
-    def reasons(self) -> dict[str, int]:
-        """Rejected images by reason, the most common first."""
-        counts = np.bincount(self.reason.code, minlength=len(self.reason.values)).tolist()
-        told = sorted(zip(self.reason.values, counts, strict=True), key=lambda pair: -pair[1])
-        return {reason: count for reason, count in told if reason not in ("", NO_IMAGE) and count}
-
-    def images(self) -> int:
-        """Images that came in."""
-        values = self.reason.values
-        return len(self.product) - (
-            int(np.sum(self.reason.code == values.index(NO_IMAGE))) if NO_IMAGE in values else 0
-        )
-
-
-def tidied(names: Coded) -> Coded:
-    """Names made one where `tidy_name` makes them equal; "" for those of blanks alone.
-
-    >>> tidied(Coded(["", "Shoes ", "Hats", "Shoes"], np.array([0, 1, 2, 3, 1])))
-    Coded(values=['', 'Shoes', 'Hats'], code=array([0, 1, 2, 1, 1], dtype=int32))
-    """
-    places = {"": 0}
-    code = np.array([places.setdefault(tidy_name(name), len(places)) for name in names.values], np.int32)
-    return Coded(list(places), code[names.code])
-
-
-def build_index(tables: Iterable[pa.Table], rows: int) -> Index:
-    """The index of a look's tables (COLUMNS), of which one at a time is in memory.
-
-    Args:
-        tables: of the look.
-        rows: of all of them.
-    """
-    places: dict[str, dict[str, int]] = {name: {"": 0} for name in TEXTS}
-    # made at once: arrays put together from a thousand pieces took 0.5 GB more
-    row: dict[str, Any] = {name: np.empty(rows, dtype) for name, dtype in ROW.items()}
-    ids, keys, start, first = [], [], 0, 0
-    for table in tables:
-        here = slice(start, start + len(table))
-        start += len(table)
-        product = table["product_id"].combine_chunks().dictionary_encode()
-        row["product"][here] = code = product.indices.to_numpy() + np.int32(first)
-        key = np.empty(len(product.dictionary), np.int64)
-        key[code - first] = table["order_key"].to_numpy()
-        first += len(key)
-        ids.append(product.dictionary.cast(pa.large_string()))
-        keys.append(key)
-        for name in TEXTS:
-            row[name][here] = _codes(table[name], places[name])
-        for name in ("length", "flat"):
-            row[name][here] = table[name].to_numpy()
-        row["digest_key"][here] = _heads(table["image_digest"])
-    product_id, order_key, place = _sorted_ids(ids, keys)
-    row["product"] = place[row["product"]]
-    coded = {name: Coded(list(places[name]), row.pop(name)) for name in TEXTS}
-    rest: dict[str, Any] = coded | row | {"image_index": image_indices(row["product"])}
-    return Index(product_id, order_key, **rest)
-
-
-def _codes(column: pa.ChunkedArray, places: dict[str, int]) -> np.ndarray:
-    """(n,) the places of texts, new ones being added."""
-    local = column.combine_chunks().dictionary_encode()
-    known = [places.setdefault(text, len(places)) for text in local.dictionary.to_pylist()]
-    return np.array(known, np.int32)[local.indices.to_numpy()]
-
-
-def _heads(digests: pa.ChunkedArray) -> np.ndarray:
-    """(n,) uint64: the first 8 bytes, so that they sort as the digests do."""
-    whole = digests.combine_chunks()
-    width = whole.type.byte_width // 8
-    return np.frombuffer(whole.buffers()[1], ">u8")[::width][whole.offset :][: len(whole)]
-
-
-def _sorted_ids(ids: list[pa.Array], keys: list[np.ndarray]) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """Distinct ids, sorted; their keys; and for every id that came in its place among them, -1 for "".
-
-    Sorted, not hashed: as quick, and Arrow's hash table of 8 M ids takes 0.5 GB. Empties the lists.
-    """
-    every = pa.chunked_array(ids, pa.large_string()).combine_chunks()
-    key = np.concatenate([np.empty(0, np.int64), *keys])
-    ids.clear()
-    keys.clear()
-    order = pc.sort_indices(every).to_numpy()
-    every = every.take(pa.array(order))
-    order = order.astype(np.int32)
-    new = np.ones(len(order), bool)
-    new[1:] = pc.not_equal(every[1:], every[:-1]).to_numpy(zero_copy_only=False)
-    nobody = len(every) > 0 and every[0].as_py() == ""
-    place = np.empty(len(order), np.int32)
-    place[order] = np.cumsum(new, dtype=np.int32) - 1 - int(nobody)
-    first = np.flatnonzero(new)[int(nobody) :]
-    return every.take(pa.array(first)) if len(first) < len(every) else every, key[order[first]], place
-
-
-def image_indices(product: np.ndarray) -> np.ndarray:
-    """(n,) int32: which of its product's rows a row is, from 0.
-
-    >>> image_indices(np.array([7, 7, 3, 7])).tolist()
-    [0, 1, 0, 2]
-    """
-    order = np.argsort(product, kind="stable").astype(np.int32)
-    ordered = product[order]
-    place = np.arange(len(product), dtype=np.int32)
-    first = place.copy()
-    first[1:][ordered[1:] == ordered[:-1]] = 0
-    index = np.empty(len(product), np.int32)
-    index[order] = place - np.maximum.accumulate(first)
-    return index
-
-
-def refuse_flood(
-    index: Index, max_rejected: float, rejects: str, example: Callable[[str], str] = lambda reason: ""
-) -> None:
-    """Stops when more than `max_rejected` of the images are rejected.
-
-    Args:
-        index: of the look.
-        max_rejected: share.
-        rejects: where all of them are listed.
-        example: a reason → an image with it, as people call it; asked only when there is a flood.
-
-    Raises:
-        ShelfmarkError: with the three most common reasons.
-    """
-    reasons = index.reasons()
-    rejected, images = sum(reasons.values()), index.images()
-    if rejected <= max_rejected * images:
-        return
-    told = ", ".join(f"{reason} {count:,}" for reason, count in list(reasons.items())[:3])
-    raise ShelfmarkError(
-        f"{rejected:,} of {images:,} images rejected ({told}){example(next(iter(reasons)))}; "
-        f"expected at most {max_rejected:.0%}; {rejects} lists them: "
-        "mend the source or raise ingest.max_rejected"
-    )
-
-
-@dataclass(frozen=True)
 class Products:
     """p products, sorted by id."""
 
     product_id: pa.Array  # (p,) large_string
     category: Coded
-    split: np.ndarray  # (p,) int8, place in SPLITS
+    split: np.ndarray  # (p,) int8, position in SPLITS
     images: np.ndarray  # (p,) int32, readable ones
     seller: Coded
     in_two_categories: int  # products whose rows name several
@@ -233,12 +50,12 @@ class Products:
 
 
 def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Products:
-    """Products with the part each falls into.
+    """The products, each with its part of the split.
 
     Args:
-        index: of the look.
+        index: of all rows.
         known: product_id and split of the release in service.
-        min_products: smallest category that is learnt, unless its parts are given.
+        min_products: smallest category that is trained on, unless its parts are given.
 
     A product whose rows disagree has the most common category (the first in the alphabet among equals).
     """
@@ -246,10 +63,10 @@ def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Pr
     category, mixed = _most_common(index, index.category)
     given = _most_common(index, index.split)[0]
     seller = _most_common(index, index.seller)[0]
-    learnable = (images > 0) & (category > 0)
-    free = learnable & (given == 0)
+    trainable = (images > 0) & (category > 0)
+    free = trainable & (given == 0)
     parts = np.array([SPLITS.index(text or NONE) for text in index.split.values], np.int8)
-    split = np.where(learnable, parts[given], SPLITS.index(NONE)).astype(np.int8)
+    split = np.where(trainable, parts[given], SPLITS.index(NONE)).astype(np.int8)
     before = _known_parts(index.product_id, known)[free]
     split[free] = split_products(index.order_key[free], category[free], before, min_products)
     coded = [
@@ -260,15 +77,15 @@ def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Pr
 
 def _most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
     """(p,) int32: code of the most common text of each product's rows; how many products' rows disagree."""
-    told = (texts.code > 0) & (index.product >= 0)
-    product, code = index.product[told][::-1], texts.code[told][::-1]
+    given = (texts.code > 0) & (index.product >= 0)
+    product, code = index.product[given][::-1], texts.code[given][::-1]
     chosen = np.zeros(len(index.product_id), np.int32)
     chosen[product] = code  # the first row's, because it is assigned last
     mixed = np.unique(product[code != chosen[product]])
     if len(mixed):
         rows = np.isin(product, mixed)
-        told = np.stack([product[rows], code[rows]])
-        (product, code), count = np.unique(told, axis=1, return_counts=True)
+        pairs = np.stack([product[rows], code[rows]])
+        (product, code), count = np.unique(pairs, axis=1, return_counts=True)
         rank = np.unique(np.array(texts.values, dtype=object)[code], return_inverse=True)[1]
         best = np.lexsort((-rank, count, product))  # the last of a product's: most rows, then the first text
         chosen[product[best]] = code[best]
@@ -276,16 +93,17 @@ def _most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
 
 
 def _known_parts(product_id: pa.Array, known: pa.Table | None) -> np.ndarray:
-    """(p,) int8: the parts of products that a release knows, as places in SPLITS; -1 of the others."""
+    """(p,) int8: the parts of the products that a release knows, as positions in SPLITS; -1 of the others."""
     if known is None:
         return np.full(len(product_id), -1, np.int8)
     part = pc.index_in(known["split"].combine_chunks(), value_set=pa.array(SPLITS))
-    place = pc.index_in(product_id, value_set=known["product_id"].combine_chunks().cast(pa.large_string()))
-    return part.take(place).fill_null(-1).to_numpy().astype(np.int8)
+    row = pc.index_in(product_id, value_set=known["product_id"].combine_chunks().cast(pa.large_string()))
+    known_part: np.ndarray = part.take(row).fill_null(-1).to_numpy().astype(np.int8)
+    return known_part
 
 
 def require_known(product_id: pa.Array, known: pa.Table, least: float) -> None:
-    """Stops when the catalogue holds hardly any product of the release in service: ids have changed.
+    """Stops when the catalogue holds hardly any product of the release in service: the ids have changed.
 
     Args:
         product_id: (p,) large_string, of the catalogue.
@@ -300,14 +118,14 @@ def require_known(product_id: pa.Array, known: pa.Table, least: float) -> None:
     if found < least * smaller:
         raise ShelfmarkError(
             f"{found:,} of the {len(known):,} products of the release in service are among the "
-            f"{len(product_id):,} of the sources, as {product_id[0].as_py()!r}; expected {least:.0%} of "
-            f"{smaller:,} at least, else they would be trained on and tested anew; check the column of ids, "
-            "or give --set ingest.min_known=0"
+            f"{len(product_id):,} of the sources, for example {product_id[0].as_py()!r}; expected at least "
+            f"{least:.0%} of {smaller:,}, else products of test would be trained on; check the column of "
+            "ids, or give --set ingest.min_known=0"
         )
 
 
-def require_learnable(products: Products, min_products: int) -> None:
-    """Stops when no product can be learnt from.
+def require_trainable(products: Products, min_products: int) -> None:
+    """Stops when there is nothing to train on.
 
     Raises:
         ShelfmarkError: no category is large enough, or nothing has a category, or nothing that has one is
@@ -322,19 +140,20 @@ def require_learnable(products: Products, min_products: int) -> None:
     if not products.images[categorized].any():
         raise ShelfmarkError(
             f"no product to train on: none of {np.count_nonzero(categorized):,} with a category has a "
-            "readable image; expected photos; rejects.parquet in records.partial/ tells why; mend the source"
+            "readable image; expected photos; records.partial/rejects.parquet lists the reasons; correct the "
+            "source"
         )
-    learnable = np.isin(products.split, (TRAIN, VAL, TEST))
-    if learnable.any() and not (products.split == TRAIN).any():
+    trainable = np.isin(products.split, (TRAIN, VAL, TEST))
+    if trainable.any() and not (products.split == TRAIN).any():
         raise ShelfmarkError(
-            f"no product to train on: all {np.count_nonzero(learnable):,} are val or test, as the source or "
-            "the release in service has it; expected some that are train; mend the split"
+            f"no product to train on: all {np.count_nonzero(trainable):,} are val or test, as the source or "
+            "the release in service says; expected some in train; correct the split"
         )
-    kept = np.unique(products.category.code[learnable])
+    kept = np.unique(products.category.code[trainable])
     if len(kept) == 1:
         raise ShelfmarkError(
             f"one category, {products.category.values[kept[0]]!r}, is all there is to train on; expected "
-            "two at least, for with one every answer is right; check the column category, or the folder given"
+            "at least two, as with one every prediction is correct; check the column category, or the folder"
         )
     if not (products.split == TRAIN).any():
         raise ShelfmarkError(
@@ -346,29 +165,30 @@ def require_learnable(products: Products, min_products: int) -> None:
 
 
 def untrained_categories(products: Products) -> list[str]:
-    """Categories whose products are all in val and test, by given or kept parts: nothing learns them."""
-    category, learnt = products.category, products.split == TRAIN
-    codes = np.setdiff1d(category.code[products.split < len(PARTS)], category.code[learnt])
+    """Categories whose products are all in val and test, by given or kept parts: no head learns them."""
+    category, trained = products.category, products.split == TRAIN
+    codes = np.setdiff1d(category.code[products.split < len(PARTS)], category.code[trained])
     return sorted(category.values[code] for code in codes.tolist())
 
 
-def plan_units(index: Index, products: Products, seed: int, unit_bytes: int) -> tuple[np.ndarray, int]:
-    """The output unit of every row: runs of about RUN_BYTES, shuffled by seed and dealt out.
+def assign_shards(index: Index, products: Products, seed: int, shard_bytes: int) -> tuple[np.ndarray, int]:
+    """The number of every row's shard: runs of about RUN_BYTES, shuffled by seed and dealt out.
 
-    Only readable images of products in train, val or test are taken.
+    Only readable images of products in train, val or test are taken. A number stands for one shard of every
+    part.
 
     Returns:
-        (n,) int32, -1 where the row is not taken; and how many units there are.
+        (n,) int32, -1 where the row is not taken; and how many shards each part has.
     """
     taken = index.good
     taken[taken] = products.split[index.product[taken]] < len(PARTS)
-    unit = np.full(len(index.product), -1, np.int32)
+    shard = np.full(len(index.product), -1, np.int32)
     if not taken.any():
-        return unit, 0
+        return shard, 0
     end = np.cumsum(index.length[taken], dtype=np.int64)
-    count = min(-(-int(end[-1]) // unit_bytes), len(end))
-    end //= min(RUN_BYTES, unit_bytes)
+    count = min(-(-int(end[-1]) // shard_bytes), len(end))
+    end //= min(RUN_BYTES, shard_bytes)
     run = np.cumsum(np.diff(end, prepend=end[:1]) > 0)  # without those that no image ends in
-    unit_of_run = np.random.default_rng(seed).permutation(int(run[-1]) + 1) % count
-    unit[taken] = unit_of_run.astype(np.int32)[run]
-    return unit, count
+    shard_of_run = np.random.default_rng(seed).permutation(int(run[-1]) + 1) % count
+    shard[taken] = shard_of_run.astype(np.int32)[run]
+    return shard, count

@@ -1,4 +1,4 @@
-"""Write: a unit of the plan → a TFRecord shard of every part, and the rows of its images.
+"""Writing: the planned rows of one shard number → a TFRecord shard of every part, and their rows.
 
 train-00000-of-00008.tfrecord  val-…  test-…   records in an order of their own
 _images/unit-00000.parquet                     their rows of images.parquet, and the digests of the files
@@ -7,7 +7,7 @@ _images/unit-00000.parquet                     their rows of images.parquet, and
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,11 @@ from features.product import ProductImage
 from features.records import frame, serialise
 from features.storage.paths import Place, place, writing
 from pipeline.beam.run_units import write_table
-from pipeline.ingest.check_images import PLACE
-from pipeline.sources.image import read_images, refuse_changed_container
+from pipeline.ingest.check_images import LOCATION
+from pipeline.sources.image import ImageKey, read_images, refuse_changed_container
 
-UNITS_A_BATCH = 4  # a writer reads the rows of so many; a batch each would be 200,000 for 14 M images
-DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, size and sha256 of its shards
+SHARDS_A_BATCH = 4  # a writer reads all four; with one, 14 M images would take 200,000 batches
+DIGESTS = b"digests"  # in the metadata of a writer's rows: JSON, ShardDigest by name of the shard
 LOST = b"lost"  # likewise: file and offset of images that are not what they were when they were checked
 PIECE = pa.schema(
     [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
@@ -32,7 +32,7 @@ PIECE = pa.schema(
         ("image_digest", pa.binary(32)),
         ("kept", pa.bool_()),
         ("placeholder", pa.bool_()),
-        ("unit", pa.int32()),
+        ("shard", pa.int32()),
     ]
 )
 IMAGES = pa.schema(
@@ -46,7 +46,14 @@ IMAGES = pa.schema(
 )
 
 
-def write_unit(
+class ShardDigest(TypedDict):
+    """A file's entry in the manifest."""
+
+    size: int  # bytes
+    sha256: str
+
+
+def write_shards(
     number: int,
     done: Place,
     *,
@@ -57,7 +64,7 @@ def write_unit(
     seed: int,
     limits: Limits,
 ) -> None:
-    """Writes one shard of every part, in an order of its own, and the rows of its images."""
+    """Writes one shard of every part, in an order of its own, and the rows of their images to `done`."""
     images = _read_plan(pieces, number)
     written = [image and frame(serialise(image)) for image in _product_images(images, limits)]
     there = pa.array([record is not None for record in written], pa.bool_())
@@ -65,7 +72,7 @@ def write_unit(
     images, records = images.filter(there), [record for record in written if record is not None]
     split = images["split"].to_numpy()
     order = np.random.default_rng([seed, number]).permutation(len(records))
-    digests, tables = {}, []
+    digests, tables = dict[str, ShardDigest](), []
     for part in parts:
         name = f"{part}-{number:05d}-of-{count:05d}.tfrecord"
         chosen = order[split[order] == part]
@@ -77,21 +84,28 @@ def write_unit(
     write_table(table, done)
 
 
+def notes_of(rows: pa.Table) -> tuple[dict[str, ShardDigest], set[ImageKey]]:
+    """What `write_shards` notes beside the rows: the digests of its shards, and the images that it lost."""
+    digests: dict[str, ShardDigest] = json.loads(rows.schema.metadata[DIGESTS])
+    lost = {(row["file"], row["offset"]) for row in json.loads(rows.schema.metadata[LOST])}
+    return digests, lost
+
+
 def _read_plan(pieces: list[str], number: int) -> pa.Table:
-    """The planned rows of an output unit."""
+    """The planned rows of a shard."""
     batches = []
     for piece in pieces:
         with place(piece).open("rb") as file:
-            batch = pa.ipc.open_file(file).get_batch(number // UNITS_A_BATCH)
-            batches.append(batch.filter(pc.equal(batch["unit"], number)))
+            batch = pa.ipc.open_file(file).get_batch(number // SHARDS_A_BATCH)
+            batches.append(batch.filter(pc.equal(batch["shard"], number)))
     return pa.Table.from_batches(batches, PIECE)
 
 
 def _product_images(images: pa.Table, limits: Limits) -> Iterator[ProductImage | None]:
-    """A unit's images, read in the source's order and made strict JPEGs; None for one that has changed."""
+    """The images of planned rows as strict JPEGs, in the source's order; None for one that has changed."""
     names = ("product_id", "image_index", "category", "split", "seller", "image_digest", "kept", "file")
     rows = zip(*(images[name].to_pylist() for name in names), strict=True)
-    data = read_images(*(images[name].to_pylist() for name in PLACE))
+    data = read_images(*(images[name].to_pylist() for name in LOCATION))
     for (product_id, number, category, split, seller, digest, kept, file), image in zip(
         rows, data, strict=True
     ):
@@ -103,8 +117,8 @@ def _product_images(images: pa.Table, limits: Limits) -> Iterator[ProductImage |
         yield ProductImage(product_id, number, category, split, seller or "", digest.hex(), jpeg)
 
 
-def _write_shard(records: list[bytes], shard: Place) -> dict[str, Any]:
-    """Writes a shard; its size and sha256, so that nobody has to read it again for them."""
+def _write_shard(records: list[bytes], shard: Place) -> ShardDigest:
+    """Writes a shard; returns its size and sha256, so that it need not be read again for them."""
     digest = hashlib.sha256()
     with writing(shard) as working, open(working, "wb") as file:
         for start in range(0, len(records), 256):  # at a time: a write for each record takes longer

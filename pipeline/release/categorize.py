@@ -26,9 +26,16 @@ from models.decisions.categorizer import unreadable
 from models.decisions.predictions import product_bounds
 from models.decisions.validation_split import first_of_product
 from pipeline.extract.fill_store import rows_of
-from pipeline.ingest import split_plan as plan
-from pipeline.ingest.check_images import LOOK, PLACE, Look, forget_fetched, limits_of, look
-from pipeline.ingest.ingest import refuse_flood, write_rejects
+from pipeline.ingest.check_images import (
+    CHECKED,
+    LOCATION,
+    CheckedImages,
+    check_images,
+    forget_fetched,
+    image_limits,
+)
+from pipeline.ingest.index import Index
+from pipeline.ingest.rejects import refuse_flood, write_rejects
 from pipeline.job.config import Config
 from pipeline.job.decisions_file import rejects_beside, require_format, write_decisions
 from pipeline.job.lock import only_job
@@ -37,7 +44,7 @@ from pipeline.job.stage import counts_of
 from pipeline.sources.image import Changed, read_images, refuse_changed_container
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import Source, open_sources
-from pipeline.sources.tables import Reading
+from pipeline.sources.tables import csv_options
 
 PIECE = 2**15  # products decided about and written at a time
 
@@ -67,8 +74,7 @@ def categorize(
         ShelfmarkError: the output's name tells no format, or the output or the workspace is inside a source.
     """
     require_format(output)
-    reading = Reading(config.ingest.csv_delimiter, config.ingest.csv_encoding)
-    opened = open_sources(sources, reading, may_be_empty=True)
+    opened = open_sources(sources, csv_options(config.ingest), may_be_empty=True)
     for place in (output, rejects_beside(output), store.parent):
         require_outside(place, opened)
     lock = output.with_name(output.name + ".lock")
@@ -87,18 +93,18 @@ def _categorize(
         {"sources": digest_of(made_from), "bundle": bundle.digest, "version": "3"},
     )
     fetched = output.with_name(output.name + ".fetched")
-    looked = look(sources, config.ingest, work, beam, fetched)
+    checked = check_images(sources, config.ingest, work, beam, fetched)
     while True:
-        index = looked.index()
-        rejects = _write_rejects(looked, index, config.ingest.max_rejected, output)
+        index = checked.index()
+        rejects = _write_rejects(checked, index, config.ingest.max_rejected, output)
         try:
             statuses = _write_decisions(
-                looked, index, bundle, Store(store / bundle.fingerprint), config, output
+                checked, index, bundle, Store(store / bundle.fingerprint), config, output
             )
             break
         except Changed as changed:
             log.warning("decisions: %s; they are rejects now", changed)
-            looked.reject(changed.images)
+            checked.reject(changed.images)
     remove(work)
     forget_fetched(fetched, index.reasons())
     counts = dict(sorted(statuses.items()))
@@ -111,13 +117,13 @@ def _categorize(
 
 
 def _write_decisions(
-    looked: Look, index: plan.Index, bundle: Bundle, store: Store, config: Config, output: Place
+    checked: CheckedImages, index: Index, bundle: Bundle, store: Store, config: Config, output: Place
 ) -> Counter[str]:
     """Decides and writes; products by status. Changed where an image is not what it was."""
     statuses = Counter[str]()
 
     def pieces() -> Iterator[pd.DataFrame]:
-        for piece in _decide(looked, index, bundle, store, config):
+        for piece in _decide(checked, index, bundle, store, config):
             statuses.update(piece["status"])
             yield piece
 
@@ -125,10 +131,10 @@ def _write_decisions(
     return statuses
 
 
-def _write_rejects(looked: Look, index: plan.Index, max_rejected: float, output: Place) -> int:
+def _write_rejects(checked: CheckedImages, index: Index, max_rejected: float, output: Place) -> int:
     """Writes the rejects, if there are any, and stops at a flood of them; returns how many they are."""
     file = rejects_beside(output)
-    rejects = write_rejects(looked, index, file)
+    rejects = write_rejects(checked, index, file)
     if not rejects:
         file.unlink()
     else:
@@ -137,13 +143,13 @@ def _write_rejects(looked: Look, index: plan.Index, max_rejected: float, output:
 
 
 def _decide(
-    looked: Look, index: plan.Index, bundle: Bundle, store: Store, config: Config
+    checked: CheckedImages, index: Index, bundle: Bundle, store: Store, config: Config
 ) -> Iterator[pd.DataFrame]:
     """Decisions sorted by product, PIECE products at a time."""
-    images, product, digests = _readable(looked, index)
+    images, product, digests = _readable(checked, index)
 
     def read(chosen: np.ndarray) -> Iterator[Piece]:
-        limits, photos = limits_of(config.ingest), _photos(images.iloc[chosen])
+        limits, photos = image_limits(config.ingest), _photos(images.iloc[chosen])
         return pieces_of((normalise(data, limits).jpeg for data in photos), source="the source's photos")
 
     categorizer = bundle.categorizer
@@ -165,7 +171,7 @@ def _decide(
 def _photos(images: pd.DataFrame) -> Iterator[bytes]:
     """The bytes of the images; Changed, about all that are lost, where one is not what it was."""
     places = list(zip(images["file"], images["offset"], strict=True))
-    columns = [images[name].to_list() for name in PLACE]
+    columns = [images[name].to_list() for name in LOCATION]
     for place, photo in zip(places, read_images(*columns), strict=True):
         if photo is None:
             refuse_changed_container(place[0])
@@ -174,15 +180,15 @@ def _photos(images: pd.DataFrame) -> Iterator[bytes]:
         yield photo
 
 
-def _readable(looked: Look, index: plan.Index) -> tuple[pd.DataFrame, np.ndarray, Digests]:
+def _readable(checked: CheckedImages, index: Index) -> tuple[pd.DataFrame, np.ndarray, Digests]:
     """The readable images sorted by product, each once in its product.
 
     Returns:
-        PLACE of each; (n,) int32, place of its product in the index; its digest.
+        LOCATION of each; (n,) int32, place of its product in the index; its digest.
     """
-    names = ["image_digest", *PLACE, "reason"]
-    tables = [table.filter(pc.equal(table["reason"], "")).drop("reason") for table in looked.tables(names)]
-    tables = tables or [LOOK.empty_table().select(names).drop("reason")]
+    names = ["image_digest", *LOCATION, "reason"]
+    tables = [table.filter(pc.equal(table["reason"], "")).drop("reason") for table in checked.tables(names)]
+    tables = tables or [CHECKED.empty_table().select(names).drop("reason")]
     rows = np.argsort(index.product[index.good], kind="stable")
     product, whole = index.product[index.good][rows], pa.concat_tables(tables)
     digests = digests_of(whole["image_digest"])[rows]

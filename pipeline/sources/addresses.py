@@ -1,13 +1,17 @@
 """Addresses that photos may be fetched from: public ones, or any.
 
-A name is checked when it is resolved, and every address again when its socket is made: whatever a URL looks
-like to one parser or another, and whatever a name leads to a moment later, no connection goes elsewhere.
+A name is checked when it is resolved, and every address again when its socket is created: however two
+parsers read a URL, and whatever a name resolves to a moment later, no connection goes elsewhere.
 """
 
 import ipaddress
 import socket
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from aiohttp import AddrInfoType
+    from aiohttp.abc import AbstractResolver, ResolveResult
 
 Allowed = Literal["public", "any"]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -16,11 +20,11 @@ TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # IPv4 within IPv6, RFC 6052
 
 
 class NotAllowed(Exception):
-    """An address of this machine or of a private network; says so in one line."""
+    """The address is one of this computer or of a private network; the text says so in one line."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the public internet, also where it holds an IPv4 one.
+    """Whether an address is public; for one of IPv6 that holds one of IPv4, whether that one is.
 
     >>> [is_public(ipaddress.ip_address(text)) for text in ("93.184.216.34", "127.0.0.1", "::ffff:10.0.0.1")]
     [True, False, False]
@@ -37,19 +41,21 @@ def is_public(address: Address) -> bool:
 
 
 def require_allowed(address: str, allowed: Allowed) -> None:
-    """Raises NotAllowed about an address (of digits) that is not public, unless any is allowed."""
+    """Raises NotAllowed for an address (of digits) that is not public, unless any is allowed."""
     if allowed == "public" and not is_public(ipaddress.ip_address(address.partition("%")[0])):
         raise NotAllowed(
             f"{address} is no public address; ingest.urls=any allows those of your own network, too"
         )
 
 
-def checked_resolver(allowed: Allowed) -> Any:
-    """A resolver of names for aiohttp; NotAllowed where one leads to an address that is not allowed."""
+def checked_resolver(allowed: Allowed) -> "AbstractResolver":
+    """A resolver of names for aiohttp that raises NotAllowed where one leads to an address not allowed."""
     from aiohttp.resolver import ThreadedResolver
 
     class Checked(ThreadedResolver):
-        async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> Any:
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> "list[ResolveResult]":
             found = await super().resolve(host, port, family)
             for entry in found:
                 require_allowed(entry["host"], allowed)
@@ -58,12 +64,12 @@ def checked_resolver(allowed: Allowed) -> Any:
     return Checked()
 
 
-def checked_sockets(allowed: Allowed) -> Callable[[Any], socket.socket]:
-    """What makes the socket for an address as getaddrinfo gives it, or raises NotAllowed."""
+def checked_sockets(allowed: Allowed) -> "Callable[[AddrInfoType], socket.socket]":
+    """A function that creates the socket for an address as getaddrinfo gives it, or raises NotAllowed."""
 
-    def make(address: Any) -> socket.socket:
-        family, kind, protocol, _, where = address
-        require_allowed(str(where[0]), allowed)
+    def create(address: "AddrInfoType") -> socket.socket:
+        family, kind, protocol, _, host_and_port = address
+        require_allowed(str(host_and_port[0]), allowed)
         return socket.socket(family, kind, protocol)
 
-    return make
+    return create

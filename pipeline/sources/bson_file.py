@@ -1,21 +1,26 @@
 """A BSON file as Kaggle gives Cdiscount's catalogue: {_id, category_id, imgs: [{picture}]}.
 
-A document without category_id is an uncategorized product. A unit is a range of bytes.
+A document without category_id is an uncategorized product. A segment is a range of bytes.
 """
 
 import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from features.errors import ShelfmarkError
 from features.product import Paths, part_named
 from features.storage.paths import Place, place
 from pipeline.sources.cells import cell_text
-from pipeline.sources.image import SourceImage, Unit, changed, digest_of_stats, path_text, stat_of
+from pipeline.sources.image import Segment, SourceImage, changed, digest_of_stats, path_text, stat_of
 
-BSON_MAX = 256 * 2**20  # bytes; a longer document is a sign that the walk is lost
+if TYPE_CHECKING:
+    from bson.codec_options import CodecOptions
+
+Document = dict[str, Any]  # as bson decodes it
+
+BSON_MAX = 256 * 2**20  # bytes; a larger length is taken for damage
 USED = ("_id", "category_id", "split", "seller", "imgs")
 # Bytes of a value by its type, https://bsonspec.org/spec.html; the others begin with their length.
 FIXED = {
@@ -58,22 +63,24 @@ class BsonFile:
         """See Source."""
         return 0
 
-    def units(self, work: Place, unit_bytes: int, unit_images: int, renamed: object = None) -> list[Unit]:
+    def segments(
+        self, work: Place, segment_bytes: int, segment_images: int, renamed: object = None
+    ) -> list[Segment]:
         """See Source."""
-        units, start, end = [], 0, 0
+        segments, start, end = [], 0, 0
         for end in _document_ends(self.path):
-            if end - start >= unit_bytes:
-                units.append(Unit(path_text(self.path), start, end))
+            if end - start >= segment_bytes:
+                segments.append(Segment(path_text(self.path), start, end))
                 start = end
         if start < end:
-            units.append(Unit(path_text(self.path), start, end))
-        if not units and not self.may_be_empty:
-            raise ShelfmarkError(f"{self.path}: empty; expected BSON documents; fetch the file again")
-        return units
+            segments.append(Segment(path_text(self.path), start, end))
+        if not segments and not self.may_be_empty:
+            raise ShelfmarkError(f"{self.path}: empty; expected BSON documents; download the file again")
+        return segments
 
 
 def _document_ends(path: Place) -> Iterator[int]:
-    """Ends of the documents, walked by their length prefixes alone."""
+    """Where the documents end; only their length prefixes are read."""
     with path.open("rb") as file:
         position, size = 0, path.stat().st_size
         while position < size:
@@ -82,32 +89,35 @@ def _document_ends(path: Place) -> Iterator[int]:
             length = struct.unpack("<i", prefix)[0] if len(prefix) == 4 else BSON_MAX
             if not 5 <= length <= BSON_MAX:
                 raise ShelfmarkError(
-                    f"{path}: no BSON document at byte {position}; the file is damaged; fetch it again"
+                    f"{path}: no BSON document at byte {position}; expected one document after the other; "
+                    "the file is damaged, download it again"
                 )
             if position + length > size:
                 raise ShelfmarkError(
                     f"{path}: truncated: the document at byte {position} needs {length} bytes, "
-                    f"{size - position} are there; fetch the file again"
+                    f"but {size - position} are left; expected a whole file; download it again"
                 )
             position += length
             yield position
 
 
-def read_bson(unit: Unit) -> Iterator[SourceImage]:
-    """The images of a unit; a document that cannot be read comes as one reject, `bad_document`."""
+def read_bson(segment: Segment) -> Iterator[SourceImage]:
+    """The images of a segment; a document that cannot be read becomes one reject, `bad_document`."""
     from bson.errors import BSONError
 
-    with place(unit.file).open("rb") as file:
-        for position, raw in _documents(file, unit):
+    with place(segment.file).open("rb") as file:
+        for position, raw in _documents(file, segment):
             try:
-                yield from _images_of(_decoded(raw), raw, unit.file, position)
+                yield from _images_of(_decoded(raw), raw, segment.file, position)
             except (BSONError, KeyError, TypeError, ValueError, IndexError, struct.error) as error:
                 detail = f"document at byte {position}: {type(error).__name__}: {error}"[:200]
-                yield SourceImage("", file=unit.file, offset=position, reason="bad_document", detail=detail)
+                yield SourceImage(
+                    "", file=segment.file, offset=position, reason="bad_document", detail=detail
+                )
 
 
-def _decoded(raw: bytes) -> dict[str, Any]:
-    """A document's fields; where one cannot be decoded, only those in use, whatever stands in the others."""
+def _decoded(raw: bytes) -> Document:
+    """A document's fields; where one of them cannot be decoded, only those in use."""
     import bson
     from bson.errors import BSONError
 
@@ -121,8 +131,12 @@ def _decoded(raw: bytes) -> dict[str, Any]:
 
 
 @functools.cache
-def _options(letters: str) -> Any:
-    """Dates past the year 9999 are numbers; letters that are no UTF-8 are an error, or replaced by U+FFFD."""
+def _options(letters: str) -> "CodecOptions[Document]":
+    """How bson decodes: dates past the year 9999 as numbers; letters that are no UTF-8 as `letters` says.
+
+    Args:
+        letters: "strict" or "replace", by U+FFFD.
+    """
     from bson.codec_options import CodecOptions, DatetimeConversion
 
     return CodecOptions(
@@ -131,7 +145,7 @@ def _options(letters: str) -> Any:
 
 
 def _only(raw: bytes, names: tuple[str, ...]) -> bytes:
-    """The document with these of its fields alone; ValueError, struct.error, … where it is damaged."""
+    """The document with only these of its fields; ValueError, struct.error, … where it is damaged."""
     kept, at = [], 4
     while raw[at]:
         end = raw.index(b"\0", at + 1)
@@ -144,7 +158,7 @@ def _only(raw: bytes, names: tuple[str, ...]) -> bytes:
 
 
 def _value_bytes(raw: bytes, kind: int, at: int) -> int:
-    """Length of the value of that type which begins at `at`."""
+    """Length (bytes) of the value of that type which begins at `at`."""
     if kind in FIXED:
         return FIXED[kind]
     if kind == REGEX:
@@ -156,21 +170,21 @@ def _value_bytes(raw: bytes, kind: int, at: int) -> int:
     return int(length) + extra
 
 
-def _documents(file: BinaryIO, unit: Unit) -> Iterator[tuple[int, bytes]]:
-    """The documents of a unit and where they stand."""
-    position = unit.start
+def _documents(file: BinaryIO, segment: Segment) -> Iterator[tuple[int, bytes]]:
+    """Position (byte) and bytes of the documents of a segment."""
+    position = segment.start
     file.seek(position)
-    while position < unit.stop:
+    while position < segment.stop:
         prefix = file.read(4)
         length = int.from_bytes(prefix, "little")
         raw = prefix + file.read(length - 4) if 5 <= length <= BSON_MAX else b""
         if len(raw) != length:
-            raise changed(unit.file)
+            raise changed(segment.file)
         yield position, raw
         position += length
 
 
-def _images_of(document: dict[str, Any], raw: bytes, file: str, position: int) -> list[SourceImage]:
+def _images_of(document: Document, raw: bytes, file: str, position: int) -> list[SourceImage]:
     product_id, category, split, seller = (cell_text(document.get(name)) for name in USED[:4])
     part = part_named(split)
     if not product_id or part is None:
@@ -182,8 +196,8 @@ def _images_of(document: dict[str, Any], raw: bytes, file: str, position: int) -
         if not isinstance(picture, bytes):
             images.append(SourceImage(*product, reason="missing", detail="no picture in the document"))
             continue
-        # The decoder does not tell where a value stands; equal pictures are found one after the other.
-        # Looking for the whole picture takes 10 µs, for its beginning 1 µs.
+        # The decoder does not say where a value begins; equal pictures are found one after the other.
+        # To search for the whole picture takes 10 µs, for its beginning 1 µs.
         cursor = raw.index(picture[:64], cursor)
         if not raw.startswith(picture, cursor):
             cursor = raw.index(picture, cursor)

@@ -1,13 +1,12 @@
 """Cells of tables and documents as text."""
 
 import math
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def cell_text(value: Any) -> str:
+def cell_text(value: object) -> str:
     """A value as text without blanks around it; "" where there is none.
 
     >>> cell_text(5.0), cell_text(" a "), cell_text(None), cell_text(float("nan"))

@@ -20,7 +20,7 @@ from features.product import Paths, part_named, tidy_name
 from features.storage.object_stores import Stat
 from features.storage.paths import Place, Remote, stats
 from pipeline.job.progress import log
-from pipeline.sources.image import Unit, digest_of_stats, is_text, path_text, stat_of
+from pipeline.sources.image import Segment, digest_of_stats, is_text, path_text, stat_of
 from pipeline.sources.listing import listing, write_listing
 from pipeline.sources.names import log_merged
 
@@ -33,8 +33,8 @@ IGNORED_FOLDERS = {
 }
 
 
-class _Found(NamedTuple):
-    """What one walk through a folder finds out."""
+class _FolderScan(NamedTuple):
+    """What one walk through a folder finds."""
 
     digest: str
     categories: Counter[str]  # as the folders are named → images
@@ -61,11 +61,11 @@ class Folder:
     def _files(
         self, ignored: list[str] | None = None, listed: Mapping[str, Stat] | None = None
     ) -> Iterator[str]:
-        """Names below the folder, with slashes, in order; hidden and ignored ones left out.
+        """Names of the files below the folder, with slashes, in order; without hidden and ignored ones.
 
         Args:
-            ignored: gets the ignored ones.
-            listed: of an object store, where its listing is at hand.
+            ignored: the ignored names are appended to it.
+            listed: the object store's listing, where it has been fetched.
         """
         if isinstance(self.path, Remote):
             names = iter(stats(self.path) if listed is None else listed)
@@ -79,7 +79,8 @@ class Folder:
                 yield name
 
     @cached_property
-    def _found(self) -> _Found:
+    def _scan(self) -> _FolderScan:
+        """What one walk through the folder finds."""
         ignored: list[str] = []
         remote = stats(self.path) if isinstance(self.path, Remote) else None
         categories: Counter[str] = Counter()
@@ -95,25 +96,25 @@ class Folder:
                 else:
                     yield name, remote[name].st_size, remote[name].st_mtime_ns
 
-        return _Found(digest_of_stats(seen()), categories, len(ignored), undecodable)
+        return _FolderScan(digest_of_stats(seen()), categories, len(ignored), undecodable)
 
     def digest(self) -> str:
         """See Source."""
-        return self._found.digest
+        return self._scan.digest
 
     def ignored(self) -> int:
         """See Source."""
-        return self._found.ignored
+        return self._scan.ignored
 
     @cached_property
     def _parts(self) -> bool:
         """Whether the folders at the top are the parts of a split."""
-        return are_parts(self._found.categories)
+        return are_parts(self._scan.categories)
 
     def paths(self) -> Paths:
         """See Source."""
         paths = Paths()
-        for folder, images in self._found.categories.items():
+        for folder, images in self._scan.categories.items():
             if category := self._category(folder):
                 paths[(category, tuple(category.split("/")))] += images
         return paths
@@ -123,26 +124,28 @@ class Folder:
         below = folder.partition("/")[2] if self._parts else folder
         return "/".join(map(tidy_name, below.split("/")))
 
-    def units(self, work: Place, unit_bytes: int, unit_images: int, renamed: object = None) -> list[Unit]:
+    def segments(
+        self, work: Place, segment_bytes: int, segment_images: int, renamed: object = None
+    ) -> list[Segment]:
         """See Source."""
         self._log()
-        return write_listing(work, self._rows(), self.path, unit_images)
+        return write_listing(work, self._rows(), self.path, segment_images)
 
     def _log(self) -> None:
-        tops = sorted({folder.partition("/")[0] for folder in self._found.categories} - {""})
+        tops = sorted({folder.partition("/")[0] for folder in self._scan.categories} - {""})
         if self._parts:
             log.info("%s: the folders %s are the parts of the split", self.name, ", ".join(tops))
         elif named := [top for top in tops if part_named(top)]:
             log.warning(
-                "%s: folders %s are called as parts of a split, but are taken for categories; expected train "
+                "%s: folders %s have names of parts of a split, but are taken for categories; expected train "
                 "and another part with the same names below, and no other folder beside them",
                 self.name, ", ".join(named),
             )  # fmt: skip
-        log_merged(f"{self.name}: folders", self._found.categories)
-        if self._found.undecodable:
+        log_merged(f"{self.name}: folders", self._scan.categories)
+        if self._scan.undecodable:
             log.warning(
                 "%s: the names of %s files are not UTF-8; they are read as Windows-1252 where that works, "
-                "else with escapes as in \\xe9", self.name, f"{self._found.undecodable:,}",
+                "else with escapes as in \\xe9", self.name, f"{self._scan.undecodable:,}",
             )  # fmt: skip
 
     def _rows(self) -> Iterator[pa.Table]:
@@ -164,9 +167,9 @@ class Folder:
 
 
 def _walk(folder: str, below: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Names of the files in a folder and, after them, of those further down; links are followed.
+    """Names of the files in a folder, then of those in the folders below; links are followed.
 
-    Hidden folders are left out, but for those that are counted as ignored.
+    Hidden folders are left out, except those that are counted as ignored.
     """
     real = os.path.realpath(folder)
     if real in above:
@@ -185,7 +188,7 @@ def _is_ignored(name: str) -> bool:
 
 
 def readable(name: str) -> str:
-    r"""A path's name as text: bytes that are not UTF-8 as Windows-1252 where that works, else escaped.
+    r"""A file's name as text: bytes that are not UTF-8 as Windows-1252 where that works, else escaped.
 
     >>> readable("Caf\udce9/1.jpg"), readable("a\udc81.jpg")
     ('Café/1.jpg', 'a\\x81.jpg')
@@ -215,18 +218,18 @@ def are_parts(folders: Mapping[str, int]) -> bool:
     False
     """
     below: dict[str, set[str]] = defaultdict(set)
-    for folder in filter(None, folders):  # files beside the parts, as a LICENSE, say nothing
+    for folder in filter(None, folders):  # files beside the parts, such as a LICENSE, do not matter
         top, _, rest = folder.partition("/")
         part = part_named(top)
         if not part:
             return False
         below[part] |= {tidy_name(rest)} - {""}
-    learnt = below.pop("train", set())
-    return bool(below) and all(names & learnt for names in below.values())
+    trained = below.pop("train", set())
+    return bool(below) and all(names & trained for names in below.values())
 
 
 def shards_in(path: Place) -> list[str]:
-    """The names of a folder's Parquet files where it holds nothing else but notes; [] else."""
+    """The names of a folder's Parquet files if it holds nothing else but notes, otherwise []."""
     tables = []
     for name in Folder(path, may_be_empty=True)._files():
         if name.lower().endswith(".parquet"):

@@ -1,4 +1,4 @@
-"""What a source gives: units that a worker reads on its own, and images with where their bytes are."""
+"""What a source gives: segments that a worker reads on its own, and images with where their bytes are."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -11,13 +11,15 @@ import google_crc32c
 from features.errors import ShelfmarkError
 from features.storage.paths import Place, place, read_range
 
-SPAN_BYTES = 2**20  # read at once, where images stand closer together than
+SPAN_BYTES = 2**20  # read at once, where the gaps between images are at most GAP_BYTES
 GAP_BYTES = 2**14
+
+ImageKey = tuple[str, int]  # file and offset of an image
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A piece of a source for one worker: bytes `start` to `stop` of a BSON, or a row group of a listing."""
+class Segment:
+    """What one worker reads of a source: bytes `start` to `stop` of a BSON, or a row group of a listing."""
 
     file: str
     start: int
@@ -35,17 +37,17 @@ class SourceImage(NamedTuple):
     split: str = ""  # "" = not given
     seller: str = ""
     file: str = ""
-    offset: int = 0  # -1: the bytes cannot be read again by a range of the file
+    offset: int = 0  # bytes; -1: they cannot be read again as a range of the file
     data: bytes = b""
     reason: str = ""
     detail: str = ""
-    origin: str = ""  # what people call it, where its bytes were copied into `file`
+    origin: str = ""  # the name that people know, where its bytes were copied into `file`
 
 
 def read_images(
     file: list[str], offset: list[int], length: list[int], checksum: list[int]
 ) -> Iterator[bytes | None]:
-    """Reads images again; neighbours by one read, which halves the time.
+    """The bytes of images, read again; neighbours by one read, which halves the time.
 
     Args:
         file: paths or URLs.
@@ -54,7 +56,7 @@ def read_images(
         checksum: their crc32c at the first reading.
 
     Yields:
-        The bytes of each; None where they are gone or are not the same any more.
+        The bytes of each; None where they are gone or have changed.
     """
     first = 0
     while first < len(file):
@@ -78,32 +80,32 @@ def read_images(
 
 
 class Changed(ShelfmarkError):
-    """Images that were good are gone, or are not the same any more.
+    """Images that were readable are gone or have changed.
 
     Attributes:
         images: their files and offsets.
     """
 
-    def __init__(self, images: set[tuple[str, int]]) -> None:
-        super().__init__(f"{len(images):,} images changed while they were read, as {min(images)[0]}")
+    def __init__(self, images: set[ImageKey]) -> None:
+        super().__init__(f"{len(images):,} images changed while they were read, for example {min(images)[0]}")
         self.images = images
 
 
 def changed(file: str) -> ShelfmarkError:
-    """The error about a container of images that is not what it was a moment ago."""
+    """The error about a container of images that has changed since it was opened."""
     return ShelfmarkError(
-        f"{file}: changed while it was read; expected a file that nobody writes to; run the command again"
+        f"{file}: changed while it was read; expected a file that no program writes to; run the command again"
     )
 
 
 def refuse_changed_container(file: str) -> None:
-    """Raises a ShelfmarkError about a BSON in which an image has changed: all that follow may have moved."""
+    """Raises a ShelfmarkError for a BSON in which an image has changed: all that follow may have moved."""
     if file.lower().endswith(".bson"):
         raise changed(file)
 
 
 def digest_of_stats(stats: Iterable[tuple[str, int, int]]) -> str:
-    """Sha256 (hex) of names, sizes and times; -1 for what is missing: when it appears, that is a change."""
+    """Sha256 (hex) of names, sizes and times; a missing file has -1, so that its appearance is a change."""
     digest = hashlib.sha256()
     for name, size, time in stats:
         digest.update(f"{name}\0{size}\0{time}\n".encode(errors="surrogatepass"))
@@ -111,7 +113,7 @@ def digest_of_stats(stats: Iterable[tuple[str, int, int]]) -> str:
 
 
 def stat_of(path: Place, name: str) -> tuple[str, int, int]:
-    """Name, size (bytes) and modification time (ns); -1 for what is not there."""
+    """Name, size (bytes) and modification time (ns) of a file; -1 where it is missing."""
     try:
         found = path.stat()
     except (OSError, ValueError):  # no path has a NUL in it

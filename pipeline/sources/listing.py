@@ -1,9 +1,9 @@
-"""A listing: the rows of a folder or a manifest as Parquet, of which a unit is a row group.
+"""A listing: the rows of a folder or a manifest as Parquet; each row group is a segment.
 
     listing-0.parquet   product_id, image (a path or a URL), category, split, seller; "" where not given
                         problem: why the row cannot be used; then image names the manifest
 
-The images are files, or stand in the same rows of a Parquet file (`Unit.pictures`).
+The images are files, or are in the same rows of a Parquet file (`Segment.pictures`).
 """
 
 import errno
@@ -12,7 +12,6 @@ import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,65 +19,65 @@ import pyarrow.parquet as pq
 from features.errors import ShelfmarkError
 from features.storage.object_stores import UnknownScheme
 from features.storage.paths import Place, place, read_range, writing
-from pipeline.sources.image import SourceImage, Unit, path_text
+from pipeline.sources.image import Segment, SourceImage, path_text
 from pipeline.sources.url_cache import Fetched
 from pipeline.sources.urls import Fetching, fetch_urls, is_url
 
 LISTING = ("product_id", "image", "category", "split", "seller", "problem")
 PICTURES = 64  # read at a time from a Parquet file
-READ_BUFFER = 2**20  # bytes of a column at a time: without, a whole row group's pictures are in memory
+READ_BUFFER = 2**20  # bytes of a column at a time: without it, a whole row group's pictures are in memory
 
-# What is not there is a reject; a store that does not answer, a disk that fails or a file that may not be
-# read is an error: a reject would stay when the cause is gone.
-NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+# A missing file is a reject; a store that does not answer, a disk that fails or a file without permission
+# to read is an error: a reject would stay when the cause is gone.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 def listing(columns: Mapping[str, list[str]]) -> pa.Table:
-    """A table of LISTING, "" in columns that are not given."""
+    """A table with the columns of LISTING; "" in those that are not given."""
     nothing = [""] * len(next(iter(columns.values())))
     cells = {name: columns.get(name, nothing) for name in LISTING}
     return pa.table(cells, schema=pa.schema([(name, pa.string()) for name in LISTING]))
 
 
-def write_listing(work: Place, tables: Iterator[pa.Table], root: Place, unit_images: int) -> list[Unit]:
-    """Writes tables of LISTING into `work`, `unit_images` rows a row group; a unit each."""
+def write_listing(work: Place, tables: Iterator[pa.Table], root: Place, segment_images: int) -> list[Segment]:
+    """Writes tables of LISTING into `work`, `segment_images` rows a row group; returns a segment for each."""
     file = work / f"listing-{sum(1 for _ in work.glob('listing-*.parquet'))}.parquet"
     schema = pa.schema([(name, pa.string()) for name in LISTING])
     groups = 0
     with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
         for table in tables:
-            for start in range(0, len(table), unit_images):
-                writer.write_table(table.slice(start, unit_images))
+            for start in range(0, len(table), segment_images):
+                writer.write_table(table.slice(start, segment_images))
                 groups += 1
-    return [Unit(path_text(file), group, group + 1, path_text(root)) for group in range(groups)]
+    return [Segment(path_text(file), group, group + 1, path_text(root)) for group in range(groups)]
 
 
-def read_listing(unit: Unit, fetching: Fetching | None = None) -> Iterator[SourceImage]:
-    """The images of a unit, with their bytes; those at web addresses are fetched as `fetching` says."""
-    with place(unit.file).open("rb") as file:
-        rows = pq.ParquetFile(file).read_row_group(unit.start).to_pylist()
-    pictures = _pictures(unit) if unit.pictures else iter([None] * len(rows))
-    fetched = _fetched(rows, unit, fetching)
+def read_listing(segment: Segment, fetching: Fetching | None = None) -> Iterator[SourceImage]:
+    """The images of a segment, with their bytes; those at web addresses are fetched as `fetching` says."""
+    with place(segment.file).open("rb") as file:
+        rows = pq.ParquetFile(file).read_row_group(segment.start).to_pylist()
+    pictures = _pictures(segment) if segment.pictures else iter([None] * len(rows))
+    fetched = _fetched(rows, segment, fetching)
     for row, picture in zip(rows, pictures, strict=True):
         image, problem, product_id = row.pop("image"), row.pop("problem"), row.pop("product_id")
         if problem:
             yield SourceImage("", file=image, reason="bad_row", detail=problem)
         elif picture is not None:
-            yield SourceImage(product_id, **row, file=image or unit.pictures, offset=-1, data=picture)
+            yield SourceImage(product_id, **row, file=image or segment.pictures, offset=-1, data=picture)
         elif fetching and is_url(image):
             yield _from_url(SourceImage(product_id, **row), next(fetched))
         elif not image:
             yield SourceImage(product_id, **row, reason="no_image")
         else:
-            yield SourceImage(product_id, **row, **_fetch(image, unit.root))
+            yield _from_file(SourceImage(product_id, **row), image, segment.root)
 
 
-def _fetched(rows: list[dict[str, str]], unit: Unit, fetching: Fetching | None) -> Iterator[Fetched]:
+def _fetched(rows: list[dict[str, str]], segment: Segment, fetching: Fetching | None) -> Iterator[Fetched]:
     """The photos of the rows whose images are web addresses, in their order."""
     urls = [row["image"] for row in rows if is_url(row["image"]) and not row["problem"]]
     if not fetching or not urls:
         return iter(())
-    return fetch_urls(urls, fetching, f"{place(unit.file).stem}-{unit.start}")
+    return fetch_urls(urls, fetching, f"{place(segment.file).stem}-{segment.start}")
 
 
 def _from_url(image: SourceImage, fetched: Fetched) -> SourceImage:
@@ -87,14 +86,14 @@ def _from_url(image: SourceImage, fetched: Fetched) -> SourceImage:
     return image._replace(file=fetched.file, offset=fetched.offset, data=fetched.data, origin=fetched.url)
 
 
-def _pictures(unit: Unit) -> Iterator[bytes | None]:
-    """The images in a row group of a Parquet file, in its order; None where it holds none."""
-    with place(unit.pictures).open("rb") as opened:
+def _pictures(segment: Segment) -> Iterator[bytes | None]:
+    """The images in a segment's row groups of a Parquet file, in their order; None where a row holds none."""
+    with place(segment.pictures).open("rb") as opened:
         file = pq.ParquetFile(opened, buffer_size=READ_BUFFER, pre_buffer=False)
         name = str(picture_column(file.schema_arrow))
         in_struct = pa.types.is_struct(file.schema_arrow.field(name).type)
         columns = [f"{name}.bytes" if in_struct else name]
-        for batch in file.iter_batches(PICTURES, row_groups=list(range(*unit.groups)), columns=columns):
+        for batch in file.iter_batches(PICTURES, row_groups=list(range(*segment.groups)), columns=columns):
             column = batch.column(0)
             for data in (column.field("bytes") if in_struct else column).to_pylist():
                 yield data or None
@@ -111,54 +110,55 @@ def picture_column(schema: pa.Schema) -> str | None:
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(kind) for is_kind in binary)
 
 
-def _fetch(image: str, root: str) -> dict[str, Any]:
-    """Fields of a SourceImage: the file and its bytes, or why it is missing."""
+def _from_file(image: SourceImage, cell: str, root: str) -> SourceImage:
+    """The image with its file and its bytes, or the reason why it is missing."""
     try:
-        path = image_path(image, place(root))
+        path = image_path(cell, place(root))
         if isinstance(path, Path):
             path = existing(path)
             if stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
-                return _missing(path_text(path), "not a file")  # reading a pipe would wait for ever
-        return {"file": path_text(path), "data": read_range(path)}
+                return _missing(image, path_text(path), "not a file")  # reading a pipe would wait for ever
+        return image._replace(file=path_text(path), data=read_range(path))
     except OSError as error:
-        if error.errno not in NOT_THERE:
+        if error.errno not in MISSING:
             raise
-        return _missing(path_text(path), error.strerror or str(error)[:200])
-    except (ValueError, UnknownScheme, BadPlace) as error:  # no path has a NUL in it
-        return _missing(image, str(error)[:200])
+        return _missing(image, path_text(path), error.strerror or str(error)[:200])
+    except (ValueError, UnknownScheme, BadLocation) as error:  # no path has a NUL in it
+        return _missing(image, cell, str(error)[:200])
 
 
-def _missing(file: str, detail: str) -> dict[str, Any]:
-    return {"file": file, "reason": "missing", "detail": detail}
+def _missing(image: SourceImage, file: str, detail: str) -> SourceImage:
+    return image._replace(file=file, reason="missing", detail=detail)
 
 
-class BadPlace(Exception):
+class BadLocation(Exception):
     """An image cell that names no file."""
 
 
 def image_path(image: str, root: Place) -> Place:
-    """Where the image of a cell is: a URL, or a path relative to `root`.
+    """The path of a cell's image: a URL, or a path relative to `root`.
 
     Raises:
-        BadPlace: the cell begins like a URL and is none.
+        BadLocation: the cell begins like a URL but is none.
     """
     if "://" not in image:
         return root / image
     try:
         return place(image)
     except ShelfmarkError as error:
-        raise BadPlace(str(error)) from error
+        raise BadLocation(str(error)) from error
 
 
 def existing(path: Path) -> Path:
-    """The path, or the file that is there with its accents written the other way (Macs decompose them)."""
+    """The path, or that of an existing file with the accents written the other way (Macs decompose them)."""
     try:
         if str(path).isascii() or path.exists():
             return path
         others = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
         return next((other for other in others if other.exists()), path)
-    except (OSError, ValueError):  # whoever reads it is given the reason
+    except (OSError, ValueError):  # reading it will give the reason
         return path

@@ -1,4 +1,4 @@
-"""A manifest: a table of products, images and, to learn from, categories.
+"""A manifest: a table of products, images and, for training, categories.
 
     product_id, image, category      and optionally level1…levelN, split, seller; CSV, TSV or Parquet
     image (bytes), label, …          Parquet with the pictures inside, as Hugging Face's datasets writes it;
@@ -7,7 +7,6 @@
 Headers are compared without case and blanks; other columns are never read.
 """
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,20 +18,19 @@ import pyarrow as pa
 
 from features.delimited import is_delimited
 from features.errors import ShelfmarkError
-from features.product import PARTS, Paths, level_columns, part_named, tidy_name
+from features.product import Paths, level_columns, part_named, tidy_name
 from features.storage.paths import Place
 from pipeline.job.progress import log
-from pipeline.sources.image import Unit, digest_of_stats, path_text, stat_of
-from pipeline.sources.listing import existing, listing, write_listing
+from pipeline.sources.image import Segment, digest_of_stats, path_text, stat_of
+from pipeline.sources.listing import existing, write_listing
+from pipeline.sources.manifest_rows import USED, ManifestRows, take
 from pipeline.sources.names import AS_NAMED, Renamed, log_merged, nonblank
-from pipeline.sources.tables import AS_FOUND, DelimitedTable, ParquetTable, Reading, Rows
-
-USED = ("product_id", "image", "category", "split", "seller")
+from pipeline.sources.tables import DETECTED, Columns, CsvOptions, DelimitedTable, ParquetTable
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What one pass over a manifest finds out."""
+class _ManifestScan:
+    """What one pass over a manifest finds."""
 
     digest: str
     paths: Paths
@@ -45,7 +43,7 @@ class Manifest:
     """A CSV or Parquet manifest, or a folder of Parquet shards; see Source."""
 
     path: Place
-    reading: Reading = AS_FOUND
+    options: CsvOptions = DETECTED
     may_be_empty: bool = False
     shards: list[str] = field(default_factory=list)  # names of the files of a folder
     name: str = field(init=False)
@@ -62,7 +60,7 @@ class Manifest:
 
     @property
     def names_products(self) -> bool:
-        """Whether products have no ids of their own, but are named by file and row."""
+        """Whether products have no ids of their own, so that file and row name them."""
         return any(isinstance(table, ParquetTable) and table.without_ids for table in self._tables)
 
     def _empty(self) -> ShelfmarkError:
@@ -76,7 +74,7 @@ class Manifest:
         if lacking := [name for name in ("product_id", "image") if name not in columns]:
             raise ShelfmarkError(
                 f"{self.path}: no column {' and no column '.join(lacking)}; found: {', '.join(columns)}; "
-                "expected product_id, image and, to learn from, category; "
+                "expected product_id, image and, for training, category; "
                 f"{first.format}{first.advice}; correct the header"
             )
         if twice := sorted({name for name in self._used if columns.count(name) > 1}):
@@ -91,10 +89,10 @@ class Manifest:
                 )
 
     @cached_property
-    def _tables(self) -> "list[DelimitedTable | ParquetTable]":
+    def _tables(self) -> list[DelimitedTable | ParquetTable]:
         try:
             if is_delimited(self.path.name):
-                return [DelimitedTable(self.path, self.reading)]
+                return [DelimitedTable(self.path, self.options)]
             if not self.shards:
                 return [ParquetTable(self.path, self.name, "")]
             parts = shard_parts(self.shards)
@@ -120,7 +118,7 @@ class Manifest:
     def _used(self) -> list[str]:
         return [name for name in USED if name in self._columns] + self._levels
 
-    def _rows(self) -> Iterator[Rows]:
+    def _rows(self) -> Iterator[Columns]:
         """The used columns, batch by batch."""
         try:
             for table in self._tables:
@@ -129,7 +127,8 @@ class Manifest:
             raise self._unreadable(error) from error
 
     @cached_property
-    def _found(self) -> _Found:
+    def _scan(self) -> _ManifestScan:
+        """What one pass over the manifest finds."""
         paths, names, whole_ids, known = Paths(), Counter[str](), True, False
 
         def stats() -> Iterator[tuple[str, int, int]]:
@@ -147,10 +146,10 @@ class Manifest:
                     names.update(nonblank(rows[level]))
                 yield from self._stats(rows)
 
-        return _Found(digest_of_stats(stats()), paths, whole_ids and known, names)
+        return _ManifestScan(digest_of_stats(stats()), paths, whole_ids and known, names)
 
-    def _paths(self, rows: Rows) -> Iterator[tuple[tuple[str, tuple[str, ...]], int]]:
-        """Category and path of the rows that have a category, and how many have them."""
+    def _paths(self, rows: Columns) -> Iterator[tuple[tuple[str, tuple[str, ...]], int]]:
+        """Category and path of the rows that have a category, and how many rows have both."""
         if "category" not in rows:
             return
         columns = (rows[name] for name in ("category", *self._levels))
@@ -159,8 +158,8 @@ class Manifest:
             if name:
                 yield (name, tuple(filter(None, path))), times
 
-    def _stats(self, rows: Rows) -> Iterator[tuple[str, int, int]]:
-        """Of images on a disk; those elsewhere are told apart by the manifest: a stat is a request."""
+    def _stats(self, rows: Columns) -> Iterator[tuple[str, int, int]]:
+        """Sizes and times of the images on a disk; not of remote ones: each would cost a request."""
         if not isinstance(self.path, Path):
             return
         for image in rows["image"]:
@@ -169,114 +168,64 @@ class Manifest:
 
     def digest(self) -> str:
         """See Source."""
-        return self._found.digest if any(self._columns) else digest_of_stats([stat_of(self.path, self.name)])
+        return self._scan.digest if any(self._columns) else digest_of_stats([stat_of(self.path, self.name)])
 
     def paths(self) -> Paths:
         """See Source."""
-        return self._found.paths.copy() if any(self._columns) else Paths()
+        return self._scan.paths.copy() if any(self._columns) else Paths()
 
     def ignored(self) -> int:
         """See Source."""
         return 0
 
-    def units(
-        self,
-        work: Place,
-        unit_bytes: int,
-        unit_images: int,
-        renamed: Renamed = AS_NAMED,
-    ) -> list[Unit]:
+    def segments(
+        self, work: Place, segment_bytes: int, segment_images: int, renamed: Renamed = AS_NAMED
+    ) -> list[Segment]:
         """See Source."""
         if not any(self._columns):
             return []
         self._log()
         root = self.path if self.shards else self.path.parent
         if not self._tables[0].pictures:
-            return write_listing(work, self._listings(self._rows(), renamed), root, unit_images)
+            return write_listing(work, self._converted(renamed).tables(self._rows()), root, segment_images)
         return [
-            unit
+            segment
             for table in self._tables
             if isinstance(table, ParquetTable)
-            for unit in self._units_of_pictures(table, work, root, unit_images, renamed)
+            for segment in self._segments_of_pictures(table, work, root, segment_images, renamed)
         ]
 
-    def _units_of_pictures(
-        self, table: "ParquetTable", work: Place, root: Place, unit_images: int, renamed: Renamed
-    ) -> Iterator[Unit]:
-        """Units of about `unit_images` rows, of whole row groups."""
-        tables = self._listings(table.rows(self._used), renamed)
-        for start, stop in _groups_together(table.groups, unit_images):
+    def _segments_of_pictures(
+        self, table: ParquetTable, work: Place, root: Place, segment_images: int, renamed: Renamed
+    ) -> Iterator[Segment]:
+        """Segments of about `segment_images` rows, of whole row groups."""
+        tables = self._converted(renamed).tables(table.rows(self._used))
+        for start, stop in _groups_together(table.groups, segment_images):
             count = sum(table.groups[start:stop])
-            own = _take(tables, count)
-            for unit in write_listing(work, iter([own]), root, max(1, count)):
-                yield replace(unit, pictures=path_text(table.path), groups=(start, stop))
+            own = take(tables, count)
+            for segment in write_listing(work, iter([own]), root, max(1, count)):
+                yield replace(segment, pictures=path_text(table.path), groups=(start, stop))
+
+    def _converted(self, renamed: Renamed) -> ManifestRows:
+        """How the rows become those of a listing."""
+        return ManifestRows(self.path, self._levels, self._scan.whole_ids, renamed)
 
     def _log(self) -> None:
         table = self._tables[0]
         if isinstance(table, DelimitedTable):
             log.info("%s: %s%s", self.name, table.format, table.advice)
-        if self._found.whole_ids:
+        if self._scan.whole_ids:
             log.warning("%s: every product_id ends in .0; they are read as whole numbers", self.name)
         passed = [name for name in self._columns if "level" in name and name not in self._levels]
         if passed:
             log.info("%s: columns %s are no levels; expected level1, level2, …", self.name, ", ".join(passed))
-        log_merged(f"{self.name}: levels", self._found.names)
+        log_merged(f"{self.name}: levels", self._scan.names)
         if isinstance(table, ParquetTable) and table.part:
             log.info("%s: the names of its files are the parts of the split", self.name)
 
-    def _listings(self, rows: Iterator[Rows], renamed: Renamed) -> Iterator[pa.Table]:
-        """Tables of LISTING."""
-        several = {category for category, _ in renamed}
-        for batch in rows:
-            columns = {name: batch[name] for name in (*USED, "problem") if name in batch}
-            columns["product_id"] = list(map(self._product_id, batch["product_id"]))
-            columns["image"] = list(map(str.strip, batch["image"]))
-            columns["seller"] = list(map(str.strip, batch.get("seller", [""] * len(batch["problem"]))))
-            if "split" in batch:
-                columns["split"] = list(map(self._part, batch["split"]))
-            if several and "category" in batch:
-                columns["category"] = self._apart(batch, several, renamed)
-            self._note_problems(columns)
-            yield listing(columns)
-
-    def _product_id(self, text: str) -> str:
-        text = text.strip()
-        return text[:-2] if self._found.whole_ids and text else text
-
-    def _part(self, text: str) -> str:
-        part = part_named(text)
-        if part is None:
-            raise ShelfmarkError(
-                f"{self.path}: split {text!r}; expected {', '.join(PARTS)} or nothing; correct the file"
-            )
-        return part
-
-    def _apart(self, rows: Rows, several: set[str], renamed: Renamed) -> list[str]:
-        """The categories, those of one name under several parents by their paths."""
-        cells = [list(map(tidy_name, rows[name])) for name in self._levels]
-        paths = zip(*cells, strict=True) if cells else itertools.repeat(())
-        categories = []
-        for name, path in zip(rows["category"], paths, strict=False):
-            tidied = tidy_name(name)
-            new = renamed.get((tidied, tuple(filter(None, path))), name)
-            if tidied in several and new == name:
-                raise ambiguous(tidied, str(self.path))
-            categories.append(new)
-        return categories
-
-    def _note_problems(self, columns: Rows) -> None:
-        """Rows without an id cannot be used; the image of a row that cannot is the manifest."""
-        for row, (product_id, problem) in enumerate(
-            zip(columns["product_id"], columns["problem"], strict=True)
-        ):
-            if not product_id and not problem:
-                columns["problem"][row] = f"no product_id, image {columns['image'][row]!r}"
-            if not product_id:
-                columns["image"][row] = path_text(self.path)
-
 
 def _groups_together(groups: list[int], rows: int) -> Iterator[tuple[int, int]]:
-    """Ranges of row groups with at least so many rows, the last with what is left.
+    """Ranges of row groups with at least `rows` rows each; the last has what is left.
 
     >>> list(_groups_together([100, 100, 100, 0, 50], 200))
     [(0, 2), (2, 5)]
@@ -286,14 +235,6 @@ def _groups_together(groups: list[int], rows: int) -> Iterator[tuple[int, int]]:
         if sum(groups[start:stop]) >= rows or stop == len(groups):
             yield start, stop
             start = stop
-
-
-def _take(tables: Iterator[pa.Table], count: int) -> pa.Table:
-    """The next tables, so many rows together."""
-    taken = [listing({name: [] for name in USED})]
-    while sum(map(len, taken)) < count:
-        taken.append(next(tables))
-    return pa.concat_tables(taken)
 
 
 def shard_parts(names: list[str]) -> dict[str, str]:
@@ -311,11 +252,3 @@ def shard_parts(names: list[str]) -> dict[str, str]:
 
 def _ends_in_zero(product_id: str) -> bool:
     return product_id.strip().removesuffix(".0").isdecimal() and product_id.strip().endswith(".0")
-
-
-def ambiguous(category: str, source: str) -> ShelfmarkError:
-    """The error about a name under several parents, of which a product names none."""
-    return ShelfmarkError(
-        f"{source}: category {category!r} stands under several parents, and a product in it names none; "
-        "expected level columns in every row of it; add them, or give such categories names of their own"
-    )

@@ -1,9 +1,10 @@
-"""Names of categories and levels: which ones are one, and which are nearly."""
+"""Names of categories and levels: which spellings are one name, and which are nearly one."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from features.errors import ShelfmarkError
 from features.product import tidy_name
 from pipeline.job.progress import log
 
@@ -13,10 +14,10 @@ SHOWN = 3  # of each kind in a log line
 
 
 def log_merged(what: str, counts: Mapping[str, int]) -> None:
-    """Logs names that are one after `tidy_name`, with their counts.
+    """Logs the spellings that `tidy_name` makes one name, with their counts.
 
     Args:
-        what: what the names are of, as in "categories".
+        what: what the names belong to, for example "categories".
         counts: name as written in the sources → how often.
     """
     spellings: dict[str, list[str]] = defaultdict(list)
@@ -51,3 +52,11 @@ def log_case_pairs(what: str, names: Iterable[str]) -> None:
 def nonblank(names: Iterable[str]) -> Counter[str]:
     """How often each name that is not blank occurs."""
     return Counter(name for name in names if name.strip())
+
+
+def ambiguous(category: str, source: str) -> ShelfmarkError:
+    """The error about a name with several parents, where a product does not say which."""
+    return ShelfmarkError(
+        f"{source}: category {category!r} has several parents, and a product in it does not say which; "
+        "expected level columns in each of its rows; add them, or give such categories names of their own"
+    )

@@ -9,11 +9,11 @@ from pipeline.sources.source import Source
 
 
 def require_outside(what: Place, sources: Iterable[Source]) -> None:
-    """Checks that a place is neither a source nor inside a source's folder.
+    """Checks that a path is neither a source nor inside a source's folder.
 
     Args:
-        what: a file or directory to be written, there or not.
-        sources: opened. Paths are compared with links and `..` resolved, remote places by their texts; links
+        what: a file or directory to be written; it need not exist.
+        sources: opened. Paths are compared with links and `..` resolved, remote ones by their texts; links
             inside a source's folder that lead elsewhere are not searched for: that would be a second walk
             through millions of files.
 
@@ -23,17 +23,17 @@ def require_outside(what: Place, sources: Iterable[Source]) -> None:
     for source in sources:
         if _real(what) == _real(source.path):
             raise ShelfmarkError(
-                f"{what}: it is the source itself; expected a place outside of all sources; give another one"
+                f"{what}: is the source itself; expected a path outside of all sources; give another one"
             )
         if _is_inside(_real(what), _real(source.path)):
             raise ShelfmarkError(
                 f"{what}: inside the source {source.path}, where its files would be taken for products; "
-                "expected a place outside of all sources; give another one"
+                "expected a path outside of all sources; give another one"
             )
 
 
-def _real(place: Place) -> Place:
-    return place.resolve() if isinstance(place, Path) else place
+def _real(path: Place) -> Place:
+    return path.resolve() if isinstance(path, Path) else path
 
 
 def _is_inside(what: Place, folder: Place) -> bool:

@@ -1,11 +1,11 @@
-"""Sources: where products come from, known by their names, cut into units that a worker reads on its own.
+"""Sources: where products come from, known by their names, cut into segments that a worker reads on its own.
 
     *.bson                          Cdiscount: {_id, category_id, imgs: [{picture}]}
     a folder of photos              each file is a product with one image; the category is the path below
     *.csv *.tsv *.csv.gz *.tsv.gz   a manifest: product_id, image, category, level1…levelN, split, seller
     *.parquet                       the same, or with the pictures inside; also a folder of them
 
-Each on a disk or on an object store (s3://bucket/catalogue.bson). Nothing here grows with the catalogue.
+Each on a disk or on an object store (s3://bucket/catalogue.bson). Memory does not grow with the catalogue.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from features.product import Paths
 from features.storage.paths import Place, place
 from pipeline.sources.bson_file import BsonFile, read_bson
 from pipeline.sources.folder import Folder, shards_in
-from pipeline.sources.image import SourceImage, Unit
+from pipeline.sources.image import Segment, SourceImage
 from pipeline.sources.listing import read_listing
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.names import AS_NAMED, Renamed
-from pipeline.sources.tables import AS_FOUND, Reading
+from pipeline.sources.tables import DETECTED, CsvOptions
 from pipeline.sources.urls import Fetching
 
 KINDS = f"a .bson, a folder of photos, a {', '.join(SUFFIXES)} or a .parquet"
@@ -39,27 +39,27 @@ class Source(Protocol):
         ...
 
     def paths(self) -> Paths:
-        """The categories' places in the tree, as far as the source knows them; names are tidied."""
+        """The categories' paths in the tree, as far as the source knows them; names are tidied."""
         ...
 
     def ignored(self) -> int:
-        """Files that operating systems left behind, which are passed over."""
+        """How many files are passed over because operating systems left them behind."""
         ...
 
-    def units(
-        self, work: Place, unit_bytes: int, unit_images: int, renamed: Renamed = AS_NAMED
-    ) -> list[Unit]:
-        """Its units; listings are written into `work`, with categories as `renamed` says."""
+    def segments(
+        self, work: Place, segment_bytes: int, segment_images: int, renamed: Renamed = AS_NAMED
+    ) -> list[Segment]:
+        """Its segments; listings are written into `work`, with categories as `renamed` says."""
         ...
 
 
-def open_source(text: str, reading: Reading = AS_FOUND, may_be_empty: bool = False) -> Source:
-    """The source of that name.
+def open_source(text: str, options: CsvOptions = DETECTED, may_be_empty: bool = False) -> Source:
+    """Opens the source of that name.
 
     Args:
         text: a path or URL.
-        reading: of delimited text.
-        may_be_empty: a source without anything in it is no error.
+        options: of delimited text.
+        may_be_empty: an empty source is no error.
 
     Raises:
         ShelfmarkError: it is not there, is empty, or is none of the kinds.
@@ -77,17 +77,19 @@ def open_source(text: str, reading: Reading = AS_FOUND, may_be_empty: bool = Fal
     if path.suffix.lower() == ".bson":
         return BsonFile(path, may_be_empty)
     if is_delimited(path.name) or path.suffix.lower() == ".parquet":
-        return Manifest(path, reading, may_be_empty)
+        return Manifest(path, options, may_be_empty)
     raise ShelfmarkError(f"{text}: not a source; expected {KINDS} manifest")
 
 
-def open_sources(texts: list[str], reading: Reading = AS_FOUND, may_be_empty: bool = False) -> list[Source]:
-    """The sources of these names.
+def open_sources(
+    texts: list[str], options: CsvOptions = DETECTED, may_be_empty: bool = False
+) -> list[Source]:
+    """Opens the sources of these names.
 
     Raises:
-        ShelfmarkError: one cannot be opened, or products of two would be taken for one.
+        ShelfmarkError: one cannot be opened, or products of two sources would have one id.
     """
-    sources = [open_source(text, reading, may_be_empty) for text in texts]
+    sources = [open_source(text, options, may_be_empty) for text in texts]
     same = {source.path.resolve() if isinstance(source.path, Path) else source.path for source in sources}
     if len(same) < len(sources):
         raise ShelfmarkError(
@@ -102,11 +104,13 @@ def open_sources(texts: list[str], reading: Reading = AS_FOUND, may_be_empty: bo
     if len({source.name for source in unnamed}) < len(unnamed):
         raise ShelfmarkError(
             f"{', '.join(texts)}: tables of one name without product_id, whose rows would be one product; "
-            "expected other names; put them into one folder, or rename one"
+            "expected different names; put them into one folder, or rename one"
         )
     return sources
 
 
-def read_unit(unit: Unit, fetching: Fetching | None = None) -> Iterator[SourceImage]:
-    """The images of a unit in the source's order; a product without any comes once, as `no_image`."""
-    return read_bson(unit) if unit.file.lower().endswith(".bson") else read_listing(unit, fetching)
+def read_segment(segment: Segment, fetching: Fetching | None = None) -> Iterator[SourceImage]:
+    """The images of a segment in the source's order; a product without any comes once, as `no_image`."""
+    if segment.file.lower().endswith(".bson"):
+        return read_bson(segment)
+    return read_listing(segment, fetching)

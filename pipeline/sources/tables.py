@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,19 +17,27 @@ from features.storage.paths import Place, local
 from pipeline.sources.cells import column_texts
 from pipeline.sources.listing import picture_column
 
+if TYPE_CHECKING:
+    from pipeline.job.config import IngestSettings
+
 BATCH = 10_000  # rows at a time
-Rows = dict[str, list[str]]  # column as `header_name` gives it → cells; "problem" among them
+Columns = dict[str, list[str]]  # column as `header_name` gives it → cells; "problem" among them
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How delimited text is read; None: found out."""
+class CsvOptions:
+    """How delimited text is read; None: detected."""
 
     delimiter: str | None = None
     encoding: str | None = None
 
 
-AS_FOUND = Reading()
+DETECTED = CsvOptions()
+
+
+def csv_options(settings: "IngestSettings") -> CsvOptions:
+    """How the settings want delimited text to be read."""
+    return CsvOptions(settings.csv_delimiter, settings.csv_encoding)
 
 
 class DelimitedTable:
@@ -36,28 +45,27 @@ class DelimitedTable:
 
     pictures = None
 
-    def __init__(self, path: Place, reading: Reading) -> None:
+    def __init__(self, path: Place, options: CsvOptions) -> None:
         self.path = path
         self._file = local(path)
         needed = frozenset({"product_id", "image"})
-        self.dialect: Dialect = sniff(self._file, needed, reading.delimiter, reading.encoding)
+        self.dialect: Dialect = sniff(self._file, needed, options.delimiter, options.encoding)
         header = next(rows_of(self._file, self.dialect), None)
         self.columns = list(map(header_name, header.cells)) if header else []
         self.format = f"read as {self.dialect}"
         guessed = [
             name
-            for name, given in (("csv_delimiter", reading.delimiter), ("csv_encoding", reading.encoding))
+            for name, given in (("csv_delimiter", options.delimiter), ("csv_encoding", options.encoding))
             if not given
         ]
         self.advice = f" (ingest.{' and ingest.'.join(guessed)} override that)" if guessed else ""
 
-    def rows(self, columns: list[str]) -> Iterator[Rows]:
+    def rows(self, columns: list[str]) -> Iterator[Columns]:
         """Cells of these columns, BATCH rows at a time."""
-        places = [self.columns.index(name) for name in columns]
         width = len(self.columns)
-        least = max(place for place, name in enumerate(self.columns) if name) + 1
+        least = max(column for column, name in enumerate(self.columns) if name) + 1
         rows = itertools.islice(rows_of(self._file, self.dialect), 1, None)
-        chosen = [operator.itemgetter(place) for place in places]
+        chosen = [operator.itemgetter(self.columns.index(name)) for name in columns]
         while batch := list(itertools.islice(rows, BATCH)):
             problems = [row.problem or self._problem(row, width, least) for row in batch]
             cells = [
@@ -70,7 +78,7 @@ class DelimitedTable:
 
     @staticmethod
     def _problem(row: Row, width: int, least: int) -> str:
-        """Why a row of the wrong number of cells cannot be used: not for blank ones at the end."""
+        """Why a row cannot be used: a wrong number of cells, blank ones at its end not counted; else ""."""
         cells = len(row.cells)
         if cells == width or (cells >= least and not any(map(str.strip, row.cells[width:]))):
             return ""
@@ -78,7 +86,7 @@ class DelimitedTable:
 
 
 class ParquetTable:
-    """A Parquet file; what its columns of whole numbers stand for may be in its metadata."""
+    """A Parquet file; its metadata may hold the names that whole numbers of a column stand for."""
 
     format, advice = "Parquet", ""
 
@@ -107,7 +115,7 @@ class ParquetTable:
         self.columns += ["product_id"] if self.without_ids else []
         self.columns += ["split"] if part and "split" not in self.columns else []
 
-    def rows(self, columns: list[str]) -> Iterator[Rows]:
+    def rows(self, columns: list[str]) -> Iterator[Columns]:
         """Cells of these columns, BATCH rows at a time and never of two row groups."""
         real = {name: self._real[name] for name in columns if name in self._real}
         if self.pictures:
@@ -116,16 +124,14 @@ class ParquetTable:
         first = 0
         with pq.ParquetFile(self._file) as file:
             for group, count in enumerate(self.groups):
-                if not read:  # Arrow gives no batches of no columns
-                    batches = [pa.RecordBatch.from_pylist([{}] * count)]
-                for batch in file.iter_batches(BATCH, row_groups=[group], columns=read) if read else batches:
-                    yield self._rows(batch, columns, real, first, len(batch) if read else count)
-                    first += len(batch) if read else count
+                for batch, rows in _batches(file, group, count, read):
+                    yield self._rows(batch, columns, real, first, rows)
+                    first += rows
 
     def _rows(
         self, batch: pa.RecordBatch, columns: list[str], real: dict[str, str], first: int, count: int
-    ) -> Rows:
-        rows: Rows = {name: [""] * count for name in [*columns, "problem"]}
+    ) -> Columns:
+        rows: Columns = {name: [""] * count for name in [*columns, "problem"]}
         for name, own in real.items():
             rows[name] = self._texts(batch.column(batch.schema.names.index(own)), own)
         if self._paths_of_pictures:
@@ -146,13 +152,24 @@ class ParquetTable:
             ) from error
 
 
+def _batches(
+    file: pq.ParquetFile, group: int, count: int, columns: list[str]
+) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """The batches of a row group of `count` rows, with their numbers of rows."""
+    if not columns:  # Arrow gives no batches of no columns
+        yield pa.RecordBatch.from_pylist([{}] * count), count
+        return
+    for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns):
+        yield batch, len(batch)
+
+
 def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Names of the numbers in columns of ClassLabel, as Hugging Face keeps them in the metadata."""
+    """What the numbers in columns of ClassLabel stand for, as Hugging Face keeps it in the metadata."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        columns = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {
             name: [str(label) for label in feature["names"]]
-            for name, feature in features.items()
+            for name, feature in columns.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -1,7 +1,7 @@
-"""The photos that a unit has fetched: they are kept in files, so that nobody fetches them again.
+"""The cache of the photos of a segment, in files, so that none is fetched twice.
 
 <folder>/<chunk>.bin    photos, one after the other
-         <chunk>.json   [[URL, offset, length], …], in bytes; written last, so the chunk is whole
+         <chunk>.json   [[URL, offset, length], …], in bytes; written last: then the chunk is whole
 """
 
 import json
@@ -28,55 +28,55 @@ class Fetched:
 
 
 class Cache:
-    """The photos of one unit, by URL; a thread writes a chunk while the next one is filled."""
+    """The photos of one segment, by URL; a thread writes a chunk while the next one is filled."""
 
     def __init__(self, folder: Place) -> None:
         self._folder = folder
-        self._where: dict[str, tuple[Place, int, int]] = {}  # file, offset, length
+        self._found: dict[str, tuple[Place, int, int]] = {}  # file, offset, length
         for index in folder.glob("*.json"):
             photos = index.with_suffix(".bin")
             rows = json.loads(index.read_bytes())
-            self._where |= {url: (photos, offset, length) for url, offset, length in rows}
-        self._writer = ThreadPoolExecutor(1)  # here, the disk's answer would cost a fifth of the time
-        self._writes: list[tuple[Place, Future[None]]] = []  # under way: one, or none
+            self._found |= {url: (photos, offset, length) for url, offset, length in rows}
+        self._writer = ThreadPoolExecutor(1)  # waiting for the disk would take a fifth of the time
+        self._writes: list[tuple[Place, Future[None]]] = []  # in progress: one, or none
         self._unwritten: dict[Place, bytearray] = {}
         self._begin()
 
     def _begin(self) -> None:
-        # a name of its own: two workers may be at the same unit, where a runner takes one for dead
+        # a unique name: two workers may read the same segment, if a runner believes that one has died
         self._file = self._folder / f"{uuid.uuid4().hex}.bin"
         self._bytes = self._unwritten[self._file] = bytearray()
         self._rows: list[tuple[str, int, int]] = []
 
     def __contains__(self, url: str) -> bool:
-        return url in self._where
+        return url in self._found
 
     def add(self, url: str, data: bytes) -> Fetched:
-        """Keeps a photo; a full chunk is written."""
+        """Adds a photo; writes the chunk when it is full."""
         fetched = Fetched(url, data, path_text(self._file), len(self._bytes))
         self._bytes += data
         self._rows.append((url, fetched.offset, len(data)))
-        self._where[url] = self._file, fetched.offset, len(data)
+        self._found[url] = self._file, fetched.offset, len(data)
         if len(self._rows) >= CHUNK_IMAGES or len(self._bytes) >= CHUNK_BYTES:
             self._write()
         return fetched
 
     def read(self, url: str) -> Fetched:
-        """A photo that is kept."""
-        file, offset, length = self._where[url]
+        """A photo of the cache."""
+        file, offset, length = self._found[url]
         unwritten = self._unwritten.get(file)
         data = read_range(file, offset, length) if unwritten is None else unwritten[offset : offset + length]
         return Fetched(url, bytes(data), path_text(file), offset)
 
     def _write(self) -> None:
-        """Begins to write a chunk, when the one before is written: no more than two are lost with the job."""
+        """Begins to write a chunk once the one before is written: a killed job loses at most two."""
         self._wait()
         write = self._writer.submit(_write_chunk, self._file, self._bytes, self._rows)
         self._writes.append((self._file, write))
         self._begin()
 
     def _wait(self) -> None:
-        """Waits for what is being written."""
+        """Waits until nothing is being written."""
         while self._writes:
             file, write = self._writes.pop()
             write.result()

@@ -1,10 +1,10 @@
-"""Photos by URL: fetched once, many at a time, into a cache that both passes and a job's next run read.
+"""Photos by URL: fetched once, many at a time, into a cache for both passes and for the next run of the job.
 
-    <records>.fetched/<public or any>/<unit>/   see pipeline/sources/url_cache.py
+    <records>.fetched/<public or any>/<segment>/   see pipeline/sources/url_cache.py
 
-A unit's worker fetches in a thread of its own (pipeline/sources/web.py) while the photos before are checked.
-What a killed job had written is not fetched again; while photos could not be reached, the cache stays for the
-next run. Photos from any address are kept apart: a run that allows public ones alone does not read them.
+A worker fetches in a thread of its own (pipeline/sources/web.py) while the photos before are checked.
+What a killed job has written is not fetched again; if photos could not be reached, the cache stays for the
+next run. Photos from any address are kept apart: a run that allows only public ones does not read them.
 """
 
 import re
@@ -19,7 +19,7 @@ from pipeline.sources.url_cache import Cache, Fetched
 from pipeline.sources.web import HELD_BYTES, Client, Failed
 
 WINDOW = 4  # photos ahead of the one at hand, times the concurrency
-BATCHES = 8  # handed to the client's thread at a time: so many parts of the concurrency
+BATCHES = 8  # URLs are handed to the client in batches of concurrency / BATCHES
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Fetching:
     """How photos are fetched."""
 
     cache: str  # directory
-    allowed: Allowed = "public"  # addresses; "any": of the machine itself and of private networks, too
+    allowed: Allowed = "public"  # addresses; "any": also of this computer and of private networks
     concurrency: int = 32  # requests at a time in a worker
-    timeout: float = 30.0  # s for one request with its answer
+    timeout: float = 30.0  # s for one request with its response
     retries: int = 4  # tries after the first
     max_bytes: int = LIMITS.max_bytes  # of a photo
 
@@ -43,15 +43,15 @@ def is_url(image: str) -> bool:
     return re.match(r"(?i)https?://", image) is not None
 
 
-def fetch_urls(urls: Sequence[str], fetching: Fetching, unit: str) -> Iterator[Fetched]:
-    """The photos at these addresses, in their order; one that stands there twice is fetched once.
+def fetch_urls(urls: Sequence[str], fetching: Fetching, segment: str) -> Iterator[Fetched]:
+    """The photos at these addresses, in their order; an address that occurs twice is fetched once.
 
     Args:
         urls: web addresses.
         fetching: how.
-        unit: name of the unit's files in the cache.
+        segment: name of the segment's folder in the cache.
     """
-    cache = Cache(place(fetching.cache) / fetching.allowed / unit)
+    cache = Cache(place(fetching.cache) / fetching.allowed / segment)
     client = Client(
         allowed=fetching.allowed, concurrency=fetching.concurrency, timeout=fetching.timeout,
         retries=fetching.retries, max_bytes=fetching.max_bytes,
@@ -73,18 +73,18 @@ def fetch_urls(urls: Sequence[str], fetching: Fetching, unit: str) -> Iterator[F
 
 
 class _Ahead:
-    """Photos that are fetched before their turn comes: each is kept as soon as it arrives."""
+    """Fetches photos before their turn comes; each is put into the cache as soon as it arrives."""
 
     def __init__(self, client: Client, cache: Cache, batch: int) -> None:
         self._client, self._cache, self._batch = client, cache, batch
         self._requested: set[str] = set()
         self._new: list[str] = []  # requested, not begun
         self._failed: dict[str, Fetched] = {}
-        self._held: dict[str, Fetched] = {}  # spares reading them from the cache
+        self._held: dict[str, Fetched] = {}  # so that they need not be read from the cache
         self._held_bytes = 0
 
     def request(self, url: str) -> None:
-        """Fetches a photo that is not there."""
+        """Requests a photo unless it is in the cache or requested already."""
         if url not in self._requested and url not in self._cache:
             self._requested.add(url)
             self._new.append(url)
@@ -97,7 +97,7 @@ class _Ahead:
             self._new = []
 
     def get(self, url: str) -> Fetched:
-        """Waits for a photo whose turn has come."""
+        """A photo whose turn has come; waits for it."""
         self.keep_arrived()
         while url not in self._failed and url not in self._cache:
             self._begin()
@@ -111,7 +111,7 @@ class _Ahead:
         return held
 
     def keep_arrived(self) -> None:
-        """Keeps what has arrived, without waiting for anything."""
+        """Puts what has arrived into the cache, without waiting."""
         while self._client.arrived():
             self._keep()
 

@@ -1,7 +1,8 @@
-"""The HTTP client: many requests at a time in a thread of their own, tries, waits, redirects, limits.
+"""The HTTP client: many requests at a time in a thread of their own; retries, waits, redirects, limits.
 
-aiohttp, because it keeps connections, checks what a name resolves to before it connects, and is fast. It
-sends no cookies and no credentials but those in a URL, uses no proxy, and the environment sets nothing.
+aiohttp, because it keeps connections, lets us check what a name resolves to before it connects, and is fast.
+The client sends no cookies and no credentials but those in a URL, uses no proxy, and reads no settings from
+the environment.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import re
 import threading
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.sources.addresses import Allowed, NotAllowed, checked_resolver, checked_sockets
 
@@ -26,15 +27,15 @@ MOVED = {301, 302, 303, 307, 308}
 GONE = {404, 410}
 TRANSIENT = {408, 425, 429}  # and from 500 on
 PIECE = 2**16  # bytes read at a time
-HELD_BYTES = 2**28  # read and not taken: beyond, no request begins
+HELD_BYTES = 2**28  # read and not yet taken: above it, no request begins
 LONGEST_CONNECT = 10.0  # s
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # s, before a second try and at most
-PATIENCE = 300.0  # s that a photo may wait because its server says so
-AS_IT_IS = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})*")  # RFC 3986
+PATIENCE = 300.0  # s that a photo may wait because its server demands it
+RFC_3986 = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})*")
 
 
 class Failed(Exception):
-    """No photo, now or ever.
+    """There is no photo, and trying again would not help.
 
     Attributes:
         reason: missing, unreachable or too_large.
@@ -47,7 +48,7 @@ class Failed(Exception):
 
 
 class _Later(Exception):
-    """No photo this time; `wait` is what the server wants (s), None where it says nothing."""
+    """No photo this time; `wait` (s) is what the server demands, None where it says nothing."""
 
     def __init__(self, detail: str, server: str = "", wait: float | None = None) -> None:
         super().__init__(detail)
@@ -57,7 +58,7 @@ class _Later(Exception):
 class Client:
     """A thread with an event loop and one session of connections, while its `with` block lasts.
 
-    It and its caller speak by lists of URLs and a queue: a future for each photo took as long as the request.
+    It gets lists of URLs and returns photos by a queue: a future for each photo took as long as the request.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Client:
         self._max_bytes = max_bytes
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
-        self._quiet: dict[str, float] = {}  # server → the loop's time until which it wants no requests
+        self._quiet: dict[str, float] = {}  # server → the loop's time until which it gets no requests
         self._done: queue.SimpleQueue[tuple[str, bytes | Exception]] = queue.SimpleQueue()
         self._read = self._taken = 0  # bytes, counted by the thread and by its caller
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,18 +79,18 @@ class Client:
 
     def begin(self, urls: list[str]) -> None:
         """Begins to fetch photos."""
-        if self._thread is None:  # nothing is started for a unit that is in the cache
+        if self._thread is None:  # where all photos are in the cache, nothing is started
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
             asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
         self._loop.call_soon_threadsafe(self._begin, urls)
 
     def arrived(self) -> bool:
-        """Whether `next` would not wait."""
+        """Whether `next` returns at once."""
         return not self._done.empty()
 
     def next(self) -> tuple[str, "bytes | Failed"]:
-        """One of the photos that were begun, whichever arrives first, or why there is none; waits for it."""
+        """Waits for the next photo to arrive; returns its URL, and the photo or why there is none."""
         url, result = self._done.get()
         if isinstance(result, bytes):
             full = self._read - self._taken >= HELD_BYTES
@@ -123,7 +124,7 @@ class Client:
             timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=connect),
             headers={
                 "User-Agent": f"shelfmark/{importlib.metadata.version('shelfmark')}",
-                "Accept-Encoding": "identity",  # else a small answer might be a large one packed
+                "Accept-Encoding": "identity",  # otherwise a small response might unpack to a large one
             },
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -140,7 +141,7 @@ class Client:
     def _begin(self, urls: list[str]) -> None:
         for url in urls:
             task = self._loop.create_task(self._finish(url))
-            self._tasks.add(task)  # the loop alone would not keep it
+            self._tasks.add(task)  # the loop alone would not keep a reference
             task.add_done_callback(self._tasks.discard)
 
     async def _finish(self, url: str) -> None:
@@ -150,7 +151,7 @@ class Client:
             self._done.put((url, error))
 
     async def _fetch(self, text: str) -> bytes:
-        """The photo, after as many tries as it takes and is allowed."""
+        """The photo, after as many tries as it needs and is allowed."""
         try:
             url = _parsed(text)
         except (ValueError, UnicodeError) as error:
@@ -164,7 +165,7 @@ class Client:
                 if later.wait is None:
                     tries += 1
                     wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
-                else:  # it said when: that is no failed try. It may have said "now", for ever
+                else:  # the server says when, so the try has not failed; it may say "now" again and again
                     wait = max(FIRST_WAIT, later.wait)
                     waited += wait
                     self._be_quiet(later.server, wait)
@@ -178,11 +179,11 @@ class Client:
         self._quiet[server] = max(self._quiet.get(server, 0.0), self._loop.time() + min(wait, PATIENCE))
 
     def _left_of_quiet(self, server: str) -> float:
-        """Seconds until it may get a request; 0 or less: now."""
+        """Seconds until the server may get a request; 0 or less: now."""
         return self._quiet.get(server, 0.0) - self._loop.time()
 
     async def _turn(self, server: str) -> None:
-        """Takes one of the slots; who has to wait for anything else meanwhile has none."""
+        """Takes one of the slots; none is held while waiting for anything else."""
         while True:
             await self._slots.acquire()
             if (wait := self._left_of_quiet(server)) > 0:
@@ -196,7 +197,7 @@ class Client:
                 return
 
     async def _follow(self, url: "URL") -> bytes:
-        """One request, and those that its redirects lead to."""
+        """The photo by one request and those that its redirects lead to."""
         import aiohttp
 
         try:
@@ -205,10 +206,10 @@ class Client:
                     raise Failed("missing", "expected http:// or https:// and a server")
                 if (wait := self._left_of_quiet(_server(url))) > 0:  # of another server, by a redirect
                     raise _Later(f"{_server(url)} wants no requests", _server(url), wait)
-                async with self._session.get(url, allow_redirects=False) as answer:
-                    if answer.status not in MOVED or "Location" not in answer.headers:
-                        return await self._body(answer)
-                    url = url.join(_parsed(answer.headers["Location"]))
+                async with self._session.get(url, allow_redirects=False) as response:
+                    if response.status not in MOVED or "Location" not in response.headers:
+                        return await self._body(response)
+                    url = url.join(_parsed(response.headers["Location"]))
             raise Failed("unreachable", f"over {REDIRECTS} redirects")
         except NotAllowed as refused:
             raise Failed("missing", str(refused)) from refused
@@ -221,18 +222,18 @@ class Client:
         except (ValueError, UnicodeError) as error:
             raise Failed("missing", f"no web address: {error}") from error
 
-    async def _body(self, answer: "ClientResponse") -> bytes:
-        """The bytes of an answer that is a photo; what Content-Length says is not trusted."""
-        status, server = answer.status, _server(answer.url)
+    async def _body(self, response: "ClientResponse") -> bytes:
+        """The bytes of a response that is a photo; its Content-Length is not trusted."""
+        status, server = response.status, _server(response.url)
         if status in GONE:
             raise Failed("missing", f"status {status}")
         if status in TRANSIENT or status >= 500:
-            raise _Later(f"status {status}", server, _wait_named(answer.headers.get("Retry-After", "")))
+            raise _Later(f"status {status}", server, _wait_named(response.headers.get("Retry-After", "")))
         if status != 200:
             raise Failed("unreachable", f"status {status}")
         body = bytearray()
         try:
-            async for piece in answer.content.iter_chunked(PIECE):
+            async for piece in response.content.iter_chunked(PIECE):
                 body += piece
                 self._read += len(piece)
                 if len(body) > self._max_bytes:
@@ -244,11 +245,11 @@ class Client:
         return bytes(body)
 
 
-def _parsed(text: str) -> Any:
-    """A yarl.URL; one that is written as RFC 3986 says goes out as it is: a signature may depend on it."""
+def _parsed(text: str) -> "URL":
+    """The URL; one that follows RFC 3986 is sent as it is: a signature may depend on it."""
     from yarl import URL
 
-    return URL(text, encoded=AS_IT_IS.fullmatch(text) is not None)
+    return URL(text, encoded=RFC_3986.fullmatch(text) is not None)
 
 
 def _server(url: "URL") -> str:

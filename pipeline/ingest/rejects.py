@@ -1,0 +1,54 @@
+"""Rejects: the table of the refused images, and the stop when they are too many."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.errors import ShelfmarkError
+from features.storage.paths import Place, local, writing
+from pipeline.ingest.check_images import CheckedImages
+from pipeline.ingest.index import NO_IMAGE, Index
+
+REJECTS = pa.schema(
+    [("product_id", pa.string()), ("image_index", pa.int32())]
+    + [(name, pa.string()) for name in ("source", "reason", "detail")]
+)
+
+
+def write_rejects(checked: CheckedImages, index: Index, rejects: Place) -> int:
+    """Writes the table of the refused images; returns how many they are."""
+    start = 0
+    with writing(rejects) as working, pq.ParquetWriter(working, REJECTS) as writer:
+        for table in checked.tables(["product_id", "file", "reason", "detail"]):
+            number = pa.array(index.image_index[start : start + len(table)])
+            start += len(table)
+            refused = pc.and_(pc.not_equal(table["reason"], ""), pc.not_equal(table["reason"], NO_IMAGE))
+            rows = table.append_column("image_index", number).filter(refused)
+            if len(rows):
+                rows = rows.append_column("source", checked.names(rows["file"]))
+                writer.write_table(rows.select(REJECTS.names).cast(REJECTS))
+    return sum(index.reasons().values())
+
+
+def refuse_flood(index: Index, max_rejected: float, rejects: Place) -> None:
+    """Stops when more than `max_rejected` of the images are rejected.
+
+    Args:
+        index: of all rows.
+        max_rejected: share.
+        rejects: the table of all of them.
+
+    Raises:
+        ShelfmarkError: with the three most common reasons, and an example of the first.
+    """
+    reasons = index.reasons()
+    rejected, images = sum(reasons.values()), index.images()
+    if rejected <= max_rejected * images:
+        return
+    common = ", ".join(f"{reason} {count:,}" for reason, count in list(reasons.items())[:3])
+    table = pq.read_table(local(rejects), filters=[("reason", "==", next(iter(reasons)))])
+    raise ShelfmarkError(
+        f"{rejected:,} of {images:,} images rejected ({common}), for example {table['source'][0]}: "
+        f"{table['detail'][0]}; expected at most {max_rejected:.0%}; {rejects} lists them: "
+        "correct the source, or raise ingest.max_rejected"
+    )
