@@ -92,7 +92,7 @@ def retold(work: Path) -> None:
 def test_thresholds_of_another_model_are_refused(
     bundle_path: Path, tmp_path: Path, change: Callable[[Path], object]
 ) -> None:
-    with pytest.raises(ShelfmarkError, match=r"thresholds of another model; .* run calibrate again"):
+    with pytest.raises(ShelfmarkError, match=r"thresholds of another head; .* run calibrate again"):
         open_bundle(changed(bundle_path, tmp_path, change))
 
 

@@ -150,7 +150,7 @@ def test_confidence_is_the_models_not_the_probability(echo: Categorizer) -> None
 
 def test_thresholds_of_another_model_or_tree_are_refused(bundled: Categorizer) -> None:
     for column in ("model", "labels"):
-        with pytest.raises(ShelfmarkError, match="thresholds of another model"):
+        with pytest.raises(ShelfmarkError, match="thresholds of another head"):
             Categorizer(bundled.predictor, dataclasses.replace(bundled.rules, **{column: "0" * 64}))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import models.decisions.predictions
 from models.decisions.confidence import product_probabilities
-from models.decisions.predictions import Predictions, pieces, predict, product_bounds
+from models.decisions.predictions import Predictions, predict, product_bounds
 from models.taxonomy import Taxonomy, build_taxonomy
 
 
@@ -128,7 +128,7 @@ def test_pieces_hold_every_product_once_and_as_many_images_as_asked(
 ) -> None:
     monkeypatch.setattr(models.decisions.predictions, "PIECE", piece)
     bounds = np.array([0, 1, 3, 4, 8, 9, 9 + 6, 16])
-    cut = list(pieces(bounds))
+    cut = list(product_ranges(bounds, piece))
     assert [product for start, stop in cut for product in range(start, stop)] == list(range(7))
     for start, stop in cut:
         assert stop - start == 1 or bounds[stop] - bounds[start] <= piece
