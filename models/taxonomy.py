@@ -168,13 +168,13 @@ def homonyms(paths: Paths) -> dict[tuple[str, tuple[str, ...]], str]:
         (category, path) → its names joined by " / ", for the categories whose name is the last one of their
         paths. A category named by an id is a single one even where its paths differ.
     """
-    places: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    by_category: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for category, names in paths:
         if names and names[-1] == category:
-            places[category].append(names)
+            by_category[category].append(names)
     return {
         (category, names): " / ".join(names)
-        for category, several in places.items()
+        for category, several in by_category.items()
         if len(several) > 1
         for names in several
     }

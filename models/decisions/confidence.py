@@ -290,11 +290,11 @@ def fit_confidence(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
     """
     if len(correct) != len(evidence.p1):
         raise ValueError(f"{len(correct)} outcomes for {len(evidence.p1)} products; expected one each")
-    right = np.count_nonzero(correct)
-    if len(correct) < LEAST_PRODUCTS or min(right, len(correct) - right) < LEAST_OUTCOMES:
+    successes = np.count_nonzero(correct)
+    if len(correct) < LEAST_PRODUCTS or min(successes, len(correct) - successes) < LEAST_OUTCOMES:
         needed = f"expected {LEAST_PRODUCTS}, {LEAST_OUTCOMES} right, {LEAST_OUTCOMES} wrong"
         # a part of thresholds.json, word for word
-        reason = f"{len(correct)} products in FIT, {right} right; {needed}"
+        reason = f"{len(correct)} products in FIT, {successes} right; {needed}"
         return ConfidenceModel("probability", len(correct), reason)
 
     order = np.lexsort([correct, *(getattr(evidence, column.name) for column in fields(evidence))])
