@@ -128,17 +128,11 @@ def certify(
         needed = _products_needed(sample, outcome, thresholds[at], levels[at], target, delta)
         return _uncertified(target, delta, len(thresholds), len(correct), *needed)
     first, last = walked
+    chain = ", ".join(name for name, start in starts.items() if start == first)
     return _certified(
-        target,
-        delta,
-        len(thresholds),
-        threshold=float(thresholds[last]),
-        chain=", ".join(name for name, start in starts.items() if start == first),
-        level=float(levels[first]),
-        p_value=float(p[last]),
-        confidence=confidence,
-        correct=correct,
-    )
+        target, delta, len(thresholds), float(thresholds[last]), chain, float(levels[first]), float(p[last]),
+        confidence, correct,
+    )  # fmt: skip
 
 
 def one_per_group(product_id: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -321,7 +315,6 @@ def _certified(
     target: float,
     delta: float,
     grid: int,
-    *,
     threshold: float,
     chain: str,
     level: float,

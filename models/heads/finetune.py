@@ -146,15 +146,11 @@ def tune_backbone(
     averaged = MovingAverage(model, tuning.average)
     file = work / CHECKPOINT if work else None
     epochs = Epochs(model, optimizer, file, annealed=tuning.average > 0, others=averaged.others)
-    averaged.swap()  # between two epochs, and in a checkpoint, the model has the averages
     train_on = trainer(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
     evaluate = evaluator(model)
     while not epochs.finished(recipe.epochs, recipe.patience if fit else None):
         totals = _tune_an_epoch(train_on, train, averaged, recipe, tuning.augmentation, epochs.done)
-        averaged.swap()
         epochs.end_epoch(totals, _evaluation(evaluate, fit, recipe.batch) if fit else None)
-        averaged.swap()
-    averaged.swap()
     epochs.save()
     if epochs.best:
         model.set_weights(epochs.best)
@@ -188,7 +184,11 @@ def _tune_an_epoch(
     augmentation: Augmentation,
     epoch: int,
 ) -> list[Tensor]:
-    """Trains one epoch, numbered from 0, and returns the totals of its steps."""
+    """Trains one epoch, numbered from 0, and returns the totals of its steps.
+
+    Before and after it, and so in a checkpoint, the model has the averages of its weights.
+    """
+    averaged.swap()
     rng, totals = np.random.default_rng([recipe.seed, epoch]), []
     order = rng.permutation(order_of(rng, photos.labels, recipe))
     for pixels, labels in photos.batches(order, recipe.batch):
@@ -197,6 +197,7 @@ def _tune_an_epoch(
         totals.append(train_on(*_tensors(rows, labels), _one_batch(rows), mix))
         train_on.write_back()
         averaged.follow()
+    averaged.swap()
     return totals
 
 
