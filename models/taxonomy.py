@@ -1,9 +1,9 @@
 """The category tree: each category is a leaf and has a node at every level, from coarse to fine.
 
-    taxonomy.csv   category, level1 … levelN   names of the nodes; a node is known by all the names down to it
-                   depth                       where a leaf is called as its parent
+    taxonomy.csv   category, level1 … levelN   names of the nodes; all the names down to a node identify it
+                   depth                       only where a leaf has the name of its parent
 
-The finest level is the category itself. A leaf of a shallower branch stands for itself at the deeper levels.
+The finest level is the category itself. A leaf of a shallower branch is its own node at the deeper levels.
 """
 
 import logging
@@ -19,6 +19,7 @@ import pandas as pd
 from features.delimited import header_name, rows_of, sniff
 from features.errors import ShelfmarkError
 from features.product import Paths, level_columns, tidy_name
+from features.spellings import log_merged
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -30,26 +31,26 @@ log = logging.getLogger("shelfmark")
 class Taxonomy:
     """A tree of C categories and N levels."""
 
-    categories: np.ndarray  # (C,) str, sorted: the index of a category is its place here
+    categories: np.ndarray  # (C,) str, sorted: the index of a category is its position here
     names: np.ndarray  # (C, N) str, names of the nodes from coarse to fine
-    known_depth: np.ndarray | None = None  # (C,) int32; None: what the names say, see `guessed_depth`
+    known_depth: np.ndarray | None = None  # (C,) int32; None: derived from the names, see `guessed_depth`
 
     @property
     def levels(self) -> int:
         """Number of levels, N."""
-        return self.names.shape[1]
+        return int(self.names.shape[1])
 
     @cached_property
     def nodes(self) -> np.ndarray:
         """(N, C) int32: node of each category, numbered within each level; at the finest, the category."""
-        coarse = [pd.DataFrame(self.places(level)).groupby(list(range(level + 1))).ngroup()
+        coarse = [pd.DataFrame(self.paths(level)).groupby(list(range(level + 1))).ngroup()
                   for level in range(1, self.levels)]  # fmt: skip
         return np.array([*coarse, np.arange(len(self.categories))], dtype=np.int32)
 
-    def places(self, level: int) -> np.ndarray:
-        """(C, level + 1) object: the names down to a level (1 = coarsest), and how many are the tree's.
+    def paths(self, level: int) -> np.ndarray:
+        """(C, level + 1) object: the names down to a level (1 = coarsest), and how many of them the tree has.
 
-        The last tells a shallow leaf that stands for itself, Food at level 2, from a node of the same names,
+        The last number distinguishes a shallow leaf repeated at level 2, Food, from a node of the same names,
         Food / Food.
         """
         real = np.minimum(self.depth, level).astype(object)
@@ -57,9 +58,9 @@ class Taxonomy:
 
     @cached_property
     def parents(self) -> tuple[tuple[int, ...], ...]:
-        """For each level the parent of each of its nodes, a node of the level above; the root's children: 0.
+        """For each level the parent of each of its nodes, a node of the level above; 0 at the coarsest level.
 
-        What a head needs of the tree: 5,805 numbers for Cdiscount's 5,270 categories, not 15,810.
+        This is what a head needs of the tree: 5,805 numbers for Cdiscount's 5,270 categories, not 15,810.
         """
         above = np.zeros_like(self.nodes[0])
         parents = []
@@ -77,7 +78,7 @@ class Taxonomy:
     @cached_property
     def sums(self) -> "list[sparse.csr_array]":
         """For each level a (C, nodes) matrix that sums leaf probabilities up to the nodes."""
-        from scipy import sparse  # a third of a second, which ingest does without
+        from scipy import sparse  # the import takes a third of a second, and ingest does not need it
 
         count = len(self.categories)
         ones, rows = np.ones(count, np.float32), np.arange(count)
@@ -87,10 +88,10 @@ class Taxonomy:
 
     @cached_property
     def _by_tidy_name(self) -> dict[str, int]:
-        places: dict[str, int] = {}
-        for place, name in enumerate(self.categories):
-            places.setdefault(tidy_name(name), place)
-        return places
+        indices: dict[str, int] = {}
+        for index, name in enumerate(self.categories):
+            indices.setdefault(tidy_name(name), index)
+        return indices
 
     def index(self, categories: np.ndarray) -> np.ndarray:
         """(n,) int64 index of each category, compared by `tidy_name`; -1 for one that is not in the tree."""
@@ -99,19 +100,19 @@ class Taxonomy:
         return np.array([*found, -1], np.int64)[codes]  # a missing category has code -1, the last
 
     def label(self, index: int) -> str:
-        """A category as a person reads it: its names from coarse to fine."""
+        """A category for people: its names from coarse to fine, joined by " / "."""
         return " / ".join(self.names[index, : self.depth[index]])
 
     def only(self, chosen: np.ndarray) -> "Taxonomy":
-        """The tree of some of the categories, by places in order or (C,) bool."""
+        """The tree of the chosen categories: (m,) int indices in ascending order, or (C,) bool."""
         return Taxonomy(self.categories[chosen], self.names[chosen], self.depth[chosen])
 
 
 def guessed_depth(names: np.ndarray) -> np.ndarray:
     """(C,) int32 depth of leaves whose names, (C, N), are repeated at the levels below them.
 
-    A leaf is at least as deep as a node that it shares with another. Too low for some leaves that are called
-    as their parents: then `Taxonomy.known_depth` is kept.
+    A leaf is at least as deep as a node that it shares with another. The guess is too low for some leaves
+    with the name of their parent: for such trees `Taxonomy.known_depth` is given.
 
     >>> guessed_depth(np.array([["Gift", "Gift", "Gift"], ["Food", "Fruit", "Pear"]])).tolist()
     [1, 3]
@@ -130,20 +131,20 @@ def build_taxonomy(paths: Paths, kept: set[str]) -> tuple[Taxonomy, int]:
     """The tree of the kept categories.
 
     Args:
-        paths: (category, its names from coarse to fine) → how often it was told so.
-        kept: categories to keep; one without a path is a leaf right under the root.
+        paths: (category, its names from coarse to fine) → how often it has this path.
+        kept: categories to keep; one without a path is a leaf directly under the root.
 
     Returns:
-        The tree, and how many categories were told at several places (the most common one is taken, the first
-        in the alphabet among equals). Where the paths name the categories one to one, the finest name is the
-        category; else the category is one level more.
+        The tree, and how many categories had several paths (the most common one is taken, among equals the
+        first in alphabetical order). Where no two categories have the same path, the finest name of a path
+        is its category; else the category is one more level.
     """
-    told: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    counts: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
     for (category, names), times in paths.items():
         if category in kept and names:
-            told[category][names] += times
+            counts[category][names] += times
     best = {
-        category: min(places, key=lambda names: (-places[names], names)) for category, places in told.items()
+        category: min(times, key=lambda names: (-times[names], names)) for category, times in counts.items()
     }
     categories = sorted(kept)
     chosen = [best.get(category, (category,)) for category in categories]
@@ -154,33 +155,33 @@ def build_taxonomy(paths: Paths, kept: set[str]) -> tuple[Taxonomy, int]:
     table = np.array(full, dtype=object).reshape(len(full), depth)
     depths = np.array([len(names) for names in chosen], np.int32)
     tree = Taxonomy(np.array(categories, dtype=object), table, depths)
-    return tree, sum(len(places) > 1 for places in told.values())
+    return tree, sum(len(times) > 1 for times in counts.values())
 
 
 def homonyms(paths: Paths) -> dict[tuple[str, tuple[str, ...]], str]:
-    """New names of the categories that share theirs with one under another parent, as `Home / Other`.
+    """New names, as `Home / Other`, for categories of the same name under different parents.
 
     Args:
         paths: see `build_taxonomy`.
 
     Returns:
-        (category, path) → its names joined by " / ", of the categories that are called as the last name of
-        their paths. One that is called otherwise, by an id, is one category even where its paths disagree.
+        (category, path) → its names joined by " / ", for the categories whose name is the last one of their
+        paths. A category named by an id is a single one even where its paths differ.
     """
-    places: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    by_category: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for category, names in paths:
         if names and names[-1] == category:
-            places[category].append(names)
+            by_category[category].append(names)
     return {
         (category, names): " / ".join(names)
-        for category, several in places.items()
+        for category, several in by_category.items()
         if len(several) > 1
         for names in several
     }
 
 
 def read_paths(file: Path) -> Paths:
-    """Paths from a taxonomy file: `category_id` (or `category`), and level columns, see `level_columns`.
+    """Reads the paths of a taxonomy file: `category_id` (or `category`) and levels, see `level_columns`.
 
     Raises:
         ShelfmarkError: the file cannot be read, lacks the columns, or has one category under two parents.
@@ -193,28 +194,29 @@ def read_paths(file: Path) -> Paths:
             f"{file}: columns {', '.join(columns)}; expected category_id, category_level1, …; correct them"
         )
     if passed := [name for name in columns if "level" in name and name not in levels]:
-        log.info("%s: columns %s are no levels; expected category_level1, …", file.name, ", ".join(passed))
-    places = [columns.index(name) for name in (category, *levels)]
+        log.info(
+            "%s: columns %s are not used; expected the levels as category_level1, …",
+            file.name, ", ".join(passed),
+        )  # fmt: skip
+    positions = [columns.index(name) for name in (category, *levels)]
     depth = columns.index("depth") if "depth" in columns else None
     numbers = {str(level + 1) for level in range(len(levels))}
-    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    spellings: Counter[str] = Counter()
     paths = Paths()
     for row in rows:
         row += [""] * (len(columns) - len(row))
-        name, *path = (tidy_name(row[place]) for place in places)
-        for place in places:
-            spellings[tidy_name(row[place])][row[place]] += 1
-        if depth is not None and row[depth].strip() in numbers:  # as `write_taxonomy` gives it
+        name, *path = (tidy_name(row[position]) for position in positions)
+        spellings.update(row[position] for position in positions)
+        if depth is not None and row[depth].strip() in numbers:  # as `write_taxonomy` writes it
             path = path[: int(row[depth])]
         paths[(name, tuple(filter(None, path)))] += 1
-    spellings.pop("", None)  # empty cells
-    _log_merged(file.name, [found for found in spellings.values() if len(found) > 1])
-    _require_one_place(paths, file)
+    log_merged(file.name, spellings)
+    _require_one_parent(paths, file)
     return paths
 
 
 def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
-    """The header, as `header_name` gives it, and the rows of a delimited table."""
+    """Reads a delimited table: its header, as `header_name` returns it, and its rows."""
     expected = "expected a CSV of category_id, category_level1, …; correct the file"
     try:
         rows = list(rows_of(file, sniff(file, frozenset({"category_id", "category_level1"}), None, None)))
@@ -226,28 +228,19 @@ def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
     return list(map(header_name, rows[0].cells)), [row.cells for row in rows[1:]]
 
 
-def _log_merged(file: str, merged: list[Counter[str]]) -> None:
-    """Logs how many names of a file are one only after `tidy_name`, and the first of them with its counts."""
-    if merged:
-        spelled = " and ".join(f"{name!a} ({times:,})" for name, times in sorted(merged[0].items()))
-        log.info(
-            "%s: %s names have several spellings and are one each, as %s", file, f"{len(merged):,}", spelled
-        )
-
-
-def _require_one_place(paths: Paths, file: Path) -> None:
-    places = sorted(homonyms(paths))
-    if places:
-        category = places[0][0]
-        where = " and at ".join(" / ".join(names) for name, names in places if name == category)
+def _require_one_parent(paths: Paths, file: Path) -> None:
+    several = sorted(homonyms(paths))
+    if several:
+        category = several[0][0]
+        where = " and at ".join(" / ".join(names) for name, names in several if name == category)
         raise ShelfmarkError(
-            f"{file}: category {category!r} stands at {where}; expected one place, for a product names its "
-            "category alone; give each category an id of its own"
+            f"{file}: category {category!r} is at {where}; expected one parent, because products name only "
+            "their category; give each category its own id"
         )
 
 
 def write_taxonomy(tree: Taxonomy, file: Path) -> None:
-    """Writes taxonomy.csv; with a column `depth` where the names alone would not give it."""
+    """Writes taxonomy.csv, with a column `depth` where it does not follow from the names."""
     table = pd.DataFrame(tree.names, columns=[f"level{level + 1}" for level in range(tree.levels)])
     table.insert(0, "category", tree.categories)
     if not np.array_equal(tree.depth, guessed_depth(tree.names)):

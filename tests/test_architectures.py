@@ -16,7 +16,7 @@ SMALL = HeadShape(
 
 @pytest.fixture(scope="module")
 def head(quiet_tensorflow: None) -> Head:
-    """A head with drawn weights, statistics of the batch normalization among them."""
+    """A head with random weights and random statistics of the batch normalization."""
     model = build_head(SMALL)
     rng = np.random.default_rng(0)
     model.set_weights(
@@ -66,7 +66,7 @@ def test_layers_follow_each_other_as_in_the_paper(quiet_tensorflow: None) -> Non
 
 
 def test_papers_head_has_its_number_of_parameters(quiet_tensorflow: None) -> None:
-    """2,048 → 1,024 → 1,024 → 1,000; the normalization has four numbers a neuron, two of them learnt."""
+    """2,048 → 1,024 → 1,024 → 1,000; the normalization has four numbers a neuron, two of them trained."""
     model = build_head(HeadShape(2048, 1000, (1024, 1024), 0.5, 1.0, ""))
     dense = (2048 + 1) * 1024 + (1024 + 1) * 1024 + (1024 + 1) * 1000
     assert model.count_params() == dense + 4 * 1024 == 4_176_872
@@ -97,9 +97,9 @@ def test_logits_of_nothing_are_nothing(head: Head) -> None:
 
 def test_dropout_is_for_training_only(head: Head) -> None:
     bottlenecks = draw(4, np.float32)
-    told = np.asarray(head.model(bottlenecks, training=False))
-    np.testing.assert_allclose(told, head.logits(bottlenecks), rtol=1e-5, atol=1e-5)
-    assert np.abs(np.asarray(head.model(bottlenecks, training=True)) - told).max() > 0.01
+    outputs = np.asarray(head.model(bottlenecks, training=False))
+    np.testing.assert_allclose(outputs, head.logits(bottlenecks), rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(head.model(bottlenecks, training=True)) - outputs).max() > 0.01
 
 
 def test_saved_head_is_read_back_to_the_bit(head: Head, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_saved_head_is_read_back_to_the_bit(head: Head, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.logits(draw(20)), head.logits(draw(20)))
 
 
-def test_structure_is_told_in_plain_json(head: Head, tmp_path: Path) -> None:
+def test_structure_is_written_in_plain_json(head: Head, tmp_path: Path) -> None:
     head.save(tmp_path)
     assert json.loads((tmp_path / "head.json").read_text()) == {
         "width": 12,

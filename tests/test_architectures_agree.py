@@ -1,4 +1,4 @@
-"""Each kind of head has the layers, the parameters and the flow of gradients that docs/heads.md tells."""
+"""Each architecture has the layers, the parameters and the flow of gradients of docs/heads.md."""
 
 import dataclasses
 import itertools
@@ -54,7 +54,7 @@ PARAMETERS = {
 }  # fmt: skip
 SHARED = ("hidden1", "normalization", "hidden2")
 TOWER = (*SHARED, "logits")
-# For each layer, the levels whose outputs hang on it: by the formulas, nothing else.
+# For each layer, the levels whose outputs depend on it, by the formulas.
 REACHES = {
     "separate": {f"{layer}_{level}": {level} for layer in TOWER for level in (1, 2, 3)},
     "multitask": {layer: {1, 2, 3} for layer in SHARED} | {f"logits_{level}": {level} for level in (1, 2, 3)},
@@ -64,7 +64,7 @@ REACHES = {
 
 
 def drawn(kind: str, seed: int = 0) -> Head:
-    """A head with drawn weights, all hidden neurons alive."""
+    """A head with random weights, all hidden neurons active."""
     model = build_head(SHAPES[kind])
     rng = np.random.default_rng(seed)
     model.set_weights([rng.uniform(0.1, 1, weight.shape) for weight in model.get_weights()])
@@ -81,7 +81,7 @@ def labels_of(kind: str, categories: np.ndarray) -> np.ndarray:
 
 
 def step(model: keras.Model, x: np.ndarray, labels: np.ndarray, loss: Callable[[Any, Any], Any]) -> list[Any]:
-    """The gradient of the mean loss by every trainable weight; None where there is no way to it."""
+    """The gradient of the mean loss by every trainable weight; None where it does not depend on it."""
     import tensorflow as tf
 
     with tf.GradientTape() as tape:
@@ -100,20 +100,20 @@ A_LITTLE = Recipe(
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_head_has_as_many_parameters_as_its_formula_says(kind: str) -> None:
+def test_head_has_as_many_parameters_as_by_its_formula(kind: str) -> None:
     assert build_head(SHAPES[kind]).count_params() == PARAMETERS[kind]
     standardized = dataclasses.replace(SHAPES[kind], standardized=True)
     assert build_head(standardized).count_params() == PARAMETERS[kind] + 2 * D
 
 
 def test_parameters_of_the_catalogue_are_those_of_the_documentation() -> None:
-    """docs/heads.md tells them for 2,048 numbers, 1,024 · 1,024 neurons and 49, 486 and 5,270 nodes."""
+    """docs/heads.md gives them for 2,048 numbers, 1,024 · 1,024 neurons and 49, 486 and 5,270 nodes."""
     page = (Path(__file__).parents[1] / "docs" / "heads.md").read_text()
     parents = ((0,) * 49, tuple(n % 49 for n in range(486)), tuple(n % 486 for n in range(5270)))
     for kind, shape in SHAPES.items():
-        told = {"width": 2048, "categories": 5270, "hidden": (1024, 1024), "selector": 1024}
+        sizes = {"width": 2048, "categories": 5270, "hidden": (1024, 1024), "selector": 1024}
         tree = parents if shape.parents else ()
-        model = build_head(dataclasses.replace(shape, **told, parents=tree))
+        model = build_head(dataclasses.replace(shape, **sizes, parents=tree))
         assert f"{model.count_params():,}" in page, (kind, f"{model.count_params():,}")
 
 
@@ -153,7 +153,7 @@ def test_outputs_of_every_level_agree_with_numpy(kind: str) -> None:
     np.testing.assert_array_equal(head.logits(rows()), outputs[-1])
 
 
-def test_hierarchical_head_tells_log_probabilities_of_its_scores() -> None:
+def test_hierarchical_head_gives_log_probabilities_from_its_scores() -> None:
     head = drawn("hierarchical")
     layers = [head.model.get_layer(f"scores_{level}") for level in (1, 2, 3)]
     scores = keras.Model(head.model.input, [layer.output for layer in layers])(rows().astype(np.float32))
@@ -162,7 +162,7 @@ def test_hierarchical_head_tells_log_probabilities_of_its_scores() -> None:
     np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, atol=1e-5)
 
 
-def test_set_head_takes_the_largest_over_a_products_images_however_many() -> None:
+def test_set_head_takes_the_maximum_over_any_number_of_images_of_a_product() -> None:
     head = drawn("set")
     bounds = np.array([0, 1, 3, 6, 9])
     (kernel1, bias1), (gamma, beta, mean, variance), (kernel2, bias2) = (
@@ -174,7 +174,7 @@ def test_set_head_takes_the_largest_over_a_products_images_however_many() -> Non
     np.testing.assert_allclose(set_logits(head, rows(), bounds), expected, rtol=1e-4)
 
 
-def test_images_of_a_product_stand_side_by_side_the_first_one_again_where_there_are_fewer() -> None:
+def test_images_of_a_product_are_side_by_side_and_the_first_is_repeated_where_there_are_fewer() -> None:
     each = np.arange(14, dtype=np.float16).reshape(7, 2)
     products = ProductRows(each, np.array([0, 1, 3, 7]), 3)
     assert len(products) == 3
@@ -186,7 +186,7 @@ def test_images_of_a_product_stand_side_by_side_the_first_one_again_where_there_
 
 
 @pytest.mark.parametrize(("kind", "layer"), [(kind, layer) for kind in REACHES for layer in REACHES[kind]])
-def test_changing_a_layer_changes_exactly_the_outputs_that_hang_on_it(kind: str, layer: str) -> None:
+def test_changing_a_layer_changes_exactly_the_outputs_that_depend_on_it(kind: str, layer: str) -> None:
     head = drawn(kind)
     before = head.outputs(rows())
     kernel, *rest = head.model.get_layer(layer).get_weights()
@@ -198,7 +198,7 @@ def test_changing_a_layer_changes_exactly_the_outputs_that_hang_on_it(kind: str,
 
 @pytest.mark.parametrize("kind", REACHES)
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_gradients_of_a_levels_loss_reach_exactly_the_layers_it_hangs_on(kind: str, level: int) -> None:
+def test_gradients_of_a_levels_loss_reach_exactly_the_layers_it_depends_on(kind: str, level: int) -> None:
     """All reach what is shared; TaxonNet's fine levels the coarse logits; separate heads nothing else."""
     head = drawn(kind)
     alone = weighted_levels([float(other == level) for other in (1, 2, 3)])
@@ -212,7 +212,7 @@ def test_gradients_of_a_levels_loss_reach_exactly_the_layers_it_hangs_on(kind: s
 
 
 @pytest.mark.parametrize("kind", REACHES)
-def test_any_kind_stands_on_a_trunk_and_every_levels_loss_reaches_it(kind: str) -> None:
+def test_any_architecture_works_on_a_trunk_and_every_levels_loss_reaches_it(kind: str) -> None:
     photos = keras.Input((4,))
     trunk = keras.layers.Dense(D, activation="relu", name="trunk")
     model = keras.Model(photos, head_layers(trunk(photos), SHAPES[kind]))
@@ -232,11 +232,11 @@ def test_soft_targets_move_every_layer_of_a_flat_head() -> None:
     assert all(moved)
 
 
-# Kept and read back
+# Saved and read back
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_saved_head_of_any_kind_is_read_back_to_the_bit(kind: str, tmp_path: Path) -> None:
+def test_saved_head_of_any_architecture_is_read_back_to_the_bit(kind: str, tmp_path: Path) -> None:
     head = drawn(kind)
     head.save(tmp_path)
     again = load_head(tmp_path, SET_FILES) if kind == "set" else load_head(tmp_path)
@@ -247,7 +247,9 @@ def test_saved_head_of_any_kind_is_read_back_to_the_bit(kind: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_a_standardized_head_says_of_a_bottleneck_what_a_plain_one_says_of_its_standard(kind: str) -> None:
+def test_a_standardized_head_gives_for_a_bottleneck_what_a_plain_one_gives_for_its_standard(
+    kind: str,
+) -> None:
     plain, rng = drawn(kind), np.random.default_rng(3)
     shape = dataclasses.replace(SHAPES[kind], standardized=True)
     mean, variance = rng.normal(0, 1, D).astype(np.float32), rng.uniform(0.5, 2, D).astype(np.float32)
@@ -277,16 +279,16 @@ def test_the_second_dropout_is_behind_every_second_hidden_layer_and_adds_no_para
 
 
 @pytest.mark.parametrize("standardized", [False, True])
-def test_a_set_head_says_the_same_whatever_the_order_of_the_images_and_how_often_one_stands_there(
+def test_a_set_head_does_not_depend_on_the_order_of_the_images_nor_on_repeated_ones(
     standardized: bool,
 ) -> None:
     shape = dataclasses.replace(SHAPES["set"], standardized=standardized, hidden=(32, 6))
     products = np.repeat(np.arange(40), 3)
-    learnt = ProductRows(rows(count=120), np.arange(0, 121, 3), 3)
-    head, _ = fit_head(shape, Examples(learnt, products[::3] % C), None, A_LITTLE)
+    trained = ProductRows(rows(count=120), np.arange(0, 121, 3), 3)
+    head, _ = fit_head(shape, Examples(trained, products[::3] % C), None, A_LITTLE)
     images = rows(seed=4, count=3)
-    told = set_logits(head, images, np.array([0, 3]))
-    np.testing.assert_allclose(set_logits(head, images[[2, 0, 1]], np.array([0, 3])), told, atol=1e-5)
+    expected = set_logits(head, images, np.array([0, 3]))
+    np.testing.assert_allclose(set_logits(head, images[[2, 0, 1]], np.array([0, 3])), expected, atol=1e-5)
     two, padded = (
         set_logits(head, images[:2], np.array([0, 2])),
         head.logits(images[[0, 1, 1]].reshape(1, -1)),
@@ -295,7 +297,7 @@ def test_a_set_head_says_the_same_whatever_the_order_of_the_images_and_how_often
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_same_seed_gives_the_same_head_of_any_kind(kind: str) -> None:
+def test_same_seed_gives_the_same_head_of_any_architecture(kind: str) -> None:
     shape = dataclasses.replace(SHAPES[kind], dropout=0.3, standardized=True)
     x = np.tile(rows(count=24), (1, shape.images))
     examples = Examples(x, labels_of(kind, np.arange(24) % C))
@@ -315,15 +317,15 @@ def test_head_json_of_an_older_release_is_a_flat_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"kind": "fcm"}, "a head of kind 'fcm'; expected flat, separate"),
         ({"kind": "multitask"}, "without their tree"),
         ({"hierarchical": True}, "without their tree"),
         ({"kind": "taxonnet", "parents": ((0, 0),)}, "without their tree"),
-        ({"kind": "multitask", "parents": TREE.parents, "hierarchical": True}, "expected head.kind = flat"),
+        ({"kind": "multitask", "parents": TREE.parents, "hierarchical": True}, "set head.kind = flat"),
     ],
 )
-def test_shape_that_cannot_be_built_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ShelfmarkError, match=told):
+def test_shape_that_cannot_be_built_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShelfmarkError, match=message):
         dataclasses.replace(PLAIN, **changes)

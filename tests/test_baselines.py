@@ -35,16 +35,16 @@ def test_decision_values_are_those_of_scikit_learn(categories: int) -> None:
     assert ours.parameters == categories * 13
 
 
-def test_penalty_is_the_one_that_fit_likes_best() -> None:
+def test_penalty_is_the_best_one_on_fit() -> None:
     rows, labels = draw(1, 60, noise=2.0)
     fit, fit_labels = draw(2, 300, noise=2.0)
     svm, penalty = choose_svm(rows, labels, fit, fit_labels, 4, seed=0)
-    right = [
+    correct = [
         np.mean(fit_svm(rows, labels, 4, 0, each).logits(fit).argmax(axis=1) == fit_labels)
         for each in PENALTIES
     ]
-    assert penalty == PENALTIES[int(np.argmax(right))]
-    assert np.mean(svm.logits(fit).argmax(axis=1) == fit_labels) == max(right)
+    assert penalty == PENALTIES[int(np.argmax(correct))]
+    assert np.mean(svm.logits(fit).argmax(axis=1) == fit_labels) == max(correct)
 
 
 def test_without_fit_the_penalty_is_the_middle_one() -> None:
@@ -52,7 +52,7 @@ def test_without_fit_the_penalty_is_the_middle_one() -> None:
     assert choose_svm(rows, labels, rows[:0], labels[:0], 4, seed=0)[1] == 0.01
 
 
-def test_a_category_without_training_images_is_never_the_answer() -> None:
+def test_a_category_without_training_images_is_never_predicted() -> None:
     rows, labels = draw(1, 120)
     svm = fit_svm(rows, labels * 2, 8, seed=0)  # 1, 3, 5, 7 have none
     values = svm.logits(rows)

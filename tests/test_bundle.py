@@ -1,4 +1,4 @@
-"""A bundle is opened whole, with parts that belong together, or not at all."""
+"""A bundle is opened when it is complete and its parts belong together, else refused."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_bundle_that_lost_a_file_is_refused(bundle_path: Path, tmp_path: Path) -
         open_bundle(tmp_path / "torn")
 
 
-def test_another_artifact_is_no_bundle(tmp_path: Path) -> None:
+def test_another_artifact_is_refused(tmp_path: Path) -> None:
     (tmp_path / "head.partial").mkdir()
     (tmp_path / "head.partial" / "made_from.json").write_text("{}")
     seal(tmp_path / "head", kind="head", version=1, made_from={}, summary={})
@@ -73,8 +73,8 @@ def test_another_artifact_is_no_bundle(tmp_path: Path) -> None:
 
 
 def retold(work: Path) -> None:
-    told = json.loads((work / "thresholds.json").read_text())
-    (work / "thresholds.json").write_text(json.dumps(told | {"model": "0" * 64}))
+    values = json.loads((work / "thresholds.json").read_text())
+    (work / "thresholds.json").write_text(json.dumps(values | {"model": "0" * 64}))
 
 
 @pytest.mark.parametrize(
@@ -89,17 +89,17 @@ def retold(work: Path) -> None:
     ],
     ids=["thresholds", "sizes", "taxonomy", "head"],
 )
-def test_thresholds_of_another_model_are_refused(
+def test_thresholds_of_another_head_are_refused(
     bundle_path: Path, tmp_path: Path, change: Callable[[Path], object]
 ) -> None:
-    with pytest.raises(ShelfmarkError, match=r"thresholds of another model; .* run calibrate again"):
+    with pytest.raises(ShelfmarkError, match=r"thresholds of another head; .* run calibrate again"):
         open_bundle(changed(bundle_path, tmp_path, change))
 
 
 def test_backbone_that_is_not_the_heads_is_refused(bundle_path: Path, tmp_path: Path) -> None:
     def other_size(work: Path) -> None:
-        told = json.loads((work / "backbone.json").read_text())
-        (work / "backbone.json").write_text(json.dumps(told | {"image_size": 64}))
+        values = json.loads((work / "backbone.json").read_text())
+        (work / "backbone.json").write_text(json.dumps(values | {"image_size": 64}))
 
     bundle = open_bundle(changed(bundle_path, tmp_path, other_size))
     with pytest.raises(
@@ -108,31 +108,33 @@ def test_backbone_that_is_not_the_heads_is_refused(bundle_path: Path, tmp_path: 
         bundle.backbone()
 
 
-def test_rules_survive_their_file(bundle_path: Path) -> None:
+def test_rules_are_read_back_from_their_file(bundle_path: Path) -> None:
     rules = read_rules(bundle_path / "thresholds.json")
     assert type(rules).from_dict(json.loads(json.dumps(rules.to_dict()))) == rules
-    told = json.loads((bundle_path / "thresholds.json").read_text())
-    assert (told["target"], told["delta"], told["fit"]) == (0.9, 0.1, {"products": 0})
+    values = json.loads((bundle_path / "thresholds.json").read_text())
+    assert (values["target"], values["delta"], values["fit"]) == (0.9, 0.1, {"products": 0})
 
 
-def test_model_is_told_by_all_files_that_answers_depend_on(bundle_path: Path, tmp_path: Path) -> None:
-    asked = load_predictor(bundle_path)
-    assert asked.labels == file_digest(bundle_path / "taxonomy.csv")
+def test_digest_of_the_head_depends_on_all_files_that_predictions_depend_on(
+    bundle_path: Path, tmp_path: Path
+) -> None:
+    predictor = load_predictor(bundle_path)
+    assert predictor.labels == file_digest(bundle_path / "taxonomy.csv")
     for name in HEAD_FILES:
         shutil.copyfile(bundle_path / name, tmp_path / name)
-    assert load_predictor(tmp_path).model == asked.model
+    assert load_predictor(tmp_path).model == predictor.model
     np.save(tmp_path / "sizes.npy", np.arange(6, dtype=np.int32))
-    assert load_predictor(tmp_path).model != asked.model
+    assert load_predictor(tmp_path).model != predictor.model
 
 
 def test_bundle_whose_run_had_no_test_part_says_that_precision_was_not_measured(
     bundle_path, tmp_path
 ) -> None:
     shutil.copytree(bundle_path, tmp_path / "copy")
-    told = (
+    values = (
         (tmp_path / "copy" / "manifest.json")
         .read_text()
         .replace('"independent": true', '"independent": false')
     )
-    (tmp_path / "copy" / "manifest.json").write_text(told)
+    (tmp_path / "copy" / "manifest.json").write_text(values)
     assert "not independently measured" in open_bundle(tmp_path / "copy").caveats[0]

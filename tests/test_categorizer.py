@@ -62,7 +62,7 @@ def decide(categorizer: Categorizer, logits: np.ndarray, bounds: list[int] | Non
     return categorizer.decide(product_id, categorizer.predict(logits, edges))
 
 
-def test_decision_says_what_was_decided_at_which_level(echo: Categorizer) -> None:
+def test_decision_has_the_category_and_its_level(echo: Categorizer) -> None:
     table = decide(echo, logits_of([0.05, 0.05, 0.6, 0.2, 0.06, 0.04], [0.3, 0.1, 0.2, 0.1, 0.1, 0.2]))
     assert tuple(table.columns) == COLUMNS
     accepted, review = table.astype(object).where(table.notna(), None).to_dict("records")
@@ -82,7 +82,7 @@ def test_decision_says_what_was_decided_at_which_level(echo: Categorizer) -> Non
     assert review["node"] is review["node_path"] is review["node_level"] is None
 
 
-def test_types_are_the_promised_ones(echo: Categorizer) -> None:
+def test_types_are_the_documented_ones(echo: Categorizer) -> None:
     tables = [
         decide(echo, logits_of([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])),
         decide(echo, np.zeros((0, 6))),
@@ -98,7 +98,7 @@ def test_types_are_the_promised_ones(echo: Categorizer) -> None:
 def test_accepted_are_exactly_those_from_the_threshold_on(echo: Categorizer) -> None:
     logits = np.random.default_rng(1).normal(0, 1.5, (200, 6)).astype(np.float32)
     confidence = decide(echo, logits)["confidence"]
-    threshold = float(np.sort(confidence)[120])  # one of them stands on it
+    threshold = float(np.sort(confidence)[120])  # the confidence of one of them
     table = decide(with_threshold(echo, threshold), logits)
     assert table["status"].tolist() == np.where(confidence >= threshold, "accepted", "review").tolist()
     assert (table["status"] == "accepted").sum() == 80
@@ -131,7 +131,7 @@ def test_calibrated_temperature_is_used(echo: Categorizer) -> None:
     assert decide(hot, logits)["confidence"].tolist() == pytest.approx([0.8 / roots.sum()], abs=2e-6)
 
 
-def test_confidence_is_the_models_not_the_probability(echo: Categorizer) -> None:
+def test_confidence_is_that_of_the_model_not_the_probability(echo: Categorizer) -> None:
     """Log odds of 1 on log(1 + training products of the category), nothing else."""
     zeros = dict.fromkeys(
         ["logit_p1", "log_p1_over_p2", "entropy", "logit_parent_mass", "log_category_size", "log_images"], 0.0
@@ -148,9 +148,9 @@ def test_confidence_is_the_models_not_the_probability(echo: Categorizer) -> None
     assert table["confidence"].tolist() == pytest.approx([21 / 22, 26 / 27], abs=1e-6)
 
 
-def test_thresholds_of_another_model_or_tree_are_refused(bundled: Categorizer) -> None:
+def test_thresholds_of_another_head_or_tree_are_refused(bundled: Categorizer) -> None:
     for column in ("model", "labels"):
-        with pytest.raises(ShelfmarkError, match="thresholds of another model"):
+        with pytest.raises(ShelfmarkError, match="thresholds of another head"):
             Categorizer(bundled.predictor, dataclasses.replace(bundled.rules, **{column: "0" * 64}))
 
 
@@ -165,7 +165,7 @@ def test_unreadable_products_have_a_row_each_and_no_category() -> None:
     assert len(unreadable([])) == 0
 
 
-def test_photos_are_decided_as_their_bottlenecks_are(
+def test_decisions_about_photos_are_those_about_their_bottlenecks(
     bundled: Categorizer, mobilenet: Backbone, engine: Engine, photo: conftest.Photo
 ) -> None:
     photos = [photo(seed) for seed in range(3)]
@@ -179,7 +179,7 @@ def test_photos_are_decided_as_their_bottlenecks_are(
     pd.testing.assert_frame_equal(table, expected, rtol=1e-4)
 
 
-def test_broken_photos_are_told_and_the_others_decide(
+def test_refused_photos_are_reported_and_the_others_decide(
     bundled: Categorizer, engine: Engine, photo: conftest.Photo
 ) -> None:
     photos = [b"", photo(1), photo(2)[:-200], b"text"]
@@ -198,10 +198,10 @@ def test_broken_photos_are_told_and_the_others_decide(
 def test_a_photo_given_twice_counts_once(
     bundled: Categorizer, photo: conftest.Photo, flip: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    calls: list[int] = []
 
     def predict(self: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> object:
-        asked.append(len(bottlenecks))
+        calls.append(len(bottlenecks))
         return original(self, np.zeros((len(bottlenecks), bundled.predictor.head.shape.width)), bounds)
 
     original = Categorizer.predict
@@ -210,7 +210,7 @@ def test_a_photo_given_twice_counts_once(
     categorizer = dataclasses.replace(bundled, predictor=dataclasses.replace(bundled.predictor, head=head))
     photos = [photo(1), b"text", photo(2), photo(1), b"text", photo(1)]
     _, refusals = categorize_photos(categorizer, Corner(), "p", photos, Limits())
-    assert asked == [4 if flip else 2], "two photos, in one view or in two"
+    assert calls == [4 if flip else 2], "two photos, in one view or in two"
     assert [refusal is not None for refusal in refusals] == [False, True, False, False, True, False]
 
 
@@ -237,13 +237,13 @@ class Corner:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_head_of_two_views_is_asked_about_each_photo_and_its_mirror_image(
+def test_a_head_of_two_views_predicts_from_each_photo_and_its_mirror_image(
     bundled: Categorizer, flip: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[list[list[int]], list[int]]] = []
+    calls: list[tuple[list[list[int]], list[int]]] = []
 
     def predict(self: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> object:
-        asked.append((bottlenecks.round(-1).astype(int).tolist(), bounds.tolist()))
+        calls.append((bottlenecks.round(-1).astype(int).tolist(), bounds.tolist()))
         return original(self, np.zeros((len(bottlenecks), bundled.predictor.head.shape.width)), bounds)
 
     original = Categorizer.predict
@@ -254,7 +254,7 @@ def test_a_head_of_two_views_is_asked_about_each_photo_and_its_mirror_image(
     photos = [two_halves((200, 200, 200), (50, 50, 50)), two_halves((100, 100, 100), (150, 150, 150))]
     table, refused = categorize_photos(categorizer, Corner(), "a", photos, Limits())
     first, second = [[200] * 3, [50] * 3], [[100] * 3, [150] * 3]
-    assert asked == [(first + second, [0, 4]) if flip else (first[:1] + second[:1], [0, 2])]
+    assert calls == [(first + second, [0, 4]) if flip else (first[:1] + second[:1], [0, 2])]
     assert (len(table), refused) == (1, [None, None])
 
 

@@ -1,4 +1,4 @@
-"""Temperature, evidence and the correctness model, on drawn catalogues and small samples."""
+"""Temperature, evidence and the confidence model, on synthetic catalogues and small samples."""
 
 import json
 from dataclasses import fields, replace
@@ -26,7 +26,7 @@ from models.decisions.metrics import acceptance_curve, acceptance_rate_at
 
 @cache
 def drawn(seed: int, products: int) -> tuple[Evidence, np.ndarray]:
-    """Evidence of drawn products and whether each is right, at the temperature of another draw."""
+    """Evidence of synthetic products and whether each is correct, at the temperature of another sample."""
     other = draw.catalogue(np.random.default_rng(0), 500)
     temperature = fit_temperature(other.logits, other.images, other.truth)
     some = draw.catalogue(np.random.default_rng(seed), products)
@@ -64,21 +64,21 @@ def test_temperature_is_the_best_of_many_for_products_of_several_images() -> Non
     assert found > 2  # the drawn head is too sure of itself
 
 
-def test_temperature_of_a_head_that_is_always_right_or_always_wrong_stays_within_bounds() -> None:
+def test_temperature_of_a_head_that_is_always_correct_or_always_wrong_stays_within_bounds() -> None:
     logits, images = np.eye(4, dtype=np.float32), np.ones(4, dtype=int)
     assert 1 <= fit_temperature(logits, images, np.arange(4)) < 1.01
     assert 19 < fit_temperature(logits, images, np.arange(4)[::-1]) <= 20
 
 
 def timid(wrong: int) -> tuple[np.ndarray, np.ndarray]:
-    """(200, 3) logits of a head, and (200,) truth: so many are wrong, those with the smallest leads."""
+    """(200, 3) logits of a head, and (200,) truth: so many are wrong, those with the smallest margins."""
     lead = np.linspace(0.5, 5, 200)
     return np.outer(lead, [1, 0, 0]), np.where(np.arange(200) < wrong, 1, 0)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("wrong", [0, 1, 4])
-def test_a_head_that_is_nearly_always_right_keeps_the_order_of_its_confidences(
+def test_a_head_that_is_nearly_always_correct_keeps_the_order_of_its_confidences(
     wrong: int, aggregation: str
 ) -> None:
     logits, truth = timid(wrong)
@@ -90,7 +90,7 @@ def test_a_head_that_is_nearly_always_right_keeps_the_order_of_its_confidences(
     assert p1.max() < 1
 
 
-def test_five_errors_are_enough_to_find_a_head_too_timid() -> None:
+def test_five_errors_are_enough_to_find_a_head_underconfident() -> None:
     logits, truth = timid(wrong=5)
     images = np.ones(200, dtype=int)
     found = fit_temperature(logits, images, truth)
@@ -105,7 +105,7 @@ def test_temperature_refuses_counts_that_do_not_fit() -> None:
         fit_temperature(logits, np.array([2]), np.array([0]))
     with pytest.raises(ValueError, match="1 or more of each product"):
         product_probabilities(logits, np.array([3, 0]), 1.0)
-    with pytest.raises(ValueError, match="1 at least"):
+    with pytest.raises(ValueError, match="at least one product"):
         fit_temperature(logits[:0], np.array([], dtype=int), np.array([], dtype=int))
 
 
@@ -149,7 +149,7 @@ def test_all_aggregations_leave_a_product_of_one_image_as_it_is() -> None:
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_temperature_is_the_best_of_many_for_every_aggregation(aggregation: str) -> None:
     some = draw.catalogue(np.random.default_rng(2), 100)
-    truth = np.where(np.arange(100) % 10, some.truth, 0)  # some labels nothing speaks for
+    truth = np.where(np.arange(100) % 10, some.truth, 0)  # some labels without any evidence
     found = fit_temperature(some.logits, some.images, truth, aggregation)
 
     def loss(temperature: float) -> float:
@@ -160,8 +160,8 @@ def test_temperature_is_the_best_of_many_for_every_aggregation(aggregation: str)
         return float(-np.log(products[np.arange(100), truth]).mean())
 
     assert loss(found) <= min(loss(tried) for tried in np.geomspace(1, 12, 30)) + 1e-5
-    accuracy, told = accuracy_and_log_loss(some.logits, some.images, truth, found, aggregation)
-    assert told == pytest.approx(loss(found), rel=1e-6)
+    accuracy, log_loss = accuracy_and_log_loss(some.logits, some.images, truth, found, aggregation)
+    assert log_loss == pytest.approx(loss(found), rel=1e-6)
     chosen = product_probabilities(some.logits, some.images, found, aggregation).argmax(axis=1)
     assert accuracy == np.mean(chosen == truth)
 
@@ -171,7 +171,7 @@ def test_unknown_aggregation_is_refused() -> None:
         product_probabilities(np.zeros((1, 2)), np.ones(1, int), 1.0, "median")
 
 
-def test_evidence_refuses_what_is_no_number_and_unequal_lengths() -> None:
+def test_evidence_refuses_numbers_that_are_not_finite_and_unequal_lengths() -> None:
     evidence, _ = drawn(4, 60)
     columns = {column.name: getattr(evidence, column.name) for column in fields(evidence)}
     with pytest.raises(ValueError, match="not finite"):
@@ -231,7 +231,7 @@ def test_category_effects_stay_small_where_every_outcome_is_certain() -> None:
     assert max(effect[c] for c in range(0, 50, 5)) < 0 < min(effect[c] for c in range(1, 50, 5))
 
 
-def test_unseen_categories_have_no_effect() -> None:
+def test_categories_that_fit_lacks_have_no_effect() -> None:
     evidence, correct = drawn(5, 4000)
     seen = evidence.category < 100
     model = fit_confidence(rows(evidence, seen), correct[seen])
@@ -241,12 +241,12 @@ def test_unseen_categories_have_no_effect() -> None:
     np.testing.assert_array_equal(model.confidence(unseen), without.confidence(unseen))
 
 
-@pytest.mark.parametrize(("right", "products"), [(29, 29), (100, 100), (0, 100), (4, 100), (96, 100)])
-def test_too_little_to_learn_from_is_told(right: int, products: int) -> None:
+@pytest.mark.parametrize(("correct", "products"), [(29, 29), (100, 100), (0, 100), (4, 100), (96, 100)])
+def test_too_few_outcomes_to_fit_a_model_are_reported(correct: int, products: int) -> None:
     evidence = rows(drawn(5, 4000)[0], slice(products))
-    model = fit_confidence(evidence, np.arange(products) < right)
+    model = fit_confidence(evidence, np.arange(products) < correct)
     assert model.kind == "probability"
-    assert f"{products} products in FIT, {right} right" in (model.reason or "")
+    assert f"{products} products in FIT, {correct} right" in (model.reason or "")
     np.testing.assert_array_equal(model.confidence(evidence), evidence.p1.round(6))
 
 
@@ -277,7 +277,7 @@ def with_images(evidence: Evidence, images: int | np.ndarray) -> Evidence:
     return replace(evidence, images=np.broadcast_to(images, len(evidence.p1)))
 
 
-def test_more_images_than_fit_has_seen_count_as_the_most_and_fewer_as_the_fewest() -> None:
+def test_more_images_than_in_fit_count_as_its_most_and_fewer_as_its_fewest() -> None:
     evidence, correct = drawn(5, 4000)
     drawn_images = np.random.default_rng(3).integers(2, 4, 4000)
     model = fit_confidence(with_images(evidence, drawn_images), correct)
@@ -300,7 +300,7 @@ def test_a_model_of_an_older_release_counts_all_images() -> None:
     np.testing.assert_array_equal(old.confidence(evidence), model.confidence(evidence))
 
 
-def test_model_comes_back_from_json() -> None:
+def test_model_is_read_back_from_json() -> None:
     evidence, correct = drawn(5, 4000)
     for model in (fit_confidence(evidence, correct), fit_confidence(rows(evidence, slice(9)), correct[:9])):
         again = ConfidenceModel.from_dict(json.loads(json.dumps(model.to_dict())))

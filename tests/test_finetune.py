@@ -30,6 +30,7 @@ from models.heads.finetune import (
     Augmentation,
     MovingAverage,
     Photos,
+    Tuning,
     augment,
     freeze,
     frozen_count,
@@ -111,8 +112,8 @@ def tune(
     """The backbone before and after, layer by layer, and the history."""
     before = weights_of(network_of(tiny()))
     network, history = tune_backbone(
-        tiny(), head(kind), photos(1, 80, kind), photos(2, 24, kind), recipe(**changes), share, AUGMENTATION,
-        work=work, average=average,
+        tiny(), head(kind), photos(1, 80, kind), photos(2, 24, kind), recipe(**changes),
+        Tuning(share, AUGMENTATION, average), work=work,
     )  # fmt: skip
     return before, weights_of(network), network, history
 

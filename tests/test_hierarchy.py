@@ -24,7 +24,7 @@ def index(tree: Taxonomy, *categories: str) -> np.ndarray:
 
 
 def paths(tree: Taxonomy) -> list[set[tuple[str, ...]]]:
-    """Each category with its ancestors, told by their names: a set, where a shallow leaf counts once."""
+    """Each category with its ancestors, by their names: a set, where a shallow leaf counts once."""
     sets = []
     for names in tree.names:
         kept = list(names)
@@ -63,14 +63,14 @@ def test_hierarchical_softmax_is_the_product_over_the_path_and_sums_to_one(
     np.testing.assert_allclose(found, product_by_hand(scores, tree), rtol=2e-4, atol=1e-12)
 
 
-def test_hierarchical_softmax_bears_families_whose_scores_are_all_low(quiet_tensorflow: None) -> None:
+def test_hierarchical_softmax_is_finite_for_families_whose_scores_are_all_low(quiet_tensorflow: None) -> None:
     """Against the largest of all nodes, not the family's, exp(-2000) would be 0 and its logarithm -inf."""
     tree = uneven_tree()
     scores = [np.zeros((1, len(level)), np.float32) for level in tree.parents]
     scores[1][0, tree.nodes[1, index(tree, "soap", "oats")]] = -2000
-    told = np.asarray(leaf_log_probabilities(scores, tree.parents))
-    assert np.isfinite(told).all()
-    np.testing.assert_allclose(np.exp(told[0, index(tree, "oats", "soap")]), [1 / 6, 1 / 12], rtol=1e-5)
+    found = np.asarray(leaf_log_probabilities(scores, tree.parents))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(np.exp(found[0, index(tree, "oats", "soap")]), [1 / 6, 1 / 12], rtol=1e-5)
 
 
 def test_hierarchical_scores_of_a_worked_example() -> None:
@@ -131,12 +131,12 @@ def test_left_out_category_survives_where_others_share_its_ancestors() -> None:
             node = found[level, index(full, category)[0]]
             others = {other for other in kept.categories if kept.nodes[level, index(kept, other)[0]] == node}
             names = "/".join(full.names[index(full, category)[0], : level + 1])
-            told = {
+            expected = {
                 other
                 for other in kept.categories
                 if names == "/".join(kept.names[index(kept, other)[0], : level + 1])
             }
-            assert others == told, (category, path, level)
+            assert others == expected, (category, path, level)
     assert (found[:, index(full, "pear")[0]] >= 0).tolist() == [True, True, False]
     assert (found[:, index(full, "oats")[0]] >= 0).tolist() == [True, False, False]
     assert (found[:, index(full, "gift")[0]] >= 0).tolist() == [False, False, False]
@@ -146,7 +146,7 @@ def test_ancestors_of_left_out_categories_are_counted_where_there_are_any() -> N
     full = uneven_tree()
     kept = tree_of({name: path for name, path in UNEVEN.items() if name not in ("pear", "oats")})
     truth = index(full, "pear", "pear", "oats")
-    predicted = index(kept, "apple", "milk", "soap")  # right at 1 and 2; at 1; at 1
+    predicted = index(kept, "apple", "milk", "soap")  # correct at 1 and 2; at 1; at 1
     table = found_ancestors(truth, kept.nodes.T[predicted], surviving_nodes(full, kept))
     assert table["level"].tolist() == [1, 2, 3]
     assert table["products"].tolist() == [3, 2, 0]

@@ -67,7 +67,7 @@ def test_losses_of_levels_are_added_with_their_weights() -> None:
     )
 
 
-def test_summed_levels_ask_for_the_category_and_on_average_for_its_ancestors() -> None:
+def test_summed_levels_are_the_loss_of_the_category_and_on_average_of_its_ancestors() -> None:
     tree = uneven_tree()
     count = len(tree.categories)
     logits = np.random.default_rng(3).normal(0, 2, (count, count)).astype(np.float32)
@@ -81,7 +81,7 @@ def test_summed_levels_ask_for_the_category_and_on_average_for_its_ancestors() -
     np.testing.assert_allclose(np.asarray(summed_levels(tree)([logits], labels)), expected, atol=1e-5)
 
 
-def test_summed_levels_are_exact_and_pull_where_a_branch_has_no_probability_left() -> None:
+def test_summed_levels_are_exact_and_have_gradients_where_a_branch_has_no_probability_left() -> None:
     tree = uneven_tree()
     logits = np.full((1, len(tree.categories)), -500, np.float32)
     logits[0, 0] = 500
@@ -91,12 +91,12 @@ def test_summed_levels_are_exact_and_pull_where_a_branch_has_no_probability_left
         loss = summed_levels(tree)([variable.value], last)
     together = np.array([np.sum(node == node[-1]) for node in tree.nodes[:-1]])  # with so many, all alike
     np.testing.assert_allclose(np.asarray(loss), 1000 + np.mean(1000 - np.log(together)), rtol=1e-6)
-    slope = np.asarray(tape.gradient(loss, variable.value))[0]
-    np.testing.assert_allclose(slope[[0, -1]], [2, -1 - np.mean(1 / together)], rtol=1e-5)
+    gradient = np.asarray(tape.gradient(loss, variable.value))[0]
+    np.testing.assert_allclose(gradient[[0, -1]], [2, -1 - np.mean(1 / together)], rtol=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.5])
-def test_smoothing_shares_out_a_part_of_the_target_at_every_level(smoothing: float) -> None:
+def test_smoothing_spreads_a_part_of_the_target_at_every_level(smoothing: float) -> None:
     rng = np.random.default_rng(2)
     outputs = [rng.normal(0, 2, (6, nodes)).astype(np.float32) for nodes in (2, 4, 5)]
     labels = np.stack([rng.integers(0, nodes, 6) for nodes in (2, 4, 5)], axis=1).astype(np.int32)
@@ -109,7 +109,7 @@ def test_smoothing_shares_out_a_part_of_the_target_at_every_level(smoothing: flo
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5)
 
 
-def test_smoothing_goes_over_targets_that_are_soft_along_the_tree() -> None:
+def test_smoothing_is_added_to_targets_that_are_soft_along_the_tree() -> None:
     tree = uneven_tree()
     count = len(tree.categories)
     logits = np.random.default_rng(2).normal(0, 2, (4, count)).astype(np.float32)

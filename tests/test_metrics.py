@@ -21,7 +21,7 @@ from models.decisions.metrics import (
 tied = st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.5, 0.50001, 0.9, 1.0]), st.booleans()), max_size=12)
 
 
-def test_precision_is_the_right_share() -> None:
+def test_precision_is_the_share_of_correct_products() -> None:
     assert precision(np.array([True, False, True, True])) == 0.75
 
 
@@ -70,7 +70,7 @@ def test_target_is_compared_in_whole_numbers() -> None:
     assert acceptance_rate_at(acceptance_curve(np.full(100, 0.5), correct), 0.07) == (1.0, 0.5)
 
 
-def test_curve_refuses_what_is_no_number_and_unequal_lengths() -> None:
+def test_curve_refuses_confidences_that_are_not_numbers_and_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="not a number"):
         acceptance_curve(np.array([0.5, np.nan]), np.array([True, True]))
     with pytest.raises(ValueError, match="one each"):
@@ -133,7 +133,7 @@ def test_confusions_are_the_most_frequent_wrong_pairs() -> None:
     assert list(zip(-found.products, found.truth, found.predicted, strict=True)) == expected
 
 
-def test_no_confusions_where_all_is_right_or_nothing_is_there() -> None:
+def test_no_confusions_where_all_is_correct_or_there_are_no_products() -> None:
     for truth in (np.array([1, 2, 2]), np.array([], dtype=int)):
         assert len(confusions(truth, truth, 10).truth) == 0
 

@@ -574,7 +574,7 @@ def test_a_copied_release_that_is_none_beside_it_is_refused_before_any_work(
     photos(tmp_path)
     write_manifest(tmp_path / "shop.csv", rows())
     assert run("ingest", str(tmp_path / "shop.csv"), "--workspace", str(copied)) == 1
-    assert "a directory, and a copy of no release beside it; expected a link" in error_line(capsys)
+    assert "a directory, but not a copy of a release beside it; expected a link" in error_line(capsys)
     assert not list(copied.glob("runs/*/records*"))
 
 

@@ -1,4 +1,4 @@
-"""Predictions are those of computing every product on its own, however the images are cut into pieces."""
+"""Predictions are those of every product computed on its own, whatever the size of the pieces."""
 
 import itertools
 from collections import Counter
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import models.decisions.predictions
-from models.decisions.confidence import product_probabilities
-from models.decisions.predictions import Predictions, pieces, predict, product_bounds
+from models.decisions.confidence import product_probabilities, product_ranges
+from models.decisions.predictions import Predictions, predict, product_bounds
 from models.taxonomy import Taxonomy, build_taxonomy
 
 
@@ -84,7 +84,7 @@ def assert_equal(found: Predictions, expected: Predictions) -> None:
 @pytest.mark.parametrize(
     ("categories", "levels"), [(30, 3), (30, 2), (30, 1), (7, 3), (5, 2), (3, 2), (2, 1), (1, 1)]
 )
-def test_answers_agree_with_every_product_on_its_own(
+def test_predictions_agree_with_every_product_computed_on_its_own(
     categories: int, levels: int, temperature: float
 ) -> None:
     tree = draw_tree(categories, levels)
@@ -95,12 +95,12 @@ def test_answers_agree_with_every_product_on_its_own(
     )
 
 
-def test_types_are_the_promised_ones() -> None:
+def test_types_are_the_documented_ones() -> None:
     tree = draw_tree(30)
     logits, bounds = draw(1, 25, 30)
     found = predict(Echo(), logits, bounds, tree, 1.0)
-    told = {name: (column.shape, column.dtype) for name, column in vars(found).items()}
-    assert told == {
+    types = {name: (column.shape, column.dtype) for name, column in vars(found).items()}
+    assert types == {
         "top": ((25, 5), np.int32),
         "top_probability": ((25, 5), np.float32),
         "level_top": ((25, 3, 5), np.int32),
@@ -112,7 +112,9 @@ def test_types_are_the_promised_ones() -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, 10**9])
-def test_answers_never_depend_on_the_size_of_a_piece(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+def test_predictions_do_not_depend_on_the_size_of_a_piece(
+    monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
     tree = draw_tree(30)
     logits, bounds = draw(2, 40, 30)
     whole = predict(Echo(), logits, bounds, tree, 1.3)
@@ -123,34 +125,31 @@ def test_answers_never_depend_on_the_size_of_a_piece(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 100])
-def test_pieces_hold_every_product_once_and_as_many_images_as_asked(
-    monkeypatch: pytest.MonkeyPatch, piece: int
-) -> None:
-    monkeypatch.setattr(models.decisions.predictions, "PIECE", piece)
+def test_ranges_have_every_product_once_and_at_most_so_many_images(piece: int) -> None:
     bounds = np.array([0, 1, 3, 4, 8, 9, 9 + 6, 16])
-    cut = list(pieces(bounds))
+    cut = list(product_ranges(bounds, piece))
     assert [product for start, stop in cut for product in range(start, stop)] == list(range(7))
     for start, stop in cut:
         assert stop - start == 1 or bounds[stop] - bounds[start] <= piece
         assert stop == 7 or bounds[stop + 1] - bounds[start] > piece
 
 
-def test_head_is_never_asked_for_more_images_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_head_never_gets_more_images_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes_of_calls = []
 
     class Counting(Echo):
         def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
-            asked.append(len(bottlenecks))
+            sizes_of_calls.append(len(bottlenecks))
             return [bottlenecks]
 
     monkeypatch.setattr(models.decisions.predictions, "PIECE", 10)
     logits, bounds = draw(3, 40, 9)
     predict(Counting(), logits, bounds, draw_tree(9), 1.0)
-    assert max(asked) <= 10
-    assert sum(asked) == len(logits)
+    assert max(sizes_of_calls) <= 10
+    assert sum(sizes_of_calls) == len(logits)
 
 
-def test_equal_probabilities_are_told_from_the_lowest_category_on() -> None:
+def test_of_equal_probabilities_the_lowest_category_comes_first() -> None:
     logits = np.zeros((2, 30), np.float32)
     logits[1, [4, 17]] = 1000.0  # all others underflow to zero
     found = predict(Echo(), logits, np.array([0, 1, 2]), draw_tree(30), 1.0)
@@ -159,7 +158,7 @@ def test_equal_probabilities_are_told_from_the_lowest_category_on() -> None:
     assert found.level_top[0, 0].tolist() == [0, 1, 2, 3, -1]
 
 
-def test_no_products_give_no_answers() -> None:
+def test_no_products_give_no_predictions() -> None:
     found = predict(Echo(), np.zeros((0, 9), np.float32), product_bounds(np.array([])), draw_tree(9), 1.0)
     assert found.top.shape == (0, 5)
     assert found.level_top.shape == (0, 3, 5)
@@ -193,7 +192,7 @@ class OfLevels:
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "geometric", "max"])
-def test_head_of_levels_is_asked_for_every_level_and_decides_by_the_finest(aggregation: str) -> None:
+def test_head_of_levels_predicts_every_level_and_the_finest_decides(aggregation: str) -> None:
     tree = draw_tree(30)
     sizes = [len(level) for level in tree.parents]
     assert sizes == [4, 10, 30]
@@ -210,8 +209,8 @@ def test_head_of_levels_is_asked_for_every_level_and_decides_by_the_finest(aggre
     assert (found.own_top[:, 0, 4] == -1).all()  # four nodes only
 
 
-def test_aggregation_decides_between_one_sure_image_and_several_unsure_ones() -> None:
-    """Of three images one is sure of the first category, two lean to the second."""
+def test_aggregation_decides_between_one_confident_image_and_several_uncertain_ones() -> None:
+    """Of three images one is confident of the first category, two slightly prefer the second."""
     logits = np.log(np.array([[0.98, 0.01, 0.01], [0.3, 0.4, 0.3], [0.3, 0.4, 0.3]], np.float32))
     tops = {
         name: predict(Echo(), logits, np.array([0, 3]), draw_tree(3, 2), 1.0, name).top[0, 0]
@@ -227,13 +226,13 @@ def test_aggregation_decides_between_one_sure_image_and_several_unsure_ones() ->
     assert tops == {"mean": 0, "geometric": 2, "max": 1}
 
 
-def test_only_category_of_a_tree_leaves_nothing_to_the_second() -> None:
+def test_the_second_probability_of_a_tree_of_one_category_is_0() -> None:
     found = predict(Echo(), np.zeros((1, 1), np.float32), np.array([0, 1]), draw_tree(1, 1), 1.0)
     evidence = found.evidence(np.array([20]))
     assert (evidence.p1[0], evidence.p2[0], evidence.parent_mass[0]) == (1.0, 0.0, 1.0)
 
 
-def test_bounds_are_where_the_next_product_begins() -> None:
+def test_bounds_are_the_first_images_of_the_products() -> None:
     assert product_bounds(np.array(["a", "b", "b", "b", "a"], dtype=object)).tolist() == [0, 1, 4, 5]
     assert product_bounds(np.array(["a"])).tolist() == [0, 1]
     assert product_bounds(np.array([])).tolist() == [0]

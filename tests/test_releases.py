@@ -1,4 +1,4 @@
-"""Which bundle is in service, in workspaces that were copied by tools of all kinds."""
+"""Which bundle is in service, in workspaces that were copied by different tools."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def copied(tmp_path: Path) -> Path:
     return tmp_path / "copy" / "releases"
 
 
-def test_a_copied_directory_is_known_by_its_manifest_and_gives_way_to_a_link(copied: Path) -> None:
+def test_a_copied_directory_is_recognized_by_its_manifest_and_replaced_by_a_link(copied: Path) -> None:
     assert in_service(copied) == "2026-W46"
     assert begin_run(copied.parent, "next", Config()).based_on == "2026-W46"
     put_into_service(copied, "2026-W47")
@@ -45,7 +45,7 @@ def test_a_copied_directory_is_known_by_its_manifest_and_gives_way_to_a_link(cop
 
 
 @pytest.mark.parametrize("step", range(8))
-def test_a_switch_that_is_cut_short_at_any_step_leaves_one_of_the_two_in_service(
+def test_a_switch_that_is_interrupted_at_any_step_leaves_one_of_the_two_in_service(
     copied: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Every call that changes the disk may be the last one."""
@@ -81,7 +81,7 @@ def exit_status(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("lost", ["head.json", "manifest.json"])
-def test_a_directory_that_is_no_copy_of_a_release_is_refused_before_any_work(
+def test_a_directory_that_is_not_a_copy_of_a_release_is_refused_before_any_work(
     copied: Path, capsys: pytest.CaptureFixture[str], lost: str
 ) -> None:
     if lost == "manifest.json":
@@ -93,11 +93,13 @@ def test_a_directory_that_is_no_copy_of_a_release_is_refused_before_any_work(
     (photos / "1.jpg").write_bytes(b"")
     assert exit_status("retrain", str(photos.parent), "--workspace", str(copied.parent), "--run", "r") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: {copied / 'current'}: a directory, and a copy of no release beside it; ")
+    assert error.startswith(
+        f"error: {copied / 'current'}: a directory, but not a copy of a release beside it; "
+    )
     assert [name for name in sizes(copied.parent) if name.startswith("runs/")] == ["runs/r/.lock"]
 
 
-def test_a_file_with_a_name_as_object_stores_have_it_counts_on_a_disk(copied: Path) -> None:
+def test_a_file_with_a_name_as_on_object_stores_counts_on_a_disk(copied: Path) -> None:
     shutil.rmtree(copied / "current")
     (copied / "current").write_text("2026-W47\n")
     assert in_service(copied) == "2026-W47"
@@ -106,10 +108,12 @@ def test_a_file_with_a_name_as_object_stores_have_it_counts_on_a_disk(copied: Pa
 
 
 @pytest.mark.parametrize("held", [b"", b"\xff\xfe", b"../W/releases/2026-W46", b"<html>\nmoved\n"])
-def test_a_file_that_holds_no_name_is_refused(copied: Path, held: bytes) -> None:
+def test_a_file_without_a_name_is_refused(copied: Path, held: bytes) -> None:
     shutil.rmtree(copied / "current")
     (copied / "current").write_bytes(held)
-    with pytest.raises(ShelfmarkError, match="holds no name of a release; expected one beside it"):
+    with pytest.raises(
+        ShelfmarkError, match="does not hold the name of a release; expected one like 2026-W47"
+    ):
         in_service(copied)
 
 
@@ -123,12 +127,12 @@ def test_a_workspace_that_was_copied_to_an_object_store_keeps_its_release(copied
         assert read_range(there / "current") == b"2026-W47" and in_service(there) == "2026-W47"
         assert not [name for name in sizes(there) if name.startswith("current/")]
         write_whole(place(bucket) / "other" / "releases" / "current" / "head.json", b"x")
-        with pytest.raises(ShelfmarkError, match="a copy of no release beside it"):
+        with pytest.raises(ShelfmarkError, match="not a copy of a release beside it"):
             in_service(place(bucket) / "other" / "releases")
 
 
 @pytest.mark.parametrize("name", ["current", "current.old", "current.tmp"])
-def test_no_run_is_called_as_what_points_to_the_release(
+def test_a_run_cannot_have_the_name_of_the_link_to_the_release(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert exit_status("report", "--workspace", str(tmp_path), "--run", name) == 1

@@ -1,4 +1,4 @@
-"""The tree is the one that the paths tell, and survives its file."""
+"""The tree follows from the paths, and is read back from its file unchanged."""
 
 from collections import Counter
 from pathlib import Path
@@ -23,13 +23,13 @@ from models.taxonomy import (
 CDISCOUNT = conftest.SHARED / "data" / "cdiscount" / "category_names.csv"
 
 
-def told(**paths: str) -> Paths:
+def paths_of(**paths: str) -> Paths:
     """Paths from texts like leek="Food/Vegetables"."""
     return Counter({(category, tuple(path.split("/"))): 1 for category, path in paths.items()})
 
 
 def tree_of(**paths: str) -> Taxonomy:
-    return build_taxonomy(told(**paths), set(paths))[0]
+    return build_taxonomy(paths_of(**paths), set(paths))[0]
 
 
 def names_of(tree: Taxonomy) -> dict[str, str]:
@@ -37,14 +37,14 @@ def names_of(tree: Taxonomy) -> dict[str, str]:
     return {category: "/".join(names) for category, names in zip(tree.categories, tree.names, strict=True)}
 
 
-def test_categories_are_sorted_and_stand_under_their_names() -> None:
+def test_categories_are_sorted_and_have_their_names() -> None:
     tree = tree_of(soap="Home/Bath", leek="Food/Vegetable", pear="Food/Fruit")
     assert tree.levels == 2
     assert names_of(tree) == {"leek": "Food/Vegetable", "pear": "Food/Fruit", "soap": "Home/Bath"}
     assert tree.nodes.tolist() == [[0, 0, 1], [0, 1, 2]]
 
 
-def test_shallow_leaf_stands_for_itself_at_the_deeper_levels() -> None:
+def test_shallow_leaf_is_its_own_node_at_the_deeper_levels() -> None:
     tree = tree_of(gift="Gift", leek="Food/Vegetable", pear="Food/Fruit/Pear")
     assert names_of(tree) == {
         "gift": "Gift/Gift/Gift",
@@ -82,18 +82,18 @@ def test_same_name_under_two_parents_is_two_nodes() -> None:
 
 
 def test_category_without_a_path_is_a_leaf_under_the_root() -> None:
-    tree, conflicts = build_taxonomy(told(leek="Food/Leek"), {"leek", "mystery"})
+    tree, conflicts = build_taxonomy(paths_of(leek="Food/Leek"), {"leek", "mystery"})
     assert names_of(tree) == {"leek": "Food/Leek", "mystery": "mystery/mystery"}
     assert conflicts == 0
 
 
-def test_categories_that_are_not_kept_leave_no_trace() -> None:
-    tree, conflicts = build_taxonomy(told(leek="Food/Leek", soap="Home/Bath/Soap/Hard"), {"leek"})
+def test_categories_that_are_not_kept_do_not_change_the_tree() -> None:
+    tree, conflicts = build_taxonomy(paths_of(leek="Food/Leek", soap="Home/Bath/Soap/Hard"), {"leek"})
     assert names_of(tree) == {"leek": "Food/Leek"}
     assert conflicts == 0
 
 
-def test_category_at_several_places_goes_to_the_most_common_then_the_first() -> None:
+def test_category_with_several_paths_has_the_most_common_then_the_first() -> None:
     paths: Paths = Counter(
         {
             ("leek", ("Food", "Fruit")): 2,
@@ -146,7 +146,7 @@ AWKWARD = [
 ]
 
 
-def test_awkward_names_survive_the_file(tmp_path: Path) -> None:
+def test_awkward_names_are_read_back_unchanged(tmp_path: Path) -> None:
     paths = Counter({(name or "empty", ("Top, left", name or "empty")): 1 for name in AWKWARD})
     tree, _ = build_taxonomy(paths, {category for category, _ in paths})
     write_taxonomy(tree, tmp_path / "taxonomy.csv")
@@ -181,7 +181,7 @@ def test_paths_are_read_in_the_form_of_cdiscount(tmp_path: Path) -> None:
         )
 
 
-def test_written_taxonomy_may_be_given_as_a_taxonomy(tmp_path: Path) -> None:
+def test_written_taxonomy_can_be_read_as_a_taxonomy_file(tmp_path: Path) -> None:
     tree = tree_of(gift="Gift", pear="Food/Fruit")
     write_taxonomy(tree, tmp_path / "taxonomy.csv")
     again, _ = build_taxonomy(read_paths(tmp_path / "taxonomy.csv"), {"gift", "pear"})
@@ -197,12 +197,12 @@ def test_written_taxonomy_may_be_given_as_a_taxonomy(tmp_path: Path) -> None:
         (b'category_id,level1\n1,"open\n', "cannot be read: line 2: a quote that opens here is not closed"),
         (
             b"category,level1,level2\nOther,Home,Other\nOther,Food,Other\n",
-            "category 'Other' stands at Food / Other and at Home / Other; expected one place",
+            "category 'Other' is at Food / Other and at Home / Other; expected one parent",
         ),
         (None, "cannot be read"),
     ],
 )
-def test_file_that_is_no_taxonomy_is_refused(tmp_path: Path, data: bytes | None, why: str) -> None:
+def test_file_that_is_not_a_taxonomy_is_refused(tmp_path: Path, data: bytes | None, why: str) -> None:
     file = tmp_path / "names.csv"
     if data is not None:
         file.write_bytes(data)
@@ -210,16 +210,16 @@ def test_file_that_is_no_taxonomy_is_refused(tmp_path: Path, data: bytes | None,
         read_paths(file)
 
 
-def test_levels_are_read_by_their_numbers_and_columns_that_only_sound_like_them_are_named(tmp_path, caplog):
+def test_levels_are_read_by_their_numbers_and_columns_of_similar_names_are_reported(tmp_path, caplog):
     file = tmp_path / "names.csv"
     file.write_text("category_level10;Category_Level_2;level_count;Category_ID;category_level1\nc;b;9;7;a\n")
     with caplog.at_level("INFO", "shelfmark"):
         assert read_paths(file) == {("7", ("a", "b", "c")): 1}
-    assert "names.csv: columns level_count are no levels" in caplog.text
+    assert "names.csv: columns level_count are not used" in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
-def test_names_are_compared_without_what_cannot_be_seen(tmp_path, caplog, encoding):
+def test_names_are_compared_without_invisible_differences(tmp_path, caplog, encoding):
     decomposed = "Cafe\u0301" if encoding != "cp1252" else "Café "
     rows = f"category_id\tlevel1\tlevel2\n1\tCafé\tThé  vert\n2\t{decomposed}\tThé vert\n"
     (tmp_path / "names.tsv").write_bytes(rows.encode(encoding))
@@ -234,7 +234,7 @@ def test_names_of_one_category_in_several_spellings_are_logged_with_their_counts
     file.write_text("category,level1\nShoes,Wear\nShoes ,Wear\nHats,Wear\nShoes,Wear\n")
     with caplog.at_level("INFO", "shelfmark"):
         assert read_paths(file) == {("Shoes", ("Wear",)): 3, ("Hats", ("Wear",)): 1}
-    assert "1 names have several spellings and are one each, as 'Shoes' (2) and 'Shoes ' (1)" in caplog.text
+    assert "each is one name: 'Shoes' (2) and 'Shoes ' (1)" in caplog.text
 
 
 def test_a_column_of_depths_shortens_paths_only_where_it_numbers_a_level(tmp_path: Path) -> None:
@@ -243,15 +243,15 @@ def test_a_column_of_depths_shortens_paths_only_where_it_numbers_a_level(tmp_pat
     assert set(read_paths(file)) == {("a", ("A",)), ("b", ("B", "B")), ("c", ("C", "D")), ("d", ("D", "E"))}
 
 
-def test_a_release_whose_names_were_not_tidied_knows_this_weeks_categories():
+def test_a_release_with_names_that_are_not_tidy_has_this_weeks_categories():
     old = Taxonomy(np.array(["Cafe\u0301", "Shoes "], object), np.array([["Cafe\u0301"], ["Shoes "]], object))
     assert old.index(np.array(["Café", "Shoes", "shoes", None], object)).tolist() == [0, 1, -1, -1]
 
 
-def test_a_leaf_that_is_called_as_its_parent_is_as_deep_as_its_path(tmp_path: Path) -> None:
+def test_a_leaf_with_the_name_of_its_parent_is_as_deep_as_its_path(tmp_path: Path) -> None:
     tree = tree_of(candle="Home/Candle/Candle", lamp="Home/Candle/Lamp", gift="Gift")
     assert tree.depth.tolist() == [3, 1, 3]
-    assert [tree.label(place) for place in range(3)] == [
+    assert [tree.label(index) for index in range(3)] == [
         "Home / Candle / Candle",
         "Gift",
         "Home / Candle / Lamp",
@@ -271,7 +271,7 @@ def test_photos_beside_a_folder_of_the_same_name_are_another_category_than_those
 ) -> None:
     tree = tree_of(**{"Food": "Food", "Food/Food": "Food/Food", "Food/Food/Pear": "Food/Food/Pear"})
     assert tree.depth.tolist() == [1, 2, 3]
-    # the leaf Food stands for itself at level 2, beside the folder Food / Food
+    # the leaf Food is its own node at level 2, beside the folder Food / Food
     assert tree.nodes.tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 2]]
     write_taxonomy(tree, tmp_path / "taxonomy.csv")
     np.testing.assert_array_equal(read_taxonomy(tmp_path / "taxonomy.csv").nodes, tree.nodes)
@@ -301,7 +301,7 @@ def test_photos_in_a_folder_and_in_one_below_it_need_no_depths_in_the_file(tmp_p
     assert read_taxonomy(tmp_path / "taxonomy.csv").depth.tolist() == tree.depth.tolist() == [1, 2]
 
 
-def test_categories_of_one_name_under_several_parents_are_called_by_their_paths():
+def test_categories_of_one_name_under_several_parents_are_named_by_their_paths():
     others = {("Other", ("Home", "Other")): 3, ("Other", ("Food", "Other")): 2}
     numbered = {("7", ("Home", "Other")): 1, ("7", ("Food", "Other")): 1}
     paths = Counter(others | numbered | {("Pear", ("Food", "Pear")): 1})
@@ -324,17 +324,17 @@ def test_tree_of_cdiscount_has_5270_categories_in_three_levels(tmp_path: Path) -
     # 18 leaves are called as their parents
     assert (tree.names[:, 2] == tree.names[:, 1]).sum() == 18 and (guessed_depth(tree.names) < 3).sum() == 18
     assert tree.depth.tolist() == [3] * 5270
-    right = hierarchical_scores(np.arange(5270), np.arange(5270), tree)
-    assert right == HierarchicalScores(1.0, 1.0, 1.0)
+    same = hierarchical_scores(np.arange(5270), np.arange(5270), tree)
+    assert same == HierarchicalScores(1.0, 1.0, 1.0)
     pipes = np.flatnonzero((tree.names[:, :2] == ["ARTICLES POUR FUMEUR", "PIPE"]).all(axis=1))
-    leaf = [place for place in pipes if tree.names[place, 2] == "PIPE"]
+    leaf = [index for index in pipes if tree.names[index, 2] == "PIPE"]
     assert len(pipes) == 5 and len(leaf) == 1
-    for told in (tree, Taxonomy(tree.categories, tree.names)):  # as kept, and as an old file has it
-        near = hierarchical_scores(pipes, np.repeat(leaf, 5), told)  # one is right, four share two nodes
-        shared = 4 * 2 + told.depth[leaf[0]]
+    for written in (tree, Taxonomy(tree.categories, tree.names)):  # as kept, and as an old file has it
+        near = hierarchical_scores(pipes, np.repeat(leaf, 5), written)  # one is correct, four share two nodes
+        shared = 4 * 2 + written.depth[leaf[0]]
         assert (near.precision, near.recall) == (
-            shared / (5 * told.depth[leaf[0]]),
-            shared / told.depth[pipes].sum(),
+            shared / (5 * written.depth[leaf[0]]),
+            shared / written.depth[pipes].sum(),
         )
         assert max(near.precision, near.recall) <= 1
     write_taxonomy(tree, tmp_path / "taxonomy.csv")

@@ -1,4 +1,4 @@
-"""The promise of the threshold: kept on drawn products, exact, and the same in whatever order rows come."""
+"""The promise of the threshold: kept on synthetic products, exact, and the same for any order of rows."""
 
 import json
 import warnings
@@ -80,7 +80,7 @@ def test_promise_costs_little_acceptance(products: int, least: float) -> None:
     assert rates.mean() >= least  # of 0.515, which is what the true curve allows
 
 
-def test_bad_products_at_the_very_top_do_not_stop_certification() -> None:
+def test_errors_at_the_highest_confidences_do_not_stop_certification() -> None:
     _, rates = calibrations("contaminated", 5000, 1000)
     assert rates.mean() >= 0.38
     assert (rates == 0).mean() <= 0.01
@@ -114,8 +114,8 @@ def test_lower_bound_is_that_of_scipy() -> None:
     np.testing.assert_array_equal(lower_bound(np.array([0, 4]), np.array([0, 4]), 0.1), [0, 0])
 
 
-def alike(products: int, name: str, right: bool = True) -> Outcomes:
-    return draw.graded(np.full(products, 0.8), np.full(products, right), name)
+def alike(products: int, name: str, correct: bool = True) -> Outcomes:
+    return draw.graded(np.full(products, 0.8), np.full(products, correct), name)
 
 
 def test_22_products_without_error_certify_and_21_do_not() -> None:
@@ -218,14 +218,14 @@ def test_row_order_changes_nothing() -> None:
         assert certify(shuffled(fit, rng), shuffled(cert, rng)) == once
 
 
-def test_a_group_is_stood_for_by_the_smallest_hash_of_its_ids() -> None:
+def test_a_group_is_represented_by_the_smallest_hash_of_its_ids() -> None:
     ids = np.array(["a", "b", "c", "d", "e"])
     group = np.array([1, 2, 1, 1, 2])
     chosen = {ids[row] for row in one_per_group(ids, group)}
     assert chosen == {min("acd", key=order_key), min("be", key=order_key)}
 
 
-def test_a_product_or_group_cannot_be_fitted_and_certified_on() -> None:
+def test_a_product_or_group_in_both_fit_and_cert_is_refused() -> None:
     fit, cert = alike(50, "fit"), alike(50, "cert")
     with pytest.raises(ValueError, match="50 products are in FIT and CERT"):
         certify(fit, fit)
@@ -241,13 +241,13 @@ def test_a_product_or_group_cannot_be_fitted_and_certified_on() -> None:
     ("change", "message"),
     [
         ({"confidence": np.array([0.5, np.nan])}, "not a number"),
-        ({"confidence": np.array([0.5, 1.1])}, "outside 0 to 1"),
+        ({"confidence": np.array([0.5, 1.1])}, "not a number from 0 to 1"),
         ({"confidence": np.array([0.5])}, "one length"),
         ({"correct": np.array([1, 0])}, "expected bool"),
         ({"product_id": np.array(["a", "a"])}, "a row per product"),
     ],
 )
-def test_ill_graded_products_are_refused(change: dict[str, np.ndarray], message: str) -> None:
+def test_outcomes_that_do_not_fit_are_refused(change: dict[str, np.ndarray], message: str) -> None:
     columns = {
         "product_id": np.array(["a", "b"]),
         "group": np.array([1, 2]),
@@ -273,14 +273,14 @@ def test_nothing_is_accepted_without_fit_or_without_cert() -> None:
     assert 22 <= (no_cert.more_products_needed or 0) <= 60
 
 
-def test_all_wrong_is_not_certified_and_more_products_would_not_help() -> None:
-    found = certify(alike(90, "fit", right=False), alike(900, "cert", right=False))
+def test_products_that_are_all_wrong_are_not_certified_and_more_would_not_help() -> None:
+    found = certify(alike(90, "fit", correct=False), alike(900, "cert", correct=False))
     assert (found.threshold, found.more_products_needed) == (None, None)
     assert "more products alone will not help" in (found.reason or "")
 
 
 @pytest.mark.parametrize("products", [2, 4, 8])
-def test_a_few_that_are_all_right_are_told_how_many_more_right_ones_certify(products: int) -> None:
+def test_for_a_few_that_are_all_correct_the_number_of_further_correct_ones_is_reported(products: int) -> None:
     found = certify(alike(10, "fit"), alike(products, "cert"))
     assert found.threshold is None
     assert found.more_products_needed == 22 - products
@@ -294,7 +294,7 @@ def test_a_few_with_one_wrong_do_not_show_that_more_would_not_help() -> None:
     cert = draw.graded(np.full(4, 0.8), np.array([True, True, True, False]), "cert")
     found = certify(fit, cert)
     assert found.at_best
-    assert (found.more_products_needed or 0) > 22 - 4  # for all right
+    assert (found.more_products_needed or 0) > 22 - 4  # if all were correct
     many = draw.graded(np.full(400, 0.8), np.tile([True, True, True, False], 100), "cert")
     assert "more products alone will not help" in (certify(fit, many).reason or "")
 
@@ -306,7 +306,7 @@ def test_products_below_every_start_do_not_show_that_more_would_not_help() -> No
     assert (found.more_products_needed or 0) > 0
 
 
-def test_all_right_accepts_everything() -> None:
+def test_products_that_are_all_correct_are_all_accepted() -> None:
     rng = np.random.default_rng(27)
     fit = draw.graded(rng.random(40), np.full(40, True), "fit")
     found = certify(fit, draw.graded(rng.random(400), np.full(400, True)))
@@ -324,7 +324,7 @@ def test_grid_has_attained_confidences_at_even_steps() -> None:
     assert set(threshold_grid(confidence, 10**6).tolist()) == set(confidence.tolist())
 
 
-def test_certificate_tells_what_the_accepted_products_are() -> None:
+def test_certificate_has_the_figures_of_the_accepted_products() -> None:
     rng = np.random.default_rng(29)
     cert = draw.graded(*draw.g6(rng, 3000))
     found = certify(draw.graded(*draw.g6(rng, 1000), "fit"), cert)
@@ -344,7 +344,7 @@ def test_certificate_tells_what_the_accepted_products_are() -> None:
     assert found.p_value == pytest.approx(binom.cdf(found.errors, found.accepted, 0.1))
 
 
-def test_certificate_comes_back_from_json() -> None:
+def test_certificate_is_read_back_from_json() -> None:
     rng = np.random.default_rng(30)
     fit = draw.graded(*draw.g1(rng, 300), "fit")
     for cert in (draw.graded(*draw.g1(rng, 1000)), draw.graded(*draw.g1(rng, 15))):
@@ -358,7 +358,7 @@ def test_products_for_a_promise_are_about_those_of_the_exact_plan(precision: flo
     assert products_for(0.9, 0.9, 0.1) == np.inf
 
 
-def test_the_products_said_to_be_missing_mostly_suffice() -> None:
+def test_as_many_more_products_as_reported_mostly_suffice() -> None:
     rng = np.random.default_rng(31)
     enough = []
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""Training: the paper's schedule, every image once an epoch, the best epoch kept, one head from one seed."""
+"""Training: the paper's schedule, every image once an epoch, the best epoch kept, one head a seed."""
 
 import dataclasses
 import hashlib
@@ -29,8 +29,8 @@ SHAPE = HeadShape(width=6, categories=3, hidden=(16, 8), dropout=0.2, scale=1.0,
 
 
 def recipe(**changes: Any) -> Recipe:
-    told = {"batch": 16, "learning_rate": 0.1, "decay": 7e-5, "epochs": 3, "patience": 100, "seed": 1}
-    return Recipe(**told | changes)
+    settings = {"batch": 16, "learning_rate": 0.1, "decay": 7e-5, "epochs": 3, "patience": 100, "seed": 1}
+    return Recipe(**settings | changes)
 
 
 def draw(seed: int, images: int, noise: float = 0.3, wrong: float = 0.0) -> Examples:
@@ -62,7 +62,7 @@ def test_rate_at_a_step_is_that_of_the_paper() -> None:
         assert float(rate(step)) == pytest.approx(0.1 / (1 + step * 7e-5), rel=1e-6)
 
 
-def test_cosine_goes_from_the_rate_to_nothing_over_all_steps() -> None:
+def test_cosine_falls_from_the_rate_to_0_over_all_steps() -> None:
     rate = fit.optimizer_of(recipe(schedule="cosine", batch=16, epochs=10), images=100)._learning_rate
     for step in (0, 7, 35, 60):  # six batches an epoch; four images wait
         assert float(rate(step)) == pytest.approx(0.1 * (1 + np.cos(np.pi * step / 60)) / 2, abs=1e-8)
@@ -74,19 +74,19 @@ def test_steps_with_momentum_are_those_of_keras() -> None:
     ours, theirs = sgd(inverse_time_decay(0.1, 0.5), 0.9), keras.optimizers.SGD(
         inverse_time_decay(0.1, 0.5), momentum=0.9
     )  # fmt: skip
-    for slope in weights[1:]:
-        ours.apply([ops.convert_to_tensor(slope)], [found])
-        theirs.apply([ops.convert_to_tensor(slope)], [wanted])
+    for gradient in weights[1:]:
+        ours.apply([ops.convert_to_tensor(gradient)], [found])
+        theirs.apply([ops.convert_to_tensor(gradient)], [wanted])
         np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=1e-6)
 
 
 def test_weights_decay_in_one_step_of_sixteen_as_much_as_in_sixteen_of_keras() -> None:
-    weights, slope = np.random.default_rng(0).normal(0, (1, 0.02), (4, 3, 2)).astype(np.float32).T
+    weights, gradient = np.random.default_rng(0).normal(0, (1, 0.02), (4, 3, 2)).astype(np.float32).T
     found, wanted = keras.Variable(weights), keras.Variable(weights)
     ours, theirs = sgd(0.05, 0.9, 0.02), keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=0.02)
     for step in range(32):
-        ours.apply([ops.convert_to_tensor(slope)], [found])
-        theirs.apply([ops.convert_to_tensor(slope)], [wanted])
+        ours.apply([ops.convert_to_tensor(gradient)], [found])
+        theirs.apply([ops.convert_to_tensor(gradient)], [wanted])
         gap = np.abs(np.asarray(found) - np.asarray(wanted)).max()
         assert gap < (5e-3 if (step + 1) % DECAY_STEPS == 0 else 0.05), step
     assert np.abs(np.asarray(wanted)).sum() < 0.97 * np.abs(weights).sum()  # the decay is no trifle
@@ -100,7 +100,7 @@ def test_an_epoch_at_a_rate_shrinks_the_weights_by_the_rate_times_the_decay() ->
     np.testing.assert_allclose(np.asarray(weights), np.exp(-0.1 * 0.5), rtol=1e-5)
 
 
-def test_a_large_decay_leaves_little_and_turns_nothing_round() -> None:
+def test_a_large_decay_leaves_little_and_changes_no_sign() -> None:
     optimizer = fit.optimizer_of(recipe(momentum=0.9, weight_decay=2.0, decay=0.0), images=16)
     weights, still = keras.Variable(np.ones((2, 2), np.float32)), ops.zeros((2, 2))
     for _ in range(32):  # an epoch each
@@ -109,7 +109,7 @@ def test_a_large_decay_leaves_little_and_turns_nothing_round() -> None:
 
 
 def test_training_obeys_the_schedule() -> None:
-    """At the decay as it is printed, 7·10⁵, the rate is gone after one step: more epochs change nothing."""
+    """At the decay as it is printed, 7·10⁵, the rate is almost 0 after one step: more change nothing."""
     one_step, many = (
         fit_head(SHAPE, draw(1, 32), None, recipe(batch=32, epochs=epochs, decay=7e5))[0]
         for epochs in (1, 20)
@@ -123,7 +123,7 @@ def test_training_obeys_the_schedule() -> None:
             np.testing.assert_allclose(often, once, atol=1e-5)
 
 
-def test_separable_images_are_learnt() -> None:
+def test_separable_images_are_classified_correctly() -> None:
     head, history = fit_head(SHAPE, draw(1, 240), draw(2, 90), recipe(epochs=15))
     accuracy, _ = accuracy_and_loss(head, draw(3, 300))
     assert accuracy > 0.95
@@ -170,21 +170,21 @@ def test_trained_head_is_read_back(tmp_path: Path) -> None:
 
 
 class Watched:
-    """Bottlenecks that remember which rows were asked for."""
+    """Bottlenecks that remember which rows were read."""
 
     def __init__(self, bottlenecks: np.ndarray) -> None:
-        self.bottlenecks, self.asked = bottlenecks, list[list[int]]()
+        self.bottlenecks, self.read = bottlenecks, list[list[int]]()
 
     def __len__(self) -> int:
         return len(self.bottlenecks)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        self.asked.append(rows.tolist())
+        self.read.append(rows.tolist())
         return self.bottlenecks[rows]
 
 
 def window_by_window(examples: Examples, images: int) -> dict[str, int]:
-    """The memory that makes windows of so many images."""
+    """The setting of memory that gives windows of so many images."""
     return {"memory": images * examples.bottlenecks[np.arange(1)].nbytes}
 
 
@@ -192,23 +192,25 @@ def test_bottlenecks_that_fit_memory_are_read_once() -> None:
     plain = draw(1, 50)
     watched = Watched(plain.bottlenecks[np.arange(50)])
     fit_head(SHAPE, Examples(watched, plain.labels), None, recipe())
-    assert [rows for rows in watched.asked if len(rows) > 1] == [list(range(50))]
+    assert [rows for rows in watched.read if len(rows) > 1] == [list(range(50))]
 
 
-def test_more_is_read_window_by_window_every_image_once_an_epoch_in_an_order_of_its_own() -> None:
+def test_more_is_read_window_by_window_every_image_once_an_epoch_in_another_order() -> None:
     plain = draw(1, 1000)
     watched = Watched(plain.bottlenecks[np.arange(1000)])
     fit_head(SHAPE, Examples(watched, plain.labels), None, recipe(**window_by_window(plain, 400)))
-    windows = [rows for rows in watched.asked if len(rows) > 1]
+    windows = [rows for rows in watched.read if len(rows) > 1]
     assert [len(rows) for rows in windows] == [400, 400, 192] * 3
     epochs = [list(itertools.chain(*windows[start : start + 3])) for start in (0, 3, 6)]
     assert all(len(set(epoch)) == 992 for epoch in epochs)  # those that fill no batch of 16 wait
     assert set(itertools.chain(*epochs)) == set(range(1000))
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert all(max(epoch[:400]) - min(epoch[:400]) > 500 for epoch in epochs), "a window is of one place"
+    assert all(max(epoch[:400]) - min(epoch[:400]) > 500 for epoch in epochs), (
+        "a window is from one part of the rows"
+    )
 
 
-def test_images_in_the_order_of_their_categories_are_mixed_well_enough_to_be_learnt() -> None:
+def test_images_sorted_by_category_are_shuffled_well_enough_to_train_on() -> None:
     drawn = draw(1, 3000, noise=0.5)
     by_category = np.argsort(drawn.labels, kind="stable")
     ordered = Examples(drawn.bottlenecks[by_category], drawn.labels[by_category])
@@ -232,7 +234,7 @@ def test_rows_in_memory_become_a_tensor_without_a_copy(count: int) -> None:
     assert float(tensor[0, 0]) == 7  # the tensor keeps the memory
 
 
-def test_rows_of_a_store_are_learnt_as_rows_in_memory(tmp_path: Path) -> None:
+def test_rows_of_a_store_train_the_same_head_as_rows_in_memory(tmp_path: Path) -> None:
     drawn = draw(1, 600)
     digests = np.random.default_rng(0).integers(0, 256, (600, 32), np.uint8)
     store = Store(tmp_path)
@@ -261,12 +263,12 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("windows", [False, True])
-def test_a_training_killed_after_any_epoch_goes_on_to_the_same_head(
+def test_a_training_killed_after_any_epoch_continues_to_the_same_head(
     windows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, select = draw(1, 300, noise=1.0), draw(2, 60, noise=1.0)
-    told = recipe(**EVERYTHING | (window_by_window(train, 128) if windows else {}))
-    wanted, history = fit_head(SHAPE, train, select, told)
+    training = recipe(**EVERYTHING | (window_by_window(train, 128) if windows else {}))
+    wanted, history = fit_head(SHAPE, train, select, training)
     write = epochs.Epochs._write
 
     def write_and_die(self: epochs.Epochs, file: Path) -> None:
@@ -278,14 +280,14 @@ def test_a_training_killed_after_any_epoch_goes_on_to_the_same_head(
     monkeypatch.setattr(epochs, "REST", 0)
     for _ in range(2):
         with pytest.raises(Killed):
-            fit_head(SHAPE, train, select, told, work=tmp_path)
-    found, same_history = fit_head(SHAPE, train, select, told, work=tmp_path)
+            fit_head(SHAPE, train, select, training, work=tmp_path)
+    found, same_history = fit_head(SHAPE, train, select, training, work=tmp_path)
     assert_same(found, wanted)
     assert same_history == history
     assert [file.name for file in tmp_path.iterdir()] == ["_checkpoint.npz"]
 
 
-def test_checkpoints_take_a_tenth_of_the_time_at_most(
+def test_checkpoints_take_at_most_a_tenth_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, epochs_written, write = [0.0], [], epochs.Epochs._write
@@ -297,19 +299,19 @@ def test_checkpoints_take_a_tenth_of_the_time_at_most(
 
     monkeypatch.setattr(epochs.Epochs, "_write", slow)
     monkeypatch.setattr(epochs.time, "monotonic", lambda: now[0])
-    tell = epochs.Epochs.tell
+    end_epoch = epochs.Epochs.end_epoch
 
-    def passing(self: epochs.Epochs, *told: Any) -> None:
+    def passing(self: epochs.Epochs, *given: Any) -> None:
         now[0] += 5.0  # seconds an epoch
-        tell(self, *told)
+        end_epoch(self, *given)
 
-    monkeypatch.setattr(epochs.Epochs, "tell", passing)
+    monkeypatch.setattr(epochs.Epochs, "end_epoch", passing)
     fit_head(SHAPE, draw(1, 48), None, recipe(epochs=11), work=tmp_path)
     assert epochs_written == [1, 5, 9, 11]  # 20 seconds rest after each, and the last epoch in any case
 
 
 @pytest.mark.parametrize("left", [0, 10, 0.5], ids=["nothing", "a few bytes", "half"])
-def test_a_damaged_checkpoint_is_told_and_training_begins_anew(
+def test_a_damaged_checkpoint_is_reported_and_training_begins_again(
     left: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     wanted, _ = fit_head(SHAPE, draw(1, 48), None, recipe(), work=tmp_path)
@@ -372,12 +374,12 @@ def test_class_weights_have_mean_one_over_the_images() -> None:
     assert weights[[0, 6, 9]] == pytest.approx([10 / 18, 10 / 9, 10 / 3])
 
 
-def test_standardized_heads_take_numbers_of_any_size_and_place() -> None:
+def test_standardized_heads_take_numbers_of_any_scale_and_offset() -> None:
     drawn, select = draw(1, 600), draw(3, 300)
-    size, place = np.array([1, 30, 0.01, 1, 1, 5], np.float32), np.array([0, 900, 0, 3, 0, -50], np.float32)
+    scale, offset = np.array([1, 30, 0.01, 1, 1, 5], np.float32), np.array([0, 900, 0, 3, 0, -50], np.float32)
 
     def moved(examples: Examples) -> Examples:
-        return Examples((examples.bottlenecks[:] * size + place).astype(np.float16), examples.labels)
+        return Examples((examples.bottlenecks[:] * scale + offset).astype(np.float16), examples.labels)
 
     shape = dataclasses.replace(SHAPE, scale=0.003, standardized=True)
     head, _ = fit_head(shape, moved(drawn), None, recipe(epochs=10))
@@ -388,14 +390,14 @@ def test_standardized_heads_take_numbers_of_any_size_and_place() -> None:
     np.testing.assert_allclose(variance, rows.var(axis=0), rtol=1e-3, atol=1e-9)
 
 
-def test_balanced_sampling_draws_every_category_as_often() -> None:
+def test_balanced_sampling_draws_every_category_equally_often() -> None:
     labels = np.repeat([0, 1, 2], [8000, 1900, 100])
     order = fit.order_of(np.random.default_rng(0), labels, recipe(imbalance="balanced"))
     assert len(order) == 10_000
     np.testing.assert_allclose(np.bincount(labels[order]) / 10_000, 1 / 3, atol=0.02)
 
 
-def test_every_level_is_learnt_and_the_finest_selects() -> None:
+def test_every_level_is_trained_and_the_finest_selects() -> None:
     drawn, select = draw(1, 400), draw(2, 100)
     parents = ((0, 0), (0, 0, 1))  # categories 0 and 1 lie under the same parent
     shape = dataclasses.replace(SHAPE, kind="multitask", parents=parents)
@@ -407,12 +409,12 @@ def test_every_level_is_learnt_and_the_finest_selects() -> None:
     head, history = fit_head(shape, with_levels(drawn), with_levels(select), recipe(epochs=10))
     for logits, truth in zip(head.outputs(select.bottlenecks[:]), with_levels(select).labels.T, strict=True):
         assert (logits.argmax(axis=1) == truth).mean() > 0.95
-    right = head.logits(select.bottlenecks[:]).argmax(axis=1) == select.labels
-    assert max(history["val_accuracy"]) == right.mean()
+    correct = head.logits(select.bottlenecks[:]).argmax(axis=1) == select.labels
+    assert max(history["val_accuracy"]) == correct.mean()
 
 
 def test_a_loss_of_the_callers_own_is_minimised() -> None:
-    """One that wants category 0, whatever the label."""
+    """A loss that is least for category 0, whatever the label."""
     head, _ = fit_head(
         SHAPE, draw(1, 96), None, recipe(), loss=lambda outputs, *_: -ops.log_softmax(outputs[0])[:, 0]
     )
@@ -429,7 +431,7 @@ def test_wrong_labels_are_suspected() -> None:
     assert wrong[found].mean() > 0.9
 
 
-def test_a_category_that_one_half_lacks_is_suspected_of_nothing() -> None:
+def test_images_of_a_category_that_one_half_lacks_are_not_suspected() -> None:
     clean, fold = draw(1, 300), np.arange(300) % 2 == 0
     labels = np.where((clean.labels == 2) & ~fold, 0, clean.labels)  # 2 is in one half only
     found = fit.suspects(SHAPE, Examples(clean.bottlenecks, labels), fold, recipe(epochs=10), share=0.1)
@@ -450,25 +452,27 @@ def test_all_views_of_an_image_are_suspected_together() -> None:
     assert found[::2][:20].mean() >= 0.9
 
 
-def test_one_image_more_than_a_batch_harms_nothing() -> None:
+def test_one_image_more_than_a_batch_does_no_harm() -> None:
     """Alone in a batch it would spoil the statistics of the batch normalization, and weigh as much as 64."""
     shape = dataclasses.replace(SHAPE, standardized=True)
     how = recipe(batch=64, epochs=60, momentum=0.9, schedule="cosine", learning_rate=0.05)
-    right = [
+    correct = [
         accuracy_and_loss(fit_head(shape, draw(1, images, noise=0.6), None, how)[0], draw(3, 2000, noise=0.6))
         for images in (64, 65)
     ]
-    assert right[1][0] > right[0][0] - 0.02
+    assert correct[1][0] > correct[0][0] - 0.02
 
 
 @pytest.mark.parametrize("select", [None, 60])
-def test_a_training_that_diverges_is_told_and_not_kept(select: int | None) -> None:
+def test_a_training_that_diverges_is_reported_and_not_kept(select: int | None) -> None:
     fitting = draw(3, select) if select else None
     with pytest.raises(ShelfmarkError, match=r"the loss of epoch 1 is (nan|inf): .* lower learning_rate"):
         fit_head(SHAPE, draw(1, 96), fitting, recipe(learning_rate=1e30))
 
 
-def test_in_bfloat16_the_head_is_still_of_float32_and_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_bfloat16_the_head_is_still_of_float32_and_equally_accurate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     built, build = [], fit.build_head
     monkeypatch.setattr(fit, "build_head", lambda shape: built.append(build(shape)) or built[-1])
     head, _ = fit_head(SHAPE, draw(1, 600), None, recipe(epochs=10, bfloat16=True))
@@ -479,23 +483,23 @@ def test_in_bfloat16_the_head_is_still_of_float32_and_as_good(monkeypatch: pytes
 
 
 @pytest.mark.slow  # JAX compiles for half a minute
-def test_with_jax_a_head_is_learnt_goes_on_and_is_the_same_again(tmp_path: Path) -> None:
+def test_with_jax_a_head_is_trained_continued_and_the_same_again(tmp_path: Path) -> None:
     pytest.importorskip("jax", reason="the backend is not installed")
     script = """
 import sys, pathlib, keras
-import test_fit as t
+import test_training as t
 train, select = t.draw(1, 256), t.draw(2, 64)
-told = t.recipe(**t.EVERYTHING | t.window_by_window(train, 128) | {"epochs": 3})
-wanted, history = t.fit_head(t.SHAPE, train, select, told)
+training = t.recipe(**t.EVERYTHING | t.window_by_window(train, 128) | {"epochs": 3})
+wanted, history = t.fit_head(t.SHAPE, train, select, training)
 work = pathlib.Path(sys.argv[1])
 write = t.epochs.Epochs._write
 def write_and_die(self, file):
     write(self, file)
     if self.done == 1: raise t.Killed
 t.epochs.Epochs._write, t.epochs.REST = write_and_die, 0
-try: t.fit_head(t.SHAPE, train, select, told, work=work)
+try: t.fit_head(t.SHAPE, train, select, training, work=work)
 except t.Killed: pass
-found, _ = t.fit_head(t.SHAPE, train, select, told, work=work)
+found, _ = t.fit_head(t.SHAPE, train, select, training, work=work)
 t.assert_same(found, wanted)
 assert keras.backend.backend() == "jax" and t.accuracy_and_loss(found, t.draw(3, 300))[0] > 0.9
 """
@@ -513,15 +517,15 @@ assert keras.backend.backend() == "jax" and t.accuracy_and_loss(found, t.draw(3,
 
 
 class Counted:
-    """A model whose weights are how often they were asked for."""
+    """A model whose weights are the number of the epoch."""
 
     variables: tuple[()] = ()
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.epoch = 0
 
     def get_weights(self) -> int:
-        return self.asked
+        return self.epoch
 
 
 @pytest.mark.parametrize(
@@ -536,10 +540,10 @@ def test_with_a_falling_rate_the_latest_epoch_within_a_standard_error_of_the_bes
     annealed: bool, images: int, kept: int
 ) -> None:
     model = Counted()
-    told = epochs.Epochs(model, Counted(), None, annealed)
+    kept_epochs = epochs.Epochs(model, Counted(), None, annealed)
     for epoch, accuracy in enumerate((0.6, 0.8, 0.7, 0.77, 0.75)):
-        model.asked = epoch
-        right = np.arange(images) < accuracy * images
-        told.tell([np.ones(3)], np.stack([np.ones(images), right]))
-    assert told.best == kept
-    assert told.waited == 3
+        model.epoch = epoch
+        correct = np.arange(images) < accuracy * images
+        kept_epochs.end_epoch([np.ones(3)], np.stack([np.ones(images), correct]))
+    assert kept_epochs.best == kept
+    assert kept_epochs.waited == 3

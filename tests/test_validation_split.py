@@ -1,4 +1,4 @@
-"""An image counts once in its product; duplicate groups are the connected ones, and each is on one side."""
+"""An image counts once in its product; duplicate groups are connected, and each is in FIT or in CERT."""
 
 import numpy as np
 import pytest
@@ -17,10 +17,12 @@ ALIKE = [bytes(32), bytes(31) + b"a", b"a" + bytes(31), bytes(8) + b"a" * 24, by
     st.lists(st.lists(st.sampled_from(ALIKE), min_size=1, max_size=6), max_size=8),
     st.sampled_from([1, 3, 2**20]),
 )
-def test_first_of_product_agrees_with_looking_at_one_after_the_other(
+def test_first_of_product_agrees_with_comparing_one_image_after_the_other(
     products: list[list[bytes]], piece: int
 ) -> None:
-    expected = [digest not in digests[:place] for digests in products for place, digest in enumerate(digests)]
+    expected = [
+        digest not in digests[:position] for digests in products for position, digest in enumerate(digests)
+    ]
     codes = np.random.default_rng(0).permutation(len(products))  # in no order, as a dictionary's are
     product = np.repeat(codes, [len(digests) for digests in products]).astype(np.int32)
     digest = np.frombuffer(b"".join(map(b"".join, products)), np.uint8).reshape(-1, 32)
@@ -56,11 +58,11 @@ def test_products_that_share_no_image_but_a_chain_of_others_are_one_group() -> N
     assert groups_of(chain) == ["a"] * 6 + ["e"]
 
 
-def test_product_with_the_same_image_twice_is_no_trouble() -> None:
+def test_product_with_the_same_image_twice_is_one_group() -> None:
     assert groups_of([("p", "b"), ("p", "b"), ("p", "a")]) == ["a", "a", "a"]
 
 
-def test_product_and_image_of_the_same_name_are_different_things() -> None:
+def test_product_and_image_of_the_same_name_are_not_connected() -> None:
     assert groups_of([("a", "b"), ("b", "c")]) == ["b", "c"]
 
 
@@ -74,12 +76,12 @@ def test_name_of_a_group_does_not_depend_on_the_order_of_rows() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1 / 3, 0.8, 1.0])
-def test_a_share_of_the_groups_selects(share: float) -> None:
+def test_fit_has_its_share_of_the_groups(share: float) -> None:
     names = np.array([f"group {number}" for number in range(3000)], dtype=object)
     assert in_fit(names, share).mean() == pytest.approx(share, abs=0.03)
 
 
-def test_group_is_on_one_side_and_stays_there_whatever_else_comes() -> None:
+def test_group_is_in_fit_or_cert_whatever_other_groups_there_are() -> None:
     names = np.array([f"group {number}" for number in range(100)], dtype=object)
     chosen = in_fit(names, 1 / 3)
     assert in_fit(np.repeat(names, 2)[50:], 1 / 3).tolist() == np.repeat(chosen, 2)[50:].tolist()

@@ -1,4 +1,4 @@
-"""Warm start: which weight of last week's head stands where in this week's."""
+"""Warm start: where the weights of last week's head are in this week's."""
 
 from dataclasses import replace
 
@@ -29,8 +29,8 @@ NODES = [(0, 0), (2, 1)]  # food, home; garden (1) is new
 
 def shape(taxonomy: Taxonomy, kind: str = "flat", **changes) -> HeadShape:
     tree = kind != "flat" or changes.get("hierarchical", False)
-    told = {"parents": taxonomy.parents if tree else (), "selector": 3 if kind == "taxonnet" else 0}
-    return HeadShape(5, len(taxonomy.categories), (4, 4), 0.0, 1.0, "f", kind=kind, **told | changes)
+    of_tree = {"parents": taxonomy.parents if tree else (), "selector": 3 if kind == "taxonnet" else 0}
+    return HeadShape(5, len(taxonomy.categories), (4, 4), 0.0, 1.0, "f", kind=kind, **of_tree | changes)
 
 
 def weights(model: keras.Model, layer: str) -> list[np.ndarray]:
@@ -38,7 +38,7 @@ def weights(model: keras.Model, layer: str) -> list[np.ndarray]:
 
 
 def started(kind: str = "flat", **changes) -> tuple[keras.Model, keras.Model, keras.Model]:
-    """Last week's, a fresh one, and the fresh one after the warm start."""
+    """Last week's model, a new one, and the new one after the warm start."""
     keras.utils.set_random_seed(1)
     old = Head(shape(OLD, kind, **changes), build_head(shape(OLD, kind, **changes)))
     for layer in old.model.layers:  # biases and statistics are alike in every fresh head
@@ -49,8 +49,8 @@ def started(kind: str = "flat", **changes) -> tuple[keras.Model, keras.Model, ke
     fresh = build_head(shape(NEW, kind, **changes))
     warm = keras.models.clone_model(fresh)
     warm.set_weights(fresh.get_weights())
-    told = warm_start(warm, shape(NEW, kind, **changes), NEW, old, OLD)
-    assert told == CarriedOver(kept=3, added=1, removed=1)
+    carried = warm_start(warm, shape(NEW, kind, **changes), NEW, old, OLD)
+    assert carried == CarriedOver(kept=3, added=1, removed=1)
     return old.model, fresh, warm
 
 
@@ -62,7 +62,7 @@ def assert_columns(old, fresh, warm, layer: str, pairs: list[tuple[int, int]]) -
             np.testing.assert_array_equal(now[..., column], expected)
 
 
-def test_output_columns_follow_their_categories_by_name() -> None:
+def test_output_columns_are_matched_by_the_names_of_their_categories() -> None:
     old, fresh, warm = started()
     assert_columns(old, fresh, warm, "logits", KEPT)
     for layer in ("hidden1", "normalization", "hidden2"):
@@ -70,7 +70,7 @@ def test_output_columns_follow_their_categories_by_name() -> None:
             np.testing.assert_array_equal(now, was)
 
 
-def test_a_head_that_starts_from_itself_says_the_same() -> None:
+def test_a_head_that_starts_from_itself_is_the_same() -> None:
     keras.utils.set_random_seed(1)
     old = Head(shape(OLD), build_head(shape(OLD)))
     again = build_head(shape(OLD))
@@ -80,7 +80,7 @@ def test_a_head_that_starts_from_itself_says_the_same() -> None:
 
 
 @pytest.mark.parametrize("kind", ["separate", "multitask", "taxonnet"])
-def test_nodes_of_every_level_follow_their_path_of_names(kind: str) -> None:
+def test_nodes_of_every_level_are_matched_by_their_path_of_names(kind: str) -> None:
     old, fresh, warm = started(kind)
     assert_columns(old, fresh, warm, "logits_1", NODES)
     assert_columns(old, fresh, warm, "logits_2", KEPT)
@@ -89,7 +89,7 @@ def test_nodes_of_every_level_follow_their_path_of_names(kind: str) -> None:
             np.testing.assert_array_equal(now, was)
 
 
-def test_selectors_read_the_level_above_by_its_names() -> None:
+def test_rows_of_selectors_are_matched_by_the_names_of_the_level_above() -> None:
     old, fresh, warm = started("taxonnet")
     was, new, now = (weights(model, "selector_2")[0] for model in (old, fresh, warm))
     np.testing.assert_array_equal(now[[0, 2]], was[[0, 1]])  # food, home
@@ -98,13 +98,13 @@ def test_selectors_read_the_level_above_by_its_names() -> None:
     np.testing.assert_array_equal(weights(warm, "selector_1")[0], weights(old, "selector_1")[0])
 
 
-def test_scores_of_a_hierarchical_softmax_follow_their_names() -> None:
+def test_scores_of_a_hierarchical_softmax_are_matched_by_name() -> None:
     old, fresh, warm = started(hierarchical=True)
     assert_columns(old, fresh, warm, "scores_1", NODES)
     assert_columns(old, fresh, warm, "scores_2", KEPT)
 
 
-def test_finest_level_is_the_categories_in_a_deeper_tree_too() -> None:
+def test_finest_level_has_the_categories_in_a_deeper_tree_too() -> None:
     names = np.array([["all", *row] for row in NEW.names], dtype=object)
     deeper = Taxonomy(NEW.categories, names)
     assert same_nodes(deeper, OLD, 3).tolist() == [0, -1, 1, 3]
@@ -112,7 +112,7 @@ def test_finest_level_is_the_categories_in_a_deeper_tree_too() -> None:
     assert same_nodes(deeper, OLD, 1).tolist() == [-1]
 
 
-def test_other_statistics_and_scale_of_the_bottlenecks_change_nothing_of_what_a_head_says() -> None:
+def test_outputs_do_not_depend_on_new_statistics_and_scale_of_the_bottlenecks() -> None:
     old_shape = shape(OLD, standardized=True)
     now_shape = replace(old_shape, scale=2.5)
     rng = np.random.default_rng(0)
@@ -137,7 +137,7 @@ def test_other_statistics_and_scale_of_the_bottlenecks_change_nothing_of_what_a_
         ({"kind": "multitask", "parents": NEW.parents}, "head.kind is multitask, last week's flat"),
     ],
 )
-def test_a_head_that_does_not_fit_is_named(changes: dict, why: str) -> None:
+def test_the_reason_why_a_head_does_not_fit_is_given(changes: dict, why: str) -> None:
     now = replace(shape(NEW), **changes)
     assert misfit(now, shape(OLD)) == why
     assert misfit(shape(NEW), shape(OLD)) is None
@@ -146,7 +146,7 @@ def test_a_head_that_does_not_fit_is_named(changes: dict, why: str) -> None:
 
 
 def test_training_begins_with_last_weeks_head() -> None:
-    """At a rate of almost nothing the head stays what it starts from."""
+    """At a rate of almost 0 the head stays as it starts."""
     rng = np.random.default_rng(0)
     rows, labels = rng.normal(0, 1, (40, 5)).astype(np.float16), rng.integers(0, 4, 40)
     recipe = Recipe(batch=8, learning_rate=1e-9, decay=0.0, epochs=1, patience=1, seed=5)

@@ -3,14 +3,13 @@
     bundle/  head.json  head.weights.h5  (set.json  set.weights.h5)  sizes.npy  taxonomy.csv  thresholds.json
              backbone.json  backbone.weights.h5  splits.parquet  manifest.json
 
-splits.parquet (product_id, split) keeps every product on its side of the split in the weeks to come.
+splits.parquet (product_id, split) keeps every product in its part of the split in the weeks to come.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,13 +27,13 @@ THRESHOLDS = "thresholds.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle; its backbone is loaded when photos have to be read."""
+    """An opened bundle; its backbone is loaded only when photos have to be read."""
 
     path: Path
     digest: str
     categorizer: Categorizer
     fingerprint: str  # of the backbone
-    caveats: tuple[str, ...]  # what everybody who uses its decisions has to be told
+    caveats: tuple[str, ...]  # warnings that everybody who uses its decisions must see
 
     def backbone(self) -> Backbone:
         """The bundle's backbone, with the weights it was extracted with."""
@@ -42,7 +41,7 @@ class Bundle:
 
 
 def load_predictor(folder: Path) -> Predictor:
-    """The head of a head/ or bundle/ directory, ready to answer."""
+    """Reads the head of a head/ or bundle/ directory."""
     of_a_set = [name for name in SET_FILES if (folder / name).exists()]
     model = digest_of({name: file_digest(folder / name) for name in (*HEAD_FILES, *of_a_set)})
     return Predictor(
@@ -68,22 +67,22 @@ def open_bundle(place: Place) -> Bundle:
     """
     artifact = open_artifact(place, "bundle")
     path = artifact.folder()
-    for name, told in artifact.files.items():
-        if file_digest(path / name) != told["sha256"]:
+    for name, entry in artifact.files.items():
+        if file_digest(path / name) != entry["sha256"]:
             raise ShelfmarkError(
-                f"{path / name}: damaged; expected the digest that the manifest tells; "
+                f"{path / name}: damaged; expected the digest that the manifest gives; "
                 "put another release into service, or train again"
             )
-    asked = load_predictor(path)
-    categorizer = Categorizer(asked, read_rules(path / THRESHOLDS))
+    predictor = load_predictor(path)
+    categorizer = Categorizer(predictor, read_rules(path / THRESHOLDS))
     caveats = _caveats(artifact.summary)
-    return Bundle(path, artifact.digest, categorizer, asked.head.shape.fingerprint, caveats)
+    return Bundle(path, artifact.digest, categorizer, predictor.head.shape.fingerprint, caveats)
 
 
-def _caveats(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    told = {
+def _caveats(summary: Mapping[str, object]) -> tuple[str, ...]:
+    caveats = {
         "precision was not independently measured: its run had no test part": summary["independent"] is False,
         "the weights of its backbone are random: its decisions are a demonstration": summary["weights"]
         == "random",
     }
-    return tuple(caveat for caveat, holds in told.items() if holds)
+    return tuple(caveat for caveat, applies in caveats.items() if applies)

@@ -1,10 +1,10 @@
-"""The categorizer: head, confidence and threshold together, from bottlenecks (or photos) to decisions.
+"""The categorizer: head, confidence model and threshold together, from bottlenecks (or photos) to decisions.
 
-Batch and HTTP, evaluation and release all decide through it, so they decide alike.
+Batch and HTTP, evaluation and release all decide through it, so their decisions are the same.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,9 +17,10 @@ from features.errors import ShelfmarkError
 from features.images.normalise import Limits, Refused, normalise
 from features.records import pieces_of
 from models.decisions.confidence import ConfidenceModel
-from models.decisions.predictions import Predictions, Rows, predict
+from models.decisions.predictions import Predictions, predict
 from models.decisions.thresholds import Certificate
 from models.heads.architectures import SET, Head
+from models.rows import Rows
 from models.taxonomy import Taxonomy
 
 ACCEPTED, REVIEW, UNREADABLE = "accepted", "review", "unreadable"
@@ -31,7 +32,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class DecisionRules:
-    """thresholds.json: how the answers of one model become decisions."""
+    """thresholds.json: how the predictions of one head become decisions."""
 
     model: str  # digest of the head's files
     labels: str  # digest of taxonomy.csv
@@ -39,10 +40,10 @@ class DecisionRules:
     confidence: ConfidenceModel
     certificate: Certificate
     fit_products: int
-    aggregation: str = "mean"  # of a product's images, also in a thresholds.json that does not tell it
+    aggregation: str = "mean"  # of a product's images; the default is for older files, which lack it
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+    def to_dict(self) -> dict[str, object]:
+        """Returns what thresholds.json holds."""
         return {
             "model": self.model,
             "labels": self.labels,
@@ -56,35 +57,47 @@ class DecisionRules:
         }
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> "DecisionRules":
-        """Back from `to_dict`."""
-        confidence = ConfidenceModel.from_dict(told["confidence"])
-        certificate = Certificate.from_dict(told["certificate"])
-        numbers = told["temperature"], confidence, certificate, told["fit"]["products"]
-        return cls(told["model"], told["labels"], *numbers, aggregation=told.get("aggregation", "mean"))
+    def from_dict(cls, values: Mapping[str, Any]) -> "DecisionRules":
+        """Reads what `to_dict` returned."""
+        return cls(
+            model=values["model"],
+            labels=values["labels"],
+            temperature=values["temperature"],
+            confidence=ConfidenceModel.from_dict(values["confidence"]),
+            certificate=Certificate.from_dict(values["certificate"]),
+            fit_products=values["fit"]["products"],
+            aggregation=values.get("aggregation", "mean"),
+        )
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A head that answers about products: what calibration looks at."""
+    """Predicts the categories of products by a head; what calibration works on."""
 
     head: Head
     taxonomy: Taxonomy
     sizes: np.ndarray  # (C,) int, training products
     model: str  # digest of the head's files
     labels: str  # digest of taxonomy.csv
-    set_head: Head | None = None  # reads a product's images together, where one was trained
+    set_head: Head | None = None  # reads a product's images together; None where none was trained
 
     @cached_property
     def paths(self) -> np.ndarray:
-        """(C,) str, each category as a person reads it: its names from coarse to fine."""
+        """(C,) str, each category for people: its names from coarse to fine."""
         paths = [self.taxonomy.label(index) for index in range(len(self.taxonomy.categories))]
         return np.array(paths, dtype=object)
 
     def predict(
         self, bottlenecks: Rows, bounds: np.ndarray, temperature: float, aggregation: str = "mean"
     ) -> Predictions:
-        """Predictions about products, see models/decisions/predictions.py."""
+        """Predictions about products.
+
+        Args:
+            bottlenecks: (images, d), products together.
+            bounds: (n + 1,) of `product_bounds`.
+            temperature: the logits are divided by it.
+            aggregation: of a product's images, as for `predictions.predict`.
+        """
         return predict(self.head, bottlenecks, bounds, self.taxonomy, temperature, aggregation, self.set_head)
 
 
@@ -98,37 +111,42 @@ class Categorizer:
     def __post_init__(self) -> None:
         if self.rules.aggregation == SET and self.predictor.set_head is None:
             raise ShelfmarkError(
-                "thresholds of a set head that is not there; expected set.json by head.json; run train again"
+                "set.json is missing; the thresholds were calibrated for a set head; run train again"
             )
         if (self.rules.model, self.rules.labels) != (self.predictor.model, self.predictor.labels):
             raise ShelfmarkError(
-                "thresholds of another model; expected those calibrated for this head; run calibrate again"
+                "thresholds of another head; expected those calibrated for this one; run calibrate again"
             )
 
     @property
     def flip(self) -> bool:
-        """Whether it is asked about each image twice: its bottleneck, then that of the mirrored image."""
+        """Whether it predicts from two bottlenecks of each image: of the image, then of the mirrored one."""
         return self.predictor.head.shape.flip
 
     def predict(self, bottlenecks: Rows, bounds: np.ndarray) -> Predictions:
-        """Predictions about products at the calibrated temperature, their images made one as was chosen."""
+        """Predictions about products, with the calibrated temperature and aggregation.
+
+        Args:
+            bottlenecks: (images, d), products together; with `flip` two rows of each image.
+            bounds: (n + 1,) of the rows.
+        """
         return self.predictor.predict(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
 
-    def confidence(self, answers: Predictions) -> np.ndarray:
-        """(n,) calibrated probability that the most likely category is right."""
-        return self.rules.confidence.confidence(answers.evidence(self.predictor.sizes))
+    def confidence(self, predictions: Predictions) -> np.ndarray:
+        """(n,) float64, calibrated probability that the most likely category is correct."""
+        return self.rules.confidence.confidence(predictions.evidence(self.predictor.sizes))
 
-    def decide(self, product_id: np.ndarray, answers: Predictions) -> pd.DataFrame:
+    def decide(self, product_id: np.ndarray, predictions: Predictions) -> pd.DataFrame:
         """Decisions about n products, one row each, columns COLUMNS.
 
         Args:
             product_id: (n,) str.
-            answers: about them.
+            predictions: about them.
         """
-        confidence = self.confidence(answers)
+        confidence = self.confidence(predictions)
         threshold = self.rules.certificate.threshold
         accepted = confidence >= threshold if threshold is not None else np.zeros(len(confidence), bool)
-        names, most_likely = self.predictor.taxonomy.categories, answers.top[:, 0]
+        names, most_likely = self.predictor.taxonomy.categories, predictions.top[:, 0]
         category, path = names[most_likely], self.predictor.paths[most_likely]
         return decisions_table(
             product_id=product_id,
@@ -139,24 +157,24 @@ class Categorizer:
             node=np.where(accepted, category, None),
             node_path=np.where(accepted, path, None),
             node_level=[self.predictor.taxonomy.levels if yes else None for yes in accepted],
-            top_categories=[names[top[top >= 0]].tolist() for top in answers.top],
+            top_categories=[names[top[top >= 0]].tolist() for top in predictions.top],
             top_probabilities=[
                 [round(float(p), 6) for p in probability[top >= 0]]
-                for top, probability in zip(answers.top, answers.top_probability, strict=True)
+                for top, probability in zip(predictions.top, predictions.top_probability, strict=True)
             ],
         )
 
 
-def decisions_table(**columns: Any) -> pd.DataFrame:
-    """A table of decisions with its fixed types."""
+def decisions_table(**columns: Iterable[object]) -> pd.DataFrame:
+    """A table of decisions, columns COLUMNS in their fixed types."""
     table = pd.DataFrame({name: pd.Series(list(columns[name]), dtype=object) for name in COLUMNS})
     return table.astype({"confidence": "float64", "node_level": "Int32"})
 
 
 def unreadable(product_id: Sequence[str]) -> pd.DataFrame:
     """Decisions about products without any readable image."""
-    nothing: list[Any] = [None] * len(product_id)
-    empty: list[list[Any]] = [[] for _ in product_id]
+    nothing = [None] * len(product_id)
+    empty: list[list[object]] = [[] for _ in product_id]
     return decisions_table(
         product_id=product_id,
         category=nothing,
@@ -183,12 +201,12 @@ def categorize_photos(
     Args:
         categorizer: decides.
         engine: runs the categorizer's own backbone.
-        product_id: comes back in the decision.
-        photos: as files hold them; one that is there twice counts once.
+        product_id: of the decision.
+        photos: contents of their files; one that is given twice counts once.
         limits: of image sizes.
 
     Returns:
-        One decision row, and for each photo why it was refused, or None.
+        A decision, one row, and for each photo why it was refused, or None.
     """
     jpegs: list[bytes] = []
     refusal: dict[bytes, Refused | None] = {}
@@ -209,5 +227,5 @@ def categorize_photos(
         for flip in ((False, True) if categorizer.flip else (False,))
     ]
     bottlenecks = np.stack(views, axis=1).reshape(-1, engine.width)
-    answers = categorizer.predict(bottlenecks, np.array([0, len(bottlenecks)]))
-    return categorizer.decide(np.array([product_id], dtype=object), answers), refusals
+    predictions = categorizer.predict(bottlenecks, np.array([0, len(bottlenecks)]))
+    return categorizer.decide(np.array([product_id], dtype=object), predictions), refusals

@@ -1,15 +1,15 @@
-"""How likely a decision is right: logits → temperature → product probabilities → evidence → confidence.
+"""How likely a decision is correct: logits → temperature → product probabilities → evidence → confidence.
 
     logits (n, categories), a row for each image
-      ──► softmax(logits / temperature)          one number, by likelihood
+      ──► softmax(logits / temperature)          one number, by maximum likelihood
       ──► one row for each product               (p, categories), block by block: see AGGREGATIONS
       ──► evidence                               p1, p2, entropy, parent_mass, category, category_size, images
       ──► logistic model                         intercept + six coefficients · terms + effect of the category
       ──► confidence                             0 to 1, six decimals
 
-Ranking by p1 alone leaves much behind: how close the second category comes, how the mass is spread, whether
-it stays under one parent, how often this very category is wrong. The model puts all on one scale, so that one
-threshold is best for all products.
+Ranking by p1 alone ignores much: how close the second category comes, how the probability is spread, whether
+it stays under one parent, and how often this category is wrong. The model puts all of it on one scale, so
+that a single threshold is best for all products.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,18 +21,18 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
-BLOCK = 1024  # images whose probabilities are in memory at once while the temperature is sought
+BLOCK = 1024  # images whose probabilities are in memory at once while the temperature is fitted
 LEAST_PRODUCTS = 30  # of FIT; no model is fitted on fewer
-LEAST_OF_KIND = 5  # right ones in FIT, and wrong ones, likewise
+LEAST_OUTCOMES = 5  # correct products in FIT, and as many wrong ones; no model is fitted on fewer
 # scikit-learn's C. Against 1: 6 to 10 points more acceptance with 60 products, 1 fewer at most from 500 on.
 PENALTY = 0.1
-# How a product's images become one: the mean of their probabilities, or their geometric mean or largest,
+# How the probabilities of a product's images are aggregated: their mean, or their geometric mean or maximum,
 # divided by its sum over the categories.
 AGGREGATIONS = ("mean", "geometric", "max")
 SWEEPS = 8  # of the category effects
 LEAST = np.finfo(np.float32).tiny  # a probability in a logarithm is at least this
-EDGE = 1e-6  # probabilities nearer to 0 or 1 count as this
-DECIMALS = 6  # of confidences and coefficients: no decision may hang on the last bits, which batches change
+EDGE = 1e-6  # probabilities are kept this far from 0 and 1
+DECIMALS = 6  # of confidences and coefficients: the last bits change with the batch, and may decide nothing
 
 
 def fit_temperature(
@@ -40,9 +40,9 @@ def fit_temperature(
 ) -> float:
     """The temperature with the least mean negative log-likelihood of the products' true categories.
 
-    Only errors speak against being surer: without any, the least is at 0, where every confidence is 1 and
-    tells nothing. So it is 1 at least where fewer than 5 products are wrong: the confidence model asks for as
-    many.
+    Without errors the likelihood keeps rising as the temperature falls, to 0, where every confidence is 1 and
+    says nothing. So with fewer than 5 wrong products, the number that the confidence model needs too, the
+    temperature is at least 1.
 
     Args:
         logits: (n, categories) float, of a sample of FIT images that fits in memory, product after product.
@@ -51,7 +51,7 @@ def fit_temperature(
         aggregation: one of AGGREGATIONS.
 
     Returns:
-        0.05 to 20, with fewer than 5 wrong products 1 to 20; above 1 where the head is too sure of itself
+        0.05 to 20, with fewer than 5 wrong products 1 to 20; above 1 where the head is overconfident
         (Guo et al. 2017).
 
     Raises:
@@ -59,9 +59,11 @@ def fit_temperature(
     """
     first = _first_images(logits, images)
     if len(truth) != len(images) or len(images) == 0:
-        raise ValueError(f"{len(truth)} categories for {len(images)} products; expected one each, 1 at least")
+        raise ValueError(
+            f"{len(truth)} categories for {len(images)} products; expected one each, and at least one product"
+        )
     accuracy, _ = accuracy_and_log_loss(logits, images, truth, 1.0, aggregation)
-    least = 0.05 if round((1 - accuracy) * len(truth)) >= LEAST_OF_KIND else 1.0
+    least = 0.05 if round((1 - accuracy) * len(truth)) >= LEAST_OUTCOMES else 1.0
     if aggregation == "geometric":  # softmax of the mean logits: as if each product had one image
         logits, first = np.add.reduceat(logits, first, axis=0) / images[:, None], np.arange(len(images))
         images = np.ones_like(images)
@@ -106,32 +108,55 @@ def _loss_of_max(below: np.ndarray, images: np.ndarray, truth: np.ndarray) -> Ca
     return loss
 
 
-def _blocks(images: np.ndarray) -> Iterator[tuple[int, int, slice]]:
-    """Products from, to, and their rows: about BLOCK images at a time."""
-    edges, start = np.concatenate([[0], np.cumsum(images)]), 0
-    while start < len(images):
-        stop = max(start + 1, int(np.searchsorted(edges, edges[start] + BLOCK, side="right")) - 1)
-        yield start, stop, slice(edges[start], edges[stop])
+def product_ranges(bounds: np.ndarray, images: int) -> Iterator[tuple[int, int]]:
+    """Ranges of products, first and last + 1, with about so many images each; a product is never cut.
+
+    Args:
+        bounds: (p + 1,) int, the first image of each product, and the number of images.
+        images: at most; more only in a product that has more.
+
+    >>> list(product_ranges(np.array([0, 2, 4, 9, 10]), 4))
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    start = 0
+    while start < len(bounds) - 1:
+        stop = max(start + 1, int(np.searchsorted(bounds, bounds[start] + images, side="right")) - 1)
+        yield start, stop
         start = stop
+
+
+def _blocks(images: np.ndarray) -> Iterator[tuple[int, int, slice]]:
+    """Ranges of products, first and last + 1, and their rows: about BLOCK images at a time."""
+    bounds = np.concatenate([[0], np.cumsum(images)])
+    for start, stop in product_ranges(bounds, BLOCK):
+        yield start, stop, slice(bounds[start], bounds[stop])
 
 
 def accuracy_and_log_loss(
     logits: np.ndarray, images: np.ndarray, truth: np.ndarray, temperature: float, aggregation: str
 ) -> tuple[float, float]:
-    """Accuracy and log loss (nats) of the products' probabilities, block by block; arguments as above."""
-    right, lost = 0, 0.0
+    """Accuracy and mean log loss (nats) of the products' probabilities.
+
+    Args:
+        logits: (n, categories) float, product after product.
+        images: (p,) int, images of each product, at least 1, summing to n.
+        truth: (p,) int, true category.
+        temperature: from `fit_temperature`.
+        aggregation: one of AGGREGATIONS.
+    """
+    correct, loss = 0, 0.0
     for start, stop, rows in _blocks(images):
         probability = product_probabilities(logits[rows], images[start:stop], temperature, aggregation)
         true = probability[np.arange(stop - start), truth[start:stop]]
-        right += int(np.count_nonzero(probability.argmax(axis=1) == truth[start:stop]))
-        lost -= float(np.log(np.maximum(true, LEAST)).sum())
-    return right / len(images), lost / len(images)
+        correct += int(np.count_nonzero(probability.argmax(axis=1) == truth[start:stop]))
+        loss -= float(np.log(np.maximum(true, LEAST)).sum())
+    return correct / len(images), loss / len(images)
 
 
 def product_probabilities(
     logits: np.ndarray, images: np.ndarray, temperature: float, aggregation: str = "mean"
 ) -> np.ndarray:
-    """softmax(logits / temperature) of each product's images made one, (p, categories) float64.
+    """(p, categories) float64: softmax(logits / temperature), aggregated over each product's images.
 
     Args:
         logits: (n, categories) float, product after product: a block, never all of a catalogue.
@@ -145,28 +170,32 @@ def product_probabilities(
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation {aggregation!r}; expected {', '.join(AGGREGATIONS)}")
     first = _first_images(logits, images)
-    scaled = logits.astype(np.float64) / temperature
+    scaled: np.ndarray = logits.astype(np.float64) / temperature
     if len(images) == 0:
         return scaled
     if aggregation == "geometric":
         return softmax(np.add.reduceat(scaled, first, axis=0) / images[:, None], axis=1)
     probabilities: np.ndarray = softmax(scaled, axis=1)
     if aggregation == "max":
-        largest = np.maximum.reduceat(probabilities, first, axis=0)
-        return largest / largest.sum(axis=1, keepdims=True)
-    return np.add.reduceat(probabilities, first, axis=0) / images[:, None]
+        aggregated: np.ndarray = np.maximum.reduceat(probabilities, first, axis=0)
+        aggregated /= aggregated.sum(axis=1, keepdims=True)
+    else:
+        aggregated = np.add.reduceat(probabilities, first, axis=0)
+        aggregated /= images[:, None]
+    return aggregated
 
 
 def _first_images(logits: np.ndarray, images: np.ndarray) -> np.ndarray:
     """(p,) int, row of each product's first image."""
     if images.sum() != len(logits) or (images < 1).any():
         raise ValueError(f"{images.sum()} images counted; expected {len(logits)}, 1 or more of each product")
-    return np.cumsum(images) - images
+    first: np.ndarray = np.cumsum(images) - images
+    return first
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is kept of each product's probabilities: a few numbers, never all categories."""
+    """The numbers that a product's confidence is computed from: a few of its probabilities, never all."""
 
     p1: np.ndarray  # (n,) float, largest product probability
     p2: np.ndarray  # (n,) float, second largest
@@ -177,13 +206,13 @@ class Evidence:
     images: np.ndarray  # (n,) int, at least 1
 
     def __post_init__(self) -> None:
-        """Raises ValueError for columns of different lengths, something that is no number, or no image."""
+        """Raises ValueError for columns of different lengths, a number that is not finite, or no image."""
         columns = [getattr(self, column.name) for column in fields(self)]
         lengths = {len(column) for column in columns}
         if len(lengths) > 1:
             raise ValueError(f"columns of {sorted(lengths)} products; expected one length")
         if not all(np.isfinite(column).all() for column in columns):
-            raise ValueError("a number of the evidence is not finite")
+            raise ValueError("a number of the evidence is not finite; expected finite ones")
         if (self.images < 1).any():
             raise ValueError("a product has no image; expected 1 at least")
 
@@ -193,7 +222,8 @@ class ConfidenceModel:
     """Evidence → confidence, fitted on FIT.
 
     `logistic`: expit(intercept + sum of coefficient · (term - mean) / scale + effect of the category).
-    `probability`: p1 as it is, because FIT was too small or too one-sided to learn from; `reason` counts.
+    `probability`: p1 as it is, because FIT has too few products, or too few correct or wrong ones, to fit a
+    model; `reason` gives the counts.
     """
 
     kind: Literal["logistic", "probability"]
@@ -205,8 +235,8 @@ class ConfidenceModel:
     scale: Mapping[str, float] = field(default_factory=dict)  # term → standard deviation over FIT
     effect_spread: float = 0.0  # standard deviation of the category effects
     effect: Mapping[int, float] = field(default_factory=dict)  # category → log odds; 0 for the others
-    # The fewest and the most images of a product of FIT; fewer or more count as these. A model without them,
-    # of an older release, counts all: its threshold was certified so.
+    # The fewest and the most images of a product of FIT; fewer or more count as these. A model of an older
+    # release has none and counts all images: its threshold was certified in this way.
     least_images: int | None = None
     most_images: int | None = None
 
@@ -216,46 +246,48 @@ class ConfidenceModel:
             return np.clip(evidence.p1.astype(np.float64), 0, 1).round(DECIMALS)
         logit = np.full(len(evidence.p1), self.intercept)
         images = evidence.images
-        if self.most_images is not None:  # beyond what FIT has seen, nothing was measured
+        if self.most_images is not None:  # nothing was measured outside the range of FIT
             images = np.clip(images, self.least_images, self.most_images)
-        # column by column: BLAS sums differently by batch size
+        # column by column: the order in which BLAS sums depends on the batch size
         for name, term in _terms(evidence, images).items():
             logit += self.coefficient[name] * ((term - self.mean[name]) / self.scale[name])
-        seen, place = np.unique(evidence.category, return_inverse=True)
-        logit += np.array([self.effect.get(category, 0.0) for category in seen.tolist()])[place]
-        return expit(logit).round(DECIMALS)
+        category, index = np.unique(evidence.category, return_inverse=True)
+        logit += np.array([self.effect.get(number, 0.0) for number in category.tolist()])[index]
+        confidence: np.ndarray = expit(logit).round(DECIMALS)
+        return confidence
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts, for JSON."""
+    def to_dict(self) -> dict[str, object]:
+        """Returns what thresholds.json holds of it: `confidence`."""
         return asdict(self) | {"effect": {str(category): value for category, value in self.effect.items()}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ConfidenceModel":
-        """The model that `to_dict` wrote."""
+        """Reads what `to_dict` returned; a field that an older release lacks has its default."""
         effect = {int(category): value for category, value in values["effect"].items()}
         return cls(**{**values, "effect": effect})
 
 
 def fit_confidence(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
-    """The correctness model of FIT: L2 logistic regression, then an effect for each predicted category.
+    """Fits L2 logistic regression on FIT, then an effect for each predicted category.
 
     Args:
         evidence: of FIT's products.
         correct: (n,) bool, whether the predicted category is the true one.
 
     Returns:
-        Kind "logistic"; kind "probability" where FIT has fewer than 30 products, or 5 right, or 5 wrong ones.
-        The order of the rows changes nothing, to the last bit.
+        Kind "logistic"; kind "probability" where FIT has fewer than 30 products, or fewer than 5 correct or 5
+        wrong ones. The same bits for any order of the rows.
 
     Raises:
         ValueError: not one outcome for each product.
     """
     if len(correct) != len(evidence.p1):
         raise ValueError(f"{len(correct)} outcomes for {len(evidence.p1)} products; expected one each")
-    right = np.count_nonzero(correct)
-    if len(correct) < LEAST_PRODUCTS or min(right, len(correct) - right) < LEAST_OF_KIND:
-        needed = f"expected {LEAST_PRODUCTS}, {LEAST_OF_KIND} right, {LEAST_OF_KIND} wrong"
-        reason = f"{len(correct)} products in FIT, {right} right; {needed}"
+    successes = np.count_nonzero(correct)
+    if len(correct) < LEAST_PRODUCTS or min(successes, len(correct) - successes) < LEAST_OUTCOMES:
+        needed = f"expected {LEAST_PRODUCTS}, {LEAST_OUTCOMES} right, {LEAST_OUTCOMES} wrong"
+        # a part of thresholds.json, word for word
+        reason = f"{len(correct)} products in FIT, {successes} right; {needed}"
         return ConfidenceModel("probability", len(correct), reason)
 
     order = np.lexsort([correct, *(getattr(evidence, column.name) for column in fields(evidence))])
@@ -284,7 +316,7 @@ def fit_confidence(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
 def category_effects(
     category: np.ndarray, correct: np.ndarray, logit: np.ndarray
 ) -> tuple[dict[int, float], float]:
-    """Empirical-Bayes random intercept of each category, shrunken towards 0, and the spread of all.
+    """Returns an empirical-Bayes random intercept of each category, shrunken towards 0, and their spread.
 
         q  =  expit(logit + u)                                       8 sweeps; sums over a category's products
         u  <- u + (sum(z - q) - u / s2) / (sum q (1 - q) + 1 / s2)
@@ -295,22 +327,22 @@ def category_effects(
         correct: (n,) bool, z.
         logit: (n,) float, of the model without effects.
     """
-    # On three drawn catalogues of 1,000 categories, acceptance at precision 0.9 against no effect: 0.3 to 5
-    # points more with 100 FIT products, 0.2 to 21 with 2,000, 2 to 34 with 40,000; never over 0.3 fewer.
+    # Acceptance at precision 0.9 on three synthetic catalogues of 1,000 categories, against no effect: 0.3 to
+    # 5 points more with 100 FIT products, 0.2 to 21 with 2,000, 2 to 34 with 40,000; at most 0.3 fewer.
     # Refitted as one more coefficient, out of fold: 1 to 10 fewer with 100, 0.1 to 0.9 more with 40,000.
-    seen, place = np.unique(category, return_inverse=True)
-    effect, variance = np.zeros(len(seen)), 1.0
+    categories, index = np.unique(category, return_inverse=True)
+    effect, variance = np.zeros(len(categories)), 1.0
     for _ in range(SWEEPS):
-        q = expit(logit + effect[place])
-        slope = np.bincount(place, correct - q) - effect / variance
-        weight = np.bincount(place, q * (1 - q)) + 1 / variance
-        effect += np.clip(slope / weight, -1, 1)  # whole steps ran away where q was near 0 or 1: s2 of 1e40
+        q = expit(logit + effect[index])
+        gradient = np.bincount(index, correct - q) - effect / variance
+        weight = np.bincount(index, q * (1 - q)) + 1 / variance
+        effect += np.clip(gradient / weight, -1, 1)  # full steps diverged where q was near 0 or 1: s2 of 1e40
         variance = float(np.mean(effect**2 + 1 / weight))
-    return dict(zip(seen.tolist(), effect.round(DECIMALS).tolist(), strict=True)), variance**0.5
+    return dict(zip(categories.tolist(), effect.round(DECIMALS).tolist(), strict=True)), variance**0.5
 
 
 def _terms(evidence: Evidence, images: np.ndarray) -> dict[str, np.ndarray]:
-    """What the logistic model adds up, each (n,) float64; `images` is (n,) int, those that count."""
+    """Returns the terms of the logistic model, each (n,) float64; `images` is (n,) int, those that count."""
     p1 = np.clip(evidence.p1.astype(np.float64), EDGE, 1 - EDGE)
     parent_mass = np.clip(evidence.parent_mass.astype(np.float64), EDGE, 1 - EDGE)
     return {

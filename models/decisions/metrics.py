@@ -1,13 +1,13 @@
 """Precision, acceptance rate and their curve, counted over arrays of products (NumPy only).
 
     confidence   0.97  0.91  0.91  0.60  0.42
-    correct      yes   yes   no    yes   no
+    is correct   yes   yes   no    yes   no
 
     threshold    0.97  0.91  0.60  0.42
     accepted     1     3     4     5            acceptance rate = accepted / products
-    right        1     2     3     3            precision       = right / accepted
+    correct      1     2     3     3            precision       = correct / accepted
 
-Accepted are the products with confidence >= threshold; those of equal confidence come in together.
+Accepted are the products with confidence >= threshold; those of equal confidence are accepted together.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ import numpy as np
 
 
 def precision(correct: np.ndarray) -> float:
-    """Right share of the products, correct: (n,) bool.
+    """Share of the products that are correct; `correct` is (n,) bool.
 
     >>> precision(np.array([True, True, False, True]))
     0.75
 
     Raises:
-        ValueError: there is no product: a share of nothing is no number.
+        ValueError: there is no product: the share of nothing is undefined.
     """
     if len(correct) == 0:
         raise ValueError("precision of no products; expected at least one")
@@ -36,21 +36,23 @@ class AcceptanceCurve:
 
     threshold: np.ndarray  # (m,) float, distinct, descending
     accepted: np.ndarray  # (m,) int64, products with confidence >= threshold, at least 1
-    correct: np.ndarray  # (m,) int64, the right ones among them
+    correct: np.ndarray  # (m,) int64, the correct ones among them
     products: int  # all products, accepted or not
 
     @property
     def acceptance_rate(self) -> np.ndarray:
         """(m,) float, share of all products that is accepted."""
-        return self.accepted / max(self.products, 1)
+        rate: np.ndarray = self.accepted / max(self.products, 1)
+        return rate
 
     @property
     def precision(self) -> np.ndarray:
-        """(m,) float, right share of the accepted products."""
-        return self.correct / self.accepted
+        """(m,) float, share of the accepted products that is correct."""
+        precision: np.ndarray = self.correct / self.accepted
+        return precision
 
     def thinned(self, most: int) -> "AcceptanceCurve":
-        """At most `most` points of the curve, evenly spread over acceptance; the last one always stays.
+        """At most `most` points of the curve, evenly spread over acceptance, the last one always among them.
 
         For plots and bounds: two million products have up to a million distinct confidences.
         """
@@ -62,7 +64,11 @@ class AcceptanceCurve:
 
 
 def acceptance_curve(confidence: np.ndarray, correct: np.ndarray) -> AcceptanceCurve:
-    """The curve of confidence (n,) float and correct (n,) bool; the order of the rows changes nothing.
+    """The curve of these products; the same for any order of the rows.
+
+    Args:
+        confidence: (n,) float, 0 to 1.
+        correct: (n,) bool.
 
     Raises:
         ValueError: different lengths, or a confidence that is not a number.
@@ -74,16 +80,16 @@ def acceptance_curve(confidence: np.ndarray, correct: np.ndarray) -> AcceptanceC
     order = np.argsort(confidence)[::-1]
     ordered = confidence[order]
     last = np.flatnonzero(np.diff(ordered, append=-np.inf))  # of equal confidences
-    right = np.cumsum(correct[order], dtype=np.int64)
-    return AcceptanceCurve(ordered[last], last + 1, right[last], len(ordered))
+    running = np.cumsum(correct[order], dtype=np.int64)
+    return AcceptanceCurve(ordered[last], last + 1, running[last], len(ordered))
 
 
 def acceptance_rate_at(curve: AcceptanceCurve, target: float) -> tuple[float, float | None]:
-    """Largest share accepted by a threshold whose measured precision is `target` at least, and the threshold.
+    """Largest share accepted by a threshold whose measured precision is at least `target`, and the threshold.
 
-    Returns 0.0 and None where no threshold reaches it. This is the acceptance rate at n per cent precision of
-    Li et al. (hal-01830894): measured, not promised. On fresh products such a threshold misses its target
-    every other time, however many products measured it; `models.decisions.thresholds` makes the promise.
+    Returns 0.0 and None where no threshold reaches it. It is the acceptance rate at n per cent precision of
+    Li et al. (hal-01830894): measured, not promised. On new products such a threshold misses its target every
+    second time, however many products it was measured on; models/decisions/thresholds.py gives a guarantee.
     """
     exact = Fraction(target).limit_denominator(10**6)  # 0.07 * 100 > 7 in floats: compare whole numbers
     reached = np.flatnonzero(curve.correct * exact.denominator >= curve.accepted * exact.numerator)
@@ -112,14 +118,14 @@ def top_k_share(ranked: np.ndarray, truth: np.ndarray, k: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class CategoryCounts:
-    """Counts per category, each (categories,) int64."""
+    """Counts per category, each (categories,) int64; the names are columns of categories.parquet."""
 
-    products: np.ndarray  # truly of the category
-    right: np.ndarray  # of these, predicted as such
+    products: np.ndarray  # whose true category it is
+    right: np.ndarray  # of these, predicted correctly
     predicted: np.ndarray  # predicted as the category
-    predicted_right: np.ndarray  # of these, truly so: as many as `right`
+    predicted_right: np.ndarray  # of these, correctly: as many as `right`
     accepted: np.ndarray  # predicted as the category, and accepted
-    accepted_right: np.ndarray  # of these, truly so
+    accepted_right: np.ndarray  # of these, correctly
 
 
 def per_category(
@@ -130,27 +136,27 @@ def per_category(
     Args:
         truth: (n,) int, 0 to categories - 1.
         predicted: (n,) int, likewise.
-        accepted: (n,) bool, whether the decision was taken alone.
+        accepted: (n,) bool, whether the category was accepted without a person.
         categories: number of categories.
     """
 
     def count(category: np.ndarray) -> np.ndarray:
         return np.bincount(category, minlength=categories)
 
-    right = truth == predicted
+    correct = truth == predicted
     return CategoryCounts(
         products=count(truth),
-        right=count(truth[right]),
+        right=count(truth[correct]),
         predicted=count(predicted),
-        predicted_right=count(predicted[right]),
+        predicted_right=count(predicted[correct]),
         accepted=count(predicted[accepted]),
-        accepted_right=count(predicted[accepted & right]),
+        accepted_right=count(predicted[accepted & correct]),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Confusions:
-    """Pairs of categories that are taken for each other, the most frequent first, each (m,) int64."""
+    """Pairs of categories that are confused with each other, the most frequent first, each (m,) int64."""
 
     truth: np.ndarray
     predicted: np.ndarray
@@ -160,7 +166,7 @@ class Confusions:
 def confusions(truth: np.ndarray, predicted: np.ndarray, most: int) -> Confusions:
     """The `most` most frequent wrong pairs of truth (n,) int and predicted (n,) int, both from 0 on.
 
-    Ties go by truth, then predicted. Memory grows with the wrong products, not with categories squared.
+    Ties are ordered by truth, then predicted. Memory grows with the wrong products, not with all pairs.
     """
     wrong = truth != predicted
     base = int(predicted.max(initial=0)) + 1

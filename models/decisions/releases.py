@@ -3,8 +3,8 @@
     releases/<run>/    bundles that are or were in service (models/decisions/bundle.py)
     releases/current   the one that is: a link on a disk; on an object store a file that holds its name
 
-Tools that copy a workspace turn the link into a directory, which is known by its manifest, and those that
-copy from an object store leave the file, which is read on a disk, too.
+A tool that copies a workspace may turn the link into a directory: it is recognized by its manifest. A copy
+from an object store has the file, which is read on a disk, too.
 """
 
 import os
@@ -15,15 +15,15 @@ from features.errors import ShelfmarkError
 from features.storage.paths import MARK, Place, read_range, remove, sizes, write_whole
 
 SPLITS = "splits.parquet"  # in a bundle: product_id and split of every product it was made from
-CURRENT, ASIDE = "current", "current.old"  # aside: a copied directory while the link takes its place
+CURRENT, ASIDE = "current", "current.old"  # aside: a copied directory while the link replaces it
 
 
 def in_service(releases: Place) -> str | None:
     """Name of the release that releases/current points to; None before the first one.
 
     Raises:
-        ShelfmarkError: releases/current is a directory that is a copy of no release beside it, or a file that
-            holds no name.
+        ShelfmarkError: releases/current is a directory that is not a copy of a release beside it, or a file
+            without a name.
     """
     current = releases / CURRENT
     if isinstance(current, Path) and current.is_symlink():
@@ -40,8 +40,8 @@ def _name_in(file: Place) -> str:
     name = file.read_bytes().decode(errors="replace").strip()
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ShelfmarkError(
-            f"{file}: holds no name of a release; expected one beside it, as in 2026-W47; write it there, "
-            "or remove the file to release anew"
+            f"{file}: does not hold the name of a release; expected one like 2026-W47; write the name of a "
+            "release into the file, or remove it to release again"
         )
     return name
 
@@ -55,13 +55,13 @@ def _release_of(copy: Place) -> str:
         if file == MARK and folder not in (CURRENT, ASIDE) and read_range(releases / name) == wanted:
             return folder
     raise ShelfmarkError(
-        f"{copy}: a directory, and a copy of no release beside it; expected a link to one of them, or on an "
-        "object store a file that holds its name; replace the directory by it, or remove it to release anew"
+        f"{copy}: a directory, but not a copy of a release beside it; expected a link to a release, or on an "
+        "object store a file with its name; replace the directory by one, or remove it to release again"
     )
 
 
 def put_into_service(releases: Place, name: str) -> None:
-    """Makes releases/current point to a release, at once; whatever cuts this short, one of the two counts."""
+    """Makes releases/current point to a release, in one step: at any moment the old or the new one counts."""
     current, aside = releases / CURRENT, releases / ASIDE
     if isinstance(current, Path):
         link = current.with_name("current.tmp")
@@ -69,11 +69,10 @@ def put_into_service(releases: Place, name: str) -> None:
         link.symlink_to(name)
         if current.is_dir() and not current.is_symlink():
             remove(aside)
-            os.rename(
-                current, str(aside)
-            )  # a link cannot replace a directory; until it is there, this counts
+            # A link cannot replace a directory: until the link is there, the directory counts from aside.
+            os.rename(current, str(aside))
         os.replace(link, current)
         remove(aside)
     else:
-        write_whole(current, name.encode())  # counts before a directory of this name
+        write_whole(current, name.encode())  # a file is read before a directory of this name
         remove(current)  # what stands below it

@@ -1,7 +1,7 @@
-"""From which confidence on we decide alone, with a guarantee (NumPy and SciPy only).
+"""The confidence from which on we decide alone, with a guarantee (NumPy and SciPy only).
 
-    FIT    graded products                 ──► grid t1 > … > tG of attained confidences; where chains start
-    CERT   graded products, one per group  ──► at each t: accepted M, errors K, p = P(Bin(M, alpha) <= K)
+    FIT    outcomes                 ──► grid t1 > … > tG of attained confidences; where chains start
+    CERT   outcomes, one per group  ──► at each t: accepted M, errors K, p = P(Bin(M, alpha) <= K)
 
     t      .99   .98   .97   .96   .95   .93   .90   .86   .80
     p      .30   .04   .003  .002  .004  .02   .07   .15   .60     delta = .1
@@ -11,10 +11,9 @@
                                                ▲
                                                threshold: the lowest certified
 
-With probability 1 - delta over the draw of CERT, the products accepted at the certified threshold are right
-in at least `target` of the cases. Learn then test (Angelopoulos et al. 2021), with the exact binomial tail:
-given how many are accepted, their errors are binomial. FIT may be looked at as often as one likes, CERT only
-here.
+With probability 1 - delta over the draw of CERT, at least a share `target` of the products accepted at the
+certified threshold is correct. Learn then test (Angelopoulos et al. 2021), with the exact binomial tail:
+given how many are accepted, their errors are binomial. FIT may be used as often as one likes, CERT only here.
 """
 
 from collections.abc import Mapping
@@ -27,13 +26,13 @@ from scipy.special import betainc, betaincinv, ndtri, rel_entr
 from features.product import order_key
 
 MAIN_SHARE = 0.8  # of delta, at the start with the most evidence on FIT
-BACKUP_SHARE = 0.05  # of delta each, where FIT's acceptance reaches so many per cent:
-BACKUPS = (5, 10, 20, 40)  # from the top alone, two per cent of bad high scores would leave nothing certified
+BACKUP_SHARE = 0.05  # of delta for each start where FIT's acceptance reaches so many per cent:
+BACKUPS = (5, 10, 20, 40)  # with the topmost start alone, 2 % of errors at high scores would certify nothing
 
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Products whose decision is known to be right or wrong; products, never images."""
+    """Products, never images: their confidence, and whether the predicted category is correct."""
 
     product_id: np.ndarray  # (n,) str, distinct
     group: np.ndarray  # (n,) str or int; near-duplicates share one
@@ -41,21 +40,21 @@ class Outcomes:
     correct: np.ndarray  # (n,) bool
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the arrays do not say one thing about each product."""
+        """Raises ValueError where the arrays do not hold exactly one outcome of each product."""
         lengths = {len(self.product_id), len(self.group), len(self.confidence), len(self.correct)}
         if len(lengths) > 1:
             raise ValueError(f"arrays of {sorted(lengths)} products; expected one length")
         if self.correct.dtype != bool:
             raise ValueError(f"correct is {self.correct.dtype}; expected bool")
         if not ((self.confidence >= 0) & (self.confidence <= 1)).all():  # false for nan too
-            raise ValueError("a confidence is outside 0 to 1 or not a number")
+            raise ValueError("a confidence is not a number from 0 to 1; expected such numbers")
         if len(set(self.product_id.tolist())) < len(self.product_id):
-            raise ValueError("a product_id is there twice; expected a row per product, not per image")
+            raise ValueError("a product_id occurs twice; expected a row per product, not per image")
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What CERT promises of a threshold; where that is None nothing may be accepted: `reason` says why."""
+    """What CERT proves of a threshold; where that is None nothing may be accepted, and `reason` says why."""
 
     target: float  # precision promised for the accepted products
     delta: float  # probability that the promise fails
@@ -68,22 +67,22 @@ class Certificate:
     precision: float | None = None  # (M - K) / M
     precision_lower: float | None = None  # one-sided Clopper-Pearson bound, certainty 1 - delta
     chain: str | None = None  # the start whose chain reached the threshold; several where they coincide
-    level: float | None = None  # its share of delta, against which p_value was held
+    level: float | None = None  # its share of delta: p_value is at most this
     p_value: float | None = None  # P(Bin(M, 1 - target) <= K)
-    margin: float | None = None  # precision - target: what the certainty costs
+    margin: float | None = None  # precision - target: the price of certainty
     margin_products: int | None = None  # the least confident tenth of the accepted, ties included
-    margin_precision: float | None = None  # their right share: what a lower threshold would begin to add
+    margin_precision: float | None = None  # their precision: about that of what a lower threshold would add
     more_products_needed: int | None = None  # in CERT, about; None when certified, or when more will not help
-    at_best: bool = False  # so few were seen that this is the least number, not about the number
+    at_best: bool = False  # CERT is so small that more_products_needed is a lower limit, not an estimate
     reason: str | None = None  # None when certified
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts, for JSON."""
+    def to_dict(self) -> dict[str, object]:
+        """Returns what thresholds.json holds of it: `certificate`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Certificate":
-        """The certificate that `to_dict` wrote."""
+        """Reads what `to_dict` returned; a field that an older release lacks has its default."""
         return cls(**values)
 
 
@@ -93,17 +92,17 @@ def certify(
     """The lowest threshold at which precision is at least `target`, with probability 1 - delta.
 
     Args:
-        fit: products that chose the confidence model, and now the order in which thresholds are tried.
-        cert: products that chose nothing so far; one of each group counts.
+        fit: products that selected the confidence model, and now the order in which thresholds are tried.
+        cert: products that selected nothing so far; one of each group counts.
         target: precision promised.
         delta: probability that the promise fails.
         grid: thresholds tried, at most.
 
     Returns:
-        The certificate; its threshold is None where nothing can be promised. Row order changes nothing.
+        The certificate; its threshold is None where nothing can be promised. The same for any order of rows.
 
     Raises:
-        ValueError: a product or group stands on both sides, or a setting is out of range.
+        ValueError: a product or group is in both, or a setting is out of range.
     """
     if not (0 < target < 1 and 0 < delta < 1 and grid >= 1):
         raise ValueError(f"target {target}, delta {delta}, grid {grid}; expected 0 to 1, 0 to 1, at least 1")
@@ -115,39 +114,36 @@ def certify(
     thresholds = threshold_grid(fit.confidence, grid)
     starts = chain_starts(*counts_at(thresholds, fit.confidence, fit.correct), len(fit.correct), alpha)
     levels = np.zeros(len(thresholds))
-    for name, place in starts.items():
-        levels[place] += delta * (MAIN_SHARE if name == "main" else BACKUP_SHARE)
+    for name, start in starts.items():
+        levels[start] += delta * (MAIN_SHARE if name == "main" else BACKUP_SHARE)
 
     p = p_values(*counts_at(thresholds, confidence, correct), alpha)
     walked = walk(p, levels)
     if walked is None:
         at = list(starts.values())
-        reached = len(at) > 0 and np.any(confidence >= thresholds[at].min())  # else only FIT tells anything
-        seen, right = (confidence, correct) if reached else (fit.confidence, fit.correct)
-        needed = _products_needed(seen, right, thresholds[at], levels[at], target, delta)
+        reached = len(at) > 0 and np.any(
+            confidence >= thresholds[at].min()
+        )  # else only FIT has products there
+        sample, outcome = (confidence, correct) if reached else (fit.confidence, fit.correct)
+        needed = _products_needed(sample, outcome, thresholds[at], levels[at], target, delta)
         return _uncertified(target, delta, len(thresholds), len(correct), *needed)
-    start, last = walked
-    return Certificate(
-        target=target,
-        delta=delta,
-        grid=len(thresholds),
-        products=len(correct),
-        chain=", ".join(name for name, place in starts.items() if place == start),
-        level=float(levels[start]),
-        p_value=float(p[last]),
-        **_accepted_at(float(thresholds[last]), confidence, correct, target, delta),
-    )
+    first, last = walked
+    chain = ", ".join(name for name, start in starts.items() if start == first)
+    return _certified(
+        target, delta, len(thresholds), float(thresholds[last]), chain, float(levels[first]), float(p[last]),
+        confidence, correct,
+    )  # fmt: skip
 
 
 def one_per_group(product_id: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """(groups,) int, rows of the products that stand for their group: those with the smallest hash of the id.
+    """(groups,) int, a row for each group: that of the product with the smallest hash of its id.
 
-    Near-duplicates are right or wrong together; counted one by one, clusters of five broke the promise in 21
-    to 30 of 100 calibrations. The hash knows nothing of confidences, nor of the order of rows.
+    Near-duplicates are correct or wrong together; counted one by one, clusters of five broke the promise in
+    21 to 30 of 100 calibrations. The hash depends neither on confidences nor on the order of rows.
     """
     groups, ids = group.tolist(), product_id.tolist()
-    chosen: dict[Any, int] = {}
-    shared: dict[Any, list[int]] = {}
+    chosen: dict[str | int, int] = {}
+    shared: dict[str | int, list[int]] = {}
     for row, name in enumerate(groups):
         first = chosen.setdefault(name, row)
         if first != row:
@@ -181,11 +177,11 @@ def counts_at(
 
 
 def chain_starts(accepted: np.ndarray, errors: np.ndarray, products: int, alpha: float) -> dict[str, int]:
-    """Places in the grid where the chains start, from FIT's counts: name → index.
+    """Thresholds at which the chains start, from FIT's counts: name → index in the grid.
 
-    Main: where FIT speaks most against an error rate of alpha, by `accepted * KL(error rate || alpha)`, among
-    the thresholds with a lower rate and at least 5 products; absent where there is none. Backups: where the
-    acceptance first reaches 5, 10, 20, 40 per cent.
+    Main: where the evidence of FIT against an error rate of alpha is largest, `accepted * KL(error rate ||
+    alpha)`, among the thresholds with a lower rate and at least 5 products; absent where there is none.
+    Backups: where the acceptance first reaches 5, 10, 20, 40 per cent.
     """
     if products == 0:
         return {}
@@ -197,7 +193,7 @@ def chain_starts(accepted: np.ndarray, errors: np.ndarray, products: int, alpha:
 
 
 def p_values(accepted: np.ndarray, errors: np.ndarray, alpha: float) -> np.ndarray:
-    """P(Bin(accepted, alpha) <= errors) of each count; 1 where nothing is accepted.
+    """P(Bin(accepted, alpha) <= errors) for each count; 1 where nothing is accepted.
 
     >>> p_values(np.array([0, 21, 22]), np.array([0, 0, 0]), 0.1).round(4)  # 0.9 ** 21 and 0.9 ** 22
     array([1.    , 0.1094, 0.0985])
@@ -215,11 +211,11 @@ def walk(p: np.ndarray, levels: np.ndarray) -> tuple[int, int] | None:
 
     Args:
         p: (G,) p-values, from the strictest threshold to the loosest.
-        levels: (G,) level of the chain that starts at a place, 0 where none does.
+        levels: (G,) level of the chain that starts at a threshold, 0 where none does.
 
     Returns:
-        Start and end of the chain that gets furthest, of several the one with the largest level; None where
-        no start is certified.
+        Start and end, as indices, of the chain that gets furthest, of several the one with the largest level;
+        None where no start is certified.
 
     >>> walk(np.array([0.001, 0.07, 0.06, 0.02]), np.array([0.005, 0.08, 0, 0.005]))
     (1, 3)
@@ -236,23 +232,23 @@ def walk(p: np.ndarray, levels: np.ndarray) -> tuple[int, int] | None:
 
 
 def lower_bound(accepted: np.ndarray | int, errors: np.ndarray | int, delta: float) -> np.ndarray:
-    """One-sided Clopper-Pearson lower bound of the precision at certainty 1 - delta; 0 where none is right.
+    """One-sided Clopper-Pearson lower bound of the precision at certainty 1 - delta; 0 where none is correct.
 
-    For each count by itself: along a curve it is a band to look at, and only `certify` promises a threshold.
+    For each count by itself: along a curve it is an illustration, and only `certify` promises a threshold.
 
     >>> float(lower_bound(22, 0, 0.1).round(4))  # 0.1 ** (1 / 22)
     0.9006
     """
-    right = np.asarray(accepted) - np.asarray(errors)
-    return np.where(right > 0, betaincinv(np.maximum(right, 1), np.asarray(errors) + 1, delta), 0.0)
+    correct = np.asarray(accepted) - np.asarray(errors)
+    return np.where(correct > 0, betaincinv(np.maximum(correct, 1), np.asarray(errors) + 1, delta), 0.0)
 
 
 def products_for(precision: float, target: float, level: float, power: float = 0.8) -> float:
-    """About how many accepted products show, with that power, that a true precision is over the target.
+    """About how many accepted products prove, with that power, that a true precision is over the target.
 
     Normal approximation of the binomial test, `((z_level s(target) + z_power s(precision)) / difference)²`
-    with s(p) = sqrt(p (1 - p)), and no fewer than show it without any error, `target ** n <= level`, which is
-    exact where all are right; infinite up to the target.
+    with s(p) = sqrt(p (1 - p)), and at least as many as prove it without any error, `target ** n <= level`,
+    which is exact where all are correct; infinite for a precision up to the target.
 
     >>> round(products_for(1.0, 0.9, 0.1), 2)  # 22 products without error certify, 21 do not
     21.85
@@ -274,16 +270,18 @@ def _products_needed(
     target: float,
     delta: float,
 ) -> tuple[float, bool]:
-    """About how many products in all certify a chain's start, or infinity; and whether that is at best.
+    """About how many products in all certify a chain's start, or infinity; and whether that is a lower limit.
 
-    About: if precision is as seen at the start. At best, where no error was seen or no start looks over the
-    target: if precision is the upper bound of what was seen (Clopper-Pearson, certainty 1 - delta).
+    The estimate takes the measured precision of the start as the true one. Where no error was measured, or no
+    start measures over the target, the upper bound of the precision (Clopper-Pearson, certainty 1 - delta) is
+    taken instead, which gives a lower limit.
     """
     accepted, errors = counts_at(thresholds, confidence, correct)
-    seen = (accepted - errors + 0.5) / (accepted + 1)  # half a product more of each kind: 10 of 10 is not all
-    bound = 1 - lower_bound(accepted, accepted - errors, delta)  # 1 without error, when all may be right
-    told = ((seen, False), (bound, True)) if errors.any() else ((bound, True),)
-    for precision, at_best in told:
+    # half a correct and half a wrong product more: 10 of 10 does not mean all
+    measured = (accepted - errors + 0.5) / (accepted + 1)
+    bound = 1 - lower_bound(accepted, accepted - errors, delta)  # 1 without error, when all may be correct
+    assumed = ((measured, False), (bound, True)) if errors.any() else ((bound, True),)
+    for precision, at_best in assumed:
         needed = [
             products_for(float(here), target, float(level)) * len(correct) / products
             for here, level, products in zip(precision, levels, accepted, strict=True)
@@ -297,6 +295,7 @@ def _products_needed(
 def _uncertified(
     target: float, delta: float, grid: int, products: int, needed: float, at_best: bool
 ) -> Certificate:
+    """The certificate that promises nothing; its reason is part of thresholds.json, word for word."""
     more = None if np.isinf(needed) else max(1, int(np.ceil(needed)) - products)
     tried = f"precision {target:g} cannot be promised with certainty {1 - delta:g} on {products} products"
     if grid == 0:
@@ -312,33 +311,48 @@ def _uncertified(
     )
 
 
-def _accepted_at(
-    threshold: float, confidence: np.ndarray, correct: np.ndarray, target: float, delta: float
-) -> dict[str, Any]:
-    """What a certificate says about the products that its threshold accepts."""
+def _certified(
+    target: float,
+    delta: float,
+    grid: int,
+    threshold: float,
+    chain: str,
+    level: float,
+    p_value: float,
+    confidence: np.ndarray,
+    correct: np.ndarray,
+) -> Certificate:
+    """The certificate of a threshold, with figures of the products of CERT that it accepts."""
     taken = confidence >= threshold
     accepted = int(np.count_nonzero(taken))
     errors = accepted - int(np.count_nonzero(correct & taken))
     tenth = np.sort(confidence[taken])[-(-accepted // 10) - 1]
     near = taken & (confidence <= tenth)
-    return {
-        "accepted": accepted,
-        "errors": errors,
-        "threshold": threshold,
-        "acceptance_rate": accepted / len(correct),
-        "precision": (accepted - errors) / accepted,
-        "precision_lower": float(lower_bound(accepted, errors, delta)),
-        "margin": (accepted - errors) / accepted - target,
-        "margin_products": int(np.count_nonzero(near)),
-        "margin_precision": float(np.mean(correct[near])),
-    }
+    return Certificate(
+        target=target,
+        delta=delta,
+        grid=grid,
+        products=len(correct),
+        accepted=accepted,
+        errors=errors,
+        threshold=threshold,
+        acceptance_rate=accepted / len(correct),
+        precision=(accepted - errors) / accepted,
+        precision_lower=float(lower_bound(accepted, errors, delta)),
+        chain=chain,
+        level=level,
+        p_value=p_value,
+        margin=(accepted - errors) / accepted - target,
+        margin_products=int(np.count_nonzero(near)),
+        margin_precision=float(np.mean(correct[near])),
+    )
 
 
 def _refuse_shared(fit: Outcomes, cert: Outcomes) -> None:
-    """Certifying on what was fitted breaks the promise always; 100 of 100 simulated calibrations."""
-    kinds = {type(name).__name__ for name in fit.group[:1].tolist() + cert.group[:1].tolist()}
-    if len(kinds) > 1:
-        raise ValueError(f"groups are {' and '.join(sorted(kinds))}; expected one kind in FIT and CERT")
+    """Certifying on what was fitted always breaks the promise: in 100 of 100 simulated calibrations."""
+    types = {type(name).__name__ for name in fit.group[:1].tolist() + cert.group[:1].tolist()}
+    if len(types) > 1:
+        raise ValueError(f"groups are {' and '.join(sorted(types))}; expected the same type in FIT and CERT")
     for what, one, other in (("product", fit.product_id, cert.product_id), ("group", fit.group, cert.group)):
         shared = set(one.tolist()).intersection(other.tolist())
         if shared:

@@ -1,9 +1,11 @@
-"""Duplicates: images that a product has twice, and products that share an image, directly or through others.
+"""Duplicates, and the division of validation: FIT selects, CERT certifies.
 
-The same photo of a product is no further evidence, however often it is given: each counts once.
+A photo that a product has twice is no further evidence: each photo counts once in its product.
 
-Near-identical products say nothing new: a promise that counts them one by one is broken two to three times as
-often as allowed (9 % of calibrations become 21-30 % with clusters of five), so one product a group certifies.
+Products that share an image, directly or through others, form a group. Near-identical products are no
+independent evidence: a promise that counts them one by one is broken two to three times as often as allowed
+(9 % of calibrations become 21-30 % with clusters of five). So a group is in FIT or in CERT as a whole, and
+one product of it certifies.
 """
 
 import numpy as np
@@ -13,18 +15,15 @@ from scipy.sparse.csgraph import connected_components
 
 from features.product import order_key
 
-PIECE = 2**20  # images sorted together, and the rest of the last one's product
+PIECE = 2**20  # images sorted at a time, and the remaining ones of the last product
 
 
 def first_of_product(product: np.ndarray, digest: np.ndarray) -> np.ndarray:
-    """Which images are the first with their digest in their product.
+    """(n,) bool: which images are the first ones with their digest in their product.
 
     Args:
         product: (n,) int, the product of each image; the images of a product stand together.
         digest: (n, 32) uint8.
-
-    Returns:
-        (n,) bool.
 
     >>> digest = np.repeat(np.array([[7], [7], [8], [7], [7]], np.uint8), 32, axis=1)
     >>> first_of_product(np.array([0, 0, 0, 0, 1]), digest).tolist()
@@ -34,26 +33,27 @@ def first_of_product(product: np.ndarray, digest: np.ndarray) -> np.ndarray:
     first = np.ones(len(product), bool)
     ends = np.append(np.flatnonzero(product[1:] != product[:-1]) + 1, [len(product)])
     start = 0
-    while start < len(product):  # by pieces: 20 million images at once would take 1 GB
-        at = int(np.searchsorted(ends, start + PIECE))
-        stop = int(ends[min(at, len(ends) - 1)])
+    while start < len(product):  # piece by piece: 20 million images at once would take 1 GB
+        end = int(np.searchsorted(ends, start + PIECE))
+        stop = int(ends[min(end, len(ends) - 1)])
         first[start:stop] = _first(product[start:stop], words[start:stop])
         start = stop
     return first
 
 
 def _first(product: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """As `first_of_product`, of images whose digests are (n, 4) uint64 words."""
     order = np.lexsort([words[:, 0], product])  # stable: of equal ones the first stays first
-    twin = _as_before(product[order], words[order, :1])
+    twin = _equals_previous(product[order], words[order, :1])
     twin[:-1] |= twin[1:]  # and the one before
-    some = np.sort(order[twin])  # few; a second sort tells digests apart that begin alike
+    some = np.sort(order[twin])  # few; a second sort separates digests that differ after the first word
     order = some[np.lexsort([*words[some].T, product[some]])]
     first = np.ones(len(product), bool)
-    first[order[_as_before(product[order], words[order])]] = False
+    first[order[_equals_previous(product[order], words[order])]] = False
     return first
 
 
-def _as_before(product: np.ndarray, words: np.ndarray) -> np.ndarray:
+def _equals_previous(product: np.ndarray, words: np.ndarray) -> np.ndarray:
     """(n,) bool, whether a row has the product and the words, (n, k), of the row before."""
     same = np.zeros(len(product), bool)
     same[1:] = (product[1:] == product[:-1]) & (words[1:] == words[:-1]).all(axis=1)
@@ -61,14 +61,11 @@ def _as_before(product: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 
 def duplicate_groups(product_id: np.ndarray, image_digest: np.ndarray) -> np.ndarray:
-    """The group of each image's product, named after the group's smallest image digest.
+    """(images,) str: the group of each image's product, named by the group's smallest image digest.
 
     Args:
         product_id: (images,) str.
         image_digest: (images,) str.
-
-    Returns:
-        (images,) str.
 
     >>> duplicate_groups(np.array(["p", "q", "q", "r"]), np.array(["a", "a", "b", "c"])).tolist()
     ['a', 'a', 'a', 'c']
@@ -84,5 +81,10 @@ def duplicate_groups(product_id: np.ndarray, image_digest: np.ndarray) -> np.nda
 
 
 def in_fit(group: np.ndarray, share: float) -> np.ndarray:
-    """(n,) bool: which groups select (FIT); the others certify (CERT)."""
+    """(n,) bool: which groups are in FIT; the others are in CERT.
+
+    Args:
+        group: (n,) str, of `duplicate_groups`.
+        share: of FIT, 0 to 1; a fixed hash of the group's name decides.
+    """
     return np.array([order_key(name) < share * 2**63 for name in group], dtype=bool)

@@ -11,42 +11,46 @@
                  zl = Dense(nodes)(ReLU(Dense(s)([z(l-1), f])))
 
     set        every image of a product: x → scale → (standard) → Dense(h1) → batch normalization → ReLU;
-               largest over the images → dropout → Dense(C)          reads all images of a product at once
+               maximum over the images → dropout → Dense(C)          reads all images of a product together
 
     head/  head.json  head.weights.h5  taxonomy.csv  history.csv  manifest.json
 
-Formulas and numbers of parameters: docs/heads.md. One batch normalization only, on the first hidden layer's
-linear output: more of them does not help (S1). The scale is one number, 1 / RMS of the training bottlenecks:
-without it a backbone with small outputs (random weights: 1e-3) drowns in the epsilon of the batch
-normalization and nothing is learnt. What stands in brackets is where the recipe says so; standard:
+Formulas and numbers of parameters: docs/heads.md. There is one batch normalization, on the first hidden
+layer's linear output: more of them do not help (S1). The scale is one number, 1 / RMS of the training
+bottlenecks: without it, outputs as small as those of a backbone with random weights (1e-3) vanish in the
+epsilon of the batch normalization and nothing is learnt. Parts in brackets depend on the recipe; standard is
 (x - mean) / sqrt(variance + 0.001), number by number.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.engines.backbones import save_weights
 from features.errors import ShelfmarkError
 from models.heads.hierarchy import leaf_log_probabilities
+from models.heads.tensors import Tensor
+from models.rows import Rows
 
 if TYPE_CHECKING:
     import keras
 
 WEIGHTS, STRUCTURE = "head.weights.h5", "head.json"
 SET_FILES = ("set.json", "set.weights.h5")  # structure and weights of the set head, where there is one
-PREDICT_BATCH = 256  # images; one fixed size, so that every image meets the same kernels
+PREDICT_BATCH = 256  # images; always the same size, so that every image is computed by the same kernels
 STANDARD = "standard"  # the layer that standardizes
-FLAT, SEPARATE, MULTITASK, TAXONNET, SET = KINDS = ("flat", "separate", "multitask", "taxonnet", "set")
-ONE_OUTPUT = (FLAT, SET)  # kinds without a tree
+FLAT, SEPARATE, MULTITASK, TAXONNET, SET = ARCHITECTURES = (
+    "flat", "separate", "multitask", "taxonnet", "set",
+)  # fmt: skip
+ONE_OUTPUT = (FLAT, SET)  # architectures without a tree
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What is needed to build a head. The defaults are what a head.json without these fields means."""
+    """head.json: what is needed to build a head. An older file lacks fields: it means the defaults."""
 
     width: int  # d, numbers in a bottleneck
     categories: int  # C
@@ -54,26 +58,41 @@ class HeadShape:
     dropout: float  # share of the first hidden layer
     scale: float  # bottlenecks are multiplied by it
     fingerprint: str  # of the backbone whose bottlenecks it reads
-    kind: str = FLAT  # one of KINDS
-    parents: tuple[tuple[int, ...], ...] = ()  # Taxonomy.parents, for what is built after the tree
+    kind: str = FLAT  # the architecture, one of ARCHITECTURES
+    parents: tuple[tuple[int, ...], ...] = ()  # Taxonomy.parents, where the tree is part of the head
     selector: int = 0  # s, neurons of each of TaxonNet's feature selectors
-    images: int = 1  # kind set: images of a product, side by side in one row of `images` · d numbers
+    images: int = 1  # of a set head: images of a product, side by side in one row of `images` · d numbers
     standardized: bool = False  # each number of a bottleneck by its own mean and deviation in training
-    flip: bool = False  # it is asked about each image twice, as it is and mirrored
+    flip: bool = False  # it reads each image twice, as it is and mirrored
     hierarchical: bool = False  # flat: the categories' softmax is a product of softmaxes over siblings
     second_dropout: float = 0.0  # share of the second hidden layer
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ShelfmarkError(f"a head of kind {self.kind!r}; expected {', '.join(KINDS)}; mend head.kind")
+        if self.kind not in ARCHITECTURES:
+            raise ShelfmarkError(
+                f"a head of kind {self.kind!r}; expected {', '.join(ARCHITECTURES)}; correct head.kind"
+            )
         if self.hierarchical and self.kind != FLAT:
-            raise ShelfmarkError(f"hierarchical softmax in a {self.kind} head; expected head.kind = flat")
+            raise ShelfmarkError(
+                f"hierarchical softmax in a {self.kind} head; expected a flat one; set head.kind = flat"
+            )
         tree = self.hierarchical or self.kind not in ONE_OUTPUT
         if tree and (not self.parents or len(self.parents[-1]) != self.categories):
             raise ShelfmarkError(
                 f"a {self.kind} head of {self.categories} categories without their tree; "
                 "expected the parents of every level's nodes; train again"
             )
+
+    def to_json(self) -> str:
+        """Returns the text of head.json."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "HeadShape":
+        """Reads what `to_json` returned; a field that an older release lacks has its default."""
+        values = json.loads(text)
+        parents = tuple(map(tuple, values.get("parents", ())))
+        return cls(**values | {"hidden": tuple(values["hidden"]), "parents": parents})
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -82,33 +101,34 @@ class HeadShape:
 
 
 def build_head(shape: HeadShape) -> "keras.Model":
-    """(n, d) bottlenecks → what `head_layers` gives, with fresh weights from Keras' seed."""
+    """Builds a head, (n, d) bottlenecks → what `head_layers` returns, with new weights from Keras' seed."""
     import keras
 
     bottlenecks = keras.Input((shape.images * shape.width,), dtype="float32", name="bottlenecks")
     return keras.Model(bottlenecks, head_layers(bottlenecks, shape), name="head")
 
 
-def head_layers(x: Any, shape: HeadShape) -> Any:
-    """The head on top of a trunk.
+def head_layers(x: Tensor, shape: HeadShape) -> Tensor | list[Tensor]:
+    """The layers of a head on top of a trunk.
 
     Args:
         x: (n, d) Keras tensor: bottlenecks, or the pooled output of a backbone that is tuned.
         shape: of the head.
 
     Returns:
-        Kinds flat and set: (n, C) logits. Else a list: (n, nodes) logits of each level, coarse to fine; the
-        nodes of the finest are the categories. Logits of a hierarchical softmax are log-probabilities.
+        Flat and set: (n, C) logits. Other architectures, a list: (n, nodes) logits of each level, coarse to
+        fine; the nodes of the finest are the categories. Logits of a hierarchical softmax are
+        log-probabilities.
     """
     from keras import layers
 
     if shape.kind == SET:
         x = layers.Reshape((shape.images, shape.width), name="images")(x)
     x = layers.Rescaling(shape.scale, name="scale")(x)
-    if shape.standardized:  # a frozen normalization: its statistics are those of the training bottlenecks
+    if shape.standardized:  # a frozen normalization with the statistics of the training bottlenecks
         x = layers.BatchNormalization(center=False, scale=False, trainable=False, name=STANDARD)(x)
     if shape.kind == SET:
-        return _of_a_set(x, shape)
+        return _set_layers(x, shape)
     levels = list(enumerate(shape.level_sizes, start=1))
     if shape.kind == SEPARATE:
         return [_logits(_hidden(x, shape, f"_{level}"), nodes, level) for level, nodes in levels]
@@ -126,29 +146,29 @@ def head_layers(x: Any, shape: HeadShape) -> Any:
     return layers.Dense(shape.categories, name="logits")(x)
 
 
-def _hidden(x: Any, shape: HeadShape, of: str = "") -> Any:
-    """The two hidden layers; `of` ends their names."""
+def _hidden(x: Tensor, shape: HeadShape, suffix: str = "") -> Tensor:
+    """The two hidden layers; `suffix` ends their names."""
     from keras import layers
 
-    x = layers.Dense(shape.hidden[0], name=f"hidden1{of}")(x)
-    x = layers.BatchNormalization(name=f"normalization{of}")(x)
-    x = layers.ReLU(name=f"relu1{of}")(x)
-    x = layers.Dropout(shape.dropout, name=f"dropout{of}")(x)
-    x = layers.Dense(shape.hidden[1], activation="relu", name=f"hidden2{of}")(x)
-    return layers.Dropout(shape.second_dropout, name=f"dropout2{of}")(x) if shape.second_dropout else x
+    x = layers.Dense(shape.hidden[0], name=f"hidden1{suffix}")(x)
+    x = layers.BatchNormalization(name=f"normalization{suffix}")(x)
+    x = layers.ReLU(name=f"relu1{suffix}")(x)
+    x = layers.Dropout(shape.dropout, name=f"dropout{suffix}")(x)
+    x = layers.Dense(shape.hidden[1], activation="relu", name=f"hidden2{suffix}")(x)
+    return layers.Dropout(shape.second_dropout, name=f"dropout2{suffix}")(x) if shape.second_dropout else x
 
 
-def _logits(x: Any, nodes: int, level: int) -> Any:
+def _logits(x: Tensor, nodes: int, level: int) -> Tensor:
     from keras import layers
 
     return layers.Dense(nodes, name=f"logits_{level}")(x)
 
 
-def _top_down(x: Any, shape: HeadShape) -> list[Any]:
-    """Each level selects from the trunk features and the logits of the level above."""
+def _top_down(x: Tensor, shape: HeadShape) -> list[Tensor]:
+    """(n, nodes) logits of each level, which reads the hidden features and the logits of the level above."""
     from keras import layers
 
-    outputs: list[Any] = []
+    outputs: list[Tensor] = []
     for level, nodes in enumerate(shape.level_sizes, start=1):
         read = layers.Concatenate(name=f"above_{level}")([outputs[-1], x]) if outputs else x
         selected = layers.Dense(shape.selector, activation="relu", name=f"selector_{level}")(read)
@@ -156,7 +176,8 @@ def _top_down(x: Any, shape: HeadShape) -> list[Any]:
     return outputs
 
 
-def _of_a_set(x: Any, shape: HeadShape) -> Any:
+def _set_layers(x: Tensor, shape: HeadShape) -> Tensor:
+    """(n, C) logits from (n, images, d)."""
     from keras import layers
 
     x = layers.Dense(shape.hidden[0], name="hidden1")(x)
@@ -168,7 +189,7 @@ def _of_a_set(x: Any, shape: HeadShape) -> Any:
 
 
 class Head:
-    """A trained head."""
+    """A head with its weights; a `Classifier` of models/decisions/predictions.py."""
 
     def __init__(self, shape: HeadShape, model: "keras.Model") -> None:
         self.shape, self.model = shape, model
@@ -180,8 +201,8 @@ class Head:
             piece = np.zeros((PREDICT_BATCH, self.shape.images * self.shape.width), np.float32)
             count = len(bottlenecks[start : start + PREDICT_BATCH])
             piece[:count] = bottlenecks[start : start + PREDICT_BATCH]
-            told = self.model.predict_on_batch(piece)
-            for out, level in zip(outs, told if isinstance(told, list) else [told], strict=True):
+            found = self.model.predict_on_batch(piece)
+            for out, level in zip(outs, found if isinstance(found, list) else [found], strict=True):
                 out[start : start + count] = np.asarray(level)[:count]
         return outs
 
@@ -190,24 +211,24 @@ class Head:
         return self.outputs(bottlenecks)[-1]
 
     def save(self, folder: Path) -> None:
-        """Writes head.json and head.weights.h5; a set head set.json and set.weights.h5."""
+        """Writes head.json and head.weights.h5, or set.json and set.weights.h5 of a set head."""
         structure, weights = SET_FILES if self.shape.kind == SET else (STRUCTURE, WEIGHTS)
-        (folder / structure).write_text(json.dumps(asdict(self.shape)))
+        (folder / structure).write_text(self.shape.to_json())
         save_weights(self.model, folder / weights)
 
 
 class ProductRows:
-    """Bottlenecks of products: the images of each side by side, as a set head reads them.
+    """Rows of products: the bottlenecks of a product's images side by side, as a set head reads them.
 
-    A product with fewer images than the head reads has its first one again, which leaves the largest over its
-    images as it is; of one with more, the first ones are read.
+    For a product with fewer images than the head reads, the first one is repeated, which does not change the
+    maximum over its images; of a product with more images, the first ones are read.
     """
 
-    def __init__(self, rows: Any, bounds: np.ndarray, images: int) -> None:
-        """Takes (n, d) bottlenecks, products together, (p + 1,) where they begin, and images per product."""
-        place = np.arange(images)
+    def __init__(self, rows: Rows, bounds: np.ndarray, images: int) -> None:
+        """Takes (n, d) bottlenecks, products together, their (p + 1,) bounds, and images per product."""
+        position = np.arange(images)
         self._bottlenecks = rows
-        self._rows = bounds[:-1, None] + np.where(place < np.diff(bounds)[:, None], place, 0)
+        self._rows = bounds[:-1, None] + np.where(position < np.diff(bounds)[:, None], position, 0)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -220,16 +241,22 @@ class ProductRows:
 
 
 def set_logits(head: Head, bottlenecks: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """(n, d) bottlenecks of products, (p + 1,) bounds → (p, C) float32 of a set head."""
+    """(n, d) bottlenecks of products, (p + 1,) bounds → (p, C) float32 logits of a set head."""
     return head.logits(ProductRows(bottlenecks, bounds, head.shape.images)[:])
 
 
 def load_head(folder: Path, files: tuple[str, str] = (STRUCTURE, WEIGHTS)) -> Head:
-    """Reads a head back: the one of `files`, SET_FILES for the set head."""
+    """Reads a head.
+
+    Args:
+        folder: with its files.
+        files: structure and weights; SET_FILES for the set head.
+
+    Raises:
+        ShelfmarkError: the weights cannot be read.
+    """
     structure, weights = files
-    told = json.loads((folder / structure).read_text())
-    parents = tuple(map(tuple, told.get("parents", ())))
-    shape = HeadShape(**told | {"hidden": tuple(told["hidden"]), "parents": parents})
+    shape = HeadShape.from_json((folder / structure).read_text())
     model = build_head(shape)
     try:
         model.load_weights(folder / weights)

@@ -1,44 +1,34 @@
-"""Baselines that a head has to beat: linear support vector machines on bottlenecks, and on HOG.
+"""Baselines that a head has to beat: linear support vector machines (SVMs) on bottlenecks, and on HOG.
 
     JPEG → grey, 128 × 128 px → HOG (1,764)  ┐
     bottlenecks                     (d)      ┴→ standardized → one linear SVM a category → decision values
 
 HOG: histograms of oriented gradients, Dalal and Triggs, CVPR 2005; scikit-image's, 9 directions in cells of
-16 px, normalised over blocks of 2 × 2 cells. The machines: scikit-learn's LinearSVC, one against the rest,
+16 px, normalised over blocks of 2 × 2 cells. The SVMs: scikit-learn's LinearSVC, one against the rest,
 squared hinge loss.
 
-Decision values stand where a head's logits do: with a temperature, a softmax makes them probabilities, so
-that a baseline's acceptance is measured as a head's is.
+Decision values replace a head's logits: a softmax with a temperature makes them probabilities, so that a
+baseline's acceptance is measured like a head's.
 """
 
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
 from features.errors import ShelfmarkError
+from models.rows import Rows
 
 SIDE = 128  # px
 CELL = 16  # px
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
 PENALTIES = (0.001, 0.01, 0.1)  # of LinearSVC's C, for standardized numbers
-PIECE = 8192  # rows standardized together
-
-
-class Rows(Protocol):
-    """(n, d) numbers, in memory or not."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
-        """(m, d) float16."""
-        ...
+PIECE = 8192  # rows standardized at a time
 
 
 def require_hog() -> None:
-    """Raises a ShelfmarkError where scikit-image is not installed."""
+    """Raises ShelfmarkError where scikit-image is not installed."""
     try:
         import skimage.feature  # noqa: F401
     except ImportError as error:
@@ -49,9 +39,9 @@ def require_hog() -> None:
 
 
 def hog_vectors(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
-    """(count, 1764) float16 of the first `count` images of batches (b, SIDE, SIDE, 3) uint8.
+    """(count, 1764) float16: HOG of the first `count` images of batches (b, SIDE, SIDE, 3) uint8.
 
-    Values are 0 to 1: a block has length one, by scikit-image's L2-Hys.
+    Values are 0 to 1: the vector of a block has length 1, by scikit-image's L2-Hys.
     """
     from skimage.feature import hog
 
@@ -63,36 +53,36 @@ def hog_vectors(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LinearSvm:
-    """One linear machine a category; answers as a head does."""
+    """A linear SVM for each category; a `Classifier` like a head."""
 
     mean: np.ndarray  # (d,) float32, of the training rows
-    deviation: np.ndarray  # (d,) float32; 1 where the rows are all alike
+    deviation: np.ndarray  # (d,) float32; 1 where all rows are equal
     kernel: np.ndarray  # (d, k) float32
     bias: np.ndarray  # (k,) float32
-    learnt: np.ndarray  # (k,) int, categories that had training rows
+    trained: np.ndarray  # (k,) int, categories that had training rows
     categories: int  # C
 
     @property
     def parameters(self) -> int:
-        """Learnt numbers."""
+        """Number of trained parameters."""
         return self.kernel.size + self.bias.size
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
-        """(n, d) float16 → (n, C) float32 decision values; the row's least for a category never seen."""
+        """(n, d) float16 → (n, C) float32 decision values; for a category without training rows the least."""
         known = ((rows - self.mean) / self.deviation) @ self.kernel + self.bias
         values = np.repeat(known.min(axis=1, keepdims=True), self.categories, axis=1)
-        values[:, self.learnt] = known
+        values[:, self.trained] = known
         return values.astype(np.float32)
 
     def outputs(self, rows: np.ndarray) -> list[np.ndarray]:
-        """As of a flat head."""
+        """(n, d) float16 → decision values as the only output, as of a flat head."""
         return [self.logits(rows)]
 
 
 def fit_svm(
     rows: np.ndarray, labels: np.ndarray, categories: int, seed: int, penalty: float = 0.01
 ) -> LinearSvm:
-    """Trains a machine for each category.
+    """Trains an SVM for each category.
 
     Args:
         rows: (n, d) float16.
@@ -108,30 +98,31 @@ def fit_svm(
 
     if len(np.unique(labels)) < 2:
         raise ShelfmarkError(
-            f"{len(rows)} training images, all of one category; expected two categories at least to tell "
-            "apart; raise compare.svm_products or compare.hog_products, or leave the SVM rows out with --only"
+            f"{len(rows)} training images, all of one category; expected at least two categories; "
+            "raise compare.svm_products or compare.hog_products, or leave the SVM rows out with --only"
         )
     mean, deviation = _statistics(rows)
-    machine: Any = LinearSVC(C=penalty, random_state=seed).fit((rows - mean) / deviation, labels)
-    kernel, bias = machine.coef_.T, machine.intercept_
-    if len(machine.classes_) == 2:  # scikit-learn keeps one machine for two categories
+    svm = LinearSVC(C=penalty, random_state=seed).fit((rows - mean) / deviation, labels)
+    kernel, bias = svm.coef_.T, svm.intercept_
+    if len(svm.classes_) == 2:  # scikit-learn has a single SVM for two categories
         kernel, bias = np.hstack([-kernel, kernel]), np.concatenate([-bias, bias])
     return LinearSvm(
-        mean, deviation, kernel.astype(np.float32), bias.astype(np.float32), machine.classes_, categories
+        mean, deviation, kernel.astype(np.float32), bias.astype(np.float32), svm.classes_, categories
     )
 
 
 def choose_svm(
     rows: np.ndarray, labels: np.ndarray, fit: Rows, fit_labels: np.ndarray, categories: int, seed: int
 ) -> tuple[LinearSvm, float]:
-    """The machine that is right on most images of FIT, and its C, one of PENALTIES; 0.01 without FIT."""
+    """The SVM that is correct on most images of FIT, and its C, one of PENALTIES; 0.01 without FIT."""
     if not len(fit_labels):
         return fit_svm(rows, labels, categories, seed), 0.01
     tried = [(fit_svm(rows, labels, categories, seed, penalty), penalty) for penalty in PENALTIES]
-    return max(tried, key=lambda one: _right(one[0], fit, fit_labels))  # the first among equals
+    return max(tried, key=lambda one: _correct(one[0], fit, fit_labels))  # the first among equals
 
 
-def _right(svm: LinearSvm, rows: Rows, labels: np.ndarray) -> int:
+def _correct(svm: LinearSvm, rows: Rows, labels: np.ndarray) -> int:
+    """How many rows are predicted correctly."""
     pieces = (slice(start, start + PIECE) for start in range(0, len(labels), PIECE))
     return sum(int((svm.logits(rows[piece]).argmax(axis=1) == labels[piece]).sum()) for piece in pieces)
 

@@ -1,4 +1,4 @@
-"""Epochs of a training: history, the one that is kept, the checkpoint that a killed training goes on from."""
+"""The epochs of a training: their history, the one that is kept, and the checkpoint to continue from."""
 
 import json
 import logging
@@ -8,27 +8,26 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
 from features.errors import ShelfmarkError
 from features.storage.paths import writing
+from models.heads.tensors import Tensor
 
 log = logging.getLogger("shelfmark")
 
-CHECKPOINT = "_checkpoint.npz"  # "_": no part of the artifact
+CHECKPOINT = "_checkpoint.npz"  # "_": not part of the artifact
 REST = 10  # times as long as a checkpoint took, until the next one
 
 
 class Epochs:
-    """What an epoch starts from: variables, the kept epoch's weights, the history; in a checkpoint, too.
+    """What an epoch starts from: variables, the weights of the kept epoch, history; all in a checkpoint.
 
-    The best epoch on FIT is kept. Where the rate falls to nothing the last ones are the best ones in truth,
-    and a small FIT tells them apart by chance: then the latest is kept that is within a standard error of the
-    best (the one-standard-error rule of Breiman et al., Classification and Regression Trees, 1984). `others`
-    are variables that a checkpoint keeps beside the model's and the optimizer's.
+    The epoch that is best on FIT is kept. Where the learning rate falls to 0, the last epochs are in truth
+    the best ones, and a small FIT distinguishes them only by chance: then the latest within a standard error
+    of the best is kept (one-standard-error rule, Breiman et al., Classification and Regression Trees, 1984).
     """
 
     def __init__(
@@ -39,13 +38,22 @@ class Epochs:
         annealed: bool = False,
         others: Sequence[keras.Variable] = (),
     ) -> None:
+        """Continues from the checkpoint, if there is one.
+
+        Args:
+            model: that is trained.
+            optimizer: of the model.
+            file: the checkpoint; None: none is written.
+            annealed: whether the latest epoch within a standard error of the best is kept.
+            others: variables in the checkpoint beside those of model and optimizer.
+        """
         self.annealed = annealed
         self.model, self.file = model, file
         self.variables = [*model.variables, *optimizer.variables, *others]
         self.history: dict[str, list[float]] = {}
-        self.best: list[np.ndarray] = []
-        self.written, self.rest = 0.0, 0.0  # when the checkpoint was, and seconds to the next one
-        self.behind = False
+        self.best: list[np.ndarray] = []  # weights of the kept epoch
+        self.written, self.rest = 0.0, 0.0  # time of the checkpoint, and seconds until the next one
+        self.unsaved = False  # whether an epoch has ended since the checkpoint
         if file and file.is_file():
             self._read(file)
 
@@ -56,51 +64,62 @@ class Epochs:
 
     @property
     def waited(self) -> int:
-        """Epochs since the best one."""
+        """Epochs since the best one on FIT; 0 without FIT."""
         scores = self._scores()
         return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
-    def tell(self, told: list[Any], grades: np.ndarray | None) -> None:
-        """Ends an epoch: what its calls told, and FIT's losses and right ones, (2, n).
+    def finished(self, most: int, patience: int | None) -> bool:
+        """Whether training ends: after `most` epochs, or `patience` epochs after the best one, if given."""
+        return self.done >= most or (patience is not None and self.waited >= patience)
 
-        By accuracy rather than loss: on the grocery photos (three seeds, all validation photos) the loss
-        stops after 35-60 epochs at 0.55, the accuracy goes on to 0.57.
+    def end_epoch(self, totals: Sequence[Tensor], evaluation: np.ndarray | None) -> None:
+        """Adds an epoch to the history, keeps its weights if it is best, writes a checkpoint if it is time.
+
+        The best epoch is that of accuracy, not of loss: on the grocery photos (three seeds, all validation
+        photos) the loss improves for 35-60 epochs, to an accuracy of 0.55, the accuracy longer, to 0.57.
+
+        Args:
+            totals: of each call, (3,): summed loss, correct images, images.
+            evaluation: (2, n): loss of each image of FIT, and 1 where it is correct; None without FIT.
 
         Raises:
-            ShelfmarkError: the loss is no number any more.
+            ShelfmarkError: the loss is not a finite number.
         """
-        loss, right, images = np.sum([np.asarray(one, np.float64) for one in told], axis=0)
-        figures = {"accuracy": right / images, "loss": loss / images}
+        loss, correct, images = np.sum([np.asarray(one, np.float64) for one in totals], axis=0)
+        figures = {"accuracy": correct / images, "loss": loss / images}
         if not math.isfinite(loss):
             raise ShelfmarkError(
                 f"the loss of epoch {self.done + 1} is {loss}: training has diverged; expected a number; "
                 "lower learning_rate in [train] or, when fine-tuning, in [finetune]"
             )
-        if grades is not None:
-            figures |= {"val_accuracy": grades[1].mean(), "val_loss": grades[0].mean()}
+        if evaluation is not None:
+            figures |= {"val_accuracy": evaluation[1].mean(), "val_loss": evaluation[0].mean()}
         for name, figure in figures.items():
             self.history.setdefault(name, []).append(float(figure))
-        if grades is not None and (self.waited == 0 or (self.annealed and self._as_good(grades.shape[1]))):
+        if evaluation is not None and self._is_kept(evaluation.shape[1]):
             self.best = self.model.get_weights()
-        self.behind = True
+        self.unsaved = True
         if time.monotonic() >= self.written + self.rest:
             self.save()
 
     def save(self) -> None:
-        """Writes the checkpoint, if an epoch has been told since the last one."""
-        if self.file and self.behind:
+        """Writes the checkpoint, if an epoch has ended since the last one."""
+        if self.file and self.unsaved:
             began = time.monotonic()
             self._write(self.file)
             self.written = time.monotonic()
-            self.rest, self.behind = REST * (self.written - began), False
+            self.rest, self.unsaved = REST * (self.written - began), False
 
-    def _as_good(self, images: int) -> bool:
-        """Whether the last epoch is within a standard error of the best, on so many images."""
+    def _is_kept(self, images: int) -> bool:
+        """Whether the last epoch is the best one, or with `annealed` as good, measured on so many images."""
+        if self.waited == 0 or not self.annealed:
+            return self.waited == 0
         accuracies = self.history["val_accuracy"]
         best = max(accuracies)
         return best - accuracies[-1] <= math.sqrt(best * (1 - best) / images)
 
     def _scores(self) -> list[tuple[float, float]]:
+        """Accuracy, then negative loss, on FIT after each epoch."""
         accuracies, losses = (self.history.get(f"val_{name}", []) for name in ("accuracy", "loss"))
         return [(accuracy, -loss) for accuracy, loss in zip(accuracies, losses, strict=True)]
 
@@ -113,13 +132,13 @@ class Epochs:
 
     def _read(self, file: Path) -> None:
         try:
-            with np.load(file) as arrays:
-                told = {name: arrays[name] for name in arrays}
+            with np.load(file) as opened:
+                arrays = {name: opened[name] for name in opened}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             log.warning("%s: cannot be read (%s): training begins anew", file, error)
             return
-        self.history = json.loads(told["history"].tobytes())
+        self.history = json.loads(arrays["history"].tobytes())
         for number, variable in enumerate(self.variables):
-            variable.assign(told[f"variable{number}"])
-        count = sum(name.startswith("best") for name in told)
-        self.best = [told[f"best{number}"] for number in range(count)]
+            variable.assign(arrays[f"variable{number}"])
+        count = sum(name.startswith("best") for name in arrays)
+        self.best = [arrays[f"best{number}"] for number in range(count)]

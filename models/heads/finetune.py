@@ -1,13 +1,13 @@
-"""Fine-tuning: the last layers of a backbone learn together with the head on top, from augmented photos.
+"""Fine-tuning: the last layers of a backbone are trained together with the head on top, on augmented photos.
 
     pixels (n, size, size, 3) uint8 → augment → trunk: frozen layers → tuned layers → (n, d) → head → losses
 
-Batch normalizations of frozen layers run in inference mode, and nothing of them changes; those of tuned
-layers take the batch's statistics, and their moving averages follow. What is judged and kept is a moving
-average of the weights. Why, with figures: docs/finetuning.md.
+Batch normalizations of frozen layers run in inference mode and do not change; those of tuned layers use the
+batch's statistics and update their moving averages. A moving average of all weights is what is evaluated and
+kept. Reasons and figures: docs/finetuning.md.
 
-All that an epoch starts from is in a checkpoint, and its random numbers are told by (seed, epoch): a killed
-fine-tuning goes on to the same backbone, bit for bit.
+A checkpoint has everything that an epoch starts from, and an epoch's random numbers depend on (seed, epoch)
+only: a fine-tuning that was killed continues to the same backbone, bit for bit.
 """
 
 import math
@@ -26,21 +26,22 @@ from features.errors import ShelfmarkError
 from models.heads.architectures import Head
 from models.heads.checkpoints import CHECKPOINT, Epochs
 from models.heads.losses import Loss
+from models.heads.tensors import Tensor
 from models.heads.training import Recipe, mixes, objective_of, optimizer_of, order_of
-from models.heads.training_steps import grader, learner
+from models.heads.training_steps import Evaluator, Trainer, evaluator, trainer
 
-# Momentum of the moving statistics: they follow within ten steps. At Keras' 0.99 those of a tuning of 100
-# steps are still a third the old network's.
+# Momentum of the batch normalizations' statistics: they follow within ten steps. At Keras' 0.99 a third of
+# them is still the old network's after a tuning of 100 steps.
 STATISTICS = 0.9
 STRETCH = 4 / 3  # between the longest and the shortest side of a crop, at most (Szegedy et al., CVPR 2015)
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos to learn from or to select on, read again in every epoch."""
+    """Photos to train on or to select on, read again in every epoch."""
 
-    # Numbers of photos (m,) int, photos in a batch → (batch, size, size, 3) uint8 in that order; a short last
-    # batch is filled up.
+    # Numbers of photos (m,) int, photos in a batch → (batch, size, size, 3) uint8 in that order; a last batch
+    # of fewer is padded.
     read: Callable[[np.ndarray, int], Iterator[np.ndarray]]
     labels: np.ndarray  # (n,) int; (n, levels) for level heads
 
@@ -54,7 +55,7 @@ class Photos:
 class MovingAverage:
     """The moving average of a model's weights over its steps (Polyak, Juditsky, SIAM J. Control Optim. 1992).
 
-    w̄ ← momentum · w̄ + (1 - momentum) · w, of every weight and statistic; frozen ones stay, bit for bit.
+    w̄ ← momentum · w̄ + (1 - momentum) · w, of every weight and statistic; frozen ones keep their bits.
     """
 
     def __init__(self, model: keras.Model, momentum: float) -> None:
@@ -64,12 +65,12 @@ class MovingAverage:
         ]
 
     def follow(self) -> None:
-        """After a step."""
+        """Updates the average after a step."""
         for weight, average in zip(self.weights, self.others, strict=True):
             average.assign(weight + self.momentum * (average - weight))
 
     def swap(self) -> None:
-        """The model takes the averages, its own weights stand aside; and back."""
+        """Exchanges the model's weights and their averages."""
         for weight, other in zip(self.weights, self.others, strict=True):
             own = ops.convert_to_numpy(weight).copy()
             weight.assign(ops.convert_to_numpy(other))
@@ -78,17 +79,28 @@ class MovingAverage:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training photo, another time in every epoch."""
+    """How a training photo is changed, differently in every epoch."""
 
     area: float = 1.0  # least share of it that a crop keeps; the crop is zoomed to the full size; 1: no crops
     flip: bool = False  # half of them are mirrored, left to right
-    colour: float = 0.0  # contrast and each of the three colours, each by itself, are off by up to this share
+    colour: float = 0.0  # contrast and the three colours are changed independently by up to this share
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What fine-tuning needs beside the recipe of its steps."""
+
+    frozen_share: float  # of the backbone's layers, 0 to 1; 0 tunes all of them
+    augmentation: Augmentation  # of the training photos
+    # Momentum of the moving average of the weights; 0: no average. With an average, the latest epoch within a
+    # standard error of the best on FIT is kept, else the best.
+    average: float = 0.0
 
 
 def frozen_count(share: float, layers: int) -> int:
     """floor(share · layers): how many of a backbone's first Keras layers are frozen (S1).
 
-    With the share as it is written: 0.29 · 100 is 28.999999999999996 in floats.
+    Computed with the share as it is written: 0.29 · 100 is 28.999999999999996 in floats.
 
     >>> frozen_count(0.4, 312), frozen_count(0.29, 100), frozen_count(0.0, 312)
     (124, 29, 0)
@@ -102,75 +114,95 @@ def tune_backbone(
     train: Photos,
     fit: Photos | None,
     recipe: Recipe,
-    frozen_share: float,
-    augmentation: Augmentation,
+    tuning: Tuning,
     loss: Loss | None = None,
     work: Path | None = None,
-    average: float = 0.0,
 ) -> tuple[keras.Model, dict[str, list[float]]]:
     """Tunes a backbone.
 
     Args:
-        backbone: to start from. It is used up: its own layers learn.
-        head: trained on the frozen bottlenecks, and used up, too: with fresh weights its gradients would
-            wreck the trunk before it has learnt anything.
-        train: learnt from.
+        backbone: to start from. Its own layers are trained, so it is changed.
+        head: trained on the frozen bottlenecks, and changed, too: the gradients of one with random weights
+            would destroy the trunk before the head is trained.
+        train: trained on.
         fit: selects the epoch as in `fit_head`; None: the last one is kept.
         recipe: rates and limits.
-        frozen_share: of the backbone's layers, 0 to 1; 0 tunes all of them.
-        augmentation: of the training photos.
+        tuning: which layers, augmentation and averaging.
         loss: as for `fit_head`.
-        work: where each epoch's checkpoint stands, and is gone on from; None: no checkpoints.
-        average: momentum of the moving average of the weights, which is what is judged and kept. With one the
-            latest epoch within a standard error of the best on FIT is kept, else the best.
+        work: directory of the checkpoint, from which an interrupted tuning continues; None: no checkpoints.
 
     Returns:
-        The tuned network, without preprocessing, and by name its history, a number an epoch.
+        The tuned network, without preprocessing, and its history: name → one number per epoch.
 
     Raises:
         ShelfmarkError: nothing is left to tune, or the tuning diverges.
     """
     keras.utils.set_random_seed(recipe.seed)
-    network = backbone.model.get_layer(backbone.name)
-    frozen = freeze(network, frozen_share)
-    if not network.trainable_weights:
-        raise ShelfmarkError(
-            f"finetune.frozen_share = {frozen_share}: the first {frozen} of {len(network.layers)} layers are "
-            "frozen, and the others have no weights; expected some to tune; lower it"
-        )
+    network = _partly_frozen(backbone, tuning.frozen_share)
     trunk = in_precision(backbone.model, "bf16" if recipe.bfloat16 else "fp32")
     model = on_top(head, trunk)
     optimizer = optimizer_of(recipe, len(train.labels))
     optimizer.build(model.trainable_variables)
-    averaged = MovingAverage(model, average)
+    averaged = MovingAverage(model, tuning.average)
     file = work / CHECKPOINT if work else None
-    epochs = Epochs(model, optimizer, file, annealed=average > 0, others=averaged.others)
-    averaged.swap()  # between two epochs, and in a checkpoint, the model has the averages
-    learn = learner(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
-    grade = grader(model)
-    while epochs.done < recipe.epochs and not (fit and epochs.waited >= recipe.patience):
-        rng, told = np.random.default_rng([recipe.seed, epochs.done]), []
-        order = rng.permutation(order_of(rng, train.labels, recipe))
-        for pixels, labels in train.batches(order, recipe.batch):
-            mix = mixes(rng, 1, recipe.mixup)
-            rows = augment(pixels, rng, augmentation)
-            told.append(learn(*_tensors(rows, labels), _all(rows), mix))
-            learn.settle()
-            averaged.follow()
-        averaged.swap()
-        epochs.tell(told, _grades(grade, fit, recipe.batch) if fit else None)
-        averaged.swap()
-    averaged.swap()
+    epochs = Epochs(model, optimizer, file, annealed=tuning.average > 0, others=averaged.others)
+    train_on = trainer(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
+    evaluate = evaluator(model)
+    while not epochs.finished(recipe.epochs, recipe.patience if fit else None):
+        totals = _tune_an_epoch(train_on, train, averaged, recipe, tuning.augmentation, epochs.done)
+        epochs.end_epoch(totals, _evaluation(evaluate, fit, recipe.batch) if fit else None)
     epochs.save()
     if epochs.best:
         model.set_weights(epochs.best)
-    # Not the clone: Keras names its input by a counter, and a file of its weights would tell that name.
+    # Into the backbone's own layers: Keras numbers the input of the clone, and a file of its weights has that
+    # number in it.
     backbone.model.set_weights(trunk.get_weights())
     return network, epochs.history
 
 
+def _partly_frozen(backbone: Backbone, share: float) -> keras.Model:
+    """The backbone's network, its first layers frozen.
+
+    Raises:
+        ShelfmarkError: nothing is left to tune.
+    """
+    network = backbone.model.get_layer(backbone.name)
+    frozen = freeze(network, share)
+    if not network.trainable_weights:
+        raise ShelfmarkError(
+            f"finetune.frozen_share = {share}: the first {frozen} of {len(network.layers)} layers are "
+            "frozen, and the others have no weights; expected some to tune; lower it"
+        )
+    return network
+
+
+def _tune_an_epoch(
+    train_on: Trainer,
+    photos: Photos,
+    averaged: MovingAverage,
+    recipe: Recipe,
+    augmentation: Augmentation,
+    epoch: int,
+) -> list[Tensor]:
+    """Trains one epoch, numbered from 0, and returns the totals of its steps.
+
+    Before and after it, and so in a checkpoint, the model has the averages of its weights.
+    """
+    averaged.swap()
+    rng, totals = np.random.default_rng([recipe.seed, epoch]), []
+    order = rng.permutation(order_of(rng, photos.labels, recipe))
+    for pixels, labels in photos.batches(order, recipe.batch):
+        mix = mixes(rng, 1, recipe.mixup)
+        rows = augment(pixels, rng, augmentation)
+        totals.append(train_on(*_tensors(rows, labels), _one_batch(rows), mix))
+        train_on.write_back()
+        averaged.follow()
+    averaged.swap()
+    return totals
+
+
 def on_top(head: Head, trunk: keras.Model) -> keras.Model:
-    """(n, size, size, 3) pixels → trunk → the head's outputs; what is trainable learns."""
+    """The model that is tuned: (n, size, size, 3) pixels → trunk → the head's outputs."""
     model = keras.Model(trunk.input, head.model(trunk.output))
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -179,7 +211,7 @@ def on_top(head: Head, trunk: keras.Model) -> keras.Model:
 
 
 def freeze(network: keras.Model, share: float) -> int:
-    """Freezes a network's first layers, makes the later ones trainable, returns how many are frozen."""
+    """Freezes a network's first layers, makes the others trainable, and returns how many are frozen."""
     count = frozen_count(share, len(network.layers))
     network.trainable = True
     for number, layer in enumerate(network.layers):
@@ -192,7 +224,7 @@ def augment(pixels: np.ndarray, rng: np.random.Generator, how: Augmentation) -> 
 
     Args:
         pixels: (n, size, size, 3) uint8.
-        rng: tells every number that is random.
+        rng: draws every random number.
         how: ranges.
 
     Returns:
@@ -219,22 +251,23 @@ def augment(pixels: np.ndarray, rng: np.random.Generator, how: Augmentation) -> 
         if how.colour:
             mean = tf.reduce_mean(photos, axis=(1, 2, 3), keepdims=True)
             photos = ((photos - mean) * contrast + mean) * gain
-        return tf.cast(tf.round(tf.clip_by_value(photos, 0, 255)), tf.uint8).numpy()
+        changed: np.ndarray = tf.cast(tf.round(tf.clip_by_value(photos, 0, 255)), tf.uint8).numpy()
+    return changed
 
 
-def _tensors(*arrays: np.ndarray) -> list:
-    return [ops.convert_to_tensor(array) for array in arrays]
+def _tensors(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    return ops.convert_to_tensor(pixels), ops.convert_to_tensor(labels)
 
 
-def _all(rows: np.ndarray) -> np.ndarray:
+def _one_batch(rows: np.ndarray) -> np.ndarray:
     """(1, n) int32: one batch of all the rows."""
     return np.arange(len(rows), dtype=np.int32)[None]
 
 
-def _grades(grade: Callable, fit: Photos, batch: int) -> np.ndarray:
-    """(2, n) float64."""
-    told = [
-        np.asarray(grade(*_tensors(pixels, labels), _all(pixels)[0]), np.float64)
+def _evaluation(evaluate: Evaluator, fit: Photos, batch: int) -> np.ndarray:
+    """(2, n) float64: loss of each photo, and 1 where it is correct."""
+    parts = [
+        np.asarray(evaluate(*_tensors(pixels, labels), _one_batch(pixels)[0]), np.float64)
         for pixels, labels in fit.batches(np.arange(len(fit.labels)), batch)
     ]
-    return np.concatenate(told, axis=1)
+    return np.concatenate(parts, axis=1)

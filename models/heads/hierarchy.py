@@ -1,7 +1,7 @@
-"""What the tree adds to a head: softmax along it, measures that know it, ancestors of unknown categories.
+"""What uses the tree: hierarchical softmax, hierarchical measures, ancestors of unknown categories.
 
        root                  nodes are numbered within each level, see models/taxonomy.py;
-     ┌───┴────┐              a shallow leaf stands for itself at the deeper levels, where it is
+     ┌───┴────┐              a shallow leaf is its own node at the deeper levels, where it is
    food      home    1       an only child: its softmax over siblings is 1, and as an ancestor of
   ┌──┴──┐     │              itself it counts once
 leek   pear  soap    2
@@ -9,15 +9,15 @@ leek   pear  soap    2
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from models.heads.tensors import Tensor
 from models.taxonomy import Taxonomy
 
 
-def leaf_log_probabilities(scores: Sequence[Any], parents: tuple[tuple[int, ...], ...]) -> Any:
+def leaf_log_probabilities(scores: Sequence[Tensor], parents: tuple[tuple[int, ...], ...]) -> Tensor:
     """Hierarchical softmax: log p(leaf) = sum over its path of score - log sum exp over the siblings' scores.
 
     Morin and Bengio, AISTATS 2005, on a given tree. They serve as logits: their softmax is p(leaf) again.
@@ -31,24 +31,24 @@ def leaf_log_probabilities(scores: Sequence[Any], parents: tuple[tuple[int, ...]
     """
     from keras import ops
 
-    total: Any = None
+    total: Tensor = None
     families = 1
-    for told, parent in zip(scores, parents, strict=True):
-        level = ops.transpose(ops.cast(told, "float32"))  # segments are rows
-        mother = ops.convert_to_tensor(np.array(parent, np.int32))
-        # Against underflow in families whose scores are all low. It changes no value: no gradient.
-        top = ops.stop_gradient(ops.segment_max(level, mother, num_segments=families))
-        shifted = level - ops.take(top, mother, axis=0)
-        family = ops.segment_sum(ops.exp(shifted), mother, num_segments=families)
-        given = shifted - ops.take(ops.log(family), mother, axis=0)  # log p(node | its parent)
-        total = given if total is None else given + ops.take(total, mother, axis=0)
-        families = len(parent)
+    for nodes, parents_of_nodes in zip(scores, parents, strict=True):
+        level = ops.transpose(ops.cast(nodes, "float32"))  # segments are rows
+        parent = ops.convert_to_tensor(np.array(parents_of_nodes, np.int32))
+        # Against underflow in families whose scores are all low. It changes no value: no gradient is needed.
+        top = ops.stop_gradient(ops.segment_max(level, parent, num_segments=families))
+        shifted = level - ops.take(top, parent, axis=0)
+        family = ops.segment_sum(ops.exp(shifted), parent, num_segments=families)
+        given = shifted - ops.take(ops.log(family), parent, axis=0)  # log p(node | its parent)
+        total = given if total is None else given + ops.take(total, parent, axis=0)
+        families = len(parents_of_nodes)
     return ops.transpose(total)
 
 
 @dataclass(frozen=True)
 class HierarchicalScores:
-    """How much of the true path is in the predicted one, over all products."""
+    """How much the true and the predicted paths have in common, over all products."""
 
     precision: float
     recall: float
@@ -56,14 +56,15 @@ class HierarchicalScores:
 
 
 def hierarchical_scores(truth: np.ndarray, predicted: np.ndarray, taxonomy: Taxonomy) -> HierarchicalScores:
-    """Set-based precision, recall and F1: a category stands for itself and its ancestors, without the root.
+    """Set-based precision, recall and F1: a category counts as the set of itself and its ancestors.
 
-    precision = sum |P ∩ T| / sum |P|, recall = sum |P ∩ T| / sum |T| over the products, P the predicted path,
-    T the true one (Kiritchenko, Matwin, Nock and Famili 2006; hP and hR in Kosmopoulos et al., DMKD 2015).
+    precision = sum |P ∩ T| / sum |P|, recall = sum |P ∩ T| / sum |T| over the products, P the predicted path
+    without the root, T the true one (Kiritchenko, Matwin, Nock and Famili 2006; hP and hR in Kosmopoulos et
+    al., DMKD 2015).
 
     Args:
-        truth: (n,) int categories; -1 for one that is not in the tree: nothing of its path is found, and it
-            counts as deep as the tree.
+        truth: (n,) int categories; -1 for one that is not in the tree: nothing of its path is found, and its
+            depth counts as that of the tree.
         predicted: (n,) int categories.
         taxonomy: their tree.
 
@@ -72,7 +73,7 @@ def hierarchical_scores(truth: np.ndarray, predicted: np.ndarray, taxonomy: Taxo
     """
     if len(truth) != len(predicted) or len(truth) == 0:
         raise ValueError(
-            f"{len(truth)} categories for {len(predicted)} predictions; expected one each, 1 at least"
+            f"{len(truth)} categories for {len(predicted)} predictions; expected one each, and at least one"
         )
     shared = np.zeros(len(truth), np.int64)
     for level in taxonomy.nodes[:-1]:  # two different categories share coarse nodes only
@@ -86,7 +87,7 @@ def hierarchical_scores(truth: np.ndarray, predicted: np.ndarray, taxonomy: Taxo
 
 
 def consistency(level_first: np.ndarray, predicted: np.ndarray, taxonomy: Taxonomy) -> list[float]:
-    """For each level the share of products whose predicted category lies under the level's predicted node.
+    """For each level the share of products whose predicted category is below the level's predicted node.
 
     Args:
         level_first: (n, N) int, most likely node of each level, n at least 1.
@@ -98,22 +99,22 @@ def consistency(level_first: np.ndarray, predicted: np.ndarray, taxonomy: Taxono
 
 
 def surviving_nodes(full: Taxonomy, kept: Taxonomy) -> np.ndarray:
-    """(N, C of full) int32: the node of `kept` that each category of `full` lies under, by names; -1: none.
+    """(N, C of full) int32: the node of `kept` above each category of `full`, matched by names; -1: none.
 
-    For categories left out of training (`kept` lacks them): where a head could still have put them.
+    For categories left out of training, which `kept` lacks: the nodes that a head can still predict for them.
     """
     found = np.full(full.nodes.shape, -1, np.int32)
     for level in range(min(full.levels, kept.levels)):
         number = {
-            tuple(place): int(node)
-            for place, node in zip(kept.places(level + 1), kept.nodes[level], strict=True)
+            tuple(path): int(node)
+            for path, node in zip(kept.paths(level + 1), kept.nodes[level], strict=True)
         }
-        found[level] = [number.get(tuple(place), -1) for place in full.places(level + 1)]
+        found[level] = [number.get(tuple(path), -1) for path in full.paths(level + 1)]
     return found
 
 
 def found_ancestors(truth: np.ndarray, level_first: np.ndarray, surviving: np.ndarray) -> pd.DataFrame:
-    """Of products of categories left out of training: is an ancestor still found?
+    """How often an ancestor is still found for products whose categories were left out of training.
 
     Args:
         truth: (n,) int, categories of the full tree.
@@ -121,13 +122,13 @@ def found_ancestors(truth: np.ndarray, level_first: np.ndarray, surviving: np.nd
         surviving: (N, C) of `surviving_nodes`.
 
     Returns:
-        A row for each level: `level`, `products` (whose ancestor there has other categories), `found` (share
-        of these; NaN of none).
+        A row for each level: `level`, `products` (whose ancestor there still exists), `found` (share of them
+        for which it is predicted; NaN without products).
     """
     node = surviving[:, truth]
     possible = node >= 0
-    hit = possible & (node == level_first.T)
+    found = possible & (node == level_first.T)
     products = possible.sum(axis=1)
     with np.errstate(invalid="ignore"):
-        share = hit.sum(axis=1) / products
+        share = found.sum(axis=1) / products
     return pd.DataFrame({"level": np.arange(1, len(node) + 1), "products": products, "found": share})

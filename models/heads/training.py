@@ -1,15 +1,15 @@
-"""Training a head on bottlenecks: shuffled blocks, many steps a call, an epoch that is good on FIT is kept.
+"""Training a head on bottlenecks: shuffled blocks, many steps a call; the epoch that is best on FIT is kept.
 
     an epoch   blocks of 128 images in a random order → windows → batches of a window's images, shuffled
-    a call     up to 16 batches: gathered, cast and learnt from without coming back to Python
+    a call     up to 16 batches: gathered, cast and trained on without returning to Python
 
-Bottlenecks that fit `memory` are one window, which stays on the device (a GPU's memory where there is one);
-more of them are read window by window, the next one while the last is learnt from, so that memory is flat.
-A block is what is read together, a window (512 of them and more) what is mixed: see docs/training.md.
+Bottlenecks that fit into `memory` are one window, which stays on the device (a GPU's memory where there is
+one). More of them are read window by window, the next one while the last is trained on, so that memory stays
+constant. A block is read together, a window (512 blocks and more) is shuffled: see docs/training.md.
 
-All that an epoch starts from is in a checkpoint, and its random numbers are told by (seed, epoch): a killed
-training goes on to the same head, bit for bit. Where epochs take less time than their checkpoints several go
-by between two.
+A checkpoint has everything that an epoch starts from, and an epoch's random numbers depend on (seed, epoch)
+only: a training that was killed continues to the same head, bit for bit. Where epochs take less time than
+checkpoints, several epochs pass between two checkpoints.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import keras
 import numpy as np
@@ -28,36 +28,40 @@ from features.storage.store import StoredRows
 from models.heads.architectures import STANDARD, Head, HeadShape, build_head
 from models.heads.checkpoints import CHECKPOINT, Epochs
 from models.heads.losses import Loss, weighted_levels
-from models.heads.training_steps import Losses, aligned, as_list, as_tensor, finest, grader, learner, sgd
+from models.heads.tensors import Tensor
+from models.heads.training_steps import (
+    Evaluator,
+    Losses,
+    Trainer,
+    aligned,
+    as_list,
+    as_tensor,
+    evaluator,
+    finest,
+    sgd,
+    trainer,
+)
+from models.rows import Rows
 
 BLOCK = 128  # images
-WINDOW = 256 * 2**20  # bytes: with the next one 0.5 GB
-READ = 4096  # images at a time
+WINDOW = 256 * 2**20  # bytes; 0.5 GB with the next one
+READ = 4096  # images read at a time
 STEPS = 16  # batches a call
 FIT_BATCH = 1024  # images
 
 Imbalance = Literal["none", "class_weights", "logit_adjustment", "balanced"]
 
 
-class Rows(Protocol):
-    """Bottlenecks in the order of their labels, in memory or not."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """(n, d) float16."""
-        ...
-
-
 @dataclass(frozen=True)
 class Examples:
-    """Images to learn from or to select on."""
+    """Images to train on or to select on."""
 
-    bottlenecks: Rows  # (n, d) float16
-    labels: np.ndarray  # (n,) int, index of the category; (n, levels), the category's last, for level heads
+    bottlenecks: Rows  # (n, d) float16, in the order of their labels
+    # (n,) int, index of the category; (n, levels) for heads of several levels, the category is the last one
+    labels: np.ndarray
 
     def only(self, chosen: np.ndarray) -> "Examples":
-        """The chosen ones, (n,) bool."""
+        """The chosen examples, (n,) bool."""
         rows = self.bottlenecks
         return Examples(
             rows.only(chosen) if isinstance(rows, StoredRows) else rows[chosen], self.labels[chosen]
@@ -66,7 +70,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a head is trained; the settings tell the defaults and where they are from."""
+    """How a head is trained; pipeline/job/config.py has the defaults and their sources."""
 
     batch: int  # images
     learning_rate: float
@@ -107,48 +111,68 @@ def fit_head(
 
     Args:
         shape: of the head.
-        train: learnt from.
+        train: trained on.
         fit: selects the epoch, by accuracy, then loss (cross-entropy), both of the last output; None: the
             last epoch is kept.
         recipe: rates and limits.
         loss: as in models/heads/losses.py; None: the cross-entropy of the logits, summed over the outputs.
-        work: where each epoch's checkpoint stands, and is gone on from; None: no checkpoints.
-        start: gives the fresh model other weights than those of the seed, see models/heads/warm_start.py.
+        work: directory of the checkpoint, from which an interrupted training continues; None: no checkpoints.
+        start: replaces the new model's weights, which are those of the seed; see models/heads/warm_start.py.
 
     Returns:
-        The head, and by name its history, a number an epoch.
+        The head, and its history: name → one number per epoch.
+
+    Raises:
+        ShelfmarkError: the training diverges.
     """
     keras.utils.set_random_seed(recipe.seed)
     if keras.backend.backend() == "tensorflow":
         start_tensorflow()
-    with _multiplying_in("mixed_bfloat16" if recipe.bfloat16 else "float32"):
-        model = build_head(shape)
-    if shape.standardized:
-        _standardize(model, shape, train.bottlenecks)
-    if start:
-        start(model)
-    kept = build_head(shape)  # of float32, and without the optimizer: nobody needs it
+    model = _initial_model(shape, train.bottlenecks, recipe, start)
+    kept = build_head(shape)  # evaluated and returned: in float32, and without the optimizer's variables
     optimizer = optimizer_of(recipe, len(train.labels))
     optimizer.build(model.trainable_variables)
-    annealed = recipe.schedule == "cosine"
-    epochs = Epochs(model, optimizer, work / CHECKPOINT if work else None, annealed)
-    learn = learner(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
-    grade = grader(kept)
-    learning = _Source(train, recipe.memory)
-    selecting = _Source(fit, recipe.memory - learning.held) if fit else None
-    while epochs.done < recipe.epochs and not (fit and epochs.waited >= recipe.patience):
-        rng = np.random.default_rng([recipe.seed, epochs.done])
-        told = [
-            learn(rows, labels, batches, mixes(rng, len(batches), recipe.mixup))
-            for rows, labels, images in learning.windows(order_of(rng, train.labels, recipe), recipe.batch)
-            for batches in _calls(rng.permutation(images), recipe.batch)
-        ]
-        learn.settle()
+    file = work / CHECKPOINT if work else None
+    epochs = Epochs(model, optimizer, file, annealed=recipe.schedule == "cosine")
+    train_on = trainer(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
+    evaluate = evaluator(kept)
+    training = _DeviceExamples(train, recipe.memory)
+    selecting = _DeviceExamples(fit, recipe.memory - training.held) if fit else None
+    while not epochs.finished(recipe.epochs, recipe.patience if fit else None):
+        totals = _train_an_epoch(train_on, training, recipe, epochs.done)
         kept.set_weights(model.get_weights())
-        epochs.tell(told, _grades(grade, selecting) if selecting else None)
+        epochs.end_epoch(totals, _evaluation(evaluate, selecting) if selecting else None)
     epochs.save()
     kept.set_weights(epochs.best or model.get_weights())
     return Head(shape, kept), epochs.history
+
+
+def _initial_model(
+    shape: HeadShape, rows: Rows, recipe: Recipe, start: Callable[[keras.Model], None] | None
+) -> keras.Model:
+    """The model that is trained, before the first step."""
+    with _multiplying_in("mixed_bfloat16" if recipe.bfloat16 else "float32"):
+        model = build_head(shape)
+    if shape.standardized:
+        _standardize(model, shape, rows)
+    if start:
+        start(model)
+    return model
+
+
+def _train_an_epoch(
+    train_on: Trainer, examples: "_DeviceExamples", recipe: Recipe, epoch: int
+) -> list[Tensor]:
+    """Trains one epoch, numbered from 0, and returns the totals of its calls."""
+    rng = np.random.default_rng([recipe.seed, epoch])
+    order = order_of(rng, examples.labels, recipe)
+    totals = [
+        train_on(rows, labels, batches, mixes(rng, len(batches), recipe.mixup))
+        for rows, labels, images in examples.windows(order, recipe.batch)
+        for batches in _calls(rng.permutation(images), recipe.batch)
+    ]
+    train_on.write_back()
+    return totals
 
 
 def suspects(
@@ -161,35 +185,33 @@ def suspects(
     work: Path | None = None,
     views: int = 1,
 ) -> np.ndarray:
-    """The images whose labels are least believed by a head that has not learnt from them.
+    """(n,) bool: the images whose labels are least probable for a head that was not trained on them.
 
     Out-of-fold probabilities of the given label, as in confident learning (Northcutt, Jiang, Chuang, JAIR
-    2021), ranked by themselves ("self-confidence", Kuan, Mueller, "Model-agnostic label quality scoring to
-    detect real-world label errors", DataPerf 2022). A category that one half lacks altogether is suspected of
-    nothing in the other: a head that has never seen it believes none of its images.
+    2021), used directly as the ranking ("self-confidence", Kuan, Mueller, "Model-agnostic label quality
+    scoring to detect real-world label errors", DataPerf 2022). Images of a category that one half lacks are
+    never suspects in the other half: all of them are improbable for a head that was not trained on it.
 
     Args:
         shape: of the head.
-        train: learnt from.
-        fold: (n,) bool; each half is judged by a head trained on the other. Views of an image in one.
+        train: n images.
+        fold: (n,) bool; each half is evaluated by a head trained on the other. Views of an image are in one.
         recipe: of both heads.
         share: of the images, 0 to 1.
         loss: as for `fit_head`.
         work: as for `fit_head`.
-        views: rows of each image, one after the other; it is judged by all of them.
-
-    Returns:
-        (n,) bool.
+        views: rows of each image, one after the other; their losses are averaged.
     """
     category = finest(train.labels)
     losses = np.zeros(len(category), np.float32)
     for half in (False, True):
-        learnt = fold != half
-        judged = ~learnt & np.isin(category, category[learnt])
-        if judged.any():
-            place = work / f"_fold{int(half)}" if work else None
-            head, _ = fit_head(shape, train.only(learnt), None, recipe, loss, place)
-            losses[judged] = _grades(grader(head.model), _Source(train.only(judged), recipe.memory))[0]
+        trained = fold != half
+        evaluated = ~trained & np.isin(category, category[trained])
+        if evaluated.any():
+            folder = work / f"_fold{int(half)}" if work else None
+            head, _ = fit_head(shape, train.only(trained), None, recipe, loss, folder)
+            examples = _DeviceExamples(train.only(evaluated), recipe.memory)
+            losses[evaluated] = _evaluation(evaluator(head.model), examples)[0]
     of_image = losses.reshape(-1, views).mean(axis=1)
     chosen = np.zeros(len(of_image), bool)
     chosen[np.argsort(-of_image, kind="stable")[: round(share * len(of_image))]] = True
@@ -198,7 +220,7 @@ def suspects(
 
 @contextmanager
 def _multiplying_in(policy: str) -> Iterator[None]:
-    """Layers made here compute under a Keras dtype policy; their weights are float32 either way."""
+    """Within it new layers compute under a Keras dtype policy; their weights are float32 in either one."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -208,9 +230,9 @@ def _multiplying_in(policy: str) -> Iterator[None]:
 
 
 def _standardize(model: keras.Model, shape: HeadShape, rows: Rows) -> None:
-    """Mean and variance of the scaled bottlenecks, from those of at most 20,000 images."""
+    """Sets mean and variance of the scaled bottlenecks, measured on at most 20,000 images."""
     some = np.arange(0, len(rows), max(1, -(-len(rows) * shape.images // 20_000)))
-    sample = rows[some].reshape(-1, shape.width)  # all images of a set alike
+    sample = rows[some].reshape(-1, shape.width)  # for a set head, too, over single images
     mean, variance = sample.mean(axis=0, dtype=np.float64), sample.var(axis=0, dtype=np.float64)
     model.get_layer(STANDARD).set_weights([mean * shape.scale, variance * shape.scale**2])
 
@@ -226,11 +248,17 @@ def optimizer_of(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:
 
 
 def objective_of(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: Loss | None) -> Losses:
-    """(outputs, labels) → (n,): the loss with what [train] says about imbalance and noise.
+    """Returns (outputs, labels) → (n,): the loss, smoothed and adjusted to the imbalance as in the recipe.
 
-    Class weights: 1 / images of the category, with mean one over the images. Logit adjustment: the loss is
-    that of logits + tau · log(share of the category) (Menon et al., "Long-tail learning via logit
-    adjustment", ICLR 2021, eq. 10); a category without images counts as one of one image.
+    Class weights: 1 / images of the category, with mean one over the images. Logit adjustment: the loss of
+    logits + tau · log(share of the category) (Menon et al., "Long-tail learning via logit adjustment", ICLR
+    2021, eq. 10); a category without images counts as one with one image.
+
+    Args:
+        recipe: of the training.
+        labels: of all training images, as in `Examples`.
+        model: whose outputs it is given.
+        loss: as for `fit_head`.
     """
     columns = labels.reshape(len(labels), -1).T  # (levels, n)
     widths = [output.shape[-1] for output in as_list(model.outputs)]
@@ -240,7 +268,7 @@ def objective_of(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: L
 
     loss = loss or weighted_levels([1.0] * len(widths))
 
-    def objective(outputs: list[Any], labels: Any) -> Any:
+    def objective(outputs: list[Tensor], labels: Tensor) -> Tensor:
         if recipe.imbalance == "logit_adjustment":
             outputs = [out + recipe.adjustment * by for out, by in zip(outputs, shift, strict=True)]
         losses = loss(outputs, labels, recipe.label_smoothing)
@@ -252,12 +280,12 @@ def objective_of(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: L
 
 
 def order_of(rng: np.random.Generator, labels: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Numbers of the images of an epoch, (m,) int, blocks of neighbours in a random order.
+    """(m,) int: numbers of the images of an epoch, blocks of neighbours in a random order.
 
-    Those that fill no batch wait for another epoch: a batch normalization would take its statistics from a
-    few of them (of 257 images with one of them a batch: 74 % right instead of 89 %).
-    Balanced: n images drawn so that every category is as probable ("class-aware sampling", Shen, Lin, Huang,
-    "Relay backpropagation", ECCV 2016).
+    The last ones, which do not fill a batch, are left out in this epoch: batch normalization would take its
+    statistics from few images (257 images, the last batch a single one: 74 % correct instead of 89 %).
+    Balanced: n images drawn so that all categories are equally probable ("class-aware sampling", Shen, Lin,
+    Huang, "Relay backpropagation", ECCV 2016).
     """
     images = np.arange(len(labels))
     if recipe.imbalance == "balanced":
@@ -270,59 +298,59 @@ def order_of(rng: np.random.Generator, labels: np.ndarray, recipe: Recipe) -> np
 
 
 def _steps(images: int, recipe: Recipe) -> int:
-    """Batches of an epoch over so many images; fewer than a batch are one."""
+    """Batches of an epoch over so many images, at least one."""
     return max(images // recipe.batch, 1)
 
 
-class _Source:
-    """Examples on the device: at once, or window by window."""
+class _DeviceExamples:
+    """Examples on the device: all at once, or window by window."""
 
     def __init__(self, examples: Examples, memory: int) -> None:
-        self.examples = examples
+        self.examples, self.labels = examples, examples.labels
         some = examples.bottlenecks[np.arange(min(1, len(self)))]
         self.width, self.dtype, self.image_bytes = some.shape[1], some.dtype, some.nbytes
         self.window_bytes = min(WINDOW, memory)
         self.whole = self._window(np.arange(len(self))) if len(self) * self.image_bytes <= memory else None
 
     def __len__(self) -> int:
-        return len(self.examples.labels)
+        return len(self.labels)
 
     @property
     def held(self) -> int:
-        """Bytes in memory: all, or the window at work and the coming one."""
+        """Bytes in memory: all, or the current window and the next one."""
         return len(self) * self.image_bytes if self.whole else 2 * self.window_bytes
 
-    def windows(self, order: np.ndarray, batch: int) -> Iterator[tuple[Any, Any, np.ndarray]]:
-        """Rows and labels on the device, and which of them are meant: those of `order`, piece by piece."""
+    def windows(self, order: np.ndarray, batch: int) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+        """Yields rows and labels on the device, and which of them to use: those of `order`, in pieces."""
         if self.whole:
             yield *self.whole, order
             return
         span = max(self.window_bytes // self.image_bytes // batch, 1) * batch
         pieces = [order[start : start + span] for start in range(0, len(order), span)]
         with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self._window, pieces[0])
+            following = reader.submit(self._window, pieces[0])
             for number, piece in enumerate(pieces):
-                window = coming.result()
+                window = following.result()
                 if number + 1 < len(pieces):
-                    coming = reader.submit(self._window, pieces[number + 1])
+                    following = reader.submit(self._window, pieces[number + 1])
                 yield *window, np.arange(len(piece))
                 del window
 
-    def _window(self, images: np.ndarray) -> tuple[Any, Any]:
+    def _window(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = aligned(len(images), self.width, self.dtype)
         for start in range(0, len(images), READ):
             piece = slice(start, start + READ)
             rows[piece] = self.examples.bottlenecks[images[piece]]
-        labels = self.examples.labels[images].astype(np.int32)
+        labels = self.labels[images].astype(np.int32)
         return as_tensor(rows), ops.convert_to_tensor(labels)
 
 
-def _grades(grade: Any, source: _Source) -> np.ndarray:
-    """(2, n) float64, in the order of the examples."""
+def _evaluation(evaluate: Evaluator, examples: _DeviceExamples) -> np.ndarray:
+    """(2, n) float64: loss of each example, and 1 where it is correct."""
     return np.concatenate(
         [
-            np.asarray(grade(rows, labels, images[start : start + FIT_BATCH].astype(np.int32)), np.float64)
-            for rows, labels, images in source.windows(np.arange(len(source)), FIT_BATCH)
+            np.asarray(evaluate(rows, labels, images[start : start + FIT_BATCH].astype(np.int32)), np.float64)
+            for rows, labels, images in examples.windows(np.arange(len(examples)), FIT_BATCH)
             for start in range(0, len(images), FIT_BATCH)
         ],
         axis=1,
@@ -330,12 +358,12 @@ def _grades(grade: Any, source: _Source) -> np.ndarray:
 
 
 def _calls(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-    """(k, batch) int32, k up to STEPS, of a multiple of `batch` images; of fewer than a batch, one of all."""
+    """(m,) images, a multiple of `batch`, as (k, batch) int32, k up to STEPS; fewer than a batch are one."""
     batch = min(batch, len(images))
     for start in range(0, len(images), batch * STEPS):
         yield images[start : start + batch * STEPS].reshape(-1, batch).astype(np.int32)
 
 
 def mixes(rng: np.random.Generator, count: int, alpha: float) -> np.ndarray:
-    """(count,) float32, weights of mixup (Zhang et al., ICLR 2018), one a batch."""
+    """(count,) float32: weights of mixup, one a batch, from Beta(alpha, alpha) (Zhang et al., ICLR 2018)."""
     return (rng.beta(alpha, alpha, count) if alpha else np.ones(count)).astype(np.float32)

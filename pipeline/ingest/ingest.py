@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
 from features.product import DROPPED, NONE, PARTS, SPLITS, Paths
+from features.spellings import log_merged
 from features.storage.artifact import TOLD, Artifact, file_digest
 from features.storage.paths import Place, local, remove, write_whole, writing
 from models.taxonomy import build_taxonomy, homonyms, read_paths, write_taxonomy
@@ -55,7 +56,7 @@ from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import RecordsSummary
 from pipeline.sources.image import ImageKey
-from pipeline.sources.names import AS_NAMED, Renamed, ambiguous, log_case_pairs, log_merged
+from pipeline.sources.names import AS_NAMED, Renamed, ambiguous, log_case_pairs
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import Source, open_sources
 from pipeline.sources.tables import csv_options

@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from features.errors import ShelfmarkError
 from features.product import Paths, part_named, tidy_name
+from features.spellings import log_merged
 from features.storage.object_stores import Stat
 from features.storage.paths import Place, Remote, stats
 from pipeline.job.progress import log
 from pipeline.sources.image import Segment, digest_of_stats, is_text, path_text, stat_of
 from pipeline.sources.listing import listing, write_listing
-from pipeline.sources.names import log_merged
 
 LISTED = 50_000  # files of a folder in memory at a time
 # What operating systems and network disks leave behind, in lower case.

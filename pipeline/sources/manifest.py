@@ -19,12 +19,13 @@ import pyarrow as pa
 from features.delimited import is_delimited
 from features.errors import ShelfmarkError
 from features.product import Paths, level_columns, part_named, tidy_name
+from features.spellings import log_merged
 from features.storage.paths import Place
 from pipeline.job.progress import log
 from pipeline.sources.image import Segment, digest_of_stats, path_text, stat_of
 from pipeline.sources.listing import existing, write_listing
 from pipeline.sources.manifest_rows import USED, ManifestRows, take
-from pipeline.sources.names import AS_NAMED, Renamed, log_merged, nonblank
+from pipeline.sources.names import AS_NAMED, Renamed, nonblank
 from pipeline.sources.tables import DETECTED, Columns, CsvOptions, DelimitedTable, ParquetTable
 
 

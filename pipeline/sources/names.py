@@ -5,35 +5,11 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from features.errors import ShelfmarkError
-from features.product import tidy_name
 from pipeline.job.progress import log
 
 Renamed = Mapping[tuple[str, tuple[str, ...]], str]  # category and its path → what it is called instead
 AS_NAMED: Renamed = MappingProxyType({})
 SHOWN = 3  # of each kind in a log line
-
-
-def log_merged(what: str, counts: Mapping[str, int]) -> None:
-    """Logs the spellings that `tidy_name` makes one name, with their counts.
-
-    Args:
-        what: what the names belong to, for example "categories".
-        counts: name as written in the sources → how often.
-    """
-    spellings: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(counts):
-        spellings[tidy_name(name)].append(name)
-    merged = {name: found for name, found in spellings.items() if len(found) > 1}
-    if merged:
-        examples = "; ".join(
-            " and ".join(f"{spelling!a} ({counts[spelling]:,})" for spelling in found)
-            for found in list(merged.values())[:SHOWN]
-        )
-        log.info(
-            "%s: %s names have several spellings that differ in blanks or in how accents are written, and "
-            "each is one name: %s",
-            what, f"{len(merged):,}", examples + (" …" if len(merged) > SHOWN else ""),
-        )  # fmt: skip
 
 
 def log_case_pairs(what: str, names: Iterable[str]) -> None:

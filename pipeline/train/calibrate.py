@@ -23,9 +23,10 @@ from models.decisions.confidence import (
     fit_confidence,
     fit_temperature,
 )
-from models.decisions.predictions import Predictions, Rows, product_bounds
+from models.decisions.predictions import Predictions, product_bounds
 from models.decisions.thresholds import Outcomes, certify
 from models.heads.architectures import SET, set_logits
+from models.rows import Rows
 from pipeline.job.catalogue import Division, Part, categories_of, divide, open_part
 from pipeline.job.config import Config
 from pipeline.job.progress import log

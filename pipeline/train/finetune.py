@@ -33,7 +33,7 @@ from features.records import read_pieces
 from features.storage.artifact import Artifact
 from features.storage.paths import Place, write_whole
 from features.storage.store import Digests, Store, digests_of
-from models.heads.finetune import Augmentation, Photos, frozen_count, tune_backbone
+from models.heads.finetune import Augmentation, Photos, Tuning, frozen_count, tune_backbone
 from models.heads.training import Examples, Recipe, fit_head
 from models.taxonomy import read_taxonomy
 from pipeline.extract.fill_store import rows_of
@@ -86,11 +86,11 @@ def finetune_backbone(
             part = _with_bottlenecks(fit, records, base, store, config)
             selecting = Examples(part.rows, labels(part.product_id))
         head, _ = fit_head(shape, examples, selecting, recipe_of(config), loss, work / "_head")
+        augmentation = Augmentation(settings.crop, settings.flip, settings.colour)
         with Progress("finetune", settings.epochs * len(trained)) as progress:
             network, history = tune_backbone(
                 base, head, photos(trained, progress), photos(fit) if len(fit) else None,
-                tuning_of(config), settings.frozen_share,
-                Augmentation(settings.crop, settings.flip, settings.colour), loss, work, settings.average,
+                tuning_of(config), Tuning(settings.frozen_share, augmentation, settings.average), loss, work,
             )  # fmt: skip
         save_weights(network, work / BACKBONE_WEIGHTS)
         tuned = load_backbone(base.name, str(work / BACKBONE_WEIGHTS), base.image_size)
