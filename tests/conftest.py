@@ -133,8 +133,8 @@ def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Arti
         fit_products=0,
     )
     (work / THRESHOLDS).write_text(json.dumps(rules.to_dict()))
-    told = {"name": backbone.name, "image_size": backbone.image_size, "weights": backbone.weights}
-    (work / BACKBONE).write_text(json.dumps(told))
+    values = {"name": backbone.name, "image_size": backbone.image_size, "weights": backbone.weights}
+    (work / BACKBONE).write_text(json.dumps(values))
     backbone.save_weights(work / BACKBONE_WEIGHTS)
     pd.DataFrame({"product_id": ["p"], "split": ["train"]}).to_parquet(work / SPLITS, index=False)
     return seal(

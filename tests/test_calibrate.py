@@ -28,17 +28,17 @@ class Echo:
 
 
 @pytest.fixture
-def asked(bundle_path: Path) -> Predictor:
+def predictor(bundle_path: Path) -> Predictor:
     return dataclasses.replace(load_predictor(bundle_path), head=Echo())  # type: ignore[arg-type]
 
 
-def with_set_head(asked: Predictor, images: int) -> Predictor:
+def with_set_head(predictor: Predictor, images: int) -> Predictor:
     """A set head that knows the first number of a bottleneck for the category."""
     shape = HeadShape(6, 6, (6, 1), 0.0, 1.0, "", kind="set", images=images)
     model = build_head(shape)
     as_it_is = [np.ones(6), np.zeros(6), np.zeros(6), np.full(6, 0.999)]  # of the batch normalization
     model.set_weights([np.eye(6), np.zeros(6), *as_it_is, 20 * np.eye(6), np.zeros(6)])
-    return dataclasses.replace(asked, set_head=Head(shape, model))
+    return dataclasses.replace(predictor, set_head=Head(shape, model))
 
 
 def sure_of_one_image() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -65,30 +65,31 @@ def never_ruled_out() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("draw", "best"), [(sure_of_one_image, "max"), (never_ruled_out, "geometric")], ids=["max", "geometric"]
 )
-def test_auto_takes_what_is_right_most_often_on_fit(asked: Predictor, draw: Any, best: str) -> None:
-    assert choose_aggregation(asked, *draw(), "auto")[0] == best
+def test_auto_takes_what_is_most_often_correct_on_fit(predictor: Predictor, draw: Any, best: str) -> None:
+    assert choose_aggregation(predictor, *draw(), "auto")[0] == best
 
 
-def test_a_wish_is_obeyed_with_its_own_temperature(asked: Predictor) -> None:
-    told = {
-        wish: choose_aggregation(asked, *sure_of_one_image(), wish) for wish in ("mean", "geometric", "max")
+def test_a_required_aggregation_is_taken_with_its_own_temperature(predictor: Predictor) -> None:
+    values = {
+        required: choose_aggregation(predictor, *sure_of_one_image(), required)
+        for required in ("mean", "geometric", "max")
     }
-    assert [name for name, _ in told.values()] == ["mean", "geometric", "max"]
-    assert len({temperature for _, temperature in told.values()}) == 3
+    assert [name for name, _ in values.values()] == ["mean", "geometric", "max"]
+    assert len({temperature for _, temperature in values.values()}) == 3
 
 
-def test_products_of_one_image_take_the_mean_which_is_all_the_same(asked: Predictor) -> None:
+def test_products_of_one_image_take_the_mean_which_is_all_the_same(predictor: Predictor) -> None:
     logits, _, truth = sure_of_one_image()
-    assert choose_aggregation(asked, logits[::3], np.arange(PRODUCTS + 1), truth, "auto")[0] == "mean"
+    assert choose_aggregation(predictor, logits[::3], np.arange(PRODUCTS + 1), truth, "auto")[0] == "mean"
 
 
-def test_without_fit_there_is_nothing_to_choose_by(asked: Predictor) -> None:
+def test_without_fit_there_is_nothing_to_choose_by(predictor: Predictor) -> None:
     nothing = np.zeros((0, 6), np.float32), np.zeros(1, int), np.zeros(0, int)
-    assert choose_aggregation(asked, *nothing, "auto") == ("mean", 1.0)
-    assert choose_aggregation(asked, *nothing, "max") == ("max", 1.0)
+    assert choose_aggregation(predictor, *nothing, "auto") == ("mean", 1.0)
+    assert choose_aggregation(predictor, *nothing, "max") == ("max", 1.0)
 
 
-def test_set_head_is_chosen_where_it_is_better(asked: Predictor) -> None:
+def test_set_head_is_chosen_where_it_is_better(predictor: Predictor) -> None:
     """One photo has a little more of the truth than of all others, the next one is sure of something else."""
     truth = np.arange(PRODUCTS) % 6
     logits = np.zeros((PRODUCTS, 2, 6), np.float32)
@@ -96,15 +97,15 @@ def test_set_head_is_chosen_where_it_is_better(asked: Predictor) -> None:
     logits[np.arange(PRODUCTS), 0, truth] = 5.5
     logits[np.arange(PRODUCTS), 1, (truth + 1) % 6] = 3.0
     drawn = logits.reshape(-1, 6), np.arange(0, 2 * PRODUCTS + 1, 2), truth
-    assert choose_aggregation(with_set_head(asked, 2), *drawn, "auto")[0] == "set"
-    assert choose_aggregation(with_set_head(asked, 2), *drawn, "mean")[0] == "mean"
+    assert choose_aggregation(with_set_head(predictor, 2), *drawn, "auto")[0] == "set"
+    assert choose_aggregation(with_set_head(predictor, 2), *drawn, "mean")[0] == "mean"
 
 
 def test_set_head_decides_about_products_and_the_categorizer_asks_it(
-    bundle_path: Path, asked: Predictor
+    bundle_path: Path, predictor: Predictor
 ) -> None:
     rules = dataclasses.replace(open_bundle(bundle_path).categorizer.rules, aggregation="set")
-    together = with_set_head(asked, 2)
+    together = with_set_head(predictor, 2)
     logits = np.random.default_rng(3).uniform(0, 1, (7, 6)).astype(np.float32)
     bounds = np.array([0, 1, 3, 6, 7])  # of the third product's three images the first two are read
     answers = Categorizer(together, rules).predict(logits, bounds)
@@ -117,17 +118,17 @@ def test_set_head_decides_about_products_and_the_categorizer_asks_it(
     )
 
 
-def test_rules_of_a_set_head_without_one_are_refused(bundle_path: Path, asked: Predictor) -> None:
+def test_rules_of_a_set_head_without_one_are_refused(bundle_path: Path, predictor: Predictor) -> None:
     rules = dataclasses.replace(open_bundle(bundle_path).categorizer.rules, aggregation="set")
     with pytest.raises(ShelfmarkError, match=r"set\.json is missing"):
-        Categorizer(asked, rules)
+        Categorizer(predictor, rules)
 
 
 def test_rules_of_an_older_release_take_the_mean(bundle_path: Path) -> None:
     rules = open_bundle(bundle_path).categorizer.rules
-    told = rules.to_dict()
-    del told["aggregation"]
-    assert type(rules).from_dict(told).aggregation == "mean"
+    found = rules.to_dict()
+    del found["aggregation"]
+    assert type(rules).from_dict(found).aggregation == "mean"
 
 
 def test_set_head_is_part_of_the_model_that_thresholds_belong_to(bundle_path: Path, tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def test_shards_that_no_run_refers_to_go_and_all_others_stay(tmp_path):
     add_run(tmp_path, "two", [too])
     age(tmp_path)
     before = sizes(tmp_path)
-    told = clean(tmp_path, keep=None, older=1, dry_run=False)
-    assert [one.what for one in told] == [
+    found = clean(tmp_path, keep=None, older=1, dry_run=False)
+    assert [one.what for one in found] == [
         "store/colours-8: 1 of 3 shards",
         "store/colours-8/flip: 1 of 2 shards",
         "store/other-9: 1 of 1 shards",
@@ -92,7 +92,7 @@ def test_shards_that_no_run_refers_to_go_and_all_others_stay(tmp_path):
     gone = {"store/colours-8/" + lost, "store/colours-8/flip/" + stray, "store/other-9/" + other}
     wanted = {f"{name}{suffix}" for name in gone for suffix in (".npy", ".parquet")}
     assert before.keys() - sizes(tmp_path).keys() == wanted
-    assert sum(one.size for one in told) == sum(before[name] for name in wanted)
+    assert sum(one.size for one in found) == sum(before[name] for name in wanted)
     assert shards(tmp_path) == sorted([used, too])
     assert not (tmp_path / "store" / "other-9").exists(), "no empty directory stays"
     assert cleaned(tmp_path) == []
@@ -197,7 +197,7 @@ def test_the_runs_of_the_release_in_service_and_of_the_one_before_stay(tmp_path)
 # All of it
 
 
-def test_a_dry_run_tells_and_removes_nothing(tmp_path, capsys):
+def test_a_dry_run_lists_and_removes_nothing(tmp_path, capsys):
     shard = add_shard(tmp_path, "abc")
     add_run(tmp_path, "one", [], days=9)
     add_run(tmp_path, "two", [shard], days=3)

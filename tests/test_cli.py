@@ -64,7 +64,7 @@ def photos(tmp_path):
 
 def test_help_imports_none_of_the_slow_packages():
     code = "import sys, pipeline.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     slow = {
         "tensorflow",
         "keras",
@@ -76,8 +76,8 @@ def test_help_imports_none_of_the_slow_packages():
         "scipy",
         "pyarrow",
     }
-    assert "retrain" in told
-    assert slow & set(told.split()) == set()
+    assert "retrain" in output
+    assert slow & set(output.split()) == set()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -119,9 +119,11 @@ def test_the_example_of_the_demo_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "draw_catalogue", lambda folder: draw(folder, products=400))  # a quarter of it
     monkeypatch.setattr(demo, "IMAGE_SIZE", 75)
     assert run(*example(shelfmark.commands["demo"]).split()[1:]) == 0
-    told = capsys.readouterr().out
-    assert "weights           random: these numbers show that the pipeline works, not how good it is" in told
-    assert Path(re.search(r"report +(.*)", told)[1]).is_file()
+    output = capsys.readouterr().out
+    assert (
+        "weights           random: these numbers show that the pipeline works, not how good it is" in output
+    )
+    assert Path(re.search(r"report +(.*)", output)[1]).is_file()
 
 
 # Exit statuses
@@ -145,8 +147,8 @@ def test_wrong_usage_ends_with_2(arguments, capsys):
 
 def test_a_stage_before_its_time_names_the_command_to_run_first(tmp_path, capsys):
     assert run("train", "--workspace", str(tmp_path)) == 1
-    told = "records: missing; expected the run's finished records; run `shelfmark ingest` first"
-    assert told in error_line(capsys)
+    message = "records: missing; expected the run's finished records; run `shelfmark ingest` first"
+    assert message in error_line(capsys)
 
 
 def test_categorize_before_the_first_release_says_so(tmp_path, photos, capsys):
@@ -182,8 +184,8 @@ def test_the_engine_is_chosen_before_tensorflow_is_started(tmp_path, started, ho
     if how == "config.json":
         settings = '{"settings": {"extract": {"engine": "jax"}}}'
         (tmp_path / "W" / "runs" / "r" / "config.json").write_text(settings)
-    told = {"--engine": "jax", "--set": "extract.engine=jax", "--config": str(tmp_path / "weekly.toml")}
-    more = [how, told[how]] if how in told else []
+    values = {"--engine": "jax", "--set": "extract.engine=jax", "--config": str(tmp_path / "weekly.toml")}
+    more = [how, values[how]] if how in values else []
     assert run("extract", "--workspace", str(tmp_path / "W"), "--run", "r", *more) == 1
     assert started == ["use jax", "start"]
 
@@ -217,15 +219,15 @@ TINY = ["--backbone", "mobilenet", "--image-size", "32", "--weights"]
 
 
 @pytest.mark.slow
-def test_extract_runs_on_jax_when_asked_to(tmp_path, photos, on_jax):
+def test_extract_runs_on_jax_when_requested(tmp_path, photos, on_jax):
     assert ingest(photos, tmp_path / "W") == 0
     log = on_jax("extract", "--run", "r", *TINY, str(tmp_path / "drawn.weights.h5"))
-    assert "engine: jax fp32: as asked for" in log
+    assert "engine: jax fp32: as requested" in log
     assert "engines (jax fp32 60)" in log
 
 
 @pytest.mark.slow
-def test_a_whole_week_runs_on_jax_when_asked_to(tmp_path, on_jax):
+def test_a_whole_week_runs_on_jax_when_requested(tmp_path, on_jax):
     drawn = drawing.draw_catalogue(tmp_path, products=300)
     settings = ["head.hidden=[64, 64]", "train.epochs=20", "ingest.min_products=10"]
     sets = [text for setting in settings for text in ("--set", setting)]
@@ -233,7 +235,7 @@ def test_a_whole_week_runs_on_jax_when_asked_to(tmp_path, on_jax):
     on_jax("retrain", *source, *sets, *TINY, str(tmp_path / "drawn.weights.h5"))
     shutil.rmtree(tmp_path / "W" / "store")
     log = on_jax("categorize", str(drawn.catalogue), "--output", str(tmp_path / "decisions.parquet"))
-    assert "engine: jax fp32: as asked for" in log
+    assert "engine: jax fp32: as requested" in log
     assert len(pd.read_parquet(tmp_path / "decisions.parquet")) == 300
 
 
@@ -376,14 +378,14 @@ def test_a_stage_on_what_other_records_gave_names_the_command_to_run_first(tmp_p
     assert ingest(photos, tmp_path / "W") == 0
     bottlenecks = tmp_path / "W" / "runs" / "r" / "bottlenecks"
     bottlenecks.mkdir()
-    told = {
+    values = {
         "kind": "bottlenecks",
         "version": 1,
         "made_from": {"records": "others"},
         "summary": {},
         "files": {},
     }
-    (bottlenecks / "manifest.json").write_text(json.dumps(told))
+    (bottlenecks / "manifest.json").write_text(json.dumps(values))
     assert run("train", "--workspace", str(tmp_path / "W"), "--run", "r") == 1
     assert "made from other records; expected the run's records; run `shelfmark extract` first" in error_line(
         capsys
@@ -399,6 +401,6 @@ def test_sources_whose_products_would_be_mixed_up_are_refused(tmp_path, photos, 
     assert "several folders" in error_line(capsys)
 
 
-def test_options_that_beam_refuses_are_told(tmp_path, photos, capsys):
+def test_options_that_beam_refuses_are_reported(tmp_path, photos, capsys):
     assert ingest(photos, tmp_path / "W", "--", "--direct_running_mode=nonsense") == 1
     assert "Beam refused --direct_running_mode=nonsense" in error_line(capsys)

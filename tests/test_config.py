@@ -31,11 +31,11 @@ def refusal(*args, **options):
 
 def test_recipe_paper_is_that_of_the_paper():
     config = load_config(sets=("head.recipe=paper",))
-    told = config.training()
-    assert (told["learning_rate"], told["decay"], told["schedule"]) == (0.1, 7e-5, "inverse_time")
-    assert [told[name] for name in ("momentum", "weight_decay", "label_smoothing", "mixup")] == [0, 0, 0, 0]
-    assert (config.head.hidden, told["batch"], told["imbalance"]) == ((1024, 1024), 256, "none")
-    assert (config.head.dropout, told["second_dropout"], config.loss()) == (0.5, 0, "cross_entropy")
+    found = config.training()
+    assert (found["learning_rate"], found["decay"], found["schedule"]) == (0.1, 7e-5, "inverse_time")
+    assert [found[name] for name in ("momentum", "weight_decay", "label_smoothing", "mixup")] == [0, 0, 0, 0]
+    assert (config.head.hidden, found["batch"], found["imbalance"]) == ((1024, 1024), 256, "none")
+    assert (config.head.dropout, found["second_dropout"], config.loss()) == (0.5, 0, "cross_entropy")
     assert (config.calibration.precision, config.ingest.min_products) == (0.9, 20)
 
 
@@ -94,19 +94,19 @@ def test_set_reads_values_as_toml():
     assert (config.head.hidden, config.train.learning_rate, config.train.epochs) == ((64, 32), 0.01, 1000)
 
 
-def test_unknown_section_is_told_with_what_was_perhaps_meant(weekly):
+def test_unknown_section_is_reported_with_what_was_probably_meant(weekly):
     file = weekly("[calibraton]\nprecision = 0.8\n")
     assert refusal(file) == f"{file}: unknown section 'calibraton'. Did you mean 'calibration'?"
 
 
-def test_unknown_setting_is_told_with_its_section_and_what_was_perhaps_meant(weekly):
+def test_unknown_setting_is_reported_with_its_section_and_what_was_probably_meant(weekly):
     file = weekly("[calibration]\nprecison = 0.8\n")
     assert refusal(file) == f"{file} [calibration]: unknown setting 'precison'. Did you mean 'precision'?"
 
 
-def test_unknown_setting_that_is_like_none_is_told_with_those_known():
-    told = refusal(sets=("extract.zzz=1",))
-    assert told == "--set extract.zzz=1 [extract]: unknown setting 'zzz'. " + (
+def test_unknown_setting_that_is_like_none_is_reported_with_those_known():
+    message = refusal(sets=("extract.zzz=1",))
+    assert message == "--set extract.zzz=1 [extract]: unknown setting 'zzz'. " + (
         "Known: engine, precision, batch, shard_images, flip."
     )
 
@@ -128,27 +128,29 @@ def test_unknown_setting_that_is_like_none_is_told_with_those_known():
         ("train=3", "train = 3"),
     ],
 )
-def test_wrong_values_are_told_with_the_setting_and_the_reason(text, setting):
-    told = refusal(sets=(text,))
-    assert told.startswith(f"--set {text}: {setting}: ") and told.endswith("; correct the setting")
+def test_wrong_values_are_reported_with_the_setting_and_the_reason(text, setting):
+    message = refusal(sets=(text,))
+    assert message.startswith(f"--set {text}: {setting}: ") and message.endswith("; correct the setting")
 
 
-@pytest.mark.parametrize(("value", "told"), [("128", "128"), ("[64]", "[64]"), ("[8,8,8]", "[8, 8, 8]")])
-def test_one_number_or_three_for_the_two_hidden_layers_are_told_what_was_expected(value, told):
+@pytest.mark.parametrize(("value", "message"), [("128", "128"), ("[64]", "[64]"), ("[8,8,8]", "[8, 8, 8]")])
+def test_one_number_or_three_for_the_two_hidden_layers_get_an_error_that_says_what_was_expected(
+    value, message
+):
     assert refusal(sets=(f"head.hidden={value}",)) == (
-        f"--set head.hidden={value}: head.hidden = {told}: expected two numbers, as in [1024,1024]; "
+        f"--set head.hidden={value}: head.hidden = {message}: expected two numbers, as in [1024,1024]; "
         "correct the setting"
     )
 
 
-def test_settings_that_do_not_go_together_are_told_without_the_whole_section():
+def test_settings_that_do_not_go_together_are_reported_without_the_whole_section():
     assert refusal(sets=("head.kind=taxonnet", "head.loss=soft_tree")) == (
         "--set head.loss=soft_tree: head: loss soft_tree is for kind flat; "
         "a taxonnet head has the tree in its outputs; correct the setting"
     )
 
 
-def test_a_wrong_option_is_told_by_its_name_on_the_command_line():
+def test_a_wrong_option_is_reported_by_its_name_on_the_command_line():
     assert refusal(options={"backbone.image_size": 5000}).startswith(
         "--image-size: backbone.image_size = 5000: "
     )
@@ -160,14 +162,14 @@ def test_set_without_a_value_or_into_no_section_is_refused():
     assert "unknown section 'a'" in refusal(sets=("a.b.c=1",))
 
 
-def test_a_file_that_is_not_toml_is_told_by_name_and_line(weekly):
+def test_a_file_that_is_not_toml_is_reported_by_name_and_line(weekly):
     file = weekly("[train]\nepochs = = 3\n")
     assert refusal(file).startswith(f"{file}: not TOML: ") and "line 2" in refusal(file)
     file.write_bytes(b"# \xff\n")
     assert refusal(file).startswith(f"{file}: not TOML: ")
 
 
-def test_a_file_that_is_not_there_is_told_by_name(tmp_path):
+def test_a_file_that_is_not_there_is_reported_by_name(tmp_path):
     missing = tmp_path / "weekly.toml"
     assert refusal(missing) == (
         f"{missing}: No such file or directory; expected a TOML file of settings; check --config"
@@ -184,7 +186,7 @@ def test_settings_of_the_run_so_far_take_the_place_of_the_defaults(weekly):
     assert load_config(base=saved) == before, "the saved settings were changed in passing"
 
 
-def test_settings_of_a_run_that_are_unknown_now_are_told_as_the_runs():
+def test_settings_of_a_run_that_are_unknown_now_are_reported_as_the_runs():
     assert refusal(base={"train": {"epoch": 3}}).startswith("the run's config.json [train]: unknown setting")
 
 
@@ -211,7 +213,7 @@ def test_aggregation_is_a_matter_of_calibration_and_of_training_only_whether_the
 
 
 @pytest.mark.parametrize(
-    ("sets", "told"),
+    ("sets", "message"),
     [
         (("head.kind=fcm",), "head.kind = 'fcm': input should be 'flat', 'separate', 'multitask'"),
         (("head.kind=taxonnet", "head.loss=soft_tree"), "loss soft_tree is for kind flat"),
@@ -221,8 +223,8 @@ def test_aggregation_is_a_matter_of_calibration_and_of_training_only_whether_the
         (("head.kind=multitask", "head.level_weights=[0,0]"), "level_weights are all 0"),
     ],
 )
-def test_settings_of_the_head_that_do_not_go_together_are_refused(sets, told):
-    assert told in refusal(sets=sets)
+def test_settings_of_the_head_that_do_not_go_together_are_refused(sets, message):
+    assert message in refusal(sets=sets)
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -141,8 +141,8 @@ def test_decisions_go_onto_an_object_store_in_every_format() -> None:
 
 @pytest.mark.parametrize("name", ["d.xlsx", "d.json", "d.gz", "d.parquet.gz", "d", ".parquet", ".csv.gz"])
 def test_a_name_without_a_format_is_refused(tmp_path: Path, name: str) -> None:
-    told = r"its suffix is no format; expected \.parquet, \.csv, \.csv\.gz or \.jsonl; give"
-    with pytest.raises(ShelfmarkError, match=told):
+    message = r"its suffix is no format; expected \.parquet, \.csv, \.csv\.gz or \.jsonl; give"
+    with pytest.raises(ShelfmarkError, match=message):
         require_format(tmp_path / name)
 
 

@@ -194,7 +194,7 @@ def test_nothing_to_extract_gives_no_rows(made: Callable[..., Engine]) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])
-def test_pieces_of_more_or_fewer_images_than_told_are_refused(
+def test_pieces_of_more_or_fewer_images_than_announced_are_refused(
     made: Callable[..., Engine], jpegs: list[bytes], count: int
 ) -> None:
     with pytest.raises(ValueError, match=f"expected {count} images, found 2"):
@@ -354,7 +354,9 @@ def test_engine_that_is_not_installed_names_the_command_that_installs_it(
         choose_engine(mobilenet, 8, package)
 
 
-def test_jax_that_is_not_installed_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jax_that_is_not_installed_is_reported_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     without(monkeypatch, "jax")
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     with pytest.raises(ShelfmarkError, match=r"pip install 'shelfmark\[jax\]'"):

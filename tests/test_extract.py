@@ -63,7 +63,7 @@ class Running:
 
     backbone: Colours
     batch: int
-    told: str = "by hand"
+    name: str = "by hand"
     size: int = 8
     width: int = 12
 
@@ -168,9 +168,9 @@ def test_the_index_has_every_record_sorted_by_product(records, tmp_path):
     assert keys == sorted((p.id, place) for p in PRODUCTS for place in range(len(p.pictures)))
     split = pd.read_parquet(records.file("products.parquet")).set_index("product_id")["split"]
     assert (index["split"].to_numpy() == index["product_id"].map(split).to_numpy()).all()
-    told = {"images": len(index), "fingerprint": "colours-8", "backbone": "colours", "weights": "none"}
-    told |= {"views": 1, "engines": {"by hand": len(index)}}
-    assert made.summary == told
+    values = {"images": len(index), "fingerprint": "colours-8", "backbone": "colours", "weights": "none"}
+    values |= {"views": 1, "engines": {"by hand": len(index)}}
+    assert made.summary == values
 
 
 def test_a_part_has_the_images_of_its_split_with_their_bottlenecks(records, tmp_path):
@@ -289,7 +289,7 @@ def test_an_interrupted_extract_goes_on_at_the_last_finished_shard(records, tmp_
     assert contents(tmp_path / "two" / "colours-8") == contents(tmp_path / "one" / "colours-8")
 
 
-def test_a_damaged_record_is_told(tmp_path):
+def test_a_damaged_record_is_reported(tmp_path):
     its = records_of(PRODUCTS, tmp_path)
     shard = max(its.path.glob("*.tfrecord"), key=lambda file: file.stat().st_size)
     data = bytearray(shard.read_bytes())
@@ -303,11 +303,11 @@ class OfAShard:
     """Raises an error while one certain image is extracted, so many times."""
 
     def __init__(self, error, times):
-        self.error, self.times, self.asked = error, times, 0
+        self.error, self.times, self.reads = error, times, 0
 
     def __iter__(self):
-        self.asked += 1
-        if self.asked in self.times:
+        self.reads += 1
+        if self.reads in self.times:
             yield self.error
 
 
@@ -321,17 +321,17 @@ def test_a_shard_that_fails_once_is_tried_again(records, tmp_path, caplog):
     assert "extract: a shard failed (RuntimeError: out of memory); trying it again" in caplog.messages
 
 
-def test_a_shard_that_fails_twice_is_told_when_the_others_are_done(records, tmp_path, extracted):
+def test_a_shard_that_fails_twice_is_reported_when_the_others_are_done(records, tmp_path, extracted):
     whole = extract_records(records, Colours(), tmp_path / "one", tmp_path / "a", SETTINGS)
     made = Store(tmp_path / "one" / "colours-8").shards()
     backbone = Colours(fails=OfAShard(RuntimeError("out of memory"), times=[3, 4]))
     with pytest.raises(
         ShelfmarkError, match=r"failed twice \(RuntimeError: out of memory\); expected"
-    ) as told:
+    ) as message:
         extract_records(records, backbone, tmp_path / "two", tmp_path / "b", SETTINGS)
     there = Store(tmp_path / "two" / "colours-8").shards()
     (missing,) = set(made) - set(there)
-    assert f"colours-8: shard {missing} failed twice" in str(told.value) and len(made) > 2
+    assert f"colours-8: shard {missing} failed twice" in str(message.value) and len(made) > 2
     extracted.clear()
     resumed = extract_records(records, Colours(), tmp_path / "two", tmp_path / "b", SETTINGS)
     assert extracted == [30] and resumed.digest == whole.digest
@@ -365,7 +365,7 @@ def test_a_lost_image_is_a_fault_and_no_row_of_zeros(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scale", "told"),
+    ("scale", "message"),
     [
         (
             np.nan,
@@ -377,8 +377,10 @@ def test_a_lost_image_is_a_fault_and_no_row_of_zeros(tmp_path):
         ),
     ],
 )
-def test_useless_bottlenecks_end_the_extraction_at_its_first_shard(records, tmp_path, extracted, scale, told):
-    with pytest.raises(ShelfmarkError, match=told):
+def test_useless_bottlenecks_end_the_extraction_at_its_first_shard(
+    records, tmp_path, extracted, scale, message
+):
+    with pytest.raises(ShelfmarkError, match=message):
         extract_records(records, Colours(scale=scale), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
     assert extracted == [30] and Store(tmp_path / "store" / "colours-8").shards() == []
 
@@ -442,7 +444,7 @@ def test_a_lost_shard_of_the_second_view_is_made_again(records, tmp_path, extrac
 # What never mixes, and what may
 
 
-def test_engines_that_mix_are_told(records, tmp_path, caplog):
+def test_engines_that_mix_are_reported(records, tmp_path, caplog):
     store = tmp_path / "store"
     first = extract_records(records, Colours(), store, tmp_path / "one", SETTINGS)
     shard, count = next(iter(index_of(first).groupby("shard").size().items()))
@@ -455,8 +457,8 @@ def test_engines_that_mix_are_told(records, tmp_path, caplog):
     second = extract_records(records, Colours(), store, tmp_path / "two", SETTINGS)
     images = len(index_of(first))
     assert second.summary["engines"] == {"openvino bfloat16": count, "by hand": images - count}
-    told = f"engines (by hand {images - count}, openvino bfloat16 {count})"
-    assert told in caplog.messages[-1]
+    message = f"engines (by hand {images - count}, openvino bfloat16 {count})"
+    assert message in caplog.messages[-1]
 
 
 def test_another_preprocessing_has_another_fingerprint(monkeypatch):

@@ -85,6 +85,6 @@ def test_killed_at_twenty_random_moments_it_loses_no_finished_shard(shop, tmp_pa
         now = finished(workspace)
         assert {name: now[name] for name in done} == done
         assert result(workspace) == undisturbed, "the same shards, of the same names and bytes, and no other"
-        told = json.loads((workspace / "runs/week/bottlenecks/manifest.json").read_text())["summary"]
-        assert told["images"] == 1399 and sum(told["engines"].values()) == 1399
+        values = json.loads((workspace / "runs/week/bottlenecks/manifest.json").read_text())["summary"]
+        assert values["images"] == 1399 and sum(values["engines"].values()) == 1399
     assert in_the_middle >= 5

@@ -99,8 +99,8 @@ def photos(seed: int, count: int, kind: str = "flat") -> Photos:
 
 
 def recipe(**changes: float) -> Recipe:
-    told = {"batch": 16, "learning_rate": 0.05, "decay": 1e-4, "epochs": 2, "patience": 100, "seed": 1}
-    return Recipe(**told | changes)  # type: ignore[arg-type]
+    values = {"batch": 16, "learning_rate": 0.05, "decay": 1e-4, "epochs": 2, "patience": 100, "seed": 1}
+    return Recipe(**values | changes)  # type: ignore[arg-type]
 
 
 AUGMENTATION = Augmentation(area=0.6, flip=True, colour=0.1)
@@ -467,7 +467,7 @@ def test_a_tuning_that_leaves_nothing_to_tune_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("frozen_share=1", "less than 1"),
         ("frozen_share=-0.1", "greater than or equal to 0"),
@@ -480,8 +480,8 @@ def test_a_tuning_that_leaves_nothing_to_tune_is_refused() -> None:
         ("frozen=0.5", "Did you mean 'frozen_share'"),
     ],
 )
-def test_bad_settings_are_refused_in_one_line(setting: str, told: str) -> None:
-    with pytest.raises(ShelfmarkError, match=told) as refused:
+def test_bad_settings_are_refused_in_one_line(setting: str, message: str) -> None:
+    with pytest.raises(ShelfmarkError, match=message) as refused:
         load_config(sets=(f"finetune.{setting}",))
     assert "\n" not in str(refused.value)
 

@@ -110,7 +110,7 @@ def taxonomy(catalogue):
 
 @pytest.fixture(scope="module")
 def records(catalogue, taxonomy, tmp_path_factory):
-    """The catalogue's records, made by Beam as it runs where nothing is asked for."""
+    """The catalogue's records, made as it runs without options for Beam."""
     out = tmp_path_factory.mktemp("run") / "records"
     return make_records([str(catalogue)], out, SMALL_UNITS, taxonomy=taxonomy)
 
@@ -144,7 +144,7 @@ def test_every_image_is_in_records_or_rejects_or_of_a_product_that_is_not_learnt
     assert rejects.loc[rejects["product_id"] == "4", "reason"].isin(cut).all()
 
 
-def test_the_summary_tells_the_account(records):
+def test_the_summary_counts_every_image(records):
     summary = records.summary
     readable = [READABLE.get(n, len(p.pictures)) for n, p in enumerate(PRODUCTS)]
     of = Counter()
@@ -165,9 +165,9 @@ def test_rejects_tell_product_place_source_and_reason(records, catalogue):
     rejects = pd.read_parquet(records.file("rejects.parquet"))
     assert list(rejects.columns) == ["product_id", "image_index", "source", "reason", "detail"]
     assert set(rejects["source"]) == {catalogue.name} and (rejects["detail"] != "").all()
-    told = [tuple(row) for row in rejects[["product_id", "image_index", "reason"]].itertuples(index=False)]
-    assert told[:3] == [("0", 0, "truncated"), ("0", 1, "empty"), ("1", 0, "not_an_image")]
-    assert told[3:5] == [("2", 0, "missing"), ("2", 1, "truncated")]
+    found = [tuple(row) for row in rejects[["product_id", "image_index", "reason"]].itertuples(index=False)]
+    assert found[:3] == [("0", 0, "truncated"), ("0", 1, "empty"), ("1", 0, "not_an_image")]
+    assert found[3:5] == [("2", 0, "missing"), ("2", 1, "truncated")]
 
 
 # Split
@@ -291,8 +291,8 @@ def test_running_again_opens_what_is_there(records, catalogue, taxonomy, caplog,
     caplog.set_level(logging.INFO, logger="shelfmark")
     before = {file: file.stat().st_mtime_ns for file in records.path.iterdir()}
     assert make_records([str(catalogue)], records.path, SMALL_UNITS, taxonomy=taxonomy) == records
-    told = caplog.records[-1].getMessage()
-    assert told.startswith("records: unchanged (products 156, images 310, records (")
+    message = caplog.records[-1].getMessage()
+    assert message.startswith("records: unchanged (products 156, images 310, records (")
     assert {file: file.stat().st_mtime_ns for file in records.path.iterdir()} == before
 
 
@@ -361,7 +361,7 @@ def test_a_manifest_in_any_order_gives_the_same_split_as_bson(records, taxonomy,
         assert made.summary["rejects"] == records.summary["rejects"]
 
 
-def test_a_category_without_training_products_is_told(tmp_path, loop, caplog):
+def test_a_category_without_training_products_is_reported(tmp_path, loop, caplog):
     rows = manifest_rows(tmp_path, draw_products({"1": 30, "2": 5}))
     given = [row | {"split": "test" if row["category"] == "2" else "train"} for row in rows]
     made = loop(write_manifest(tmp_path / "shop.csv", given), tmp_path / "records")
@@ -460,7 +460,7 @@ def test_an_interrupted_ingest_goes_on_at_the_last_finished_unit(
     assert not work.exists()
 
 
-def test_a_source_that_changes_while_it_is_read_is_told(small, tmp_path, loop, monkeypatch):
+def test_a_source_that_changes_while_it_is_read_is_reported(small, tmp_path, loop, monkeypatch):
     real = ingest_module._write_records
 
     def change_it(*args):
@@ -545,7 +545,7 @@ def test_units_of_a_byte_become_no_more_than_there_are_images(small, tmp_path, l
     assert len(shards) == 3 * sum(made.summary["records"].values())
 
 
-def test_a_wrong_taxonomy_is_told_before_any_image_is_looked_at(small, tmp_path, monkeypatch):
+def test_a_wrong_taxonomy_is_reported_before_any_image_is_read(small, tmp_path, monkeypatch):
     monkeypatch.setattr(ingest_module, "check_images", None)
     with pytest.raises(ShelfmarkError, match="no such file; expected a CSV of category_id"):
         make_records([str(small)], tmp_path / "records", IngestSettings(), taxonomy=tmp_path / "gone.csv")
@@ -554,7 +554,7 @@ def test_a_wrong_taxonomy_is_told_before_any_image_is_looked_at(small, tmp_path,
         make_records([str(small)], tmp_path / "records", IngestSettings(), taxonomy=tmp_path / "wrong.csv")
 
 
-def test_a_catalogue_that_teaches_nothing_is_told(tmp_path, loop):
+def test_a_catalogue_with_nothing_to_train_on_is_reported(tmp_path, loop):
     source = write_bson(tmp_path / "a.bson", documents(draw_products({MUGS: 19, "": 5})))
     with pytest.raises(
         ShelfmarkError, match="24 products, 19 with a category, 19 of them in categories of under 20"

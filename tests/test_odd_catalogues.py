@@ -249,7 +249,7 @@ def test_a_leaf_called_as_its_parent_keeps_its_depth(tmp_path, ingest):
     ]
 
 
-def test_categories_of_one_name_are_told_apart_by_their_paths(tmp_path, ingest, caplog):
+def test_categories_of_one_name_are_kept_apart_by_their_paths(tmp_path, ingest, caplog):
     photos(tmp_path)
     shop = [
         row | {"category": "Other", "Level_2": "Other", "level1": ("Home", "Food")[n % 2]}
@@ -264,7 +264,7 @@ def test_categories_of_one_name_are_told_apart_by_their_paths(tmp_path, ingest, 
     ]
 
 
-def test_categories_of_one_name_that_nothing_tells_apart_are_named(tmp_path, ingest, capsys):
+def test_categories_of_one_name_that_nothing_distinguishes_are_named(tmp_path, ingest, capsys):
     photos(tmp_path)
     shop = [
         row

@@ -154,7 +154,7 @@ def test_rows_given_again_change_no_head_no_threshold_and_no_decision(
     assert 0 < (once.decisions["status"] == "accepted").sum() < len(once.decisions) == PRODUCTS
 
 
-def test_fit_tells_how_many_images_its_products_have(once: Week) -> None:
+def test_fit_knows_how_many_images_its_products_have(once: Week) -> None:
     confidence = json.loads(once.thresholds.file(THRESHOLDS).read_text())["confidence"]
     assert confidence["kind"] == "logistic"
     assert (confidence["least_images"], confidence["most_images"]) == (1, 3)

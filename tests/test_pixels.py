@@ -39,7 +39,7 @@ def bilinear(image: np.ndarray, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_photo_of_the_right_size_is_decoded_as_pillow_decodes_it(photo: conftest.Photo, mode: str) -> None:
+def test_photo_of_the_required_size_is_decoded_as_pillow_decodes_it(photo: conftest.Photo, mode: str) -> None:
     jpeg = photo(1, 32, 32, mode)
     np.testing.assert_allclose(
         conftest.pixels_of([jpeg], 32)[0].astype(int), decoded(jpeg).astype(int), atol=1

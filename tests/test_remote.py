@@ -50,7 +50,7 @@ def shop(tmp_path_factory, bucket):
 
 def contents(records):
     """Digests of the files; not of the inputs, which tell a file's time."""
-    return {name: told["sha256"] for name, told in records.files.items()}
+    return {name: found["sha256"] for name, found in records.files.items()}
 
 
 @pytest.mark.parametrize("name", ["a.bson", "shop/b.csv", "photos"])
@@ -96,10 +96,10 @@ def test_an_interrupted_remote_ingest_goes_on_and_is_finished_by_its_manifest(
     assert not [name for name in sizes(out) if "_look" in name] and first
 
 
-def test_a_remote_source_is_told_otherwise_when_a_file_of_it_changes(bucket):
+def test_a_remote_source_has_another_digest_when_a_file_of_it_changes(bucket):
     from pipeline.sources.source import open_source
 
-    folder = place(bucket) / "told"
+    folder = place(bucket) / "found"
     write_whole(folder / "A" / "1.jpg", photo(1))
     first = open_source(str(folder)).digest()
     assert open_source(str(folder)).digest() == first
@@ -132,9 +132,11 @@ def test_an_object_store_of_ones_own_is_named_behind_two_dashes(bucket, shop, tm
     """Ingest reads and writes there with all its processes; a later stage and clean look there, too."""
     workspace = f"{bucket}/named"
     small = ("--set", "ingest.unit_images=8")
-    told = command("ingest", str(shop[1] / "photos"), "--workspace", workspace, "--run", "r", *small, *behind)
-    assert told[0] == 0, told
-    assert any(line.startswith("records: products 44, images 44") for line in told[2]), told
+    found = command(
+        "ingest", str(shop[1] / "photos"), "--workspace", workspace, "--run", "r", *small, *behind
+    )
+    assert found[0] == 0, found
+    assert any(line.startswith("records: products 44, images 44") for line in found[2]), found
     status, _, errors = command("report", "--workspace", workspace, "--run", "r", *behind)
     assert (status, errors) == (
         1,
@@ -192,16 +194,16 @@ def test_the_whole_weekly_run_on_an_object_store_gives_the_digests_that_it_gives
     common = ["--taxonomy", str(drawn.taxonomy), "--config", str(tmp_path / "weekly.toml"), "--run", "week"]
     digests, decisions = [], []
     for workspace in (tmp_path / "W", place(f"{bucket}/weekly")):
-        told = ["--workspace", str(workspace)]
+        found = ["--workspace", str(workspace)]
         for _ in range(2):  # run again, it finds everything done
-            assert run_here("retrain", str(drawn.catalogue), *told, *common)[0] == 0
+            assert run_here("retrain", str(drawn.catalogue), *found, *common)[0] == 0
         assert in_service(workspace / "releases") == "week"
         run = workspace / "runs" / "week"
         kinds = ("records", "bottlenecks", "head", "thresholds", "evaluation", "report", "bundle")
         digests.append({kind: find_artifact(run / kind).digest for kind in kinds})
         assert json.loads(read_range(run / "verdict.json"))["better"]
         output = workspace / "decisions.parquet"
-        assert run_here("categorize", str(drawn.catalogue), *told, "--output", str(output))[0] == 0
+        assert run_here("categorize", str(drawn.catalogue), *found, "--output", str(output))[0] == 0
         decisions.append(pd.read_parquet(local(output)))
     assert digests[0] == digests[1]
     pd.testing.assert_frame_equal(*decisions)

@@ -171,7 +171,7 @@ def wait_for_files(folder: Path, count: int, job: subprocess.Popen[bytes]) -> No
         time.sleep(0.01)
 
 
-def test_placeholder_images_are_kept_out_of_training_when_asked_for(shop, tmp_path):
+def test_placeholder_images_are_kept_out_of_training_when_requested(shop, tmp_path):
     folder, _, _ = shop
     run = folder / "W" / "runs" / "week"
     records, bottlenecks = (open_artifact(run / kind, kind) for kind in ("records", "bottlenecks"))
@@ -217,7 +217,7 @@ def decisions_of(folder: Path, workspace: Path, output: Path) -> tuple[pd.DataFr
 
 
 @pytest.mark.slow
-def test_mirrored_images_are_learnt_from_and_asked_about_in_batch_as_in_evaluation(shop, tmp_path):
+def test_mirrored_images_are_trained_on_and_predicted_from_in_batch_as_in_evaluation(shop, tmp_path):
     folder, _, _ = shop
     shutil.copytree(folder / "W", tmp_path / "W", symlinks=True)
     remove(tmp_path / "W" / "releases")
@@ -225,9 +225,9 @@ def test_mirrored_images_are_learnt_from_and_asked_about_in_batch_as_in_evaluati
     plain = tmp_path / "W" / "runs" / "week" / "evaluation" / "decisions.parquet"
     plain = pd.read_parquet(plain)["confidence"]
     assert run_here(*retrain_arguments(folder, tmp_path / "W", "--set", "extract.flip=true"))[0] == 0
-    told = json.loads((tmp_path / "W" / "runs" / "week" / "head" / "manifest.json").read_text())
-    assert told["made_from"]["views"] == "2"
-    assert told["summary"]["images"] == before["images"]
+    values = json.loads((tmp_path / "W" / "runs" / "week" / "head" / "manifest.json").read_text())
+    assert values["made_from"]["views"] == "2"
+    assert values["summary"]["images"] == before["images"]
     _, evaluated = decisions_of(folder, tmp_path / "W", tmp_path / "decisions.parquet")
     assert not np.allclose(evaluated["confidence"], plain)
     bundle = open_bundle((tmp_path / "W" / "releases" / "current").resolve())

@@ -290,8 +290,8 @@ def extract_arguments(workspace: Path) -> list[str]:
         "image-size": 75,
     }
     sets = ("extract.shard_images=50", "extract.batch=8", "extract.flip=true")
-    told = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return ["extract", *told, *(text for name in sets for text in ("--set", name))]
+    values = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return ["extract", *values, *(text for name in sets for text in ("--set", name))]
 
 
 def shards_of(workspace: Path) -> dict[str, bytes]:

@@ -249,7 +249,7 @@ def test_product_without_readable_photo_is_unreadable(
     }  # fmt: skip
 
 
-def test_readable_photos_decide_and_the_others_are_told(
+def test_readable_photos_decide_and_the_others_are_reported(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "shelfmark"):
@@ -280,7 +280,7 @@ def test_readable_photos_decide_and_the_others_are_told(
     ],
     ids=["nothing", "no images", "JSON", "bare photo", "wrong field", "file as id", "name, not file"],
 )
-def test_request_without_photos_is_told_what_was_expected(
+def test_request_without_photos_gets_an_error_that_says_what_was_expected(
     client: TestClient, request_: dict[str, Any]
 ) -> None:
     answer = client.post("/v1/categorize", **request_)
@@ -319,7 +319,7 @@ def test_damaged_form_is_refused(client: TestClient) -> None:
     assert re.match("damaged form: .*files in the field images; send it as curl", answer.json()["detail"])
 
 
-def test_a_text_for_a_photo_is_told_as_such(client: TestClient) -> None:
+def test_a_text_for_a_photo_is_reported_as_such(client: TestClient) -> None:
     answer = client.post("/v1/categorize", files={"images": (None, "hello")})
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("images: a text, not a file; expected multipart/form-data")
@@ -427,7 +427,7 @@ def test_health_can_be_seen_without_a_body(server: Server) -> None:
     assert answer.headers["content-length"] == str(len(whole.content))
 
 
-def test_health_tells_what_is_in_service(client: TestClient, bundle: Bundle) -> None:
+def test_health_shows_what_is_in_service(client: TestClient, bundle: Bundle) -> None:
     assert client.get("/healthz").json() == {
         "status": "ok", "release": "2026-W47", "bundle": bundle.digest,
         "backbone": bundle.fingerprint, "threshold": THRESHOLD,

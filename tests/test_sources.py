@@ -1,4 +1,4 @@
-"""Sources: every product comes out once, its bytes stand where it says, and bad input is told or counted."""
+"""Sources: every product comes out once, its bytes are where it says, and bad input is an error or counted."""
 
 import errno
 import os
@@ -59,8 +59,8 @@ def test_bson_is_read_with_its_categories_and_without(tmp_path, read):
             {"_id": 10, "category_id": None, "split": "val", "imgs": [{"picture": Binary(GREEN, 128)}]},
         ],
     )
-    told = [(i.product_id, i.category, i.seller, i.split, bytes(i.data), i.reason) for i in read(file)]
-    assert told == [
+    found = [(i.product_id, i.category, i.seller, i.split, bytes(i.data), i.reason) for i in read(file)]
+    assert found == [
         ("7", "1000010653", "", "", RED, ""),
         ("7", "1000010653", "", "", GREEN, ""),
         ("a-8", "Mugs", "Smith", "", BLUE, ""),
@@ -90,7 +90,7 @@ def test_bson_offsets_point_at_the_pictures_bytes(tmp_path, read):
     assert [image.data for image in images] == pictures * 3
     assert [read_range(place(i.file), i.offset, len(i.data)) for i in images] == pictures * 3
     jpegs = [image.offset for image in images if image.data in (RED, GREEN)]
-    assert len(set(jpegs)) == len(jpegs), "equal pictures of a document are told apart"
+    assert len(set(jpegs)) == len(jpegs), "equal pictures of a document are not mixed up"
 
 
 def test_bson_pictures_that_begin_alike_or_are_a_byte_long_are_found(tmp_path, read):
@@ -136,25 +136,27 @@ def test_a_bad_document_in_the_middle_is_one_reject_and_the_others_are_read(tmp_
     assert reject.detail.startswith(f"document at byte {len(before)}: ")
 
 
-def test_a_bson_file_that_is_cut_off_is_told_with_the_byte(tmp_path, read):
+def test_a_bson_file_that_is_cut_off_is_reported_with_the_byte(tmp_path, read):
     whole = write_bson(tmp_path / "a.bson", [{"_id": n, "imgs": [{"picture": RED}]} for n in range(3)])
     data = whole.read_bytes()
     third = 2 * (len(data) // 3)
     whole.write_bytes(data[:-1])
-    told = refusal(whole, when_read=read)
+    message = refusal(whole, when_read=read)
     length = len(data) - third
-    assert f"truncated: the document at byte {third} needs {length} bytes, but {length - 1} are left" in told
+    assert (
+        f"truncated: the document at byte {third} needs {length} bytes, but {length - 1} are left" in message
+    )
     whole.write_bytes(data[: third + 2])
     assert f"truncated: the document at byte {third}" in refusal(whole, when_read=read)
 
 
 @pytest.mark.parametrize("data", [HTML, b"\0" * 100, struct.pack("<i", -5) * 9])
-def test_a_file_that_is_no_bson_is_told(tmp_path, read, data):
+def test_a_file_that_is_no_bson_is_reported(tmp_path, read, data):
     (tmp_path / "a.bson").write_bytes(data)
     assert "no BSON document at byte 0" in refusal(tmp_path / "a.bson", when_read=read)
 
 
-def test_an_empty_bson_file_is_told(tmp_path, read):
+def test_an_empty_bson_file_is_reported(tmp_path, read):
     (tmp_path / "a.bson").write_bytes(b"")
     assert "empty; expected BSON documents" in refusal(tmp_path / "a.bson", when_read=read)
 
@@ -224,8 +226,8 @@ def test_links_in_a_folder_are_followed_but_not_in_a_circle(tmp_path, read):
     (tmp_path / "shop" / "Apple").symlink_to(tmp_path / "apples")
     (tmp_path / "shop" / "3.jpg").symlink_to(tmp_path / "apples" / "1.jpg")
     (tmp_path / "shop" / "gone.jpg").symlink_to(tmp_path / "nothing")
-    told = {image.product_id: image.data or image.reason for image in read(tmp_path / "shop")}
-    assert told == {"3.jpg": RED, "Apple/1.jpg": RED, "Pear/2.jpg": GREEN, "gone.jpg": "missing"}
+    values = {image.product_id: image.data or image.reason for image in read(tmp_path / "shop")}
+    assert values == {"3.jpg": RED, "Apple/1.jpg": RED, "Pear/2.jpg": GREEN, "gone.jpg": "missing"}
     (tmp_path / "shop" / "Pear" / "up").symlink_to(tmp_path / "shop")
     assert "a link to a folder above it" in refusal(tmp_path / "shop", when_read=read)
 
@@ -255,7 +257,7 @@ def test_what_may_not_be_read_or_does_not_answer_is_an_error_and_no_reject(manif
         read(manifest([{"product_id": "1", "image": "s3://shop/r.jpg"}]))
 
 
-def test_an_empty_folder_is_told(tmp_path):
+def test_an_empty_folder_is_reported(tmp_path):
     write_files(tmp_path / "shop", {"A/.hidden": b"x"})
     assert "an empty folder" in refusal(tmp_path / "shop")
 
@@ -290,8 +292,8 @@ def test_a_manifest_is_read_with_several_rows_of_a_product(manifest, read):
         {"product_id": "p1", "image": "g #1,é.jpg", "category": "Mugs", "seller": "Smith", "split": "test"},
         {"product_id": "p2", "image": "sub dir/b.jpg", "category": "", "seller": None, "split": None},
     ]
-    told = [(i.product_id, i.data, i.category, i.seller, i.split, i.reason) for i in read(manifest(rows))]
-    assert told == [
+    found = [(i.product_id, i.data, i.category, i.seller, i.split, i.reason) for i in read(manifest(rows))]
+    assert found == [
         ("p1", RED, "Mugs", "Smith", "test", ""),
         ("p1", GREEN, "Mugs", "Smith", "test", ""),
         ("p2", BLUE, "", "", "", ""),
@@ -356,8 +358,8 @@ def test_numbers_in_a_parquet_manifest_stay_whole_where_other_cells_are_empty(tm
         "seller": pa.array(["Smith", None]).dictionary_encode(),
     }
     pq.write_table(pa.table(table), tmp_path / "products.parquet")
-    told = [(i.product_id, i.category, i.seller) for i in read(tmp_path / "products.parquet")]
-    assert told == [(str(2**60 + 1), "1000010653", "Smith"), ("2", "", "")]
+    found = [(i.product_id, i.category, i.seller) for i in read(tmp_path / "products.parquet")]
+    assert found == [(str(2**60 + 1), "1000010653", "Smith"), ("2", "", "")]
 
 
 def test_whole_numbers_that_became_floats_are_whole_again(tmp_path, read):
@@ -370,7 +372,7 @@ def test_whole_numbers_that_became_floats_are_whole_again(tmp_path, read):
     ]
 
 
-def test_a_manifest_with_a_column_twice_is_told(tmp_path):
+def test_a_manifest_with_a_column_twice_is_reported(tmp_path):
     (tmp_path / "a.csv").write_text("product_id,image,category,category\n1,r.jpg,A,B\n")
     assert "two columns category; expected each once" in refusal(tmp_path / "a.csv")
 
@@ -396,11 +398,11 @@ def test_an_image_that_cannot_be_had_is_missing_and_the_others_are_read(manifest
         "unknown://host/a.jpg",
         str(tmp_path / "shop" / "sub dir" / "b.jpg"),
     ]
-    told = read(manifest([{"product_id": str(n), "image": image} for n, image in enumerate(images)]))
-    assert [image.reason for image in told] == ["missing", "missing", "", "missing", ""]
-    assert [told[2].data, told[4].data] == [RED, BLUE]
-    assert [told[0].detail, told[1].detail] == ["No such file or directory", "Is a directory"]
-    assert told[0].file == str(tmp_path / "shop" / "gone.jpg")
+    values = read(manifest([{"product_id": str(n), "image": image} for n, image in enumerate(images)]))
+    assert [image.reason for image in values] == ["missing", "missing", "", "missing", ""]
+    assert [values[2].data, values[4].data] == [RED, BLUE]
+    assert [values[0].detail, values[1].detail] == ["No such file or directory", "Is a directory"]
+    assert values[0].file == str(tmp_path / "shop" / "gone.jpg")
 
 
 def test_a_path_that_no_file_can_have_is_missing(tmp_path, read):
@@ -410,13 +412,13 @@ def test_a_path_that_no_file_can_have_is_missing(tmp_path, read):
     assert len(open_source(str(tmp_path / "products.parquet")).digest()) == 64
 
 
-def test_a_manifest_without_its_columns_is_told_with_those_found(manifest):
-    told = refusal(manifest([{"id": "1", "image": "r.jpg", "category": "Mugs"}]))
-    assert "no column product_id; found: id, image, category; expected product_id, image and" in told
+def test_a_manifest_without_its_columns_is_reported_with_those_found(manifest):
+    message = refusal(manifest([{"id": "1", "image": "r.jpg", "category": "Mugs"}]))
+    assert "no column product_id; found: id, image, category; expected product_id, image and" in message
     assert "no column product_id and no column image; found: id;" in refusal(manifest([{"id": "1"}]))
 
 
-def test_a_manifest_without_rows_is_told(tmp_path):
+def test_a_manifest_without_rows_is_reported(tmp_path):
     (tmp_path / "a.csv").write_text("product_id,image\n")
     assert "no rows" in refusal(tmp_path / "a.csv")
     nothing = pa.array([], pa.string())
@@ -430,7 +432,7 @@ def test_an_empty_manifest_is_refused(tmp_path, name, why):
     assert why in refusal(tmp_path / name)
 
 
-def test_an_unknown_split_is_told(manifest, read):
+def test_an_unknown_split_is_reported(manifest, read):
     rows = [{"product_id": "1", "image": "r.jpg", "split": "holdout"}]
     assert "split 'holdout'; expected train, val, test or nothing" in refusal(manifest(rows), when_read=read)
 
@@ -507,7 +509,7 @@ def test_a_wrong_guess_is_named_where_a_column_is_lacking_or_a_letter_cannot_be_
     assert "give ingest.csv_encoding" in refusal(tmp_path / "a.csv", when_read=read)
 
 
-def test_a_damaged_parquet_manifest_is_told(tmp_path, read):
+def test_a_damaged_parquet_manifest_is_reported(tmp_path, read):
     file = write_manifest(
         tmp_path / "a.parquet", [{"product_id": f"p{n}", "image": "r.jpg"} for n in range(99)]
     )
@@ -517,7 +519,7 @@ def test_a_damaged_parquet_manifest_is_told(tmp_path, read):
         assert "cannot be read" in refusal(file, when_read=read)
 
 
-# What a source is told by
+# What a source is recognized by
 
 
 def _bson(folder):
@@ -534,7 +536,7 @@ def _manifest(folder):
 
 
 @pytest.mark.parametrize("draw", [_bson, _folder, _manifest])
-def test_a_source_is_told_otherwise_when_a_file_of_it_changes(tmp_path, draw):
+def test_a_source_has_another_digest_when_a_file_of_it_changes(tmp_path, draw):
     source, file = draw(tmp_path)
     first = open_source(str(source)).digest()
     assert open_source(str(source)).digest() == first
@@ -548,7 +550,7 @@ def test_a_source_is_told_otherwise_when_a_file_of_it_changes(tmp_path, draw):
     assert first != second != third != first
 
 
-def test_a_manifest_is_told_otherwise_when_a_missing_photo_of_it_appears(tmp_path):
+def test_a_manifest_has_another_digest_when_a_missing_photo_of_it_appears(tmp_path):
     source, file = _manifest(tmp_path)
     file.unlink()
     without = open_source(str(source)).digest()
@@ -556,7 +558,7 @@ def test_a_manifest_is_told_otherwise_when_a_missing_photo_of_it_appears(tmp_pat
     assert open_source(str(source)).digest() != without
 
 
-def test_where_a_folder_lies_does_not_change_what_it_is_told_by(tmp_path):
+def test_where_a_folder_lies_does_not_change_its_digest(tmp_path):
     here, file = _folder(tmp_path / "here")
     there, copy = _folder(tmp_path / "there")
     os.utime(copy, ns=(file.stat().st_mtime_ns,) * 2)

@@ -44,8 +44,8 @@ def index_of(rows):
 
 def planned(rows, known=None, min_products=20):
     """The products as a frame, "" for null."""
-    told = pa.table({"product_id": list(known), "split": list(known.values())}) if known else None
-    products = plan_products(index_of(rows), told, min_products)
+    values = pa.table({"product_id": list(known), "split": list(known.values())}) if known else None
+    products = plan_products(index_of(rows), values, min_products)
     frame = products.table(0, len(products.split)).to_pandas()
     return frame.assign(**{name: frame[name].fillna("") for name in ("category", "seller")})
 
@@ -138,7 +138,7 @@ def test_plan_is_the_same_whatever_the_order_of_the_rows():
     pd.testing.assert_frame_equal(planned(rows), planned(mixed))
 
 
-def test_the_index_tells_every_row_by_its_numbers():
+def test_the_index_gives_every_row_by_its_numbers():
     rows = drawn_rows(2, images=300)
     index = index_of(rows)
     ids = index.product_id.to_pylist()
@@ -172,7 +172,7 @@ def test_a_product_without_a_readable_image_is_none_and_does_not_count_for_its_c
     assert set(products["split"]) == {"none", "dropped"}
 
 
-def test_a_product_in_two_categories_has_the_one_told_most_often():
+def test_a_product_in_two_categories_has_the_one_given_most_often():
     rows = [
         {"product_id": "most", "category": "b"}, {"product_id": "most", "category": "b"},
         {"product_id": "most", "category": "a"},
@@ -184,7 +184,7 @@ def test_a_product_in_two_categories_has_the_one_told_most_often():
     assert plan_products(index_of(rows), None, 1).in_two_categories == 2
 
 
-def test_categories_without_training_products_are_told():
+def test_categories_without_training_products_are_reported():
     rows = [{"product_id": f"{name}{part}", "category": name, "split": part}
             for name, parts in (("a", ("train", "val")), ("c", ("val", "test")), ("b", ("test",)))
             for part in parts]  # fmt: skip
@@ -199,20 +199,20 @@ def test_without_categories_there_are_products_but_nothing_to_learn():
         require_trainable(products, 20)
 
 
-def test_products_that_are_all_unreadable_are_told_as_such():
+def test_products_that_are_all_unreadable_are_reported_as_such():
     rows = [{"product_id": f"p{n}", "category": "a" * (n % 2), "reason": "truncated"} for n in range(38)]
     rows += [{"product_id": "readable"}]
     with pytest.raises(ShelfmarkError, match="none of 19 with a category has a readable image; expected"):
         require_trainable(plan_products(index_of(rows), None, 20), 20)
 
 
-def test_products_that_are_all_of_other_parts_than_training_are_told():
+def test_products_that_are_all_of_other_parts_than_training_are_reported():
     rows = [{"product_id": f"p{n}", "category": "ab"[n % 2], "split": "val"} for n in range(50)]
     with pytest.raises(ShelfmarkError, match="no product to train on: all 50 are val or test, as the source"):
         require_trainable(plan_products(index_of(rows), None, 2), 2)
 
 
-def test_categories_that_are_all_too_small_are_told_with_the_numbers():
+def test_categories_that_are_all_too_small_are_reported_with_the_numbers():
     rows = [{"product_id": f"p{n}", "category": "ab"[n % 2]} for n in range(38)]
     with pytest.raises(ShelfmarkError) as caught:
         require_trainable(plan_products(index_of(rows), None, 20), 20)

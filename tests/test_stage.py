@@ -17,7 +17,7 @@ from pipeline.job.stage import stage
 
 
 @pytest.fixture
-def told(caplog):
+def messages(caplog):
     caplog.set_level(logging.INFO, logger="shelfmark")
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -32,13 +32,13 @@ def never(work):
     raise AssertionError("made again")
 
 
-def test_a_finished_stage_is_opened_when_its_inputs_are_the_same(tmp_path, told):
+def test_a_finished_stage_is_opened_when_its_inputs_are_the_same(tmp_path, messages):
     inputs = {"records": "digest", "settings": {"b": 1, "a": [2, 3]}}
     made = stage(tmp_path / "x", kind="things", version=1, made_from=inputs, make=make_two)
     same = {"settings": {"a": [2, 3], "b": 1}, "records": "digest"}
     again = stage(tmp_path / "x", kind="things", version=1, made_from=same, make=never)
     assert again == made == open_artifact(tmp_path / "x", "things")
-    assert told()[0].startswith("things: files 2 in ") and told()[1] == "things: unchanged (files 2)"
+    assert messages()[0].startswith("things: files 2 in ") and messages()[1] == "things: unchanged (files 2)"
 
 
 @pytest.mark.parametrize(
@@ -145,14 +145,14 @@ def test_the_run_is_free_again_after_a_job_that_failed(tmp_path):
         pass
 
 
-def test_progress_is_a_line_every_half_minute_where_no_terminal_is(monkeypatch, told):
+def test_progress_is_a_line_every_half_minute_where_no_terminal_is(monkeypatch, messages):
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     with Progress("extract", 5000) as progress:
         for done in range(0, 5001, 100):
             clock[0] += 2
             progress.to(done)
-    assert told() == ["extract: 1,500 of 5,000", "extract: 3,100 of 5,000", "extract: 4,700 of 5,000"]
+    assert messages() == ["extract: 1,500 of 5,000", "extract: 3,100 of 5,000", "extract: 4,700 of 5,000"]
 
 
 class Terminal(io.StringIO):
@@ -160,7 +160,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_is_a_bar_on_a_terminal_and_stays_there_when_stderr_is_taken_away(monkeypatch, told):
+def test_progress_is_a_bar_on_a_terminal_and_stays_there_when_stderr_is_taken_away(monkeypatch, messages):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress("extract", 5000) as progress:
@@ -168,7 +168,7 @@ def test_progress_is_a_bar_on_a_terminal_and_stays_there_when_stderr_is_taken_aw
         progress.to(2500)
         progress._bar.refresh()
         monkeypatch.setattr(sys, "stderr", terminal)
-    assert "extract" in terminal.getvalue() and "2500/5000" in terminal.getvalue() and told() == []
+    assert "extract" in terminal.getvalue() and "2500/5000" in terminal.getvalue() and messages() == []
 
 
 def test_examples_in_the_docstrings_are_right():

@@ -188,7 +188,7 @@ def test_digests_are_found_whatever_the_order_the_doubles_and_the_strangers() ->
     assert Digests(asked).first.tolist() == first
 
 
-def test_digests_that_share_their_first_64_bits_are_told_apart() -> None:
+def test_digests_that_share_their_first_64_bits_are_kept_apart() -> None:
     one, two, three = np.zeros((3, 32), np.uint8)
     two[8], three[31] = 1, 1
     asked = Digests(np.array([two, one, two, three, one, two]))

@@ -94,7 +94,7 @@ def test_head_of_the_bundle_before_stands_in_the_fresh_model(bundle_head: Any) -
         np.testing.assert_allclose(now, was, rtol=1e-6)
 
 
-def test_a_head_that_does_not_fit_is_told_and_left(bundle_head: Any, caplog: Any) -> None:
+def test_a_head_that_does_not_fit_is_reported_and_left(bundle_head: Any, caplog: Any) -> None:
     before, shape, taxonomy = bundle_head
     assert start_of(before, replace(shape, fingerprint="other"), taxonomy) is None
     assert "head: starts fresh, not from bundle: the backbone's fingerprint is other" in caplog.text

@@ -18,8 +18,8 @@ UNEVEN = {  # three levels; leek ends at the second, gift at the first
 
 def tree_of(paths: dict[str, str]) -> Taxonomy:
     """A tree from texts like {"leek": "food/leek"}."""
-    told = Counter({(category, tuple(path.split("/"))): 1 for category, path in paths.items()})
-    return build_taxonomy(told, set(paths))[0]
+    values = Counter({(category, tuple(path.split("/"))): 1 for category, path in paths.items()})
+    return build_taxonomy(values, set(paths))[0]
 
 
 def uneven_tree() -> Taxonomy:
