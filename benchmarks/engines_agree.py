@@ -60,7 +60,7 @@ def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size
     """Writes (n, d) float32 bottlenecks of the manifest's photos, and the seconds they took."""
     import time
 
-    from features.engines.choose import Calibration, choose_engine, extract, use_engine
+    from features.engines.choose import Int8Calibration, choose_engine, extract, use_engine
 
     use_engine(engine)
     from features.engines.backbones import load_backbone, start_tensorflow
@@ -75,7 +75,7 @@ def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size
     photos = [normalise((manifest.parent / name).read_bytes(), LIMITS).jpeg for name in rows["image"]]
     train = [photo for photo, split in zip(photos, rows["split"], strict=True) if split == "train"]
     with tempfile.TemporaryDirectory() as folder:
-        calibration = Calibration(
+        calibration = Int8Calibration(
             Path(folder), lambda most: pieces_of(train[:: -(-len(train) // most)], "training photos")
         )
         backbone = load_backbone("mobilenet", str(weights), size)

@@ -83,7 +83,7 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
     backbone, rates, described = load_backbone("inception_v3", "random", options.image_size), {}, ""
     for batch in options.batches:
         engine = choose_engine(backbone, batch, keras.backend.backend(), options.precision)
-        described = engine.told
+        described = engine.name
         shape = (batch, backbone.image_size, backbone.image_size, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         rows = np.empty((1_000_000 // batch * batch, backbone.width), np.float16)

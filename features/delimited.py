@@ -41,7 +41,7 @@ class Dialect:
         return f"{DELIMITERS.get(self.delimiter, repr(self.delimiter))}-separated {self.encoding}"
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row of the table."""
 
     line: int  # of the file, from 1
@@ -108,7 +108,7 @@ def _opened(file: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(file) if file.name.lower().endswith(".gz") else open(file, "rb"))
 
 
-def rows_of(file: Path, dialect: Dialect) -> Iterator[Row]:
+def rows_of(file: Path, dialect: Dialect) -> Iterator[TableRow]:
     """The rows, the header among them; those of blanks alone are left out.
 
     Raises:
@@ -130,7 +130,7 @@ def rows_of(file: Path, dialect: Dialect) -> Iterator[Row]:
         ) from error
 
 
-def _rows(text: TextIO, dialect: Dialect) -> Iterator[Row]:
+def _rows(text: TextIO, dialect: Dialect) -> Iterator[TableRow]:
     lines = _Lines(text)
     while block := lines.block():
         rows = _plain(block, dialect)
@@ -139,7 +139,7 @@ def _rows(text: TextIO, dialect: Dialect) -> Iterator[Row]:
             continue
         for line, cells in enumerate(rows, start=lines.number - len(block) + 1):
             if cells and not _is_blank(cells) and not (line == 1 and _is_hint(cells, dialect)):
-                yield Row(line, cells)
+                yield TableRow(line, cells)
 
 
 def _plain(block: list[str], dialect: Dialect) -> list[list[str]] | None:
@@ -151,7 +151,7 @@ def _plain(block: list[str], dialect: Dialect) -> list[list[str]] | None:
         return None
 
 
-def _carefully(lines: "_Lines", dialect: Dialect) -> Iterator[Row]:
+def _carefully(lines: "_Lines", dialect: Dialect) -> Iterator[TableRow]:
     """The rows of the block at hand, one by one, and what it takes to end the last of them."""
     lines.back()
     reader = csv.reader(lines, delimiter=dialect.delimiter)
@@ -162,13 +162,13 @@ def _carefully(lines: "_Lines", dialect: Dialect) -> Iterator[Row]:
             cells = next(reader)
         except csv.Error as error:
             lines.back(keep=1)
-            yield Row(line, [], f"line {line}: {error}")
+            yield TableRow(line, [], f"line {line}: {error}")
             continue
         if lines.cut or (len(lines.taken) > 1 and not _well_formed(lines.taken, dialect)):
             lines.back(keep=1)
-            yield Row(line, [], f"line {line}: a quote that opens here is not closed")
+            yield TableRow(line, [], f"line {line}: a quote that opens here is not closed")
         elif not _is_blank(cells) and not (line == 1 and _is_hint(cells, dialect)):
-            yield Row(line, cells)
+            yield TableRow(line, cells)
 
 
 def _is_blank(cells: list[str]) -> bool:

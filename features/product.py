@@ -18,7 +18,8 @@ PARTS = ("train", "val", "test")
 NONE, DROPPED = "none", "dropped"  # split of products without category, and in a category too small
 SPLITS = (*PARTS, NONE, DROPPED)
 TRAIN, VAL, TEST = range(3)
-Paths = Counter[tuple[str, tuple[str, ...]]]  # (category, its names from coarse to fine) → how often told
+# (category, its names from coarse to fine) → how many products say so
+CategoryPaths = Counter[tuple[str, tuple[str, ...]]]
 
 # How the parts of a split are called elsewhere, in lower case.
 PART_NAMES = {

@@ -80,7 +80,7 @@ def _masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def spec() -> dict[str, Any]:
+def feature_spec() -> dict[str, Any]:
     """What `tf.io.parse_example` needs to read records."""
     import tensorflow as tf
 

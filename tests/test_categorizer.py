@@ -229,7 +229,7 @@ def test_product_without_a_readable_photo_is_unreadable(
 class Corner:
     """An engine whose bottleneck is the colour of the upper left corner."""
 
-    told, batch, size, width = "corner", 2, 8, 3
+    name, batch, size, width = "corner", 2, 8, 3
 
     def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
         for number, pixels in enumerate(batches):

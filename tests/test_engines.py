@@ -17,8 +17,8 @@ from features.engines import choose as engines
 from features.engines.backbones import Backbone, load_backbone
 from features.engines.choose import (
     CALIBRATION,
-    Calibration,
     Engine,
+    Int8Calibration,
     OpenVino,
     choose_engine,
     extract,
@@ -266,10 +266,10 @@ def test_int8_is_fitted_once_to_the_catalogue_and_kept(
         asked.append(most)
         return pieces_of(jpegs, "drawn")
 
-    kept = Calibration(tmp_path, pieces)
+    kept = Int8Calibration(tmp_path, pieces)
     first = run(choose_engine(backbone, 8, "openvino", "int8", kept), jpegs)
     again = choose_engine(backbone, 8, "openvino", "int8", kept)
-    assert again.told == "openvino int8"
+    assert again.name == "openvino int8"
     np.testing.assert_array_equal(run(again, jpegs), first)
     assert asked == [CALIBRATION]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.bin", "int8.xml"]
@@ -282,7 +282,7 @@ def test_int8_is_fitted_once_to_the_catalogue_and_kept(
 @needs("nncf")
 def test_int8_of_a_network_that_takes_no_batches_is_refused(jpegs: list[bytes], tmp_path: Path) -> None:
     backbone = conftest.drawn_backbone(0, 32, "efficientnet_b0")
-    kept = Calibration(tmp_path, lambda most: pieces_of(jpegs, "drawn"))
+    kept = Int8Calibration(tmp_path, lambda most: pieces_of(jpegs, "drawn"))
     with pytest.raises(ShelfmarkError, match="cannot batch efficientnetb0 once it is fitted"):
         choose_engine(backbone, 8, "openvino", "int8", kept)
 
@@ -306,7 +306,7 @@ def test_int8_is_openvinos_alone(backbone: Backbone, name: str, monkeypatch: pyt
 def chosen(backbone: Backbone, caplog: pytest.LogCaptureFixture) -> tuple[str, str]:
     """What auto takes, and the line about it."""
     caplog.set_level(logging.INFO, logger="shelfmark")
-    told = choose_engine(backbone, 8).told
+    told = choose_engine(backbone, 8).name
     return told, caplog.records[-1].getMessage()
 
 
@@ -400,8 +400,8 @@ for precision in ("auto", "bf16"):
     engine = choose_engine(backbone, 8, "auto" if precision == "auto" else "jax", precision)
     found = extract(engine, pieces_of(jpegs, "drawn"), len(jpegs))
     alone = extract(engine, pieces_of(jpegs[-1:], "drawn"), 1)
-    print(engine.told, np.array_equal(alone[0], found[-1]))
-    np.save(folder + "/" + engine.told.replace(" ", "-") + ".npy", found)
+    print(engine.name, np.array_equal(alone[0], found[-1]))
+    np.save(folder + "/" + engine.name.replace(" ", "-") + ".npy", found)
 for other in ("tensorflow", "openvino"):
     try:
         choose_engine(backbone, 8, other)

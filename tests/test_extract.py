@@ -63,7 +63,7 @@ class Running:
 
     backbone: Colours
     batch: int
-    told: str = "by hand"
+    name: str = "by hand"
     size: int = 8
     width: int = 12
 

@@ -14,7 +14,7 @@ from tf_records import dataset
 
 from features.errors import ShelfmarkError
 from features.product import ProductImage
-from features.records import Piece, frame, pieces_of, read_pieces, serialise, spec, unframe
+from features.records import Piece, feature_spec, frame, pieces_of, read_pieces, serialise, unframe
 
 SHOE = ProductImage("chaussure-é-鞋", 0, "Fruit/Apple", "train", "", "ab" * 32, b"\xff\xd8 jpeg \x00\xff\xd9")
 
@@ -62,7 +62,7 @@ def test_record_has_tensorflows_bytes_feature_by_feature_in_alphabetical_order(i
 def test_image_index_of_any_size_is_parsed_back(index: int) -> None:
     image = dataclasses.replace(SHOE, image_index=index)
     assert tf.train.Example.FromString(serialise(image)) == example(image)
-    assert tf.io.parse_single_example(serialise(image), spec())["image_index"].numpy() == index
+    assert tf.io.parse_single_example(serialise(image), feature_spec())["image_index"].numpy() == index
 
 
 def test_record_larger_than_a_megabyte_is_tensorflows_too() -> None:
@@ -72,7 +72,7 @@ def test_record_larger_than_a_megabyte_is_tensorflows_too() -> None:
 
 
 def test_spec_parses_every_field_of_a_record() -> None:
-    parsed = tf.io.parse_example([serialise(SHOE)], spec())
+    parsed = tf.io.parse_example([serialise(SHOE)], feature_spec())
     told = {name: values.numpy()[0] for name, values in parsed.items()}
     expected = dataclasses.asdict(SHOE)
     expected["image"] = expected.pop("jpeg")
@@ -197,5 +197,5 @@ def test_dataset_gives_parsed_batches_of_all_files(tmp_path: Path) -> None:
     )
     assert [len(batch["image"]) for batch in batches] == [3, 3, 2]
     assert np.concatenate([batch["image"] for batch in batches]).tolist() == rows["jpeg"].tolist()
-    assert {name for batch in batches for name in batch} == set(spec())
+    assert {name for batch in batches for name in batch} == set(feature_spec())
     assert batches[0]["product_id"][0].decode() == "chaussure-é-鞋"

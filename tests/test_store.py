@@ -12,7 +12,7 @@ import pytest
 
 from features.errors import ShelfmarkError
 from features.storage import store as bottlenecks
-from features.storage.store import Digests, Places, Store, StoredRows
+from features.storage.store import Digests, Locations, Store, StoredRows
 
 WIDTH = 6
 
@@ -23,11 +23,11 @@ def digests(*names: str) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(-1, 32)
 
 
-def find(store: Store, *names: str) -> Places:
+def find(store: Store, *names: str) -> Locations:
     return store.find(Digests(digests(*names)))
 
 
-def rows_at(store: Store, places: Places) -> StoredRows:
+def rows_at(store: Store, places: Locations) -> StoredRows:
     return store.rows(places.names, places.shard, places.row)
 
 
@@ -179,7 +179,7 @@ def test_digests_are_found_whatever_the_order_the_doubles_and_the_strangers() ->
     asked = np.concatenate([known[rng.integers(0, 500, 700)], rng.integers(0, 256, (300, 32), np.uint8)])
     asked = asked[rng.permutation(1000)]
     place = {digest.tobytes(): row for row, digest in enumerate(known)}
-    number, row = Digests(asked).places_of(known)
+    number, row = Digests(asked).matches(known)
     found = dict(zip(number.tolist(), row.tolist(), strict=True))
     wanted = {n: place[digest.tobytes()] for n, digest in enumerate(asked) if digest.tobytes() in place}
     assert found == wanted and len(number) == len(wanted)
@@ -193,7 +193,7 @@ def test_digests_that_share_their_first_64_bits_are_told_apart() -> None:
     two[8], three[31] = 1, 1
     asked = Digests(np.array([two, one, two, three, one, two]))
     assert asked.first.tolist() == [True, True, False, True, False, False]
-    number, row = asked.places_of(np.array([three, one]))
+    number, row = asked.matches(np.array([three, one]))
     assert sorted(zip(number.tolist(), row.tolist(), strict=True)) == [(1, 1), (3, 0), (4, 1)]
 
 

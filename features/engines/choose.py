@@ -47,7 +47,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 class Engine(Protocol):
     """Runs one backbone on batches of one size, so that an image has the same bottleneck in any company."""
 
-    told: str  # what it is, kept with each shard: "openvino bf16"
+    name: str  # what it is, kept with each shard: "openvino bf16"
     batch: int  # images
     size: int  # px, height and width
     width: int  # d, numbers in a bottleneck
@@ -63,7 +63,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Int8Calibration:
     """What int8 is fitted to, once for a fingerprint: later weeks run the same network."""
 
     kept: Place  # directory of the quantised network, int8.xml and int8.bin
@@ -120,7 +120,7 @@ def choose_engine(
     batch: int,
     engine: str = "auto",
     precision: str = "auto",
-    calibration: Calibration | None = None,
+    calibration: Int8Calibration | None = None,
 ) -> Engine:
     """The engine that was asked for, or the fastest that is here; a line in the log says which and why.
 
@@ -148,7 +148,7 @@ def choose_engine(
         made = Jax(backbone, batch, precision)
     else:
         made = TensorFlow(backbone, batch, precision)
-    log.info("engine: %s: %s", made.told, why)
+    log.info("engine: %s: %s", made.name, why)
     return made
 
 
@@ -205,7 +205,7 @@ class TensorFlow:
 
     def __init__(self, backbone: Backbone, batch: int, precision: str) -> None:
         precision = precision if precision != "auto" else "bf16" if _gpu() else "fp32"
-        self.told = f"tensorflow {precision}"
+        self.name = f"tensorflow {precision}"
         self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
         self._model = in_precision(backbone.model, precision)
 
@@ -228,7 +228,7 @@ class Jax:
             tf.config.set_visible_devices([], "GPU")  # it decodes on the CPU, and would take the GPU's memory
         on_gpu = jax.default_backend() == "gpu"
         precision = precision if precision != "auto" else "bf16" if on_gpu else "fp32"
-        self.told = f"jax {precision}"
+        self.name = f"jax {precision}"
         self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
         self._step = jitted(in_precision(backbone.model, precision))
 
@@ -299,7 +299,7 @@ class OpenVino:
     def __init__(self, network: "openvino.Model", backbone: Backbone, batch: int, precision: str) -> None:
         import openvino
 
-        self.told = f"openvino {precision}"
+        self.name = f"openvino {precision}"
         self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
         self._request = _request(batch)
         _require_bottlenecks(network, (self._request, self.width))
@@ -352,7 +352,9 @@ def _request(batch: int) -> int:
     return REQUEST if batch % REQUEST == 0 else batch
 
 
-def _openvino(backbone: Backbone, batch: int, precision: str, calibration: Calibration | None) -> OpenVino:
+def _openvino(
+    backbone: Backbone, batch: int, precision: str, calibration: Int8Calibration | None
+) -> OpenVino:
     """Converts the backbone, or opens its quantised network.
 
     Raises:
@@ -404,7 +406,7 @@ def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
     return openvino.convert_model(traced, output=[tensor.name for tensor in traced.outputs])
 
 
-def _quantised(backbone: Backbone, batch: int, calibration: Calibration | None) -> "openvino.Model":
+def _quantised(backbone: Backbone, batch: int, calibration: Int8Calibration | None) -> "openvino.Model":
     """The network with int8 convolutions: the kept one, else fitted to images of the catalogue, and kept."""
     import openvino
 

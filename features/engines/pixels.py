@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.errors import ShelfmarkError
-from features.records import Piece, spec
+from features.records import Piece, feature_spec
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -106,7 +106,7 @@ def _jpegs(texts: "tf.Tensor", examples: "tf.Tensor") -> "tf.Tensor":
     """(n,) Examples or JPEGs, all of one kind → (n,) JPEGs."""
     import tensorflow as tf
 
-    parsed = {"image": spec()["image"]}
+    parsed = {"image": feature_spec()["image"]}
     return tf.cond(examples[0], lambda: tf.io.parse_example(texts, parsed)["image"], lambda: texts)
 
 

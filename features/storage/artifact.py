@@ -22,7 +22,7 @@ from features.errors import ShelfmarkError
 from features.storage.paths import MARK, Place, local, remove, sizes, write_whole
 
 INPUTS = "made_from.json"  # in a working directory: what the work in progress is made from
-TOLD = "_digests.json"  # there, too: size and sha256 of files that were told while they were written
+KNOWN_DIGESTS = "_digests.json"  # there, too: size and sha256 of files that were told while they were written
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def seal(
 
 def _results(partial: Place, there: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file that stays, by its name below `partial`."""
-    told = json.loads((partial / TOLD).read_bytes()) if TOLD in there else {}
+    told = json.loads((partial / KNOWN_DIGESTS).read_bytes()) if KNOWN_DIGESTS in there else {}
     return {
         name: told.get(name) or {"size": size, "sha256": file_digest(partial / name)}
         for name, size in there.items()

@@ -84,7 +84,7 @@ class Digests:
             begins[twin] = (self.values[one] != self.values[other]).any(axis=1)
         return begins
 
-    def places_of(self, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def matches(self, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which are among m known digests, (m, 32) uint8: their numbers, and the rows in `known`."""
         key = _keys(known)
         row = np.argsort(key)  # in order, the look-ups walk through memory one way: a third of the time
@@ -104,7 +104,7 @@ def _keys(digests: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Places:
+class Locations:
     """Where n bottlenecks stand in a store."""
 
     names: list[str]  # of the shards
@@ -142,8 +142,8 @@ class Store:
         }
         return sorted(there[".npy"] & there[".parquet"])
 
-    def find(self, digests: Digests) -> Places:
-        """Places of images by their digests.
+    def find(self, digests: Digests) -> Locations:
+        """Locations of images by their digests.
 
         Raises:
             ShelfmarkError: a shard cannot be read, or belongs to another store.
@@ -155,12 +155,12 @@ class Store:
             read = [self._read(name) for name in names[first : first + LOOKED_UP]]
             engines += [engine for _, engine in read]
             starts = np.cumsum([0, *(len(known) for known, _ in read)])
-            number, at = digests.places_of(np.concatenate([known for known, _ in read]))
+            number, at = digests.matches(np.concatenate([known for known, _ in read]))
             new = np.flatnonzero(shard[number] < 0)
             new = new[np.argsort(at[new])[::-1]]  # the first shard is written last: it stays
             code = np.searchsorted(starts, at[new], "right") - 1
             shard[number[new]], row[number[new]] = first + code, at[new] - starts[code]
-        return Places(names, engines, shard, row)
+        return Locations(names, engines, shard, row)
 
     def _read(self, shard: str) -> tuple[np.ndarray, str]:
         """Digests and engine of a shard."""

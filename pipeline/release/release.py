@@ -145,7 +145,7 @@ def _with_own_backbone(
     part = part.first_view()
     bottleneck_store, digests = Store(run.store / bundle.fingerprint), Digests(part.digest)
     record = np.empty(len(digests), np.int64)
-    number, row = digests.places_of(read_digests(records.file("images.parquet")))
+    number, row = digests.matches(read_digests(records.file("images.parquet")))
     record[number] = row
     reader = RecordReader(records)
     settings = run.config.extract
