@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/gpu.py [--batches 32 64 128 256 512] [--seconds 5] [--price PER_HOUR]
     KERAS_BACKEND=jax .venv/bin/python benchmarks/gpu.py
 
-    engine   images a second of features/engines/choose.py, pixels in memory: TensorFlow, or JAX without it
+    engine   images a second of features/engines/, pixels in memory: TensorFlow, or JAX without it
     peak     what the chip can multiply: by its data sheet where that is known, and by a large product of
              matrices here
     decode   JPEGs of 180 px a second, over cores: what has to keep up

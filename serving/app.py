@@ -23,7 +23,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.engines.choose import choose_engine
-from features.images.normalise import LIMITS, Refused
+from features.images.refusal import LIMITS, Refused
 from models.decisions.bundle import Bundle
 from models.decisions.categorizer import categorize_photos
 from serving.form import MOST_PHOTOS, read_form

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from features.engines.backbones import Backbone
-from features.engines.choose import Engine, choose_engine, extract
+from features.engines.choose import choose_engine
+from features.engines.engine import Engine, extract
 from features.errors import ShelfmarkError
-from features.images.normalise import Limits
+from features.images.refusal import Limits
 from features.records import pieces_of
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import COLUMNS, Categorizer, categorize_photos, unreadable

@@ -13,19 +13,11 @@ import conftest
 import numpy as np
 import pytest
 
-from features.engines import choose as engines
 from features.engines.backbones import Backbone, load_backbone
-from features.engines.choose import (
-    CALIBRATION,
-    Engine,
-    Int8Calibration,
-    OpenVino,
-    choose_engine,
-    extract,
-    in_precision,
-    to_openvino,
-    use_engine,
-)
+from features.engines.choose import choose_engine, use_engine
+from features.engines.engine import Engine, extract
+from features.engines.openvino import CALIBRATION, Int8Calibration, OpenVino, to_openvino
+from features.engines.tensorflow import in_precision
 from features.errors import ShelfmarkError
 from features.records import Piece, pieces_of
 
@@ -295,7 +287,7 @@ def test_int8_without_images_to_fit_it_to_is_refused(backbone: Backbone) -> None
 
 @pytest.mark.parametrize("name", ["tensorflow", "auto"])
 def test_int8_is_openvinos_alone(backbone: Backbone, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_gpu", lambda: True)
+    with_gpu(monkeypatch, True)
     with pytest.raises(ShelfmarkError, match=r"tensorflow has none; .* give --engine openvino"):
         choose_engine(backbone, 8, name, "int8")
 
@@ -314,7 +306,7 @@ def chosen(backbone: Backbone, caplog: pytest.LogCaptureFixture) -> tuple[str, s
 def test_auto_takes_openvino_where_there_is_no_gpu(
     mobilenet: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engines, "_gpu", lambda: False)
+    with_gpu(monkeypatch, False)
     told, line = chosen(mobilenet, caplog)
     assert told == f"openvino {'bf16' if can_bf16() else 'fp32'}"
     assert line == f"engine: {told}: no GPU, and OpenVINO is installed"
@@ -323,18 +315,24 @@ def test_auto_takes_openvino_where_there_is_no_gpu(
 def test_auto_takes_tensorflow_in_bf16_on_a_gpu(
     mobilenet: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engines, "_gpu", lambda: True)
+    with_gpu(monkeypatch, True)
     assert chosen(mobilenet, caplog) == ("tensorflow bf16", "engine: tensorflow bf16: TensorFlow sees a GPU")
 
 
 def test_auto_takes_tensorflow_where_nothing_else_is(
     mobilenet: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engines, "_gpu", lambda: False)
+    with_gpu(monkeypatch, False)
     without(monkeypatch, "openvino")
     told, line = chosen(mobilenet, caplog)
     assert told == "tensorflow fp32"
     assert "no GPU and no OpenVINO; `pip install 'shelfmark[openvino]'`" in line
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """As if TensorFlow saw a GPU, or none."""
+    for module in ("choose", "tensorflow"):
+        monkeypatch.setattr(f"features.engines.{module}.has_gpu", lambda: there)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -386,7 +384,8 @@ ON_JAX = """
 import sys
 import numpy as np
 from features.engines.backbones import load_backbone, start_tensorflow
-from features.engines.choose import choose_engine, extract, use_engine
+from features.engines.choose import choose_engine, use_engine
+from features.engines.engine import extract
 use_engine("jax")
 start_tensorflow()
 import keras

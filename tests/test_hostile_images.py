@@ -29,12 +29,14 @@ from test_images import (
     tiff,
 )
 
-from features.images.normalise import FORMATS, REASONS
+from features.images.normalise import FORMATS
+from features.images.refusal import REASONS
 
 # Reads (name, bytes) from a file, writes (name, outcome, JPEG) to another; outcomes are printed with seconds.
 LIMITED = """
 import json, pathlib, pickle, resource, sys, time
-from features.images.normalise import Refused, normalise
+from features.images.normalise import normalise
+from features.images.refusal import Refused
 normalise(pathlib.Path(sys.argv[1]).read_bytes())
 images = pickle.loads(pathlib.Path(sys.argv[2]).read_bytes())
 idle = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024

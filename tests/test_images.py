@@ -16,9 +16,10 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
 
-from features.images import normalise as images
 from features.images.av1 import coded_sizes
-from features.images.normalise import FORMATS, REASONS, Limits, Normalised, Refused, normalise, run_length
+from features.images.bmp import decoded
+from features.images.normalise import FORMATS, Normalised, normalise
+from features.images.refusal import REASONS, Limits, Refused
 
 ORIENTATION = 0x112
 WHITE = (255, 255, 255)
@@ -546,9 +547,9 @@ BYTES_A_PIXEL = {
 def test_what_takes_more_memory_than_the_limit_is_refused_before_decoding(format, mode, monkeypatch):
     data = encoded(photo().convert(mode.split(";")[0]).convert(mode), format)
     size = 64 * 48 * BYTES_A_PIXEL[format, mode]
-    monkeypatch.setattr(images, "MAX_MEMORY", size)
+    monkeypatch.setattr("features.images.refusal.MAX_MEMORY", size)
     assert normalise(data, SMALL).width == 32
-    monkeypatch.setattr(images, "MAX_MEMORY", size - 1)
+    monkeypatch.setattr("features.images.refusal.MAX_MEMORY", size - 1)
     error = refusal(data, SMALL)
     assert error.reason == "too_large"
     assert error.detail == f"64 × 48 pixels of {format} take {size} bytes; the limit is {size - 1}"
@@ -565,7 +566,8 @@ def test_photos_of_phones_are_accepted(format, size):
 
 MEASURED = """
 import pathlib, resource, sys, time
-from features.images.normalise import Refused, normalise
+from features.images.normalise import normalise
+from features.images.refusal import Refused
 
 data = pathlib.Path(sys.argv[1]).read_bytes()
 started = time.process_time()
@@ -724,9 +726,9 @@ def test_an_animation_of_more_frames_than_the_limit_is_refused(format, monkeypat
         pytest.skip("this Pillow has no AVIF")
     frames = [photo(seed=seed) for seed in range(5)]
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
-    monkeypatch.setattr(images, "MAX_FRAMES", 5)
+    monkeypatch.setattr("features.images.refusal.MAX_FRAMES", 5)
     assert not normalise(data).kept
-    monkeypatch.setattr(images, "MAX_FRAMES", 4)
+    monkeypatch.setattr("features.images.refusal.MAX_FRAMES", 4)
     error = refusal(data)
     assert (error.reason, error.detail) == ("too_large", "5 frames; the limit is 4")
 
@@ -763,7 +765,7 @@ def test_a_bmp_in_run_length_code_is_decoded(code, bits):
     # from the bottom up: a run; single pixels, then a run; a leap of two, then a run
     wanted = np.array([[0, 0, 3, 3, 3], [1, 2, 3, 2, 2], [1, 1, 1, 1, 1]])
     data = bmp(code, bits)
-    plain = opened(run_length.decoded(data))
+    plain = opened(decoded(data))
     assert np.asarray(plain).tolist() == wanted.tolist()
     if bits == 8:  # Pillow takes single pixels of 4 bits in pairs alone
         assert np.asarray(opened(data)).tolist() == wanted.tolist()
@@ -801,7 +803,7 @@ def test_any_bmp_in_run_length_code_has_the_pixels_that_were_coded(bits):
         width, height = (int(side) for side in random.integers(1, 20, 2))
         rows = random.choice(4, (height, width), p=[0.7, 0.1, 0.1, 0.1]).tolist()
         data = bmp(run_length_code(rows, bits, random), bits, (width, height))
-        assert np.asarray(opened(run_length.decoded(data))).tolist() == rows[::-1]
+        assert np.asarray(opened(decoded(data))).tolist() == rows[::-1]
         assert normalise(data).width == width
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from conftest import drawn_backbone
 
 from features.engines.backbones import Backbone, load_backbone
-from features.engines.choose import as_converted, to_openvino
+from features.engines.openvino import as_converted, to_openvino
 from features.engines.openvino_graphs import centre, sum_keeping, to_bfloat16, transpose_late
 
 openvino = pytest.importorskip("openvino")

@@ -26,8 +26,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS, load_backbone, start_tensorflow
-from features.engines.choose import Engine, choose_engine, extract
-from features.images.normalise import LIMITS, normalise
+from features.engines.choose import choose_engine
+from features.engines.engine import Engine, extract
+from features.images.normalise import normalise
+from features.images.refusal import LIMITS
 from features.records import pieces_of
 from features.storage.artifact import begin, partial_of, seal
 from features.storage.paths import write_whole

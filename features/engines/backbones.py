@@ -21,7 +21,7 @@ import numpy as np
 
 from features.engines.pixels import RESIZE
 from features.errors import ShelfmarkError
-from features.images.normalise import Limits
+from features.images.refusal import Limits
 from features.storage.paths import write_whole
 
 if TYPE_CHECKING:

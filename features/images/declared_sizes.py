@@ -7,7 +7,7 @@ Decoders allocate while they open: libwebp two canvases, Pillow's GIF reader wha
     BMP    byte 18                                width, height: 4 bytes each, signed; 2 in OS/2's
     WebP   VP8X, VP8L or VP8 at byte 12           24, 14 and 14 bits each
     AVIF   every ispe in its directory            4 bytes each
-    TIFF   tags 256, 257; tiles: 322, 323         see features/images/normalise.py, which reads its directory
+    TIFF   tags 256, 257; tiles: 322, 323         see features/images/tiff.py, which reads its directory
     JPEG   simplejpeg and Pillow read its header alone
 """
 

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.engines.backbones import Backbone
-from features.engines.choose import Engine, Int8Calibration, choose_engine, extract
+from features.engines.choose import choose_engine
+from features.engines.engine import Engine, extract
+from features.engines.openvino import Int8Calibration
 from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact
