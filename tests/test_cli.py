@@ -220,7 +220,7 @@ TINY = ["--backbone", "mobilenet", "--image-size", "32", "--weights"]
 def test_extract_runs_on_jax_when_asked_to(tmp_path, photos, on_jax):
     assert ingest(photos, tmp_path / "W") == 0
     log = on_jax("extract", "--run", "r", *TINY, str(tmp_path / "drawn.weights.h5"))
-    assert "engine: jax fp32: as asked for" in log
+    assert "engine: jax fp32: as requested" in log
     assert "engines (jax fp32 60)" in log
 
 
@@ -233,7 +233,7 @@ def test_a_whole_week_runs_on_jax_when_asked_to(tmp_path, on_jax):
     on_jax("retrain", *source, *sets, *TINY, str(tmp_path / "drawn.weights.h5"))
     shutil.rmtree(tmp_path / "W" / "store")
     log = on_jax("categorize", str(drawn.catalogue), "--output", str(tmp_path / "decisions.parquet"))
-    assert "engine: jax fp32: as asked for" in log
+    assert "engine: jax fp32: as requested" in log
     assert len(pd.read_parquet(tmp_path / "decisions.parquet")) == 300
 
 

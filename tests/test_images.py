@@ -65,9 +65,9 @@ def pixels(result):
     return np.asarray(result.convert("RGB"), dtype=float)
 
 
-def distance(result, wanted):
+def distance(result, expected):
     """Mean difference of two pictures, 0 to 255; JPEG at 95 stays below 3 on smooth ones."""
-    return np.abs(pixels(result) - pixels(wanted)).mean()
+    return np.abs(pixels(result) - pixels(expected)).mean()
 
 
 def refusal(data, limits=None):
@@ -228,11 +228,11 @@ def test_orientation_is_applied_as_pillow_applies_it(format, orientation):
     if format not in FORMATS:
         pytest.skip("this Pillow has no AVIF")
     data = encoded(photo(), format, exif=exif(orientation))
-    wanted = ImageOps.exif_transpose(opened(data))
+    expected = ImageOps.exif_transpose(opened(data))
     result = normalise(data)
     assert result.kept == (format == "JPEG" and orientation == 1)
-    assert (result.width, result.height) == wanted.size
-    assert distance(result, wanted) < 3
+    assert (result.width, result.height) == expected.size
+    assert distance(result, expected) < 3
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -471,21 +471,21 @@ def test_only_the_first_frame_is_looked_at(format):
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
     assert opened(data).n_frames == 3
     result = normalise(data, SMALL)
-    wanted = frames[0].resize((32, 24), Image.Resampling.BICUBIC)
-    assert distance(result, wanted) < (8 if format == "GIF" else 4)  # a GIF has 256 colours
+    expected = frames[0].resize((32, 24), Image.Resampling.BICUBIC)
+    assert distance(result, expected) < (8 if format == "GIF" else 4)  # a GIF has 256 colours
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize("size", [(129, 80), (65, 300), (1000, 700), (4500, 900), (3, 2500)])
 def test_a_large_picture_is_scaled_down_to_max_side(format, size):
     result = normalise(encoded(photo(*size), format), Limits(max_side=128))
-    wanted = photo(*size)
-    wanted.thumbnail((128, 128))
+    expected = photo(*size)
+    expected.thumbnail((128, 128))
     assert not result.kept
     assert max(result.width, result.height) == 128
-    assert abs(result.width - wanted.width) <= 1 and abs(result.height - wanted.height) <= 1
-    wanted = wanted.resize((result.width, result.height)).convert("L")
-    assert distance(opened(result.jpeg).convert("L"), wanted) < 4
+    assert abs(result.width - expected.width) <= 1 and abs(result.height - expected.height) <= 1
+    expected = expected.resize((result.width, result.height)).convert("L")
+    assert distance(opened(result.jpeg).convert("L"), expected) < 4
 
 
 def test_scaling_is_antialiased():
@@ -501,9 +501,9 @@ def test_scaling_is_antialiased():
 @pytest.mark.parametrize("max_side", [5000, 1000])
 def test_tiles_meet_without_seams(size, max_side):
     result = normalise(encoded(photo(*size), "BMP"), Limits(max_side=max_side))
-    wanted = photo(*size)
-    wanted.thumbnail((max_side, max_side))
-    assert np.abs(pixels(opened(result.jpeg).convert("L")) - pixels(wanted.convert("L"))).max() < 12
+    expected = photo(*size)
+    expected.thumbnail((max_side, max_side))
+    assert np.abs(pixels(opened(result.jpeg).convert("L")) - pixels(expected.convert("L"))).max() < 12
 
 
 def test_a_declared_size_above_the_limit_is_refused_before_decoding():
@@ -623,8 +623,8 @@ def strips(count):
         (262, 3, 1, 1),
         (278, 3, 1, 1),
     ]
-    places = [(273, 4, count, 1024), (279, 4, count, 1024 + 4 * count)]
-    return tiff(size + places, struct.pack("<I", 8) * count + struct.pack("<I", 1) * count)
+    offsets = [(273, 4, count, 1024), (279, 4, count, 1024 + 4 * count)]
+    return tiff(size + offsets, struct.pack("<I", 8) * count + struct.pack("<I", 1) * count)
 
 
 def avif_items(count):
@@ -680,9 +680,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name != "items" or "AVIF" in FORMATS])
 def test_a_hostile_file_takes_less_than_a_second_and_300_megabytes(name, tmp_path):
-    wanted, data = HOSTILE[name]
+    expected, data = HOSTILE[name]
     outcome, seconds, megabytes = measured(data(), tmp_path)
-    assert outcome == wanted
+    assert outcome == expected
     assert seconds < 1
     assert megabytes < 300
 
@@ -763,12 +763,12 @@ FOUR = bytes([5, 0x11, 0, 0, 0, 3, 0x12, 0x30, 2, 0x22, 0, 0, 0, 2, 2, 0, 3, 0x3
 @pytest.mark.parametrize(("code", "bits"), [(EIGHT, 8), (FOUR, 4)])
 def test_a_bmp_in_run_length_code_is_decoded(code, bits):
     # from the bottom up: a run; single pixels, then a run; a leap of two, then a run
-    wanted = np.array([[0, 0, 3, 3, 3], [1, 2, 3, 2, 2], [1, 1, 1, 1, 1]])
+    expected = np.array([[0, 0, 3, 3, 3], [1, 2, 3, 2, 2], [1, 1, 1, 1, 1]])
     data = bmp(code, bits)
     plain = opened(decoded(data))
-    assert np.asarray(plain).tolist() == wanted.tolist()
+    assert np.asarray(plain).tolist() == expected.tolist()
     if bits == 8:  # Pillow takes single pixels of 4 bits in pairs alone
-        assert np.asarray(opened(data)).tolist() == wanted.tolist()
+        assert np.asarray(opened(data)).tolist() == expected.tolist()
     assert normalise(data) == normalise(encoded(plain, "BMP"))
 
 

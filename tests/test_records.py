@@ -73,10 +73,10 @@ def test_record_larger_than_a_megabyte_is_tensorflows_too() -> None:
 
 def test_spec_parses_every_field_of_a_record() -> None:
     parsed = tf.io.parse_example([serialise(SHOE)], feature_spec())
-    told = {name: values.numpy()[0] for name, values in parsed.items()}
+    values = {name: values.numpy()[0] for name, values in parsed.items()}
     expected = dataclasses.asdict(SHOE)
     expected["image"] = expected.pop("jpeg")
-    assert told == {
+    assert values == {
         name: value.encode() if isinstance(value, str) else value for name, value in expected.items()
     }
 
@@ -101,14 +101,14 @@ def test_every_flipped_bit_is_refused() -> None:
     for bit in range(8 * len(framed)):
         torn = bytearray(framed)
         torn[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(ShelfmarkError, match="does not fit its checksum"):
+        with pytest.raises(ShelfmarkError, match="does not match its checksum"):
             unframe(bytes(torn))
 
 
 def test_every_cut_record_is_refused() -> None:
     framed = frame(serialise(SHOE))
     for length in range(len(framed)):
-        with pytest.raises(ShelfmarkError, match="does not fit its checksum"):
+        with pytest.raises(ShelfmarkError, match="does not match its checksum"):
             unframe(framed[:length])
 
 
@@ -128,9 +128,9 @@ def write_shards(folder: Path) -> pd.DataFrame:
 
 
 def texts_of(piece: Piece) -> list[bytes]:
-    """What stands at the places that a piece tells: Examples or JPEGs."""
-    places = zip(piece.starts, piece.lengths, strict=True)
-    return [piece.data[start : start + length] for start, length in places]
+    """The Examples or JPEGs of a piece."""
+    spans = zip(piece.starts, piece.lengths, strict=True)
+    return [piece.data[start : start + length] for start, length in spans]
 
 
 def jpegs_of(pieces: Iterable[Piece]) -> list[bytes]:
@@ -186,7 +186,7 @@ def test_reading_from_a_cut_shard_is_refused(tmp_path: Path) -> None:
     rows = write_shards(tmp_path)
     file = tmp_path / "val-0.tfrecord"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ShelfmarkError, match="does not fit its checksum"):
+    with pytest.raises(ShelfmarkError, match="does not match its checksum"):
         list(read_pieces(tmp_path, rows))
 
 

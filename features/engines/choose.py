@@ -1,4 +1,4 @@
-"""Which engine runs a frozen backbone here: the one that was asked for, or the fastest."""
+"""Which engine runs a frozen backbone here: the requested one, or the fastest."""
 
 import importlib.util
 import logging
@@ -18,7 +18,7 @@ def use_engine(engine: str) -> None:
     """Sets Keras' backend for an engine; before Keras is imported, which reads it once.
 
     Raises:
-        ShelfmarkError: JAX is asked for and not installed.
+        ShelfmarkError: JAX is requested and not installed.
     """
     if engine == "jax":
         require_package("jax", engine)
@@ -32,7 +32,7 @@ def choose_engine(
     precision: str = "auto",
     calibration: Int8Calibration | None = None,
 ) -> Engine:
-    """The engine that was asked for, or the fastest that is here; a line in the log says which and why.
+    """Returns the requested engine, or the fastest available one; a line in the log says which and why.
 
     Args:
         backbone: frozen.
@@ -42,28 +42,28 @@ def choose_engine(
         calibration: for int8.
 
     Raises:
-        ShelfmarkError: it was asked for and cannot run here.
+        ShelfmarkError: it was requested and cannot run here.
     """
-    name, why = (engine, "as asked for") if engine != "auto" else _best()
+    name, why = (engine, "as requested") if engine != "auto" else _fastest()
     if precision == "int8" and name != "openvino":
         raise ShelfmarkError(
-            f"precision int8: {name} has none; expected OpenVINO; give --engine openvino, or another "
-            "extract.precision"
+            f"precision int8: {name} does not support it; expected OpenVINO; give --engine openvino, "
+            "or another extract.precision"
         )
     _require_backend("jax" if name == "jax" else "tensorflow", name)
-    made: Engine
+    chosen: Engine
     if name == "openvino":
-        made = load_openvino(backbone, batch, precision, calibration)
+        chosen = load_openvino(backbone, batch, precision, calibration)
     elif name == "jax":
-        made = Jax(backbone, batch, precision)
+        chosen = Jax(backbone, batch, precision)
     else:
-        made = TensorFlow(backbone, batch, precision)
-    log.info("engine: %s: %s", made.name, why)
-    return made
+        chosen = TensorFlow(backbone, batch, precision)
+    log.info("engine: %s: %s", chosen.name, why)
+    return chosen
 
 
-def _best() -> tuple[str, str]:
-    """The engine for this machine, and why."""
+def _fastest() -> tuple[str, str]:
+    """Returns the fastest engine on this computer, and why."""
     import keras
 
     if keras.backend.backend() == "jax":
@@ -75,13 +75,14 @@ def _best() -> tuple[str, str]:
     return "tensorflow", "no GPU and no OpenVINO; `pip install 'shelfmark[openvino]'` is quicker on CPUs"
 
 
-def _require_backend(wanted: str, engine: str) -> None:
+def _require_backend(backend: str, engine: str) -> None:
+    """Raises a ShelfmarkError unless Keras runs on this backend."""
     import keras
 
-    if wanted == "jax":
+    if backend == "jax":
         require_package("jax", engine)
-    if keras.backend.backend() != wanted:
+    if keras.backend.backend() != backend:
         raise ShelfmarkError(
-            f"engine {engine}: Keras runs on {keras.backend.backend()}; expected {wanted}, chosen before "
-            f"Keras is imported; set KERAS_BACKEND={wanted} and start again"
+            f"engine {engine}: Keras runs on {keras.backend.backend()}; expected {backend}, chosen before "
+            f"Keras is imported; set KERAS_BACKEND={backend} and start again"
         )

@@ -4,7 +4,7 @@
 
 An engine is not part of the fingerprint: before rounding to float16, fp32 engines agree to 1e-4 of a
 bottleneck's length (measured: 2e-6), bf16 to 2e-2, so a model that was trained on one engine's bottlenecks
-decides on another's. Which one ran is kept with each shard of the store.
+decides on another's. Each shard of the store names the engine that computed it.
 
 Inception v3 at 299 px on two cores with AMX, images a second: TensorFlow fp32 22, OpenVINO fp32 28, bf16 160,
 int8 270.
@@ -22,9 +22,9 @@ from features.records import Piece
 
 
 class Engine(Protocol):
-    """Runs one backbone on batches of one size, so that an image has the same bottleneck in any company."""
+    """Runs one backbone on batches of one size, so that no bottleneck depends on the rest of its batch."""
 
-    name: str  # what it is, kept with each shard: "openvino bf16"
+    name: str  # with its precision, kept with each shard: "openvino bf16"
     batch: int  # images
     size: int  # px, height and width
     width: int  # d, numbers in a bottleneck
@@ -42,7 +42,7 @@ class Engine(Protocol):
 def extract(
     engine: Engine, pieces: Iterable[Piece], count: int, flip: bool = False, dtype: type = np.float16
 ) -> np.ndarray:
-    """Bottlenecks of images, in order.
+    """Computes the bottlenecks of images, in order.
 
     Args:
         engine: of a backbone.
@@ -74,12 +74,12 @@ def require_package(package: str, engine: str, extra: str | None = None) -> None
     """Raises a ShelfmarkError, which names the command, where an engine's package is not installed."""
     if importlib.util.find_spec(package) is None:
         raise ShelfmarkError(
-            f"engine {engine}: {package} is not installed; expected it beside shelfmark; "
+            f"engine {engine}: {package} is not installed; expected in the same environment; "
             f"pip install 'shelfmark[{extra or package}]'"
         )
 
 
-def round_into(place: np.ndarray, bottlenecks: np.ndarray) -> None:
-    """Float32 to float16; what is too large becomes infinite, which no shard takes, instead of a warning."""
+def round_into(rows: np.ndarray, bottlenecks: np.ndarray) -> None:
+    """Rounds float32 to float16, without a warning: too large becomes infinite, which no shard accepts."""
     with np.errstate(over="ignore"):
-        place[:] = bottlenecks
+        rows[:] = bottlenecks

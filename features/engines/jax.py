@@ -1,8 +1,8 @@
-"""The backbone on JAX, compiled: for GPUs."""
+"""The engine JAX: the backbone compiled, for GPUs."""
 
 import importlib.util
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,11 +11,12 @@ from features.engines.engine import round_into
 from features.engines.tensorflow import in_precision
 
 if TYPE_CHECKING:
+    import jax
     import keras
 
 
 class Jax:
-    """The backbone compiled by JAX; a batch is computed while the one before comes back."""
+    """The backbone compiled by JAX; one batch is computed while the one before is copied back."""
 
     def __init__(self, backbone: Backbone, batch: int, precision: str) -> None:
         import jax
@@ -32,7 +33,7 @@ class Jax:
 
     def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
         """See Engine."""
-        ahead: list[tuple[int, Any]] = []
+        ahead: list[tuple[int, jax.Array]] = []
         for number, pixels in enumerate(batches):
             ahead.append((number * self.batch, self._step(pixels)))
             if len(ahead) > 1:
@@ -40,20 +41,21 @@ class Jax:
         for at, bottlenecks in ahead:
             self._write(rows, at, bottlenecks)
 
-    def _write(self, rows: np.ndarray, at: int, bottlenecks: Any) -> None:
+    def _write(self, rows: np.ndarray, at: int, bottlenecks: "jax.Array") -> None:
         round_into(rows[at : at + self.batch], np.asarray(bottlenecks))
 
 
-def jitted(model: "keras.Model") -> Callable[[np.ndarray], Any]:
-    """A Keras model on JAX, compiled: (n, size, size, 3) uint8 → (n, d) float32, not waited for."""
+def jitted(model: "keras.Model") -> "Callable[[np.ndarray], jax.Array]":
+    """Compiles a Keras model: (n, size, size, 3) uint8 → (n, d) float32, computed asynchronously."""
     import jax
 
     variables = [
-        [variable.value for variable in kind]
-        for kind in (model.trainable_variables, model.non_trainable_variables)
+        [variable.value for variable in group]
+        for group in (model.trainable_variables, model.non_trainable_variables)
     ]
 
-    def step(variables: Any, pixels: Any) -> Any:
+    def step(variables: list[list[jax.Array]], pixels: jax.Array) -> jax.Array:
+        bottlenecks: jax.Array
         bottlenecks, _ = model.stateless_call(*variables, pixels.astype("float32"), training=False)
         return bottlenecks
 

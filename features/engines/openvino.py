@@ -1,12 +1,14 @@
-"""The backbone on OpenVINO: for CPUs, in fp32, bf16 or int8."""
+"""The engine OpenVINO, for CPUs, in fp32, bf16 or int8."""
 
+import contextlib
+import io
 import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,25 +25,26 @@ if TYPE_CHECKING:
 
 # Images in a request to OpenVINO: 8 give 163 images a second, 1 gives 131, 32 give 145 in twice the memory.
 REQUEST = 8
-CALIBRATION = 300  # images whose ranges int8 is fitted to, as NNCF advises
+CALIBRATION = 300  # images whose ranges int8 is calibrated to, as NNCF advises
 
 log = logging.getLogger("shelfmark")
 
-# OpenVINO's converter and NNCF tell their makers each use, unasked, from a fork of this process, which for
-# that moment holds its memory twice. Without this package they do not.
+# OpenVINO's converter and NNCF report each use to Intel, from a fork of this process, whose memory then
+# counts twice; not where this package cannot be imported. The other switches are a file in the user's home,
+# CI=true, which other programs read, and NNCF_CI=1, which stops NNCF alone.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Int8Calibration:
-    """What int8 is fitted to, once for a fingerprint: later weeks run the same network."""
+    """What int8 is calibrated with, once for a fingerprint: later weeks run the same network."""
 
     kept: Place  # directory of the quantised network, int8.xml and int8.bin
-    pieces: Callable[[int], Iterator[Piece]]  # so many images of the catalogue, or all where it has fewer
+    pieces: Callable[[int], Iterator[Piece]]  # this many images of the catalogue, or all where it has fewer
 
 
 class OpenVino:
-    """The backbone on a CPU; batches go out as requests, of which as many run at once as is quickest."""
+    """The backbone on a CPU; a batch is split into requests, of which several run at once."""
 
     def __init__(self, network: "openvino.Model", backbone: Backbone, batch: int, precision: str) -> None:
         import openvino
@@ -56,7 +59,7 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
         compiled = openvino.Core().compile_model(network, "CPU", hints)
-        # twice as many as compute: a core that has finished finds the next one waiting
+        # twice as many as run at once: a core that has finished finds the next one waiting
         jobs = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._queue = openvino.AsyncInferQueue(compiled, jobs)
         self._queue.set_callback(self._write)
@@ -67,25 +70,25 @@ class OpenVino:
         try:
             for number, pixels in enumerate(batches):
                 for start in range(0, self.batch, self._request):
-                    place = rows[number * self.batch + start :][: self._request]
-                    self._queue.start_async([pixels[start : start + self._request]], (place, failed))
+                    out = rows[number * self.batch + start :][: self._request]
+                    self._queue.start_async([pixels[start : start + self._request]], (out, failed))
         finally:
             self._queue.wait_all()
         if failed:
             raise failed[0]
 
     @staticmethod
-    def _write(request: Any, told: tuple[np.ndarray, list[Exception]]) -> None:
-        """Called by OpenVINO's threads: two exceptions that leave it end the process (SIGABRT)."""
-        place, failed = told
+    def _write(request: "openvino.InferRequest", state: tuple[np.ndarray, list[Exception]]) -> None:
+        """Called in OpenVINO's threads: two exceptions raised here would end the process (SIGABRT)."""
+        out, failed = state
         try:
-            round_into(place, request.get_output_tensor().data)
+            round_into(out, request.get_output_tensor().data)
         except Exception as error:
             failed.append(error)
 
 
 def _require_bottlenecks(network: "openvino.Model", shape: tuple[int, int]) -> None:
-    """Raises a ShelfmarkError when a network gives anything but bottlenecks of this shape."""
+    """Raises a ShelfmarkError when a network has other outputs than bottlenecks of this shape."""
     found = [str(output.partial_shape) for output in network.outputs]
     if found != ["[{},{}]".format(*shape)]:
         raise ShelfmarkError(
@@ -95,7 +98,7 @@ def _require_bottlenecks(network: "openvino.Model", shape: tuple[int, int]) -> N
 
 
 def _request(batch: int) -> int:
-    """Images in a request: batches are whole requests."""
+    """Returns the images in a request: batches are whole requests."""
     return REQUEST if batch % REQUEST == 0 else batch
 
 
@@ -105,7 +108,7 @@ def load_openvino(
     """Converts the backbone, or opens its quantised network.
 
     Raises:
-        ShelfmarkError: a package is missing, or int8 has nothing to be fitted to.
+        ShelfmarkError: a package is missing, or int8 has no images to calibrate with.
     """
     require_package("openvino", "openvino")
     import openvino
@@ -128,16 +131,16 @@ def load_openvino(
 
 
 def to_openvino(backbone: Backbone, request: int) -> "openvino.Model":
-    """The network, preprocessing included, for uint8 images of a fixed shape."""
+    """Returns the network, preprocessing included, for uint8 images of a fixed shape."""
     network = as_converted(backbone, request)
     transpose_late(network)
     return network
 
 
 def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
-    """The network as OpenVINO's converter gives it.
+    """Returns the network as OpenVINO's converter gives it.
 
-    Its output is asked for by name: what TensorFlow keeps for the gradients of swish (IdentityN) would become
+    Its output is selected by name: what TensorFlow keeps for the gradients of swish (IdentityN) would become
     outputs, too, 49 of EfficientNet B0.
     """
     import openvino
@@ -145,38 +148,38 @@ def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
 
     shape = (request, backbone.image_size, backbone.image_size, 3)
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
     def network(pixels: tf.Tensor) -> tf.Tensor:
         return backbone.model(tf.cast(pixels, tf.float32), training=False)
 
-    traced = network.get_concrete_function()
+    function = tf.function(network, input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
+    traced = function.get_concrete_function()
     return openvino.convert_model(traced, output=[tensor.name for tensor in traced.outputs])
 
 
 def _quantised(backbone: Backbone, batch: int, calibration: Int8Calibration | None) -> "openvino.Model":
-    """The network with int8 convolutions: the kept one, else fitted to images of the catalogue, and kept."""
+    """Returns the network with int8 convolutions: the saved one, else one calibrated now, and saved."""
     import openvino
 
     if calibration is None:
         raise ShelfmarkError(
-            "precision int8: no images to fit it to; expected an extraction from records; "
+            "precision int8: no images to calibrate with; expected an extraction from records; "
             "give another extract.precision"
         )
     described, weights = calibration.kept / "int8.xml", calibration.kept / "int8.bin"
     if not described.is_file():
         require_package("nncf", "openvino")
         pixels = list(read_pixels(calibration.pieces(CALIBRATION), backbone.image_size, batch=1))
-        fitted = _fitted(to_openvino(backbone, request=1), pixels)
+        quantised = _calibrated(to_openvino(backbone, request=1), pixels)
         with tempfile.TemporaryDirectory() as folder:
-            openvino.serialize(fitted, Path(folder, described.name), Path(folder, weights.name))
-            for file in (weights, described):  # the one that is looked for is written last
+            openvino.serialize(quantised, Path(folder, described.name), Path(folder, weights.name))
+            for file in (weights, described):  # the one that marks it complete is written last
                 write_whole(file, Path(folder, file.name).read_bytes())
     network = openvino.Core().read_model(described.read_bytes(), openvino.Tensor(_bytes(weights)))
     try:
         network.reshape([_request(batch), backbone.image_size, backbone.image_size, 3])
     except RuntimeError as error:  # EfficientNet's squeeze-and-excitation has the batch in its constants
         raise ShelfmarkError(
-            f"precision int8: OpenVINO cannot batch {backbone.name} once it is fitted; expected a network "
+            f"precision int8: OpenVINO cannot batch {backbone.name} once it is quantised; expected a network "
             "that takes batches of any size; give extract.precision=auto"
         ) from error
     return network
@@ -186,19 +189,11 @@ def _bytes(file: Place) -> np.ndarray:
     return np.frombuffer(file.read_bytes(), np.uint8)
 
 
-def _fitted(network: "openvino.Model", pixels: list[np.ndarray]) -> "openvino.Model":
-    """Post-training quantisation (NNCF) to the ranges that these images give."""
+def _calibrated(network: "openvino.Model", pixels: list[np.ndarray]) -> "openvino.Model":
+    """Quantises a network (NNCF, post-training) with the ranges that these images give."""
     import nncf
 
-    log.info("engine: int8 is fitted to %d images, once", len(pixels))
+    log.info("engine: int8 is calibrated with %d images, once", len(pixels))
     nncf.set_log_level(logging.ERROR)
-    with _quiet():
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars, where our commands print results
         return nncf.quantize(network, nncf.Dataset(pixels), subset_size=len(pixels))
-
-
-def _quiet() -> Any:
-    """NNCF draws progress bars on stdout, where our commands print their results."""
-    import contextlib
-    import io
-
-    return contextlib.redirect_stdout(io.StringIO())

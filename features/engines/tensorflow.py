@@ -1,7 +1,7 @@
-"""The backbone on TensorFlow, as Keras runs it, and a network that computes in bfloat16."""
+"""The engine TensorFlow: the backbone as Keras runs it; and networks in bfloat16."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,8 +24,8 @@ class TensorFlow:
     def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
         """See Engine."""
         for number, pixels in enumerate(batches):
-            place = rows[number * self.batch : (number + 1) * self.batch]
-            round_into(place, self._model.predict_on_batch(pixels))
+            batch = rows[number * self.batch : (number + 1) * self.batch]
+            round_into(batch, self._model.predict_on_batch(pixels))
 
 
 def has_gpu() -> bool:
@@ -36,7 +36,7 @@ def has_gpu() -> bool:
 
 
 def in_precision(model: "keras.Model", precision: str) -> "keras.Model":
-    """The model itself for fp32; for bf16 one that multiplies in bfloat16, and pools in float32.
+    """Returns the model itself for fp32; for bf16 one that multiplies in bfloat16, and pools in float32.
 
     In a network with depthwise convolutions the other convolutions alone, nearly all of its multiplications,
     use bfloat16 (see openvino_graphs.py). MobileNet's worst of 2,936 grocery photos is then off by 1.1 % of
@@ -47,15 +47,15 @@ def in_precision(model: "keras.Model", precision: str) -> "keras.Model":
     if precision == "fp32":
         return model
 
-    exact: Any = (keras.layers.InputLayer, keras.layers.GlobalAveragePooling2D)
+    exact = (keras.layers.InputLayer, keras.layers.GlobalAveragePooling2D)
     depthwise = any(isinstance(layer, keras.layers.DepthwiseConv2D) for layer in model._flatten_layers())
     lower = keras.layers.Conv2D if depthwise else keras.layers.Layer
 
-    def lowered(layer: Any) -> Any:
-        told = layer.get_config()
+    def lowered(layer: keras.Layer) -> keras.Layer:
+        config = layer.get_config()
         if isinstance(layer, lower) and not isinstance(layer, exact):
-            told["dtype"] = "mixed_bfloat16"
-        return type(layer).from_config(told)
+            config["dtype"] = "mixed_bfloat16"
+        return type(layer).from_config(config)
 
     clone = keras.models.clone_model(model, clone_function=lowered, recursive=True)
     clone.set_weights(model.get_weights())

@@ -5,11 +5,11 @@ import struct
 from features.images.refusal import Limits, check_frames, check_parts, check_pixels
 
 GIF_FRAME, GIF_EXTENSION, GIF_CONTROL, GIF_END = 0x2C, 0x21, b"!\xf9", 0x3B
-GIF_DISPOSAL = 0x1C  # bits: what becomes of a frame before the next, which nobody looks at
+GIF_DISPOSAL = 0x1C  # bits: what happens to a frame before the next, which is not shown here
 
 
 def bare_gif(gif: bytes, limits: Limits) -> bytes:
-    """The first frame with its control block, which says what is transparent; the others are counted."""
+    """Returns the first frame with its control block, which has the transparent colour; counts the others."""
     at = head = 13 + _palette(gif[10])
     parts, frames, control, picture = -(len(gif) // 255), 0, bytearray(), b""  # so that full blocks go free
     while at < len(gif) and gif[at] != GIF_END:
@@ -27,7 +27,7 @@ def bare_gif(gif: bytes, limits: Limits) -> bytes:
         check_parts(parts)
         if kind == GIF_FRAME:
             frames += 1
-            if not picture:  # Pillow makes the screen as large as the frame
+            if not picture:  # Pillow enlarges the screen to hold the frame
                 left, top, width, height = struct.unpack_from("<HHHH", gif, start + 1)
                 check_pixels(left + width, top + height, limits)
             picture = picture or gif[start:at]
@@ -39,5 +39,5 @@ def bare_gif(gif: bytes, limits: Limits) -> bytes:
 
 
 def _palette(flags: int) -> int:
-    """Bytes of the colour table that a GIF's flags announce."""
+    """Returns the size (bytes) of the colour table that a GIF's flags announce."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0

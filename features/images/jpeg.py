@@ -9,18 +9,18 @@ from features.images.refusal import check_parts
 PROGRESSIVE = 0xC2
 FRAMES = (0xC0, 0xC1, PROGRESSIVE)  # not 0xC3, lossless: simplejpeg takes it, TensorFlow refuses it
 PROGRESSIVE_FRAME = b"\xff\xc2\0"  # with the first byte of its length
-TABLES = (0xC4, 0xC8, 0xCC)  # markers between SOF0 and SOF15 that are none
+TABLES = (0xC4, 0xC8, 0xCC)  # markers between SOF0 and SOF15 that are not frames
 MARKER = re.compile(rb"\xff[^\xff\0]")
 SCAN = b"\xff\xda\0"  # how a scan begins: a marker and the first byte of a length of 8 to 14
 END = b"\xff\xd9"
 MAX_SCANS = 100  # ten are usual; one fits in 12 bytes, and a file of them alone takes 40 s a megabyte
 MAX_SCANNED = 1_500_000_000  # scans × pixels, 0.8 ns each
-MAX_JUNK = 64 << 10  # bytes between the segments of a JPEG: looking for the next takes 20 ns a byte
+MAX_JUNK = 64 << 10  # bytes between the segments of a JPEG: searching for the next takes 20 ns a byte
 PROFILE = b"ICC_PROFILE\0"  # how its segments begin
 
 
 def with_end(data: bytes) -> bytes | None:
-    """A JPEG that lacks its end marker alone, with it; None where more is missing, or it is no JPEG."""
+    """Returns a JPEG with its end marker, where only that is missing; None for anything else."""
     # A lossless one decoded smaller writes past the end of its pixels.
     if data.endswith(END) or header_of(data)[0] not in FRAMES:
         return None
@@ -37,7 +37,7 @@ def with_end(data: bytes) -> bytes | None:
 
 
 def _has_every_scan(jpeg: bytes) -> bool:
-    """Whether every component has its 64 coefficients to the last bit; libjpeg takes fewer scans."""
+    """Whether every component has its 64 coefficients to the last bit; libjpeg accepts fewer."""
     segments = segments_of(jpeg)
     frames = [start for marker, start, _ in segments if marker in FRAMES]
     if not frames:
@@ -47,18 +47,18 @@ def _has_every_scan(jpeg: bytes) -> bool:
         at = segments[-1][1] + scan.start() + 4
         components = _every(jpeg, at, 2)
         first, last, bits = jpeg[at + 1 + 2 * len(components) :][:3].ljust(3, b"\xff")
-        if bits & 15 == 0:  # the place of the last bit that it brings
+        if bits & 15 == 0:  # position of the lowest bit that it adds
             missing -= {(component, number) for component in components for number in range(first, last + 1)}
     return not missing
 
 
 def _every(jpeg: bytes, at: int, size: int) -> bytes:
-    """The first byte, a component's name, of each of the things of `size` bytes that are counted at `at`."""
+    """Returns the first byte, a component's name, of each entry of `size` bytes; `at`: their count."""
     return jpeg[at + 1 : at + 1 + size * jpeg[at] : size]
 
 
 def header_of(jpeg: bytes) -> tuple[int, bytes, bytes]:
-    """Frame marker of a JPEG (SOFn: 0xC0 to 0xCF; 0 unless it is a plain one), its Exif and ICC profile."""
+    """Returns frame marker (SOFn: 0xC0 to 0xCF; 0 where no scan follows), Exif and ICC profile."""
     frame, exif, pieces, marker = 0, b"", [], 0
     for marker, start, end in segments_of(jpeg):
         if marker == 0xE1 and not exif and jpeg.startswith(b"Exif\0\0", start + 4):
@@ -71,15 +71,15 @@ def header_of(jpeg: bytes) -> tuple[int, bytes, bytes]:
 
 
 def _joined(pieces: list[bytes]) -> bytes:
-    """A profile of its pieces of 64 kB, each with its number and how many there are; b"" where some lack."""
+    """Returns a profile from its pieces of 64 kB, each with its number and the count; b"" where some lack."""
     pieces.sort()
     return b"".join(piece[2:] for piece in pieces) if pieces[0][1:2] == bytes([len(pieces) & 255]) else b""
 
 
 def segments_of(jpeg: bytes) -> list[tuple[int, int, int]]:
-    """Marker, start and end of each segment; the last is the first scan, and goes to the end of the file.
+    """Returns marker, start and end of each segment; the last is the first scan, up to the end of the file.
 
-    Without a scan at the end it is no JPEG, or none that goes on. A little junk in between is passed over.
+    Where the last one is no scan, it is no JPEG, or a broken one. Up to MAX_JUNK bytes between are skipped.
     """
     segments: list[tuple[int, int, int]] = []
     at = 2 if jpeg.startswith(b"\xff\xd8") else len(jpeg)
@@ -105,7 +105,7 @@ def segments_of(jpeg: bytes) -> list[tuple[int, int, int]]:
 
 
 def bare_jpeg(jpeg: bytes) -> bytes:
-    """Tables, frame, scans, and of the metadata JFIF and Adobe's colour transform."""
+    """Returns tables, frame and scans, with no metadata but JFIF and Adobe's colour transform."""
     kept = [
         jpeg[start:end] for marker, start, end in segments_of(jpeg) if marker < 0xE0 or marker in (0xE0, 0xEE)
     ]

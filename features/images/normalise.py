@@ -1,4 +1,4 @@
-"""A source's image bytes made into a JPEG that every later stage can read: `normalise`.
+"""From a source's image bytes to a JPEG that every later stage can read: `normalise`.
 
     JPEG: strict decoding takes it, RGB or grey, upright, within max_side   its own bytes, unchanged
     JPEG (MPO too), PNG, WebP, GIF, BMP, TIFF, AVIF that Pillow reads       first frame, 8-bit sRGB on white,
@@ -21,7 +21,6 @@ from PIL import Image, UnidentifiedImageError
 from PIL import features as pillow
 
 from features.images import bmp
-from features.images.av1 import TooManyPlaces
 from features.images.colour import changes_colours, to_srgb
 from features.images.declared_sizes import declared_sizes
 from features.images.gif import bare_gif
@@ -66,7 +65,7 @@ OTHER_MAGIC = re.compile(
 QUALITY = 95
 # As simplejpeg and Pillow name them; CMYK and YCCK go through a profile.
 KEPT_COLOURS = {"RGB": "RGB", "YCbCr": "RGB", "Gray": "L"}
-COUNTED = ("PNG", "WEBP", "AVIF")  # opened, these know their number of frames; the others walk through all
+COUNTED = ("PNG", "WEBP", "AVIF")  # opened, these know their number of frames; others read all frames
 FLAT = 2.0  # levels of 255: plain colours stay under 1 in any format, 2,936 photos of groceries are over 36
 
 TILE = 1024  # pixels a side, converted at a time: 50 MP of RGBA are in memory once, not three times
@@ -81,8 +80,8 @@ TURNS = {
 }
 
 # Both once for the process, because threads share them. Pillow's own limit is a second wall behind ours: it
-# raises above twice this, which at a byte a pixel is MAX_MEMORY, whatever ingest.max_pixels allows. And what
-# Pillow has to say about damaged metadata would be a line a photo.
+# raises above twice this, which at a byte a pixel is MAX_MEMORY, whatever ingest.max_pixels allows. And
+# Pillow's warnings about damaged metadata would be a line a photo.
 Image.MAX_IMAGE_PIXELS = MAX_MEMORY // 2
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -99,12 +98,12 @@ class Normalised:
 
 
 def normalise(data: bytes, limits: Limits = LIMITS) -> Normalised:
-    """A JPEG of the image in `data`: its own bytes where they will do, else a new one. Safe in threads.
+    """Returns a JPEG of the image in `data`: its own bytes where possible, else a new one. Safe in threads.
 
     Raises:
         Refused: there is no image in `data`, or none that may be read.
-        MemoryError: the machine is out of memory, never for what a file says of itself: decoders are kept
-            within MAX_MEMORY. Not a Refused, because the same file is accepted where there is memory.
+        MemoryError: there is no memory left; never for what a file declares: decoders are kept within
+            MAX_MEMORY. Not a Refused, because the same file is accepted where there is memory.
     """
     if not data:
         raise Refused("empty", "no bytes")
@@ -130,7 +129,7 @@ def _normalised(data: bytes, limits: Limits) -> Normalised:
 
 
 def _keep(data: bytes, limits: Limits) -> Normalised | None:
-    """The source's own bytes, or None where they will not do."""
+    """Returns the source's own bytes, or None where they have to be transcoded."""
     try:
         frame, exif, profile = header_of(data)
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
@@ -138,8 +137,8 @@ def _keep(data: bytes, limits: Limits) -> Normalised | None:
         plain = plain and not (profile and changes_colours(profile, KEPT_COLOURS[colour]))
         scans = data.count(SCAN) if frame == PROGRESSIVE else 1  # counting takes 1 ns a byte
         if plain and scans <= MAX_SCANS and max(width, height) <= limits.max_side:
-            # At an eighth, which halves the time and reads every bit all the same: of 560,000 mutated JPEGs
-            # it took the 86,000 that decoding at full size takes. To RGB: to grey it looks less closely.
+            # At an eighth, which halves the time and still reads every bit: of 560,000 mutated JPEGs
+            # it accepted the same 86,000 as decoding at full size. To RGB: decoding to grey checks less.
             small = simplejpeg.decode_jpeg(data, min_height=1, min_width=1)
             flat = _is_flat(small) and _is_flat(simplejpeg.decode_jpeg(data))
             return Normalised(data, kept=True, width=width, height=height, flat=flat)
@@ -149,7 +148,7 @@ def _keep(data: bytes, limits: Limits) -> Normalised | None:
 
 
 def _is_flat(rgb: np.ndarray) -> bool:
-    """Whether no channel of (height, width, 3) uint8 varies; two pixels show it of most pictures."""
+    """Whether no channel of (height, width, 3) uint8 varies; for most pictures, two pixels decide."""
     height, width, _ = rgb.shape
     apart = int(rgb[0, 0, 0]) - int(rgb[height // 2, width // 2, 0])
     if apart * apart > 2 * FLAT * FLAT * height * width:  # two levels that far apart are variance enough
@@ -158,23 +157,23 @@ def _is_flat(rgb: np.ndarray) -> bool:
 
 
 def _deviation(levels: np.ndarray) -> float:
-    """Standard deviation of uint8; in a third of the time that `std` takes for 23 × 23."""
+    """Returns the standard deviation of uint8, in a third of the time that `std` takes for 23 × 23."""
     values = levels.ravel().astype(np.float32)
     mean = float(values.sum()) / len(values)
     return math.sqrt(max(0.0, float(values @ values) / len(values) - mean * mean))
 
 
 def _transcode(data: bytes, limits: Limits) -> Normalised:
-    """The first frame of any allowed format as a new JPEG."""
+    """Returns the first frame of any allowed format as a new JPEG."""
     for width, height in declared_sizes(data):
         check_pixels(width, height, limits)
-        if data.startswith(b"RIFF"):  # libwebp has its canvases from the moment it opens
+        if data.startswith(b"RIFF"):  # libwebp allocates its canvases when it opens
             check_memory(width, height, "WEBP", 4 * COPIES["WEBP"])
-        if bmp.is_run_length_coded(data):  # decoded before Pillow opens
+        if bmp.is_run_length_coded(data):  # decoded before Pillow opens it
             check_memory(width + 3, height, "BMP in run-length code", bmp.COPIES)
     image = _open(data, limits)
     frame, exif, profile = header_of(data)
-    drafted = frame in FRAMES  # in a lossless one, a draft makes Pillow 12.3 write past the end of its pixels
+    drafted = frame in FRAMES  # in a lossless one, a draft lets Pillow 12.3 write past the end of its pixels
     _check_size(image, limits, drafted)
     _check_frames(image, data)
     if drafted:
@@ -186,7 +185,7 @@ def _transcode(data: bytes, limits: Limits) -> Normalised:
     exif = data if image.format == "TIFF" else exif or image.info.get("exif", b"")
     turn = TURNS.get(orientation_of(exif))
     upright = np.asarray(small if turn is None else small.transpose(turn))
-    # 4:2:0: seen at 299 px, photos have 36 to 43 dB; the usual kept JPEG, of quality 85, has 34 to 40. 4:4:4
+    # 4:2:0: at 299 px, photos have 36 to 43 dB; the usual kept JPEG, of quality 85, has 34 to 40. 4:4:4
     # has 42 to 49 dB, but 29 to 43 % more bytes, and decoding takes half as long again, every time.
     jpeg = simplejpeg.encode_jpeg(upright, QUALITY, colorspace="RGB", colorsubsampling="420")
     flat = _is_flat(upright[::8, ::8]) and _is_flat(upright)
@@ -194,10 +193,10 @@ def _transcode(data: bytes, limits: Limits) -> Normalised:
 
 
 def _check_size(image: Image.Image, limits: Limits, drafted: bool) -> None:
-    """Refuses what is declared larger than the limits, in pixels and in bytes; nothing is decoded yet."""
+    """Refuses what is declared larger than the limits, in pixels and in bytes, before decoding."""
     check_pixels(image.width, image.height, limits)
     each = (1 if image.mode in ("1", "L", "P") else 4) * COPIES.get(str(image.format), 1)
-    if image.format == "JPEG":  # in several scans it has all its coefficients in memory; a draft few pixels
+    if image.format == "JPEG":  # with several scans all coefficients are in memory; with a draft few pixels
         each = 2 * len(image.getbands()) + (0 if drafted else each)
     check_memory(image.width, image.height, str(image.format), each)
 
@@ -212,11 +211,9 @@ def _check_frames(image: Image.Image, data: bytes) -> None:
 
 
 def _open(data: bytes, limits: Limits) -> Image.Image:
-    """The image in `data`, not decoded yet."""
+    """Opens the image in `data`, without decoding it."""
     try:
         return Image.open(BytesIO(_bare(data, limits)), formats=FORMATS)
-    except (bmp.TooManyRuns, TooManyPlaces) as error:
-        raise Refused("too_large", str(error)) from error
     except UnidentifiedImageError:
         # Pillow's message holds an address in memory: it would make rejects differ from run to run.
         if ALLOWED_MAGIC.match(data):
@@ -227,9 +224,9 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
 
 
 def _bare(data: bytes, limits: Limits) -> bytes:
-    """The image without what its first picture does not need; refused where it has too many parts.
+    """Returns the image without what its first picture does not need; refuses too many parts.
 
-    Pillow walks through all of them in Python and keeps the values: 8 MB of empty comments in a JPEG took
+    Pillow reads all parts in Python and keeps the values: 8 MB of empty comments in a JPEG took
     7 s, 20 MB of comment in a GIF minutes, 16 MB of TIFF whose values overlap 20 s and 0.9 GB. And it does
     not open a JPEG whose Exif or index of further pictures (MPO) is damaged.
     """
@@ -249,7 +246,7 @@ def _bare(data: bytes, limits: Limits) -> bytes:
 
 
 def _reason(data: bytes, error: str = "") -> str:
-    """Truncated or undecodable; where Pillow does not say, by what the format says about its own end."""
+    """Returns truncated or undecodable; where Pillow does not say, by the end that the format declares."""
     head, size, layout = data[:4], len(data), layout_of(data)
     cut = (
         "truncated" in error.lower()
@@ -261,9 +258,9 @@ def _reason(data: bytes, error: str = "") -> str:
 
 
 def _scaled(image: Image.Image, max_side: int) -> Image.Image:
-    """RGB (CMYK stays: it waits for its profile), the longer side at most `max_side`, antialiased.
+    """Returns RGB (CMYK stays, for its profile), the longer side at most `max_side`, antialiased.
 
-    A whole factor first, tile by tile, down to about twice the size wanted; then a bicubic filter.
+    First by a whole factor, tile by tile, to about twice the requested size; then with a bicubic filter.
     """
     factor = max(1, max(image.size) // (2 * max_side))
     side = factor * max(1, TILE // factor)
@@ -273,13 +270,13 @@ def _scaled(image: Image.Image, max_side: int) -> Image.Image:
     for top in range(0, image.height, side):
         for left in range(0, image.width, side):
             tile = image.crop((left, top, min(left + side, image.width), min(top + side, image.height)))
-            small.paste(_flat(tile, white).reduce(factor), (left // factor, top // factor))
+            small.paste(_opaque(tile, white).reduce(factor), (left // factor, top // factor))
     small.thumbnail((max_side, max_side), reducing_gap=None)
     return small
 
 
 def _white(image: Image.Image) -> float:
-    """The value that is white: 65535 in 16 bits; in wider numbers, without such a custom, the brightest."""
+    """Returns the value of white: 65535 in 16 bits; in wider numbers, which have no norm, the brightest."""
     if image.mode not in ("I", "F"):
         return 65535.0
     brightest = float(cast(tuple[float, float], image.getextrema())[1])
@@ -288,12 +285,12 @@ def _white(image: Image.Image) -> float:
     return max(1.0, brightest)
 
 
-def _flat(image: Image.Image, white: float) -> Image.Image:
-    """RGB without alpha, or CMYK."""
+def _opaque(image: Image.Image, white: float) -> Image.Image:
+    """Returns RGB without alpha, on white, or CMYK."""
     if image.mode[0] in "IF":
         return _eight_bit(image, white)
     if image.has_transparency_data:
-        # Cut-outs: their hidden pixels are mostly black, and on black they grow false edges.
+        # Cut-outs: their hidden pixels are mostly black, and on black they get false edges.
         paper = Image.new("RGB", image.size, "white")
         image = image.convert("RGBA")
         paper.paste(image, mask=image)
@@ -302,7 +299,7 @@ def _flat(image: Image.Image, white: float) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image, white: float) -> Image.Image:
-    """Grey of 16 bits, 32 bits or float as RGB, 0 to `white` as 0 to 255; Pillow's convert clips at 255."""
+    """Returns grey of 16, 32 bits or float as RGB, 0 to `white` as 0 to 255; Pillow's convert would clip."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32))
     grey = np.clip(values * (255 / white) + 0.5, 0, 255).astype(np.uint8)
     grey[values == image.info.get("transparency", -1)] = 255

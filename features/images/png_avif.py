@@ -9,7 +9,7 @@ MAX_BOXES = 256 << 10  # bytes of AVIF's directory: in 1 MB, 100,000 items take 
 
 
 def check_chunks(png: bytes) -> None:
-    """Refuses a PNG in too many pieces."""
+    """Refuses a PNG of too many chunks."""
     at, parts = 8, 0
     while at < len(png) and not png.startswith(b"IEND", at + 4):
         parts += 1
@@ -18,7 +18,7 @@ def check_chunks(png: bytes) -> None:
 
 
 def bare_avif(avif: bytes, limits: Limits) -> bytes:
-    """Without Exif, all of whose values Pillow would load; the orientation is in AVIF's own directory."""
+    """Returns an AVIF without Exif, which Pillow would load whole; AVIF has its own orientation."""
     bare, at, parts, directories = bytearray(avif), 0, 0, 0
     while at + 8 <= len(avif):
         parts += 1

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 REASONS = ("missing", "empty", "not_an_image", "format_not_allowed", "too_large", "truncated", "undecodable")
 
-# Limits of what a hostile file makes Pillow do in Python, or in C with the square of it, before any pixel.
+# Limits of the work that a hostile file causes before any pixel: loops in Python, quadratic ones in C.
 MAX_PARTS = 50_000  # segments, chunks, blocks or strips: up to 8 µs each; 64 MiB of PNG in 2 KiB chunks pass
 MAX_FRAMES = 1000  # a turntable has 36 to 72, a minute of film at 15 a second 900
 
 # Bytes for decoding one picture: 50 MP of JPEG, 18 of WebP and AVIF, 25 of TIFF in colour, 75 of the others.
-# What comes after takes at most 100 MB more: fresh processes came to 411 MB at the most.
+# The steps after decoding take at most 100 MB more: a fresh process reached 411 MB at most.
 MAX_MEMORY = 300_000_000
-# How often Pillow and the decoder have the pixels at once: measured 3.9, 2.8 (but 10 bits take more) and 1.8
-# (with strips of 16-bit RGBA 3).
+# Copies of the pixels that Pillow and the decoder hold at once: measured 3.9, 2.8 (but 10 bits take more) and
+# 1.8 (with strips of 16-bit RGBA 3).
 COPIES = {"WEBP": 4, "AVIF": 4, "TIFF": 3}
 
 
@@ -25,7 +25,7 @@ class Refused(Exception):
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)  # as given, so that it can be pickled
+        super().__init__(reason, detail)  # unchanged, so that it can be pickled
         self.reason = reason
         line = " ".join(detail.split())[:200]
         self.detail = "".join(letter if letter.isprintable() else "?" for letter in line)

@@ -51,18 +51,18 @@ BIG = {b"II+\0\x08\0\0\0": _big("<"), b"MM\0+\0\x08\0\0": _big(">")}
 
 
 def layout_of(tiff: bytes) -> Layout | None:
-    """None where it is no TIFF."""
+    """Returns how a TIFF writes its numbers; None where it is no TIFF."""
     return CLASSIC.get(tiff[:4]) or BIG.get(tiff[:8])
 
 
 def directory_of(tiff: bytes, layout: Layout) -> int:
-    """Where the first directory begins; past the end where the file ends before that is said."""
+    """Returns where the first directory begins; the end of the file where the file ends before its offset."""
     head = tiff[layout.head : layout.head + layout.offset.size]
     return int(layout.offset.unpack(head)[0]) if len(head) == layout.offset.size else len(tiff)
 
 
 def entries_of(tiff: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """Tag, kind, count, value (as one SHORT) and the bytes of each entry in a TIFF's first directory."""
+    """Yields tag, kind, count, value (as one SHORT) and bytes of each entry in the first directory."""
     layout = layout_of(tiff)
     if layout is None:
         return
@@ -76,11 +76,11 @@ def entries_of(tiff: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
 
 
 def orientation_of(exif: bytes) -> int:
-    """Exif orientation, 1 to 8; 1 where there is none or it cannot be read.
+    """Returns the Exif orientation, 1 to 8; 1 where there is none or it cannot be read.
 
     Read here, not with Pillow, for three reasons: 2 µs against 13; Pillow raises struct.error on some
-    ordinary photos; and it falls back to XMP, whose orientation is left behind, and wrong, when a tool turns
-    the pixels and drops Exif. Browsers look at Exif alone.
+    ordinary photos; and it falls back to XMP, whose orientation stays, and is then wrong, when a tool turns
+    the pixels and drops Exif. Browsers read Exif alone.
     """
     for tag, kind, count, value, _ in entries_of(exif.removeprefix(b"Exif\0\0")):
         if (tag, kind, count) == (0x112, 3, 1):  # one SHORT
@@ -89,7 +89,7 @@ def orientation_of(exif: bytes) -> int:
 
 
 def bare_tiff(tiff: bytes, limits: Limits) -> bytes:
-    """A new directory with PIXEL_TAGS, and no second page; nothing where it is no TIFF."""
+    """Returns the TIFF with a directory of PIXEL_TAGS alone and no second page; b"" for other files."""
     layout = layout_of(tiff)
     if layout is None:
         return b""
@@ -100,8 +100,10 @@ def bare_tiff(tiff: bytes, limits: Limits) -> bytes:
             continue
         check_parts(0 if tag in BLOBS else count)
         value = entry[-layout.held :]
-        (place,) = layout.offset.unpack(value)
-        if count * each > layout.held and place + count * each > len(tiff):  # read out of the new directory
+        (offset,) = layout.offset.unpack(value)
+        if count * each > layout.held and offset + count * each > len(
+            tiff
+        ):  # the decoder would read into the new directory
             raise Refused("truncated", f"the value of tag {tag} is past the end")
         kept[tag] = entry
         if count == 1 and each <= layout.held:
