@@ -60,7 +60,9 @@ def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size
     """Writes (n, d) float32 bottlenecks of the manifest's photos, and the seconds they took."""
     import time
 
-    from features.engines.choose import Calibration, choose_engine, extract, use_engine
+    from features.engines.choose import choose_engine, use_engine
+    from features.engines.engine import extract
+    from features.engines.openvino import Int8Calibration
 
     use_engine(engine)
     from features.engines.backbones import load_backbone, start_tensorflow
@@ -68,14 +70,15 @@ def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size
     start_tensorflow()
     import pandas as pd
 
-    from features.images.normalise import LIMITS, normalise
+    from features.images.normalise import normalise
+    from features.images.refusal import LIMITS
     from features.records import pieces_of
 
     rows = _photos_for(pd.read_csv(manifest), engine)
     photos = [normalise((manifest.parent / name).read_bytes(), LIMITS).jpeg for name in rows["image"]]
     train = [photo for photo, split in zip(photos, rows["split"], strict=True) if split == "train"]
     with tempfile.TemporaryDirectory() as folder:
-        calibration = Calibration(
+        calibration = Int8Calibration(
             Path(folder), lambda most: pieces_of(train[:: -(-len(train) // most)], "training photos")
         )
         backbone = load_backbone("mobilenet", str(weights), size)

@@ -93,7 +93,8 @@ def shelfmark(records: str, out: str, images: str) -> dict[str, Any]:
     from features.engines.backbones import load_backbone, start_tensorflow
 
     start_tensorflow()
-    from features.engines.choose import choose_engine, extract
+    from features.engines.choose import choose_engine
+    from features.engines.engine import extract
     from features.records import read_pieces
     from features.storage.store import Store
 
@@ -106,8 +107,8 @@ def shelfmark(records: str, out: str, images: str) -> dict[str, Any]:
         its = rows[first : first + SHARD]
         bottlenecks = extract(engine, read_pieces(Path(records), its), len(its))
         digests = np.frombuffer(bytes.fromhex("".join(its["image_digest"])), np.uint8).reshape(-1, 32)
-        store.append(digests, bottlenecks, engine=engine.told)
-    return _timed(len(rows), began, ready) | {"setting": engine.told}
+        store.append(digests, bottlenecks, engine=engine.name)
+    return _timed(len(rows), began, ready) | {"setting": engine.name}
 
 
 def keras_predict() -> dict[str, Any]:
@@ -125,7 +126,7 @@ def openvino_alone() -> dict[str, Any]:
     began = time.monotonic()
     import openvino
 
-    from features.engines.choose import as_converted
+    from features.engines.openvino import as_converted
 
     backbone, pixels, core = _backbone(), _pixels(FEW), openvino.Core()
     can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/gpu.py [--batches 32 64 128 256 512] [--seconds 5] [--price PER_HOUR]
     KERAS_BACKEND=jax .venv/bin/python benchmarks/gpu.py
 
-    engine   images a second of features/engines/choose.py, pixels in memory: TensorFlow, or JAX without it
+    engine   images a second of features/engines/, pixels in memory: TensorFlow, or JAX without it
     peak     what the chip can multiply: by its data sheet where that is known, and by a large product of
              matrices here
     decode   JPEGs of 180 px a second, over cores: what has to keep up
@@ -83,7 +83,7 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
     backbone, rates, described = load_backbone("inception_v3", "random", options.image_size), {}, ""
     for batch in options.batches:
         engine = choose_engine(backbone, batch, keras.backend.backend(), options.precision)
-        described = engine.told
+        described = engine.name
         shape = (batch, backbone.image_size, backbone.image_size, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         rows = np.empty((1_000_000 // batch * batch, backbone.width), np.float16)

@@ -1,7 +1,7 @@
 """A table in delimited text, as shops write it: CSV or TSV, any usual delimiter and encoding, gzip or not.
 
     sniff      the first megabyte → encoding and delimiter
-    rows_of    line number and cells of every row, or what is wrong with it; blank rows are nothing
+    rows_of    line number and cells of every row, or what is wrong with it; blank rows are skipped
 
 A quote that nothing closes would swallow all that follows: a row over several lines has to be well formed,
 else its first line is a bad row and reading goes on at the second.
@@ -41,7 +41,7 @@ class Dialect:
         return f"{DELIMITERS.get(self.delimiter, repr(self.delimiter))}-separated {self.encoding}"
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row of the table."""
 
     line: int  # of the file, from 1
@@ -55,7 +55,7 @@ def is_delimited(name: str) -> bool:
 
 
 def header_name(cell: str) -> str:
-    """A header's cell as it is compared: without case, without blanks around it, other blanks as `_`.
+    """Returns a header's cell as it is compared: without case, without blanks around it, other blanks as `_`.
 
     >>> header_name(" Product ID "), header_name("\\ufeffImage")
     ('product_id', 'image')
@@ -64,11 +64,11 @@ def header_name(cell: str) -> str:
 
 
 def sniff(file: Path, needed: frozenset[str], delimiter: str | None, encoding: str | None) -> Dialect:
-    """How the file is written, found out from its first megabyte.
+    """Detects how the file is written, from its first megabyte.
 
     Args:
         file: on the disk.
-        needed: columns, as `header_name` gives them; a delimiter with which they are there is the right one.
+        needed: columns, as `header_name` gives them; a delimiter with which all are found is the correct one.
         delimiter: where it is known.
         encoding: where it is known.
 
@@ -108,8 +108,8 @@ def _opened(file: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(file) if file.name.lower().endswith(".gz") else open(file, "rb"))
 
 
-def rows_of(file: Path, dialect: Dialect) -> Iterator[Row]:
-    """The rows, the header among them; those of blanks alone are left out.
+def rows_of(file: Path, dialect: Dialect) -> Iterator[TableRow]:
+    """Yields the rows, the header among them, without blank ones.
 
     Raises:
         ShelfmarkError: it is not in the dialect's encoding, or not the gzip that its name says.
@@ -130,7 +130,7 @@ def rows_of(file: Path, dialect: Dialect) -> Iterator[Row]:
         ) from error
 
 
-def _rows(text: TextIO, dialect: Dialect) -> Iterator[Row]:
+def _rows(text: TextIO, dialect: Dialect) -> Iterator[TableRow]:
     lines = _Lines(text)
     while block := lines.block():
         rows = _plain(block, dialect)
@@ -139,11 +139,11 @@ def _rows(text: TextIO, dialect: Dialect) -> Iterator[Row]:
             continue
         for line, cells in enumerate(rows, start=lines.number - len(block) + 1):
             if cells and not _is_blank(cells) and not (line == 1 and _is_hint(cells, dialect)):
-                yield Row(line, cells)
+                yield TableRow(line, cells)
 
 
 def _plain(block: list[str], dialect: Dialect) -> list[list[str]] | None:
-    """The rows of a block of lines where each has a line of its own; a third of the time of one by one."""
+    """Returns the rows of a block where each is one line, in a third of the time of row by row; else None."""
     try:
         rows = list(csv.reader(block, delimiter=dialect.delimiter))
         return rows if len(rows) == len(block) and _well_formed(block[-1:], dialect) else None
@@ -151,8 +151,8 @@ def _plain(block: list[str], dialect: Dialect) -> list[list[str]] | None:
         return None
 
 
-def _carefully(lines: "_Lines", dialect: Dialect) -> Iterator[Row]:
-    """The rows of the block at hand, one by one, and what it takes to end the last of them."""
+def _carefully(lines: "_Lines", dialect: Dialect) -> Iterator[TableRow]:
+    """Yields the rows of the current block one by one, reading on until the last of them ends."""
     lines.back()
     reader = csv.reader(lines, delimiter=dialect.delimiter)
     while lines.waiting():
@@ -162,13 +162,13 @@ def _carefully(lines: "_Lines", dialect: Dialect) -> Iterator[Row]:
             cells = next(reader)
         except csv.Error as error:
             lines.back(keep=1)
-            yield Row(line, [], f"line {line}: {error}")
+            yield TableRow(line, [], f"line {line}: {error}")
             continue
         if lines.cut or (len(lines.taken) > 1 and not _well_formed(lines.taken, dialect)):
             lines.back(keep=1)
-            yield Row(line, [], f"line {line}: a quote that opens here is not closed")
+            yield TableRow(line, [], f"line {line}: a quote that opens here is not closed")
         elif not _is_blank(cells) and not (line == 1 and _is_hint(cells, dialect)):
-            yield Row(line, cells)
+            yield TableRow(line, cells)
 
 
 def _is_blank(cells: list[str]) -> bool:
@@ -181,7 +181,7 @@ def _is_hint(cells: list[str], dialect: Dialect) -> bool:
 
 
 def _well_formed(lines: list[str], dialect: Dialect) -> bool:
-    """Whether the quotes of one row are as they should be."""
+    """Whether the quotes of one row are well-formed."""
     try:
         return len(list(csv.reader(lines, delimiter=dialect.delimiter, strict=True))) == 1
     except csv.Error:
@@ -189,16 +189,16 @@ def _well_formed(lines: list[str], dialect: Dialect) -> bool:
 
 
 class _Lines:
-    """The lines of a file, of which those of the block, or of the row, at hand can be given back."""
+    """The lines of a file; those of the current block or row can be put back and read again."""
 
     def __init__(self, text: TextIO) -> None:
-        self.taken: list[str] = []  # of the block or the row at hand
+        self.taken: list[str] = []  # of the current block or row
         self.number = 0  # of the last line taken
-        self.cut = False  # the file, or the patience, ended within a row
+        self.cut = False  # the file ended within a row, or the row is longer than MOST_TEXT
         self._text, self._again, self._length = text, deque[str](), 0
 
     def block(self) -> list[str]:
-        """The next lines, BLOCK letters or a line more; none at the end."""
+        """Returns the next lines, BLOCK letters or a line more; none at the end."""
         self.taken = list(self._again)
         self._again.clear()
         length = sum(map(len, self.taken))
@@ -209,7 +209,7 @@ class _Lines:
         return self.taken
 
     def waiting(self) -> bool:
-        """Whether lines that were given back are left."""
+        """Whether lines that were put back are left."""
         return bool(self._again)
 
     def __iter__(self) -> "_Lines":
@@ -230,7 +230,7 @@ class _Lines:
         return line
 
     def back(self, keep: int = 0) -> None:
-        """Gives back the lines at hand but the first `keep`."""
+        """Puts back the current lines, except the first `keep`."""
         self._again.extendleft(reversed(self.taken[keep:]))
         self.number -= len(self.taken) - keep
         self.taken.clear()

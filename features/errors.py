@@ -1,19 +1,18 @@
-"""How things go wrong before a user: one exception, one `error:` line, one exit status."""
+"""Errors as users see them: one exception, one `error:` line, one exit status."""
 
 import logging
 import os
 import sys
 import traceback
-from typing import Any
 
 import click
 
 
 class ShelfmarkError(Exception):
-    """Something the user can correct: what happened, what was expected, what to do next, in one line."""
+    """An error that the user can fix: what happened, what was expected, what to do next, in one line."""
 
 
-def run_command(command: click.Command, name: str, arguments: list[str], obj: Any = None) -> None:
+def run_command(command: click.Command, name: str, arguments: list[str], obj: object = None) -> None:
     """Runs a command and leaves with its exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage.
 
     Args:
@@ -46,7 +45,7 @@ def run_command(command: click.Command, name: str, arguments: list[str], obj: An
 
 
 def one_line(error: Exception) -> str:
-    """What an error says to a user.
+    """Returns what an error says to a user, in one line.
 
     >>> one_line(FileNotFoundError(2, "No such file or directory", "a.csv"))
     'a.csv: No such file or directory; expected to read and write there; check path, permissions, free space'
@@ -55,8 +54,8 @@ def one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        told = error.strerror or " ".join(str(error).split())[:300]
-        return f"{where}{told}; expected to read and write there; check path, permissions, free space"
-    told = " ".join(str(error).split())[:300]
+        message = error.strerror or " ".join(str(error).split())[:300]
+        return f"{where}{message}; expected to read and write there; check path, permissions, free space"
+    message = " ".join(str(error).split())[:300]
     advice = "this is a fault of shelfmark or its set-up; run again with --debug and report it"
-    return f"{type(error).__name__}: {told}; {advice}"
+    return f"{type(error).__name__}: {message}; {advice}"

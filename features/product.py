@@ -15,12 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 PARTS = ("train", "val", "test")
-NONE, DROPPED = "none", "dropped"  # split of products without category, and in a category too small
+NONE, DROPPED = (
+    "none",
+    "dropped",
+)  # split of products without a category, and of those in a category that is too small
 SPLITS = (*PARTS, NONE, DROPPED)
 TRAIN, VAL, TEST = range(3)
-Paths = Counter[tuple[str, tuple[str, ...]]]  # (category, its names from coarse to fine) → how often told
+# (category, its names from coarse to fine) → how many products say so
+CategoryPaths = Counter[tuple[str, tuple[str, ...]]]
 
-# How the parts of a split are called elsewhere, in lower case.
+# Names of the parts of a split in other data sets, in lower case.
 PART_NAMES = {
     **{name: "train" for name in ("train", "training")},
     **{name: "val" for name in ("val", "valid", "validation", "dev")},
@@ -30,7 +34,7 @@ LEVEL = re.compile(r"(?:category_)?level_?0*([1-9]\d*)", re.IGNORECASE)
 
 
 def part_named(name: str) -> str | None:
-    """The part that a source calls `name`, in any case; "" for a blank name, None for an unknown one.
+    """Returns the part that a source calls `name`, in any case; "" for a blank name, None for an unknown one.
 
     >>> part_named("Training"), part_named("dev"), part_named(" "), part_named("holdout")
     ('train', 'val', '', None)
@@ -41,7 +45,7 @@ def part_named(name: str) -> str | None:
 
 @functools.lru_cache(2**16)
 def tidy_name(name: str) -> str:
-    """A category's or a level's name as it is compared: Unicode NFC, runs of blanks as one, none at the ends.
+    """Returns the name of a category or level as it is compared: Unicode NFC, no extra blanks.
 
     >>> tidy_name(" Cafe\u0301  au\u00a0lait ") == "Caf\u00e9 au lait"
     True
@@ -50,7 +54,7 @@ def tidy_name(name: str) -> str:
 
 
 def level_columns(columns: Iterable[str]) -> list[str]:
-    """The columns that name the levels of the tree, from coarse to fine: `level1`, `category_level_2`, ….
+    """Returns the columns of the levels of the tree, from coarse to fine: `level1`, `category_level_2`, ….
 
     >>> level_columns(["Category_Level_2", "level10", "level_count", "category_level1"])
     ['category_level1', 'Category_Level_2', 'level10']
@@ -61,7 +65,7 @@ def level_columns(columns: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ProductImage:
-    """One readable image of a product, as it stands in a record."""
+    """One readable image of a product, as a record holds it."""
 
     product_id: str
     image_index: int  # position among the product's images, from 0
@@ -73,7 +77,7 @@ class ProductImage:
 
 
 def wanted_counts(products: int, min_products: int = 20) -> tuple[int, int, int]:
-    """Products of a category wanted in train, val and test; zeros below `min_products`.
+    """Returns how many products of a category go to train, val and test; zeros below `min_products`.
 
     Source: S1 (hal-01830894): under 100 products 10 go to test and a tenth to validation, else a tenth each;
     tenths are rounded half up, at least one; at least one trains.
@@ -89,25 +93,25 @@ def wanted_counts(products: int, min_products: int = 20) -> tuple[int, int, int]
 
 
 def order_key(product_id: str) -> int:
-    """A fixed pseudo-random 63-bit place for a product, the same on every machine and in every week."""
+    """Returns a fixed pseudo-random number of a product, 63 bits: the same everywhere and in every week."""
     return int.from_bytes(hashlib.blake2b(product_id.encode(), digest_size=8).digest()) >> 1
 
 
 def split_products(
     key: np.ndarray, category: np.ndarray, known: np.ndarray, min_products: int = 20
 ) -> np.ndarray:
-    """Part of every product: train, val, test, or dropped where its category has under `min_products`.
+    """Returns the part of every product: train, val, test, or dropped in a category under `min_products`.
 
     Args:
-        key: (n,) int64, `order_key` of the products, which stand sorted by their ids (ids break ties).
+        key: (n,) int64, `order_key` of the products, which are sorted by their ids (ids break ties).
         category: (n,) int, from 0.
-        known: (n,) int, the part in the release in service, as a place in SPLITS; -1 where it does not know
-            the product.
-        min_products: smallest category that is learnt.
+        known: (n,) int, the part in the release in service, as an index into SPLITS; -1 where it does not
+            know the product.
+        min_products: size of the smallest category to train on.
 
     Returns:
-        (n,) int8, places in SPLITS. Wanted counts are filled by the known products first; the places left in
-        test, then in val, go to new products in the order of their keys; the rest trains.
+        (n,) int8, indices into SPLITS. Known products count first towards the wanted counts; new products, in
+        the order of their keys, fill what is left in test, then in val; the rest trains.
     """
     size = np.bincount(category)
     wanted = np.array([wanted_counts(n, min_products) for n in size.tolist()]).reshape(-1, 3)
@@ -119,9 +123,9 @@ def split_products(
     fresh = np.flatnonzero(known < 0)
     fresh = fresh[np.lexsort((key[fresh], category[fresh]))]
     own = category[fresh]
-    place = np.arange(len(fresh)) - np.searchsorted(own, own)  # in its category, from 0
+    rank = np.arange(len(fresh)) - np.searchsorted(own, own)  # in its category, from 0
     test, val = left[own, TEST], left[own, VAL]
     split = known.astype(np.int8)
-    split[fresh] = np.select([place < test, place < test + val], [TEST, VAL], TRAIN)
+    split[fresh] = np.select([rank < test, rank < test + val], [TEST, VAL], TRAIN)
     split[size[category] < min_products] = SPLITS.index(DROPPED)
     return split

@@ -14,7 +14,7 @@ import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
@@ -25,15 +25,18 @@ from features.storage.paths import Place, read_range
 
 if TYPE_CHECKING:
     import pandas as pd
+    import tensorflow as tf
 
 HEAD, FOOT = 12, 4  # bytes of the frame before and after the Example
-GAP = 2**16  # bytes between neighbours that are read for nothing rather than in a read of their own
+GAP = (
+    2**16
+)  # bytes between neighbours: up to so many are read and dropped, which is quicker than a second read
 PIECE = 4 * 2**20  # bytes read at once
 BYTES_LIST, INT64_LIST = b"\x0a", b"\x1a"  # tags of a Feature's kinds
 
 
 def serialise(image: ProductImage) -> bytes:
-    """A `tf.train.Example` as bytes; the same image always gives the same bytes (names in order)."""
+    """Returns a `tf.train.Example` as bytes; the same image always gives the same bytes (names in order)."""
     features = (
         (BYTES_LIST, b"category", image.category.encode()),
         (BYTES_LIST, b"image", image.jpeg),
@@ -51,14 +54,14 @@ def serialise(image: ProductImage) -> bytes:
 
 
 def frame(example: bytes) -> bytes:
-    """The Example in TFRecord framing."""
+    """Returns the Example in TFRecord framing."""
     length = struct.pack("<Q", len(example))
     return length + _masked_crc(length) + example + _masked_crc(example)
 
 
 @functools.lru_cache(2**16)  # 4 µs a record instead of 17: the lengths of a catalogue repeat
 def _head(kind: bytes, name: bytes, size: int) -> bytes:
-    """What stands before a value of `size` bytes in an entry of Features.feature."""
+    """Returns the bytes before a value of `size` bytes in an entry of Features.feature."""
     value = b"\x0a" + _varint(size)
     values = kind + _varint(len(value) + size) + value
     feature = b"\x12" + _varint(len(values) + size) + values
@@ -80,8 +83,8 @@ def _masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def spec() -> dict[str, Any]:
-    """What `tf.io.parse_example` needs to read records."""
+def feature_spec() -> dict[str, "tf.io.FixedLenFeature"]:
+    """Returns the features of a record, as `tf.io.parse_example` takes them."""
     import tensorflow as tf
 
     names = ("product_id", "category", "split", "seller", "image_digest", "image")
@@ -92,24 +95,24 @@ def spec() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring images in one bytes object, which TensorFlow cuts: Python handles none of them alone."""
+    """Neighbouring images in one bytes object, which TensorFlow cuts: no Python runs for each image."""
 
     data: bytes
     starts: np.ndarray  # (n,) int64, bytes from the beginning of `data`
     lengths: np.ndarray  # (n,) int64, bytes
     source: str  # for errors: where it was read
-    examples: bool  # Examples stand there; else JPEGs
+    examples: bool  # whether these are Examples; else JPEGs
 
 
 def read_pieces(folder: Place, rows: "pd.DataFrame") -> Iterator[Piece]:
-    """Records in the order of the rows, neighbours in one read.
+    """Reads records in the order of the rows, neighbours in one read.
 
     Args:
         folder: of the shards.
         rows: file, offset, length (bytes of the frame), as in images.parquet.
 
     Raises:
-        ShelfmarkError: a record does not fit its checksum.
+        ShelfmarkError: a record does not match its checksum.
     """
     file, offset = rows["file"].to_numpy(dtype=object), rows["offset"].to_numpy(np.int64)
     length = rows["length"].to_numpy(np.int64)
@@ -126,7 +129,7 @@ def read_pieces(folder: Place, rows: "pd.DataFrame") -> Iterator[Piece]:
 
 
 def _bounds(file: np.ndarray, offset: np.ndarray, end: np.ndarray) -> list[int]:
-    """Where pieces begin among n records, and n: at another file, at a gap, and at every PIECE bytes."""
+    """Returns where pieces begin among n records, and n: at a new file, at a gap, at every PIECE bytes."""
     jumps = np.flatnonzero((file[1:] != file[:-1]) | (offset[1:] < end[:-1]) | (offset[1:] > end[:-1] + GAP))
     runs = np.concatenate([[0], jumps + 1, [len(file)]]) if len(file) else np.zeros(1, np.int64)
     begin = np.repeat(offset[runs[:-1]], np.diff(runs))
@@ -137,7 +140,7 @@ def _bounds(file: np.ndarray, offset: np.ndarray, end: np.ndarray) -> list[int]:
 
 
 def pieces_of(jpegs: Iterable[bytes], source: str) -> Iterator[Piece]:
-    """JPEGs that are at hand, in pieces of PIECE bytes or one image more.
+    """Yields JPEGs in pieces of PIECE bytes, or up to one image more.
 
     Args:
         jpegs: strict, as records hold them.
@@ -161,15 +164,15 @@ def _joined(jpegs: list[bytes], source: str) -> Piece:
 
 
 def unframe(framed: bytes) -> bytes:
-    """The Example in a TFRecord frame.
+    """Returns the Example in a TFRecord frame.
 
     Raises:
-        ShelfmarkError: length and checksums do not fit.
+        ShelfmarkError: length or checksums do not match.
     """
     example = framed[HEAD:-FOOT]
     if frame(example) != framed:
         raise ShelfmarkError(
-            "a record does not fit its checksum; expected an intact shard; "
+            "a record does not match its checksum; expected an intact shard; "
             "remove the records directory and run again"
         )
     return example

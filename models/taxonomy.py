@@ -18,7 +18,7 @@ import pandas as pd
 
 from features.delimited import header_name, rows_of, sniff
 from features.errors import ShelfmarkError
-from features.product import Paths, level_columns, tidy_name
+from features.product import CategoryPaths, level_columns, tidy_name
 from features.spellings import log_merged
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def guessed_depth(names: np.ndarray) -> np.ndarray:
     return depth
 
 
-def build_taxonomy(paths: Paths, kept: set[str]) -> tuple[Taxonomy, int]:
+def build_taxonomy(paths: CategoryPaths, kept: set[str]) -> tuple[Taxonomy, int]:
     """The tree of the kept categories.
 
     Args:
@@ -158,7 +158,7 @@ def build_taxonomy(paths: Paths, kept: set[str]) -> tuple[Taxonomy, int]:
     return tree, sum(len(times) > 1 for times in counts.values())
 
 
-def homonyms(paths: Paths) -> dict[tuple[str, tuple[str, ...]], str]:
+def homonyms(paths: CategoryPaths) -> dict[tuple[str, tuple[str, ...]], str]:
     """New names, as `Home / Other`, for categories of the same name under different parents.
 
     Args:
@@ -180,7 +180,7 @@ def homonyms(paths: Paths) -> dict[tuple[str, tuple[str, ...]], str]:
     }
 
 
-def read_paths(file: Path) -> Paths:
+def read_paths(file: Path) -> CategoryPaths:
     """Reads the paths of a taxonomy file: `category_id` (or `category`) and levels, see `level_columns`.
 
     Raises:
@@ -202,7 +202,7 @@ def read_paths(file: Path) -> Paths:
     depth = columns.index("depth") if "depth" in columns else None
     numbers = {str(level + 1) for level in range(len(levels))}
     spellings: Counter[str] = Counter()
-    paths = Paths()
+    paths = CategoryPaths()
     for row in rows:
         row += [""] * (len(columns) - len(row))
         name, *path = (tidy_name(row[position]) for position in positions)
@@ -228,7 +228,7 @@ def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
     return list(map(header_name, rows[0].cells)), [row.cells for row in rows[1:]]
 
 
-def _require_one_parent(paths: Paths, file: Path) -> None:
+def _require_one_parent(paths: CategoryPaths, file: Path) -> None:
     several = sorted(homonyms(paths))
     if several:
         category = several[0][0]

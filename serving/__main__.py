@@ -1,6 +1,6 @@
 """The command `shelfmark-serve`: the bundle in service, behind HTTP.
 
-Exit status as of the other commands: 0 done, 1 failed with one `error:` line, 2 wrong usage. TensorFlow and
+Exit status, as for the other commands: 0 done, 1 failed with one `error:` line, 2 wrong usage. TensorFlow and
 FastAPI are imported inside the function: they take seconds, `--help` must not.
 """
 
@@ -19,7 +19,7 @@ log = logging.getLogger("shelfmark")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command and leaves with its exit status; what stands after -- is for Beam's object stores."""
+    """Runs the command and leaves with its exit status; options after -- are for Beam's object stores."""
     logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
     cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     help="Directory with the release in service.",
 )
 @click.option(
-    "--host", default="127.0.0.1", help="Address to listen at; default: 127.0.0.1, for this machine."
+    "--host", default="127.0.0.1", help="Address to listen at; default: 127.0.0.1, for this computer only."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Default: 8000; 0: any free one.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
 def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bool) -> None:
     """Decides over HTTP about products from their photos, with the bundle in service.
 
-    POST /v1/categorize takes the photos of one product in the multipart field images; GET /healthz tells
-    which bundle answers; /docs tells the rest. A later release is served after a restart.
+    POST /v1/categorize takes the photos of one product in the multipart field images; GET /healthz
+    returns which bundle is loaded; /docs describes the rest. A later release is served after a restart.
 
     \b
     Example:
@@ -55,11 +55,11 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
         )
     listener = _bind(host, port)
     if beam:
-        use_beam_options(beam)  # before the workspace is looked at
+        use_beam_options(beam)  # before the workspace is read
     from models.decisions.releases import in_service
 
     releases = place(workspace) / "releases"
-    release = in_service(releases)  # before TensorFlow takes its seconds
+    release = in_service(releases)  # before TensorFlow is imported, which takes seconds
     if release is None:
         raise ShelfmarkError(
             f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
@@ -74,8 +74,8 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
 
     bundle = open_bundle(releases / release)
     app = create_app(bundle)
-    with _expect_free(host, port):  # not so when another server has come here while this one was loading
-        listener.listen()  # only now: until then a caller is refused rather than kept waiting
+    with _expect_free(host, port):  # another server may have taken it while this one was loading
+        listener.listen()  # only now: until then connections are refused rather than kept waiting
     at, port = listener.getsockname()[:2]
     for caveat in bundle.caveats:
         log.warning("%s: %s", release, caveat)
@@ -84,7 +84,7 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A socket with its address; before anything is loaded, so that a taken port is told at once."""
+    """Returns a bound socket; before anything is loaded, so that a port in use is reported at once."""
     with _expect_free(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -95,11 +95,12 @@ def _bind(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _expect_free(host: str, port: int) -> Iterator[None]:
+    """Turns an OSError into a ShelfmarkError that names the address."""
     try:
         yield
     except OSError as error:
         raise ShelfmarkError(
-            f"{host}:{port}: {error.strerror}; expected a free address of this machine; "
+            f"{host}:{port}: {error.strerror}; expected a free address of this computer; "
             "give another --host or --port"
         ) from error
 

@@ -2,7 +2,7 @@
 
     POST /v1/categorize   multipart: images (1 to 16 photos), product_id (optional)
       └─ 64 MiB at most ─► one worker thread: normalise ─► backbone ─► head ─► confidence ─► Decision
-    GET /healthz          answers meanwhile
+    GET /healthz          responds meanwhile
 
 The decision is that of the batch job: both come from models/decisions/. What is loaded at the start stays
 in service until the process ends.
@@ -23,7 +23,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.engines.choose import choose_engine
-from features.images.normalise import LIMITS, Refused
+from features.images.refusal import LIMITS, Refused
 from models.decisions.bundle import Bundle
 from models.decisions.categorizer import categorize_photos
 from serving.form import MOST_PHOTOS, read_form
@@ -33,7 +33,7 @@ MOST_BYTES = 64 << 20  # of a request's body
 BATCH = 4  # photos a step of the backbone: products have one to four, so most cost one step
 REFUSED = "X-Shelfmark-Refused"
 
-FORM: dict[str, Any] = {  # as OpenAPI tells it
+FORM: dict[str, object] = {  # for OpenAPI
     "type": "object",
     "required": ["images"],
     "properties": {
@@ -44,7 +44,7 @@ FORM: dict[str, Any] = {  # as OpenAPI tells it
             "maxItems": MOST_PHOTOS,
             "description": f"Photos of one product, 1 to {MOST_PHOTOS}; the same one twice counts once.",
         },
-        "product_id": {"type": "string", "description": "Comes back in the decision."},
+        "product_id": {"type": "string", "description": "Returned in the decision."},
     },
 }
 BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
@@ -52,7 +52,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
             REFUSED: {
-                "description": "Photos that could not be used, counted from 0, and why: `1:truncated, "
+                "description": "Photos that could not be used, numbered from 0, and why: `1:truncated, "
                 "2:not_an_image`. Absent when there are none.",
                 "schema": {"type": "string"},
             }
@@ -69,7 +69,7 @@ log = logging.getLogger("shelfmark")
 
 
 def create_app(bundle: Bundle) -> FastAPI:
-    """The service of one bundle, with its backbone loaded and warm.
+    """Returns the service of one bundle, with its backbone loaded and warm.
 
     Raises:
         ShelfmarkError: the backbone does not belong to the bundle.
@@ -81,7 +81,7 @@ def create_app(bundle: Bundle) -> FastAPI:
 
     @app.post("/v1/categorize", responses=RESPONSES, openapi_extra=BODY)
     async def categorize(request: Request, response: Response) -> Decision:
-        """Decides about one product from those of its photos that are readable."""
+        """Decides about one product from its readable photos."""
         form = await read_form(request)
         product_id = form.product_id
         try:
@@ -106,13 +106,12 @@ def create_app(bundle: Bundle) -> FastAPI:
 
 
 def _load(bundle: Bundle) -> Decide:
-    """What decides about one product (id, files of its photos), tried out with a black photo."""
+    """Returns what decides about one product (id, files of its photos), after a try with a black photo."""
     engine = choose_engine(bundle.backbone(), BATCH)
 
     def decide(product_id: str | None, files: Sequence[BinaryIO]) -> tuple[Decision, list[Refused | None]]:
-        photos = [file.read() for file in files]  # here: products that wait have their large photos on disk
-        told = product_id or ""
-        table, refusals = categorize_photos(bundle.categorizer, engine, told, photos, LIMITS)
+        photos = [file.read() for file in files]  # here: waiting products keep large photos on disk
+        table, refusals = categorize_photos(bundle.categorizer, engine, product_id or "", photos, LIMITS)
         return decision_of(table, product_id), refusals
 
     decide(None, [BytesIO(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))])
@@ -120,6 +119,7 @@ def _load(bundle: Bundle) -> Decide:
 
 
 def _health(bundle: Bundle) -> Health:
+    """Returns the response of /healthz, which stays the same."""
     return Health(
         status="ok",
         release=bundle.path.name,
@@ -130,9 +130,9 @@ def _health(bundle: Bundle) -> Health:
 
 
 class _BodyLimit:
-    """Answers 413 to a body over MOST_BYTES: before reading it where Content-Length tells, else meanwhile.
+    """Responds 413 to a body over MOST_BYTES: before reading it where Content-Length says so, else meanwhile.
 
-    FastAPI's own max_body_size does as much, but says no more than "Content Too Large".
+    FastAPI's own max_body_size does the same, but its message is only "Content Too Large".
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -159,5 +159,5 @@ class _BodyLimit:
 
 
 def _too_large() -> HTTPException:
-    told = f"more than {MOST_BYTES >> 20} MiB; expected less in one request; send fewer or smaller photos"
-    return HTTPException(413, told)
+    detail = f"more than {MOST_BYTES >> 20} MiB; expected less in one request; send fewer or smaller photos"
+    return HTTPException(413, detail)

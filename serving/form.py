@@ -1,4 +1,4 @@
-"""The body of a request: multipart/form-data (RFC 7578, RFC 2046), read while it comes.
+"""The body of a request: multipart/form-data (RFC 7578, RFC 2046), read as it arrives.
 
 anything                    a preamble, which is skipped
 --edge                      a part: headers, an empty line, bytes
@@ -25,7 +25,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 MOST_PHOTOS = 16  # of one product
-IN_MEMORY = 2**20  # bytes of a photo; a larger one waits on the disk
+IN_MEMORY = 2**20  # bytes of a photo; a larger one is kept on the disk
 MOST_TEXT = 2**20  # bytes of the product_id
 MOST_NAME = 2**10  # bytes of a text that was sent for a photo: mostly its file name
 EXPECTED = (
@@ -36,13 +36,13 @@ EXPECTED = (
 
 @dataclass
 class Form:
-    """What a request holds."""
+    """The content of a request."""
 
     photos: list[BinaryIO] = field(default_factory=list)
     product_id: str | None = None
 
     def close(self) -> None:
-        """Removes what waits on the disk."""
+        """Closes the photos, which removes those on the disk."""
         for photo in self.photos:
             photo.close()
 
@@ -60,7 +60,7 @@ async def read_form(request: Request) -> Form:
         raise HTTPException(400, f"no boundary in Content-Type; {EXPECTED}")
     form = Form()
     try:
-        reader = _Reader(options[b"boundary"], form)
+        reader = _FormReader(options[b"boundary"], form)
         await reader.read(request.stream())
         reader.require_photos()
     except BaseException as error:
@@ -68,17 +68,17 @@ async def read_form(request: Request) -> Form:
         if isinstance(error, FormParserError):
             raise HTTPException(400, f"damaged form: {error}; {EXPECTED}") from error
         if isinstance(error, ClientDisconnect):
-            raise HTTPException(400, "the client has gone") from error
+            raise HTTPException(400, "the client has closed the connection") from error
         raise
     return form
 
 
-class _Reader:
-    """Takes the parts of a body one after the other into a form."""
+class _FormReader:
+    """Reads the parts of a body one after the other into a form."""
 
     def __init__(self, boundary: bytes, form: Form) -> None:
         self._form = form
-        self._photos = 0  # that were there; of too many, only the first are kept
+        self._photos = 0  # received; of too many, only the first are kept
         self._edge = b"\r\n--" + boundary
         self._before = b"\r\n"  # the last bytes of the preamble; an edge at the very beginning is one, too
         self._begun = self._ended = False
@@ -98,7 +98,7 @@ class _Reader:
         )
 
     async def read(self, stream: AsyncIterator[bytes]) -> None:
-        """Takes the whole body, in a thread: writing to the disk would keep other requests waiting."""
+        """Reads the whole body, in a thread: writing to the disk would keep other requests waiting."""
         async for data in stream:
             if data:
                 await run_in_threadpool(self._take, data)
@@ -108,8 +108,8 @@ class _Reader:
         if not self._ended:
             raise HTTPException(400, f"the form ends before its last boundary; {EXPECTED}")
         if self._photos > MOST_PHOTOS:
-            told = f"{self._photos} photos; expected {MOST_PHOTOS} at most; leave some out"
-            raise HTTPException(413, told)
+            detail = f"{self._photos} photos; expected {MOST_PHOTOS} at most; leave some out"
+            raise HTTPException(413, detail)
         if not self._photos:
             raise HTTPException(422, f"no photo in the field images; {EXPECTED}")
 
@@ -154,8 +154,8 @@ class _Reader:
         elif part.name == b"product_id":
             part.text += data[start:end]
             if len(part.text) > MOST_TEXT:
-                told = f"product_id: more than {MOST_TEXT >> 20} MiB; expected less; give a shorter one"
-                raise HTTPException(413, told)
+                detail = f"product_id: more than {MOST_TEXT >> 20} MiB; expected less; give a shorter one"
+                raise HTTPException(413, detail)
 
     def _on_part_end(self) -> None:
         part = self._part
@@ -178,17 +178,17 @@ class _Reader:
 
 @dataclass
 class _Part:
-    """The part that is coming in."""
+    """The part that is being read."""
 
     header: bytearray = field(default_factory=bytearray)
     value: bytearray = field(default_factory=bytearray)
     name: bytes = b""
-    file_name: bytes | None = None  # None: there is none; a photo needs none
+    file_name: bytes | None = None  # None: not given; a photo needs none
     text: bytearray = field(default_factory=bytearray)
     photo: BinaryIO | None = None
 
     def end_header(self) -> None:
-        """Keeps what the finished header tells."""
+        """Keeps name and file name of a finished Content-Disposition."""
         if self.header.lower() == b"content-disposition":
             _, options = parse_options_header(bytes(self.value))
             self.name, self.file_name = options.get(b"name", b""), options.get(b"filename")
@@ -203,7 +203,7 @@ def _decoded(text: bytearray) -> str:
 
 
 def _is_text(data: bytes) -> bool:
-    """Whether a person can read it; no photo can be read."""
+    """Whether it is printable text, which no photo is."""
     try:
         return data.decode().strip().isprintable()
     except UnicodeDecodeError:

@@ -1,9 +1,9 @@
-"""What goes over the wire: the JSON bodies of the HTTP service, as OpenAPI tells them.
+"""The JSON bodies of the HTTP service, one definition for the service and its OpenAPI page.
 
     POST /v1/categorize   200 Decision   400, 413, 422 Problem
     GET  /healthz         200 Health
 
-Numbers that are not there are null, whatever NumPy and pandas call them.
+Missing numbers are null, whatever NumPy and pandas call them.
 """
 
 from typing import Literal
@@ -27,7 +27,7 @@ class Decision(_Body):
     category_path: str | None
     """Its names from coarse to fine, joined by ` / `; null as the category is."""
     confidence: float
-    """Calibrated probability that the category is right, 0 to 1."""
+    """Calibrated probability that the category is correct, 0 to 1."""
     status: Literal["accepted", "review", "unreadable"]
     """`accepted` from the certified threshold on; a person decides about the rest."""
     node: str | None
@@ -46,7 +46,7 @@ class Health(_Body):
     """What is in service."""
 
     status: Literal["ok"]
-    """The bundle is loaded and answers."""
+    """The bundle is loaded and serves requests."""
     release: str
     """Name of its directory under releases/."""
     bundle: str
@@ -65,12 +65,12 @@ class Problem(_Body):
 
 
 def decision_of(decisions: pd.DataFrame, product_id: str | None) -> Decision:
-    """The only row of a table of decisions.
+    """Returns the only row of a table of decisions.
 
     Args:
         decisions: one row, with the columns of models.decisions.categorizer.COLUMNS.
         product_id: as given in the request.
     """
     row = {name: column.iloc[0] for name, column in decisions.items()}
-    told = {name: None if is_scalar(value) and pd.isna(value) else value for name, value in row.items()}
-    return Decision.model_validate(told | {"product_id": product_id})
+    values = {name: None if is_scalar(value) and pd.isna(value) else value for name, value in row.items()}
+    return Decision.model_validate(values | {"product_id": product_id})

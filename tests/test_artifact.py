@@ -196,9 +196,9 @@ def test_same_work_has_the_same_digest_in_two_places_and_in_any_order(tmp_path: 
     ids=lambda change: next(iter(change)),
 )
 def test_other_work_has_another_digest(tmp_path: Path, change: dict[str, Any]) -> None:
-    told: dict[str, Any] = {"kind": "records", "version": 1, "made_from": SOURCE, "summary": {"products": 2}}
+    same: dict[str, Any] = {"kind": "records", "version": 1, "made_from": SOURCE, "summary": {"products": 2}}
     fill(tmp_path / "other")
-    assert seal(tmp_path / "other", **told | change).digest != make(tmp_path / "records").digest
+    assert seal(tmp_path / "other", **same | change).digest != make(tmp_path / "records").digest
 
 
 def test_one_changed_byte_gives_another_digest(tmp_path: Path) -> None:

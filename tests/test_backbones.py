@@ -1,4 +1,4 @@
-"""Backbones give keras.applications' own numbers, and their fingerprint tells which."""
+"""Backbones give keras.applications' own numbers, and their fingerprint identifies them."""
 
 import importlib
 from pathlib import Path
@@ -155,9 +155,9 @@ def test_missing_weights_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["notes.txt", "notes.weights.h5"])
 def test_file_that_holds_no_weights_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("not weights")
-    with pytest.raises(ShelfmarkError, match="do not fit mobilenet at 32 px") as told:
+    with pytest.raises(ShelfmarkError, match="do not fit mobilenet at 32 px") as refused:
         load_backbone("mobilenet", str(tmp_path / name), 32)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_weights_of_another_network_are_refused_in_one_line(
@@ -166,9 +166,9 @@ def test_weights_of_another_network_are_refused_in_one_line(
     mobilenet.save_weights(tmp_path / "mobilenet.weights.h5")
     with pytest.raises(
         ShelfmarkError, match=r"do not fit mobilenet_v2 at 32 px .* give this network"
-    ) as told:
+    ) as refused:
         load_backbone("mobilenet_v2", str(tmp_path / "mobilenet.weights.h5"), 32)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
     assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
 
 
@@ -184,8 +184,8 @@ def test_imagenet_weights_that_cannot_be_downloaded_name_both_ways_out(
         raise Exception("URL fetch failure on https://host/mobilenet.h5: None -- [Errno -2] Name not known")
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", offline)
-    with pytest.raises(ShelfmarkError, match="ImageNet weights of mobilenet cannot be downloaded") as told:
+    with pytest.raises(ShelfmarkError, match="ImageNet weights of mobilenet cannot be downloaded") as refused:
         load_backbone("mobilenet", "imagenet")
-    assert "URL fetch failure" in str(told.value)
-    assert "--weights FILE.weights.h5" in str(told.value)
-    assert "--weights random" in str(told.value)
+    assert "URL fetch failure" in str(refused.value)
+    assert "--weights FILE.weights.h5" in str(refused.value)
+    assert "--weights random" in str(refused.value)

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from features.engines.backbones import Backbone
-from features.engines.choose import Engine, choose_engine, extract
+from features.engines.choose import choose_engine
+from features.engines.engine import Engine, extract
 from features.errors import ShelfmarkError
-from features.images.normalise import Limits
+from features.images.refusal import Limits
 from features.records import pieces_of
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import COLUMNS, Categorizer, categorize_photos, unreadable
@@ -229,7 +230,7 @@ def test_product_without_a_readable_photo_is_unreadable(
 class Corner:
     """An engine whose bottleneck is the colour of the upper left corner."""
 
-    told, batch, size, width = "corner", 2, 8, 3
+    name, batch, size, width = "corner", 2, 8, 3
 
     def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
         for number, pixels in enumerate(batches):

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from features.images.normalise import Refused, normalise
+from features.images.normalise import normalise
+from features.images.refusal import Refused
 from pipeline.demo.drawn_catalogue import DrawnCatalogue, draw_catalogue
 
 

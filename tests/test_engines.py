@@ -13,19 +13,11 @@ import conftest
 import numpy as np
 import pytest
 
-from features.engines import choose as engines
 from features.engines.backbones import Backbone, load_backbone
-from features.engines.choose import (
-    CALIBRATION,
-    Calibration,
-    Engine,
-    OpenVino,
-    choose_engine,
-    extract,
-    in_precision,
-    to_openvino,
-    use_engine,
-)
+from features.engines.choose import choose_engine, use_engine
+from features.engines.engine import Engine, extract
+from features.engines.openvino import CALIBRATION, Int8Calibration, OpenVino, to_openvino
+from features.engines.tensorflow import in_precision
 from features.errors import ShelfmarkError
 from features.records import Piece, pieces_of
 
@@ -113,11 +105,11 @@ def test_networks_with_depthwise_convolutions_take_bfloat16_for_the_other_ones_a
     import keras
 
     layers = list(in_precision(load_backbone(name, "random", 75).model, "bf16")._flatten_layers())
-    told = {
+    dtypes = {
         kind: {layer.compute_dtype for layer in layers if isinstance(layer, kind)}
         for kind in (keras.layers.Conv2D, keras.layers.BatchNormalization, keras.layers.DepthwiseConv2D)
     }
-    assert told == {
+    assert dtypes == {
         keras.layers.Conv2D: {"bfloat16"},
         keras.layers.BatchNormalization: {others},
         keras.layers.DepthwiseConv2D: {"float32"} if name == "mobilenet" else set(),
@@ -141,7 +133,7 @@ def test_image_alone_has_the_bottleneck_that_it_has_in_company(
     engine = made(name, precision)
     together = run(engine, jpegs)
     alone = np.concatenate([run(engine, [jpeg]) for jpeg in jpegs])
-    # TensorFlow's sums depend on the place in the batch on some processors (AMD): the next float16 will do
+    # on some processors (AMD) TensorFlow's sums depend on the position in the batch: one float16 is fine
     nearly = {"rtol": 2**-10, "atol": 2**-24} if name == "tensorflow" else {"rtol": 0, "atol": 0}
     np.testing.assert_allclose(alone, together, **nearly)
     np.testing.assert_allclose(run(engine, jpegs[::-1])[::-1], together, **nearly)
@@ -207,11 +199,11 @@ def test_engine_goes_on_after_a_source_that_failed(
 ) -> None:
     def damaged() -> Iterator[Piece]:
         yield from pieces_of(jpegs[:10], "drawn")
-        raise ShelfmarkError("a record does not fit its checksum")
+        raise ShelfmarkError("a record does not match its checksum")
 
     engine = made(name, precision)
     expected = run(engine, jpegs)
-    with pytest.raises(ShelfmarkError, match=r"^a record does not fit its checksum$"):
+    with pytest.raises(ShelfmarkError, match=r"^a record does not match its checksum$"):
         extract(engine, damaged(), COUNT)
     np.testing.assert_array_equal(run(engine, jpegs), expected)
 
@@ -260,18 +252,18 @@ def test_int8_is_fitted_once_to_the_catalogue_and_kept(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked: list[int] = []
+    requested: list[int] = []
 
     def pieces(most: int) -> Iterator[Piece]:
-        asked.append(most)
+        requested.append(most)
         return pieces_of(jpegs, "drawn")
 
-    kept = Calibration(tmp_path, pieces)
+    kept = Int8Calibration(tmp_path, pieces)
     first = run(choose_engine(backbone, 8, "openvino", "int8", kept), jpegs)
     again = choose_engine(backbone, 8, "openvino", "int8", kept)
-    assert again.told == "openvino int8"
+    assert again.name == "openvino int8"
     np.testing.assert_array_equal(run(again, jpegs), first)
-    assert asked == [CALIBRATION]
+    assert requested == [CALIBRATION]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.bin", "int8.xml"]
     assert 1e-4 < errors(first, reference.astype(np.float16)).max() < 0.2
     assert capsys.readouterr().out == "", "no progress bars among a command's results"
@@ -282,21 +274,21 @@ def test_int8_is_fitted_once_to_the_catalogue_and_kept(
 @needs("nncf")
 def test_int8_of_a_network_that_takes_no_batches_is_refused(jpegs: list[bytes], tmp_path: Path) -> None:
     backbone = conftest.drawn_backbone(0, 32, "efficientnet_b0")
-    kept = Calibration(tmp_path, lambda most: pieces_of(jpegs, "drawn"))
+    kept = Int8Calibration(tmp_path, lambda most: pieces_of(jpegs, "drawn"))
     with pytest.raises(ShelfmarkError, match="cannot batch efficientnetb0 once it is fitted"):
         choose_engine(backbone, 8, "openvino", "int8", kept)
 
 
 @needs("openvino")
 def test_int8_without_images_to_fit_it_to_is_refused(backbone: Backbone) -> None:
-    with pytest.raises(ShelfmarkError, match="no images to fit it to"):
+    with pytest.raises(ShelfmarkError, match="no images to calibrate with"):
         choose_engine(backbone, 8, "openvino", "int8")
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "auto"])
 def test_int8_is_openvinos_alone(backbone: Backbone, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_gpu", lambda: True)
-    with pytest.raises(ShelfmarkError, match=r"tensorflow has none; .* give --engine openvino"):
+    with_gpu(monkeypatch, True)
+    with pytest.raises(ShelfmarkError, match=r"tensorflow does not support it; .* give --engine openvino"):
         choose_engine(backbone, 8, name, "int8")
 
 
@@ -306,35 +298,41 @@ def test_int8_is_openvinos_alone(backbone: Backbone, name: str, monkeypatch: pyt
 def chosen(backbone: Backbone, caplog: pytest.LogCaptureFixture) -> tuple[str, str]:
     """What auto takes, and the line about it."""
     caplog.set_level(logging.INFO, logger="shelfmark")
-    told = choose_engine(backbone, 8).told
-    return told, caplog.records[-1].getMessage()
+    name = choose_engine(backbone, 8).name
+    return name, caplog.records[-1].getMessage()
 
 
 @needs("openvino")
 def test_auto_takes_openvino_where_there_is_no_gpu(
     mobilenet: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engines, "_gpu", lambda: False)
-    told, line = chosen(mobilenet, caplog)
-    assert told == f"openvino {'bf16' if can_bf16() else 'fp32'}"
-    assert line == f"engine: {told}: no GPU, and OpenVINO is installed"
+    with_gpu(monkeypatch, False)
+    name, line = chosen(mobilenet, caplog)
+    assert name == f"openvino {'bf16' if can_bf16() else 'fp32'}"
+    assert line == f"engine: {name}: no GPU, and OpenVINO is installed"
 
 
 def test_auto_takes_tensorflow_in_bf16_on_a_gpu(
     mobilenet: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engines, "_gpu", lambda: True)
+    with_gpu(monkeypatch, True)
     assert chosen(mobilenet, caplog) == ("tensorflow bf16", "engine: tensorflow bf16: TensorFlow sees a GPU")
 
 
 def test_auto_takes_tensorflow_where_nothing_else_is(
     mobilenet: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engines, "_gpu", lambda: False)
+    with_gpu(monkeypatch, False)
     without(monkeypatch, "openvino")
-    told, line = chosen(mobilenet, caplog)
-    assert told == "tensorflow fp32"
+    name, line = chosen(mobilenet, caplog)
+    assert name == "tensorflow fp32"
     assert "no GPU and no OpenVINO; `pip install 'shelfmark[openvino]'`" in line
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """As if TensorFlow saw a GPU, or none."""
+    for module in ("choose", "tensorflow"):
+        monkeypatch.setattr(f"features.engines.{module}.has_gpu", lambda: there)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -354,7 +352,7 @@ def test_engine_that_is_not_installed_names_the_command_that_installs_it(
         choose_engine(mobilenet, 8, package)
 
 
-def test_jax_that_is_not_installed_is_reported_before_anything_is_loaded(
+def test_missing_jax_is_reported_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     without(monkeypatch, "jax")
@@ -388,7 +386,8 @@ ON_JAX = """
 import sys
 import numpy as np
 from features.engines.backbones import load_backbone, start_tensorflow
-from features.engines.choose import choose_engine, extract, use_engine
+from features.engines.choose import choose_engine, use_engine
+from features.engines.engine import extract
 use_engine("jax")
 start_tensorflow()
 import keras
@@ -402,8 +401,8 @@ for precision in ("auto", "bf16"):
     engine = choose_engine(backbone, 8, "auto" if precision == "auto" else "jax", precision)
     found = extract(engine, pieces_of(jpegs, "drawn"), len(jpegs))
     alone = extract(engine, pieces_of(jpegs[-1:], "drawn"), 1)
-    print(engine.told, np.array_equal(alone[0], found[-1]))
-    np.save(folder + "/" + engine.told.replace(" ", "-") + ".npy", found)
+    print(engine.name, np.array_equal(alone[0], found[-1]))
+    np.save(folder + "/" + engine.name.replace(" ", "-") + ".npy", found)
 for other in ("tensorflow", "openvino"):
     try:
         choose_engine(backbone, 8, other)

@@ -295,7 +295,7 @@ def test_a_damaged_record_is_reported(tmp_path):
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(ShelfmarkError, match="a record does not fit its checksum"):
+    with pytest.raises(ShelfmarkError, match="a record does not match its checksum"):
         extract_records(its, Colours(), tmp_path / "store", tmp_path / "bottlenecks", SETTINGS)
 
 

@@ -29,12 +29,14 @@ from test_images import (
     tiff,
 )
 
-from features.images.normalise import FORMATS, REASONS
+from features.images.normalise import FORMATS
+from features.images.refusal import REASONS
 
 # Reads (name, bytes) from a file, writes (name, outcome, JPEG) to another; outcomes are printed with seconds.
 LIMITED = """
 import json, pathlib, pickle, resource, sys, time
-from features.images.normalise import Refused, normalise
+from features.images.normalise import normalise
+from features.images.refusal import Refused
 normalise(pathlib.Path(sys.argv[1]).read_bytes())
 images = pickle.loads(pathlib.Path(sys.argv[2]).read_bytes())
 idle = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
@@ -105,9 +107,9 @@ def scans_in_a_tiff(scans, rows):
     jpeg = jpeg[:last] + jpeg[last:-2] * scans + b"\xff\xd9"
     strips = rows // 64
     numbers = {256: 7100, 257: rows, 258: 8, 259: 7, 262: 1, 277: 1, 278: 64}
-    places = [(273, 4, strips, 1024), (279, 4, strips, 1024 + 4 * strips)]
+    offsets = [(273, 4, strips, 1024), (279, 4, strips, 1024 + 4 * strips)]
     values = struct.pack("<I", 1024 + 8 * strips) * strips + struct.pack("<I", len(jpeg)) * strips
-    return tiff([*((tag, 4, 1, value) for tag, value in numbers.items()), *places], values + jpeg)
+    return tiff([*((tag, 4, 1, value) for tag, value in numbers.items()), *offsets], values + jpeg)
 
 
 def endless_scans(scans):
@@ -159,15 +161,15 @@ if "AVIF" in FORMATS:
 
 def test_hostile_files_are_refused_in_a_second_and_a_gigabyte(tmp_path):
     made = {
-        name: (wanted, make())
-        for name, (wanted, make) in HOSTILE.items()
+        name: (expected, make())
+        for name, (expected, make) in HOSTILE.items()
         if name != "items" or "AVIF" in FORMATS
     }
     files = made | MORE
     found, _ = in_a_gigabyte([(name, data) for name, (_, data) in files.items()], tmp_path)
     outcomes = {name: outcome for name, (outcome, _) in found.items()}
-    wanted = {name: reason for name, (reason, _) in files.items()}
-    assert outcomes | {"APNG, a frame of 2^31": ""} == wanted | {"APNG, a frame of 2^31": ""}
+    expected = {name: reason for name, (reason, _) in files.items()}
+    assert outcomes | {"APNG, a frame of 2^31": ""} == expected | {"APNG, a frame of 2^31": ""}
     assert max(seconds for _, seconds in found.values()) < 1
 
 
@@ -200,8 +202,10 @@ def small_seeds():
         "WEBP animated": animated,
         "WEBP lossless": {"lossless": True},
     }
-    wanted = {format: {} for format in FORMATS} | options
-    seeds = {name: encoded(image, name.split()[0], **more) for name, more in wanted.items() if allowed(name)}
+    expected = {format: {} for format in FORMATS} | options
+    seeds = {
+        name: encoded(image, name.split()[0], **more) for name, more in expected.items() if allowed(name)
+    }
     return seeds | {
         "BMP, runs of 8 bits": bmp(EIGHT, 8),
         "BMP, runs of 4 bits": bmp(FOUR, 4),
@@ -238,7 +242,7 @@ def directory(tiff):
 
 
 def with_checksums(data):
-    """A PNG's chunks with their checksums made right again: else nothing but those would be tested."""
+    """A PNG's chunks with their checksums corrected: otherwise nothing but those would be tested."""
     if not data.startswith(b"\x89PNG"):
         return data
     at, out = 8, bytearray(data)

@@ -16,9 +16,10 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
 
-from features.images import normalise as images
 from features.images.av1 import coded_sizes
-from features.images.normalise import FORMATS, REASONS, Limits, Normalised, Refused, normalise, run_length
+from features.images.bmp import decoded
+from features.images.normalise import FORMATS, Normalised, normalise
+from features.images.refusal import REASONS, Limits, Refused
 
 ORIENTATION = 0x112
 WHITE = (255, 255, 255)
@@ -64,9 +65,9 @@ def pixels(result):
     return np.asarray(result.convert("RGB"), dtype=float)
 
 
-def distance(result, wanted):
+def distance(result, expected):
     """Mean difference of two pictures, 0 to 255; JPEG at 95 stays below 3 on smooth ones."""
-    return np.abs(pixels(result) - pixels(wanted)).mean()
+    return np.abs(pixels(result) - pixels(expected)).mean()
 
 
 def refusal(data, limits=None):
@@ -227,11 +228,11 @@ def test_orientation_is_applied_as_pillow_applies_it(format, orientation):
     if format not in FORMATS:
         pytest.skip("this Pillow has no AVIF")
     data = encoded(photo(), format, exif=exif(orientation))
-    wanted = ImageOps.exif_transpose(opened(data))
+    expected = ImageOps.exif_transpose(opened(data))
     result = normalise(data)
     assert result.kept == (format == "JPEG" and orientation == 1)
-    assert (result.width, result.height) == wanted.size
-    assert distance(result, wanted) < 3
+    assert (result.width, result.height) == expected.size
+    assert distance(result, expected) < 3
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -470,21 +471,21 @@ def test_only_the_first_frame_is_looked_at(format):
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
     assert opened(data).n_frames == 3
     result = normalise(data, SMALL)
-    wanted = frames[0].resize((32, 24), Image.Resampling.BICUBIC)
-    assert distance(result, wanted) < (8 if format == "GIF" else 4)  # a GIF has 256 colours
+    expected = frames[0].resize((32, 24), Image.Resampling.BICUBIC)
+    assert distance(result, expected) < (8 if format == "GIF" else 4)  # a GIF has 256 colours
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize("size", [(129, 80), (65, 300), (1000, 700), (4500, 900), (3, 2500)])
 def test_a_large_picture_is_scaled_down_to_max_side(format, size):
     result = normalise(encoded(photo(*size), format), Limits(max_side=128))
-    wanted = photo(*size)
-    wanted.thumbnail((128, 128))
+    expected = photo(*size)
+    expected.thumbnail((128, 128))
     assert not result.kept
     assert max(result.width, result.height) == 128
-    assert abs(result.width - wanted.width) <= 1 and abs(result.height - wanted.height) <= 1
-    wanted = wanted.resize((result.width, result.height)).convert("L")
-    assert distance(opened(result.jpeg).convert("L"), wanted) < 4
+    assert abs(result.width - expected.width) <= 1 and abs(result.height - expected.height) <= 1
+    expected = expected.resize((result.width, result.height)).convert("L")
+    assert distance(opened(result.jpeg).convert("L"), expected) < 4
 
 
 def test_scaling_is_antialiased():
@@ -500,9 +501,9 @@ def test_scaling_is_antialiased():
 @pytest.mark.parametrize("max_side", [5000, 1000])
 def test_tiles_meet_without_seams(size, max_side):
     result = normalise(encoded(photo(*size), "BMP"), Limits(max_side=max_side))
-    wanted = photo(*size)
-    wanted.thumbnail((max_side, max_side))
-    assert np.abs(pixels(opened(result.jpeg).convert("L")) - pixels(wanted.convert("L"))).max() < 12
+    expected = photo(*size)
+    expected.thumbnail((max_side, max_side))
+    assert np.abs(pixels(opened(result.jpeg).convert("L")) - pixels(expected.convert("L"))).max() < 12
 
 
 def test_a_declared_size_above_the_limit_is_refused_before_decoding():
@@ -546,9 +547,9 @@ BYTES_A_PIXEL = {
 def test_what_takes_more_memory_than_the_limit_is_refused_before_decoding(format, mode, monkeypatch):
     data = encoded(photo().convert(mode.split(";")[0]).convert(mode), format)
     size = 64 * 48 * BYTES_A_PIXEL[format, mode]
-    monkeypatch.setattr(images, "MAX_MEMORY", size)
+    monkeypatch.setattr("features.images.refusal.MAX_MEMORY", size)
     assert normalise(data, SMALL).width == 32
-    monkeypatch.setattr(images, "MAX_MEMORY", size - 1)
+    monkeypatch.setattr("features.images.refusal.MAX_MEMORY", size - 1)
     error = refusal(data, SMALL)
     assert error.reason == "too_large"
     assert error.detail == f"64 × 48 pixels of {format} take {size} bytes; the limit is {size - 1}"
@@ -565,7 +566,8 @@ def test_photos_of_phones_are_accepted(format, size):
 
 MEASURED = """
 import pathlib, resource, sys, time
-from features.images.normalise import Refused, normalise
+from features.images.normalise import normalise
+from features.images.refusal import Refused
 
 data = pathlib.Path(sys.argv[1]).read_bytes()
 started = time.process_time()
@@ -621,8 +623,8 @@ def strips(count):
         (262, 3, 1, 1),
         (278, 3, 1, 1),
     ]
-    places = [(273, 4, count, 1024), (279, 4, count, 1024 + 4 * count)]
-    return tiff(size + places, struct.pack("<I", 8) * count + struct.pack("<I", 1) * count)
+    offsets = [(273, 4, count, 1024), (279, 4, count, 1024 + 4 * count)]
+    return tiff(size + offsets, struct.pack("<I", 8) * count + struct.pack("<I", 1) * count)
 
 
 def avif_items(count):
@@ -678,9 +680,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name != "items" or "AVIF" in FORMATS])
 def test_a_hostile_file_takes_less_than_a_second_and_300_megabytes(name, tmp_path):
-    wanted, data = HOSTILE[name]
+    expected, data = HOSTILE[name]
     outcome, seconds, megabytes = measured(data(), tmp_path)
-    assert outcome == wanted
+    assert outcome == expected
     assert seconds < 1
     assert megabytes < 300
 
@@ -724,9 +726,9 @@ def test_an_animation_of_more_frames_than_the_limit_is_refused(format, monkeypat
         pytest.skip("this Pillow has no AVIF")
     frames = [photo(seed=seed) for seed in range(5)]
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
-    monkeypatch.setattr(images, "MAX_FRAMES", 5)
+    monkeypatch.setattr("features.images.refusal.MAX_FRAMES", 5)
     assert not normalise(data).kept
-    monkeypatch.setattr(images, "MAX_FRAMES", 4)
+    monkeypatch.setattr("features.images.refusal.MAX_FRAMES", 4)
     error = refusal(data)
     assert (error.reason, error.detail) == ("too_large", "5 frames; the limit is 4")
 
@@ -761,12 +763,12 @@ FOUR = bytes([5, 0x11, 0, 0, 0, 3, 0x12, 0x30, 2, 0x22, 0, 0, 0, 2, 2, 0, 3, 0x3
 @pytest.mark.parametrize(("code", "bits"), [(EIGHT, 8), (FOUR, 4)])
 def test_a_bmp_in_run_length_code_is_decoded(code, bits):
     # from the bottom up: a run; single pixels, then a run; a leap of two, then a run
-    wanted = np.array([[0, 0, 3, 3, 3], [1, 2, 3, 2, 2], [1, 1, 1, 1, 1]])
+    expected = np.array([[0, 0, 3, 3, 3], [1, 2, 3, 2, 2], [1, 1, 1, 1, 1]])
     data = bmp(code, bits)
-    plain = opened(run_length.decoded(data))
-    assert np.asarray(plain).tolist() == wanted.tolist()
+    plain = opened(decoded(data))
+    assert np.asarray(plain).tolist() == expected.tolist()
     if bits == 8:  # Pillow takes single pixels of 4 bits in pairs alone
-        assert np.asarray(opened(data)).tolist() == wanted.tolist()
+        assert np.asarray(opened(data)).tolist() == expected.tolist()
     assert normalise(data) == normalise(encoded(plain, "BMP"))
 
 
@@ -801,7 +803,7 @@ def test_any_bmp_in_run_length_code_has_the_pixels_that_were_coded(bits):
         width, height = (int(side) for side in random.integers(1, 20, 2))
         rows = random.choice(4, (height, width), p=[0.7, 0.1, 0.1, 0.1]).tolist()
         data = bmp(run_length_code(rows, bits, random), bits, (width, height))
-        assert np.asarray(opened(run_length.decoded(data))).tolist() == rows[::-1]
+        assert np.asarray(opened(decoded(data))).tolist() == rows[::-1]
         assert normalise(data).width == width
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from conftest import drawn_backbone
 
 from features.engines.backbones import Backbone, load_backbone
-from features.engines.choose import as_converted, to_openvino
+from features.engines.openvino import as_converted, to_openvino
 from features.engines.openvino_graphs import centre, sum_keeping, to_bfloat16, transpose_late
 
 openvino = pytest.importorskip("openvino")
@@ -50,12 +50,12 @@ def test_a_late_transposition_gives_the_same_bottlenecks_bit_for_bit(backbone: B
     shape = (2, backbone.image_size, backbone.image_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     network = as_converted(backbone, request=2)
-    wanted = bottlenecks(network, pixels)
+    expected = bottlenecks(network, pixels)
     assert kinds_of(network)[:3] == ["Parameter", "Convert", "Transpose"]
     transpose_late(network)
     assert kinds_of(network)[:6] == ["Parameter", "Convert", "Multiply", "Add", "Transpose", "Convolution"]
-    np.testing.assert_array_equal(bottlenecks(network, pixels), wanted)
-    assert wanted.any()
+    np.testing.assert_array_equal(bottlenecks(network, pixels), expected)
+    assert expected.any()
 
 
 # A centred depthwise convolution
@@ -67,11 +67,11 @@ def test_a_centred_convolution_gives_the_same_bottlenecks_borders_included(name:
     shape = (2, backbone.image_size, backbone.image_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     network = to_openvino(backbone, request=2)
-    wanted = bottlenecks(network, pixels)
+    expected = bottlenecks(network, pixels)
     centre(first_depthwise(network))
     assert "Pad" in kinds_of(network)[: kinds_of(network).index("GroupConvolution")]
-    np.testing.assert_allclose(bottlenecks(network, pixels), wanted, rtol=1e-4, atol=1e-5 * wanted.max())
-    assert wanted.any()
+    np.testing.assert_allclose(bottlenecks(network, pixels), expected, rtol=1e-4, atol=1e-5 * expected.max())
+    assert expected.any()
 
 
 def test_a_network_without_relu6_stays_as_it_is() -> None:

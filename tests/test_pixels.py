@@ -92,9 +92,9 @@ def test_flipped_pixels_are_mirrored_left_to_right(photo: conftest.Photo) -> Non
 def test_error_of_the_source_of_photos_comes_through_as_it_is(photo: conftest.Photo) -> None:
     def damaged() -> Iterator[Piece]:
         yield from pieces_of([photo(1)], "drawn")
-        raise ShelfmarkError("a record does not fit its checksum")
+        raise ShelfmarkError("a record does not match its checksum")
 
-    with pytest.raises(ShelfmarkError, match=r"^a record does not fit its checksum$"):
+    with pytest.raises(ShelfmarkError, match=r"^a record does not match its checksum$"):
         list(read_pixels(damaged(), 16, 1))
 
 

@@ -54,7 +54,7 @@ def split_by_name(
 
 
 @pytest.mark.parametrize(
-    ("products", "wanted"),
+    ("products", "counts_wanted"),
     [
         (19, (0, 0, 0)),
         (20, (8, 2, 10)),
@@ -67,8 +67,8 @@ def split_by_name(
         (1000, (800, 100, 100)),
     ],
 )
-def test_wanted_counts_are_the_papers(products: int, wanted: tuple[int, int, int]) -> None:
-    assert wanted_counts(products) == wanted
+def test_wanted_counts_are_the_papers(products: int, counts_wanted: tuple[int, int, int]) -> None:
+    assert wanted_counts(products) == counts_wanted
 
 
 def test_wanted_counts_agree_with_decimal_arithmetic_for_every_size() -> None:
@@ -79,17 +79,17 @@ def test_wanted_counts_agree_with_decimal_arithmetic_for_every_size() -> None:
 def test_smaller_categories_may_be_learnt_and_always_have_a_product_to_train_on() -> None:
     small = [wanted_counts(products, min_products=1) for products in range(1, 20)]
     assert small[:4] == [(1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 2)]
-    assert [sum(wanted) for wanted in small] == list(range(1, 20))
+    assert [sum(counts_wanted) for counts_wanted in small] == list(range(1, 20))
     assert min(train for train, _, _ in small) == 1
-    assert min(min(wanted) for wanted in small) == 0
+    assert min(min(counts_wanted) for counts_wanted in small) == 0
 
 
 def test_every_category_of_a_catalogue_is_split_by_the_papers_rule() -> None:
     product_id, category = draw_catalogue(1)
     split = split_by_name(product_id, category, nobody(product_id))
-    told = counts(category, split)
-    assert len(told) == 300
-    for name, parts in told.items():
+    counted = counts(category, split)
+    assert len(counted) == 300
+    for name, parts in counted.items():
         assert parts == paper(int(np.sum(category == name))), name
 
 
@@ -124,7 +124,7 @@ def test_known_product_keeps_its_part_in_another_category_and_takes_a_place_ther
     known[:3], known[3:15] = "val", "test"
     split = split_by_name(ids, np.full(40, "other"), known)
     assert split[:15].tolist() == ["val"] * 3 + ["test"] * 12
-    # wanted 26 / 4 / 10: test is over-full, val has one place left
+    # counts_wanted 26 / 4 / 10: test is over-full, val has room for one
     assert Counter(split[15:].tolist()) == {"val": 1, "train": 24}
 
 

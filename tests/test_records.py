@@ -14,7 +14,7 @@ from tf_records import dataset
 
 from features.errors import ShelfmarkError
 from features.product import ProductImage
-from features.records import Piece, frame, pieces_of, read_pieces, serialise, spec, unframe
+from features.records import Piece, feature_spec, frame, pieces_of, read_pieces, serialise, unframe
 
 SHOE = ProductImage("chaussure-é-鞋", 0, "Fruit/Apple", "train", "", "ab" * 32, b"\xff\xd8 jpeg \x00\xff\xd9")
 
@@ -62,7 +62,7 @@ def test_record_has_tensorflows_bytes_feature_by_feature_in_alphabetical_order(i
 def test_image_index_of_any_size_is_parsed_back(index: int) -> None:
     image = dataclasses.replace(SHOE, image_index=index)
     assert tf.train.Example.FromString(serialise(image)) == example(image)
-    assert tf.io.parse_single_example(serialise(image), spec())["image_index"].numpy() == index
+    assert tf.io.parse_single_example(serialise(image), feature_spec())["image_index"].numpy() == index
 
 
 def test_record_larger_than_a_megabyte_is_tensorflows_too() -> None:
@@ -72,11 +72,11 @@ def test_record_larger_than_a_megabyte_is_tensorflows_too() -> None:
 
 
 def test_spec_parses_every_field_of_a_record() -> None:
-    parsed = tf.io.parse_example([serialise(SHOE)], spec())
-    told = {name: values.numpy()[0] for name, values in parsed.items()}
+    parsed = tf.io.parse_example([serialise(SHOE)], feature_spec())
+    values = {name: values.numpy()[0] for name, values in parsed.items()}
     expected = dataclasses.asdict(SHOE)
     expected["image"] = expected.pop("jpeg")
-    assert told == {
+    assert values == {
         name: value.encode() if isinstance(value, str) else value for name, value in expected.items()
     }
 
@@ -101,14 +101,14 @@ def test_every_flipped_bit_is_refused() -> None:
     for bit in range(8 * len(framed)):
         torn = bytearray(framed)
         torn[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(ShelfmarkError, match="does not fit its checksum"):
+        with pytest.raises(ShelfmarkError, match="does not match its checksum"):
             unframe(bytes(torn))
 
 
 def test_every_cut_record_is_refused() -> None:
     framed = frame(serialise(SHOE))
     for length in range(len(framed)):
-        with pytest.raises(ShelfmarkError, match="does not fit its checksum"):
+        with pytest.raises(ShelfmarkError, match="does not match its checksum"):
             unframe(framed[:length])
 
 
@@ -128,9 +128,9 @@ def write_shards(folder: Path) -> pd.DataFrame:
 
 
 def texts_of(piece: Piece) -> list[bytes]:
-    """What stands at the places that a piece tells: Examples or JPEGs."""
-    places = zip(piece.starts, piece.lengths, strict=True)
-    return [piece.data[start : start + length] for start, length in places]
+    """The Examples or JPEGs of a piece."""
+    spans = zip(piece.starts, piece.lengths, strict=True)
+    return [piece.data[start : start + length] for start, length in spans]
 
 
 def jpegs_of(pieces: Iterable[Piece]) -> list[bytes]:
@@ -186,7 +186,7 @@ def test_reading_from_a_cut_shard_is_refused(tmp_path: Path) -> None:
     rows = write_shards(tmp_path)
     file = tmp_path / "val-0.tfrecord"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ShelfmarkError, match="does not fit its checksum"):
+    with pytest.raises(ShelfmarkError, match="does not match its checksum"):
         list(read_pieces(tmp_path, rows))
 
 
@@ -197,5 +197,5 @@ def test_dataset_gives_parsed_batches_of_all_files(tmp_path: Path) -> None:
     )
     assert [len(batch["image"]) for batch in batches] == [3, 3, 2]
     assert np.concatenate([batch["image"] for batch in batches]).tolist() == rows["jpeg"].tolist()
-    assert {name for batch in batches for name in batch} == set(spec())
+    assert {name for batch in batches for name in batch} == set(feature_spec())
     assert batches[0]["product_id"][0].decode() == "chaussure-é-鞋"

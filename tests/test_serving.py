@@ -25,9 +25,17 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS, load_backbone, start_tensorflow
-from features.engines.choose import Engine, choose_engine, extract
-from features.images.normalise import LIMITS, normalise
+from features.engines.backbones import (
+    BACKBONE,
+    BACKBONE_WEIGHTS,
+    BackboneDescription,
+    load_backbone,
+    start_tensorflow,
+)
+from features.engines.choose import choose_engine
+from features.engines.engine import Engine, extract
+from features.images.normalise import normalise
+from features.images.refusal import LIMITS
 from features.records import pieces_of
 from features.storage.artifact import begin, partial_of, seal
 from features.storage.paths import write_whole
@@ -69,17 +77,18 @@ def make_bundle(path: Path) -> None:
     """A bundle whose head has drawn weights."""
     work = begin(partial_of(path), {})
     conftest.drawn_backbone(seed=0).save_weights(work / BACKBONE_WEIGHTS)
-    told = {"name": "mobilenet", "image_size": 32, "weights": "drawn"}
-    write_whole(work / BACKBONE, json.dumps(told).encode())
+    BackboneDescription("mobilenet", 32, "drawn").write(work / BACKBONE)
     backbone = load_backbone("mobilenet", str(work / BACKBONE_WEIGHTS), 32)
     keras.utils.set_random_seed(5)
     shape = HeadShape(backbone.width, len(GOODS.categories), (16, 8), 0.1, 500.0, backbone.fingerprint)
     Head(shape, build_head(shape)).save(work)
     write_taxonomy(GOODS, work / "taxonomy.csv")
     np.save(work / "sizes.npy", np.full(len(GOODS.categories), 10, np.int32))
-    asked = load_predictor(work)
+    predictor = load_predictor(work)
     certificate = Certificate(0.9, 0.1, 1000, 400, 100, 2, THRESHOLD)
-    rules = DecisionRules(asked.model, asked.labels, 1.0, ConfidenceModel("probability", 0), certificate, 200)
+    rules = DecisionRules(
+        predictor.model, predictor.labels, 1.0, ConfidenceModel("probability", 0), certificate, 200
+    )
     write_whole(work / THRESHOLDS, json.dumps(rules.to_dict()).encode())
     pd.DataFrame({"product_id": ["a"], "split": ["train"]}).to_parquet(work / SPLITS)
     seal(path, kind="bundle", version=1, made_from={}, summary={"independent": True, "weights": "random"})
@@ -131,10 +140,10 @@ def test_decision_is_the_one_made_without_http(
     client: TestClient, bundle: Bundle, engine: Engine, numbers: list[int], status: str | None
 ) -> None:
     photos = [photo(number) for number in numbers]
-    answer = send(client, photos, product_id="mug-7")
-    assert answer.status_code == 200
-    assert answer.json() == decided(bundle, engine, "mug-7", photos)
-    assert status in (None, answer.json()["status"])
+    response = send(client, photos, product_id="mug-7")
+    assert response.status_code == 200
+    assert response.json() == decided(bundle, engine, "mug-7", photos)
+    assert status in (None, response.json()["status"])
 
 
 def test_decision_is_the_one_made_from_bottlenecks(
@@ -149,23 +158,26 @@ def test_decision_is_the_one_made_from_bottlenecks(
 
 
 def test_accepted_decision_names_its_node(client: TestClient) -> None:
-    answer = send(client, [photo(SURE)], product_id="mug-7").json()
-    assert list(answer) == list(COLUMNS)
-    assert answer["product_id"] == "mug-7"
-    assert answer["node"] == answer["category"] == answer["top_categories"][0]
-    assert answer["node_path"] == answer["category_path"] == f"{TREE[answer['node']]} / {answer['node']}"
-    assert answer["node_level"] == 2
+    response = send(client, [photo(SURE)], product_id="mug-7").json()
+    assert list(response) == list(COLUMNS)
+    assert response["product_id"] == "mug-7"
+    assert response["node"] == response["category"] == response["top_categories"][0]
     assert (
-        answer["confidence"] == pytest.approx(answer["top_probabilities"][0]) and answer["confidence"] >= 0.7
+        response["node_path"] == response["category_path"] == f"{TREE[response['node']]} / {response['node']}"
     )
-    assert len(answer["top_categories"]) == len(answer["top_probabilities"]) == 5
+    assert response["node_level"] == 2
+    assert (
+        response["confidence"] == pytest.approx(response["top_probabilities"][0])
+        and response["confidence"] >= 0.7
+    )
+    assert len(response["top_categories"]) == len(response["top_probabilities"]) == 5
 
 
 def test_decision_for_review_has_no_node(client: TestClient) -> None:
-    answer = send(client, [photo(UNSURE)]).json()
-    assert answer["status"] == "review"
-    assert answer["node"] is answer["node_path"] is answer["node_level"] is None
-    assert answer["category_path"] == f"{TREE[answer['category']]} / {answer['category']}"
+    response = send(client, [photo(UNSURE)]).json()
+    assert response["status"] == "review"
+    assert response["node"] is response["node_path"] is response["node_level"] is None
+    assert response["category_path"] == f"{TREE[response['category']]} / {response['category']}"
 
 
 @pytest.mark.parametrize("fields", [{}, {"product_id": ""}])
@@ -179,8 +191,8 @@ def test_product_id_comes_back_as_it_is(client: TestClient) -> None:
 
 def test_names_and_types_of_files_do_not_matter(client: TestClient) -> None:
     files = [("images", ("list.txt", photo(3, "PNG"), "text/plain"))]
-    answer = client.post("/v1/categorize", files=files)
-    assert answer.json() == send(client, [photo(3, "PNG")]).json()
+    response = client.post("/v1/categorize", files=files)
+    assert response.json() == send(client, [photo(3, "PNG")]).json()
 
 
 def test_products_sent_at_once_get_their_own_decisions(client: TestClient) -> None:
@@ -201,9 +213,9 @@ def test_without_threshold_everything_is_for_review(bundle: Bundle) -> None:
 
 def test_one_photo_sent_again_and_again_has_the_confidence_of_one(bundle: Bundle) -> None:
     with TestClient(serving.create_app(counting(bundle, most_images=3))) as client:
-        answers = [send(client, [photo(SURE)] * times).json() for times in (1, 2, 4, 16)]
-        assert answers == [answers[0]] * 4
-        assert answers[0]["confidence"] == 0.5
+        responses = [send(client, [photo(SURE)] * times).json() for times in (1, 2, 4, 16)]
+        assert responses == [responses[0]] * 4
+        assert responses[0]["confidence"] == 0.5
         assert send(client, [photo(0), photo(1), photo(0)]).json()["confidence"] == round(2 / 3, 6)
         sixteen = send(client, [photo(number) for number in range(16)]).json()["confidence"]
         assert sixteen == 0.75
@@ -223,9 +235,9 @@ def counting(bundle: Bundle, most_images: int) -> Bundle:
 
 
 def test_a_photo_sent_twice_is_refused_at_both_places_or_at_none(client: TestClient) -> None:
-    answer = send(client, [b"text", photo(SURE), b"text", photo(SURE)])
-    assert answer.headers["X-Shelfmark-Refused"] == "0:not_an_image, 2:not_an_image"
-    assert answer.json() == send(client, [photo(SURE)]).json()
+    response = send(client, [b"text", photo(SURE), b"text", photo(SURE)])
+    assert response.headers["X-Shelfmark-Refused"] == "0:not_an_image, 2:not_an_image"
+    assert response.json() == send(client, [photo(SURE)]).json()
 
 
 # Bad photos
@@ -238,28 +250,28 @@ def test_a_photo_sent_twice_is_refused_at_both_places_or_at_none(client: TestCli
 def test_product_without_readable_photo_is_unreadable(
     client: TestClient, bundle: Bundle, engine: Engine, data: bytes, reason: str
 ) -> None:
-    answer = send(client, [data], product_id="p")
-    assert answer.status_code == 200
-    assert answer.headers["X-Shelfmark-Refused"] == f"0:{reason}"
-    assert answer.json() == decided(bundle, engine, "p", [data])
+    response = send(client, [data], product_id="p")
+    assert response.status_code == 200
+    assert response.headers["X-Shelfmark-Refused"] == f"0:{reason}"
+    assert response.json() == decided(bundle, engine, "p", [data])
     nothing = dict.fromkeys(("category", "category_path", "node", "node_path", "node_level"))
-    assert answer.json() == {
+    assert response.json() == {
         "product_id": "p", "confidence": 0.0, "status": "unreadable", **nothing,
         "top_categories": [], "top_probabilities": [],
     }  # fmt: skip
 
 
-def test_readable_photos_decide_and_the_others_are_reported(
+def test_readable_photos_decide_and_the_others_are_named(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "shelfmark"):
-        answer = send(client, [photo(SURE), photo(2)[:700], b"text"], product_id="p\n7")
-    assert answer.headers["X-Shelfmark-Refused"] == "1:truncated, 2:not_an_image"
+        response = send(client, [photo(SURE), photo(2)[:700], b"text"], product_id="p\n7")
+    assert response.headers["X-Shelfmark-Refused"] == "1:truncated, 2:not_an_image"
     good = send(client, [photo(SURE)], product_id="p\n7")
-    assert answer.json() == good.json()
+    assert response.json() == good.json()
     assert "X-Shelfmark-Refused" not in good.headers
-    told = [message for message in caplog.messages if "refused" in message]
-    assert [message.partition(": ")[0] for message in told] == [
+    refused = [message for message in caplog.messages if "refused" in message]
+    assert [message.partition(": ")[0] for message in refused] == [
         r"product 'p\n7', photo 1 refused", r"product 'p\n7', photo 2 refused"
     ]  # fmt: skip
 
@@ -280,13 +292,11 @@ def test_readable_photos_decide_and_the_others_are_reported(
     ],
     ids=["nothing", "no images", "JSON", "bare photo", "wrong field", "file as id", "name, not file"],
 )
-def test_request_without_photos_gets_an_error_that_says_what_was_expected(
-    client: TestClient, request_: dict[str, Any]
-) -> None:
-    answer = client.post("/v1/categorize", **request_)
-    assert answer.status_code == 422
-    assert list(answer.json()) == ["detail"]
-    assert "files in the field images; send it as curl -F images=@" in answer.json()["detail"]
+def test_request_without_photos_says_what_was_expected(client: TestClient, request_: dict[str, Any]) -> None:
+    response = client.post("/v1/categorize", **request_)
+    assert response.status_code == 422
+    assert list(response.json()) == ["detail"]
+    assert "files in the field images; send it as curl -F images=@" in response.json()["detail"]
 
 
 def form(*names: str, data: bytes = b"") -> dict[str, Any]:
@@ -297,16 +307,16 @@ def form(*names: str, data: bytes = b"") -> dict[str, Any]:
 
 
 def test_browser_form_without_a_choice_has_no_photo(client: TestClient) -> None:
-    answer = client.post("/v1/categorize", **form(""))
-    assert answer.status_code == 422
-    assert answer.json()["detail"].startswith("no photo in the field images; expected multipart/form-data")
+    response = client.post("/v1/categorize", **form(""))
+    assert response.status_code == 422
+    assert response.json()["detail"].startswith("no photo in the field images; expected multipart/form-data")
 
 
 def test_damaged_form_is_refused(client: TestClient) -> None:
     whole = form("a", data=photo(0))["content"]
-    answer = client.post("/v1/categorize", content=whole, headers={"Content-Type": "multipart/form-data"})
-    assert answer.status_code == 400
-    assert answer.json()["detail"].startswith("no boundary in Content-Type; expected multipart/")
+    response = client.post("/v1/categorize", content=whole, headers={"Content-Type": "multipart/form-data"})
+    assert response.status_code == 400
+    assert response.json()["detail"].startswith("no boundary in Content-Type; expected multipart/")
     cut = client.post("/v1/categorize", **form("a", data=photo(0)) | {"content": whole[:-100]})
     assert cut.status_code == 400
     assert cut.json()["detail"].startswith("the form ends before its last boundary; expected multipart/")
@@ -314,15 +324,15 @@ def test_damaged_form_is_refused(client: TestClient) -> None:
         odd = {"Content-Type": f"multipart/form-data; boundary={edge}"}
         assert client.post("/v1/categorize", content=whole, headers=odd).status_code == 400
     damaged = whole.replace(b"Content-Disposition:", b"Content Disposition")
-    answer = client.post("/v1/categorize", **form("a") | {"content": damaged})
-    assert answer.status_code == 400
-    assert re.match("damaged form: .*files in the field images; send it as curl", answer.json()["detail"])
+    response = client.post("/v1/categorize", **form("a") | {"content": damaged})
+    assert response.status_code == 400
+    assert re.match("damaged form: .*files in the field images; send it as curl", response.json()["detail"])
 
 
-def test_a_text_for_a_photo_is_reported_as_such(client: TestClient) -> None:
-    answer = client.post("/v1/categorize", files={"images": (None, "hello")})
-    assert answer.status_code == 422
-    assert answer.json()["detail"].startswith("images: a text, not a file; expected multipart/form-data")
+def test_a_text_for_a_photo_is_refused_as_such(client: TestClient) -> None:
+    response = client.post("/v1/categorize", files={"images": (None, "hello")})
+    assert response.status_code == 422
+    assert response.json()["detail"].startswith("images: a text, not a file; expected multipart/form-data")
 
 
 NAMELESS = b'--edge\r\nContent-Disposition: form-data; name="images"\r\n\r\n'
@@ -334,10 +344,10 @@ def test_a_photo_needs_no_file_name_whatever_its_size(server: Server) -> None:
     with httpx.Client(base_url=server[1], timeout=60) as client:
         for data in (photo(SURE), large):
             request = form("") | {"content": NAMELESS + data + b"\r\n--edge--"}
-            answer = client.post("/v1/categorize", **request)
-            assert answer.status_code == 200
-            assert answer.json() == send(client, [data]).json()
-            assert answer.json()["status"] != "unreadable"
+            response = client.post("/v1/categorize", **request)
+            assert response.status_code == 200
+            assert response.json() == send(client, [data]).json()
+            assert response.json()["status"] != "unreadable"
 
 
 def test_what_stands_before_the_first_boundary_and_after_the_last_is_skipped(server: Server) -> None:
@@ -351,8 +361,8 @@ def test_what_stands_before_the_first_boundary_and_after_the_last_is_skipped(ser
             body + b"and this after it --edge",
             before + body + before,
         ):
-            answer = client.post("/v1/categorize", **form("") | {"content": content})
-            assert (answer.status_code, answer.json()) == (200, expected)
+            response = client.post("/v1/categorize", **form("") | {"content": content})
+            assert (response.status_code, response.json()) == (200, expected)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -360,21 +370,21 @@ def test_a_form_that_comes_in_small_pieces_is_the_same(client: TestClient, size:
     data = photo(SURE)
     body = b"before\r\n--ed\r\n" + form("a", data=data)["content"]
     pieces = (body[at : at + size] for at in range(0, len(body), size))
-    answer = client.post("/v1/categorize", **form("") | {"content": pieces})
-    assert answer.json() == send(client, [data]).json()
+    response = client.post("/v1/categorize", **form("") | {"content": pieces})
+    assert response.json() == send(client, [data]).json()
 
 
 def test_a_text_that_is_too_long_for_a_product_id_is_refused(client: TestClient) -> None:
-    answer = send(client, [photo(0)], product_id="x" * (2**20 + 1))
-    assert answer.status_code == 413
-    assert answer.json()["detail"].startswith("product_id: more than 1 MiB; expected less")
+    response = send(client, [photo(0)], product_id="x" * (2**20 + 1))
+    assert response.status_code == 413
+    assert response.json()["detail"].startswith("product_id: more than 1 MiB; expected less")
 
 
 def test_sixteen_photos_are_taken_and_seventeen_are_not(client: TestClient) -> None:
     assert send(client, [photo(0)] * 16).status_code == 200
-    answer = send(client, [photo(0)] * 17)
-    assert answer.status_code == 413
-    assert answer.json() == {"detail": "17 photos; expected 16 at most; leave some out"}
+    response = send(client, [photo(0)] * 17)
+    assert response.status_code == 413
+    assert response.json() == {"detail": "17 photos; expected 16 at most; leave some out"}
 
 
 TOO_LARGE = "more than {} MiB; expected less in one request; send fewer or smaller photos"
@@ -386,22 +396,22 @@ def test_large_body_is_refused_by_its_declared_length(client: TestClient) -> Non
     declared = request["headers"] | {"Content-Length": str(limit)}
     assert client.post("/v1/categorize", content=request["content"], headers=declared).status_code == 200
     declared["Content-Length"] = str(limit + 1)
-    answer = client.post("/v1/categorize", content=request["content"], headers=declared)
-    assert (answer.status_code, answer.json()) == (413, {"detail": TOO_LARGE.format(64)})
+    response = client.post("/v1/categorize", content=request["content"], headers=declared)
+    assert (response.status_code, response.json()) == (413, {"detail": TOO_LARGE.format(64)})
 
 
 def test_large_body_is_refused_while_it_comes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "MOST_BYTES", 1 << 20)
     head = form("a")["content"].partition(b"--edge--")[0]
     taken: list[bytes] = []
-    answer: list[Any] = []
+    response: list[Any] = []
 
     async def receive() -> dict[str, Any]:
         taken.append(bytes(1 << 16) if taken else head)
         return {"type": "http.request", "body": taken[-1], "more_body": True}  # for ever
 
     async def tell(message: Any) -> None:
-        answer.append(message)
+        response.append(message)
 
     headers = [(b"content-type", b"multipart/form-data; boundary=edge")]
     scope = {
@@ -412,8 +422,8 @@ def test_large_body_is_refused_while_it_comes(bundle: Bundle, monkeypatch: pytes
         "headers": headers,
     }
     asyncio.run(serving.create_app(bundle)(scope, receive, tell))
-    assert answer[0]["status"] == 413
-    assert json.loads(answer[1]["body"]) == {"detail": TOO_LARGE.format(1)}
+    assert response[0]["status"] == 413
+    assert json.loads(response[1]["body"]) == {"detail": TOO_LARGE.format(1)}
     assert len(taken) == 17
 
 
@@ -422,9 +432,9 @@ def test_large_body_is_refused_while_it_comes(bundle: Bundle, monkeypatch: pytes
 
 def test_health_can_be_seen_without_a_body(server: Server) -> None:
     with httpx.Client(base_url=server[1], timeout=60) as client:
-        answer, whole = client.head("/healthz"), client.get("/healthz")
-    assert (answer.status_code, answer.content) == (200, b"")
-    assert answer.headers["content-length"] == str(len(whole.content))
+        response, whole = client.head("/healthz"), client.get("/healthz")
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-length"] == str(len(whole.content))
 
 
 def test_health_shows_what_is_in_service(client: TestClient, bundle: Bundle) -> None:
@@ -434,7 +444,7 @@ def test_health_shows_what_is_in_service(client: TestClient, bundle: Bundle) -> 
     }  # fmt: skip
 
 
-def test_health_answers_while_a_product_is_at_work(
+def test_health_responds_while_a_product_is_at_work(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, go_on = threading.Event(), threading.Event()
@@ -455,12 +465,12 @@ def test_health_answers_while_a_product_is_at_work(
 
 
 def test_openapi_describes_the_decision(client: TestClient) -> None:
-    told = client.get("/openapi.json").json()
+    schema = client.get("/openapi.json").json()
     assert tuple(Decision.model_fields) == COLUMNS
-    decision = told["components"]["schemas"]["Decision"]
+    decision = schema["components"]["schemas"]["Decision"]
     assert tuple(decision["required"]) == COLUMNS
     assert all("description" in field for field in decision["properties"].values())
-    categorize = told["paths"]["/v1/categorize"]["post"]
+    categorize = schema["paths"]["/v1/categorize"]["post"]
     fields = categorize["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert set(fields) == {"images", "product_id"}
     responses = categorize["responses"]
@@ -499,26 +509,26 @@ def stopped(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, s
 
 
 def test_command_without_release_says_to_retrain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, told = stopped(capsys, "--workspace", str(tmp_path), "--port", "0")
+    status, message = stopped(capsys, "--workspace", str(tmp_path), "--port", "0")
     assert status == 1
-    assert re.fullmatch(r"error: .*: nothing is in service; .* run `shelfmark retrain` first\n", told)
+    assert re.fullmatch(r"error: .*: nothing is in service; .* run `shelfmark retrain` first\n", message)
 
 
 def test_command_with_half_a_bundle_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "releases" / "half").mkdir(parents=True)
     (tmp_path / "releases" / "current").symlink_to("half")
-    status, told = stopped(capsys, "--workspace", str(tmp_path), "--port", "0")
+    status, message = stopped(capsys, "--workspace", str(tmp_path), "--port", "0")
     assert status == 1
-    assert re.fullmatch(r"error: .*half: no finished bundle here; .*\n", told)
+    assert re.fullmatch(r"error: .*half: no finished bundle here; .*\n", message)
 
 
 def test_command_says_that_the_port_is_taken(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        status, told = stopped(capsys, "--workspace", str(workspace), "--port", port)
+        status, message = stopped(capsys, "--workspace", str(workspace), "--port", port)
     assert status == 1
-    assert told == (
-        f"error: 127.0.0.1:{port}: Address already in use; expected a free address of this machine; "
+    assert message == (
+        f"error: 127.0.0.1:{port}: Address already in use; expected a free address of this computer; "
         "give another --host or --port\n"
     )
 
@@ -531,31 +541,33 @@ def test_command_says_that_another_server_took_the_port_while_it_loaded(
         other.bind(("127.0.0.1", 0))
         port = str(other.getsockname()[1])
         monkeypatch.setattr(serving, "create_app", lambda bundle: other.listen())
-        status, told = stopped(capsys, "--workspace", str(workspace), "--port", port)
+        status, message = stopped(capsys, "--workspace", str(workspace), "--port", port)
     assert status == 1
-    assert told == (
-        f"error: 127.0.0.1:{port}: Address already in use; expected a free address of this machine; "
+    assert message == (
+        f"error: 127.0.0.1:{port}: Address already in use; expected a free address of this computer; "
         "give another --host or --port\n"
     )
 
 
 def test_command_says_that_the_host_is_another(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, told = stopped(capsys, "--workspace", str(workspace), "--host", "192.0.2.1")  # RFC 5737: nobody's
+    status, message = stopped(capsys, "--workspace", str(workspace), "--host", "192.0.2.1")  # RFC 5737
     assert status == 1
-    assert re.fullmatch(r"error: 192.0.2.1:8000: .*; give another --host or --port\n", told)
+    assert re.fullmatch(r"error: 192.0.2.1:8000: .*; give another --host or --port\n", message)
 
 
 @pytest.mark.parametrize("arguments", ["", "--workspace w --port 70000", "--workspace w extra"])
 def test_wrong_usage_has_status_two(capsys: pytest.CaptureFixture[str], arguments: str) -> None:
-    status, told = stopped(capsys, *arguments.split())
+    status, message = stopped(capsys, *arguments.split())
     assert status == 2
-    assert told.startswith("Usage: shelfmark-serve")
+    assert message.startswith("Usage: shelfmark-serve")
 
 
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys, serving.__main__; print(*(name.partition('.')[0] for name in sys.modules))"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"tensorflow", "keras", "numpy", "pandas", "fastapi", "uvicorn"} & set(told.stdout.split())
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"tensorflow", "keras", "numpy", "pandas", "fastapi", "uvicorn"} & set(process.stdout.split())
 
 
 @pytest.fixture(scope="module")
@@ -566,9 +578,9 @@ def server(workspace: Path) -> Iterator[Server]:
         limit = threading.Timer(120, process.kill)
         limit.start()
         assert process.stderr is not None
-        told = re.compile(r"2026-W47 is served at (http://127\.0\.0\.1:\d+)\n")
+        line_of = re.compile(r"2026-W47 is served at (http://127\.0\.0\.1:\d+)\n")
         try:
-            address = next(found[1] for line in process.stderr if (found := told.fullmatch(line)))
+            address = next(found[1] for line in process.stderr if (found := line_of.fullmatch(line)))
             limit.cancel()
             yield process, address
         finally:
@@ -586,7 +598,7 @@ def test_server_decides_refuses_and_stops(server: Server, bundle: Bundle, engine
         assert (large.status_code, large.json()) == (413, {"detail": TOO_LARGE.format(64)})
         assert client.get("/healthz").json()["status"] == "ok"
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM
-    assert '"POST /v1/categorize HTTP/1.1" 413' in told
-    assert "Traceback" not in told
+    assert '"POST /v1/categorize HTTP/1.1" 413' in errors
+    assert "Traceback" not in errors

@@ -12,7 +12,7 @@ import pytest
 
 from features.errors import ShelfmarkError
 from features.storage import store as bottlenecks
-from features.storage.store import Digests, Places, Store, StoredRows
+from features.storage.store import Digests, Locations, Store, StoredRows
 
 WIDTH = 6
 
@@ -23,12 +23,12 @@ def digests(*names: str) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(-1, 32)
 
 
-def find(store: Store, *names: str) -> Places:
+def find(store: Store, *names: str) -> Locations:
     return store.find(Digests(digests(*names)))
 
 
-def rows_at(store: Store, places: Places) -> StoredRows:
-    return store.rows(places.names, places.shard, places.row)
+def rows_at(store: Store, locations: Locations) -> StoredRows:
+    return store.rows(locations.names, locations.shard, locations.row)
 
 
 def rows_of(names: str | list[str]) -> np.ndarray:
@@ -47,25 +47,25 @@ def filled(path: Path, *shards: str) -> Store:
 
 def test_what_was_appended_is_found_and_read_in_any_order(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc", "de")
-    for wanted in ("abcde", "edcba", "cadcc", "e", ""):
-        places = find(store, *wanted)
-        read = rows_at(store, places)
-        assert len(read) == len(wanted)
-        if wanted:
-            np.testing.assert_array_equal(read[slice(None)], rows_of(wanted))
+    for expected in ("abcde", "edcba", "cadcc", "e", ""):
+        locations = find(store, *expected)
+        read = rows_at(store, locations)
+        assert len(read) == len(expected)
+        if expected:
+            np.testing.assert_array_equal(read[slice(None)], rows_of(expected))
 
 
 def test_another_job_finds_it_too(tmp_path: Path) -> None:
     filled(tmp_path, "abc")
-    places = find(Store(tmp_path), "b")
-    np.testing.assert_array_equal(rows_at(Store(tmp_path), places)[np.array([0])], rows_of("b"))
+    locations = find(Store(tmp_path), "b")
+    np.testing.assert_array_equal(rows_at(Store(tmp_path), locations)[np.array([0])], rows_of("b"))
 
 
 def test_image_that_the_store_lacks_has_row_minus_one(tmp_path: Path) -> None:
-    places = find(filled(tmp_path, "abc"), "x", "c", "y")
-    assert places.row.tolist() == [-1, 2, -1]
-    assert places.shard.tolist() == [-1, 0, -1]
-    assert places.row.dtype == np.int32
+    locations = find(filled(tmp_path, "abc"), "x", "c", "y")
+    assert locations.row.tolist() == [-1, 2, -1]
+    assert locations.shard.tolist() == [-1, 0, -1]
+    assert locations.row.dtype == np.int32
 
 
 def test_empty_store_lacks_everything(tmp_path: Path) -> None:
@@ -78,10 +78,10 @@ def test_empty_store_lacks_everything(tmp_path: Path) -> None:
 
 def test_image_in_two_shards_is_found_once(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc", "cd")
-    places = find(store, "c", "c")
-    assert len(places.row) == 2
-    assert (places.shard[0], places.row[0]) == (places.shard[1], places.row[1])
-    np.testing.assert_array_equal(rows_at(store, places)[slice(None)], rows_of("cc"))
+    locations = find(store, "c", "c")
+    assert len(locations.row) == 2
+    assert (locations.shard[0], locations.row[0]) == (locations.shard[1], locations.row[1])
+    np.testing.assert_array_equal(rows_at(store, locations)[slice(None)], rows_of("cc"))
 
 
 def test_same_images_give_the_same_shard_again(tmp_path: Path) -> None:
@@ -108,17 +108,17 @@ def test_files_are_plain_npy_and_parquet(tmp_path: Path) -> None:
     assert array.dtype == np.float16
     np.testing.assert_array_equal(array, rows_of("abc"))
     table = pq.read_table(tmp_path / f"{shard}.parquet")
-    wanted = [hashlib.sha256(name.encode()).digest() for name in "abc"]
-    assert table.column("image_digest").to_pylist() == wanted
+    expected = [hashlib.sha256(name.encode()).digest() for name in "abc"]
+    assert table.column("image_digest").to_pylist() == expected
     assert table.schema.metadata[b"engine"] == b"tensorflow float32"
 
 
 def test_shard_that_has_gone_says_to_extract_again(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc")
-    places = find(store, "a")
+    locations = find(store, "a")
     (tmp_path / f"{store.shards()[0]}.npy").unlink()
     with pytest.raises(ShelfmarkError, match=r"\.npy: cannot be read .* run extract again"):
-        rows_at(store, places)
+        rows_at(store, locations)
 
 
 @pytest.mark.parametrize("kept", [0, 60, 140])
@@ -126,16 +126,16 @@ def test_torn_shard_says_to_extract_again(tmp_path: Path, kept: int) -> None:
     store = filled(tmp_path, "abc")
     file = tmp_path / f"{store.shards()[0]}.npy"
     file.write_bytes(file.read_bytes()[:kept])
-    places = find(store, "a")
+    locations = find(store, "a")
     with pytest.raises(ShelfmarkError, match="run extract again"):
-        rows_at(store, places)
+        rows_at(store, locations)
 
 
 def test_place_of_an_image_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc")
-    places = find(store, "x")
+    locations = find(store, "x")
     with pytest.raises(ShelfmarkError, match="run extract again"):
-        rows_at(store, places)
+        rows_at(store, locations)
 
 
 def test_float32_and_wrong_counts_are_refused(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_float32_and_wrong_counts_are_refused(tmp_path: Path) -> None:
 
 def test_rows_are_taken_by_numbers_slices_and_choices(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc", "de")
-    places = find(store, *"abcde")
-    rows = rows_at(store, places)
+    locations = find(store, *"abcde")
+    rows = rows_at(store, locations)
     np.testing.assert_array_equal(rows[np.array([4, 0, 0])], rows_of("eaa"))
     np.testing.assert_array_equal(rows[slice(1, 5, 2)], rows_of("bd"))
     chosen = rows.only(np.array([True, False, False, True, True]))
@@ -161,8 +161,8 @@ def test_rows_are_taken_by_numbers_slices_and_choices(tmp_path: Path) -> None:
 
 def test_rows_are_loaded_where_they_fit_and_stay_on_disk_where_not(tmp_path: Path) -> None:
     store = filled(tmp_path, "abc", "de")
-    places = find(store, *"abcde")
-    rows = rows_at(store, places)
+    locations = find(store, *"abcde")
+    rows = rows_at(store, locations)
     size = 5 * WIDTH * 2  # bytes
     loaded = rows.load(size)
     assert isinstance(loaded, np.ndarray)
@@ -176,24 +176,24 @@ def test_rows_are_loaded_where_they_fit_and_stay_on_disk_where_not(tmp_path: Pat
 def test_digests_are_found_whatever_the_order_the_doubles_and_the_strangers() -> None:
     rng = np.random.default_rng(0)
     known = rng.integers(0, 256, (500, 32), np.uint8)
-    asked = np.concatenate([known[rng.integers(0, 500, 700)], rng.integers(0, 256, (300, 32), np.uint8)])
-    asked = asked[rng.permutation(1000)]
-    place = {digest.tobytes(): row for row, digest in enumerate(known)}
-    number, row = Digests(asked).places_of(known)
+    digests = np.concatenate([known[rng.integers(0, 500, 700)], rng.integers(0, 256, (300, 32), np.uint8)])
+    digests = digests[rng.permutation(1000)]
+    row_of = {digest.tobytes(): row for row, digest in enumerate(known)}
+    number, row = Digests(digests).matches(known)
     found = dict(zip(number.tolist(), row.tolist(), strict=True))
-    wanted = {n: place[digest.tobytes()] for n, digest in enumerate(asked) if digest.tobytes() in place}
-    assert found == wanted and len(number) == len(wanted)
+    expected = {n: row_of[digest.tobytes()] for n, digest in enumerate(digests) if digest.tobytes() in row_of}
+    assert found == expected and len(number) == len(expected)
     seen: set[bytes] = set()
-    first = [not (digest.tobytes() in seen or seen.add(digest.tobytes())) for digest in asked]
-    assert Digests(asked).first.tolist() == first
+    first = [not (digest.tobytes() in seen or seen.add(digest.tobytes())) for digest in digests]
+    assert Digests(digests).first.tolist() == first
 
 
-def test_digests_that_share_their_first_64_bits_are_kept_apart() -> None:
+def test_digests_that_share_their_first_64_bits_are_distinguished() -> None:
     one, two, three = np.zeros((3, 32), np.uint8)
     two[8], three[31] = 1, 1
-    asked = Digests(np.array([two, one, two, three, one, two]))
-    assert asked.first.tolist() == [True, True, False, True, False, False]
-    number, row = asked.places_of(np.array([three, one]))
+    digests = Digests(np.array([two, one, two, three, one, two]))
+    assert digests.first.tolist() == [True, True, False, True, False, False]
+    number, row = digests.matches(np.array([three, one]))
     assert sorted(zip(number.tolist(), row.tolist(), strict=True)) == [(1, 1), (3, 0), (4, 1)]
 
 
@@ -206,8 +206,8 @@ def test_a_shard_of_another_store_is_refused(tmp_path: Path) -> None:
         other.mkdir()
         for file in (tmp_path / "colours-8").glob("*.*"):
             shutil.copy(file, other)
-        wanted = f"bottlenecks of colours-8; expected those of {other.relative_to(tmp_path)}, which"
-        with pytest.raises(ShelfmarkError, match=wanted):
+        expected = f"bottlenecks of colours-8; expected those of {other.relative_to(tmp_path)}; move"
+        with pytest.raises(ShelfmarkError, match=expected):
             find(Store(other), "a")
 
 

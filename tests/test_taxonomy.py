@@ -10,7 +10,7 @@ import pytest
 from features.errors import ShelfmarkError
 from models.heads.hierarchy import HierarchicalScores, hierarchical_scores
 from models.taxonomy import (
-    Paths,
+    CategoryPaths,
     Taxonomy,
     build_taxonomy,
     guessed_depth,
@@ -23,7 +23,7 @@ from models.taxonomy import (
 CDISCOUNT = conftest.SHARED / "data" / "cdiscount" / "category_names.csv"
 
 
-def paths_of(**paths: str) -> Paths:
+def paths_of(**paths: str) -> CategoryPaths:
     """Paths from texts like leek="Food/Vegetables"."""
     return Counter({(category, tuple(path.split("/"))): 1 for category, path in paths.items()})
 
@@ -94,7 +94,7 @@ def test_categories_that_are_not_kept_do_not_change_the_tree() -> None:
 
 
 def test_category_with_several_paths_has_the_most_common_then_the_first() -> None:
-    paths: Paths = Counter(
+    paths: CategoryPaths = Counter(
         {
             ("leek", ("Food", "Fruit")): 2,
             ("leek", ("Food", "Vegetable")): 5,

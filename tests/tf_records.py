@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from features.records import spec
+from features.records import feature_spec
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -14,4 +14,4 @@ def dataset(files: list[Path], batch: int) -> "tf.data.Dataset":
     import tensorflow as tf
 
     examples = tf.data.TFRecordDataset([str(file) for file in files]).batch(batch)
-    return examples.map(lambda serialised: tf.io.parse_example(serialised, spec()))
+    return examples.map(lambda serialised: tf.io.parse_example(serialised, feature_spec()))

@@ -1,7 +1,9 @@
 """Frozen backbones: any network of keras.applications, without its output layer, globally average-pooled.
 
-The fingerprint tells architecture, weights, preprocessing and image size: bottlenecks with the same
+The fingerprint is a hash of architecture, weights, preprocessing and image size: bottlenecks with the same
 fingerprint can be mixed, others never.
+
+    backbone.json   {"name", "image_size", "weights"}, in a bundle/ or backbone/ directory
 """
 
 import hashlib
@@ -13,21 +15,22 @@ import sys
 import tempfile
 import types
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.engines.pixels import RESIZE
 from features.errors import ShelfmarkError
-from features.images.normalise import Limits
+from features.images.refusal import Limits
 from features.storage.paths import write_whole
 
 if TYPE_CHECKING:
     import keras
 
-BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"  # in a bundle/ or backbone/ directory
+BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"
 TUNED = "fine-tuned "  # in backbone.json before the name of the weights that a backbone was tuned from
 IMAGE_SIZES = {  # px, what the weights were trained at; 224 for the rest
     "inceptionv3": 299, "xception": 299, "inceptionresnetv2": 299, "nasnetlarge": 331,
@@ -42,15 +45,19 @@ IMAGE_SIZES = {  # px, what the weights were trained at; 224 for the rest
 class Backbone:
     """A frozen network that turns images into bottlenecks."""
 
-    name: str  # snake case, as asked for
-    weights: str  # "imagenet", "random", or the file's name: for people, the fingerprint tells more
+    name: str  # as in keras.applications, in lower case without underscores
+    weights: str  # "imagenet", "random", or the file's name: for people; the fingerprint identifies them
     image_size: int  # px, height and width
     width: int  # d, numbers in a bottleneck
     fingerprint: str  # name-size-hash; names the directory in the store
     model: "keras.Model"  # (n, size, size, 3) 0..255 → (n, d) float32, preprocessing inside
 
+    def description(self) -> "BackboneDescription":
+        """Returns what backbone.json says of it."""
+        return BackboneDescription(self.name, self.image_size, self.weights)
+
     def bottlenecks(self, pixels: np.ndarray) -> np.ndarray:
-        """(n, size, size, 3) uint8 → (n, d) float32."""
+        """Computes bottlenecks: (n, size, size, 3) uint8 → (n, d) float32."""
         return np.asarray(self.model.predict_on_batch(pixels), dtype=np.float32)
 
     def save_weights(self, file: Path) -> None:
@@ -58,10 +65,29 @@ class Backbone:
         save_weights(self.model.get_layer(self.name), file)
 
 
+@dataclass(frozen=True)
+class BackboneDescription:
+    """What backbone.json holds, in this order."""
+
+    name: str  # as Backbone.name
+    image_size: int  # px
+    weights: str  # as Backbone.weights
+
+    @staticmethod
+    def read(file: Path) -> "BackboneDescription":
+        """Reads backbone.json."""
+        content = json.loads(file.read_text())
+        return BackboneDescription(content["name"], content["image_size"], content["weights"])
+
+    def write(self, file: Path) -> None:
+        """Writes backbone.json."""
+        write_whole(file, json.dumps(asdict(self), indent=1).encode())
+
+
 def save_weights(model: "keras.Model", file: Path) -> None:
     """Writes a model's weights, whole or not at all.
 
-    By way of a scratch directory: a disk that is full under an open HDF5 file ends the process in a segfault.
+    In a scratch directory first: a disk that fills up under an open HDF5 file ends the process in a segfault.
     """
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch, file.name)
@@ -70,13 +96,13 @@ def save_weights(model: "keras.Model", file: Path) -> None:
 
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow without its start-up chatter, and makes its operations deterministic."""
+    """Imports TensorFlow without its start-up messages, and sets its operations to be deterministic."""
     if "tensorflow" in sys.modules:
         import tensorflow as tf
     else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 2)  # some lines are written before any log level is looked at
+        os.dup2(nothing, 2)  # some lines are written before any log level is read
         try:
             import tensorflow as tf
         finally:
@@ -86,8 +112,8 @@ def start_tensorflow() -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def known_backbones() -> dict[str, Any]:
-    """Every network of keras.applications by its lower-case name without underscores."""
+def known_backbones() -> dict[str, Callable[..., "keras.Model"]]:
+    """Returns every network of keras.applications by its lower-case name without underscores."""
     from keras import applications
 
     functions = inspect.getmembers(applications, inspect.isfunction)
@@ -112,21 +138,21 @@ def load_backbone(name: str, weights: str, image_size: int | None = None, seed: 
     networks = known_backbones()
     if key not in networks:
         raise ShelfmarkError(
-            f"backbone {name!r} is unknown; expected one of {', '.join(sorted(networks))}; mend --backbone"
+            f"backbone {name!r} is unknown; expected one of {', '.join(sorted(networks))}; correct --backbone"
         )
     size = image_size or IMAGE_SIZES.get(key, 224)
     keras.utils.set_random_seed(seed)
     network = _build(networks[key], name, weights, size)
     network.trainable = False
     module = importlib.import_module("keras.applications." + networks[key].__module__.rpartition(".")[2])
-    told = {
+    identity = {
         "network": key,
         "size": size,
         "resize": RESIZE,
         "photos": Limits().max_side,
         "weights": _weights_digest(network),
     }
-    digest = hashlib.sha256(repr(sorted(told.items())).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:12]
     return Backbone(
         name=key,
         weights=Path(weights).name,
@@ -137,24 +163,24 @@ def load_backbone(name: str, weights: str, image_size: int | None = None, seed: 
     )
 
 
-def _build(make: Any, name: str, weights: str, size: int) -> "keras.Model":
+def _build(network: Callable[..., "keras.Model"], name: str, weights: str, size: int) -> "keras.Model":
     source: str | None = {"random": None, "imagenet": "imagenet"}.get(weights, weights)
     if source not in (None, "imagenet") and not Path(source).is_file():
         raise ShelfmarkError(
             f"weights {weights}: no such file; expected imagenet, random or a .weights.h5 file; "
-            "mend --weights"
+            "correct --weights"
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns of every layer that does not fit, before it raises
-            return make(include_top=False, pooling="avg", input_shape=(size, size, 3), weights=source)
+            return network(include_top=False, pooling="avg", input_shape=(size, size, 3), weights=source)
     except Exception as error:  # Keras raises bare Exceptions for downloads, ValueError and h5py's for files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if source == "imagenet" and not isinstance(error, ValueError):  # ValueError: the image size, for one
             raise ShelfmarkError(
                 f"ImageNet weights of {name} cannot be downloaded ({reason}); expected a network or a "
                 "cached copy; give --weights FILE.weights.h5 (the network without its top, from "
-                "keras.applications on a machine that has them), or --weights random to try the pipeline "
+                "keras.applications, from a computer that has them), or --weights random to try the pipeline "
                 "with meaningless features"
             ) from error
         raise ShelfmarkError(
@@ -169,7 +195,7 @@ def _with_preprocessing(
 
     pixels = keras.Input((size, size, 3), dtype="float32", name="pixels")
     network.name = name
-    # Keras counts up names over the process, and a weights file holds them
+    # Keras numbers names over the whole process, and a weights file holds them
     for number, layer in enumerate(network.layers):
         layer.name = f"layer_{number}"
     return keras.Model(pixels, network(module.preprocess_input(pixels), training=False))
@@ -184,16 +210,16 @@ def _weights_digest(network: "keras.Model") -> str:
 
 
 def read_backbone(structure: Path, weights: Path, fingerprint: str) -> Backbone:
-    """Reads a backbone back that a bundle/ or backbone/ directory holds.
+    """Reads the backbone of a bundle/ or backbone/ directory.
 
     Raises:
         ShelfmarkError: it is not the one of this fingerprint.
     """
-    told = json.loads(structure.read_text())
-    backbone = load_backbone(told["name"], str(weights), told["image_size"])
+    description = BackboneDescription.read(structure)
+    backbone = load_backbone(description.name, str(weights), description.image_size)
     if backbone.fingerprint != fingerprint:
         raise ShelfmarkError(
             f"{structure.parent}: its backbone has fingerprint {backbone.fingerprint}; expected "
-            f"{fingerprint}; make it again with this version of shelfmark"
+            f"{fingerprint}; run extract and train again with this version"
         )
-    return replace(backbone, weights=told["weights"])
+    return replace(backbone, weights=description.weights)

@@ -3,8 +3,8 @@
     Piece ─► cut ─► batch ─► parse the Examples ─► decode, resize, round ─► (batch, size, size, 3) uint8
                              `────── batches side by side, on the CPU ──────´
 
-Python sees a piece of some megabytes and a batch of pixels, no image alone: 0.8 ms of a core for an image of
-180 px at 299 instead of 1.1 with a generator of JPEGs.
+Python handles pieces of some megabytes and batches of pixels, no single image: 0.8 ms of a core for an image
+of 180 px at 299 instead of 1.1 with a generator of JPEGs.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.errors import ShelfmarkError
-from features.records import Piece, spec
+from features.records import Piece, feature_spec
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -31,60 +31,76 @@ def read_pixels(pieces: Iterable[Piece], size: int, batch: int, flip: bool = Fal
     Args:
         pieces: of strict JPEGs.
         size: px.
-        batch: images; a short last batch is filled up with black, so that every batch runs the same kernels.
+        batch: images; a short last batch is filled with black, so that every batch runs the same kernels.
         flip: mirror them, left to right.
 
     Yields:
         (batch, size, size, 3) uint8.
 
     Raises:
-        ShelfmarkError: an image cannot be decoded, which ingest had decoded.
+        ShelfmarkError: an image that ingest had decoded cannot be decoded.
         Exception: whatever `pieces` raises.
     """
     import tensorflow as tf
 
-    failures: list[Exception] = []
-    sources: list[tuple[int, int, str]] = []  # first image, the one after the last, source
+    source = _Source(pieces)
+    done = 0
+    try:
+        for images in _batches(source, size, batch, flip):
+            yield images
+            done += batch
+    except tf.errors.InvalidArgumentError as error:
+        raise ShelfmarkError(
+            f"{', '.join(source.names(done, done + batch))}: an image cannot be decoded; expected JPEGs that "
+            "ingest has decoded; remove the records directory and run again"
+        ) from error
+    if source.failure is not None:
+        raise source.failure
 
-    def told() -> Iterator[tuple[bytes, np.ndarray, np.ndarray, bool]]:
+
+class _Source:
+    """Pieces as TensorFlow reads them, in its own thread; keeps the failure and the sources of the images."""
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        self.failure: Exception | None = None
+        self._pieces = pieces
+        self._read: list[tuple[int, int, str]] = []  # first image, the one after the last, source
+
+    def __call__(self) -> Iterator[tuple[bytes, np.ndarray, np.ndarray, bool]]:
+        """Yields data, starts, lengths and kind of each piece."""
         images = 0
         try:
-            for piece in pieces:
-                sources.append((images, images + len(piece.starts), piece.source))
+            for piece in self._pieces:
+                self._read.append((images, images + len(piece.starts), piece.source))
                 images += len(piece.starts)
                 yield piece.data, piece.starts, piece.lengths, piece.examples
-        except Exception as error:  # TensorFlow would make an UnknownError of twenty lines of it
-            failures.append(error)
+        except Exception as error:  # TensorFlow would turn it into an UnknownError of twenty lines
+            self.failure = error
+
+    def names(self, first: int, end: int) -> list[str]:
+        """Returns the sources of these images, each once."""
+        return list(dict.fromkeys(name for begin, stop, name in self._read if begin < end and stop > first))
+
+
+def _batches(source: _Source, size: int, batch: int, flip: bool) -> Iterator[np.ndarray]:
+    """Starts TensorFlow's threads; returns (batch, size, size, 3) uint8 in order."""
+    import tensorflow as tf
 
     numbers = tf.TensorSpec([None], tf.int64)
     signature = (tf.TensorSpec([], tf.string), numbers, numbers, tf.TensorSpec([], tf.bool))
-    done = 0
     with tf.device("cpu"):
-        texts = tf.data.Dataset.from_generator(told, output_signature=signature).flat_map(_cut)
+        texts = tf.data.Dataset.from_generator(source, output_signature=signature).flat_map(_cut)
         pixels = texts.batch(batch).map(
             lambda texts, examples: _pixels(_jpegs(texts, examples), size, batch, flip),
             num_parallel_calls=os.cpu_count(),
             deterministic=True,
         )
-        batches = pixels.prefetch(2).with_options(_untuned()).as_numpy_iterator()
-    try:
-        for images in batches:
-            yield images
-            done += batch
-    except tf.errors.InvalidArgumentError as error:
-        within = dict.fromkeys(
-            source for first, end, source in sources if first < done + batch and end > done
-        )
-        raise ShelfmarkError(
-            f"{', '.join(within)}: an image cannot be decoded; expected JPEGs that ingest has decoded; "
-            "remove the records directory and run again"
-        ) from error
-    if failures:
-        raise failures[0]
+        batches: Iterator[np.ndarray] = pixels.prefetch(2).with_options(_untuned()).as_numpy_iterator()
+    return batches
 
 
 def _untuned() -> "tf.data.Options":
-    """Without tf.data's own tuning, whose thread is waited for at the end of every shard, for up to 1.4 s."""
+    """Returns options without tf.data's tuning: ending its thread takes up to 1.4 s a shard."""
     import tensorflow as tf
 
     options = tf.data.Options()
@@ -95,25 +111,25 @@ def _untuned() -> "tf.data.Options":
 def _cut(
     data: "tf.Tensor", starts: "tf.Tensor", lengths: "tf.Tensor", examples: "tf.Tensor"
 ) -> "tf.data.Dataset":
-    """A piece → its texts, one by one: with vectors `substr` would copy the whole piece for each of them."""
+    """Cuts a piece into its texts, one by one: on vectors, `substr` copies the whole piece for each text."""
     import tensorflow as tf
 
-    places = tf.data.Dataset.from_tensor_slices((starts, lengths))
-    return places.map(lambda start, length: (tf.strings.substr(data, start, length), examples))
+    spans = tf.data.Dataset.from_tensor_slices((starts, lengths))
+    return spans.map(lambda start, length: (tf.strings.substr(data, start, length), examples))
 
 
 def _jpegs(texts: "tf.Tensor", examples: "tf.Tensor") -> "tf.Tensor":
-    """(n,) Examples or JPEGs, all of one kind → (n,) JPEGs."""
+    """Parses (n,) Examples, or takes (n,) JPEGs, all of one kind → (n,) JPEGs."""
     import tensorflow as tf
 
-    parsed = {"image": spec()["image"]}
+    parsed = {"image": feature_spec()["image"]}
     return tf.cond(examples[0], lambda: tf.io.parse_example(texts, parsed)["image"], lambda: texts)
 
 
 def _pixels(jpegs: "tf.Tensor", size: int, batch: int, flip: bool) -> "tf.Tensor":
-    """(n,) JPEGs, n up to `batch` → (batch, size, size, 3) uint8, black at the end.
+    """Decodes (n,) JPEGs, n up to `batch` → (batch, size, size, 3) uint8, black at the end.
 
-    Each is resized alone: to resize a batch of one size together was no quicker (0.86 ms instead of 0.78).
+    Each is resized alone: resizing a batch of equal sizes together was not quicker (0.86 ms instead of 0.78).
     """
     import tensorflow as tf
 

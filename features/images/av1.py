@@ -1,29 +1,27 @@
-"""What the AV1 inside an AVIF says of its size: the decoder allocates that, whatever the file around it says.
+"""The size that the AV1 inside an AVIF declares, which the decoder allocates: not what its container says.
 
     iloc    where each item's bytes are, in the file or in the box idat
     stco    where each chunk of a film is (co64: offsets of 8 bytes)
     OBU     a piece of AV1: a byte with its kind, its size, its content; the sequence header has the size
 
 https://aomediacodec.github.io/av1-spec (5.3 to 5.5), ISO/IEC 14496-12 (iloc, stco). A frame of 16,384 ×
-16,384 pixels takes 3 kB, and the decoder 1 GB and a second, though the file around it says 64 × 64.
+16,384 pixels takes 3 kB, and the decoder 1 GB and a second, though the container says 64 × 64.
 """
 
 import re
 from collections.abc import Callable, Iterator
 
+from features.images.refusal import Refused
+
 SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6  # kinds of OBU
 LISTS = re.compile(b"iloc|stco|co64")
-MOST_PLACES = 2000  # 130 µs each at the most; a grid of a phone's photo has under 100
-MOST_OBUS = 4  # looked at before the first frame: two are usual
+MAX_ITEMS = 2000  # 130 µs each at the most; a grid of a phone's photo has under 100
+MAX_OBUS = 4  # read before the first frame: two are usual
 HEADER_BYTES = 64  # of a sequence header; 10 are usual
 
 
-class TooManyPlaces(ValueError):
-    """Over MOST_PLACES."""
-
-
 def coded_sizes(avif: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Width and height (pixels) in the sequence header at each place where a picture begins.
+    """Yields width and height (pixels) in the sequence header of each picture.
 
     Args:
         avif: the whole file.
@@ -31,12 +29,12 @@ def coded_sizes(avif: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
         end: and where it ends.
 
     Raises:
-        TooManyPlaces: see there.
+        Refused: over MAX_ITEMS items or chunks.
     """
-    for number, at in enumerate(_places(avif, start, end)):
-        if number == MOST_PLACES:
-            raise TooManyPlaces(f"over {MOST_PLACES} items or chunks")
-        for _ in range(MOST_OBUS):
+    for number, at in enumerate(_offsets(avif, start, end)):
+        if number == MAX_ITEMS:
+            raise Refused("too_large", f"over {MAX_ITEMS} items or chunks")
+        for _ in range(MAX_OBUS):
             if at >= len(avif):
                 break
             kind, extended, sized = avif[at] >> 3 & 15, avif[at] >> 2 & 1, avif[at] >> 1 & 1
@@ -49,8 +47,8 @@ def coded_sizes(avif: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
             at += size
 
 
-def _places(avif: bytes, start: int, end: int) -> Iterator[int]:
-    """Offsets of the bytes of items, and of a film's chunks."""
+def _offsets(avif: bytes, start: int, end: int) -> Iterator[int]:
+    """Yields the offsets of the items' bytes, and of a film's chunks."""
     idat = avif.find(b"idat", start, end) + 4
     for box in LISTS.finditer(avif, start, end):
         at = box.end()
@@ -59,8 +57,8 @@ def _places(avif: bytes, start: int, end: int) -> Iterator[int]:
         else:
             size = 4 if box[0] == b"stco" else 8
             count = int.from_bytes(avif[at + 4 : at + 8])
-            for place in range(at + 8, min(at + 8 + size * count, end), size):
-                yield int.from_bytes(avif[place : place + size])
+            for entry in range(at + 8, min(at + 8 + size * count, end), size):
+                yield int.from_bytes(avif[entry : entry + size])
 
 
 def _items(avif: bytes, at: int, end: int, idat: int) -> Iterator[int]:
@@ -82,18 +80,18 @@ def _items(avif: bytes, at: int, end: int, idat: int) -> Iterator[int]:
 
 
 def _leb128(data: bytes, at: int) -> tuple[int, int]:
-    """A number in 7 bits a byte, the low ones first, and where it ends."""
+    """Returns a number of 7 bits a byte, the low ones first, and where it ends."""
     value = 0
-    for place in range(8):
-        byte = data[at + place] if at + place < len(data) else 0
-        value |= (byte & 0x7F) << 7 * place
+    for index in range(8):
+        byte = data[at + index] if at + index < len(data) else 0
+        value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
             break
-    return value, at + place + 1
+    return value, at + index + 1
 
 
 def _frame_size(header: bytes) -> tuple[int, int]:
-    """Width and height in a sequence header; (0, 0) where it is too short."""
+    """Returns width and height in a sequence header; (0, 0) where it is too short."""
     bits = "".join(f"{byte:08b}" for byte in header)
     at = 0
 
@@ -122,7 +120,7 @@ def _frame_size(header: bytes) -> tuple[int, int]:
 
 
 def _timing(read: Callable[[int], int]) -> int:
-    """Bits of each delay of the decoder's model, 0 without one; read past what is said of time before it."""
+    """Reads past the timing; returns the bits of each delay of the decoder's model, 0 without one."""
     if not read(1):
         return 0
     read(64)

@@ -1,6 +1,6 @@
 """ICC profiles: whether following one changes colours, and a picture in sRGB.
 
-Which profile is sRGB's own is seen by what it does, not by its name: there are a dozen names for sRGB, and
+Whether a profile is sRGB's own is found by applying it, not by its name: there are a dozen names for it, and
 Android calls Display P3 "Display P3 Gamut with sRGB Transfer".
 """
 
@@ -19,7 +19,7 @@ LEVELS = np.arange(0, 256, 15, dtype=np.uint8)  # (18,)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None, mode: str) -> Image.Image:
-    """RGB by the embedded ICC profile; as it is without one, with sRGB's own, a damaged or a huge one.
+    """Returns RGB by the ICC profile; unchanged without one, or with sRGB's, a damaged or a huge one.
 
     Args:
         image: RGB (grey ones too) or CMYK.
@@ -31,7 +31,7 @@ def to_srgb(image: Image.Image, profile: bytes | None, mode: str) -> Image.Image
     return image.convert("RGB") if followed is None else followed
 
 
-@lru_cache(maxsize=8)  # a source's photos have few profiles, and looking at one takes 2 ms; at most 32 MB
+@lru_cache(maxsize=8)  # a source's photos have few profiles, and testing one takes 2 ms; at most 32 MB
 def changes_colours(profile: bytes, mode: str) -> bool:
     """Whether an ICC profile fits pictures of `mode` ("L", "RGB" or "CMYK"), and is other than sRGB's own."""
     if not profile or len(profile) > MOST_BYTES:
@@ -48,7 +48,7 @@ def changes_colours(profile: bytes, mode: str) -> bool:
 def _followed(
     image: Image.Image, profile: bytes, mode: str, flags: ImageCms.Flags = ImageCms.Flags.NONE
 ) -> Image.Image | None:
-    """None where the profile cannot be read, or is for other colours: such a photo is still a photo."""
+    """Returns the picture in sRGB; None where the profile cannot be read, or is for other colours."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         kind = MODES.get(source.profile.xcolor_space.strip())

@@ -1,4 +1,4 @@
-"""What an image says of its own size, read from its bytes before any decoder sees them.
+"""The size that an image declares, read from its bytes before any decoder opens it.
 
 Decoders allocate while they open: libwebp two canvases, Pillow's GIF reader what a frame is disposed of to.
 
@@ -7,7 +7,7 @@ Decoders allocate while they open: libwebp two canvases, Pillow's GIF reader wha
     BMP    byte 18                                width, height: 4 bytes each, signed; 2 in OS/2's
     WebP   VP8X, VP8L or VP8 at byte 12           24, 14 and 14 bits each
     AVIF   every ispe in its directory            4 bytes each
-    TIFF   tags 256, 257; tiles: 322, 323         see features/images/normalise.py, which reads its directory
+    TIFF   tags 256, 257; tiles: 322, 323         see features/images/tiff.py, which reads its directory
     JPEG   simplejpeg and Pillow read its header alone
 """
 
@@ -18,7 +18,7 @@ ISPE = re.compile(rb"ispe.{4}(.{4})(.{4})", re.DOTALL)
 
 
 def declared_sizes(data: bytes) -> list[tuple[int, int]]:
-    """Widths and heights (pixels) that the header of an image of any of these formats names; [] of others.
+    """Returns the widths and heights (pixels) that the header of an image names; [] for other formats.
 
     >>> declared_sizes(b"GIF89a" + struct.pack("<HH", 640, 480) + bytes(9))
     [(640, 480)]
@@ -35,7 +35,7 @@ def declared_sizes(data: bytes) -> list[tuple[int, int]]:
         if data[4:8] == b"ftyp":
             return [(int.from_bytes(width), int.from_bytes(height)) for width, height in ISPE.findall(data)]
     except struct.error:
-        pass  # the file ends within: whoever opens it says so
+        pass  # the file ends within: opening it reports that
     return []
 
 

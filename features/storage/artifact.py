@@ -6,9 +6,10 @@
 
 Work happens in `<name>.partial`; `seal` writes the manifest and renames. On an object store, which cannot
 rename, it happens where the artifact will stand, and the manifest alone is the mark. Nothing in a manifest
-depends on the time, the place or the machine, so the same work has the same digest.
+depends on the time, the directory or the computer, so the same work has the same digest.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,42 +17,60 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from features.errors import ShelfmarkError
 from features.storage.paths import MARK, Place, local, remove, sizes, write_whole
 
 INPUTS = "made_from.json"  # in a working directory: what the work in progress is made from
-TOLD = "_digests.json"  # there, too: size and sha256 of files that were told while they were written
+KNOWN_DIGESTS = "_digests.json"  # there, too: the FileEntry of files that were digested while written
 
 
-@dataclass(frozen=True)
-class Artifact:
+class FileEntry(TypedDict):
+    """What a manifest says of a file."""
+
+    size: int  # bytes
+    sha256: str  # hex
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What manifest.json holds, in this order."""
+
+    kind: str
+    version: int
+    made_from: Mapping[str, str]  # name of an input → its digest; sorted by name
+    summary: Mapping[str, Any]  # typed by the stage that writes it, see pipeline/job/summaries.py
+    files: Mapping[str, FileEntry]
+
+    def to_json(self) -> bytes:
+        """Returns the bytes of manifest.json, whose sha256 is the artifact's digest."""
+        return json.dumps(dataclasses.asdict(self), indent=1).encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact(Manifest):
     """A finished directory and what its manifest says."""
 
     path: Place
-    kind: str
-    version: int
-    made_from: Mapping[str, str]
-    summary: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]
     digest: str  # sha256 of the manifest, which holds the sha256 of every file
 
     def file(self, name: str) -> Path:
-        """One of the artifact's files, on the disk; ShelfmarkError when the manifest has no such file."""
+        """Returns the local path of a file; ShelfmarkError when the manifest does not list it."""
         if name not in self.files:
             raise ShelfmarkError(
-                f"{self.path}: no file {name!r} in its manifest; remove the directory and run again"
+                f"{self.path}: no file {name!r} in its manifest; expected it among the results; "
+                "remove the directory and run again"
             )
         return local(self.path / name)
 
     def folder(self) -> Path:
-        """Its directory on the disk: its own, or a copy of the remote one."""
+        """Returns a local directory: the artifact's own, or a copy of the remote one."""
         return local(self.path)
 
 
-def digest_of(value: Any) -> str:
-    """Sha256 (hex) of a JSON-able value, independent of the order of keys.
+def digest_of(value: object) -> str:
+    """Returns the sha256 (hex) of a JSON-able value, independent of the order of keys.
 
     >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
     True
@@ -60,25 +79,25 @@ def digest_of(value: Any) -> str:
 
 
 def file_digest(path: Place) -> str:
-    """Sha256 (hex) of a file's bytes."""
+    """Returns the sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
 
 
 def find_artifact(path: Place) -> Artifact | None:
-    """The finished artifact at `path`; None where there is none, or a file has gone or changed its size."""
+    """Returns the finished artifact at `path`; None without one, or when a file is missing or resized."""
     try:
         text = (path / MARK).read_bytes()
         artifact = Artifact(path=path, digest=hashlib.sha256(text).hexdigest(), **json.loads(text))
         found = sizes(path)
-        whole = all(found.get(name) == told["size"] for name, told in artifact.files.items())
+        whole = all(found.get(name) == entry["size"] for name, entry in artifact.files.items())
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # from ValueError on: the manifest is somebody else's
+        return None  # from ValueError on: not a manifest of ours
     return artifact if whole else None
 
 
 def open_artifact(path: Place, kind: str) -> Artifact:
-    """The finished artifact at `path`.
+    """Returns the finished artifact at `path`.
 
     Raises:
         ShelfmarkError: nothing finished is there, or it is of another kind.
@@ -87,7 +106,7 @@ def open_artifact(path: Place, kind: str) -> Artifact:
     if artifact is None:
         raise ShelfmarkError(
             f"{path}: no finished {kind} here; expected a manifest.json and its files; "
-            "run the stage that makes it"
+            "run the stage that writes it"
         )
     if artifact.kind != kind:
         raise ShelfmarkError(
@@ -97,25 +116,25 @@ def open_artifact(path: Place, kind: str) -> Artifact:
 
 
 def partial_of(path: Place) -> Place:
-    """The directory in which the work for `path` goes on."""
+    """Returns the working directory for `path`."""
     return path.with_name(path.name + ".partial") if isinstance(path, Path) else path
 
 
 def begin(partial: Place, made_from: Mapping[str, str]) -> Place:
-    """Opens a working directory: one made from the same inputs goes on, another one is emptied."""
-    told = json.dumps(dict(made_from), sort_keys=True)
+    """Opens a working directory: kept when it was made from the same inputs, else emptied."""
+    text = json.dumps(dict(made_from), sort_keys=True)
     inputs = partial / INPUTS
-    if not inputs.is_file() or inputs.read_text() != told:
+    if not inputs.is_file() or inputs.read_text() != text:
         remove(partial)
         partial.mkdir(parents=True)
-        write_whole(inputs, told.encode())
+        write_whole(inputs, text.encode())
     return partial
 
 
 def seal(
     path: Place, *, kind: str, version: int, made_from: Mapping[str, str], summary: Mapping[str, Any]
 ) -> Artifact:
-    """Finishes the work in `partial_of(path)`: removes what is no result, writes the manifest, renames it.
+    """Finishes the work in `partial_of(path)`: removes working files, writes the manifest, renames it.
 
     Files that end in `.tmp`, and files and directories whose name begins with `_`, are working files. What
     stood at `path` before is removed.
@@ -123,29 +142,31 @@ def seal(
     partial = partial_of(path)
     there = sizes(partial)
     files = _results(partial, there)  # before anything is removed: it takes minutes, a killed job goes on
-    manifest = {
-        "kind": kind,
-        "version": version,
-        "made_from": dict(sorted(made_from.items())),
-        "summary": dict(summary),
-        "files": files,
-    }
+    manifest = Manifest(
+        kind=kind,
+        version=version,
+        made_from=dict(sorted(made_from.items())),
+        summary=dict(summary),
+        files=files,
+    )
     for name in there.keys() - files.keys():
         (partial / name).unlink(missing_ok=True)
     for folder in partial.glob("_*"):  # empty now; an object store has none
         remove(folder)
-    write_whole(partial / MARK, json.dumps(manifest, indent=1).encode())
+    write_whole(partial / MARK, manifest.to_json())
     if isinstance(path, Path):
         remove(path)  # a directory cannot be renamed over a full one
         os.rename(cast(Path, partial), path)
     return open_artifact(path, kind)
 
 
-def _results(partial: Place, there: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file that stays, by its name below `partial`."""
-    told = json.loads((partial / TOLD).read_bytes()) if TOLD in there else {}
+def _results(partial: Place, there: dict[str, int]) -> dict[str, FileEntry]:
+    """Returns size and sha256 of every file that stays, by its name below `partial`."""
+    known: dict[str, FileEntry] = {}
+    if KNOWN_DIGESTS in there:
+        known = json.loads((partial / KNOWN_DIGESTS).read_bytes())
     return {
-        name: told.get(name) or {"size": size, "sha256": file_digest(partial / name)}
+        name: known.get(name) or {"size": size, "sha256": file_digest(partial / name)}
         for name, size in there.items()
         if not name.endswith(".tmp") and not name.startswith("_") and name != INPUTS
     }

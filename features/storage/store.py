@@ -1,12 +1,12 @@
 """The store of bottlenecks: append-only shards, found by image digest.
 
     store/<fingerprint>/<shard>.npy       (n, d) float16, memory-mapped
-    store/<fingerprint>/<shard>.parquet   (n,) image_digest, binary(32); written last; its metadata tell the
-                                          engine, and the store that it belongs to
+    store/<fingerprint>/<shard>.parquet   (n,) image_digest, binary(32); written last; its metadata name
+                                          the engine, and the store that it belongs to
     store/<fingerprint>/flip/             the same of the mirrored images
 
-A digest is the sha256 of the source's bytes. A shard's name is told by the digests in it, so a killed job
-makes the same shard again, and two jobs never clash. Without its parquet a shard is not there.
+A digest is the sha256 of the source's bytes. A shard's name is a hash of the digests in it, so a killed job
+writes the same shard again, and two jobs never clash. Without its parquet a shard is not there.
 """
 
 import hashlib
@@ -24,12 +24,14 @@ from features.storage.paths import Place, local, read_range, writing
 FLIP = "flip"
 SHARD = pa.schema([("image_digest", pa.binary(32))])
 COMPARED = 2**20  # digests at a time
-LOOKED_UP = 256  # shards at a time: one million digests in order take a quarter of the time of 4,096 each
+SHARDS_AT_ONCE = (
+    256  # shards at a time: one million digests in order take a quarter of the time of 4,096 each
+)
 PIECE = 512  # rows mapped at a time
 
 
 def digests_of(column: pa.ChunkedArray) -> np.ndarray:
-    """(n, 32) uint8 of a column of digests, binary(32) or sha256 hex.
+    """Returns (n, 32) uint8 of a column of digests, binary(32) or sha256 hex.
 
     >>> digests_of(pa.chunked_array([pa.array(["00" * 31 + "ff"])]))[0, 29:].tolist()
     [0, 0, 255]
@@ -47,13 +49,13 @@ def _digests(values: pa.Array) -> np.ndarray:
 
 
 def digest_array(digests: np.ndarray) -> pa.Array:
-    """(n, 32) uint8 as binary(32)."""
+    """Returns (n, 32) uint8 as binary(32)."""
     data = pa.py_buffer(np.ascontiguousarray(digests))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(digests), [None, data])
 
 
 class Digests:
-    """n image digests, sorted once by their first 64 bits to be looked up and to find identical ones.
+    """n image digests, sorted once by their first 64 bits, to find them and identical ones.
 
     44 bytes a digest: 20 million take 0.9 GB, a Python dict of them 4 GB. `values` is (n, 32) uint8.
     """
@@ -68,7 +70,7 @@ class Digests:
             # two digests share a key, for 20 million once in 90,000 times: identical ones may stand apart
             self._order = np.lexsort([*values[:, :7:-1].T, key]).astype(np.uint32)
             begins = self._begins()
-        self.first = np.zeros(len(values), bool)  # (n,) the digest has not stood before
+        self.first = np.zeros(len(values), bool)  # (n,) whether it is the first of its kind
         self.first[self._order[begins]] = True
 
     def __len__(self) -> int:
@@ -84,10 +86,17 @@ class Digests:
             begins[twin] = (self.values[one] != self.values[other]).any(axis=1)
         return begins
 
-    def places_of(self, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which are among m known digests, (m, 32) uint8: their numbers, and the rows in `known`."""
+    def matches(self, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which of these digests are among m known ones.
+
+        Args:
+            known: (m, 32) uint8.
+
+        Returns:
+            Two arrays of the same length, one entry a match: positions among these digests, and in `known`.
+        """
         key = _keys(known)
-        row = np.argsort(key)  # in order, the look-ups walk through memory one way: a third of the time
+        row = np.argsort(key)  # in order, the searches go through memory one way: a third of the time
         start = np.searchsorted(self._key, key[row], "left")
         found = start < len(self)
         found[found] = self._key[start[found]] == key[row[found]]
@@ -104,22 +113,24 @@ def _keys(digests: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where n bottlenecks stand in a store."""
+class Locations:
+    """Where n bottlenecks are in a store."""
 
     names: list[str]  # of the shards
-    engines: list[str]  # that computed them
-    shard: np.ndarray  # (n,) int32, place among the names; -1 where the store lacks the image
-    row: np.ndarray  # (n,) int32, row in the shard; -1 there, too
+    engines: list[str]  # that computed each shard
+    shard: np.ndarray  # (n,) int32, index into `names`; -1 where the store lacks the image
+    row: np.ndarray  # (n,) int32, row in the shard; -1 where the store lacks the image
 
     def by_engine(self) -> dict[str, int]:
-        """Images computed by each engine."""
+        """Returns the number of images that each engine computed."""
         counts = np.bincount(self.shard[self.shard >= 0], minlength=len(self.names)).tolist()
-        told = dict.fromkeys(sorted({engine for engine, n in zip(self.engines, counts, strict=True) if n}), 0)
+        images = dict.fromkeys(
+            sorted({engine for engine, n in zip(self.engines, counts, strict=True) if n}), 0
+        )
         for engine, count in zip(self.engines, counts, strict=True):
             if count:
-                told[engine] += count
-        return told
+                images[engine] += count
+        return images
 
 
 class Store:
@@ -128,22 +139,22 @@ class Store:
     def __init__(self, path: Place) -> None:
         self.path = path
         self.flip = path.name == FLIP
-        self._held = f"{path.parent.name}/{FLIP}" if self.flip else path.name
+        self._owner = f"{path.parent.name}/{FLIP}" if self.flip else path.name
         self._arrays: dict[str, np.ndarray] = {}
 
     def mirrored(self) -> "Store":
-        """The store of the mirrored images, beside the first view's shards."""
+        """Returns the store of the mirrored images, a subdirectory of this one."""
         return Store(self.path / FLIP)
 
     def shards(self) -> list[str]:
-        """Names of the finished shards, sorted."""
+        """Returns the names of the finished shards, sorted."""
         there = {
             suffix: {file.stem for file in self.path.glob(f"*{suffix}")} for suffix in (".npy", ".parquet")
         }
         return sorted(there[".npy"] & there[".parquet"])
 
-    def find(self, digests: Digests) -> Places:
-        """Places of images by their digests.
+    def find(self, digests: Digests) -> Locations:
+        """Finds the locations of images by their digests.
 
         Raises:
             ShelfmarkError: a shard cannot be read, or belongs to another store.
@@ -151,25 +162,25 @@ class Store:
         names, engines = self.shards(), list[str]()
         shard = np.full(len(digests), -1, np.int32)
         row = np.full(len(digests), -1, np.int32)
-        for first in range(0, len(names), LOOKED_UP):
-            read = [self._read(name) for name in names[first : first + LOOKED_UP]]
+        for first in range(0, len(names), SHARDS_AT_ONCE):
+            read = [self._read(name) for name in names[first : first + SHARDS_AT_ONCE]]
             engines += [engine for _, engine in read]
             starts = np.cumsum([0, *(len(known) for known, _ in read)])
-            number, at = digests.places_of(np.concatenate([known for known, _ in read]))
+            number, position = digests.matches(np.concatenate([known for known, _ in read]))
             new = np.flatnonzero(shard[number] < 0)
-            new = new[np.argsort(at[new])[::-1]]  # the first shard is written last: it stays
-            code = np.searchsorted(starts, at[new], "right") - 1
-            shard[number[new]], row[number[new]] = first + code, at[new] - starts[code]
-        return Places(names, engines, shard, row)
+            new = new[np.argsort(position[new])[::-1]]  # the first shard is written last: it stays
+            code = np.searchsorted(starts, position[new], "right") - 1
+            shard[number[new]], row[number[new]] = first + code, position[new] - starts[code]
+        return Locations(names, engines, shard, row)
 
     def _read(self, shard: str) -> tuple[np.ndarray, str]:
-        """Digests and engine of a shard."""
+        """Reads the digests and the engine of a shard."""
         file = self.path / f"{shard}.parquet"
         try:
             # of one column: a third of the time of read_table, which starts threads
             table = pq.ParquetFile(pa.BufferReader(read_range(file))).read(use_threads=False)
-            told = table.schema.metadata or {}
-            whole = table.schema.equals(SHARD) and b"engine" in told
+            metadata = table.schema.metadata or {}
+            whole = table.schema.equals(SHARD) and b"engine" in metadata
         except pa.ArrowInvalid:
             whole = False
         if not whole:
@@ -177,12 +188,12 @@ class Store:
                 f"{file}: not a shard of bottlenecks as this version writes them; expected digests and an "
                 f"engine; remove {self.path} and run extract again"
             )
-        if (holds := told[b"store"].decode()) != self._held:
+        if (owner := metadata[b"store"].decode()) != self._owner:
             raise ShelfmarkError(
-                f"{file}: bottlenecks of {holds}; expected those of {self._held}, which mix with no others; "
-                "put the shard back to where it came from"
+                f"{file}: bottlenecks of {owner}; expected those of {self._owner}; "
+                f"move the shard to the store {owner}"
             )
-        return digests_of(table["image_digest"]), told[b"engine"].decode()
+        return digests_of(table["image_digest"]), metadata[b"engine"].decode()
 
     def append(self, digests: np.ndarray, bottlenecks: np.ndarray, engine: str) -> str:
         """Adds a shard.
@@ -201,26 +212,28 @@ class Store:
         name = shard_name(digests)
         with writing(self.path / f"{name}.npy") as working:
             _save(bottlenecks, working)
-        told = {"engine": engine, "store": self._held}
-        table = pa.table([digest_array(digests)], schema=SHARD).replace_schema_metadata(told)
+        metadata = {"engine": engine, "store": self._owner}
+        table = pa.table([digest_array(digests)], schema=SHARD).replace_schema_metadata(metadata)
         with writing(self.path / f"{name}.parquet") as working:  # digests cannot be compressed
             pq.write_table(table, working, compression="none", use_dictionary=False)
         return name
 
     def rows(self, names: list[str], shard: np.ndarray, row: np.ndarray) -> "StoredRows":
-        """The bottlenecks at these places as something to take rows from.
+        """Returns the bottlenecks at these locations, to be indexed by row.
 
         Args:
             names: of shards.
-            shard: (n,) int, place among the names.
+            shard: (n,) int, index into `names`.
             row: (n,) int32, row in the shard.
         """
         if len(row) and (shard.min() < 0 or row.min() < 0):
-            raise ShelfmarkError(f"{self.path}: lacks an image; expected its bottleneck; run extract again")
+            raise ShelfmarkError(
+                f"{self.path}: an image has no bottleneck; expected one for each; run extract again"
+            )
         used = np.unique(shard)
-        place = np.zeros(len(names), np.int32)
-        place[used] = np.arange(len(used))
-        return StoredRows([self._array(names[code]) for code in used], place[shard], row)
+        index = np.zeros(len(names), np.int32)
+        index[used] = np.arange(len(used))
+        return StoredRows([self._array(names[code]) for code in used], index[shard], row)
 
     def _array(self, shard: str) -> np.ndarray:
         if shard not in self._arrays:
@@ -236,7 +249,7 @@ class Store:
 
 
 def shard_name(digests: np.ndarray) -> str:
-    """The name of the shard of these images, (n, 32) uint8, in this order."""
+    """Returns the name of the shard of these images: (n, 32) uint8, in this order."""
     return hashlib.sha256(np.ascontiguousarray(digests).data).hexdigest()[:16]
 
 
@@ -250,10 +263,10 @@ class StoredRows:
         return len(self._row)
 
     def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
-        """(m, d) float16, in flat memory: mapped pages are given back after each piece.
+        """Returns (m, d) float16 at constant memory use: mapped pages are released after each piece.
 
-        They stay in the system's cache; as long as they are mapped they count as this process' own, and with
-        a row its neighbours are mapped: 20,000 rows here and there had 3 GB mapped.
+        They stay in the system's cache. While they are mapped they count as this process' memory, and reading
+        a row maps the pages around it as well: 20,000 scattered rows had 3 GB mapped.
         """
         shard, row = self._shard[chosen], self._row[chosen]
         out = np.empty((len(row), self._arrays[0].shape[1] if self._arrays else 0), np.float16)
@@ -267,17 +280,17 @@ class StoredRows:
         return out
 
     def only(self, chosen: np.ndarray) -> "StoredRows":
-        """The chosen ones alone: (n,) bool, or row numbers."""
+        """Returns only the chosen rows: (n,) bool, or row numbers."""
         return StoredRows(self._arrays, self._shard[chosen], self._row[chosen])
 
     def beside(self, other: "StoredRows") -> "StoredRows":
-        """(2n, d): each of these n rows, and after it the other's of the same number."""
+        """Returns (2n, d): each of these n rows, followed by the other's row of the same number."""
         shard = np.stack([self._shard, other._shard + len(self._arrays)], axis=1)
         row = np.stack([self._row, other._row], axis=1)
         return StoredRows(self._arrays + other._arrays, shard.reshape(-1), row.reshape(-1))
 
     def load(self, most: int = 2 * 2**30) -> "StoredRows | np.ndarray":
-        """The bottlenecks in memory when they take at most `most` bytes, else as they are."""
+        """Returns the bottlenecks in memory when they take at most `most` bytes, else these rows."""
         size = len(self) * (self._arrays[0][0].nbytes if self._arrays else 0)
         return self[slice(None)] if size <= most else self
 
@@ -286,5 +299,5 @@ def _save(bottlenecks: np.ndarray, file: Path) -> None:
     try:
         with open(file, "wb") as out:
             np.save(out, bottlenecks)
-    except OSError as error:  # NumPy tells neither the file nor the reason
+    except OSError as error:  # NumPy names neither the file nor the reason
         raise OSError(error.errno, error.strerror or str(error), str(file)) from error

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.engines.choose import Engine, extract
+from features.engines.engine import Engine, extract
 from features.errors import ShelfmarkError
-from features.images.normalise import Limits, Refused, normalise
+from features.images.normalise import normalise
+from features.images.refusal import Limits, Refused
 from features.records import pieces_of
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.predictions import Predictions, predict

@@ -21,7 +21,7 @@ import numpy as np
 from keras import ops
 
 from features.engines.backbones import Backbone
-from features.engines.choose import in_precision
+from features.engines.tensorflow import in_precision
 from features.errors import ShelfmarkError
 from models.heads.architectures import Head
 from models.heads.checkpoints import CHECKPOINT, Epochs

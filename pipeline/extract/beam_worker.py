@@ -23,7 +23,7 @@ from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact, open_artifact
 from features.storage.paths import Place, local, place, remove, write_whole, writing
-from features.storage.store import Digests, Places, Store, digest_array, digests_of, shard_name
+from features.storage.store import Digests, Locations, Store, digest_array, digests_of, shard_name
 from pipeline.beam.run_units import run_units
 from pipeline.extract.fill_store import RECORD, engine_of, fill, make_shard, require_all, spread, try_twice
 from pipeline.job.config import ExtractSettings
@@ -42,7 +42,7 @@ def fill_store_on_beam(
     settings: ExtractSettings,
     beam: tuple[str, ...],
     work: Place,
-) -> Places:
+) -> Locations:
     """As `fill_store`, on Beam's workers.
 
     Args:

@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.engines.backbones import Backbone
-from features.engines.choose import Calibration, Engine, choose_engine, extract
+from features.engines.choose import choose_engine
+from features.engines.engine import Engine, extract
+from features.engines.openvino import Int8Calibration
 from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact
-from features.storage.store import Digests, Places, Store, StoredRows, shard_name
+from features.storage.store import Digests, Locations, Store, StoredRows, shard_name
 from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import Progress, log
 from pipeline.sources.image import Changed
@@ -36,7 +38,7 @@ Read = Callable[[np.ndarray], Iterator[Piece]]  # numbers of images → pieces o
 
 def fill_store(
     store: Store, digests: Digests, read: Read, load: Callable[[], Backbone], settings: ExtractSettings
-) -> Places:
+) -> Locations:
     """Extracts what the store lacks in this process; an identical image once.
 
     Args:
@@ -123,7 +125,7 @@ def fill(
     digests: Digests,
     settings: ExtractSettings,
     extract_shards: Callable[[list[np.ndarray]], None],
-) -> Places:
+) -> Locations:
     """Cuts the images that the store lacks into shards, and has them extracted.
 
     Args:
@@ -163,7 +165,7 @@ def engine_of(
     """The engine of the settings; int8 is fitted to a sample of the images, for both views together."""
     kept = store.path.parent if store.flip else store.path
     return choose_engine(
-        backbone, settings.batch, settings.engine, settings.precision, Calibration(kept, sample)
+        backbone, settings.batch, settings.engine, settings.precision, Int8Calibration(kept, sample)
     )
 
 
@@ -188,7 +190,7 @@ def make_shard(
     """
     bottlenecks = extract(engine, read(), len(digests), flip=store.flip)
     _require_use(bottlenecks, weights, store)
-    store.append(digests, bottlenecks, engine=engine.told)
+    store.append(digests, bottlenecks, engine=engine.name)
 
 
 def _require_use(bottlenecks: np.ndarray, weights: str, store: Store) -> None:

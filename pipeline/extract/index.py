@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from features.storage.artifact import Artifact
 from features.storage.paths import Place, writing
-from features.storage.store import Places, digest_array, digests_of
+from features.storage.store import Locations, digest_array, digests_of
 
 INDEX_ROWS = 2**18  # rows of the index made at a time
 READ_ROWS = 2**16  # hex digests decoded at a time; 2**20 of them took 0.5 GB
@@ -38,7 +38,7 @@ def read_digests(images: Path) -> np.ndarray:
     return digests
 
 
-def write_index(images: Path, digests: np.ndarray, places: Mapping[str, Places], file: Place) -> None:
+def write_index(images: Path, digests: np.ndarray, places: Mapping[str, Locations], file: Place) -> None:
     """Writes the index a piece at a time: as one table 20 million rows would take 3 GB."""
     rows = pq.read_table(images, columns=["product_id", "image_index", "split"], read_dictionary=["split"])
     rows = rows.combine_chunks()

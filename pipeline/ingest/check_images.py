@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.images.normalise import Limits, Refused, normalise
+from features.images.normalise import normalise
+from features.images.refusal import Limits, Refused
 from features.product import order_key, tidy_name
 from features.storage.paths import Place, place, remove, sizes, writing
 from pipeline.beam.run_units import run_units, unit_file, write_table

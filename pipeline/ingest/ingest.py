@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.product import DROPPED, NONE, PARTS, SPLITS, Paths
+from features.product import DROPPED, NONE, PARTS, SPLITS, CategoryPaths
 from features.spellings import log_merged
-from features.storage.artifact import TOLD, Artifact, file_digest
+from features.storage.artifact import KNOWN_DIGESTS, Artifact, file_digest
 from features.storage.paths import Place, local, remove, write_whole, writing
 from models.taxonomy import build_taxonomy, homonyms, read_paths, write_taxonomy
 from pipeline.beam.process_pool import local_workers
@@ -157,11 +157,11 @@ def _make(work: Place, job: _IngestJob, fetched: Place) -> Mapping[str, object]:
         checked.reject(lost)
 
 
-def _paths(sources: list[Source], taxonomy: Place | None) -> tuple[Paths, Renamed]:
+def _paths(sources: list[Source], taxonomy: Place | None) -> tuple[CategoryPaths, Renamed]:
     """The categories' paths in the tree, and new names for those whose name has several parents."""
     if taxonomy:
         return read_paths(local(taxonomy)), AS_NAMED
-    paths = sum((source.paths() for source in sources), start=Paths())
+    paths = sum((source.paths() for source in sources), start=CategoryPaths())
     renamed = homonyms(paths)
     for (category, path), name in renamed.items():
         paths[(name, path)] += paths.pop((category, path))
@@ -174,7 +174,7 @@ def _paths(sources: list[Source], taxonomy: Place | None) -> tuple[Paths, Rename
 
 
 def _plan_and_write(
-    checked: CheckedImages, paths: Paths, renamed: Renamed, job: _IngestJob, work: Place
+    checked: CheckedImages, paths: CategoryPaths, renamed: Renamed, job: _IngestJob, work: Place
 ) -> tuple[RecordsSummary, set[ImageKey]]:
     """Plans and writes the records; returns the summary, and the images that have changed meanwhile."""
     settings = job.settings
@@ -219,7 +219,7 @@ def _products(index: Index, job: _IngestJob) -> Products:
     return products
 
 
-def _write_taxonomy(paths: Paths, products: Products, work: Place) -> int:
+def _write_taxonomy(paths: CategoryPaths, products: Products, work: Place) -> int:
     """Writes the tree of the categories in the records; returns how many have two parents in the sources."""
     codes = np.unique(products.category.code[products.split < len(PARTS)])
     tree, conflicts = build_taxonomy(paths, {products.category.values[code] for code in codes})
@@ -297,7 +297,7 @@ def _write_records(parts: list[str], shards: int, job: _IngestJob, work: Place) 
             digests |= noted
             lost |= missing
             writer.write_table(rows.replace_schema_metadata())
-    write_whole(work / TOLD, json.dumps(digests).encode())
+    write_whole(work / KNOWN_DIGESTS, json.dumps(digests).encode())
     return lost
 
 

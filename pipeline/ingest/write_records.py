@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.images.normalise import Limits, normalise
+from features.images.normalise import normalise
+from features.images.refusal import Limits
 from features.product import ProductImage
 from features.records import frame, serialise
 from features.storage.paths import Place, place, writing

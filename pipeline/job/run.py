@@ -23,6 +23,7 @@ from features.engines.backbones import (
     IMAGE_SIZES,
     TUNED,
     Backbone,
+    BackboneDescription,
     load_backbone,
     read_backbone,
 )
@@ -170,8 +171,8 @@ class Run:
         settings = self.config.backbone
         key = settings.name.lower().replace("_", "")
         size = settings.image_size or IMAGE_SIZES.get(key, 224)
-        expected = {"name": key, "image_size": size, "weights": TUNED + Path(settings.weights).name}
-        return bool(json.loads(artifact.file(BACKBONE).read_text()) == expected)
+        expected = BackboneDescription(key, size, TUNED + Path(settings.weights).name)
+        return BackboneDescription.read(artifact.file(BACKBONE)) == expected
 
     def artifact(self, kind: str, command: str, **made_from: Artifact) -> Artifact:
         """A finished artifact of the run, made from these; ShelfmarkError names the command that makes it."""

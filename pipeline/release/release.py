@@ -45,8 +45,7 @@ def pack(run: Run) -> Artifact:
             if name in HEAD_FILES or name in head.files:
                 shutil.copyfile(head.file(name), work / name)
         shutil.copyfile(thresholds.file(THRESHOLDS), work / THRESHOLDS)
-        description = {"name": backbone.name, "image_size": backbone.image_size, "weights": backbone.weights}
-        write_whole(work / BACKBONE, json.dumps(description, indent=1).encode())
+        backbone.description().write(work / BACKBONE)
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
         products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
@@ -145,7 +144,7 @@ def _with_own_backbone(
     part = part.first_view()
     bottleneck_store, digests = Store(run.store / bundle.fingerprint), Digests(part.digest)
     record = np.empty(len(digests), np.int64)
-    number, row = digests.places_of(read_digests(records.file("images.parquet")))
+    number, row = digests.matches(read_digests(records.file("images.parquet")))
     record[number] = row
     reader = RecordReader(records)
     settings = run.config.extract

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from features.errors import ShelfmarkError
-from features.product import Paths, part_named
+from features.product import CategoryPaths, part_named
 from features.storage.paths import Place, place
 from pipeline.sources.cells import cell_text
 from pipeline.sources.image import Segment, SourceImage, changed, digest_of_stats, path_text, stat_of
@@ -55,9 +55,9 @@ class BsonFile:
         """See Source."""
         return digest_of_stats([stat_of(self.path, self.name)])
 
-    def paths(self) -> Paths:
+    def paths(self) -> CategoryPaths:
         """See Source."""
-        return Paths()
+        return CategoryPaths()
 
     def ignored(self) -> int:
         """See Source."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from features.errors import ShelfmarkError
-from features.product import Paths, part_named, tidy_name
+from features.product import CategoryPaths, part_named, tidy_name
 from features.spellings import log_merged
 from features.storage.object_stores import Stat
 from features.storage.paths import Place, Remote, stats
@@ -111,9 +111,9 @@ class Folder:
         """Whether the folders at the top are the parts of a split."""
         return are_parts(self._scan.categories)
 
-    def paths(self) -> Paths:
+    def paths(self) -> CategoryPaths:
         """See Source."""
-        paths = Paths()
+        paths = CategoryPaths()
         for folder, images in self._scan.categories.items():
             if category := self._category(folder):
                 paths[(category, tuple(category.split("/")))] += images

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from features.delimited import is_delimited
 from features.errors import ShelfmarkError
-from features.product import Paths, level_columns, part_named, tidy_name
+from features.product import CategoryPaths, level_columns, part_named, tidy_name
 from features.spellings import log_merged
 from features.storage.paths import Place
 from pipeline.job.progress import log
@@ -34,7 +34,7 @@ class _ManifestScan:
     """What one pass over a manifest finds."""
 
     digest: str
-    paths: Paths
+    paths: CategoryPaths
     whole_ids: bool  # every id ends in .0
     names: Counter[str]  # of levels, as written → rows
 
@@ -130,7 +130,7 @@ class Manifest:
     @cached_property
     def _scan(self) -> _ManifestScan:
         """What one pass over the manifest finds."""
-        paths, names, whole_ids, known = Paths(), Counter[str](), True, False
+        paths, names, whole_ids, known = CategoryPaths(), Counter[str](), True, False
 
         def stats() -> Iterator[tuple[str, int, int]]:
             nonlocal whole_ids, known
@@ -171,9 +171,9 @@ class Manifest:
         """See Source."""
         return self._scan.digest if any(self._columns) else digest_of_stats([stat_of(self.path, self.name)])
 
-    def paths(self) -> Paths:
+    def paths(self) -> CategoryPaths:
         """See Source."""
-        return self._scan.paths.copy() if any(self._columns) else Paths()
+        return self._scan.paths.copy() if any(self._columns) else CategoryPaths()
 
     def ignored(self) -> int:
         """See Source."""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from features.delimited import SUFFIXES, is_delimited
 from features.errors import ShelfmarkError
-from features.product import Paths
+from features.product import CategoryPaths
 from features.storage.paths import Place, place
 from pipeline.sources.bson_file import BsonFile, read_bson
 from pipeline.sources.folder import Folder, shards_in
@@ -38,7 +38,7 @@ class Source(Protocol):
         """Digest (sha256 hex) of the names, sizes (bytes) and modification times (ns) of its files."""
         ...
 
-    def paths(self) -> Paths:
+    def paths(self) -> CategoryPaths:
         """The categories' paths in the tree, as far as the source knows them; names are tidied."""
         ...
 

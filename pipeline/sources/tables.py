@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.delimited import Dialect, Row, header_name, rows_of, sniff
+from features.delimited import Dialect, TableRow, header_name, rows_of, sniff
 from features.errors import ShelfmarkError
 from features.storage.paths import Place, local
 from pipeline.sources.cells import column_texts
@@ -77,7 +77,7 @@ class DelimitedTable:
             }
 
     @staticmethod
-    def _problem(row: Row, width: int, least: int) -> str:
+    def _problem(row: TableRow, width: int, least: int) -> str:
         """Why a row cannot be used: a wrong number of cells, blank ones at its end not counted; else ""."""
         cells = len(row.cells)
         if cells == width or (cells >= least and not any(map(str.strip, row.cells[width:]))):

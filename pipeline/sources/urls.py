@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from features.images.normalise import LIMITS
+from features.images.refusal import LIMITS
 from features.storage.paths import place
 from pipeline.sources.addresses import Allowed
 from pipeline.sources.url_cache import Cache, Fetched

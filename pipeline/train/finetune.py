@@ -8,7 +8,6 @@ the store; then the backbone's later layers and that head are trained together. 
 train makes the run's head from the bottlenecks of the tuned backbone, as in any week.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from features.engines.backbones import (
     BACKBONE_WEIGHTS,
     TUNED,
     Backbone,
+    BackboneDescription,
     load_backbone,
     save_weights,
 )
@@ -31,7 +31,7 @@ from features.errors import ShelfmarkError
 from features.product import order_key
 from features.records import read_pieces
 from features.storage.artifact import Artifact
-from features.storage.paths import Place, write_whole
+from features.storage.paths import Place
 from features.storage.store import Digests, Store, digests_of
 from models.heads.finetune import Augmentation, Photos, Tuning, frozen_count, tune_backbone
 from models.heads.training import Examples, Recipe, fit_head
@@ -94,8 +94,7 @@ def finetune_backbone(
             )  # fmt: skip
         save_weights(network, work / BACKBONE_WEIGHTS)
         tuned = load_backbone(base.name, str(work / BACKBONE_WEIGHTS), base.image_size)
-        description = {"name": base.name, "image_size": base.image_size, "weights": TUNED + base.weights}
-        write_whole(work / BACKBONE, json.dumps(description, indent=1).encode())
+        BackboneDescription(base.name, base.image_size, TUNED + base.weights).write(work / BACKBONE)
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
         return BackboneSummary(
             fingerprint=tuned.fingerprint,

@@ -1,23 +1,25 @@
-"""A BMP in run-length code made into a plain one, with a bound on the work.
+"""A BMP in run-length code, decoded into a plain one, with a limit on the work.
 
     n v        n pixels of colour v; in RLE4 v holds two colours, in turn
     0 0        end of a row            0 1   end of the picture
-    0 2 x y    x pixels to the right and y rows up; what is passed over has colour 0
+    0 2 x y    skip x pixels and go y rows up; skipped pixels have colour 0
     0 n …      n pixels as they stand, padded to 2 bytes
 
 https://learn.microsoft.com/windows/win32/gdi/bitmap-compression. Rows stand from the bottom up. Pillow's
-reader takes 1 µs a run and makes all the pixels that a leap passes over, however many.
+reader takes 1 µs a run and creates all the pixels that a skip passes, however many.
 """
 
 import struct
 
 import numpy as np
 
+from features.images.refusal import Refused
+
 HEADER = struct.Struct("<IiiHHIIiiII")  # 40 bytes, at byte 14
 RLE8, RLE4 = 1, 2
 BITS = {RLE8: 8, RLE4: 4}  # of a pixel
-MOST_RUNS = 800_000  # 1.2 µs each; a photo of a megapixel has 0.7 million
-COPIES = 4  # how often the pixels are in memory at once, Pillow's own among them
+MAX_RUNS = 800_000  # 1.2 µs each; a photo of a megapixel has 0.7 million
+COPIES = 4  # of the pixels that are in memory at once, with Pillow's
 HEX = bytes.maketrans(b"0123456789abcdef", bytes(range(16)))
 
 
@@ -37,23 +39,21 @@ class Damaged(ValueError):
     """The code is not a picture of the size that its header names."""
 
 
-class TooManyRuns(ValueError):
-    """Over MOST_RUNS."""
-
-
 def is_run_length_coded(bmp: bytes) -> bool:
     """Whether it is a BMP whose pixels are in run-length code."""
     return bmp.startswith(b"BM") and bmp[14:15] >= b"\x28" and bmp[30:34] in (b"\1\0\0\0", b"\2\0\0\0")
 
 
 def decoded(bmp: bytes) -> bytes:
-    """The same picture as a BMP of 8 bits a pixel, uncompressed.
+    """Returns the same picture as a BMP of 8 bits a pixel, uncompressed.
 
     Args:
         bmp: whose size the caller has checked.
 
     Raises:
-        Damaged, TooManyRuns, struct.error: see there; its header is cut short.
+        Damaged: see there.
+        Refused: over MAX_RUNS runs.
+        struct.error: its header is cut short.
     """
     size, width, height, planes, bits, compression, _, *density, colours, _ = HEADER.unpack_from(bmp, 14)
     (start,) = struct.unpack_from("<I", bmp, 10)
@@ -69,11 +69,11 @@ def decoded(bmp: bytes) -> bytes:
 
 
 def _rows(bmp: bytes, at: int, width: int, height: int, bits: int) -> bytearray:
-    """(height · width) colours, from the bottom row up."""
+    """Returns (height · width) colours, from the bottom row up."""
     rows = bytearray(width * height)
     pairs = PAIRS[bits]
     x = y = row = 0  # row: where the row begins
-    for _ in range(MOST_RUNS):
+    for _ in range(MAX_RUNS):
         if at + 1 >= len(bmp):
             if y >= height or (y == height - 1 and x >= width):
                 return rows  # some writers leave the end of the picture out
@@ -88,8 +88,8 @@ def _rows(bmp: bytes, at: int, width: int, height: int, bits: int) -> bytearray:
         elif value == 1:
             return rows
         elif value == 2:
-            right, up = bmp[at : at + 2].ljust(2, b"\0")
-            x, y, row, at = x + right, y + up, row + up * width, at + 2
+            skipped, up = bmp[at : at + 2].ljust(2, b"\0")
+            x, y, row, at = x + skipped, y + up, row + up * width, at + 2
             continue
         else:
             size = -(-value * bits // 8)
@@ -103,5 +103,5 @@ def _rows(bmp: bytes, at: int, width: int, height: int, bits: int) -> bytearray:
             rows[row + x : row + min(x + len(run), width)] = run[: width - x]
         x += len(run)
     else:
-        raise TooManyRuns(f"over {MOST_RUNS} runs")
+        raise Refused("too_large", f"over {MAX_RUNS} runs")
     raise Damaged("truncated: the run-length code ends before the picture")

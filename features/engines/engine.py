@@ -1,0 +1,85 @@
+"""What runs a frozen backbone: pixels in, bottlenecks out.
+
+    pixels (batch, size, size, 3) uint8 ─► engine ─► (batch, d) float16
+
+An engine is not part of the fingerprint: before rounding to float16, fp32 engines agree to 1e-4 of a
+bottleneck's length (measured: 2e-6), bf16 to 2e-2, so a model that was trained on one engine's bottlenecks
+decides on another's. Each shard of the store names the engine that computed it.
+
+Inception v3 at 299 px on two cores with AMX, images a second: TensorFlow fp32 22, OpenVINO fp32 28, bf16 160,
+int8 270.
+"""
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from features.engines.pixels import read_pixels
+from features.errors import ShelfmarkError
+from features.records import Piece
+
+
+class Engine(Protocol):
+    """Runs one backbone on batches of one size, so that no bottleneck depends on the rest of its batch."""
+
+    name: str  # with its precision, kept with each shard: "openvino bf16"
+    batch: int  # images
+    size: int  # px, height and width
+    width: int  # d, numbers in a bottleneck
+
+    def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
+        """Writes bottlenecks.
+
+        Args:
+            batches: (batch, size, size, 3) uint8 each.
+            rows: (n · batch, d) float16, filled from the top; float32: not rounded.
+        """
+        ...
+
+
+def extract(
+    engine: Engine, pieces: Iterable[Piece], count: int, flip: bool = False, dtype: type = np.float16
+) -> np.ndarray:
+    """Computes the bottlenecks of images, in order.
+
+    Args:
+        engine: of a backbone.
+        pieces: of strict JPEGs.
+        count: how many images they hold.
+        flip: of the images mirrored, left to right: a second view.
+        dtype: float16, as they are stored, or float32, as they are computed.
+
+    Returns:
+        (count, d) of that type.
+    """
+    rows: np.ndarray = np.empty((-(-count // engine.batch) * engine.batch, engine.width), dtype)
+    engine.fill(read_pixels(_counted(pieces, count), engine.size, engine.batch, flip), rows)
+    return rows[:count]
+
+
+def _counted(pieces: Iterable[Piece], count: int) -> Iterator[Piece]:
+    seen = 0
+    for piece in pieces:
+        seen += len(piece.starts)
+        if seen > count:
+            break
+        yield piece
+    if seen != count:
+        raise ValueError(f"expected {count} images, found {seen}")
+
+
+def require_package(package: str, engine: str, extra: str | None = None) -> None:
+    """Raises a ShelfmarkError, which names the command, where an engine's package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise ShelfmarkError(
+            f"engine {engine}: {package} is not installed; expected in the same environment; "
+            f"pip install 'shelfmark[{extra or package}]'"
+        )
+
+
+def round_into(rows: np.ndarray, bottlenecks: np.ndarray) -> None:
+    """Rounds float32 to float16, without a warning: too large becomes infinite, which no shard accepts."""
+    with np.errstate(over="ignore"):
+        rows[:] = bottlenecks
