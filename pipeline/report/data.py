@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from features.errors import ShelfmarkError
 from features.storage.paths import Place, local
 from models.decisions.categorizer import DecisionRules
+from pipeline.job.run import SavedRun
 from pipeline.job.summaries import RecordsSummary
 from pipeline.train.figures import Metrics, PartFigures
 
@@ -59,16 +60,6 @@ class ReportData:
         return self.metrics.measured
 
 
-class _RunFile(BaseModel):
-    """What the report shows of config.json."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    run: str
-    code_version: str
-    settings: dict[str, object]
-
-
 class _RecordsManifest(BaseModel):
     """What the report shows of records/manifest.json."""
 
@@ -88,7 +79,7 @@ def load(run: Place) -> ReportData:
     curve, categories, confusions, history = (_read_table(run, name) for name in COLUMNS)
     rules = _read(run, "thresholds/thresholds.json", lambda data: DecisionRules.from_dict(json.loads(data)))
     records = _read(run, "records/manifest.json", _RecordsManifest.model_validate_json)
-    config = _read(run, "config.json", _RunFile.model_validate_json)
+    config = _read(run, "config.json", _parse_run)
     return ReportData(
         run=config.run,
         code_version=config.code_version,
@@ -101,6 +92,14 @@ def load(run: Place) -> ReportData:
         categories=categories,
         confusions=confusions,
     )
+
+
+def _parse_run(data: bytes) -> SavedRun:
+    saved = SavedRun.model_validate_json(data)
+    missing = {"run", "code_version", "settings"} - saved.model_fields_set
+    if missing:
+        raise ValueError(f"missing: {', '.join(sorted(missing))}")
+    return saved
 
 
 def _read(run: Place, name: str, parse: Callable[[bytes], Content]) -> Content:
