@@ -108,5 +108,5 @@ lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit
 	  --generate-hashes --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
 
 clean: ## removes what make and the tools made, .venv and demo-workspace included
-	rm -rf .venv demo-workspace shelfmark.egg-info build site .coverage .hypothesis .*_cache
+	rm -rf .venv demo-workspace shelfmark.egg-info build site .coverage* .hypothesis .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
