@@ -18,13 +18,26 @@ SIDE = 40  # px
 HTML = b"<html>404 Not Found</html>"
 
 
+def drawn_image(
+    seed: int, width: int, height: int, spots: tuple[int, int] = (3, 3), mode: str = "RGB"
+) -> Image.Image:
+    """A picture of smooth colours that no other seed gives; `spots` are drawn down and across."""
+    shape = spots if mode == "L" else (*spots, 3)
+    colours = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The file of an image, with Pillow's options of that format."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
 @functools.cache
 def photo(seed: int, kind: str = "JPEG") -> bytes:
-    """A picture of smooth colours that no other seed gives."""
-    colours = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, kind)
-    return file.getvalue()
+    """A file of a drawn picture, SIDE by SIDE."""
+    return encoded(drawn_image(seed, SIDE, SIDE), kind)
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from pipeline.job.summaries import BackboneSummary
 
 SETTINGS = """
 ingest = {min_products = 5}
-backbone = {weights = "random", image_size = 75}
 head = {hidden = [16, 16], aggregation = "mean"}
 train = {epochs = 2, batch = 64, precision = "float32"}
 """
+BACKBONE = 'backbone = {{name = "mobilenet", weights = "{weights}", image_size = 32}}\n'
 
 
 def shelfmark(command: str, folder: Path, *more: str, source: tuple[str, ...] = ()) -> int:
@@ -45,11 +45,11 @@ def shelfmark(command: str, folder: Path, *more: str, source: tuple[str, ...] = 
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shop(drawn_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to its bottlenecks."""
     folder = tmp_path_factory.mktemp("shop")
     drawn = draw_catalogue(folder, products=220)
-    (folder / "weekly.toml").write_text(SETTINGS)
+    (folder / "weekly.toml").write_text(SETTINGS + BACKBONE.format(weights=drawn_weights))
     source = (str(drawn.catalogue), "--taxonomy", str(folder / "category_names.csv"))
     assert shelfmark("ingest", folder, "--config", str(folder / "weekly.toml"), source=source) == 0
     assert shelfmark("extract", folder) == 0
@@ -95,14 +95,14 @@ def test_parameters_are_those_of_keras(shop: Path, tmp_path: Path) -> None:
     rows = compare_here(shop, tmp_path, ("svm", "2nn-512", "separate", "taxonnet")).rows
     taxonomy = read_taxonomy(run_of(shop) / "records" / "taxonomy.csv")
     categories = len(taxonomy.categories)
-    assert rows[0].parameters == categories * 2049
+    assert rows[0].parameters == categories * 1025
     for row, kind, hidden in zip(
         rows[1:], ("flat", "separate", "taxonnet"), ((256, 256), (16, 16), (16, 16)), strict=True
     ):
         tree = {"parents": taxonomy.parents} if kind != "flat" else {}
         selector = 16 if kind == "taxonnet" else 0
         shape = HeadShape(
-            2048, categories, hidden, 0.5, 1.0, "", kind=kind, selector=selector, standardized=True, **tree
+            1024, categories, hidden, 0.5, 1.0, "", kind=kind, selector=selector, standardized=True, **tree
         )
         assert row.parameters == build_head(shape).count_params()
 
@@ -191,7 +191,7 @@ def test_a_draw_of_categories_has_their_products_alone(shop: Path, tmp_path: Pat
     whole = compare_here(shop, tmp_path, ("svm",))
     drawn = compare_here(shop, tmp_path, ("svm",), categories=4)
     assert drawn.categories == 4
-    assert drawn.rows[0].parameters == 4 * 2049
+    assert drawn.rows[0].parameters == 4 * 1025
     assert 0 < drawn.rows[0].learnt_products < whole.rows[0].learnt_products
     assert drawn.val_products < whole.val_products
     with pytest.raises(ShelfmarkError, match="--categories 1000: the catalogue has "):
@@ -221,7 +221,7 @@ def test_rows_on_fine_tuned_bottlenecks_stand_beside_the_frozen_ones(shop: Path,
     """Any second backbone will do: here the same one at another size."""
     frozen = open_artifact(run_of(shop) / "bottlenecks", "bottlenecks").summary["fingerprint"]
     plain = compare_here(shop, tmp_path / "plain", ("svm",))
-    assert shelfmark("extract", shop, "--image-size", "76") == 0
+    assert shelfmark("extract", shop, "--image-size", "40") == 0
     try:
         here = open_artifact(run_of(shop) / "bottlenecks", "bottlenecks").summary["fingerprint"]
         tuned = seal_backbone(tmp_path / "backbone", frozen, here)
@@ -229,7 +229,7 @@ def test_rows_on_fine_tuned_bottlenecks_stand_beside_the_frozen_ones(shop: Path,
         lost = seal_backbone(tmp_path / "lost", frozen, "nowhere")
         alone = compare_here(shop, tmp_path, ("svm", "svm-tuned"), tuned=lost)
     finally:
-        assert shelfmark("extract", shop, "--image-size", "75") == 0
+        assert shelfmark("extract", shop, "--image-size", "32") == 0
     assert [(row.row, row.fine_tuned) for row in both.rows] == [("svm", False), ("svm-tuned", True)]
     assert both.rows[0].val_precision == plain.rows[0].val_precision
     assert both.notes == []
@@ -240,7 +240,7 @@ def test_rows_on_fine_tuned_bottlenecks_stand_beside_the_frozen_ones(shop: Path,
 def seal_backbone(path: Path, frozen: str, fingerprint: str) -> Artifact:
     begin(partial_of(path), {})
     summary = BackboneSummary(
-        fingerprint=fingerprint, backbone="inceptionv3", weights="fine-tuned random", layers=1, frozen=0,
+        fingerprint=fingerprint, backbone="mobilenet", weights="fine-tuned drawn", layers=1, frozen=0,
         products=1, images=1, epochs=1,
     )  # fmt: skip
     made_from = {"fingerprint": frozen}
@@ -353,7 +353,7 @@ def test_chance_is_the_farther_end_of_wilsons_interval(correct: int, of: int) ->
 
 
 def test_command_of_the_best_head_names_workspace_run_and_what_is_not_default(
-    shop: Path, tmp_path: Path
+    shop: Path, drawn_weights: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "week" / "comparison"
     command = compare_here(shop, out, ("svm", "2nn-512"), "extract.engine=openvino").commands
@@ -361,7 +361,8 @@ def test_command_of_the_best_head_names_workspace_run_and_what_is_not_default(
     assert command == (
         f"shelfmark retrain SOURCE… --taxonomy FILE --workspace {W} --run week "
         "--set head.kind=flat --set 'head.hidden=[256,256]' --set ingest.min_products=5 "
-        "--set backbone.weights=random --set backbone.image_size=75 --set head.aggregation=mean "
+        f"--set backbone.name=mobilenet --set backbone.weights={drawn_weights} --set backbone.image_size=32 "
+        "--set head.aggregation=mean "
         "--set train.batch=64 --set train.epochs=2 --set train.precision=float32"
     )
     words = shlex.split(command)

@@ -1,13 +1,11 @@
 """Settings: defaults, the file over them, the command line over both; what is refused, and in which words."""
 
-import doctest
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from features.errors import ShelfmarkError
-from pipeline.job import config as config_module
 from pipeline.job.config import ExtractSettings
 from pipeline.job.load_config import load_config
 
@@ -264,7 +262,3 @@ def test_settings_for_speed_alone_do_not_matter_to_the_result():
         "unit_bytes": 32 * 2**20, "unit_images": 2000, "min_known": 0.05,
         "csv_delimiter": None, "csv_encoding": None, "urls": "public",
     }  # fmt: skip
-
-
-def test_examples_in_the_docstrings_are_right():
-    assert doctest.testmod(config_module).failed == 0

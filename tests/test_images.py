@@ -14,6 +14,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import simplejpeg
+from catalogues import drawn_image, encoded
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
 
 from features.images.av1 import coded_sizes
@@ -33,14 +34,7 @@ def tensorflow():
 
 def photo(width=64, height=48, seed=0):
     """Smooth colours, different in every corner."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encoded(image, format, **options):
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
+    return drawn_image(seed, width, height, (4, 5))
 
 
 def blocks():

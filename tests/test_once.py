@@ -48,7 +48,7 @@ CONFIG = Config.model_validate(
 
 
 @functools.cache
-def photo(number: int, category: int) -> bytes:
+def red_photo(number: int, category: int) -> bytes:
     """A photo that no other number gives; red grows with the category, but not always."""
     rng = np.random.default_rng(number)
     colours = rng.integers(0, 256, (2, 2, 3))
@@ -64,7 +64,7 @@ def catalogue(folder: Path, times: int) -> str:
     for product in range(PRODUCTS):
         for place in range(1 + product % 3):
             image = f"{product}-{place}.png"
-            (folder / image).write_bytes(photo(3 * product + place, product % 4))
+            (folder / image).write_bytes(red_photo(3 * product + place, product % 4))
             row = {"product_id": str(product), "image": image, "category": f"red-{product % 4}"}
             rows += [row | {"split": SPLITS[product // 4 % 10]}] * times
     return str(write_manifest(folder / "catalogue.csv", rows))

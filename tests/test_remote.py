@@ -187,10 +187,10 @@ def test_options_that_cannot_be_are_one_line(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_whole_weekly_run_on_an_object_store_gives_the_digests_that_it_gives_on_the_disk(
-    bucket, tmp_path
+    bucket, drawn_weights, tmp_path
 ):
     drawn = draw_catalogue(tmp_path, products=400)
-    (tmp_path / "weekly.toml").write_text(SETTINGS)
+    (tmp_path / "weekly.toml").write_text(SETTINGS.format(weights=drawn_weights))
     common = ["--taxonomy", str(drawn.taxonomy), "--config", str(tmp_path / "weekly.toml"), "--run", "week"]
     digests, decisions = [], []
     for workspace in (tmp_path / "W", place(f"{bucket}/weekly")):

@@ -31,8 +31,9 @@ SETTINGS = """
 min_products = 10
 unit_bytes = 300_000
 [backbone]
-weights = "random"
-image_size = 75
+name = "mobilenet"
+weights = "{weights}"
+image_size = 32
 [extract]
 shard_images = 100
 [head]
@@ -44,11 +45,11 @@ batch = 16
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
+def shop(drawn_weights, tmp_path_factory):
     """A drawn catalogue with its settings, a workspace that `retrain` has filled, and its digests."""
     folder = tmp_path_factory.mktemp("shop")
     drawn = draw_catalogue(folder, products=400)
-    (folder / "weekly.toml").write_text(SETTINGS)
+    (folder / "weekly.toml").write_text(SETTINGS.format(weights=drawn_weights))
     status, _ = run_here(*retrain_arguments(folder, folder / "W"))
     assert status == 0
     return folder, drawn, digests(folder / "W")

@@ -1,4 +1,4 @@
-"""Sources: every product comes out once, its bytes are where it says, and bad input is an error or counted."""
+"""Sources: every product comes out once, its bytes are where it says; bad input is an error or counted."""
 
 import errno
 import os

@@ -1,6 +1,5 @@
 """The plan of an ingest, against one made product by product in plain Python."""
 
-import doctest
 import itertools
 from collections import Counter
 from decimal import ROUND_HALF_UP, Decimal
@@ -13,7 +12,6 @@ import pytest
 
 from features.errors import ShelfmarkError
 from features.product import order_key
-from pipeline.ingest import index as index_module
 from pipeline.ingest.index import NO_IMAGE, build_index, image_indices
 from pipeline.ingest.rejects import REJECTS, refuse_flood
 from pipeline.ingest.split_plan import assign_shards, plan_products, require_trainable, untrained_categories
@@ -329,4 +327,3 @@ def test_images_are_counted_by_product_in_the_sources_order():
         wanted.append(seen[row["product_id"]])
         seen[row["product_id"]] += 1
     assert image_indices(index_of(rows).product).tolist() == wanted
-    assert doctest.testmod(index_module).failed == 0

@@ -1,6 +1,5 @@
 """The store gives back what was put in, and has only what is whole."""
 
-import doctest
 import hashlib
 import shutil
 from pathlib import Path
@@ -11,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.errors import ShelfmarkError
-from features.storage import store as bottlenecks
 from features.storage.store import Digests, Locations, Store, StoredRows
 
 WIDTH = 6
@@ -228,7 +226,3 @@ def test_engines_may_mix_and_are_counted(tmp_path: Path) -> None:
     store.append(digests(*"de"), rows_of("de"), engine="openvino bfloat16")
     assert find(store, *"abcdd").by_engine() == {"openvino bfloat16": 2, "tensorflow float32": 3}
     assert find(store, "e", "x").by_engine() == {"openvino bfloat16": 1}
-
-
-def test_examples_in_the_docstrings_are_right() -> None:
-    assert doctest.testmod(bottlenecks).failed == 0
