@@ -21,7 +21,7 @@ import numpy as np
 
 from features.errors import ShelfmarkError
 from features.product import ProductImage
-from features.storage.paths import Place, read_range
+from features.storage.paths import AnyPath, read_range
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,7 @@ class Piece:
     examples: bool  # whether these are Examples; else JPEGs
 
 
-def read_pieces(folder: Place, rows: "pd.DataFrame") -> Iterator[Piece]:
+def read_pieces(folder: AnyPath, rows: "pd.DataFrame") -> Iterator[Piece]:
     """Reads records in the order of the rows, neighbours in one read.
 
     Args:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, Place, all_begin, place, use_beam_options
+from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, any_path, use_beam_options
 
 if TYPE_CHECKING:
     from pipeline.job.run import Run
@@ -31,19 +31,19 @@ def main(arguments: list[str] | None = None) -> None:
     run_command(shelfmark, "shelfmark", arguments[:cut], obj=tuple(arguments[cut + 1 :]))
 
 
-class _PlaceType(click.ParamType):
+class _PathType(click.ParamType):
     """A path on the disk or on an object store."""
 
     name = "path"
 
-    def convert(self, value: Any, param: Any, context: Any) -> Place:
+    def convert(self, value: Any, param: Any, context: Any) -> AnyPath:
         """Converts the text of the option."""
         if not str(value).strip():
             self.fail("empty; expected a path, such as shop or s3://bucket/shop", param, context)
-        return place(value) if isinstance(value, str) else cast(Place, value)
+        return any_path(value) if isinstance(value, str) else cast(AnyPath, value)
 
 
-PLACE = _PlaceType()
+PATH = _PathType()
 
 
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +51,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     path = click.Path(path_type=Path)
     options = [
         click.option(
-            "--workspace", type=PLACE, required=True, help="Directory of all runs, releases and the store."
+            "--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store."
         ),
         click.option("--run", "name", help="Name of the run; default: the ISO week, as in 2026-W47."),
         click.option("--config", "file", type=path, help="TOML file of settings, over the defaults."),
@@ -77,7 +77,7 @@ _engine = click.option(
     type=click.Choice(["auto", "tensorflow", "openvino", "jax"]),
     help="What runs the backbone; default: auto, the fastest one installed.",
 )
-_taxonomy = click.option("--taxonomy", type=PLACE, help="CSV of category_id, category_level1, …")
+_taxonomy = click.option("--taxonomy", type=PATH, help="CSV of category_id, category_level1, …")
 
 
 class _Commands(click.Group):
@@ -112,7 +112,7 @@ def shelfmark() -> None:
 @contextmanager
 def _run(
     name: str | None,
-    workspace: Place,
+    workspace: AnyPath,
     file: Path | None,
     sets: tuple[str, ...],
     given: dict[str, Any],
@@ -147,7 +147,7 @@ def _stage(function: Callable[..., None]) -> Callable[..., None]:
 
     @_common
     def command(
-        workspace: Place,
+        workspace: AnyPath,
         name: str | None,
         file: Path | None,
         sets: tuple[str, ...],
@@ -167,7 +167,7 @@ def _stage(function: Callable[..., None]) -> Callable[..., None]:
 @_sources
 @_taxonomy
 @_stage
-def ingest(run: "Run", sources: tuple[str, ...], taxonomy: Place | None) -> None:
+def ingest(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None) -> None:
     """Converts a catalogue to TFRecords.
 
     Every image is checked, and every product goes to train, val or test. SOURCE is a .bson file (Cdiscount),
@@ -319,7 +319,7 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 @_engine
 @click.option("--finetune", "tune", is_flag=True, help="Tune the backbone first, on this week's products.")
 @_stage
-def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None, tune: bool) -> None:
+def retrain(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, tune: bool) -> None:
     """Runs all stages and releases if better.
 
     The new bundle is released if it is better than the one in service. Run again, it repeats nothing; with
@@ -339,12 +339,12 @@ def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None, tune: 
 @_sources
 @click.option(
     "--workspace",
-    type=PLACE,
+    type=PATH,
     required=True,
     help="Directory with the release in service.",
 )
 @click.option(
-    "--output", type=PLACE, required=True, help="FILE.parquet, .csv, .csv.gz or .jsonl for the decisions."
+    "--output", type=PATH, required=True, help="FILE.parquet, .csv, .csv.gz or .jsonl for the decisions."
 )
 @_engine
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
@@ -354,8 +354,8 @@ def retrain(run: "Run", sources: tuple[str, ...], taxonomy: Place | None, tune: 
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def categorize(
     sources: tuple[str, ...],
-    workspace: Place,
-    output: Place,
+    workspace: AnyPath,
+    output: AnyPath,
     engine: str | None,
     file: Path | None,
     sets: tuple[str, ...],
@@ -384,7 +384,7 @@ def categorize(
 
 
 @shelfmark.command()
-@click.option("--workspace", type=PLACE, required=True, help="Directory of all runs, releases and the store.")
+@click.option("--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store.")
 @click.option("--keep", type=click.IntRange(min=1), help="Also remove all but the N most recent runs.")
 @click.option(
     "--older",
@@ -395,7 +395,7 @@ def categorize(
 )
 @click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def clean(workspace: Place, keep: int | None, older: float, dry_run: bool, debug: bool) -> None:
+def clean(workspace: AnyPath, keep: int | None, older: float, dry_run: bool, debug: bool) -> None:
     """Removes what no run needs.
 
     That is: shards of the store that no run refers to, and working files of interrupted jobs. Shards that

@@ -1,6 +1,6 @@
 """The weekly run, on one page."""
 
-from features.storage.paths import Place
+from features.storage.paths import AnyPath
 from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
 from pipeline.job.run import Run
@@ -15,10 +15,10 @@ from pipeline.train.train import train
 def retrain(
     run: Run,
     sources: list[str],
-    taxonomy: Place | None = None,
+    taxonomy: AnyPath | None = None,
     beam: tuple[str, ...] = (),
     tune: bool = False,
-) -> Place | None:
+) -> AnyPath | None:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
     Each stage opens what the stages before it have left in the run. A finished one is opened, not made again.

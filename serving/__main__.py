@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import click
 
 from features.errors import ShelfmarkError, run_command
-from features.storage.paths import STORE_OPTIONS, all_begin, place, use_beam_options
+from features.storage.paths import STORE_OPTIONS, all_begin, any_path, use_beam_options
 
 log = logging.getLogger("shelfmark")
 
@@ -58,7 +58,7 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
         use_beam_options(beam)  # before the workspace is read
     from models.decisions.releases import in_service
 
-    releases = place(workspace) / "releases"
+    releases = any_path(workspace) / "releases"
     release = in_service(releases)  # before TensorFlow is imported, which takes seconds
     if release is None:
         raise ShelfmarkError(

@@ -13,7 +13,7 @@ from test_store import digests, rows_of
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import begin, partial_of, seal
-from features.storage.paths import copy_tree, place, sizes, write_whole
+from features.storage.paths import any_path, copy_tree, sizes, write_whole
 from features.storage.store import Store
 from pipeline.cli import main
 from pipeline.job.lock import only_job
@@ -221,7 +221,7 @@ def test_on_an_object_store_it_removes_the_same(tmp_path):
     used, lost = (add_shard(tmp_path / "W", letters) for letters in ("abc", "d"))
     add_run(tmp_path / "W", "one", [used])
     with object_store() as bucket:
-        there = place(bucket) / "W"
+        there = any_path(bucket) / "W"
         copy_tree(tmp_path / "W", there)
         write_whole(there / "runs" / "one" / "head" / "made_from.json", b"{}")
         write_whole(there / "releases" / "half" / "head.json", b"{}")

@@ -15,7 +15,7 @@ import pytest
 from object_store import object_store
 
 from features.errors import ShelfmarkError
-from features.storage.paths import Place, place, read_range
+from features.storage.paths import AnyPath, any_path, read_range
 from models.decisions.categorizer import COLUMNS, decisions_table, unreadable
 from pipeline.job.decisions_file import SCHEMA, rejects_beside, require_format, write_decisions
 
@@ -47,7 +47,7 @@ WANTED = [
 ]
 
 
-def rows_of(file: Place) -> list[dict[str, Any]]:
+def rows_of(file: AnyPath) -> list[dict[str, Any]]:
     """The rows of a file, read without the code that has written it."""
     data, name = read_range(file), file.name.lower()
     if name.endswith(".parquet"):
@@ -133,7 +133,7 @@ def test_what_was_there_stays_when_the_writing_fails(tmp_path: Path, name: str) 
 def test_decisions_go_onto_an_object_store_in_every_format() -> None:
     with object_store() as bucket:
         for name in FORMATS:
-            file = place(bucket) / "answers" / name
+            file = any_path(bucket) / "answers" / name
             write_decisions(PIECES, file)
             assert rows_of(file) == WANTED
             assert str(rejects_beside(file)) == f"{bucket}/answers/d.rejects.parquet"

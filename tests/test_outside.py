@@ -8,7 +8,7 @@ import pytest
 from catalogues import photo, write_files, write_manifest
 
 from features.errors import ShelfmarkError
-from features.storage.paths import place
+from features.storage.paths import any_path
 from pipeline.job.config import Config
 from pipeline.release.categorize import categorize
 from pipeline.sources.outside import require_outside
@@ -65,7 +65,7 @@ class Held:
     """A source that stands somewhere else."""
 
     def __init__(self, path: str) -> None:
-        self.path = place(path)
+        self.path = any_path(path)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ class Held:
 def test_remote_places_are_compared_by_their_texts(what: str, source: str, refused: str | None) -> None:
     sources: Any = [Held(source)]
     if refused is None:
-        require_outside(place(what), sources)
+        require_outside(any_path(what), sources)
         return
     with pytest.raises(ShelfmarkError, match=refused):
-        require_outside(place(what), sources)
+        require_outside(any_path(what), sources)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from object_store import object_store
 
 from features.errors import ShelfmarkError
-from features.storage.paths import Place, copy_tree, place, read_range, sizes, write_whole
+from features.storage.paths import AnyPath, any_path, copy_tree, read_range, sizes, write_whole
 from models.decisions import releases as releases_module
 from models.decisions.releases import in_service, put_into_service
 from pipeline.cli import main
@@ -16,7 +16,7 @@ from pipeline.job.config import Config
 from pipeline.job.run import begin_run
 
 
-def draw(workspace: Place, *names: str) -> Place:
+def draw(workspace: AnyPath, *names: str) -> AnyPath:
     """A workspace whose releases hold one file each beside their manifest."""
     for name in names:
         write_whole(workspace / "releases" / name / "head.json", name.encode())
@@ -120,15 +120,15 @@ def test_a_file_without_a_name_is_refused(copied: Path, held: bytes) -> None:
 def test_a_workspace_that_was_copied_to_an_object_store_keeps_its_release(copied: Path) -> None:
     """As by `aws s3 sync`, which follows the link."""
     with object_store() as bucket:
-        there = place(bucket) / "copy" / "releases"
+        there = any_path(bucket) / "copy" / "releases"
         copy_tree(copied, there)
         assert in_service(there) == "2026-W46"
         put_into_service(there, "2026-W47")
         assert read_range(there / "current") == b"2026-W47" and in_service(there) == "2026-W47"
         assert not [name for name in sizes(there) if name.startswith("current/")]
-        write_whole(place(bucket) / "other" / "releases" / "current" / "head.json", b"x")
+        write_whole(any_path(bucket) / "other" / "releases" / "current" / "head.json", b"x")
         with pytest.raises(ShelfmarkError, match="not a copy of a release beside it"):
-            in_service(place(bucket) / "other" / "releases")
+            in_service(any_path(bucket) / "other" / "releases")
 
 
 @pytest.mark.parametrize("name", ["current", "current.old", "current.tmp"])

@@ -13,7 +13,7 @@ from test_retrain import SETTINGS, run_here
 
 from features.storage import object_stores
 from features.storage.artifact import find_artifact
-from features.storage.paths import Place, copy_tree, local, place, read_range, sizes, write_whole
+from features.storage.paths import AnyPath, any_path, copy_tree, local, read_range, sizes, write_whole
 from models.decisions.releases import in_service
 from pipeline.cli import main
 from pipeline.demo.drawn_catalogue import draw_catalogue
@@ -43,7 +43,7 @@ def draw(folder):
 def shop(tmp_path_factory, bucket):
     """The sources on the disk, and the same on the object store."""
     here = draw(tmp_path_factory.mktemp("shop"))
-    there = place(bucket) / "sources"
+    there = any_path(bucket) / "sources"
     copy_tree(here, there)
     return here, there
 
@@ -64,7 +64,7 @@ def test_a_remote_source_gives_the_records_that_it_gives_on_the_disk(shop, tmp_p
 def test_a_remote_workspace_holds_the_records_that_a_local_one_holds(shop, tmp_path, bucket):
     source = [str(shop[0] / "a.bson")]
     wanted = make_records(source, tmp_path / "records", SMALL)
-    out = place(bucket) / "W" / "runs" / "week" / "records"
+    out = any_path(bucket) / "W" / "runs" / "week" / "records"
     found = make_records(source, out, SMALL)
     assert found.digest == wanted.digest and find_artifact(out) == found
     assert sizes(out).keys() == {*wanted.files, "manifest.json"}, "working files are gone"
@@ -74,11 +74,11 @@ def test_a_remote_workspace_holds_the_records_that_a_local_one_holds(shop, tmp_p
 def test_an_interrupted_remote_ingest_goes_on_and_is_finished_by_its_manifest(
     shop, tmp_path, bucket, monkeypatch
 ):
-    source, out = [str(shop[1] / "a.bson")], place(bucket) / "W" / "killed" / "records"
+    source, out = [str(shop[1] / "a.bson")], any_path(bucket) / "W" / "killed" / "records"
     wanted = make_records(source, tmp_path / "records", SMALL)
     real = ingest_module.write_shards
 
-    def stop(number: int, done: Place, **options):
+    def stop(number: int, done: AnyPath, **options):
         if number == 2:
             raise OSError(28, "No space left on device", str(done))
         real(number, done, **options)
@@ -99,7 +99,7 @@ def test_an_interrupted_remote_ingest_goes_on_and_is_finished_by_its_manifest(
 def test_a_remote_source_has_another_digest_when_a_file_of_it_changes(bucket):
     from pipeline.sources.source import open_source
 
-    folder = place(bucket) / "found"
+    folder = any_path(bucket) / "found"
     write_whole(folder / "A" / "1.jpg", photo(1))
     first = open_source(str(folder)).digest()
     assert open_source(str(folder)).digest() == first
@@ -193,7 +193,7 @@ def test_the_whole_weekly_run_on_an_object_store_gives_the_digests_that_it_gives
     (tmp_path / "weekly.toml").write_text(SETTINGS.format(weights=drawn_weights))
     common = ["--taxonomy", str(drawn.taxonomy), "--config", str(tmp_path / "weekly.toml"), "--run", "week"]
     digests, decisions = [], []
-    for workspace in (tmp_path / "W", place(f"{bucket}/weekly")):
+    for workspace in (tmp_path / "W", any_path(f"{bucket}/weekly")):
         found = ["--workspace", str(workspace)]
         for _ in range(2):  # run again, it finds everything done
             assert run_here("retrain", str(drawn.catalogue), *found, *common)[0] == 0

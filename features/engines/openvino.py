@@ -18,7 +18,7 @@ from features.engines.openvino_graphs import ready_for_bfloat16, transpose_late
 from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
 from features.records import Piece
-from features.storage.paths import Place, write_whole
+from features.storage.paths import AnyPath, write_whole
 
 if TYPE_CHECKING:
     import openvino
@@ -39,7 +39,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 class Int8Calibration:
     """What int8 is calibrated with, once for a fingerprint: later weeks run the same network."""
 
-    kept: Place  # directory of the quantised network, int8.xml and int8.bin
+    kept: AnyPath  # directory of the quantised network, int8.xml and int8.bin
     pieces: Callable[[int], Iterator[Piece]]  # this many images of the catalogue, or all where it has fewer
 
 
@@ -185,7 +185,7 @@ def _quantised(backbone: Backbone, batch: int, calibration: Int8Calibration | No
     return network
 
 
-def _bytes(file: Place) -> np.ndarray:
+def _bytes(file: AnyPath) -> np.ndarray:
     return np.frombuffer(file.read_bytes(), np.uint8)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from features.errors import ShelfmarkError
-from features.storage.paths import MARK, Place, local, remove, sizes, write_whole
+from features.storage.paths import MARK, AnyPath, local, remove, sizes, write_whole
 
 INPUTS = "made_from.json"  # in a working directory: what the work in progress is made from
 KNOWN_DIGESTS = "_digests.json"  # there, too: the FileEntry of files that were digested while written
@@ -52,7 +52,7 @@ class Manifest:
 class Artifact(Manifest):
     """A finished directory and what its manifest says."""
 
-    path: Place
+    path: AnyPath
     digest: str  # sha256 of the manifest, which holds the sha256 of every file
 
     def file(self, name: str) -> Path:
@@ -78,13 +78,13 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def file_digest(path: Place) -> str:
+def file_digest(path: AnyPath) -> str:
     """Returns the sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
 
 
-def find_artifact(path: Place) -> Artifact | None:
+def find_artifact(path: AnyPath) -> Artifact | None:
     """Returns the finished artifact at `path`; None without one, or when a file is missing or resized."""
     try:
         text = (path / MARK).read_bytes()
@@ -96,7 +96,7 @@ def find_artifact(path: Place) -> Artifact | None:
     return artifact if whole else None
 
 
-def open_artifact(path: Place, kind: str) -> Artifact:
+def open_artifact(path: AnyPath, kind: str) -> Artifact:
     """Returns the finished artifact at `path`.
 
     Raises:
@@ -115,12 +115,12 @@ def open_artifact(path: Place, kind: str) -> Artifact:
     return artifact
 
 
-def partial_of(path: Place) -> Place:
+def partial_of(path: AnyPath) -> AnyPath:
     """Returns the working directory for `path`."""
     return path.with_name(path.name + ".partial") if isinstance(path, Path) else path
 
 
-def begin(partial: Place, made_from: Mapping[str, str]) -> Place:
+def begin(partial: AnyPath, made_from: Mapping[str, str]) -> AnyPath:
     """Opens a working directory: kept when it was made from the same inputs, else emptied."""
     text = json.dumps(dict(made_from), sort_keys=True)
     inputs = partial / INPUTS
@@ -132,7 +132,7 @@ def begin(partial: Place, made_from: Mapping[str, str]) -> Place:
 
 
 def seal(
-    path: Place, *, kind: str, version: int, made_from: Mapping[str, str], summary: Mapping[str, Any]
+    path: AnyPath, *, kind: str, version: int, made_from: Mapping[str, str], summary: Mapping[str, Any]
 ) -> Artifact:
     """Finishes the work in `partial_of(path)`: removes working files, writes the manifest, renames it.
 
@@ -160,7 +160,7 @@ def seal(
     return open_artifact(path, kind)
 
 
-def _results(partial: Place, there: dict[str, int]) -> dict[str, FileEntry]:
+def _results(partial: AnyPath, there: dict[str, int]) -> dict[str, FileEntry]:
     """Returns size and sha256 of every file that stays, by its name below `partial`."""
     known: dict[str, FileEntry] = {}
     if KNOWN_DIGESTS in there:

@@ -1,4 +1,4 @@
-"""Places: where sources and workspaces stand, on a disk (`Path`) or on an object store (`Remote`).
+"""Paths of sources and workspaces, on a disk (`Path`) or on an object store (`Remote`).
 
     /data/shop           Path
     s3://bucket/shop     Remote   by boto3, set up by Beam's options (--s3_endpoint_url …) or AWS_… variables
@@ -44,7 +44,7 @@ FIRST_READ = 64 * 1024  # bytes: a product's photo, a Parquet footer
 
 @dataclass(frozen=True, order=True)
 class Remote:
-    """A place on an object store, `scheme://bucket/name`, with the methods of a Path.
+    """A path on an object store, `scheme://bucket/name`, with the methods of a Path.
 
     Raises:
         ShelfmarkError: no bucket in the text; later, by every method that sends a request: the store does not
@@ -84,15 +84,15 @@ class Remote:
 
     @property
     def parent(self) -> "Remote":
-        """The place above; a bucket's is the bucket itself."""
+        """The path above; a bucket's is the bucket itself."""
         return Remote(self.text.rpartition("/")[0]) if self.name else self
 
     def with_name(self, name: str) -> "Remote":
-        """The place of another name beside this one."""
+        """The path of another name beside this one."""
         return self.parent / name
 
     def with_suffix(self, suffix: str) -> "Remote":
-        """The place beside this one whose name ends in another suffix."""
+        """The path beside this one whose name ends in another suffix."""
         return self.with_name(self.stem + suffix)
 
     def relative_to(self, other: "Remote") -> PurePosixPath:
@@ -160,15 +160,15 @@ class Remote:
         return sorted(self / name for name in names)
 
 
-Place = Path | Remote
+AnyPath = Path | Remote
 
 
-def place(text: str) -> Place:
+def any_path(text: str) -> AnyPath:
     """`scheme://bucket/…` is remote, everything else a path; a scheme may be written in any case.
 
     A `file://` URL is read as `Path.as_uri` writes it: %E9 is the byte E9, in whatever encoding the disk has.
 
-    >>> str(place("file:///data/a%20b")), str(place("File://localhost/data")), str(place("S3://bucket/shop/"))
+    >>> str(any_path("file:///data/a%20b")), str(any_path("File://localhost/data")), str(any_path("S3://bucket/shop/"))
     ('/data/a b', '/data', 's3://bucket/shop')
 
     Raises:
@@ -194,7 +194,7 @@ def stats(folder: Remote) -> dict[str, Stat]:
     return dict(sorted((text[start:], stat) for text, stat in _listing(folder) if not text.endswith("/")))
 
 
-def sizes(folder: Place) -> dict[str, int]:
+def sizes(folder: AnyPath) -> dict[str, int]:
     """Bytes of every file anywhere below, by its name relative to the folder, sorted; {} where nothing is."""
     if isinstance(folder, Path):
         files = [file for file in folder.rglob("*") if file.is_file()]
@@ -202,7 +202,7 @@ def sizes(folder: Place) -> dict[str, int]:
     return {name: stat.st_size for name, stat in stats(folder).items()}
 
 
-def remove(folder: Place) -> None:
+def remove(folder: AnyPath) -> None:
     """Removes the whole tree, manifests first: a removal cut short leaves nothing that looks finished."""
     if isinstance(folder, Path):
         for mark in folder.rglob(MARK):
@@ -216,7 +216,7 @@ def remove(folder: Place) -> None:
     _delete(folder, [text for text in found if not text.endswith(f"/{MARK}")])
 
 
-def read_range(file: Place, offset: int = 0, length: int = -1) -> bytes:
+def read_range(file: AnyPath, offset: int = 0, length: int = -1) -> bytes:
     """`length` bytes from `offset` on, fewer where the file ends; -1 means all of them."""
     if isinstance(file, Path):
         with open(file, "rb") as opened:
@@ -227,7 +227,7 @@ def read_range(file: Place, offset: int = 0, length: int = -1) -> bytes:
 
 
 @contextmanager
-def writing(file: Place) -> Iterator[Path]:
+def writing(file: AnyPath) -> Iterator[Path]:
     """A working file on the disk that stands at `file`, whole, when the block ends without an error.
 
     After an error what stood at `file` is still there, and the working file is gone.
@@ -256,7 +256,7 @@ def writing(file: Place) -> Iterator[Path]:
         raise
 
 
-def write_whole(file: Place, data: bytes) -> None:
+def write_whole(file: AnyPath, data: bytes) -> None:
     """Writes a file so that it is either there with all its bytes or not there at all."""
     with writing(file) as working:
         working.write_bytes(data)
@@ -266,7 +266,7 @@ _fetched: dict[Remote, Path] = {}
 _fetching: dict[Remote, threading.Lock] = {}
 
 
-def local(file: Place) -> Path:
+def local(file: AnyPath) -> Path:
     """The file itself, or a copy of the remote one; of a directory, with all that stands below.
 
     The copy is fetched once, again after this process has written the file anew, and goes with the process.
@@ -284,7 +284,7 @@ def local(file: Place) -> Path:
         return _fetched[file]
 
 
-def copy_tree(source: Place, target: Place) -> None:
+def copy_tree(source: AnyPath, target: AnyPath) -> None:
     """Copies every file below `source`, those named manifest.json last.
 
     Raises:
@@ -316,7 +316,7 @@ def all_begin(options: tuple[str, ...], beginnings: tuple[str, ...]) -> bool:
 
 
 def use_beam_options(options: tuple[str, ...]) -> None:
-    """Makes Beam's options (`--s3_endpoint_url=…`) hold for the places of this process, too.
+    """Makes Beam's options (`--s3_endpoint_url=…`) hold for the paths of this process, too.
 
     Raises:
         ShelfmarkError: Beam refuses them, or does not know one about object stores.
@@ -404,7 +404,7 @@ def _delete(below: Remote, texts: list[str]) -> None:
         _fetched.pop(Remote(text), None)
 
 
-def _fetch(file: Place, working: Path) -> None:
+def _fetch(file: AnyPath, working: Path) -> None:
     """Copies a file to the disk."""
     if isinstance(file, Path):
         shutil.copyfile(file, working)

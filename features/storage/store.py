@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.storage.paths import Place, local, read_range, writing
+from features.storage.paths import AnyPath, local, read_range, writing
 
 FLIP = "flip"
 SHARD = pa.schema([("image_digest", pa.binary(32))])
@@ -136,7 +136,7 @@ class Locations:
 class Store:
     """The bottlenecks of one fingerprint, of the images as they are or of the mirrored ones."""
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
         self.flip = path.name == FLIP
         self._owner = f"{path.parent.name}/{FLIP}" if self.flip else path.name

@@ -16,7 +16,7 @@ import numpy as np
 from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS, Backbone, read_backbone
 from features.errors import ShelfmarkError
 from features.storage.artifact import digest_of, file_digest, open_artifact
-from features.storage.paths import Place
+from features.storage.paths import AnyPath
 from models.decisions.categorizer import Categorizer, DecisionRules, Predictor
 from models.heads.architectures import SET_FILES, STRUCTURE, WEIGHTS, load_head
 from models.taxonomy import read_taxonomy
@@ -59,24 +59,24 @@ def read_rules(file: Path) -> DecisionRules:
     return DecisionRules.from_dict(json.loads(file.read_text()))
 
 
-def open_bundle(place: Place) -> Bundle:
+def open_bundle(path: AnyPath) -> Bundle:
     """Opens a bundle.
 
     Raises:
         ShelfmarkError: no finished bundle is there, or its parts do not belong together.
     """
-    artifact = open_artifact(place, "bundle")
-    path = artifact.folder()
+    artifact = open_artifact(path, "bundle")
+    folder = artifact.folder()
     for name, entry in artifact.files.items():
-        if file_digest(path / name) != entry["sha256"]:
+        if file_digest(folder / name) != entry["sha256"]:
             raise ShelfmarkError(
-                f"{path / name}: damaged; expected the digest that the manifest gives; "
+                f"{folder / name}: damaged; expected the digest that the manifest gives; "
                 "put another release into service, or train again"
             )
-    predictor = load_predictor(path)
-    categorizer = Categorizer(predictor, read_rules(path / THRESHOLDS))
+    predictor = load_predictor(folder)
+    categorizer = Categorizer(predictor, read_rules(folder / THRESHOLDS))
     caveats = _caveats(artifact.summary)
-    return Bundle(path, artifact.digest, categorizer, predictor.head.shape.fingerprint, caveats)
+    return Bundle(folder, artifact.digest, categorizer, predictor.head.shape.fingerprint, caveats)
 
 
 def _caveats(summary: Mapping[str, object]) -> tuple[str, ...]:

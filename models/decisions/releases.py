@@ -12,13 +12,13 @@ import re
 from pathlib import Path
 
 from features.errors import ShelfmarkError
-from features.storage.paths import MARK, Place, read_range, remove, sizes, write_whole
+from features.storage.paths import MARK, AnyPath, read_range, remove, sizes, write_whole
 
 SPLITS = "splits.parquet"  # in a bundle: product_id and split of every product it was made from
 CURRENT, ASIDE = "current", "current.old"  # aside: a copied directory while the link replaces it
 
 
-def in_service(releases: Place) -> str | None:
+def in_service(releases: AnyPath) -> str | None:
     """Name of the release that releases/current points to; None before the first one.
 
     Raises:
@@ -36,7 +36,7 @@ def in_service(releases: Place) -> str | None:
     return None
 
 
-def _name_in(file: Place) -> str:
+def _name_in(file: AnyPath) -> str:
     name = file.read_bytes().decode(errors="replace").strip()
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ShelfmarkError(
@@ -46,7 +46,7 @@ def _name_in(file: Place) -> str:
     return name
 
 
-def _release_of(copy: Place) -> str:
+def _release_of(copy: AnyPath) -> str:
     """The release that a directory is a copy of."""
     releases = copy.parent
     wanted = read_range(copy / MARK) if (copy / MARK).is_file() else None
@@ -60,7 +60,7 @@ def _release_of(copy: Place) -> str:
     )
 
 
-def put_into_service(releases: Place, name: str) -> None:
+def put_into_service(releases: AnyPath, name: str) -> None:
     """Makes releases/current point to a release, in one step: at any moment the old or the new one counts."""
     current, aside = releases / CURRENT, releases / ASIDE
     if isinstance(current, Path):

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
 from features.storage.object_stores import s3_settings, use_s3_settings
-from features.storage.paths import Place, Remote, place, sizes, writing
+from features.storage.paths import AnyPath, Remote, any_path, sizes, writing
 from pipeline.beam.process_pool import give_back, local_workers
 from pipeline.beam.worker_errors import as_text, from_text
 from pipeline.job.progress import Progress
@@ -34,7 +34,7 @@ LOCAL = [
 ]
 
 
-def unit_file(folder: Place, number: int) -> Place:
+def unit_file(folder: AnyPath, number: int) -> AnyPath:
     """Where the result of a unit stands."""
     return folder / _name(number)
 
@@ -46,8 +46,8 @@ def _name(number: int) -> str:
 def run_units(
     what: str,
     units: list[Any],
-    do: Callable[[Any, Place], None],
-    folder: Place,
+    do: Callable[[Any, AnyPath], None],
+    folder: AnyPath,
     beam: tuple[str, ...],
     names: list[str] | None = None,
 ) -> None:
@@ -80,14 +80,14 @@ def run_units(
             workers.run(do, [(unit, folder / name) for name, unit in missing])
 
 
-def _missing(named: list[tuple[str, Any]], folder: Place) -> list[tuple[str, Any]]:
+def _missing(named: list[tuple[str, Any]], folder: AnyPath) -> list[tuple[str, Any]]:
     """The units whose file is not there."""
     there = sizes(folder)
     return [unit for unit in named if unit[0] not in there]
 
 
 def _run_on_beam(
-    named: list[tuple[str, Any]], do: Callable[[Any, Place], None], folder: str, beam: tuple[str, ...]
+    named: list[tuple[str, Any]], do: Callable[[Any, AnyPath], None], folder: str, beam: tuple[str, ...]
 ) -> None:
     import apache_beam as beam_sdk
 
@@ -97,7 +97,7 @@ def _run_on_beam(
         name, unit = named_unit
         use_s3_settings(s3)
         try:
-            do(unit, place(folder) / name)
+            do(unit, any_path(folder) / name)
         except Exception as error:
             raise as_text(error) from error
         return 1
@@ -155,7 +155,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(folder: Place, names: frozenset[str], progress: Progress) -> Iterator[None]:
+def _watched(folder: AnyPath, names: frozenset[str], progress: Progress) -> Iterator[None]:
     """Shows progress by the files that are there, which works alike on every runner."""
     over = threading.Event()
 
@@ -173,7 +173,7 @@ def _watched(folder: Place, names: frozenset[str], progress: Progress) -> Iterat
         thread.join()
 
 
-def write_table(table: pa.Table, file: Place) -> None:
+def write_table(table: pa.Table, file: AnyPath) -> None:
     """Writes a Parquet file whole or not at all."""
     with writing(file) as working:
         pq.write_table(table, working)

@@ -25,7 +25,7 @@ from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
 from features.records import read_pieces
 from features.storage.artifact import Artifact, digest_of
-from features.storage.paths import Place, write_whole
+from features.storage.paths import AnyPath, write_whole
 from features.storage.store import Digests, Store, StoredRows
 from models.decisions.categorizer import Predictor
 from models.decisions.confidence import ConfidenceModel, fit_confidence
@@ -66,8 +66,8 @@ class ComparisonInputs:
     records: Artifact
     bottlenecks: Artifact
     tuned: Artifact | None  # the fine-tuned backbone of the run, if there is one
-    store: Place  # directory of all stores
-    out: Place  # the comparison's directory
+    store: AnyPath  # directory of all stores
+    out: AnyPath  # the comparison's directory
     config: Config  # all settings; [head] of the level heads, and what all heads share
     categories: int | None = None  # a random draw of so many, from the seed; None: all
 
@@ -325,7 +325,7 @@ def _digest_of_inputs(variant: Variant, data: ComparisonData, inputs: Comparison
     )
 
 
-def _finished(file: Place, made_from: str) -> RowResult | None:
+def _finished(file: AnyPath, made_from: str) -> RowResult | None:
     """The row's result from its file; None where the file is missing, damaged or made from something else."""
     try:
         return RowResult.from_json(file.read_text(), made_from)

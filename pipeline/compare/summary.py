@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from features.storage.artifact import Artifact
-from features.storage.paths import Place
+from features.storage.paths import AnyPath
 from pipeline.compare.classifiers import CLASSIFIERS, PAPER, TUNED, VARIANTS, config_of
 from pipeline.compare.results import Comparison, RowResult
 from pipeline.job.config import Config
@@ -76,7 +76,7 @@ def release_command(
     head: RowResult,
     records: Artifact,
     config: Config,
-    workspace: Place,
+    workspace: AnyPath,
     run: str,
     tuned: Artifact | None,
 ) -> str:

@@ -22,7 +22,7 @@ from features.engines.choose import use_engine
 from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact, open_artifact
-from features.storage.paths import Place, local, place, remove, write_whole, writing
+from features.storage.paths import AnyPath, any_path, local, remove, write_whole, writing
 from features.storage.store import Digests, Locations, Store, digest_array, digests_of, shard_name
 from pipeline.beam.run_units import run_units
 from pipeline.extract.fill_store import RECORD, engine_of, fill, make_shard, require_all, spread, try_twice
@@ -41,7 +41,7 @@ def fill_store_on_beam(
     backbone: Backbone,
     settings: ExtractSettings,
     beam: tuple[str, ...],
-    work: Place,
+    work: AnyPath,
 ) -> Locations:
     """As `fill_store`, on Beam's workers.
 
@@ -95,22 +95,22 @@ class _Loaded:
         use_engine(job.settings.engine)
         start_tensorflow()
         self.turn = threading.Lock()
-        weights = place(job.work) / WEIGHTS
+        weights = any_path(job.work) / WEIGHTS
         backbone = load_backbone(job.backbone, str(local(weights)), job.image_size)
         if backbone.fingerprint != job.fingerprint:
             raise ShelfmarkError(
                 f"{weights}: has fingerprint {backbone.fingerprint} in a worker; expected "
                 f"{job.fingerprint}; install the command's versions of shelfmark and Keras there"
             )
-        sample = functools.partial(_sample, open_artifact(place(job.records), "records"))
+        sample = functools.partial(_sample, open_artifact(any_path(job.records), "records"))
         self.engine = engine_of(backbone, store, job.settings, sample)
 
 
-def _absolute(path: Place) -> Place:
+def _absolute(path: AnyPath) -> AnyPath:
     return path.absolute() if isinstance(path, Path) else path  # a worker may have another directory
 
 
-def _write_missing(shards: list[np.ndarray], digests: np.ndarray, images: Path, file: Place) -> None:
+def _write_missing(shards: list[np.ndarray], digests: np.ndarray, images: Path, file: AnyPath) -> None:
     rows = pq.read_table(images, columns=list(RECORD))
     schema = pa.schema([("image_digest", pa.binary(32)), *rows.schema.remove_metadata()])
     with writing(file) as working, pa.ipc.new_file(working, schema) as writer:
@@ -126,16 +126,16 @@ def _sample(records: Artifact, most: int) -> Iterator[Piece]:
     return read_pieces(records.path, rows.take(pa.array(spread(np.arange(len(rows)), most))).to_pandas())
 
 
-def _save_weights(backbone: Backbone, file: Place) -> None:
+def _save_weights(backbone: Backbone, file: AnyPath) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch, file.name)
         backbone.save_weights(weights)
         write_whole(file, weights.read_bytes())
 
 
-def _make_unit(number: int, mark: Place, *, job: _Job, loaded: "Shared") -> None:
+def _make_unit(number: int, mark: AnyPath, *, job: _Job, loaded: "Shared") -> None:
     """Makes a shard in a worker; when that fails, the reason goes into a file and the job continues."""
-    work = place(job.work)
+    work = any_path(job.work)
     store = Store(mark.parent)
     here: _Loaded = loaded.acquire(functools.partial(_Loaded, job, store))
     with (work / MISSING).open("rb") as file:
@@ -144,7 +144,7 @@ def _make_unit(number: int, mark: Place, *, job: _Job, loaded: "Shared") -> None
     records = rows.select(RECORD).to_pandas()
 
     def read() -> Iterator[Piece]:
-        return read_pieces(place(job.records), records)
+        return read_pieces(any_path(job.records), records)
 
     with here.turn:
         reason = try_twice(lambda: make_shard(store, digests, read, here.engine, job.weights))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from features.engines.backbones import Backbone
 from features.storage.artifact import Artifact
-from features.storage.paths import Place
+from features.storage.paths import AnyPath
 from features.storage.store import Digests
 from pipeline.extract.beam_worker import fill_store_on_beam
 from pipeline.extract.fill_store import RecordReader, fill_store
@@ -36,8 +36,8 @@ def extract(run: Run, beam: tuple[str, ...] = ()) -> Artifact:
 def extract_records(
     records: Artifact,
     backbone: Backbone,
-    store: Place,
-    out: Place,
+    store: AnyPath,
+    out: AnyPath,
     settings: ExtractSettings,
     beam: tuple[str, ...] = (),
 ) -> Artifact:
@@ -57,23 +57,23 @@ def extract_records(
     """
     views = views_of_store(store, backbone.fingerprint, settings.flip)
 
-    def make(work: Place) -> Mapping[str, object]:
+    def make(work: AnyPath) -> Mapping[str, object]:
         images = records.file("images.parquet")
         digests = Digests(read_digests(images))
-        places = {}
+        locations = {}
         for name, view in views.items():
             if beam:
-                places[name] = fill_store_on_beam(view, digests, records, backbone, settings, beam, work)
+                locations[name] = fill_store_on_beam(view, digests, records, backbone, settings, beam, work)
             else:
-                places[name] = fill_store(view, digests, RecordReader(records), lambda: backbone, settings)
-        write_index(images, digests.values, places, work / "index.parquet")
+                locations[name] = fill_store(view, digests, RecordReader(records), lambda: backbone, settings)
+        write_index(images, digests.values, locations, work / "index.parquet")
         return BottlenecksSummary(
             images=len(digests),
             fingerprint=backbone.fingerprint,
             backbone=backbone.name,
             weights=backbone.weights,
-            views=len(places),
-            **{f"{name}engines": found.by_engine() for name, found in places.items()},
+            views=len(locations),
+            **{f"{name}engines": found.by_engine() for name, found in locations.items()},
         ).to_dict()
 
     def usable(artifact: Artifact) -> bool:

@@ -99,8 +99,8 @@ def rows_of(
     """
     views = []
     for view in (store, store.mirrored()) if flip else (store,):
-        places = fill_store(view, digests, read, load, settings)
-        views.append(view.rows(places.names, places.shard, places.row))
+        locations = fill_store(view, digests, read, load, settings)
+        views.append(view.rows(locations.names, locations.shard, locations.row))
     return views[0].beside(views[1]) if flip else views[0]
 
 
@@ -137,19 +137,19 @@ def fill(
     Returns:
         Where the images are in the store.
     """
-    places = store.find(digests)
-    missing = np.flatnonzero(digests.first & (places.row < 0))
+    locations = store.find(digests)
+    missing = np.flatnonzero(digests.first & (locations.row < 0))
     if not len(missing):
-        return places
+        return locations
     size = settings.shard_images
     extract_shards([missing[start : start + size] for start in range(0, len(missing), size)])
-    places = store.find(digests)
-    if (places.row < 0).any():
+    locations = store.find(digests)
+    if (locations.row < 0).any():
         raise ShelfmarkError(
             f"{store.path}: lacks images that were just extracted; expected no other job to remove shards; "
             "run the command again"
         )
-    return places
+    return locations
 
 
 def _with_progress(read: Read, shard: np.ndarray, done: int, progress: Progress) -> Iterator[Piece]:

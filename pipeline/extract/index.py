@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.storage.artifact import Artifact
-from features.storage.paths import Place, writing
+from features.storage.paths import AnyPath, writing
 from features.storage.store import Locations, digest_array, digests_of
 
 INDEX_ROWS = 2**18  # rows of the index made at a time
@@ -38,13 +38,13 @@ def read_digests(images: Path) -> np.ndarray:
     return digests
 
 
-def write_index(images: Path, digests: np.ndarray, places: Mapping[str, Locations], file: Place) -> None:
+def write_index(images: Path, digests: np.ndarray, locations: Mapping[str, Locations], file: AnyPath) -> None:
     """Writes the index a piece at a time: as one table 20 million rows would take 3 GB."""
     rows = pq.read_table(images, columns=["product_id", "image_index", "split"], read_dictionary=["split"])
     rows = rows.combine_chunks()
     order = pc.sort_indices(rows, sort_keys=[("product_id", "ascending"), ("image_index", "ascending")])
     schema = INDEX
-    for name in places:
+    for name in locations:
         schema = schema.append(pa.field(f"{name}shard", pa.string()))
         schema = schema.append(pa.field(f"{name}row", pa.int32()))
     with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
@@ -53,7 +53,7 @@ def write_index(images: Path, digests: np.ndarray, places: Mapping[str, Location
             numbers = chosen.to_numpy()
             columns = {name: rows[name].take(chosen) for name in rows.column_names}
             columns["image_digest"] = digest_array(digests[numbers])
-            for name, found in places.items():
+            for name, found in locations.items():
                 columns[f"{name}shard"] = pa.array(found.names, pa.string()).take(
                     pa.array(found.shard[numbers])
                 )

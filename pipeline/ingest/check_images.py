@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from features.images.normalise import normalise
 from features.images.refusal import Limits, Refused
 from features.product import order_key, tidy_name
-from features.storage.paths import Place, place, remove, sizes, writing
+from features.storage.paths import AnyPath, any_path, remove, sizes, writing
 from pipeline.beam.run_units import run_units, unit_file, write_table
 from pipeline.ingest.index import COLUMNS, Index, build_index
 from pipeline.job.progress import log
@@ -73,7 +73,7 @@ class CheckedRow(NamedTuple):
 class CheckedImages:
     """The rows of all checked images, in the files of the finished units."""
 
-    files: list[Place]
+    files: list[AnyPath]
     roots: list[str]  # what is above the sources
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -110,7 +110,7 @@ def _rejected(table: pa.Table, images: Collection[ImageKey]) -> pa.Table:
     return pa.Table.from_pylist(rows, CHECKED)
 
 
-def _rows_in(path: Place) -> int:
+def _rows_in(path: AnyPath) -> int:
     with path.open("rb") as file:
         return int(pq.read_metadata(file).num_rows)
 
@@ -118,9 +118,9 @@ def _rows_in(path: Place) -> int:
 def check_images(
     sources: list[Source],
     settings: "IngestSettings",
-    work: Place,
+    work: AnyPath,
     beam: tuple[str, ...],
-    fetched: Place,
+    fetched: AnyPath,
     categories: frozenset[str] | None = None,
     renamed: Renamed = AS_NAMED,
 ) -> CheckedImages:
@@ -155,7 +155,7 @@ def check_images(
     return CheckedImages([unit_file(folder, number) for number in range(len(segments))], list(roots))
 
 
-def _spellings(root: Place) -> list[str]:
+def _spellings(root: AnyPath) -> list[str]:
     """How the paths begin of the files below `root`."""
     return [path_text(root), root.as_uri()] if isinstance(root, Path) else [str(root)]
 
@@ -165,7 +165,7 @@ def image_limits(settings: "IngestSettings") -> Limits:
     return Limits(max_pixels=settings.max_pixels)
 
 
-def fetching_of(settings: "IngestSettings", fetched: Place) -> Fetching:
+def fetching_of(settings: "IngestSettings", fetched: AnyPath) -> Fetching:
     """How the settings want photos to be fetched."""
     cache = fetched.absolute() if isinstance(fetched, Path) else fetched  # workers may have another directory
     return Fetching(
@@ -173,9 +173,9 @@ def fetching_of(settings: "IngestSettings", fetched: Place) -> Fetching:
     )
 
 
-def _forget_unfetched(folder: Place, cache: str) -> None:
+def _forget_unfetched(folder: AnyPath, cache: str) -> None:
     """Removes the units with photos that could not be reached or have gone from the cache."""
-    kept = {path_text(place(cache) / name) for name in sizes(place(cache))}
+    kept = {path_text(any_path(cache) / name) for name in sizes(any_path(cache))}
     for path in folder.glob("unit-*.parquet"):
         with path.open("rb") as file:
             rows = pq.read_table(file, columns=["file", "reason"])
@@ -185,7 +185,7 @@ def _forget_unfetched(folder: Place, cache: str) -> None:
             path.unlink()
 
 
-def forget_fetched(fetched: Place, rejects: Mapping[str, int]) -> None:
+def forget_fetched(fetched: AnyPath, rejects: Mapping[str, int]) -> None:
     """Removes the fetched photos, unless some could not be reached and may be tried again."""
     if not rejects.get(UNREACHABLE):
         remove(fetched)
@@ -197,7 +197,7 @@ def forget_fetched(fetched: Place, rejects: Mapping[str, int]) -> None:
 
 
 def check_unit(
-    segment: Segment, done: Place, limits: Limits, categories: frozenset[str] | None, fetching: Fetching
+    segment: Segment, done: AnyPath, limits: Limits, categories: frozenset[str] | None, fetching: Fetching
 ) -> None:
     """Checks the images of a segment and writes their rows to `done`."""
     if segment.pictures:

@@ -27,7 +27,7 @@ from features.errors import ShelfmarkError
 from features.product import DROPPED, NONE, PARTS, SPLITS, CategoryPaths
 from features.spellings import log_merged
 from features.storage.artifact import KNOWN_DIGESTS, Artifact, file_digest
-from features.storage.paths import Place, local, remove, write_whole, writing
+from features.storage.paths import AnyPath, local, remove, write_whole, writing
 from models.taxonomy import build_taxonomy, homonyms, read_paths, write_taxonomy
 from pipeline.beam.process_pool import local_workers
 from pipeline.beam.run_units import run_units, unit_file
@@ -65,7 +65,7 @@ VERSION = 4
 
 
 def ingest(
-    run: Run, sources: list[str], taxonomy: Place | None = None, beam: tuple[str, ...] = ()
+    run: Run, sources: list[str], taxonomy: AnyPath | None = None, beam: tuple[str, ...] = ()
 ) -> Artifact:
     """Converts sources to the run's records; arguments and errors as for `make_records`."""
     config = run.config
@@ -77,11 +77,11 @@ def ingest(
 
 def make_records(
     sources: list[str],
-    out: Place,
+    out: AnyPath,
     settings: IngestSettings,
     *,
     seed: int = 0,
-    taxonomy: Place | None = None,
+    taxonomy: AnyPath | None = None,
     known: Path | None = None,
     beam: tuple[str, ...] = (),
 ) -> Artifact:
@@ -122,7 +122,7 @@ class _IngestJob:
     sources: list[Source]
     settings: IngestSettings
     seed: int
-    taxonomy: Place | None
+    taxonomy: AnyPath | None
     known: Path | None
     beam: tuple[str, ...]
 
@@ -136,14 +136,14 @@ class _IngestJob:
         }
 
 
-def _require_file(taxonomy: Place | None) -> None:
+def _require_file(taxonomy: AnyPath | None) -> None:
     if taxonomy and not taxonomy.is_file():
         raise ShelfmarkError(
             f"{taxonomy}: no such file; expected a CSV of category_id, category_level1, …; check --taxonomy"
         )
 
 
-def _make(work: Place, job: _IngestJob, fetched: Place) -> Mapping[str, object]:
+def _make(work: AnyPath, job: _IngestJob, fetched: AnyPath) -> Mapping[str, object]:
     """Fills the working directory; returns the summary. Images that change meanwhile become rejects."""
     paths, renamed = _paths(job.sources, job.taxonomy)
     categories = frozenset(category for category, _ in paths) if job.taxonomy else None
@@ -157,7 +157,7 @@ def _make(work: Place, job: _IngestJob, fetched: Place) -> Mapping[str, object]:
         checked.reject(lost)
 
 
-def _paths(sources: list[Source], taxonomy: Place | None) -> tuple[CategoryPaths, Renamed]:
+def _paths(sources: list[Source], taxonomy: AnyPath | None) -> tuple[CategoryPaths, Renamed]:
     """The categories' paths in the tree, and new names for those whose name has several parents."""
     if taxonomy:
         return read_paths(local(taxonomy)), AS_NAMED
@@ -174,7 +174,7 @@ def _paths(sources: list[Source], taxonomy: Place | None) -> tuple[CategoryPaths
 
 
 def _plan_and_write(
-    checked: CheckedImages, paths: CategoryPaths, renamed: Renamed, job: _IngestJob, work: Place
+    checked: CheckedImages, paths: CategoryPaths, renamed: Renamed, job: _IngestJob, work: AnyPath
 ) -> tuple[RecordsSummary, set[ImageKey]]:
     """Plans and writes the records; returns the summary, and the images that have changed meanwhile."""
     settings = job.settings
@@ -219,7 +219,7 @@ def _products(index: Index, job: _IngestJob) -> Products:
     return products
 
 
-def _write_taxonomy(paths: CategoryPaths, products: Products, work: Place) -> int:
+def _write_taxonomy(paths: CategoryPaths, products: Products, work: AnyPath) -> int:
     """Writes the tree of the categories in the records; returns how many have two parents in the sources."""
     codes = np.unique(products.category.code[products.split < len(PARTS)])
     tree, conflicts = build_taxonomy(paths, {products.category.values[code] for code in codes})
@@ -275,7 +275,7 @@ def _log_left_out(dropped: int, small: int, untrained: list[str]) -> None:
 # Shards
 
 
-def _write_records(parts: list[str], shards: int, job: _IngestJob, work: Place) -> set[ImageKey]:
+def _write_records(parts: list[str], shards: int, job: _IngestJob, work: AnyPath) -> set[ImageKey]:
     """Writes all shards, then images.parquet and the shards' digests from what the writers note.
 
     Returns:
@@ -301,7 +301,7 @@ def _write_records(parts: list[str], shards: int, job: _IngestJob, work: Place) 
     return lost
 
 
-def _remove_shards(work: Place) -> None:
+def _remove_shards(work: AnyPath) -> None:
     """Removes what the writers wrote."""
     remove(work / "_images")
     for shard in work.glob("*.tfrecord"):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.product import SPLITS
-from features.storage.paths import Place, writing
+from features.storage.paths import AnyPath, writing
 from pipeline.ingest.check_images import CHECKED, CheckedImages
 from pipeline.ingest.duplicates import (
     DUPLICATES,
@@ -50,7 +50,7 @@ def lay_out(index: Index, products: Products, settings: IngestSettings, seed: in
     return RecordsLayout(shard, shards, index.product, index.image_index, placeholder, shared)
 
 
-def write_plan(checked: CheckedImages, products: Products, layout: RecordsLayout, work: Place) -> None:
+def write_plan(checked: CheckedImages, products: Products, layout: RecordsLayout, work: AnyPath) -> None:
     """Writes products, duplicates, and the planned rows in pieces for the writers."""
     _write_tables(products.table, len(products.split), PRODUCTS, work / "products.parquet")
     digests = _write_pieces(checked, products, layout, work / "_plan")
@@ -61,7 +61,7 @@ def write_plan(checked: CheckedImages, products: Products, layout: RecordsLayout
     _write_tables(duplicates, len(layout.shared.row), DUPLICATES, work / "duplicates.parquet")
 
 
-def _write_tables(build: Callable[[int, int], pa.Table], rows: int, schema: pa.Schema, file: Place) -> None:
+def _write_tables(build: Callable[[int, int], pa.Table], rows: int, schema: pa.Schema, file: AnyPath) -> None:
     """Writes a table that `build` gives piece by piece, from rows `start` to `stop`."""
     with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
         for start in range(0, rows, TABLE_ROWS):
@@ -69,7 +69,7 @@ def _write_tables(build: Callable[[int, int], pa.Table], rows: int, schema: pa.S
 
 
 def _write_pieces(
-    checked: CheckedImages, products: Products, layout: RecordsLayout, folder: Place
+    checked: CheckedImages, products: Products, layout: RecordsLayout, folder: AnyPath
 ) -> SharedDigests:
     """Writes the planned rows as Arrow files; returns the digests of shared images, seen on the way."""
     digests = SharedDigests(layout.shared)
@@ -106,7 +106,7 @@ def _planned(table: pa.Table, start: int, products: Products, layout: RecordsLay
     return pa.table(columns)
 
 
-def _write_piece(rows: pa.Table, shards: int, piece: Place) -> None:
+def _write_piece(rows: pa.Table, shards: int, piece: AnyPath) -> None:
     """Writes planned rows as an Arrow file, sorted by shard, a batch for every SHARDS_A_BATCH shards."""
     shard = rows["shard"].to_numpy()
     order = np.argsort(shard, kind="stable")

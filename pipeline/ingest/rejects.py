@@ -5,7 +5,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.storage.paths import Place, local, writing
+from features.storage.paths import AnyPath, local, writing
 from pipeline.ingest.check_images import CheckedImages
 from pipeline.ingest.index import NO_IMAGE, Index
 
@@ -15,7 +15,7 @@ REJECTS = pa.schema(
 )
 
 
-def write_rejects(checked: CheckedImages, index: Index, rejects: Place) -> int:
+def write_rejects(checked: CheckedImages, index: Index, rejects: AnyPath) -> int:
     """Writes the table of the refused images; returns how many they are."""
     start = 0
     with writing(rejects) as working, pq.ParquetWriter(working, REJECTS) as writer:
@@ -30,7 +30,7 @@ def write_rejects(checked: CheckedImages, index: Index, rejects: Place) -> int:
     return sum(index.reasons().values())
 
 
-def refuse_flood(index: Index, max_rejected: float, rejects: Place) -> None:
+def refuse_flood(index: Index, max_rejected: float, rejects: AnyPath) -> None:
     """Stops when more than `max_rejected` of the images are rejected.
 
     Args:

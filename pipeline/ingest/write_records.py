@@ -17,7 +17,7 @@ from features.images.normalise import normalise
 from features.images.refusal import Limits
 from features.product import ProductImage
 from features.records import frame, serialise
-from features.storage.paths import Place, place, writing
+from features.storage.paths import AnyPath, any_path, writing
 from pipeline.beam.run_units import write_table
 from pipeline.ingest.check_images import LOCATION
 from pipeline.sources.image import ImageKey, read_images, refuse_changed_container
@@ -56,7 +56,7 @@ class ShardDigest(TypedDict):
 
 def write_shards(
     number: int,
-    done: Place,
+    done: AnyPath,
     *,
     pieces: list[str],
     work: str,
@@ -77,7 +77,7 @@ def write_shards(
     for part in parts:
         name = f"{part}-{number:05d}-of-{count:05d}.tfrecord"
         chosen = order[split[order] == part]
-        digests[name] = _write_shard([records[row] for row in chosen], place(work) / name)
+        digests[name] = _write_shard([records[row] for row in chosen], any_path(work) / name)
         tables.append(_image_rows(images.take(pa.array(chosen)), [len(records[row]) for row in chosen], name))
     table = pa.concat_tables(tables).replace_schema_metadata(
         {DIGESTS: json.dumps(digests), LOST: json.dumps(lost)}
@@ -96,7 +96,7 @@ def _read_plan(pieces: list[str], number: int) -> pa.Table:
     """The planned rows of a shard."""
     batches = []
     for piece in pieces:
-        with place(piece).open("rb") as file:
+        with any_path(piece).open("rb") as file:
             batch = pa.ipc.open_file(file).get_batch(number // SHARDS_A_BATCH)
             batches.append(batch.filter(pc.equal(batch["shard"], number)))
     return pa.Table.from_batches(batches, PIECE)
@@ -118,7 +118,7 @@ def _product_images(images: pa.Table, limits: Limits) -> Iterator[ProductImage |
         yield ProductImage(product_id, number, category, split, seller or "", digest.hex(), jpeg)
 
 
-def _write_shard(records: list[bytes], shard: Place) -> ShardDigest:
+def _write_shard(records: list[bytes], shard: AnyPath) -> ShardDigest:
     """Writes a shard; returns its size and sha256, so that it need not be read again for them."""
     digest = hashlib.sha256()
     with writing(shard) as working, open(working, "wb") as file:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.storage.artifact import Artifact
-from features.storage.paths import Place
+from features.storage.paths import AnyPath
 from features.storage.store import Store, StoredRows, digests_of
 from models.decisions.validation_split import duplicate_groups, first_of_product, in_fit
 from models.taxonomy import Taxonomy
@@ -58,13 +58,13 @@ class Part:
         return replace(self.only(first), views=1)
 
 
-def views_of_store(store: Place, fingerprint: str, flip: bool) -> dict[str, Store]:
+def views_of_store(store: AnyPath, fingerprint: str, flip: bool) -> dict[str, Store]:
     """The stores of the views, by the prefix of their columns in the index."""
     bottleneck_store = Store(store / fingerprint)
     return {"": bottleneck_store} | ({FLIP: bottleneck_store.mirrored()} if flip else {})
 
 
-def open_part(bottlenecks: Artifact, store: Place, split: str) -> Part:
+def open_part(bottlenecks: Artifact, store: AnyPath, split: str) -> Part:
     """The images of a split ("train", "val", "test") with the bottlenecks of every view extracted.
 
     An image that a product has twice is there once: twice the same photo is no further evidence.

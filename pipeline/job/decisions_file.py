@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow.csv import CSVWriter
 
 from features.errors import ShelfmarkError
-from features.storage.paths import Place, writing
+from features.storage.paths import AnyPath, writing
 
 SCHEMA = pa.schema(
     [
@@ -45,7 +45,7 @@ _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 Write = Callable[[pa.Table], None]
 
 
-def write_decisions(pieces: Iterable[pd.DataFrame], file: Place) -> None:
+def write_decisions(pieces: Iterable[pd.DataFrame], file: AnyPath) -> None:
     """Writes decisions piece by piece; the file is there whole or not at all.
 
     Args:
@@ -60,19 +60,19 @@ def write_decisions(pieces: Iterable[pd.DataFrame], file: Place) -> None:
             write(pa.Table.from_pandas(piece, SCHEMA, preserve_index=False))
 
 
-def require_format(file: Place) -> None:
+def require_format(file: AnyPath) -> None:
     """Raises a ShelfmarkError when the suffix is none of the formats, or a directory has the name."""
     _ending(file)
     if file.is_dir():
         raise ShelfmarkError(f"{file}: a directory; expected the name of a file; give another --output")
 
 
-def rejects_beside(file: Place) -> Place:
+def rejects_beside(file: AnyPath) -> AnyPath:
     """The file of the refused images: `a.rejects.parquet` beside `a.csv.gz`."""
     return file.with_name(file.name[: -len(_ending(file))] + REJECTS)
 
 
-def _ending(file: Place) -> str:
+def _ending(file: AnyPath) -> str:
     """The key in WRITERS; capitals do not matter."""
     name = file.name.lower()
     for ending in WRITERS:

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from features.errors import ShelfmarkError
-from features.storage.paths import Place, Remote
+from features.storage.paths import AnyPath, Remote
 
 
 @contextmanager
-def only_job(run: Place) -> Iterator[None]:
+def only_job(run: AnyPath) -> Iterator[None]:
     """Keeps a second job off the run; the lock ends with the process, however it ends.
 
     An object store has no locks: there, a second job on this computer is kept off, one on another is not.

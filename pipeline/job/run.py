@@ -29,7 +29,7 @@ from features.engines.backbones import (
 )
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, digest_of, find_artifact, open_artifact
-from features.storage.paths import MARK, Place, local, place, write_whole
+from features.storage.paths import MARK, AnyPath, any_path, local, write_whole
 from models.decisions.releases import SPLITS, in_service
 from pipeline.job.config import Config
 from pipeline.job.progress import log
@@ -51,23 +51,23 @@ class SavedRun(BaseModel):
 class Run:
     """A run: where its files are, and its finished artifacts."""
 
-    workspace: Place
+    workspace: AnyPath
     name: str
     config: Config
     based_on: str | None  # name of a release
 
     @property
-    def path(self) -> Place:
+    def path(self) -> AnyPath:
         """The run's directory."""
         return self.workspace / "runs" / self.name
 
     @property
-    def store(self) -> Place:
+    def store(self) -> AnyPath:
         """Bottlenecks of all runs."""
         return self.workspace / "store"
 
     @property
-    def releases(self) -> Place:
+    def releases(self) -> AnyPath:
         """Bundles that are or were in service."""
         return self.workspace / "releases"
 
@@ -134,7 +134,9 @@ class Run:
     def untuned_backbone(self) -> Backbone:
         """The frozen network of the settings."""
         settings = self.config.backbone
-        weights = settings.weights if "://" not in settings.weights else str(local(place(settings.weights)))
+        weights = (
+            settings.weights if "://" not in settings.weights else str(local(any_path(settings.weights)))
+        )
         return load_backbone(settings.name, weights, settings.image_size, self.config.seed)
 
     @cached_property
@@ -218,13 +220,13 @@ def default_name(today: datetime.date) -> str:
     return f"{year}-W{week:02d}"
 
 
-def saved_settings(workspace: Place, name: str) -> dict[str, object]:
+def saved_settings(workspace: AnyPath, name: str) -> dict[str, object]:
     """Settings that the run was last used with; empty for a new run."""
     saved = saved_run(workspace / "runs" / name)
     return saved.settings if saved else {}
 
 
-def begin_run(workspace: Place, name: str, config: Config) -> Run:
+def begin_run(workspace: AnyPath, name: str, config: Config) -> Run:
     """Opens the run, or makes it, and keeps its settings. The caller holds the run's lock."""
     path = workspace / "runs" / name
     saved = saved_run(path)
@@ -240,7 +242,7 @@ def begin_run(workspace: Place, name: str, config: Config) -> Run:
 
 
 @contextmanager
-def settings_on_trial(workspace: Place, name: str) -> Iterator[None]:
+def settings_on_trial(workspace: AnyPath, name: str) -> Iterator[None]:
     """Restores config.json when a command fails before it has finished anything in the run."""
     path = workspace / "runs" / name
     file = path / "config.json"
@@ -255,12 +257,12 @@ def settings_on_trial(workspace: Place, name: str) -> Iterator[None]:
         raise
 
 
-def _marks(path: Place) -> dict[str, bytes]:
+def _marks(path: AnyPath) -> dict[str, bytes]:
     """The manifests of a run's finished artifacts."""
     return {str(file): file.read_bytes() for file in path.rglob(MARK)}
 
 
-def saved_run(path: Place) -> SavedRun | None:
+def saved_run(path: AnyPath) -> SavedRun | None:
     """What config.json of a run's directory holds; None for a new run.
 
     Raises:

@@ -16,12 +16,12 @@ from features.storage.artifact import (
     partial_of,
     seal,
 )
-from features.storage.paths import Place, copy_tree, remove
+from features.storage.paths import AnyPath, copy_tree, remove
 from pipeline.job.progress import log
 
 
 def stage(
-    path: Place,
+    path: AnyPath,
     *,
     kind: str,
     version: int,

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from features.images.normalise import normalise
 from features.records import Piece, pieces_of
 from features.storage.artifact import begin, digest_of
-from features.storage.paths import Place, remove
+from features.storage.paths import AnyPath, remove
 from features.storage.store import Digests, Store, digests_of
 from models.decisions.bundle import Bundle
 from models.decisions.categorizer import unreadable
@@ -52,8 +52,8 @@ PIECE = 2**15  # products decided about and written at a time
 def categorize(
     sources: list[str],
     bundle: Bundle,
-    store: Place,
-    output: Place,
+    store: AnyPath,
+    output: AnyPath,
     config: Config,
     beam: tuple[str, ...] = (),
 ) -> Mapping[str, int]:
@@ -75,8 +75,8 @@ def categorize(
     """
     require_format(output)
     opened = open_sources(sources, csv_options(config.ingest), may_be_empty=True)
-    for place in (output, rejects_beside(output), store.parent):
-        require_outside(place, opened)
+    for path in (output, rejects_beside(output), store.parent):
+        require_outside(path, opened)
     lock = output.with_name(output.name + ".lock")
     with only_job(lock):
         counts = _categorize(opened, bundle, store, output, config, beam)
@@ -85,7 +85,12 @@ def categorize(
 
 
 def _categorize(
-    sources: list[Source], bundle: Bundle, store: Place, output: Place, config: Config, beam: tuple[str, ...]
+    sources: list[Source],
+    bundle: Bundle,
+    store: AnyPath,
+    output: AnyPath,
+    config: Config,
+    beam: tuple[str, ...],
 ) -> dict[str, int]:
     made_from = [[[source.name, source.digest()] for source in sources], config.ingest.that_matter()]
     work = begin(
@@ -117,7 +122,7 @@ def _categorize(
 
 
 def _write_decisions(
-    checked: CheckedImages, index: Index, bundle: Bundle, store: Store, config: Config, output: Place
+    checked: CheckedImages, index: Index, bundle: Bundle, store: Store, config: Config, output: AnyPath
 ) -> Counter[str]:
     """Decides and writes; products by status. Changed where an image is not what it was."""
     statuses = Counter[str]()
@@ -131,7 +136,7 @@ def _write_decisions(
     return statuses
 
 
-def _write_rejects(checked: CheckedImages, index: Index, max_rejected: float, output: Place) -> int:
+def _write_rejects(checked: CheckedImages, index: Index, max_rejected: float, output: AnyPath) -> int:
     """Writes the rejects, if there are any, and stops at a flood of them; returns how many they are."""
     file = rejects_beside(output)
     rejects = write_rejects(checked, index, file)
@@ -170,13 +175,13 @@ def _decide(
 
 def _photos(images: pd.DataFrame) -> Iterator[bytes]:
     """The bytes of the images; Changed, about all that are lost, where one is not what it was."""
-    places = list(zip(images["file"], images["offset"], strict=True))
+    keys = list(zip(images["file"], images["offset"], strict=True))
     columns = [images[name].to_list() for name in LOCATION]
-    for place, photo in zip(places, read_images(*columns), strict=True):
+    for key, photo in zip(keys, read_images(*columns), strict=True):
         if photo is None:
-            refuse_changed_container(place[0])
-            again = zip(places, read_images(*columns), strict=True)
-            raise Changed({place} | {other for other, left in again if left is None})
+            refuse_changed_container(key[0])
+            again = zip(keys, read_images(*columns), strict=True)
+            raise Changed({key} | {other for other, left in again if left is None})
         yield photo
 
 
@@ -184,7 +189,7 @@ def _readable(checked: CheckedImages, index: Index) -> tuple[pd.DataFrame, np.nd
     """The readable images sorted by product, each once in its product.
 
     Returns:
-        LOCATION of each; (n,) int32, place of its product in the index; its digest.
+        LOCATION of each; (n,) int32, position of its product in the index; its digest.
     """
     names = ["image_digest", *LOCATION, "reason"]
     tables = [table.filter(pc.equal(table["reason"], "")).drop("reason") for table in checked.tables(names)]

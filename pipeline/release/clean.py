@@ -24,7 +24,7 @@ import numpy as np
 from features.errors import ShelfmarkError
 from features.storage.artifact import INPUTS, find_artifact, partial_of
 from features.storage.object_stores import Stat
-from features.storage.paths import MARK, Place, Remote, remove, stats
+from features.storage.paths import MARK, AnyPath, Remote, remove, stats
 from features.storage.store import Digests, Store
 from models.decisions.releases import in_service
 from pipeline.extract.index import read_digests, shards_of
@@ -54,7 +54,7 @@ class Removal:
     folder: str = ""  # below the workspace; it goes with all that is in it
 
 
-def clean(workspace: Place, *, keep: int | None, older: float, dry_run: bool) -> list[Removal]:
+def clean(workspace: AnyPath, *, keep: int | None, older: float, dry_run: bool) -> list[Removal]:
     """Removes runs, leftovers and shards; returns what was removed, or would be.
 
     Args:
@@ -88,7 +88,7 @@ def _roots(runs: "set[str] | list[str]") -> list[str]:
     return [f"runs/{run}/" for run in runs]
 
 
-def _listing(workspace: Place) -> Files:
+def _listing(workspace: AnyPath) -> Files:
     """Every file of the workspace; links are not followed."""
     if isinstance(workspace, Remote):
         return stats(workspace)
@@ -102,7 +102,7 @@ def _listing(workspace: Place) -> Files:
     return dict(sorted(files.items()))
 
 
-def _free(job: Place, locks: contextlib.ExitStack) -> bool:
+def _free(job: AnyPath, locks: contextlib.ExitStack) -> bool:
     """Whether no job is at work there; then none begins until `locks` are released."""
     try:
         locks.enter_context(only_job(job))
@@ -114,7 +114,7 @@ def _free(job: Place, locks: contextlib.ExitStack) -> bool:
 # Runs
 
 
-def _kept(workspace: Place, files: Files, runs: list[str], keep: int | None) -> set[str]:
+def _kept(workspace: AnyPath, files: Files, runs: list[str], keep: int | None) -> set[str]:
     """The newest runs, and those that the release in service came from and was based on."""
     if keep is None:
         return set(runs)
@@ -136,7 +136,7 @@ def _sources(release: str | None, runs: list[str]) -> set[str]:
 
 
 def _leftovers(
-    workspace: Place, files: Files, busy: list[str], before: int, locks: contextlib.ExitStack
+    workspace: AnyPath, files: Files, busy: list[str], before: int, locks: contextlib.ExitStack
 ) -> list[Removal]:
     """Working files and directories, all of whose files are older than `before`."""
     working = defaultdict[str, list[str]](list)
@@ -176,7 +176,7 @@ def _working(name: str, files: Files, remote: bool) -> str:
 # Shards
 
 
-def _shards(workspace: Place, files: Files, runs: list[str], before: int) -> list[Removal]:
+def _shards(workspace: AnyPath, files: Files, runs: list[str], before: int) -> list[Removal]:
     """Shards older than `before` that none of the runs refers to, by store."""
     stores = defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
     for name in files:
@@ -201,7 +201,7 @@ def _shards(workspace: Place, files: Files, runs: list[str], before: int) -> lis
     return removals
 
 
-def _referred(workspace: Place, run: str, stores: list[str]) -> dict[str, set[str]]:
+def _referred(workspace: AnyPath, run: str, stores: list[str]) -> dict[str, set[str]]:
     """The shards that a run refers to, by store."""
     path = workspace / "runs" / run / "bottlenecks"
     referred = defaultdict[str, set[str]](set)
@@ -214,8 +214,8 @@ def _referred(workspace: Place, run: str, stores: list[str]) -> dict[str, set[st
     if records and (not bottlenecks or (partial_of(path) != path and partial_of(path).exists())):
         digests = Digests(read_digests(records.file("images.parquet")))
         for folder in stores:
-            places = Store(workspace / folder).find(digests)
-            referred[folder] |= {places.names[code] for code in np.unique(places.shard[places.shard >= 0])}
+            found = Store(workspace / folder).find(digests)
+            referred[folder] |= {found.names[code] for code in np.unique(found.shard[found.shard >= 0])}
     return referred
 
 
@@ -224,7 +224,7 @@ def _folder(files: Files, where: str) -> Removal:
     return Removal(where, names, sum(files[name].st_size for name in names), folder=where)
 
 
-def _remove(workspace: Place, one: Removal) -> None:
+def _remove(workspace: AnyPath, one: Removal) -> None:
     """Removes files, a shard's mark before its array."""
     if one.folder:
         return remove(workspace / one.folder)

@@ -18,7 +18,7 @@ from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
 from features.errors import ShelfmarkError
 from features.product import PARTS
 from features.storage.artifact import Artifact, find_artifact, partial_of
-from features.storage.paths import MARK, Place, copy_tree, remove, write_whole
+from features.storage.paths import MARK, AnyPath, copy_tree, remove, write_whole
 from features.storage.store import Digests, Store
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS, Bundle, open_bundle
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
@@ -65,7 +65,7 @@ def pack(run: Run) -> Artifact:
     return stage(run.path / "bundle", kind="bundle", version=VERSION, made_from=made_from, make=make)
 
 
-def current_release(releases: Place) -> Bundle | None:
+def current_release(releases: AnyPath) -> Bundle | None:
     """The bundle in service, or None before the first release."""
     name = in_service(releases)
     if name is None:
@@ -78,7 +78,7 @@ def current_release(releases: Place) -> Bundle | None:
     return open_bundle(releases / name)
 
 
-def require_release(workspace: Place) -> Bundle:
+def require_release(workspace: AnyPath) -> Bundle:
     """The bundle in service; ShelfmarkError before the first release."""
     bundle = current_release(workspace / "releases")
     if bundle is None:
@@ -155,7 +155,7 @@ def _with_own_backbone(
     return Part(part.product_id.repeat(views), part.digest.repeat(views, axis=0), rows, views)
 
 
-def release(run: Run, candidate: Artifact, verdict: Verdict) -> Place | None:
+def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
     """Keeps the verdict with the run, and puts the bundle into service if it is better.
 
     Returns:
@@ -172,7 +172,7 @@ def release(run: Run, candidate: Artifact, verdict: Verdict) -> Place | None:
     return target
 
 
-def _copy(candidate: Artifact, run: str, releases: Place) -> Place:
+def _copy(candidate: Artifact, run: str, releases: AnyPath) -> AnyPath:
     """The candidate's copy under releases/, made whole by one rename or by its manifest, copied last."""
     releases.mkdir(parents=True, exist_ok=True)
     names = (run if number == 1 else f"{run}.{number}" for number in range(1, 1000))

@@ -19,7 +19,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features.errors import ShelfmarkError
-from features.storage.paths import Place, local
+from features.storage.paths import AnyPath, local
 from models.decisions.categorizer import DecisionRules
 from pipeline.job.run import SavedRun
 from pipeline.job.summaries import RecordsSummary
@@ -68,7 +68,7 @@ class _RecordsManifest(BaseModel):
     summary: RecordsSummary
 
 
-def load(run: Place) -> ReportData:
+def load(run: AnyPath) -> ReportData:
     """Reads what the report needs of a run's directory.
 
     Raises:
@@ -102,7 +102,7 @@ def _parse_run(data: bytes) -> SavedRun:
     return saved
 
 
-def _read(run: Place, name: str, parse: Callable[[bytes], Content]) -> Content:
+def _read(run: AnyPath, name: str, parse: Callable[[bytes], Content]) -> Content:
     try:
         return parse((run / name).read_bytes())
     except ValidationError as error:
@@ -114,7 +114,7 @@ def _read(run: Place, name: str, parse: Callable[[bytes], Content]) -> Content:
         raise _unusable(run, name, error) from error
 
 
-def _read_table(run: Place, name: str) -> pd.DataFrame:
+def _read_table(run: AnyPath, name: str) -> pd.DataFrame:
     try:
         file = local(run / name)
         table = pd.read_csv(file) if name.endswith(".csv") else pd.read_parquet(file)
@@ -126,7 +126,7 @@ def _read_table(run: Place, name: str) -> pd.DataFrame:
     return table
 
 
-def _unusable(run: Place, name: str, why: Exception | str) -> ShelfmarkError:
+def _unusable(run: AnyPath, name: str, why: Exception | str) -> ShelfmarkError:
     state = "missing" if isinstance(why, FileNotFoundError) else f"not usable ({str(why).splitlines()[0]})"
     command = STAGES.get(Path(name).parts[0], "ingest")
     expected = "expected a file of this version with what the report shows"

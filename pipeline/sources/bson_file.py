@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from features.errors import ShelfmarkError
 from features.product import CategoryPaths, part_named
-from features.storage.paths import Place, place
+from features.storage.paths import AnyPath, any_path
 from pipeline.sources.cells import cell_text
 from pipeline.sources.image import Segment, SourceImage, changed, digest_of_stats, path_text, stat_of
 
@@ -44,7 +44,7 @@ STRINGS, SUBTYPED, DOCUMENTS, REGEX = (0x02, 0x0D, 0x0E), 0x05, (0x03, 0x04, 0x0
 class BsonFile:
     """A BSON file; see Source."""
 
-    path: Place
+    path: AnyPath
     may_be_empty: bool = False
     name: str = field(init=False)
 
@@ -64,7 +64,7 @@ class BsonFile:
         return 0
 
     def segments(
-        self, work: Place, segment_bytes: int, segment_images: int, renamed: object = None
+        self, work: AnyPath, segment_bytes: int, segment_images: int, renamed: object = None
     ) -> list[Segment]:
         """See Source."""
         segments, start, end = [], 0, 0
@@ -79,7 +79,7 @@ class BsonFile:
         return segments
 
 
-def _document_ends(path: Place) -> Iterator[int]:
+def _document_ends(path: AnyPath) -> Iterator[int]:
     """Where the documents end; only their length prefixes are read."""
     with path.open("rb") as file:
         position, size = 0, path.stat().st_size
@@ -105,7 +105,7 @@ def read_bson(segment: Segment) -> Iterator[SourceImage]:
     """The images of a segment; a document that cannot be read becomes one reject, `bad_document`."""
     from bson.errors import BSONError
 
-    with place(segment.file).open("rb") as file:
+    with any_path(segment.file).open("rb") as file:
         for position, raw in _documents(file, segment):
             try:
                 yield from _images_of(_decoded(raw), raw, segment.file, position)

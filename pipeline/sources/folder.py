@@ -19,7 +19,7 @@ from features.errors import ShelfmarkError
 from features.product import CategoryPaths, part_named, tidy_name
 from features.spellings import log_merged
 from features.storage.object_stores import Stat
-from features.storage.paths import Place, Remote, stats
+from features.storage.paths import AnyPath, Remote, stats
 from pipeline.job.progress import log
 from pipeline.sources.image import Segment, digest_of_stats, is_text, path_text, stat_of
 from pipeline.sources.listing import listing, write_listing
@@ -46,7 +46,7 @@ class _FolderScan(NamedTuple):
 class Folder:
     """A folder of photos; see Source."""
 
-    path: Place
+    path: AnyPath
     may_be_empty: bool = False
     name: str = field(init=False)
 
@@ -125,7 +125,7 @@ class Folder:
         return "/".join(map(tidy_name, below.split("/")))
 
     def segments(
-        self, work: Place, segment_bytes: int, segment_images: int, renamed: object = None
+        self, work: AnyPath, segment_bytes: int, segment_images: int, renamed: object = None
     ) -> list[Segment]:
         """See Source."""
         self._log()
@@ -228,7 +228,7 @@ def are_parts(folders: Mapping[str, int]) -> bool:
     return bool(below) and all(names & trained for names in below.values())
 
 
-def shards_in(path: Place) -> list[str]:
+def shards_in(path: AnyPath) -> list[str]:
     """The names of a folder's Parquet files if it holds nothing else but notes, otherwise []."""
     tables = []
     for name in Folder(path, may_be_empty=True)._files():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import google_crc32c
 
 from features.errors import ShelfmarkError
-from features.storage.paths import Place, place, read_range
+from features.storage.paths import AnyPath, any_path, read_range
 
 SPAN_BYTES = 2**20  # read at once, where the gaps between images are at most GAP_BYTES
 GAP_BYTES = 2**14
@@ -70,7 +70,7 @@ def read_images(
             last += 1
             end = offset[last] + length[last]
         try:
-            data = read_range(place(file[first]), start, end - start)
+            data = read_range(any_path(file[first]), start, end - start)
         except FileNotFoundError:
             data = b""
         for image in range(first, last + 1):
@@ -112,7 +112,7 @@ def digest_of_stats(stats: Iterable[tuple[str, int, int]]) -> str:
     return digest.hexdigest()
 
 
-def stat_of(path: Place, name: str) -> tuple[str, int, int]:
+def stat_of(path: AnyPath, name: str) -> tuple[str, int, int]:
     """Name, size (bytes) and modification time (ns) of a file; -1 where it is missing."""
     try:
         found = path.stat()
@@ -121,8 +121,8 @@ def stat_of(path: Place, name: str) -> tuple[str, int, int]:
     return name, found.st_size, found.st_mtime_ns
 
 
-def path_text(path: Place) -> str:
-    """A path as text that Parquet and JSON can hold; `place` reads it back.
+def path_text(path: AnyPath) -> str:
+    """A path as text that Parquet and JSON can hold; `any_path` reads it back.
 
     >>> from pathlib import Path
     >>> path_text(Path("/shop/1.jpg")), path_text(Path("/shop/Caf\\udce9/1.jpg"))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
 from features.storage.object_stores import UnknownScheme
-from features.storage.paths import Place, place, read_range, writing
+from features.storage.paths import AnyPath, any_path, read_range, writing
 from pipeline.sources.image import Segment, SourceImage, path_text
 from pipeline.sources.url_cache import Fetched
 from pipeline.sources.urls import Fetching, fetch_urls, is_url
@@ -39,7 +39,9 @@ def listing(columns: Mapping[str, list[str]]) -> pa.Table:
     return pa.table(cells, schema=pa.schema([(name, pa.string()) for name in LISTING]))
 
 
-def write_listing(work: Place, tables: Iterator[pa.Table], root: Place, segment_images: int) -> list[Segment]:
+def write_listing(
+    work: AnyPath, tables: Iterator[pa.Table], root: AnyPath, segment_images: int
+) -> list[Segment]:
     """Writes tables of LISTING into `work`, `segment_images` rows a row group; returns a segment for each."""
     file = work / f"listing-{sum(1 for _ in work.glob('listing-*.parquet'))}.parquet"
     schema = pa.schema([(name, pa.string()) for name in LISTING])
@@ -54,7 +56,7 @@ def write_listing(work: Place, tables: Iterator[pa.Table], root: Place, segment_
 
 def read_listing(segment: Segment, fetching: Fetching | None = None) -> Iterator[SourceImage]:
     """The images of a segment, with their bytes; those at web addresses are fetched as `fetching` says."""
-    with place(segment.file).open("rb") as file:
+    with any_path(segment.file).open("rb") as file:
         rows = pq.ParquetFile(file).read_row_group(segment.start).to_pylist()
     pictures = _pictures(segment) if segment.pictures else iter([None] * len(rows))
     fetched = _fetched(rows, segment, fetching)
@@ -77,7 +79,7 @@ def _fetched(rows: list[dict[str, str]], segment: Segment, fetching: Fetching | 
     urls = [row["image"] for row in rows if is_url(row["image"]) and not row["problem"]]
     if not fetching or not urls:
         return iter(())
-    return fetch_urls(urls, fetching, f"{place(segment.file).stem}-{segment.start}")
+    return fetch_urls(urls, fetching, f"{any_path(segment.file).stem}-{segment.start}")
 
 
 def _from_url(image: SourceImage, fetched: Fetched) -> SourceImage:
@@ -88,7 +90,7 @@ def _from_url(image: SourceImage, fetched: Fetched) -> SourceImage:
 
 def _pictures(segment: Segment) -> Iterator[bytes | None]:
     """The images in a segment's row groups of a Parquet file, in their order; None where a row holds none."""
-    with place(segment.pictures).open("rb") as opened:
+    with any_path(segment.pictures).open("rb") as opened:
         file = pq.ParquetFile(opened, buffer_size=READ_BUFFER, pre_buffer=False)
         name = str(picture_column(file.schema_arrow))
         in_struct = pa.types.is_struct(file.schema_arrow.field(name).type)
@@ -117,7 +119,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 def _from_file(image: SourceImage, cell: str, root: str) -> SourceImage:
     """The image with its file and its bytes, or the reason why it is missing."""
     try:
-        path = image_path(cell, place(root))
+        path = image_path(cell, any_path(root))
         if isinstance(path, Path):
             path = existing(path)
             if stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
@@ -139,7 +141,7 @@ class BadLocation(Exception):
     """An image cell that names no file."""
 
 
-def image_path(image: str, root: Place) -> Place:
+def image_path(image: str, root: AnyPath) -> AnyPath:
     """The path of a cell's image: a URL, or a path relative to `root`.
 
     Raises:
@@ -148,7 +150,7 @@ def image_path(image: str, root: Place) -> Place:
     if "://" not in image:
         return root / image
     try:
-        return place(image)
+        return any_path(image)
     except ShelfmarkError as error:
         raise BadLocation(str(error)) from error
 

@@ -20,7 +20,7 @@ from features.delimited import is_delimited
 from features.errors import ShelfmarkError
 from features.product import CategoryPaths, level_columns, part_named, tidy_name
 from features.spellings import log_merged
-from features.storage.paths import Place
+from features.storage.paths import AnyPath
 from pipeline.job.progress import log
 from pipeline.sources.image import Segment, digest_of_stats, path_text, stat_of
 from pipeline.sources.listing import existing, write_listing
@@ -43,7 +43,7 @@ class _ManifestScan:
 class Manifest:
     """A CSV or Parquet manifest, or a folder of Parquet shards; see Source."""
 
-    path: Place
+    path: AnyPath
     options: CsvOptions = DETECTED
     may_be_empty: bool = False
     shards: list[str] = field(default_factory=list)  # names of the files of a folder
@@ -180,7 +180,7 @@ class Manifest:
         return 0
 
     def segments(
-        self, work: Place, segment_bytes: int, segment_images: int, renamed: Renamed = AS_NAMED
+        self, work: AnyPath, segment_bytes: int, segment_images: int, renamed: Renamed = AS_NAMED
     ) -> list[Segment]:
         """See Source."""
         if not any(self._columns):
@@ -197,7 +197,7 @@ class Manifest:
         ]
 
     def _segments_of_pictures(
-        self, table: ParquetTable, work: Place, root: Place, segment_images: int, renamed: Renamed
+        self, table: ParquetTable, work: AnyPath, root: AnyPath, segment_images: int, renamed: Renamed
     ) -> Iterator[Segment]:
         """Segments of about `segment_images` rows, of whole row groups."""
         tables = self._converted(renamed).tables(table.rows(self._used))

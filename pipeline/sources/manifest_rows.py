@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from features.errors import ShelfmarkError
 from features.product import PARTS, part_named, tidy_name
-from features.storage.paths import Place
+from features.storage.paths import AnyPath
 from pipeline.sources.image import path_text
 from pipeline.sources.listing import listing
 from pipeline.sources.names import Renamed, ambiguous
@@ -21,7 +21,7 @@ USED = ("product_id", "image", "category", "split", "seller")
 class ManifestRows:
     """How the rows of a manifest are converted."""
 
-    path: Place
+    path: AnyPath
     levels: list[str]  # columns
     whole_ids: bool  # every id ends in .0
     renamed: Renamed

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from features.errors import ShelfmarkError
-from features.storage.paths import Place
+from features.storage.paths import AnyPath
 from pipeline.sources.source import Source
 
 
-def require_outside(what: Place, sources: Iterable[Source]) -> None:
+def require_outside(what: AnyPath, sources: Iterable[Source]) -> None:
     """Checks that a path is neither a source nor inside a source's folder.
 
     Args:
@@ -32,11 +32,11 @@ def require_outside(what: Place, sources: Iterable[Source]) -> None:
             )
 
 
-def _real(path: Place) -> Place:
+def _real(path: AnyPath) -> AnyPath:
     return path.resolve() if isinstance(path, Path) else path
 
 
-def _is_inside(what: Place, folder: Place) -> bool:
+def _is_inside(what: AnyPath, folder: AnyPath) -> bool:
     if isinstance(what, Path) and isinstance(folder, Path):
         return what.is_relative_to(folder)
     return str(what).startswith(f"{folder}/")

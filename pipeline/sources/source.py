@@ -15,7 +15,7 @@ from typing import Protocol
 from features.delimited import SUFFIXES, is_delimited
 from features.errors import ShelfmarkError
 from features.product import CategoryPaths
-from features.storage.paths import Place, place
+from features.storage.paths import AnyPath, any_path
 from pipeline.sources.bson_file import BsonFile, read_bson
 from pipeline.sources.folder import Folder, shards_in
 from pipeline.sources.image import Segment, SourceImage
@@ -32,7 +32,7 @@ class Source(Protocol):
     """What the stages need of a source."""
 
     name: str
-    path: Place
+    path: AnyPath
 
     def digest(self) -> str:
         """Digest (sha256 hex) of the names, sizes (bytes) and modification times (ns) of its files."""
@@ -47,7 +47,7 @@ class Source(Protocol):
         ...
 
     def segments(
-        self, work: Place, segment_bytes: int, segment_images: int, renamed: Renamed = AS_NAMED
+        self, work: AnyPath, segment_bytes: int, segment_images: int, renamed: Renamed = AS_NAMED
     ) -> list[Segment]:
         """Its segments; listings are written into `work`, with categories as `renamed` says."""
         ...
@@ -64,7 +64,7 @@ def open_source(text: str, options: CsvOptions = DETECTED, may_be_empty: bool = 
     Raises:
         ShelfmarkError: it is not there, is empty, or is none of the kinds.
     """
-    path = place(text)
+    path = any_path(text)
     if not text or not path.exists():
         raise ShelfmarkError(f"{text or 'SOURCE'}: no such file or folder; expected {KINDS}; check the path")
     if isinstance(path, Path):

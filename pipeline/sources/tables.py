@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from features.delimited import Dialect, TableRow, header_name, rows_of, sniff
 from features.errors import ShelfmarkError
-from features.storage.paths import Place, local
+from features.storage.paths import AnyPath, local
 from pipeline.sources.cells import column_texts
 from pipeline.sources.listing import picture_column
 
@@ -45,7 +45,7 @@ class DelimitedTable:
 
     pictures = None
 
-    def __init__(self, path: Place, options: CsvOptions) -> None:
+    def __init__(self, path: AnyPath, options: CsvOptions) -> None:
         self.path = path
         self._file = local(path)
         needed = frozenset({"product_id", "image"})
@@ -90,7 +90,7 @@ class ParquetTable:
 
     format, advice = "Parquet", ""
 
-    def __init__(self, path: Place, name: str, part: str) -> None:
+    def __init__(self, path: AnyPath, name: str, part: str) -> None:
         self.path = path
         self.part = part  # of the split, "" where the columns may say
         self._file = local(path)

@@ -9,7 +9,7 @@ import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from features.storage.paths import Place, read_range, write_whole, writing
+from features.storage.paths import AnyPath, read_range, write_whole, writing
 from pipeline.sources.image import path_text
 
 CHUNK_IMAGES, CHUNK_BYTES = 64, 2**24  # of a file
@@ -30,16 +30,16 @@ class Fetched:
 class Cache:
     """The photos of one segment, by URL; a thread writes a chunk while the next one is filled."""
 
-    def __init__(self, folder: Place) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         self._folder = folder
-        self._found: dict[str, tuple[Place, int, int]] = {}  # file, offset, length
+        self._found: dict[str, tuple[AnyPath, int, int]] = {}  # file, offset, length
         for index in folder.glob("*.json"):
             photos = index.with_suffix(".bin")
             rows = json.loads(index.read_bytes())
             self._found |= {url: (photos, offset, length) for url, offset, length in rows}
         self._writer = ThreadPoolExecutor(1)  # waiting for the disk would take a fifth of the time
-        self._writes: list[tuple[Place, Future[None]]] = []  # in progress: one, or none
-        self._unwritten: dict[Place, bytearray] = {}
+        self._writes: list[tuple[AnyPath, Future[None]]] = []  # in progress: one, or none
+        self._unwritten: dict[AnyPath, bytearray] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -92,7 +92,7 @@ class Cache:
             self._writer.shutdown()
 
 
-def _write_chunk(file: Place, photos: bytearray, rows: list[tuple[str, int, int]]) -> None:
+def _write_chunk(file: AnyPath, photos: bytearray, rows: list[tuple[str, int, int]]) -> None:
     with writing(file) as working:
         working.write_bytes(photos)
     # not Parquet, which takes 4 ms a chunk, as much as fetching ten photos

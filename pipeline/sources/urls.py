@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from features.images.refusal import LIMITS
-from features.storage.paths import place
+from features.storage.paths import any_path
 from pipeline.sources.addresses import Allowed
 from pipeline.sources.url_cache import Cache, Fetched
 from pipeline.sources.web import HELD_BYTES, Client, Failed
@@ -51,7 +51,7 @@ def fetch_urls(urls: Sequence[str], fetching: Fetching, segment: str) -> Iterato
         fetching: how.
         segment: name of the segment's folder in the cache.
     """
-    cache = Cache(place(fetching.cache) / fetching.allowed / segment)
+    cache = Cache(any_path(fetching.cache) / fetching.allowed / segment)
     client = Client(
         allowed=fetching.allowed, concurrency=fetching.concurrency, timeout=fetching.timeout,
         retries=fetching.retries, max_bytes=fetching.max_bytes,

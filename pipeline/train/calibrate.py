@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from features.storage.artifact import Artifact
-from features.storage.paths import Place, write_whole
+from features.storage.paths import AnyPath, write_whole
 from models.decisions.bundle import THRESHOLDS, load_predictor
 from models.decisions.categorizer import DecisionRules, Predictor
 from models.decisions.confidence import (
@@ -45,7 +45,7 @@ def calibrate(run: Run) -> Artifact:
 
 
 def calibrate_head(
-    records: Artifact, bottlenecks: Artifact, head: Artifact, store: Place, out: Place, config: Config
+    records: Artifact, bottlenecks: Artifact, head: Artifact, store: AnyPath, out: AnyPath, config: Config
 ) -> Artifact:
     """Calibrates a head on the validation products.
 

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 
 from features.storage.artifact import Artifact
-from features.storage.paths import Place, write_whole
+from features.storage.paths import AnyPath, write_whole
 from models.decisions.bundle import THRESHOLDS, load_predictor, read_rules
 from models.decisions.categorizer import Categorizer
 from models.decisions.metrics import (
@@ -88,8 +88,8 @@ def evaluate_head(
     bottlenecks: Artifact,
     head: Artifact,
     thresholds: Artifact,
-    store: Place,
-    out: Place,
+    store: AnyPath,
+    out: AnyPath,
     settings: CalibrationSettings,
 ) -> Artifact:
     """Evaluates a categorizer on every part of the catalogue.

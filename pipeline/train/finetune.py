@@ -31,7 +31,7 @@ from features.errors import ShelfmarkError
 from features.product import order_key
 from features.records import read_pieces
 from features.storage.artifact import Artifact
-from features.storage.paths import Place
+from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store, digests_of
 from models.heads.finetune import Augmentation, Photos, Tuning, frozen_count, tune_backbone
 from models.heads.training import Examples, Recipe, fit_head
@@ -55,7 +55,7 @@ def finetune(run: Run) -> Artifact:
 
 
 def finetune_backbone(
-    records: Artifact, base: Backbone, store: Place, out: Place, config: Config
+    records: Artifact, base: Backbone, store: AnyPath, out: AnyPath, config: Config
 ) -> Artifact:
     """Tunes a backbone on the products of the records.
 
@@ -195,7 +195,7 @@ def _reader(images: pd.DataFrame, records: Artifact, size: int, progress: Progre
 
 
 def _with_bottlenecks(
-    images: pd.DataFrame, records: Artifact, backbone: Backbone, store: Place, config: Config
+    images: pd.DataFrame, records: Artifact, backbone: Backbone, store: AnyPath, config: Config
 ) -> Part:
     """The images with the bottlenecks of the untuned backbone."""
     digests = Digests(digests_of(pa.chunked_array([pa.array(images["image_digest"], pa.string())])))

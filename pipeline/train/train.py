@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from features.storage.artifact import Artifact
-from features.storage.paths import Place
+from features.storage.paths import AnyPath
 from models.decisions.predictions import product_bounds
 from models.heads.architectures import SET, Head, HeadShape, ProductRows, load_head
 from models.heads.training import Examples, Recipe, fit_head, suspects
@@ -44,8 +44,8 @@ def train(run: Run) -> Artifact:
 def train_head(
     records: Artifact,
     bottlenecks: Artifact,
-    store: Place,
-    out: Place,
+    store: AnyPath,
+    out: AnyPath,
     config: Config,
     before: Artifact | None = None,
 ) -> Artifact:
@@ -111,7 +111,7 @@ class _Training:
         return Examples(part.rows, labels_of(self.category, self.taxonomy, self.shape)(part.product_id))
 
 
-def _open_training(records: Artifact, bottlenecks: Artifact, store: Place, config: Config) -> _Training:
+def _open_training(records: Artifact, bottlenecks: Artifact, store: AnyPath, config: Config) -> _Training:
     taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
     trained, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
     trained = trained.without(untrainable(records, config))
