@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     run_command(shelfmark, "shelfmark", arguments[:cut], obj=tuple(arguments[cut + 1 :]))
 
 
-class _PathType(click.ParamType):
+class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
     """A path on the disk or on an object store."""
 
     name = "path"

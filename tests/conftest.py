@@ -62,7 +62,7 @@ def mobilenet(quiet_tensorflow: None) -> Backbone:
 
 
 def drawn_backbone(seed: int, size: int = 32, name: str = "mobilenet") -> Backbone:
-    """A network that tells photos apart: Keras' own random weights shrink MobileNet's to 0 in float16."""
+    """A network with different outputs for different photos: Keras' random weights give MobileNet's 0 in float16."""
     backbone = load_backbone(name, "random", size, seed)
     network, rng = backbone.model.get_layer(backbone.name), np.random.default_rng(seed)
     weights = network.get_weights()
@@ -84,7 +84,7 @@ def bundle_path(mobilenet: Backbone, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def drawn_weights(quiet_tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of MobileNet that tell photos apart; loaded in a third of the time of Inception v3."""
+    """Weights of MobileNet with different outputs for different photos; quicker to load than Inception v3."""
     file = tmp_path_factory.mktemp("weights") / "drawn.weights.h5"
     drawn_backbone(1).save_weights(file)
     return file
@@ -99,7 +99,7 @@ def _released(drawn_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def workspace(_released: Path, tmp_path: Path) -> Path:
-    """A workspace in which the release `first` is in service; its backbone tells photos apart."""
+    """A workspace in which the release `first` is in service; its backbone distinguishes photos."""
     releases = tmp_path / "W" / "releases"
     shutil.copytree(_released, releases / "first")
     (releases / "current").symlink_to("first")

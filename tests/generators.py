@@ -80,7 +80,7 @@ def g6_precision(threshold: float) -> float:
     return g1_precision(max(threshold - 0.005, 0))
 
 
-def graded(
+def outcomes(
     confidence: np.ndarray, correct: np.ndarray, name: str = "cert", group: np.ndarray | None = None
 ) -> Outcomes:
     """Products called `<name>0`, `<name>1`, …, each its own group unless groups (n,) int are given."""

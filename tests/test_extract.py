@@ -35,7 +35,7 @@ SETTINGS = ExtractSettings(batch=16, shard_images=30)
 
 @dataclass
 class Colours:
-    """A backbone that tells the mean colours of the quarters of an image, and counts its batches."""
+    """A backbone that returns the mean colours of the quarters of an image, and counts its batches."""
 
     name: str = "colours"
     weights: str = "none"

@@ -187,9 +187,9 @@ def test_gradients_of_every_levels_loss_reach_the_trunk_and_only_its_tuned_layer
                 keras.ops.sparse_categorical_crossentropy(train.labels[:, level], logits, from_logits=True)
             )
         assert logits.shape[1] == nodes.max() + 1
-        slopes = tape.gradient(loss, network.trainable_variables)
-        assert len(slopes) == 8
-        assert min(float(tf.reduce_max(tf.abs(slope))) for slope in slopes) > 0
+        gradients = tape.gradient(loss, network.trainable_variables)
+        assert len(gradients) == 8
+        assert min(float(tf.reduce_max(tf.abs(gradient))) for gradient in gradients) > 0
     assert not any(layer.trainable_variables for layer in network.layers[:frozen])
 
 
@@ -302,7 +302,7 @@ def test_half_of_the_photos_are_mirrored_left_to_right() -> None:
 
 
 def test_a_crop_keeps_at_least_its_share_of_the_photo() -> None:
-    """Photos that are their own coordinates tell what was kept of them."""
+    """Photos that are their own coordinates show what was kept of them."""
     place = np.linspace(0, 250, 51)
     grid = np.stack([*np.meshgrid(place, place, indexing="ij"), np.zeros((51, 51))], axis=-1)
     pixels = np.repeat(grid[None].astype(np.uint8), 300, axis=0)

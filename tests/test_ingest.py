@@ -357,7 +357,7 @@ def test_a_manifest_in_any_order_gives_the_same_split_as_bson(records, taxonomy,
     wanted = {product: split for product, split in splits(records).items() if product != "3"}
     for name, its in (("a.csv", rows), ("b.csv", mixed), ("c.parquet", mixed)):
         made = loop(write_manifest(tmp_path / name, its), tmp_path / name[0], taxonomy=taxonomy)
-        assert splits(made) == wanted, "all but the product without images, which a manifest cannot tell"
+        assert splits(made) == wanted, "all but the product without images, which a manifest cannot have"
         assert made.summary["rejects"] == records.summary["rejects"]
 
 

@@ -49,7 +49,7 @@ def shop(tmp_path_factory, bucket):
 
 
 def contents(records):
-    """Digests of the files; not of the inputs, which tell a file's time."""
+    """Digests of the files; not of the inputs, which hold a file's time."""
     return {name: found["sha256"] for name, found in records.files.items()}
 
 

@@ -410,7 +410,7 @@ def test_large_body_is_refused_while_it_comes(bundle: Bundle, monkeypatch: pytes
         taken.append(bytes(1 << 16) if taken else head)
         return {"type": "http.request", "body": taken[-1], "more_body": True}  # for ever
 
-    async def tell(message: Any) -> None:
+    async def send(message: Any) -> None:
         response.append(message)
 
     headers = [(b"content-type", b"multipart/form-data; boundary=edge")]
@@ -421,7 +421,7 @@ def test_large_body_is_refused_while_it_comes(bundle: Bundle, monkeypatch: pytes
         "query_string": b"",
         "headers": headers,
     }
-    asyncio.run(serving.create_app(bundle)(scope, receive, tell))
+    asyncio.run(serving.create_app(bundle)(scope, receive, send))
     assert response[0]["status"] == 413
     assert json.loads(response[1]["body"]) == {"detail": TOO_LARGE.format(1)}
     assert len(taken) == 17

@@ -581,7 +581,8 @@ def test_a_place_without_a_bucket_is_refused(text: str) -> None:
 
 def test_neither_beam_nor_boto3_is_imported_before_a_store_is_used() -> None:
     ran = in_process(
-        "import sys; from features.storage.paths import *\nsizes(any_path('.')); any_path('s3://bucket/a') / 'b'\n"
+        "import sys; from features.storage.paths import *\n"
+        "sizes(any_path('.')); any_path('s3://bucket/a') / 'b'\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('apache_beam', 'boto3', 'botocore')])"
     )
     assert ran.stdout == "[]\n"

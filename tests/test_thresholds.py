@@ -50,7 +50,7 @@ def calibrations(name: str, products: int, runs: int) -> tuple[np.ndarray, np.nd
     broken, rates = [], []
     for _ in range(runs):
         (a, b, *fit_group), (c, d, *cert_group) = DRAWS[name](rng, products // 4), DRAWS[name](rng, products)
-        found = certify(draw.graded(a, b, "fit", *fit_group), draw.graded(c, d, "cert", *cert_group))
+        found = certify(draw.outcomes(a, b, "fit", *fit_group), draw.outcomes(c, d, "cert", *cert_group))
         broken.append(found.threshold is not None and TRUTH[name](found.threshold) < 0.9)
         rates.append(found.acceptance_rate)
     return np.array(broken), np.array(rates)
@@ -96,7 +96,7 @@ def test_near_duplicates_counted_one_by_one_would_break_the_promise() -> None:
     broken = 0
     for _ in range(300):
         (a, b, _), (c, d, _) = draw.g5(rng, 500), draw.g5(rng, 2000)
-        found = certify(draw.graded(a, b, "fit"), draw.graded(c, d))
+        found = certify(draw.outcomes(a, b, "fit"), draw.outcomes(c, d))
         broken += found.threshold is not None and draw.g1_precision(found.threshold) < 0.9
     assert broken / 300 > 0.15
 
@@ -120,7 +120,7 @@ def test_lower_bound_is_that_of_scipy() -> None:
 
 
 def alike(products: int, name: str, correct: bool = True) -> Outcomes:
-    return draw.graded(np.full(products, 0.8), np.full(products, correct), name)
+    return draw.outcomes(np.full(products, 0.8), np.full(products, correct), name)
 
 
 def test_22_products_without_error_certify_and_21_do_not() -> None:
@@ -169,8 +169,8 @@ def test_threshold_agrees_with_walking_every_chain_by_hand(target: float) -> Non
     rng = np.random.default_rng(23)
     found = []
     for _ in range(40):
-        fit = draw.graded(*draw.g6(rng, 40), "fit")
-        cert = draw.graded(*draw.g6(rng, 150))
+        fit = draw.outcomes(*draw.g6(rng, 40), "fit")
+        cert = draw.outcomes(*draw.g6(rng, 150))
         certificate = certify(fit, cert, target=target, delta=0.2)
         assert certificate.threshold == by_hand(fit, cert, target, 0.2)
         found.append(certificate.threshold)
@@ -215,7 +215,7 @@ def test_row_order_changes_nothing() -> None:
     rng = np.random.default_rng(25)
     (a, b), (c, d) = draw.g6(rng, 300), draw.g6(rng, 1200)
     group = rng.integers(0, 700, 1200)  # products of a group differ, so that it matters which one counts
-    fit, cert = draw.graded(a, b, "fit"), draw.graded(c, d, "cert", group)
+    fit, cert = draw.outcomes(a, b, "fit"), draw.outcomes(c, d, "cert", group)
     once = certify(fit, cert)
     assert once.threshold is not None
     assert once.products == len(set(group.tolist()))
@@ -296,25 +296,25 @@ def test_for_a_few_that_are_all_correct_the_number_of_further_correct_ones_is_re
 
 def test_a_few_with_one_wrong_do_not_show_that_more_would_not_help() -> None:
     fit = alike(10, "fit")
-    cert = draw.graded(np.full(4, 0.8), np.array([True, True, True, False]), "cert")
+    cert = draw.outcomes(np.full(4, 0.8), np.array([True, True, True, False]), "cert")
     found = certify(fit, cert)
     assert found.at_best
     assert (found.more_products_needed or 0) > 22 - 4  # if all were correct
-    many = draw.graded(np.full(400, 0.8), np.tile([True, True, True, False], 100), "cert")
+    many = draw.outcomes(np.full(400, 0.8), np.tile([True, True, True, False], 100), "cert")
     assert "more products alone will not help" in (certify(fit, many).reason or "")
 
 
 def test_products_below_every_start_do_not_show_that_more_would_not_help() -> None:
-    fit = draw.graded(np.linspace(0.5, 0.9, 40), np.full(40, True), "fit")
-    found = certify(fit, draw.graded(np.full(3, 0.4), np.full(3, True), "cert"))
+    fit = draw.outcomes(np.linspace(0.5, 0.9, 40), np.full(40, True), "fit")
+    found = certify(fit, draw.outcomes(np.full(3, 0.4), np.full(3, True), "cert"))
     assert found.threshold is None
     assert (found.more_products_needed or 0) > 0
 
 
 def test_products_that_are_all_correct_are_all_accepted() -> None:
     rng = np.random.default_rng(27)
-    fit = draw.graded(rng.random(40), np.full(40, True), "fit")
-    found = certify(fit, draw.graded(rng.random(400), np.full(400, True)))
+    fit = draw.outcomes(rng.random(40), np.full(40, True), "fit")
+    found = certify(fit, draw.outcomes(rng.random(400), np.full(400, True)))
     assert found.threshold == fit.confidence.min()
     assert (found.grid, found.errors, found.precision) == (40, 0, 1.0)
 
@@ -331,8 +331,8 @@ def test_grid_has_attained_confidences_at_even_steps() -> None:
 
 def test_certificate_has_the_figures_of_the_accepted_products() -> None:
     rng = np.random.default_rng(29)
-    cert = draw.graded(*draw.g6(rng, 3000))
-    found = certify(draw.graded(*draw.g6(rng, 1000), "fit"), cert)
+    cert = draw.outcomes(*draw.g6(rng, 3000))
+    found = certify(draw.outcomes(*draw.g6(rng, 1000), "fit"), cert)
     taken = cert.confidence >= found.threshold
     assert found.accepted == taken.sum()
     assert found.errors == (taken & ~cert.correct).sum()
@@ -351,8 +351,8 @@ def test_certificate_has_the_figures_of_the_accepted_products() -> None:
 
 def test_certificate_is_read_back_from_json() -> None:
     rng = np.random.default_rng(30)
-    fit = draw.graded(*draw.g1(rng, 300), "fit")
-    for cert in (draw.graded(*draw.g1(rng, 1000)), draw.graded(*draw.g1(rng, 15))):
+    fit = draw.outcomes(*draw.g1(rng, 300), "fit")
+    for cert in (draw.outcomes(*draw.g1(rng, 1000)), draw.outcomes(*draw.g1(rng, 15))):
         found = certify(fit, cert)
         assert Certificate.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
@@ -367,10 +367,10 @@ def test_as_many_more_products_as_reported_mostly_suffice() -> None:
     rng = np.random.default_rng(31)
     enough = []
     for _ in range(60):
-        fit = draw.graded(*draw.g1(rng, 200), "fit")
-        found = certify(fit, draw.graded(*draw.g1(rng, 60)))
+        fit = draw.outcomes(*draw.g1(rng, 200), "fit")
+        found = certify(fit, draw.outcomes(*draw.g1(rng, 60)))
         if found.more_products_needed is not None:
-            more = certify(fit, draw.graded(*draw.g1(rng, 60 + found.more_products_needed)))
+            more = certify(fit, draw.outcomes(*draw.g1(rng, 60 + found.more_products_needed)))
             enough.append(more.threshold is not None)
     assert len(enough) > 20
     assert np.mean(enough) > 0.6

@@ -252,7 +252,7 @@ def writing(file: AnyPath) -> Iterator[Path]:
             _fetched.pop(file, None)
     except OSError as error:
         if error.filename is None:
-            error.filename = str(file)  # a failed write does not tell of which file
+            error.filename = str(file)  # a failed write does not name its file
         raise
 
 

@@ -174,8 +174,9 @@ def product_probabilities(
     if len(images) == 0:
         return scaled
     if aggregation == "geometric":
-        return softmax(np.add.reduceat(scaled, first, axis=0) / images[:, None], axis=1)
-    probabilities: np.ndarray = softmax(scaled, axis=1)
+        mean: np.ndarray = softmax(np.add.reduceat(scaled, first, axis=0) / images[:, None], axis=1)
+        return mean
+    probabilities = softmax(scaled, axis=1)
     if aggregation == "max":
         aggregated: np.ndarray = np.maximum.reduceat(probabilities, first, axis=0)
         aggregated /= aggregated.sum(axis=1, keepdims=True)

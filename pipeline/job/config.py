@@ -166,12 +166,12 @@ class FinetuneSettings(Section):
     """Epochs without a better FIT accuracy before tuning stops. Lower it to save time."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Smallest share of a photo's area that a random crop keeps; 1: no crops. Raise it when the product
-    fills the photo and details at its edge tell categories apart."""
+    fills the photo and details at its edge distinguish categories."""
     flip: bool = True
-    """Mirror half of the photos. Set false when left and right tell categories apart."""
+    """Mirror half of the photos. Set false when left and right distinguish categories."""
     colour: Annotated[float, Field(ge=0, lt=1)] = 0.4
-    """Largest random change of contrast and of each colour, as a share. Lower it when colour tells
-    categories apart."""
+    """Largest random change of contrast and of each colour, as a share. Lower it when colour distinguishes
+    categories."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers in which products of matrices are computed; `auto` takes bfloat16 where the machine is faster
     in it. Choose float32 to rule rounding out."""

@@ -63,7 +63,7 @@ def categorize(
         sources: paths or URLs of BSON files, folders, manifests; they may be empty.
         bundle: in service.
         store: directory of all stores; new images are added to the bundle's.
-        output: the decisions; its name tells the format, see job/decisions_file.py.
+        output: the decisions; its suffix gives the format, see job/decisions_file.py.
         config: sections [ingest] and [extract].
         beam: Beam's own options.
 
@@ -71,7 +71,7 @@ def categorize(
         Products by status. accepted + review + unreadable = products that came in.
 
     Raises:
-        ShelfmarkError: the output's name tells no format, or the output or the workspace is inside a source.
+        ShelfmarkError: the output's suffix is no format, or the output or the workspace is inside a source.
     """
     require_format(output)
     opened = open_sources(sources, csv_options(config.ingest), may_be_empty=True)

@@ -66,7 +66,8 @@ class Evaluated:
     @property
     def correct(self) -> np.ndarray:
         """(n,) bool."""
-        return self.predictions.top[:, 0] == self.truth
+        correct: np.ndarray = self.predictions.top[:, 0] == self.truth
+        return correct
 
     def only(self, chosen: np.ndarray) -> "Evaluated":
         """The chosen products, (n,) bool."""
