@@ -62,7 +62,7 @@ def mobilenet(quiet_tensorflow: None) -> Backbone:
 
 
 def drawn_backbone(seed: int, size: int = 32, name: str = "mobilenet") -> Backbone:
-    """A network with different outputs for different photos: Keras' random weights give MobileNet's 0 in float16."""
+    """A network with different outputs for different photos: with Keras' random weights MobileNet's are 0."""
     backbone = load_backbone(name, "random", size, seed)
     network, rng = backbone.model.get_layer(backbone.name), np.random.default_rng(seed)
     weights = network.get_weights()
