@@ -78,6 +78,7 @@ check: $(READY) ## style, types, direction of imports, links and commands in the
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(READY) ## the generated pages of docs/, then the site, in site/index.html
 	.venv/bin/python docs/scripts/pages.py
+	.venv/bin/python docs/scripts/schemas.py
 	.venv/bin/mkdocs build --strict
 
 bench: $(READY) ## every benchmark, one after the other

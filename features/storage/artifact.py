@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
+
+from typing_extensions import TypedDict  # of Python 3.11 pydantic takes no other
 
 from features.errors import ShelfmarkError
 from features.storage.paths import MARK, AnyPath, local, remove, sizes, write_whole

@@ -5,12 +5,13 @@ Batch and HTTP, evaluation and release all decide through it, so their decisions
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from features.engines.engine import Engine, extract
 from features.errors import ShelfmarkError
@@ -32,8 +33,23 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
+class ThresholdsFile:
+    """The keys of thresholds.json."""
+
+    model: str  # digest of the head's files
+    labels: str  # digest of taxonomy.csv
+    temperature: float
+    confidence: ConfidenceModel
+    certificate: Certificate
+    target: float  # precision promised
+    delta: float  # probability that the promise fails
+    fit: dict[Literal["products"], int]
+    aggregation: str = "mean"  # of a product's images; the default is for older files, which lack it
+
+
+@dataclass(frozen=True)
 class DecisionRules:
-    """thresholds.json: how the predictions of one head become decisions."""
+    """How the predictions of one head become decisions."""
 
     model: str  # digest of the head's files
     labels: str  # digest of taxonomy.csv
@@ -41,34 +57,35 @@ class DecisionRules:
     confidence: ConfidenceModel
     certificate: Certificate
     fit_products: int
-    aggregation: str = "mean"  # of a product's images; the default is for older files, which lack it
+    aggregation: str = "mean"  # of a product's images
 
     def to_dict(self) -> dict[str, object]:
-        """Returns what thresholds.json holds."""
-        return {
-            "model": self.model,
-            "labels": self.labels,
-            "temperature": self.temperature,
-            "aggregation": self.aggregation,
-            "confidence": self.confidence.to_dict(),
-            "certificate": self.certificate.to_dict(),
-            "target": self.certificate.target,
-            "delta": self.certificate.delta,
-            "fit": {"products": self.fit_products},
-        }
+        """Returns what thresholds.json holds, see `ThresholdsFile`."""
+        file = ThresholdsFile(
+            model=self.model,
+            labels=self.labels,
+            temperature=self.temperature,
+            confidence=self.confidence,
+            certificate=self.certificate,
+            target=self.certificate.target,
+            delta=self.certificate.delta,
+            fit={"products": self.fit_products},
+            aggregation=self.aggregation,
+        )
+        return asdict(file) | {"confidence": self.confidence.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "DecisionRules":
-        """Reads what `to_dict` returned."""
+    def from_dict(cls, values: Mapping[str, object]) -> "DecisionRules":
+        """Reads what `to_dict` returned.
+
+        Raises:
+            ValueError: a key is missing, or its value has another type.
+        """
+        file = TypeAdapter(ThresholdsFile).validate_python(values)
         return cls(
-            model=values["model"],
-            labels=values["labels"],
-            temperature=values["temperature"],
-            confidence=ConfidenceModel.from_dict(values["confidence"]),
-            certificate=Certificate.from_dict(values["certificate"]),
-            fit_products=values["fit"]["products"],
-            aggregation=values.get("aggregation", "mean"),
-        )
+            file.model, file.labels, file.temperature, file.confidence, file.certificate,
+            file.fit["products"], file.aggregation,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""Writes docs/schemas/: JSON schemas of the files that other programs may read, and of the HTTP bodies.
+
+    .venv/bin/python docs/scripts/schemas.py          (part of `make docs`)
+
+Each is made from the definition that writes and reads the file. The schemas are committed;
+tests/test_schemas.py compares them with what this script makes.
+"""
+
+import json
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from features.engines.backbones import BackboneDescription
+from features.storage.artifact import Manifest
+from models.decisions.categorizer import ThresholdsFile
+from models.heads.architectures import HeadShape
+from pipeline.compare.results import Comparison
+from pipeline.job.config import Config
+from pipeline.job.run import SavedRun
+from pipeline.release.release import Verdict
+from pipeline.train.figures import Metrics
+from serving.schemas import Decision, Health, Problem
+
+FOLDER = Path(__file__).parents[1] / "schemas"
+DEFINITIONS = {
+    "backbone": BackboneDescription,  # runs/<run>/backbone/backbone.json, and in a bundle
+    "comparison": Comparison,  # runs/<run>/comparison/comparison.json
+    "config": SavedRun,  # runs/<run>/config.json
+    "head": HeadShape,  # runs/<run>/head/head.json, and in a bundle
+    "http-decision": Decision,  # POST /v1/categorize
+    "http-health": Health,  # GET /healthz
+    "http-problem": Problem,  # what the service says when it refuses a request
+    "manifest": Manifest,  # manifest.json of every finished directory
+    "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
+    "settings": Config,  # the TOML file of --config, as JSON
+    "thresholds": ThresholdsFile,  # runs/<run>/thresholds/thresholds.json, and in a bundle
+    "verdict": Verdict,  # runs/<run>/verdict.json
+}
+
+
+def schema_of(name: str) -> str:
+    """The schema of a file as text."""
+    schema = TypeAdapter(DEFINITIONS[name]).json_schema(mode="serialization")
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema, indent=1) + "\n"
+
+
+def main() -> None:
+    """Writes every schema, and removes those of files that are no more."""
+    FOLDER.mkdir(exist_ok=True)
+    for name in DEFINITIONS:
+        (FOLDER / f"{name}.json").write_text(schema_of(name), encoding="utf-8")
+    for file in FOLDER.glob("*.json"):
+        if file.stem not in DEFINITIONS:
+            file.unlink()
+
+
+if __name__ == "__main__":
+    main()
