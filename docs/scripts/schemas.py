@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from features.engines.backbones import BackboneDescription
-from features.storage.artifact import Manifest
+from features.storage.artifact import ArtifactManifest
 from models.decisions.categorizer import ThresholdsFile
 from models.heads.architectures import HeadShape
 from pipeline.compare.results import Comparison
@@ -31,7 +31,7 @@ DEFINITIONS = {
     "http-decision": Decision,  # POST /v1/categorize
     "http-health": Health,  # GET /healthz
     "http-problem": Problem,  # what the service says when it refuses a request
-    "manifest": Manifest,  # manifest.json of every finished directory
+    "manifest": ArtifactManifest,  # manifest.json of every finished directory
     "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
     "settings": Config,  # the TOML file of --config, as JSON
     "thresholds": ThresholdsFile,  # runs/<run>/thresholds/thresholds.json, and in a bundle

@@ -36,7 +36,7 @@ class FileEntry(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class ArtifactManifest:
     """What manifest.json holds, in this order."""
 
     kind: str
@@ -51,7 +51,7 @@ class Manifest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artifact(Manifest):
+class Artifact(ArtifactManifest):
     """A finished directory and what its manifest says."""
 
     path: AnyPath
@@ -144,7 +144,7 @@ def seal(
     partial = partial_of(path)
     there = sizes(partial)
     files = _results(partial, there)  # before anything is removed: it takes minutes, a killed job goes on
-    manifest = Manifest(
+    manifest = ArtifactManifest(
         kind=kind,
         version=version,
         made_from=dict(sorted(made_from.items())),

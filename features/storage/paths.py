@@ -194,6 +194,11 @@ def stats(folder: Remote) -> dict[str, Stat]:
     return dict(sorted((text[start:], stat) for text, stat in _listing(folder) if not text.endswith("/")))
 
 
+def absolute(path: AnyPath) -> AnyPath:
+    """The same path for a process with another working directory."""
+    return path.absolute() if isinstance(path, Path) else path
+
+
 def sizes(folder: AnyPath) -> dict[str, int]:
     """Bytes of every file anywhere below, by its name relative to the folder, sorted; {} where nothing is."""
     if isinstance(folder, Path):

@@ -22,7 +22,7 @@ from features.engines.choose import use_engine
 from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact, open_artifact
-from features.storage.paths import AnyPath, any_path, local, remove, write_whole, writing
+from features.storage.paths import AnyPath, absolute, any_path, local, remove, write_whole, writing
 from features.storage.store import Digests, Locations, Store, digest_array, digests_of, shard_name
 from pipeline.beam.run_units import run_units
 from pipeline.extract.fill_store import RECORD, engine_of, fill, make_shard, require_all, spread, try_twice
@@ -64,12 +64,12 @@ def fill_store_on_beam(
         if settings.precision == "int8":  # fitted once, for all workers
             engine_of(backbone, store, settings, functools.partial(_sample, records))
         job = _Job(
-            str(_absolute(records.path)), str(_absolute(work)),
+            str(absolute(records.path)), str(absolute(work)),
             backbone.name, backbone.weights, backbone.image_size, backbone.fingerprint, settings,
         )  # fmt: skip
         do = functools.partial(_make_unit, job=job, loaded=Shared())
         marks = [f"{shard_name(digests.values[shard])}.parquet" for shard in shards]
-        run_units("extract", list(range(len(shards))), do, _absolute(store.path), beam, marks)
+        run_units("extract", list(range(len(shards))), do, absolute(store.path), beam, marks)
         require_all(store, {file.name: file.read_text() for file in (work / FAILED).glob("*")})
 
     return fill(store, digests, settings, extract_shards)
@@ -104,10 +104,6 @@ class _Loaded:
             )
         sample = functools.partial(_sample, open_artifact(any_path(job.records), "records"))
         self.engine = engine_of(backbone, store, job.settings, sample)
-
-
-def _absolute(path: AnyPath) -> AnyPath:
-    return path.absolute() if isinstance(path, Path) else path  # a worker may have another directory
 
 
 def _write_missing(shards: list[np.ndarray], digests: np.ndarray, images: Path, file: AnyPath) -> None:

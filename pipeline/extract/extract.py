@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from features.engines.backbones import Backbone
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
-from features.storage.store import Digests
+from features.storage.store import Digests, Locations, Store
 from pipeline.extract.beam_worker import fill_store_on_beam
 from pipeline.extract.fill_store import RecordReader, fill_store
 from pipeline.extract.index import read_digests, shards_of, write_index
@@ -60,12 +60,13 @@ def extract_records(
     def make(work: AnyPath) -> Mapping[str, object]:
         images = records.file("images.parquet")
         digests = Digests(read_digests(images))
-        locations = {}
-        for name, view in views.items():
+
+        def filled(view: Store) -> Locations:
             if beam:
-                locations[name] = fill_store_on_beam(view, digests, records, backbone, settings, beam, work)
-            else:
-                locations[name] = fill_store(view, digests, RecordReader(records), lambda: backbone, settings)
+                return fill_store_on_beam(view, digests, records, backbone, settings, beam, work)
+            return fill_store(view, digests, RecordReader(records), lambda: backbone, settings)
+
+        locations = {name: filled(view) for name, view in views.items()}
         write_index(images, digests.values, locations, work / "index.parquet")
         return BottlenecksSummary(
             images=len(digests),
@@ -79,12 +80,8 @@ def extract_records(
     def usable(artifact: Artifact) -> bool:
         return all(shards_of(artifact, name) <= set(view.shards()) for name, view in views.items())
 
-    made_from = {
-        "records": records.digest,
-        "fingerprint": backbone.fingerprint,
-        "settings": settings.that_matter(),
-    }
+    inputs = {"records": records.digest, "fingerprint": backbone.fingerprint}
     return stage(
-        out, kind="bottlenecks", version=VERSION, made_from=made_from, make=make, usable=usable,
-        shared=bool(beam),
+        out, kind="bottlenecks", version=VERSION, made_from=inputs | {"settings": settings.that_matter()},
+        make=make, usable=usable, shared=bool(beam),
     )  # fmt: skip

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from features.images.normalise import normalise
 from features.images.refusal import Limits, Refused
 from features.product import order_key, tidy_name
-from features.storage.paths import AnyPath, any_path, remove, sizes, writing
+from features.storage.paths import AnyPath, absolute, any_path, remove, sizes, writing
 from pipeline.beam.run_units import run_units, unit_file, write_table
 from pipeline.ingest.index import COLUMNS, Index, build_index
 from pipeline.job.progress import log
@@ -167,7 +167,7 @@ def image_limits(settings: "IngestSettings") -> Limits:
 
 def fetching_of(settings: "IngestSettings", fetched: AnyPath) -> Fetching:
     """How the settings want photos to be fetched."""
-    cache = fetched.absolute() if isinstance(fetched, Path) else fetched  # workers may have another directory
+    cache = absolute(fetched)
     return Fetching(
         path_text(cache), settings.urls, settings.url_concurrency, settings.url_timeout, settings.url_retries
     )

@@ -9,10 +9,11 @@ train makes the run's head from the bottlenecks of the tuned backbone, as in any
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -33,9 +34,11 @@ from features.records import read_pieces
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store, digests_of
+from models.heads.architectures import Head
 from models.heads.finetune import Augmentation, Photos, Tuning, frozen_count, tune_backbone
+from models.heads.losses import Loss
 from models.heads.training import Examples, Recipe, fit_head
-from models.taxonomy import read_taxonomy
+from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.extract.fill_store import rows_of
 from pipeline.job.catalogue import Part, categories_of, divide, untrainable
 from pipeline.job.config import Config
@@ -71,27 +74,9 @@ def finetune_backbone(
     frozen = frozen_count(settings.frozen_share, layers)
 
     def make(work: Path) -> Mapping[str, object]:
-        taxonomy = read_taxonomy(records.file("taxonomy.csv"))
-        category = categories_of(records)
-        trained, fit = draw_images(records, category, config)
-        part = _with_bottlenecks(trained, records, base, store, config)
-        shape = shape_of(part, taxonomy, base.fingerprint, config)
-        labels, loss = labels_of(category, taxonomy, shape), loss_of(taxonomy, config)
-
-        def photos(images: pd.DataFrame, progress: Progress | None = None) -> Photos:
-            return Photos(_reader(images, records, base.image_size, progress), labels(_ids(images)))
-
-        examples, selecting = Examples(part.rows, labels(part.product_id)), None
-        if len(fit):
-            part = _with_bottlenecks(fit, records, base, store, config)
-            selecting = Examples(part.rows, labels(part.product_id))
-        head, _ = fit_head(shape, examples, selecting, recipe_of(config), loss, work / "_head")
-        augmentation = Augmentation(settings.crop, settings.flip, settings.colour)
-        with Progress("finetune", settings.epochs * len(trained)) as progress:
-            network, history = tune_backbone(
-                base, head, photos(trained, progress), photos(fit) if len(fit) else None,
-                tuning_of(config), Tuning(settings.frozen_share, augmentation, settings.average), loss, work,
-            )  # fmt: skip
+        drawn = _draw(records, base, config)
+        head = _train_start_head(drawn, store, work / "_head")
+        network, history = _tune(drawn, head, work)
         save_weights(network, work / BACKBONE_WEIGHTS)
         tuned = load_backbone(base.name, str(work / BACKBONE_WEIGHTS), base.image_size)
         BackboneDescription(base.name, base.image_size, TUNED + base.weights).write(work / BACKBONE)
@@ -102,8 +87,8 @@ def finetune_backbone(
             weights=TUNED + base.weights,
             layers=layers,
             frozen=frozen,
-            products=int(trained["product_id"].nunique()),
-            images=len(trained),
+            products=int(drawn.train["product_id"].nunique()),
+            images=len(drawn.train),
             epochs=len(history["loss"]),
         ).to_dict()
 
@@ -113,6 +98,57 @@ def finetune_backbone(
         "settings": config.of_the_head() | {"finetune": settings.that_matter()},
     }
     return stage(out, kind="backbone", version=VERSION, made_from=made_from, make=make)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The drawn images, and what is needed to train on them."""
+
+    records: Artifact
+    base: Backbone
+    config: Config
+    taxonomy: Taxonomy
+    category: pd.Series  # by product_id
+    train: pd.DataFrame  # rows of images.parquet
+    fit: pd.DataFrame  # likewise, of FIT; may be empty
+    loss: Loss | None
+
+
+def _draw(records: Artifact, base: Backbone, config: Config) -> _Drawn:
+    taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
+    train, fit = draw_images(records, category, config)
+    return _Drawn(records, base, config, taxonomy, category, train, fit, loss_of(taxonomy, config))
+
+
+def _train_start_head(drawn: _Drawn, store: AnyPath, work: Path) -> Head:
+    """The head that tuning starts with, trained on the frozen bottlenecks of the drawn images."""
+    parts = [
+        _with_bottlenecks(images, drawn.records, drawn.base, store, drawn.config)
+        for images in (drawn.train, drawn.fit)
+        if len(images)
+    ]
+    shape = shape_of(parts[0], drawn.taxonomy, drawn.base.fingerprint, drawn.config)
+    labels = labels_of(drawn.category, drawn.taxonomy, shape)
+    train, *fit = (Examples(part.rows, labels(part.product_id)) for part in parts)
+    recipe = recipe_of(drawn.config)
+    return fit_head(shape, train, fit[0] if fit else None, recipe, drawn.loss, work)[0]
+
+
+def _tune(drawn: _Drawn, head: Head, work: Path) -> tuple[keras.Model, dict[str, list[float]]]:
+    """The tuned network and its history."""
+    settings = drawn.config.finetune
+    labels = labels_of(drawn.category, drawn.taxonomy, head.shape)
+
+    def photos(images: pd.DataFrame, progress: Progress | None = None) -> Photos:
+        return Photos(_reader(images, drawn.records, drawn.base.image_size, progress), labels(_ids(images)))
+
+    augmentation = Augmentation(settings.crop, settings.flip, settings.colour)
+    with Progress("finetune", settings.epochs * len(drawn.train)) as progress:
+        return tune_backbone(
+            drawn.base, head, photos(drawn.train, progress), photos(drawn.fit) if len(drawn.fit) else None,
+            tuning_of(drawn.config), Tuning(settings.frozen_share, augmentation, settings.average),
+            drawn.loss, work,
+        )  # fmt: skip
 
 
 def tuning_of(config: Config) -> Recipe:

@@ -64,12 +64,8 @@ def train_head(
     before = before if config.train.warm_start else None
 
     def make(work: Path) -> Mapping[str, object]:
-        training = _open_training(records, bottlenecks, store, config)
-        examples, left_out = training.examples(training.trained), 0
-        if config.train.leave_out_suspects:
-            suspect = _suspects(training, examples, config, work)
-            training = replace(training, trained=training.trained.only(~suspect))
-            examples, left_out = examples.only(~suspect), int(suspect.sum()) // training.trained.views
+        opened = _open_training(records, bottlenecks, store, config)
+        training, examples = _without_suspects(opened, config, work)
         start = start_of(before, training.shape, training.taxonomy) if before else None
         head, history = _fit(training, examples, start, config, work)
         head.save(work)
@@ -79,8 +75,8 @@ def train_head(
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
         np.save(work / "sizes.npy", sizes_of(training.trained, training.category, training.taxonomy))
         return HeadSummary(
-            images=len(training.trained.product_id) // training.trained.views,
-            left_out=left_out,
+            images=training.images,
+            left_out=opened.images - training.images,
             categories=training.shape.categories,
             epochs=len(history["loss"]),
         ).to_dict()
@@ -106,6 +102,11 @@ class _Training:
     trained: Part  # images trained on
     fit: Part  # FIT
 
+    @property
+    def images(self) -> int:
+        """Images trained on, each counted once, whatever views it has."""
+        return len(self.trained.product_id) // self.trained.views
+
     def examples(self, part: Part) -> Examples:
         """The images of a part with their labels."""
         return Examples(part.rows, labels_of(self.category, self.taxonomy, self.shape)(part.product_id))
@@ -120,12 +121,16 @@ def _open_training(records: Artifact, bottlenecks: Artifact, store: AnyPath, con
     return _Training(taxonomy, category, shape, trained, val.only(division.fit))
 
 
-def _suspects(training: _Training, examples: Examples, config: Config, work: Path) -> np.ndarray:
-    """(n,) bool, training images whose labels are probably wrong, see `suspects`."""
-    trained, loss = training.trained, loss_of(training.taxonomy, config)
-    fold = divide(trained.product_id, trained.image_digest, 0.5).fit
+def _without_suspects(training: _Training, config: Config, work: Path) -> tuple[_Training, Examples]:
+    """What is trained on; with train.leave_out_suspects without the images of probably wrong labels."""
+    trained, examples = training.trained, training.examples(training.trained)
     share = config.train.leave_out_suspects
-    return suspects(training.shape, examples, fold, recipe_of(config), share, loss, work, trained.views)
+    if not share:
+        return training, examples
+    fold = divide(trained.product_id, trained.image_digest, 0.5).fit
+    loss = loss_of(training.taxonomy, config)
+    suspect = suspects(training.shape, examples, fold, recipe_of(config), share, loss, work, trained.views)
+    return replace(training, trained=trained.only(~suspect)), examples.only(~suspect)
 
 
 def _fit(
