@@ -55,9 +55,10 @@ def test_every_core_works_and_this_process_is_one_of_them(tmp_path):
 
 
 def test_a_single_call_starts_no_process(tmp_path):
+    before = set(psutil.Process().children())
     with local_workers() as workers:
         workers.run(note_process, [(tmp_path, 0)])
-        assert not psutil.Process().children()
+        assert set(psutil.Process().children()) <= before
     assert (tmp_path / "0").read_text().split()[0] == str(os.getpid())
 
 

@@ -184,9 +184,9 @@ class Workers:
         # A thread of its own for what runs here, too: Ctrl-C need not wait for it.
         workers = [None, *self._processes][: len(left)]
         threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in workers]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             for thread in threads:
                 thread.join()
         except BaseException as interrupted:
