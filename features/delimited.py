@@ -24,9 +24,9 @@ SNIFFED = 2**20  # bytes
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 BLOCK = 2**18  # letters read at a time
-MOST_TEXT = 64 * 2**20  # letters of one row; more is a quote that nothing closes
+MAX_TEXT = 64 * 2**20  # letters of one row; more is a quote that nothing closes
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-csv.field_size_limit(2 * MOST_TEXT)
+csv.field_size_limit(2 * MAX_TEXT)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class _Lines:
     def __init__(self, text: TextIO) -> None:
         self.taken: list[str] = []  # of the current block or row
         self.number = 0  # of the last line taken
-        self.cut = False  # the file ended within a row, or the row is longer than MOST_TEXT
+        self.cut = False  # the file ended within a row, or the row is longer than MAX_TEXT
         self._text, self._again, self._length = text, deque[str](), 0
 
     def block(self) -> list[str]:
@@ -202,7 +202,7 @@ class _Lines:
         self.taken = list(self._again)
         self._again.clear()
         length = sum(map(len, self.taken))
-        while length < BLOCK and (line := self._text.readline(MOST_TEXT)):
+        while length < BLOCK and (line := self._text.readline(MAX_TEXT)):
             self.taken.append(line)
             length += len(line)
         self.number += len(self.taken)
@@ -218,8 +218,8 @@ class _Lines:
     def __next__(self) -> str:
         if not self.taken:
             self._length, self.cut = 0, False
-        line = self._again.popleft() if self._again else self._text.readline(MOST_TEXT)
-        if not line or self._length > MOST_TEXT:
+        line = self._again.popleft() if self._again else self._text.readline(MAX_TEXT)
+        if not line or self._length > MAX_TEXT:
             self.cut = bool(self.taken)
             if line:
                 self._again.appendleft(line)

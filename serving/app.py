@@ -26,10 +26,10 @@ from features.engines.choose import choose_engine
 from features.images.refusal import LIMITS, Refused
 from models.decisions.bundle import Bundle
 from models.decisions.categorizer import categorize_photos
-from serving.form import MOST_PHOTOS, read_form
+from serving.form import MAX_PHOTOS, read_form
 from serving.schemas import Decision, Health, Problem, decision_of
 
-MOST_BYTES = 64 << 20  # of a request's body
+MAX_BYTES = 64 << 20  # of a request's body
 BATCH = 4  # photos a step of the backbone: products have one to four, so most cost one step
 REFUSED = "X-Shelfmark-Refused"
 
@@ -41,8 +41,8 @@ FORM: dict[str, object] = {  # for OpenAPI
             "type": "array",
             "items": {"type": "string", "format": "binary"},
             "minItems": 1,
-            "maxItems": MOST_PHOTOS,
-            "description": f"Photos of one product, 1 to {MOST_PHOTOS}; the same one twice counts once.",
+            "maxItems": MAX_PHOTOS,
+            "description": f"Photos of one product, 1 to {MAX_PHOTOS}; the same one twice counts once.",
         },
         "product_id": {"type": "string", "description": "Returned in the decision."},
     },
@@ -130,7 +130,7 @@ def _health(bundle: Bundle) -> Health:
 
 
 class _BodyLimit:
-    """Responds 413 to a body over MOST_BYTES: before reading it where Content-Length says so, else meanwhile.
+    """Responds 413 to a body over MAX_BYTES: before reading it where Content-Length says so, else meanwhile.
 
     FastAPI's own max_body_size does the same, but its message is only "Content Too Large".
     """
@@ -147,11 +147,11 @@ class _BodyLimit:
 
         async def limited() -> Message:
             nonlocal received
-            if length.isdecimal() and int(length) > MOST_BYTES:
+            if length.isdecimal() and int(length) > MAX_BYTES:
                 raise _too_large()
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MOST_BYTES:
+            if received > MAX_BYTES:
                 raise _too_large()
             return message
 
@@ -159,5 +159,5 @@ class _BodyLimit:
 
 
 def _too_large() -> HTTPException:
-    detail = f"more than {MOST_BYTES >> 20} MiB; expected less in one request; send fewer or smaller photos"
+    detail = f"more than {MAX_BYTES >> 20} MiB; expected less in one request; send fewer or smaller photos"
     return HTTPException(413, detail)

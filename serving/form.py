@@ -24,10 +24,10 @@ from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-MOST_PHOTOS = 16  # of one product
+MAX_PHOTOS = 16  # of one product
 IN_MEMORY = 2**20  # bytes of a photo; a larger one is kept on the disk
-MOST_TEXT = 2**20  # bytes of the product_id
-MOST_NAME = 2**10  # bytes of a text that was sent for a photo: mostly its file name
+MAX_TEXT = 2**20  # bytes of the product_id
+MAX_NAME = 2**10  # bytes of a text that was sent for a photo: mostly its file name
 EXPECTED = (
     "expected multipart/form-data with the photos of one product as files in the field images; "
     "send it as curl -F images=@front.jpg -F images=@back.jpg does"
@@ -107,8 +107,8 @@ class _FormReader:
         """Raises an HTTPException when the body was cut off, or holds no photo or too many."""
         if not self._ended:
             raise HTTPException(400, f"the form ends before its last boundary; {EXPECTED}")
-        if self._photos > MOST_PHOTOS:
-            detail = f"{self._photos} photos; expected {MOST_PHOTOS} at most; leave some out"
+        if self._photos > MAX_PHOTOS:
+            detail = f"{self._photos} photos; expected {MAX_PHOTOS} at most; leave some out"
             raise HTTPException(413, detail)
         if not self._photos:
             raise HTTPException(422, f"no photo in the field images; {EXPECTED}")
@@ -141,7 +141,7 @@ class _FormReader:
         part = self._part
         if part.name == b"images":
             self._photos += 1
-            if self._photos <= MOST_PHOTOS:
+            if self._photos <= MAX_PHOTOS:
                 part.photo = cast(BinaryIO, SpooledTemporaryFile(IN_MEMORY))  # noqa: SIM115
                 self._form.photos.append(part.photo)
         elif part.name == b"product_id" and part.file_name is not None:
@@ -153,8 +153,8 @@ class _FormReader:
             part.photo.write(data[start:end])
         elif part.name == b"product_id":
             part.text += data[start:end]
-            if len(part.text) > MOST_TEXT:
-                detail = f"product_id: more than {MOST_TEXT >> 20} MiB; expected less; give a shorter one"
+            if len(part.text) > MAX_TEXT:
+                detail = f"product_id: more than {MAX_TEXT >> 20} MiB; expected less; give a shorter one"
                 raise HTTPException(413, detail)
 
     def _on_part_end(self) -> None:
@@ -165,7 +165,7 @@ class _FormReader:
             return
         size = part.photo.tell()
         part.photo.seek(0)
-        if part.file_name is None and size <= MOST_NAME and _is_text(part.photo.read()):
+        if part.file_name is None and size <= MAX_NAME and _is_text(part.photo.read()):
             raise HTTPException(422, f"images: a text, not a file; {EXPECTED}")
         part.photo.seek(0)
         if part.file_name == b"" and not size:  # a browser's form in which no file was chosen

@@ -401,7 +401,7 @@ def test_large_body_is_refused_by_its_declared_length(client: TestClient) -> Non
 
 
 def test_large_body_is_refused_while_it_comes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(serving, "MAX_BYTES", 1 << 20)
     head = form("a")["content"].partition(b"--edge--")[0]
     taken: list[bytes] = []
     response: list[Any] = []

@@ -17,7 +17,7 @@ from PIL import Image
 
 OUT = Path(__file__).parents[1] / "images" / "report.png"
 WIDTH, HEIGHT = 1100, 1110  # px, down to the caption of the first plot
-MOST_BYTES = 200_000
+MAX_BYTES = 200_000
 
 
 def main() -> None:
@@ -45,9 +45,9 @@ def take(url: str, out: Path, width: int = WIDTH, height: int = HEIGHT) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         with Image.open(shot) as picture:
             picture.convert("RGB").quantize(128).save(out, optimize=True)
-    if out.stat().st_size > MOST_BYTES:
+    if out.stat().st_size > MAX_BYTES:
         sys.exit(
-            f"{out}: {out.stat().st_size:,} bytes; expected at most {MOST_BYTES:,}; choose a smaller size"
+            f"{out}: {out.stat().st_size:,} bytes; expected at most {MAX_BYTES:,}; choose a smaller size"
         )
 
 

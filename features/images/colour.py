@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageCms
 
-MOST_BYTES = 4 << 20  # of a profile; a camera's has a few kB, a press's up to a few MB
+MAX_BYTES = 4 << 20  # of a profile; a camera's has a few kB, a press's up to a few MB
 SAME = 3  # levels of 255: copies of sRGB's profile differ by 1 or 2, Display P3 by up to 40
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # the colours that a profile is for, as Pillow names them
 UNOPTIMISED = ImageCms.Flags.NOOPTIMIZE  # ready in 2 ms, not 7
@@ -34,7 +34,7 @@ def to_srgb(image: Image.Image, profile: bytes | None, mode: str) -> Image.Image
 @lru_cache(maxsize=8)  # a source's photos have few profiles, and testing one takes 2 ms; at most 32 MB
 def changes_colours(profile: bytes, mode: str) -> bool:
     """Whether an ICC profile fits pictures of `mode` ("L", "RGB" or "CMYK"), and is other than sRGB's own."""
-    if not profile or len(profile) > MOST_BYTES:
+    if not profile or len(profile) > MAX_BYTES:
         return False
     axes = np.meshgrid(LEVELS, LEVELS, LEVELS) if mode == "RGB" else [LEVELS[None]] * 3
     colours = np.stack(axes, axis=-1).reshape(1, -1, 3)

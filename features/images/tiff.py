@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from features.images.refusal import COPIES, Limits, Refused, check_memory, check_parts, check_pixels
 
-MOST_ENTRIES = 50_000  # more are not read; a photo has under 100, and 1 µs each is what reading takes
+MAX_ENTRIES = 50_000  # more are not read; a photo has under 100, and 1 µs each is what reading takes
 
 # Of a TIFF's tags: what its pixels are made of, and their profile.
 PIXEL_TAGS = {
@@ -71,7 +71,7 @@ def entries_of(tiff: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
         return
     (entries,) = layout.count.unpack_from(tiff, first - layout.count.size)
     whole = (len(tiff) - first) // layout.size  # the file may end within
-    for at in range(first, first + layout.size * min(entries, whole, MOST_ENTRIES), layout.size):
+    for at in range(first, first + layout.size * min(entries, whole, MAX_ENTRIES), layout.size):
         yield *layout.entry.unpack_from(tiff, at), tiff[at : at + layout.size]
 
 
