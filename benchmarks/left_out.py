@@ -21,9 +21,8 @@ from measure import conditions, table
 
 from features.storage.artifact import open_artifact
 from models.decisions.predictions import Predictions, predict, product_bounds
-from models.heads.hierarchy import found_ancestors, surviving_nodes
 from models.heads.training import Examples, fit_head
-from models.taxonomy import read_taxonomy
+from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.catalogue import Part, categories_of, open_part
 from pipeline.job.config import Config
 from pipeline.job.load_config import load_config
@@ -117,6 +116,42 @@ def measure(workspace: Path, run: str, config: Config, share: float, seed: int) 
         found["known"] = found_ancestors(known[0], getattr(known[1], output)[:, :, 0], surviving)["found"]
         rows.append(found.assign(output={"level_top": "summed", "own_top": "own output"}[output]))
     return pd.concat(rows)
+
+
+def surviving_nodes(full: Taxonomy, kept: Taxonomy) -> np.ndarray:
+    """(N, C of full) int32: the node of `kept` above each category of `full`, matched by names; -1: none.
+
+    For categories left out of training, which `kept` lacks: the nodes that a head can still predict for them.
+    """
+    found = np.full(full.nodes.shape, -1, np.int32)
+    for level in range(min(full.levels, kept.levels)):
+        number = {
+            tuple(path): int(node)
+            for path, node in zip(kept.paths(level + 1), kept.nodes[level], strict=True)
+        }
+        found[level] = [number.get(tuple(path), -1) for path in full.paths(level + 1)]
+    return found
+
+
+def found_ancestors(truth: np.ndarray, level_first: np.ndarray, surviving: np.ndarray) -> pd.DataFrame:
+    """How often an ancestor is still found for products whose categories were left out of training.
+
+    Args:
+        truth: (n,) int, categories of the full tree.
+        level_first: (n, N) int, predicted node of each level of the kept tree.
+        surviving: (N, C) of `surviving_nodes`.
+
+    Returns:
+        A row for each level: `level`, `products` (whose ancestor there still exists), `found` (share of them
+        for which it is predicted; NaN without products).
+    """
+    node = surviving[:, truth]
+    possible = node >= 0
+    found = possible & (node == level_first.T)
+    products = possible.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        share = found.sum(axis=1) / products
+    return pd.DataFrame({"level": np.arange(1, len(node) + 1), "products": products, "found": share})
 
 
 if __name__ == "__main__":

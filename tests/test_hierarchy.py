@@ -5,14 +5,12 @@ import itertools
 import numpy as np
 import pytest
 from scipy.special import softmax
-from trees import UNEVEN, tree_of, uneven_tree
+from trees import tree_of, uneven_tree
 
 from models.heads.hierarchy import (
     consistency,
-    found_ancestors,
     hierarchical_scores,
     leaf_log_probabilities,
-    surviving_nodes,
 )
 from models.taxonomy import Taxonomy
 
@@ -120,35 +118,3 @@ def test_consistency_is_the_share_under_the_levels_node() -> None:
     predicted = index(tree, "apple", "soap", "gift", "leek")
     level_first = tree.nodes.T[index(tree, "apple", "apple", "gift", "milk")]
     assert consistency(level_first, predicted, tree) == [3 / 4, 2 / 4, 2 / 4]
-
-
-def test_left_out_category_survives_where_others_share_its_ancestors() -> None:
-    full = uneven_tree()
-    kept = tree_of({name: path for name, path in UNEVEN.items() if name not in ("pear", "oats", "gift")})
-    found = surviving_nodes(full, kept)
-    for category, path in UNEVEN.items():
-        for level in range(3):
-            node = found[level, index(full, category)[0]]
-            others = {other for other in kept.categories if kept.nodes[level, index(kept, other)[0]] == node}
-            names = "/".join(full.names[index(full, category)[0], : level + 1])
-            expected = {
-                other
-                for other in kept.categories
-                if names == "/".join(kept.names[index(kept, other)[0], : level + 1])
-            }
-            assert others == expected, (category, path, level)
-    assert (found[:, index(full, "pear")[0]] >= 0).tolist() == [True, True, False]
-    assert (found[:, index(full, "oats")[0]] >= 0).tolist() == [True, False, False]
-    assert (found[:, index(full, "gift")[0]] >= 0).tolist() == [False, False, False]
-
-
-def test_ancestors_of_left_out_categories_are_counted_where_there_are_any() -> None:
-    full = uneven_tree()
-    kept = tree_of({name: path for name, path in UNEVEN.items() if name not in ("pear", "oats")})
-    truth = index(full, "pear", "pear", "oats")
-    predicted = index(kept, "apple", "milk", "soap")  # correct at 1 and 2; at 1; at 1
-    table = found_ancestors(truth, kept.nodes.T[predicted], surviving_nodes(full, kept))
-    assert table["level"].tolist() == [1, 2, 3]
-    assert table["products"].tolist() == [3, 2, 0]
-    assert table["found"].tolist()[:2] == [1.0, 0.5]
-    assert np.isnan(table["found"].tolist()[2])

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from models.heads.tensors import Tensor
 from models.taxonomy import Taxonomy
@@ -96,39 +95,3 @@ def consistency(level_first: np.ndarray, predicted: np.ndarray, taxonomy: Taxono
     """
     under = taxonomy.nodes.T[predicted] == level_first
     return [float(share) for share in under.mean(axis=0)]
-
-
-def surviving_nodes(full: Taxonomy, kept: Taxonomy) -> np.ndarray:
-    """(N, C of full) int32: the node of `kept` above each category of `full`, matched by names; -1: none.
-
-    For categories left out of training, which `kept` lacks: the nodes that a head can still predict for them.
-    """
-    found = np.full(full.nodes.shape, -1, np.int32)
-    for level in range(min(full.levels, kept.levels)):
-        number = {
-            tuple(path): int(node)
-            for path, node in zip(kept.paths(level + 1), kept.nodes[level], strict=True)
-        }
-        found[level] = [number.get(tuple(path), -1) for path in full.paths(level + 1)]
-    return found
-
-
-def found_ancestors(truth: np.ndarray, level_first: np.ndarray, surviving: np.ndarray) -> pd.DataFrame:
-    """How often an ancestor is still found for products whose categories were left out of training.
-
-    Args:
-        truth: (n,) int, categories of the full tree.
-        level_first: (n, N) int, predicted node of each level of the kept tree.
-        surviving: (N, C) of `surviving_nodes`.
-
-    Returns:
-        A row for each level: `level`, `products` (whose ancestor there still exists), `found` (share of them
-        for which it is predicted; NaN without products).
-    """
-    node = surviving[:, truth]
-    possible = node >= 0
-    found = possible & (node == level_first.T)
-    products = possible.sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        share = found.sum(axis=1) / products
-    return pd.DataFrame({"level": np.arange(1, len(node) + 1), "products": products, "found": share})
