@@ -147,10 +147,11 @@ def test_what_a_killed_worker_was_doing_is_done_once_more(tmp_path, caplog, monk
 
 
 INTERRUPTED = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 os.cpu_count = lambda: 3
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 from test_process_pool import sleep_and_write
 from pipeline.beam.process_pool import local_workers
 try:
