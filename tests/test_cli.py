@@ -118,6 +118,7 @@ def test_the_example_of_the_demo_runs(tmp_path, monkeypatch, capsys):
     draw = drawing.draw_catalogue
     monkeypatch.setattr(demo, "draw_catalogue", lambda folder: draw(folder, products=400))  # a quarter of it
     monkeypatch.setattr(demo, "IMAGE_SIZE", 75)
+    monkeypatch.setattr(demo, "SHORT", demo.SHORT | {"epochs": 3})
     assert run(*example(shelfmark.commands["demo"]).split()[1:]) == 0
     output = capsys.readouterr().out
     assert (

@@ -184,7 +184,8 @@ def test_placeholder_images_are_kept_out_of_training_when_requested(shop, tmp_pa
     marked_records = replace(records, path=tmp_path / "records")
     learnt = {}
     for keep in (True, False):
-        settings = (f"train.placeholders={keep}".lower(), "train.epochs=1", "head.hidden=[8, 8]")
+        flag = f"train.placeholders={keep}".lower()
+        settings = (flag, "train.epochs=1", "head.hidden=[8, 8]", "head.aggregation=mean")
         config = load_config(folder / "weekly.toml", settings)
         head = train_head(marked_records, bottlenecks, folder / "W" / "store", tmp_path / f"{keep}", config)
         learnt[keep] = head.summary["images"]
