@@ -207,8 +207,8 @@ class HeadSettings(Section):
     """How sharp the targets of soft_tree are: the larger, the nearer to one category alone. Lower it when
     near misses in the tree should cost less than far ones."""
     aggregation: Annotated[Literal["auto", "mean", "geometric", "max", "set"], "calibrate"] = "auto"
-    """How the predictions for a product's images become one. `auto` takes what is best on FIT. Name one to
-    keep it the same from week to week; every name but set also saves the training of a set head."""
+    """How the predictions for a product's images are aggregated. `auto` takes what is best on FIT. Name one
+    to keep it the same from week to week; every name but set also saves the training of a set head."""
 
     @model_validator(mode="after")
     def _fits(self) -> "HeadSettings":
@@ -323,7 +323,7 @@ class CalibrationSettings(Section):
 
 
 class CompareSettings(Section):
-    """What the baselines of `shelfmark compare` learn from; the heads learn from all products."""
+    """What the baselines of `shelfmark compare` are trained on; the heads are trained on all products."""
 
     hog_products: Positive = 10_000
     """Products of each part, at most, for the row on HOG, which reads the photos. Lower it to save time."""
