@@ -51,7 +51,7 @@ demo: $(READY) ## draws a small catalogue and runs everything on it, in demo-wor
 	.venv/bin/shelfmark demo --workspace demo-workspace
 
 test: $(READY) ## the quick tests
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY) ## the slow tests alone
 	.venv/bin/python -m pytest -q -m slow

@@ -296,7 +296,13 @@ def test_a_set_head_does_not_depend_on_the_order_of_the_images_nor_on_repeated_o
     np.testing.assert_allclose(two, padded, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("flat", "taxonnet", "set") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in SHAPES
+    ],
+)
 def test_same_seed_gives_the_same_head_of_any_architecture(kind: str) -> None:
     shape = dataclasses.replace(SHAPES[kind], dropout=0.3, standardized=True)
     x = np.tile(rows(count=24), (1, shape.images))

@@ -98,7 +98,10 @@ def test_engines_agree_with_keras_image_by_image(
     assert others.min() > 3 * LIMIT[precision], "the images are further apart than that"
 
 
-@pytest.mark.parametrize(("name", "others"), [("mobilenet", "float32"), ("inception_v3", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [("mobilenet", "float32"), pytest.param("inception_v3", "bfloat16", marks=pytest.mark.slow)],
+)
 def test_networks_with_depthwise_convolutions_take_bfloat16_for_the_other_ones_alone(
     name: str, others: str
 ) -> None:
@@ -211,6 +214,7 @@ def test_engine_goes_on_after_a_source_that_failed(
 # OpenVINO
 
 
+@pytest.mark.slow
 @needs("openvino")
 def test_network_of_swish_agrees_with_keras(jpegs: list[bytes]) -> None:
     backbone = conftest.drawn_backbone(0, 32, "efficientnet_b0")
@@ -440,6 +444,7 @@ WEIGHTS = conftest.SHARED / "weights" / "mobilenet_imagenet_block12.weights.h5"
 GROCERY = conftest.SHARED / "data" / "grocery" / "val"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not WEIGHTS.is_file() or not GROCERY.is_dir(), reason="no weights or photos in ../shared")
 @pytest.mark.parametrize(("name", "precision"), [("tensorflow", "bf16"), FP32, BF16])
 def test_engines_agree_on_photos_with_imagenet_weights(name: str, precision: str) -> None:

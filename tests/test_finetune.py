@@ -193,12 +193,13 @@ def test_gradients_of_every_levels_loss_reach_the_trunk_and_only_its_tuned_layer
     assert not any(layer.trainable_variables for layer in network.layers[:frozen])
 
 
-@pytest.mark.parametrize("kind", ["flat", *LEVELS])
+@pytest.mark.parametrize("kind", ["flat", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LEVELS)])
 def test_tuning_learns_under_any_kind_of_head(kind: str) -> None:
     _, _, _, history = tune(kind, epochs=4)
     assert history["loss"][-1] < history["loss"][0] * 0.9
 
 
+@pytest.mark.slow
 def test_only_another_seed_gives_another_backbone(tuned_once: list[list[np.ndarray]]) -> None:
     (_, same, _, _), (_, other, _, _) = (tune(epochs=1, seed=seed) for seed in (1, 2))
     for layer, again in zip(tuned_once, same, strict=True):
