@@ -26,7 +26,7 @@ os.environ.setdefault(
 
 SHARED = Path(__file__).parents[1].parent / "shared"  # data beside the checkout, where there is any
 Photo = Callable[..., bytes]
-CATEGORIES = ("apple", "leek", "milk", "oats", "pear", "soap")
+TREE = dict.fromkeys(("apple", "leek", "milk", "oats", "pear"), "food") | {"soap": "home"}  # by category
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -106,8 +106,15 @@ def workspace(_released: Path, tmp_path: Path) -> Path:
     return tmp_path / "W"
 
 
-def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Artifact:
-    """Puts a bundle together without the pipeline."""
+def make_bundle(
+    path: Path,
+    backbone: Backbone,
+    threshold: float | None,
+    tree: dict[str, str] = TREE,
+    hidden: tuple[int, int] = (8, 8),
+    scale: float = 1.0,
+) -> Artifact:
+    """Puts a bundle together without the pipeline; `tree` is category → its parent, in the alphabet."""
     from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
     from models.decisions.bundle import HEAD_FILES, THRESHOLDS
     from models.decisions.categorizer import DecisionRules
@@ -117,13 +124,11 @@ def make_bundle(path: Path, backbone: Backbone, threshold: float | None) -> Arti
     from models.heads.architectures import Head, HeadShape, build_head
 
     work = begin(partial_of(path), {"drawn": "here"})
-    shape = HeadShape(backbone.width, len(CATEGORIES), (8, 8), 0.5, 1.0, backbone.fingerprint)
+    shape = HeadShape(backbone.width, len(tree), hidden, 0.5, scale, backbone.fingerprint)
     Head(shape, build_head(shape)).save(work)
-    kinds = ["food"] * 5 + ["home"]
-    pd.DataFrame({"category": CATEGORIES, "level1": kinds, "level2": CATEGORIES}).to_csv(
-        work / "taxonomy.csv", index=False
-    )
-    np.save(work / "sizes.npy", np.arange(20, 26, dtype=np.int32))
+    levels = pd.DataFrame({"category": list(tree), "level1": list(tree.values()), "level2": list(tree)})
+    levels.to_csv(work / "taxonomy.csv", index=False)
+    np.save(work / "sizes.npy", np.arange(20, 20 + len(tree), dtype=np.int32))
     rules = DecisionRules(
         model=digest_of({name: file_digest(work / name) for name in HEAD_FILES}),
         labels=file_digest(work / "taxonomy.csv"),

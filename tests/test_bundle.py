@@ -34,7 +34,7 @@ def test_opened_bundle_holds_all_that_categorizing_needs(
 ) -> None:
     bundle = open_bundle(bundle_path)
     assert bundle.fingerprint == mobilenet.fingerprint
-    assert bundle.categorizer.predictor.taxonomy.categories.tolist() == list(conftest.CATEGORIES)
+    assert bundle.categorizer.predictor.taxonomy.categories.tolist() == list(conftest.TREE)
     assert bundle.categorizer.predictor.sizes.tolist() == [20, 21, 22, 23, 24, 25]
     assert bundle.categorizer.rules.certificate.threshold == 0.5
     assert bundle.caveats == ("the weights of its backbone are random: its decisions are a demonstration",)

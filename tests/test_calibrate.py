@@ -138,7 +138,7 @@ def test_set_head_is_part_of_the_model_that_thresholds_belong_to(bundle_path: Pa
         if file.suffix in (".json", ".h5", ".npy", ".csv"):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     width = plain.head.shape.width
-    shape = HeadShape(width, len(conftest.CATEGORIES), (4, 1), 0.0, 1.0, "", kind="set", images=2)
+    shape = HeadShape(width, len(conftest.TREE), (4, 1), 0.0, 1.0, "", kind="set", images=2)
     Head(shape, build_head(shape)).save(tmp_path)
     assert set(SET_FILES) <= {file.name for file in tmp_path.iterdir()}
     again = load_predictor(tmp_path)

@@ -25,27 +25,16 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from features.engines.backbones import (
-    BACKBONE,
-    BACKBONE_WEIGHTS,
-    BackboneDescription,
-    load_backbone,
-    start_tensorflow,
-)
+from features.engines.backbones import load_backbone, start_tensorflow
 from features.engines.choose import choose_engine
 from features.engines.engine import Engine, extract
 from features.images.normalise import normalise
 from features.images.refusal import LIMITS
 from features.records import pieces_of
-from features.storage.artifact import begin, partial_of, seal
-from features.storage.paths import write_whole
-from models.decisions.bundle import THRESHOLDS, Bundle, load_predictor, open_bundle
-from models.decisions.categorizer import COLUMNS, DecisionRules, categorize_photos, decisions_table
+from models.decisions.bundle import Bundle, open_bundle
+from models.decisions.categorizer import COLUMNS, categorize_photos, decisions_table
 from models.decisions.confidence import ConfidenceModel
-from models.decisions.releases import SPLITS
 from models.decisions.thresholds import Certificate
-from models.heads.architectures import Head, HeadShape, build_head
-from models.taxonomy import Taxonomy, write_taxonomy
 from serving import app as serving
 from serving.__main__ import main
 from serving.schemas import Decision, decision_of
@@ -60,7 +49,6 @@ TREE = {
     "roll": "bakery",
     "soap": "bath",
 }
-GOODS = Taxonomy(np.array(list(TREE), object), np.array([[TREE[name], name] for name in TREE], object))
 SURE, UNSURE = 1, 5  # photos whose confidence is above THRESHOLD, and below
 Server = tuple[subprocess.Popen[str], str]  # the running command and its address
 
@@ -73,32 +61,16 @@ def photo(number: int, format: str = "JPEG", side: int = 10) -> bytes:
     return file.getvalue()
 
 
-def make_bundle(path: Path) -> None:
-    """A bundle whose head has drawn weights."""
-    work = begin(partial_of(path), {})
-    conftest.drawn_backbone(seed=0).save_weights(work / BACKBONE_WEIGHTS)
-    BackboneDescription("mobilenet", 32, "drawn").write(work / BACKBONE)
-    backbone = load_backbone("mobilenet", str(work / BACKBONE_WEIGHTS), 32)
-    keras.utils.set_random_seed(5)
-    shape = HeadShape(backbone.width, len(GOODS.categories), (16, 8), 0.1, 500.0, backbone.fingerprint)
-    Head(shape, build_head(shape)).save(work)
-    write_taxonomy(GOODS, work / "taxonomy.csv")
-    np.save(work / "sizes.npy", np.full(len(GOODS.categories), 10, np.int32))
-    predictor = load_predictor(work)
-    certificate = Certificate(0.9, 0.1, 1000, 400, 100, 2, THRESHOLD)
-    rules = DecisionRules(
-        predictor.model, predictor.labels, 1.0, ConfidenceModel("probability", 0), certificate, 200
-    )
-    write_whole(work / THRESHOLDS, json.dumps(rules.to_dict()).encode())
-    pd.DataFrame({"product_id": ["a"], "split": ["train"]}).to_parquet(work / SPLITS)
-    seal(path, kind="bundle", version=1, made_from={}, summary={"independent": True, "weights": "random"})
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     start_tensorflow()
     path = tmp_path_factory.mktemp("shop")
-    make_bundle(path / "releases" / "2026-W47")
+    weights = path / "drawn.weights.h5"
+    conftest.drawn_backbone(seed=0).save_weights(weights)
+    backbone = load_backbone("mobilenet", str(weights), 32)
+    keras.utils.set_random_seed(5)
+    release = path / "releases" / "2026-W47"
+    conftest.make_bundle(release, backbone, THRESHOLD, tree=TREE, hidden=(16, 8), scale=500.0)
     (path / "releases" / "current").symlink_to("2026-W47")
     return path
 
