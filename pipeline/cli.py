@@ -125,10 +125,11 @@ def _run(
     from pipeline.job.lock import only_job
     from pipeline.job.run import begin_run, default_name, saved_settings, settings_on_trial
 
-    name = name or default_name(datetime.date.today())
+    name = default_name(datetime.date.today()) if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name.split(".")[0] == "current":
         raise ShelfmarkError(
-            f"--run {name}: not a directory name; expected letters, digits, '-', '_' and '.'; rename it"
+            f"--run {name}: not a name for a run; expected a letter or digit, then letters, digits, '-', '_' "
+            "and '.'; give another name"
         )
     options = {
         "backbone.name": given["backbone"], "backbone.weights": given["weights"],
@@ -323,7 +324,7 @@ def retrain(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, tune
     """Runs all stages and releases if better.
 
     The new bundle is released if it is better than the one in service. Run again, it repeats nothing; with
-    other settings it remakes what depends on them; killed, it continues.
+    other settings it remakes what depends on them; killed, it continues. Options after -- are Beam's.
 
     \b
     Example:

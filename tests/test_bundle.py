@@ -13,8 +13,9 @@ import pytest
 from features.engines.backbones import Backbone
 from features.errors import ShelfmarkError
 from features.storage.artifact import file_digest, seal
-from models.decisions.bundle import HEAD_FILES, load_predictor, open_bundle, read_rules
+from models.decisions.bundle import HEAD_FILES, THRESHOLDS, load_predictor, open_bundle, read_rules
 from models.decisions.releases import SPLITS
+from models.heads.architectures import load_head
 
 SUMMARY = {"independent": False, "weights": "imagenet"}
 
@@ -138,3 +139,14 @@ def test_bundle_whose_run_had_no_test_part_says_that_precision_was_not_measured(
     )
     (tmp_path / "copy" / "manifest.json").write_text(values)
     assert "not independently measured" in open_bundle(tmp_path / "copy").caveats[0]
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "{}", '{"model": 1}'])
+def test_a_damaged_structure_or_rules_file_is_named_with_what_to_remove(tmp_path: Path, text: str) -> None:
+    for name in ("head.json", "thresholds.json"):
+        (tmp_path / name).write_text(text)
+    refusal = rf"cannot be read \(.*; remove {tmp_path.name}/ and run again"
+    with pytest.raises(ShelfmarkError, match=f"head.json: {refusal}"):
+        load_head(tmp_path)
+    with pytest.raises(ShelfmarkError, match=f"{THRESHOLDS}: {refusal}"):
+        read_rules(tmp_path / THRESHOLDS)

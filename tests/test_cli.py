@@ -163,7 +163,7 @@ def test_categorize_before_the_first_release_says_so(tmp_path, photos, capsys):
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "x.partial", "current"])
 def test_a_run_is_named_like_a_directory(tmp_path, name, capsys):
     assert run("train", "--workspace", str(tmp_path), "--run", name) == 1
-    assert f"--run {name}: not a directory name" in error_line(capsys)
+    assert f"--run {name}: not a name for a run" in error_line(capsys)
 
 
 # What Keras runs on is chosen before it is imported, which reads it once

@@ -123,7 +123,6 @@ def test_unknown_setting_that_is_like_none_is_reported_with_those_known():
         ("backbone.image_size=16", "backbone.image_size = 16"),
         ("ingest.max_rejected=1.1", "ingest.max_rejected = 1.1"),
         ("seed=-1", "seed = -1"),
-        ("train=3", "train = 3"),
     ],
 )
 def test_wrong_values_are_reported_with_the_setting_and_the_reason(text, setting):
@@ -138,6 +137,12 @@ def test_one_number_or_three_for_the_two_hidden_layers_get_an_error_that_says_wh
     assert refusal(sets=(f"head.hidden={value}",)) == (
         f"--set head.hidden={value}: head.hidden = {message}: expected two numbers, as in [1024,1024]; "
         "correct the setting"
+    )
+
+
+def test_a_value_for_a_whole_section_is_refused():
+    assert refusal(sets=("train=3",)) == (
+        "--set train=3: train is a section; expected section.name=value; correct the setting"
     )
 
 

@@ -136,4 +136,4 @@ def test_a_run_cannot_have_the_name_of_the_link_to_the_release(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert exit_status("report", "--workspace", str(tmp_path), "--run", name) == 1
-    assert f"error: --run {name}: not a directory name" in capsys.readouterr().err
+    assert f"error: --run {name}: not a name for a run" in capsys.readouterr().err

@@ -381,3 +381,5 @@ def test_unusable_input_is_named_with_the_stage_that_makes_it(
         load(run)
     message = str(caught.value)
     assert f"{name}: {state}" in message and f"run `{command}`" in message and "\n" not in message
+    again = f"remove {run / Path(name).parts[0]} and run `{command}` again"
+    assert (again in message) == (state != "missing"), "what has its size is opened, not made again"

@@ -241,9 +241,10 @@ class Store:
             try:
                 self._arrays[shard] = np.load(local(file), mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
+                advice = "" if isinstance(error, FileNotFoundError) else "remove it and "
                 raise ShelfmarkError(
                     f"{file}: cannot be read ({error}); expected a shard of bottlenecks; "
-                    "remove it and run extract again"
+                    f"{advice}run extract again"
                 ) from error
         return self._arrays[shard]
 

@@ -55,8 +55,18 @@ def load_predictor(folder: Path) -> Predictor:
 
 
 def read_rules(file: Path) -> DecisionRules:
-    """Reads thresholds.json."""
-    return DecisionRules.from_dict(json.loads(file.read_text()))
+    """Reads thresholds.json.
+
+    Raises:
+        ShelfmarkError: it cannot be read.
+    """
+    try:
+        return DecisionRules.from_dict(json.loads(file.read_text()))
+    except ValueError as error:
+        raise ShelfmarkError(
+            f"{file}: cannot be read ({str(error).splitlines()[0]}); expected thresholds with a certificate; "
+            f"remove {file.parent.name}/ and run again"
+        ) from error
 
 
 def open_bundle(path: AnyPath) -> Bundle:

@@ -253,10 +253,16 @@ def load_head(folder: Path, files: tuple[str, str] = (STRUCTURE, WEIGHTS)) -> He
         files: structure and weights; SET_FILES for the set head.
 
     Raises:
-        ShelfmarkError: the weights cannot be read.
+        ShelfmarkError: a file cannot be read.
     """
     structure, weights = files
-    shape = HeadShape.from_json((folder / structure).read_text())
+    try:
+        shape = HeadShape.from_json((folder / structure).read_text())
+    except (ValueError, TypeError, KeyError) as error:
+        raise ShelfmarkError(
+            f"{folder / structure}: cannot be read ({error}); expected the structure of a head; "
+            f"remove {folder.name}/ and run again"
+        ) from error
     model = build_head(shape)
     try:
         model.load_weights(folder / weights)

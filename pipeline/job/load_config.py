@@ -163,6 +163,8 @@ def _explain(problem: ErrorDetails, where: str) -> str:
         return f"{where}{section}: unknown {'setting' if len(path) > 1 else 'section'} '{path[-1]}'. {hint}"
     if problem["type"] == "value_error":  # settings that do not go together; the input is all of them
         return f"{where}: {'.'.join(path)}: {problem['ctx']['error']}; correct the setting"
+    if problem["type"] == "model_type":
+        return f"{where}: {'.'.join(path)} is a section; expected section.name=value; correct the setting"
     given = problem["msg"].lower()
     if path[1:2] and path[1] in LISTS and problem["type"] in ("tuple_type", "too_long", "missing"):
         path, given = path[:2], f"expected {LISTS[path[1]]}"

@@ -107,7 +107,8 @@ def _read(run: AnyPath, name: str, parse: Callable[[bytes], Content]) -> Content
         return parse((run / name).read_bytes())
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
-        raise _unusable(run, name, f"missing or of another type: {keys}") from error
+        reason = f"missing or of another type: {keys}" if keys else error.errors()[0]["msg"]
+        raise _unusable(run, name, reason) from error
     except KeyError as error:
         raise _unusable(run, name, f"missing: {error.args[0]}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -127,7 +128,11 @@ def _read_table(run: AnyPath, name: str) -> pd.DataFrame:
 
 
 def _unusable(run: AnyPath, name: str, why: Exception | str) -> ShelfmarkError:
-    state = "missing" if isinstance(why, FileNotFoundError) else f"not usable ({str(why).splitlines()[0]})"
-    command = STAGES.get(Path(name).parts[0], "ingest")
-    expected = "expected a file of this version with what the report shows"
-    return ShelfmarkError(f"{run / name}: {state}; {expected}; run `shelfmark {command}` first")
+    folder = Path(name).parts[0]
+    command = STAGES.get(folder, "ingest")
+    if isinstance(why, FileNotFoundError):
+        state, advice = "missing", f"run `shelfmark {command}` first"
+    else:  # a stage opens what has its size; damage that keeps the size has to be removed
+        state = f"not usable ({str(why).splitlines()[0]})"
+        advice = f"remove {run / folder} and run `shelfmark {command}` again"
+    return ShelfmarkError(f"{run / name}: {state}; expected a file that this version writes; {advice}")
