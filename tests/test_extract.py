@@ -472,8 +472,8 @@ def test_another_preprocessing_has_another_fingerprint(monkeypatch):
 def test_a_head_of_another_backbone_is_refused(records, tmp_path):
     run = Run(tmp_path, "week", Config(), None)
     copy_tree(records.path, run.path / "records")
-    extract_records(records, Colours(), run.store, run.path / "bottlenecks", SETTINGS)
+    bottlenecks = extract_records(records, Colours(), run.store, run.path / "bottlenecks", SETTINGS)
     made_from = {"records": records.digest, "fingerprint": "colours-9"}
     stage(run.path / "head", kind="head", version=1, made_from=made_from, make=lambda work: {})
     with pytest.raises(ShelfmarkError, match=r"head: trained on .* of colours-9; expected colours-8, "):
-        run.head()
+        run.head(run.records(), bottlenecks)

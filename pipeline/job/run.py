@@ -75,9 +75,9 @@ class Run:
         """The finished records of the run."""
         return self.artifact("records", "ingest")
 
-    def bottlenecks(self) -> Artifact:
-        """The finished bottlenecks of the run's records, of its own backbone where it has one."""
-        found = self.artifact("bottlenecks", "extract", records=self.records())
+    def bottlenecks(self, records: Artifact) -> Artifact:
+        """The finished bottlenecks of these records, of the run's own backbone where it has one."""
+        found = self.artifact("bottlenecks", "extract", records=records)
         own, fingerprint = self.own_backbone(), BottlenecksSummary.of(found).fingerprint
         if own and (expected := BackboneSummary.of(own).fingerprint) != fingerprint:
             raise ShelfmarkError(
@@ -86,9 +86,9 @@ class Run:
             )
         return found
 
-    def head(self) -> Artifact:
-        """The finished head of the run, trained on its bottlenecks."""
-        head, bottlenecks = self.artifact("head", "train", records=self.records()), self.bottlenecks()
+    def head(self, records: Artifact, bottlenecks: Artifact) -> Artifact:
+        """The finished head of the run, trained on these bottlenecks of the records."""
+        head = self.artifact("head", "train", records=records)
         extracted = BottlenecksSummary.of(bottlenecks)
         if head.made_from["fingerprint"] != extracted.fingerprint:
             raise ShelfmarkError(
@@ -103,9 +103,9 @@ class Run:
             )
         return head
 
-    def thresholds(self) -> Artifact:
-        """The finished thresholds of the run's head."""
-        return self.artifact("thresholds", "calibrate", head=self.head())
+    def thresholds(self, head: Artifact) -> Artifact:
+        """The finished thresholds of this head."""
+        return self.artifact("thresholds", "calibrate", head=head)
 
     def known_splits(self) -> Path | None:
         """product_id and split of the release that the run is based on."""

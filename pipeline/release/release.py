@@ -38,7 +38,9 @@ VERSION = 1
 
 def pack(run: Run) -> Artifact:
     """Puts together what categorizing needs: the run's bundle."""
-    records, head, thresholds, backbone = run.records(), run.head(), run.thresholds(), run.backbone
+    records = run.records()
+    head = run.head(records, run.bottlenecks(records))
+    thresholds, backbone = run.thresholds(head), run.backbone
 
     def make(work: Path) -> Mapping[str, object]:
         for name in (*HEAD_FILES, *SET_FILES):
@@ -112,7 +114,7 @@ def judge(run: Run, candidate: Artifact) -> Verdict:
         return Verdict(True, "nothing is in service yet", candidate.digest, None, on)
     if current.digest == candidate.digest:
         return Verdict(False, "it is already in service", candidate.digest, current.digest, on)
-    bottlenecks = run.bottlenecks()
+    bottlenecks = run.bottlenecks(records)
     part = open_part(bottlenecks, run.store, "test" if on == "test" else "val")
     if on == "cert":
         part = part.only(divide(part.product_id, part.image_digest, run.config.calibration.fit_share).cert)

@@ -40,8 +40,10 @@ MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (
 
 def calibrate(run: Run) -> Artifact:
     """Calibrates the run's head on the validation products."""
-    out = run.path / "thresholds"
-    return calibrate_head(run.records(), run.bottlenecks(), run.head(), run.store, out, run.config)
+    records = run.records()
+    bottlenecks = run.bottlenecks(records)
+    head, out = run.head(records, bottlenecks), run.path / "thresholds"
+    return calibrate_head(records, bottlenecks, head, run.store, out, run.config)
 
 
 def calibrate_head(

@@ -80,7 +80,10 @@ class Evaluated:
 def evaluate(run: Run) -> Artifact:
     """Evaluates the run's head and thresholds on every part of the catalogue."""
     out, settings = run.path / "evaluation", run.config.calibration
-    records, bottlenecks, head, thresholds = run.records(), run.bottlenecks(), run.head(), run.thresholds()
+    records = run.records()
+    bottlenecks = run.bottlenecks(records)
+    head = run.head(records, bottlenecks)
+    thresholds = run.thresholds(head)
     return evaluate_head(records, bottlenecks, head, thresholds, run.store, out, settings)
 
 

@@ -37,8 +37,9 @@ MOST_TOGETHER = 8  # images of a product that a set head reads; Cdiscount's prod
 
 def train(run: Run) -> Artifact:
     """Trains the run's head on its bottlenecks."""
-    out, before = run.path / "head", run.bundle_before()
-    return train_head(run.records(), run.bottlenecks(), run.store, out, run.config, before)
+    records, out = run.records(), run.path / "head"
+    bottlenecks = run.bottlenecks(records)
+    return train_head(records, bottlenecks, run.store, out, run.config, run.bundle_before())
 
 
 def train_head(
