@@ -152,7 +152,7 @@ class TrueCategories:
 
     def labels(self, categories: np.ndarray) -> np.ndarray:
         """(m,) object, categories for people; one without a place in the tree is its own name."""
-        labels = categories.astype(object)
+        labels = np.array(categories, dtype=object)
         for tree in self.trees:
             index = tree.index(categories)
             labels[index >= 0] = [tree.label(at) for at in index[index >= 0].tolist()]
