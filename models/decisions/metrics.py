@@ -84,12 +84,7 @@ class AcceptanceCurve:
         """
         if not self.products:
             return self
-        wanted = np.arange(1, most + 1) * self.products
-        if self.accepted.dtype == np.int64:
-            wanted = -(-wanted // most)  # accepted products, rounded up
-        else:
-            wanted = wanted / most
-        at = np.searchsorted(self.accepted, wanted)
+        at = np.searchsorted(self.accepted, np.arange(1, most + 1) * self.products / most)
         at[-1] = len(self.accepted) - 1
         keep = np.unique(at)
         return AcceptanceCurve(self.threshold[keep], self.accepted[keep], self.correct[keep], self.products)
