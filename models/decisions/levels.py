@@ -24,7 +24,7 @@ and that on CERT. The promise holds nevertheless:
 
 The weights are spent along the finer level's walk: at each threshold, the part of what is left that is the
 probability that the walk ends there, predicted from what it has seen so far. A poor prediction costs
-acceptance, never the promise. Weights fixed on FIT would be spread over all thresholds where the walk may end.
+acceptance, never the promise. Weights fixed on FIT would be spread over all thresholds where it may end.
 """
 
 from dataclasses import dataclass, replace

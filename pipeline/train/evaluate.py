@@ -7,10 +7,12 @@
     level_curves        level, and the same columns: every level by itself
     ladder              each target: what CERT certified for it, and what the measured products say of it
     decisions           as `shelfmark categorize` writes them
-    measured            the same rows: product_id, true_category, true_path, learnt, unseen, images, correct,
-                        node_correct
+    measured            the same rows: product_id, true_category, true_path, learnt, unseen, weight, images,
+                        correct, node_correct
     categories          category, name, department, train_products, and counts: products, right, predicted,
-                        predicted_right, accepted, accepted_right
+                        predicted_right, accepted, accepted_right, fit_predicted, fit_right; estimate, lower,
+                        upper, status: precision of the predicted (models/decisions/categories.py); kept by
+                        the restriction of thresholds.json
     unlearnt            category, name, products, measured, accepted, parent_right
     confusions          category, category_name, predicted, predicted_name, products
 
@@ -31,6 +33,7 @@ import pyarrow as pa
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath, write_whole
 from models.decisions.bundle import THRESHOLDS, load_predictor, read_rules
+from models.decisions.categories import estimate_precision
 from models.decisions.categorizer import ACCEPTED, PARENT, Categorizer, DecisionRules
 from models.decisions.metrics import (
     AcceptanceCurve,
@@ -100,6 +103,7 @@ class Evaluated:
     confidences: np.ndarray  # (n, N) float, in the nodes of each level; the last in the category
     correct_nodes: np.ndarray  # (n, N) bool, likewise
     unseen: np.ndarray  # (n,) bool, no image of it was trained on
+    weight: np.ndarray | None  # (n,) float; None where the source has no weights
 
     @property
     def truth(self) -> np.ndarray:
@@ -130,6 +134,7 @@ class Evaluated:
         return Evaluated(
             self.product_id[chosen], self.nodes[chosen], self.predictions.only(chosen),
             self.confidences[chosen], self.correct_nodes[chosen], self.unseen[chosen],
+            None if self.weight is None else self.weight[chosen],
         )  # fmt: skip
 
 
@@ -169,7 +174,7 @@ def evaluate_head(
         parts = {name: open_part(bottlenecks, store, name) for name in ("train", "val", "test")}
         true = TrueCategories.of(records)
         evaluated = _evaluate_parts(parts, categorizer, true, settings.fit_share)
-        figures = {name: measure(part, categorizer) for name, part in evaluated.items()}
+        figures = {name: measure(evaluated[name], categorizer) for name in ("train", "val", "cert", "test")}
         on: Literal["test", "cert"] = "test" if figures["test"] else "cert"
         extracted = BottlenecksSummary.of(bottlenecks)
         metrics = Metrics(
@@ -177,7 +182,7 @@ def evaluate_head(
             backbone=extracted.backbone, weights=extracted.weights,
         )  # fmt: skip
         write_whole(work / "metrics.json", metrics.to_json())
-        decisions = write_tables(evaluated[on], categorizer, true, work)
+        decisions = write_tables(evaluated[on], evaluated["fit"], categorizer, true, work)
         _write_unlearnt(evaluated[on], decisions, categorizer, true, work)
         return _summary(metrics).to_dict()
 
@@ -197,12 +202,13 @@ def evaluate_head(
 def _evaluate_parts(
     parts: Mapping[str, Part], categorizer: Categorizer, true: TrueCategories, fit_share: float
 ) -> dict[str, Evaluated]:
-    """Train, val and test, and CERT, which is what FIT leaves of val."""
+    """Train, val and test, and FIT and CERT, the two sides of val."""
     trained = set(parts["train"].image_digest)
     evaluated = {name: evaluate_part(categorizer, part, true, trained) for name, part in parts.items()}
     division = divide(parts["val"].product_id, parts["val"].image_digest, fit_share)
     first = product_bounds(parts["val"].product_id)[:-1]
-    return evaluated | {"cert": evaluated["val"].only(division.cert[first])}
+    fit, cert = (evaluated["val"].only(side[first]) for side in (division.fit, division.cert))
+    return evaluated | {"fit": fit, "cert": cert}
 
 
 def evaluate_part(categorizer: Categorizer, part: Part, true: TrueCategories, trained: set[str]) -> Evaluated:
@@ -226,6 +232,7 @@ def evaluate_part(categorizer: Categorizer, part: Part, true: TrueCategories, tr
         confidences=categorizer.level_confidences(predictions),
         correct_nodes=taxonomy.nodes.T[predictions.top[:, 0]] == nodes,
         unseen=np.add.reduceat(seen, bounds[:-1]) == 0 if len(seen) else np.zeros(0, bool),
+        weight=true.weights(product_id),
     )
 
 
@@ -253,11 +260,26 @@ def measure(evaluated: Evaluated, categorizer: Categorizer) -> PartFigures | Non
         hierarchy=hierarchy,
         learnt=_precisions(learnt, target) if len(learnt.truth) else None,
         unseen=_precisions(unseen, target) if len(unseen.truth) else None,
+        unlearnt_products=int((~evaluated.learnt).sum()),
+        weighted=_weighted(evaluated, target),
     )
 
 
 def _decided(correct: np.ndarray) -> DecidedFigures:
     return DecidedFigures(products=len(correct), precision=precision(correct) if len(correct) else None)
+
+
+def _weighted(evaluated: Evaluated, target: float) -> PrecisionFigures | None:
+    """The figures of the products with a weight, counted by it; None where no weight is above 0."""
+    weight = evaluated.weight
+    if weight is None or not weight.any():
+        return None
+    curve = acceptance_curve(evaluated.confidence, evaluated.correct, weight)
+    return PrecisionFigures(
+        products=int((weight > 0).sum()),
+        precision=precision(evaluated.correct, weight),
+        acceptance_rate_at_target=acceptance_rate_at(curve, target)[0],
+    )
 
 
 def _precisions(evaluated: Evaluated, target: float) -> PrecisionFigures:
@@ -297,12 +319,12 @@ def _top_shares(ranked: np.ndarray, nodes: np.ndarray) -> dict[str, TopShares]:
 
 
 def write_tables(
-    evaluated: Evaluated, categorizer: Categorizer, true: TrueCategories, work: Path
+    evaluated: Evaluated, fit: Evaluated, categorizer: Categorizer, true: TrueCategories, work: Path
 ) -> pd.DataFrame:
     """Writes all tables but unlearnt.parquet; returns the decisions."""
     decisions = write_decided(evaluated, categorizer, true, work)
     _write_curves(evaluated, categorizer.rules, work)
-    _write_categories(evaluated, decisions, categorizer, work)
+    _write_categories(evaluated, fit, decisions, categorizer, work)
     _write_confusions(evaluated, categorizer, true, work)
     return decisions
 
@@ -325,6 +347,7 @@ def write_decided(
         "true_path": true.paths(evaluated.product_id),
         "learnt": evaluated.learnt,
         "unseen": evaluated.unseen,
+        "weight": np.ones(len(evaluated.truth)) if evaluated.weight is None else evaluated.weight,
         "images": evaluated.predictions.images,
         "correct": evaluated.correct,
         "node_correct": pa.array(node_correct, mask=level == 0),
@@ -375,18 +398,27 @@ def _curve_table(curve: AcceptanceCurve, delta: float) -> pa.Table:
 
 
 def _write_categories(
-    evaluated: Evaluated, decisions: pd.DataFrame, categorizer: Categorizer, work: Path
+    evaluated: Evaluated, fit: Evaluated, decisions: pd.DataFrame, categorizer: Categorizer, work: Path
 ) -> None:
     predictor = categorizer.predictor
+    fit_category = fit.predictions.top[:, 0]
     accepted = (decisions["status"] == ACCEPTED).to_numpy()
     counts = per_category(evaluated.truth, evaluated.predictions.top[:, 0], accepted, len(predictor.paths))
-    table = {
+    estimates = estimate_precision(counts.predicted, counts.predicted_right, categorizer.rules.target)
+    restriction = categorizer.rules.restriction
+    kept = restriction.kept if restriction else ()
+    columns = {
         "category": predictor.taxonomy.categories,
         "name": predictor.paths,
         "department": predictor.taxonomy.names[:, 0],
         "train_products": predictor.sizes,
+        **vars(counts),
+        "fit_predicted": np.bincount(fit_category, minlength=len(predictor.paths)),
+        "fit_right": np.bincount(fit_category[fit.correct], minlength=len(predictor.paths)),
+        **{name: getattr(estimates, name) for name in ("estimate", "lower", "upper", "status")},
+        "kept": np.isin(predictor.taxonomy.categories, kept),
     }
-    write_table(pa.table(table | vars(counts)), work / "categories.parquet")
+    write_table(pa.table(columns), work / "categories.parquet")
 
 
 def _write_confusions(
