@@ -159,6 +159,18 @@ class TrueCategories:
         return labels
 
 
+def weights_of(records: Artifact) -> pd.Series | None:
+    """Weight (float, from 0 on) by product_id, of the products that have one; None where no source gives any.
+
+    In weighted figures a product without a weight does not count.
+    """
+    file = records.file("products.parquet")
+    if "weight" not in pq.read_schema(file).names:
+        return None
+    products = pd.read_parquet(file, columns=["product_id", "weight"]).dropna()
+    return products.set_index("product_id")["weight"]
+
+
 def sizes_of(trained: Part, category: pd.Series, taxonomy: Taxonomy) -> np.ndarray:
     """(C,) int32, training products of each category; `category` by product_id."""
     index = taxonomy.index(category.reindex(np.unique(trained.product_id)).to_numpy())
