@@ -142,7 +142,7 @@ def decision_rules(
             for level, (model, certificate) in enumerate(zip(models, certificates, strict=True), start=1)
             if level < taxonomy.levels
         },
-        ladder=ladder(of_fit, of_cert, settings),
+        ladder=ladder(of_fit, of_cert, certificates[-1].delta, settings),
         departments=departments(of_cert, cert_category, taxonomy, certificates[-1].threshold, settings),
         restriction=restriction(of_fit, of_cert, fit_category, cert_category, taxonomy, settings),
     )

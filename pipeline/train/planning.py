@@ -15,10 +15,12 @@ TARGETS = (0.8, 0.85, 0.9, 0.93, 0.95, 0.97)
 KEPT_SHARE = 0.8  # of the categories predicted on FIT, as in figure 7 of the paper
 
 
-def ladder(fit: Outcomes, cert: Outcomes, settings: CalibrationSettings) -> tuple[Certificate, ...]:
-    """The certificates of TARGETS and of the target in use, ascending."""
+def ladder(
+    fit: Outcomes, cert: Outcomes, delta: float, settings: CalibrationSettings
+) -> tuple[Certificate, ...]:
+    """The certificates of TARGETS and of the target in use, ascending; `delta`: that of the categories."""
     return tuple(
-        certify(fit, cert, target=target, delta=settings.delta, grid=settings.grid)
+        certify(fit, cert, target=target, delta=delta, grid=settings.grid)
         for target in sorted({*TARGETS, settings.precision})
     )
 
