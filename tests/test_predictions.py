@@ -57,12 +57,20 @@ def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature:
                 np.zeros((0, 5)),
                 -sum(p * np.log(p) for p in probability if p > 0),
                 sum(p for p, node in zip(probability, parent, strict=True) if node == parent[top[0]]),
+                pnorm_by_hand(probability),
                 stop - start,
             )
         )
     columns = list(zip(*rows, strict=True))
     probabilities = [filled(row, np.nan) for row in columns[1]]
     return Predictions(*(np.array(column) for column in (columns[0], probabilities, *columns[2:])))
+
+
+def pnorm_by_hand(probability: np.ndarray) -> float:
+    """The largest centred logit divided by the 4-norm of the centred logits."""
+    logits = np.log(probability)
+    centred = logits - np.mean(logits)
+    return float(max(centred) / np.linalg.norm(centred, ord=4)) if len(logits) > 1 else 1.0
 
 
 def filled(values: list, nothing: float) -> list:
@@ -78,6 +86,7 @@ def assert_equal(found: Predictions, expected: Predictions) -> None:
     np.testing.assert_allclose(found.top_probability[there], expected.top_probability[there], rtol=1e-6)
     np.testing.assert_allclose(found.entropy, expected.entropy, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.parent_mass, expected.parent_mass, rtol=1e-6)
+    np.testing.assert_allclose(found.max_logit_pnorm, expected.max_logit_pnorm, rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
@@ -107,6 +116,7 @@ def test_types_are_the_documented_ones() -> None:
         "own_top": ((25, 0, 5), np.int32),
         "entropy": ((25,), np.float32),
         "parent_mass": ((25,), np.float32),
+        "max_logit_pnorm": ((25,), np.float32),
         "images": ((25,), np.int64),
     }
 

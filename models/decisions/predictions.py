@@ -37,6 +37,7 @@ class Predictions:
     own_top: np.ndarray
     entropy: np.ndarray  # (n,) float32, nats
     parent_mass: np.ndarray  # (n,) float32, probability under the parent of the most likely category
+    max_logit_pnorm: np.ndarray  # (n,) float32, 0 to 1, see `max_logit_pnorm`
     images: np.ndarray  # (n,) int, images that the prediction is made from
 
     def only(self, chosen: np.ndarray | slice) -> "Predictions":
@@ -55,6 +56,7 @@ class Predictions:
             p2=second,
             entropy=self.entropy,
             parent_mass=self.parent_mass,
+            max_logit_pnorm=self.max_logit_pnorm,
             category=self.top[:, 0],
             category_size=sizes[self.top[:, 0]],
             images=self.images,
@@ -127,12 +129,34 @@ def _summarized(
         else np.zeros((len(top), 0, TOP), np.int32)
     )
     top_probability = np.take_along_axis(probability, np.maximum(top, 0), axis=1)
-    entropy = -np.sum(probability * np.log(np.maximum(probability, 1e-30)), axis=1)
+    log_probability = np.log(np.maximum(probability, 1e-30))
+    entropy = -np.sum(probability * log_probability, axis=1)
+    pnorm = max_logit_pnorm(log_probability).astype(np.float32)
     parent = summed[-2] if taxonomy.levels > 1 else np.ones((len(top), 1), np.float32)
     node = taxonomy.nodes[-2][top[:, 0]] if taxonomy.levels > 1 else np.zeros(len(top), int)
     mass = parent[np.arange(len(top)), node]
     entropy, mass = entropy.astype(np.float32), mass.astype(np.float32)
-    return top, top_probability.astype(np.float32), level_top, own_top, entropy, mass, images
+    return top, top_probability.astype(np.float32), level_top, own_top, entropy, mass, pnorm, images
+
+
+def max_logit_pnorm(log_probability: np.ndarray) -> np.ndarray:
+    """(n,) float64, the largest centred logit divided by the 4-norm of all of them, above 0, at most 1.
+
+    MaxLogit-pNorm (Cattelan and Silva, UAI 2024), of the product: a softmax changes only the mean of the
+    logits, which centring subtracts, so the logarithms of the aggregated probabilities serve as the logits of
+    one image do. The temperature cancels out. It distinguishes a category that stands out from all the others
+    from one that is only the best of many. Why p = 4, and other logits: docs/experiments/confidence.md.
+
+    Args:
+        log_probability: (n, C) float64, overwritten. All equal gives C^(-1/4).
+    """
+    centred = log_probability
+    centred -= centred.mean(axis=1, keepdims=True)
+    largest = centred.max(axis=1)
+    squares = np.square(centred, out=centred)
+    norm = np.einsum("nc,nc->n", squares, squares) ** 0.25
+    equal = np.full(len(norm), centred.shape[1] ** -0.25)
+    return np.divide(largest, norm, out=equal, where=largest > 1e-9)  # else the norm is rounding alone
 
 
 def _top(probability: np.ndarray) -> np.ndarray:

@@ -466,7 +466,7 @@ def measure(classifier: Classifier, data: ComparisonData, config: Config) -> Mea
     _, train = predict(draw_products(data.train, MOST_TRAIN_PRODUCTS, np.random.default_rng(config.seed)))
     of_fit, fit = predict(data.fit)
     of_cert, cert = predict(data.cert)
-    model = fit_confidence(of_fit.evidence(sizes), fit)
+    model = fit_confidence(of_fit.evidence(sizes), fit, config.calibration.model)
     target = config.calibration.precision
     return Measures(
         train_precision=precision(train),

@@ -98,7 +98,9 @@ def _rules(
         predictor.predict(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
     )
     confidence = fit_confidence(
-        fit_predictions.evidence(predictor.sizes), fit_predictions.top[:, 0] == fit.truth
+        fit_predictions.evidence(predictor.sizes),
+        fit_predictions.top[:, 0] == fit.truth,
+        config.calibration.model,
     )
     certificate = certify(
         _outcomes(fit, fit_predictions, confidence, predictor),
