@@ -1,7 +1,7 @@
 """A drawn catalogue of 1,000 categories with 10 % wrong labels, of which the true posterior is known.
 
-In the order of these scores so many of 40,000 products are accepted at precision 0.9: largest probability 0.556,
-its lead over the second 0.602, true posterior 0.785. A score has the space between to gain.
+So many of 40,000 products are accepted at precision 0.9 in the order of these scores: largest probability
+0.556, its lead over the second 0.602, true posterior 0.785.
 """
 
 from dataclasses import dataclass, fields

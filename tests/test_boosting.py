@@ -54,7 +54,9 @@ def test_log_odds_are_those_of_scikit_learn(products: int) -> None:
 
 def test_rows_at_a_threshold_and_beyond_all_values_are_where_the_comparison_sends_them() -> None:
     model = fit_boosting(*drawn(2000))
-    at = sorted({t for tree in model.trees for t, f in zip(tree.threshold, tree.feature, strict=True) if f == 0})
+    at = sorted(
+        {t for tree in model.trees for t, f in zip(tree.threshold, tree.feature, strict=True) if f == 0}
+    )
     first = np.array([-np.inf, *at, *np.nextafter(at, np.inf), np.inf])
     terms = {name: np.zeros(len(first)) for name in model.terms} | {"first": first}
     by_hand = [walk(model, {"second": 0, "third": 0, "chance": 0, "first": value}) for value in first]

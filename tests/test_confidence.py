@@ -420,12 +420,16 @@ def test_the_score_accepts_so_many_products_of_a_thousand_categories(
     fit, others = replica.draw(1, products), replica.draw(2, products)
     evidence, correct = others.evidence, others.correct
     assert others.wrong.mean() == pytest.approx(0.1, abs=0.01)
-    assert others.posterior.mean() == pytest.approx(correct.mean(), abs=0.02)  # calibrated: it is the true one
+    assert others.posterior.mean() == pytest.approx(
+        correct.mean(), abs=0.02
+    )  # calibrated: it is the true one
     found = {
         kind: accepted(fit_confidence(fit.evidence, fit.correct, kind).confidence(evidence), correct)
         for kind in ("logistic", "boosting")
     }
-    most, p1, lead = (accepted(s, correct) for s in (others.posterior, evidence.p1, evidence.p1 - evidence.p2))
+    most, p1, lead = (
+        accepted(s, correct) for s in (others.posterior, evidence.p1, evidence.p1 - evidence.p2)
+    )
     assert p1 < 0.6
     assert p1 < lead < found["logistic"] < found["boosting"] < most < 0.8
     assert found["logistic"] >= logistic

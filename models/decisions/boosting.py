@@ -37,7 +37,7 @@ class Tree:
     value: tuple[float, ...]  # log odds, at a leaf
 
     def __post_init__(self) -> None:
-        """Raises ValueError for tuples of different lengths or nodes that are no tree of 15 leaves at most."""
+        """Raises ValueError for tuples of different lengths, or nodes that are no tree of 1 to 15 leaves."""
         nodes, leaves = len(self.feature), self.feature.count(-1)
         if len({nodes, len(self.threshold), len(self.left), len(self.right), len(self.value)}) > 1:
             raise ValueError("a tree's lists have different lengths; expected one number for each node")
@@ -97,8 +97,8 @@ class _Lookup:
     """
 
     edges: list[np.ndarray]  # of each term: (e,) float64 distinct thresholds of all trees, ascending
-    # Of each four trees: (term, (e + 1,) uint64, the leaves that the term leaves over, 16 bits for each tree),
-    # and for each tree (15,) float64, the values of its leaves
+    # Of each four trees: (term, (e + 1,) uint64, the leaves that the term leaves over, 16 bits a tree); and of
+    # each tree (15,) float64, the values of its leaves
     groups: list[tuple[list[tuple[int, np.ndarray]], list[np.ndarray]]]
 
 

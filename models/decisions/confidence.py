@@ -5,8 +5,8 @@
       ──► one row for each product               (p, categories), block by block: see AGGREGATIONS
       ──► evidence                               p1, p2, entropy, parent_mass, max_logit_pnorm, category,
                                                  category_size, images
-      ──► logistic model                         intercept + seven coefficients · terms + effect of the category
-          or gradient boosting                   60 trees over the terms, the effect and the logistic model
+      ──► logistic model                         intercept + coefficients · terms + effect of the category
+          then gradient boosting, if wanted      60 trees over the terms, the effect and the logistic model
       ──► confidence                             0 to 1, six decimals
 
 Ranking by p1 alone ignores much: how close the second category comes, how the probability is spread, whether
@@ -39,10 +39,12 @@ SWEEPS = 8  # of the category effects
 LEAST = np.finfo(np.float32).tiny  # a probability in a logarithm is at least this
 FOLDS = 5  # of FIT; the category effects that trees are fitted on come from the other folds
 PRODUCTS = 2**14  # whose terms are in memory at once: they stay in the processor's cache
-# Terms of the trees beside those of the logistic model: the effect of the category, and the log odds of that model
+# Terms of the trees beside those of the logistic model: the category's effect, and the log odds of that model
 CATEGORY_EFFECT, LOGISTIC = "category_effect", "logistic"
 EDGE = 1e-6  # probabilities are kept this far from 0 and 1
-LEAST_BOOSTED = 5000  # products of FIT; on fewer, trees accept less than the logistic model (docs/experiments)
+LEAST_BOOSTED = 5000  # products of FIT; on fewer the logistic model accepts more (docs/experiments)
+    5000  # products of FIT; on fewer, trees accept less than the logistic model (docs/experiments)
+)
 DECIMALS = 6  # of confidences and coefficients: the last bits change with the batch, and may decide nothing
 
 Kind = Literal["boosting", "logistic"]
@@ -240,8 +242,8 @@ class Evidence:
 class ConfidenceModel:
     """Evidence → confidence, fitted on FIT.
 
-    `boosting`: expit(baseline + sum of the trees), over the terms, the effect of the category and the log odds
-    of the logistic model.
+    `boosting`: expit(baseline + sum of the trees), over the terms, the effect of the category and the log
+    odds of the logistic model.
     `logistic`: expit(intercept + sum of coefficient · (term - mean) / scale + effect of the category).
     `probability`: p1 as it is.
 
@@ -328,9 +330,9 @@ def _effects_of(category: np.ndarray, table: np.ndarray) -> np.ndarray:
 def fit_confidence(evidence: Evidence, correct: np.ndarray, kind: Kind = "logistic") -> ConfidenceModel:
     """Fits the correctness model on FIT.
 
-    `logistic` is L2 logistic regression, then an effect for each predicted category. `boosting` adds trees over
-    the same terms, the effect and the logistic model. A tree trusts an effect as much as it deserved on the
-    products that the tree is fitted on, so the effects of each fold come from the other folds.
+    `logistic` is L2 logistic regression, then an effect for each predicted category. `boosting` adds trees
+    over the same terms, the effect and the logistic model. Trees trust an effect as much as it deserved on
+    the products that they are fitted on, so the effects of each fold come from the other folds.
 
     Args:
         evidence: of FIT's products.
@@ -339,9 +341,9 @@ def fit_confidence(evidence: Evidence, correct: np.ndarray, kind: Kind = "logist
         kind: the wanted one.
 
     Returns:
-        The wanted kind. Instead of "boosting" kind "logistic" where FIT has fewer than LEAST_BOOSTED products;
-        instead of both kind "probability" where it has fewer than 30, or fewer than 5 correct or 5 wrong ones.
-        The same bits for any order of the rows.
+        The wanted kind; "logistic" instead of "boosting" where FIT has fewer than 5,000 products, and
+        "probability" where it has fewer than 30, or fewer than 5 correct or 5 wrong ones. The same bits for
+        any order of the rows.
 
     Raises:
         ValueError: not one outcome for each product.
@@ -397,8 +399,8 @@ def _fit_logistic(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
 def _out_of_fold_effects(evidence: Evidence, correct: np.ndarray, log_odds: np.ndarray) -> np.ndarray:
     """(n,) float64, the effect of each product's category, found on the products of the other folds.
 
-    Products are in their canonical order, so those of a category go to the folds in turn. Products of the same
-    evidence, as those of the same photo have it, share a fold.
+    Products are in their canonical order, so those of a category go to the folds in turn. Products of the
+    same evidence, as those of the same photo have it, share a fold.
 
     Args:
         evidence: of the n products.

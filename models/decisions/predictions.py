@@ -156,7 +156,9 @@ def max_logit_pnorm(log_probability: np.ndarray) -> np.ndarray:
     squares = np.square(centred, out=centred)
     norm = np.einsum("nc,nc->n", squares, squares) ** 0.25
     equal = np.full(len(norm), centred.shape[1] ** -0.25)
-    return np.divide(largest, norm, out=equal, where=largest > 1e-9)  # else the norm is rounding alone
+    # where all are equal the norm is rounding alone
+    pnorm: np.ndarray = np.divide(largest, norm, out=equal, where=largest > 1e-9)
+    return pnorm
 
 
 def _top(probability: np.ndarray) -> np.ndarray:

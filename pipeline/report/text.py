@@ -271,7 +271,7 @@ def coefficients(confidence: ConfidenceModel) -> list[tuple[str, str, float]]:
 
 
 def importances(confidence: ConfidenceModel) -> list[tuple[str, str, float]]:
-    """Name, meaning and importance (0 to 1) of each term of the trees, the largest first; none without trees."""
+    """Name, meaning and importance (0 to 1) of each term of the trees, the largest first."""
     importance = confidence.boosting.importance if confidence.boosting else {}
     ordered = sorted(importance.items(), key=lambda item: (-item[1], item[0]))
     return [(name, EVIDENCE.get(name, ""), value) for name, value in ordered]
