@@ -97,8 +97,8 @@ class _Lookup:
     """
 
     edges: list[np.ndarray]  # of each term: (e,) float64 distinct thresholds of all trees, ascending
-    # Of each four trees: (term, (e + 1,) uint64, the leaves that the term leaves over, 16 bits a tree); and of
-    # each tree (15,) float64, the values of its leaves
+    # Of each four trees: (term, (e + 1,) uint64, the leaves that the term leaves over, 16 bits a tree);
+    # and of each tree (15,) float64, the values of its leaves
     groups: list[tuple[list[tuple[int, np.ndarray]], list[np.ndarray]]]
 
 

@@ -43,8 +43,6 @@ PRODUCTS = 2**14  # whose terms are in memory at once: they stay in the processo
 CATEGORY_EFFECT, LOGISTIC = "category_effect", "logistic"
 EDGE = 1e-6  # probabilities are kept this far from 0 and 1
 LEAST_BOOSTED = 5000  # products of FIT; on fewer the logistic model accepts more (docs/experiments)
-    5000  # products of FIT; on fewer, trees accept less than the logistic model (docs/experiments)
-)
 DECIMALS = 6  # of confidences and coefficients: the last bits change with the batch, and may decide nothing
 
 Kind = Literal["boosting", "logistic"]
