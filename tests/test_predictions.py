@@ -70,10 +70,10 @@ def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature:
 
 
 def pnorm_by_hand(probability: np.ndarray) -> float:
-    """The largest centred logit divided by the 4-norm of the centred logits."""
+    """The largest centred logit divided by the 3-norm of the centred logits."""
     logits = np.log(probability)
     centred = logits - np.mean(logits)
-    return float(max(centred) / np.linalg.norm(centred, ord=4)) if len(logits) > 1 else 1.0
+    return float(max(centred) / np.linalg.norm(centred, ord=3)) if len(logits) > 1 else 1.0
 
 
 def filled(values: list, nothing: float) -> list:

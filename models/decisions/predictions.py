@@ -168,22 +168,22 @@ def _masses(
 
 
 def max_logit_pnorm(log_probability: np.ndarray) -> np.ndarray:
-    """(n,) float64, the largest centred logit divided by the 4-norm of all of them, above 0, at most 1.
+    """(n,) float64, the largest centred logit divided by the 3-norm of all of them, above 0, at most 1.
 
     MaxLogit-pNorm (Cattelan and Silva, UAI 2024), of the product: a softmax changes only the mean of the
     logits, which centring subtracts, so the logarithms of the aggregated probabilities serve as the logits of
     one image do. The temperature cancels out. It distinguishes a category that stands out from all the others
-    from one that is only the best of many. Why p = 4, and other logits: docs/experiments/confidence.md.
+    from one that is only the best of many. Why p = 3, and other logits: docs/experiments/confidence.md.
 
     Args:
-        log_probability: (n, C) float64, overwritten. All equal gives C^(-1/4).
+        log_probability: (n, C) float64, overwritten. All equal gives C^(-1/3).
     """
     centred = log_probability
     centred -= centred.mean(axis=1, keepdims=True)
     largest = centred.max(axis=1)
-    squares = np.square(centred, out=centred)
-    norm = np.einsum("nc,nc->n", squares, squares) ** 0.25
-    equal = np.full(len(norm), centred.shape[1] ** -0.25)
+    sizes = np.abs(centred, out=centred)
+    norm = np.cbrt(np.einsum("nc,nc->n", np.square(sizes), sizes))
+    equal = np.full(len(norm), centred.shape[1] ** (-1 / 3))
     # where all are equal the norm is rounding alone
     pnorm: np.ndarray = np.divide(largest, norm, out=equal, where=largest > 1e-9)
     return pnorm
