@@ -161,11 +161,11 @@ class Fitted:
         self, population: Population, rows: np.ndarray, fit: np.ndarray, group: np.ndarray, kind: str
     ) -> None:
         self.rows, self.in_fit, self.group = rows, fit, group
-        evidence, self.correct = draw.rows_of(population.evidence, rows[fit]), population.correct[rows]
+        evidence, self.correct = population.evidence.only(rows[fit]), population.correct[rows]
         model = fitted_model(kind, evidence, self.correct[fit])
         self.confidence = model.confidence(population.evidence)
         self.left_out = out_of_fold(
-            evidence, self.correct[fit], group[fit], model, lambda e, z: fitted_model(kind, e, z)
+            evidence, self.correct[fit], group[fit], model, fit=lambda e, z, _: fitted_model(kind, e, z)
         )
         order = np.argsort(-self.confidence, kind="stable")
         self.descending = self.confidence[order]

@@ -13,6 +13,7 @@ from scipy.special import betainc, expit, softmax, xlogy
 
 from models.decisions.confidence import Evidence
 from models.decisions.levels import LevelOutcomes
+from models.decisions.predictions import max_logit_pnorm
 from models.decisions.thresholds import Outcomes
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
@@ -146,6 +147,7 @@ def evidence_of(
         p2=second,
         entropy=-xlogy(probabilities, probabilities).sum(axis=1),
         parent_mass=np.where(kin, probabilities, 0).sum(axis=1),
+        max_logit_pnorm=max_logit_pnorm(np.log(np.maximum(probabilities, 1e-30))),
         category=category,
         category_size=category_size[category],
         images=images,
@@ -241,7 +243,8 @@ def g1_evidence(rng: np.random.Generator, products: int) -> tuple[Evidence, np.n
     category = rng.choice(200, products, p=frequency / frequency.sum())
     size = np.maximum(20, 20_000 * frequency / frequency.sum()).astype(int)[category]
     images = np.ones(products, int)
-    return Evidence(p1, p2, entropy, p1 + rest * kin, category, size, images), correct
+    stands_out = 1 - p2 / p1  # as max_logit_pnorm: tells nothing that p1 and p2 do not
+    return Evidence(p1, p2, entropy, p1 + rest * kin, stands_out, category, size, images), correct
 
 
 def joined(blocks: list[Evidence]) -> Evidence:
@@ -250,7 +253,3 @@ def joined(blocks: list[Evidence]) -> Evidence:
         *(np.concatenate([getattr(block, column.name) for block in blocks]) for column in fields(Evidence))
     )
 
-
-def rows_of(evidence: Evidence, rows: np.ndarray | slice) -> Evidence:
-    """The chosen products: (m,) row numbers or a slice."""
-    return Evidence(*(getattr(evidence, column.name)[rows] for column in fields(Evidence)))

@@ -7,12 +7,11 @@ seems far better than CERT, and chains start where CERT certifies nothing. CERT 
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 
 import numpy as np
 
 from features.product import order_key
-from models.decisions.confidence import ConfidenceModel, Evidence, fit_confidence
+from models.decisions.confidence import ConfidenceModel, Evidence, Kind, fit_confidence
 
 FOLDS = 5
 MANY, FEWER_FOLDS = 50_000, 2  # from so many products on, half of them are as good as four fifths
@@ -23,18 +22,20 @@ def out_of_fold(
     correct: np.ndarray,
     group: np.ndarray,
     model: ConfidenceModel,
-    fit: Callable[[Evidence, np.ndarray], ConfidenceModel] = fit_confidence,
+    kind: Kind = "logistic",
+    fit: Callable[[Evidence, np.ndarray, Kind], ConfidenceModel] = fit_confidence,
 ) -> np.ndarray:
     """(n,) float, 0 to 1: the out-of-fold confidence of each product; the same for any order of rows.
 
-    Where a fold leaves too few products for a model of the kind of `model`, their confidences would be on
-    another scale. Then all are those of `model` itself.
+    Where a fold leaves too few products to fit a model, its products would have p1, which is on another scale.
+    Then all have the confidence of `model` itself.
 
     Args:
         evidence: of FIT's n products.
         correct: (n,) bool, whether the predicted category is correct.
         group: (n,) str or int; the products of a duplicate group are in one fold.
         model: fitted on all of them.
+        kind: the wanted one.
         fit: how it was fitted.
     """
     fold = folds(group)
@@ -44,10 +45,10 @@ def out_of_fold(
     joined = np.empty_like(confidence)
     for number in np.unique(fold).tolist():
         left_out = fold == number
-        one = fit(_only(evidence, ~left_out), correct[~left_out])
-        if one.kind != model.kind:
+        one = fit(evidence.only(~left_out), correct[~left_out], kind)
+        if one.kind == "probability":
             return confidence
-        joined[left_out] = one.confidence(_only(evidence, left_out))
+        joined[left_out] = one.confidence(evidence.only(left_out))
     return joined
 
 
@@ -62,6 +63,3 @@ def folds(group: np.ndarray) -> np.ndarray:
     count = FEWER_FOLDS if len(group) >= MANY else FOLDS
     return np.array([order_key(str(name)) % count for name in group.tolist()], dtype=np.int64)
 
-
-def _only(evidence: Evidence, chosen: np.ndarray) -> Evidence:
-    return replace(evidence, **{one.name: getattr(evidence, one.name)[chosen] for one in fields(evidence)})

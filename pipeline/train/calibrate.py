@@ -22,6 +22,7 @@ from models.decisions.categorizer import DecisionRules, LevelRule, Predictor
 from models.decisions.confidence import (
     AGGREGATIONS,
     ConfidenceModel,
+    Kind,
     accuracy_and_log_loss,
     fit_confidence,
     fit_temperature,
@@ -117,7 +118,8 @@ def decision_rules(
         predictor.predict(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
     )
     fitted = [
-        _confidence_model(predictor, fit_predictions, fit, level) for level in range(1, taxonomy.levels + 1)
+        _confidence_model(predictor, fit_predictions, fit, level, settings.model)
+        for level in range(1, taxonomy.levels + 1)
     ]
     models = [model for model, _ in fitted]
     of_cert_levels = [
@@ -234,7 +236,7 @@ def _candidates(aggregation: str, images: np.ndarray, predictor: Predictor) -> l
 
 
 def _confidence_model(
-    predictor: Predictor, predictions: Predictions, fit: _Products, level: int
+    predictor: Predictor, predictions: Predictions, fit: _Products, level: int, kind: Kind
 ) -> tuple[ConfidenceModel, np.ndarray]:
     """The confidence in the nodes of a level, fitted on the products of FIT that it is open to.
 
@@ -246,9 +248,9 @@ def _confidence_model(
     is_open = (taxonomy.depth[category] > level) | (level == taxonomy.levels)
     correct = taxonomy.nodes[level - 1][category] == fit.nodes[:, level - 1]
     evidence = predictor.evidence(predictions.only(is_open), level)
-    model = fit_confidence(evidence, correct[is_open])
+    model = fit_confidence(evidence, correct[is_open], kind)
     confidence = model.confidence(predictor.evidence(predictions, level))
-    confidence[is_open] = out_of_fold(evidence, correct[is_open], fit.group[is_open], model)
+    confidence[is_open] = out_of_fold(evidence, correct[is_open], fit.group[is_open], model, kind)
     return model, confidence
 
 
