@@ -13,6 +13,7 @@ from scipy.special import betainc, expit, xlogy
 
 from models.decisions.confidence import Evidence
 from models.decisions.levels import LevelOutcomes
+from models.decisions.predictions import max_logit_pnorm
 from models.decisions.thresholds import Outcomes
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
@@ -146,6 +147,7 @@ def evidence_of(
         p2=second,
         entropy=-xlogy(probabilities, probabilities).sum(axis=1),
         parent_mass=np.where(kin, probabilities, 0).sum(axis=1),
+        max_logit_pnorm=max_logit_pnorm(np.log(np.maximum(probabilities, 1e-30))),
         category=category,
         category_size=category_size[category],
         images=images,

@@ -21,6 +21,7 @@ from models.decisions.categorizer import DecisionRules, LevelRule, Predictor
 from models.decisions.confidence import (
     AGGREGATIONS,
     ConfidenceModel,
+    Kind,
     accuracy_and_log_loss,
     fit_confidence,
     fit_temperature,
@@ -115,7 +116,7 @@ def decision_rules(
         predictor.predict(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
     )
     models = [
-        _confidence_model(predictor, fit_predictions, fit.nodes, level)
+        _confidence_model(predictor, fit_predictions, fit.nodes, level, settings.model)
         for level in range(1, taxonomy.levels + 1)
     ]
     outcomes = [
@@ -228,7 +229,7 @@ def _candidates(aggregation: str, images: np.ndarray, predictor: Predictor) -> l
 
 
 def _confidence_model(
-    predictor: Predictor, predictions: Predictions, nodes: np.ndarray, level: int
+    predictor: Predictor, predictions: Predictions, nodes: np.ndarray, level: int, kind: Kind
 ) -> ConfidenceModel:
     """The confidence in the nodes of a level, fitted on the products of FIT that it is open to."""
     taxonomy = predictor.taxonomy
@@ -236,7 +237,7 @@ def _confidence_model(
         deeper = taxonomy.depth[predictions.top[:, 0]] > level
         predictions, nodes = predictions.only(deeper), nodes[deeper]
     correct = taxonomy.nodes[level - 1][predictions.top[:, 0]] == nodes[:, level - 1]
-    return fit_confidence(predictor.evidence(predictions, level), correct)
+    return fit_confidence(predictor.evidence(predictions, level), correct, kind)
 
 
 def _level_outcomes(
