@@ -49,11 +49,7 @@ def main() -> None:
     """Draws the predictions, measures every part, prints tables and verdicts, writes the results."""
     options = _options()
     if options.part:
-        subject = {
-            "certify": certified,
-            "mapie": mapie,
-            "leaf": leaf,
-        }
+        subject = {"certify": certified, "mapie": mapie, "leaf": leaf, "tables": tables}
         print(json.dumps(subject[options.part](options)))
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
@@ -346,9 +342,6 @@ def tables(options: argparse.Namespace) -> dict[str, Any]:
         write_decided(evaluated, categorizer, true, options.folder)
     with _step("all tables, these once more", steps):
         write_tables(evaluated, fit, categorizer, true, options.folder)
-    steps["all tables, these once more"]["mb_written"] = round(
-        sum(file.stat().st_size for file in options.folder.glob("*.parquet")) / MB
-    )
     return steps
 
 
