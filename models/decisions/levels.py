@@ -29,6 +29,7 @@ less (docs/experiments/levels.md).
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.special import gammainc, ndtr
@@ -41,7 +42,6 @@ from models.decisions.thresholds import (
     chains,
     counts_at,
     lower_bound,
-    one_per_group,
     p_values,
     refuse_settings,
     refuse_shared,
@@ -86,6 +86,10 @@ class LevelOutcomes:
 
     def leaf(self) -> Outcomes:
         """The outcomes of the category. Raises ValueError where they do not hold one of each product."""
+        return self._leaf
+
+    @cached_property
+    def _leaf(self) -> Outcomes:
         return Outcomes(self.product_id, self.group, self.confidence[:, -1], self.correct[:, -1])
 
 
@@ -114,7 +118,7 @@ def certify_levels(
     levels = cert.confidence.shape[1]
     if fit.confidence.shape[1] != levels:
         raise ValueError(f"{fit.confidence.shape[1]} levels in FIT, {levels} in CERT; expected the same")
-    chosen = one_per_group(cert.product_id, cert.group)
+    chosen = cert.leaf().one_per_group
     confidence, correct, depth = cert.confidence[chosen], cert.correct[chosen], cert.depth[chosen]
 
     left_fit, left = np.ones(len(fit.depth), dtype=bool), np.ones(len(depth), dtype=bool)

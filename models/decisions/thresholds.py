@@ -16,14 +16,16 @@ certified threshold is correct. Learn then test (Angelopoulos et al. 2021), with
 given how many are accepted, their errors are binomial. FIT may be used as often as one likes, CERT only here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.special import betainc, betaincinv, ndtri, rel_entr
 
 from features.product import order_key
+from models.decisions.names import Names
 
 MAIN_SHARE = 0.8  # of delta, at the start with the most evidence on FIT
 BACKUP_SHARE = 0.05  # of delta for each start where FIT's acceptance reaches so many per cent:
@@ -48,8 +50,32 @@ class Outcomes:
             raise ValueError(f"correct is {self.correct.dtype}; expected bool")
         if not ((self.confidence >= 0) & (self.confidence <= 1)).all():  # false for nan too
             raise ValueError("a confidence is not a number from 0 to 1; expected such numbers")
-        if len(set(self.product_id.tolist())) < len(self.product_id):
+        if self.ids.repeated:
             raise ValueError("a product_id occurs twice; expected a row per product, not per image")
+
+    @cached_property
+    def ids(self) -> Names:
+        """The product ids."""
+        return Names(self.product_id)
+
+    @cached_property
+    def groups(self) -> Names:
+        """The groups."""
+        return Names(self.group)
+
+    @cached_property
+    def one_per_group(self) -> np.ndarray:
+        """(groups,) int, a row for each group: that of the product with the smallest hash of its id.
+
+        Near-duplicates are correct or wrong together; counted one by one, clusters of five broke the promise
+        in 21 to 30 of 100 calibrations. The hash depends neither on confidences nor on the order of rows.
+        """
+        chosen = np.ones(len(self.group), bool)
+        for rows in self.groups.repeated.values():
+            chosen[rows] = False
+            ids = self.product_id[rows].tolist()
+            chosen[min(zip(map(order_key, ids), ids, rows, strict=True))[2]] = True
+        return np.flatnonzero(chosen)
 
 
 @dataclass(frozen=True)
@@ -106,11 +132,27 @@ def certify(
     """
     refuse_settings(target, delta, grid)
     refuse_shared(fit, cert)
-    chosen = one_per_group(cert.product_id, cert.group)
+    chosen = cert.one_per_group
     return certify_products(
         fit.confidence, fit.correct, cert.confidence[chosen], cert.correct[chosen],
         target=target, delta=delta, grid=grid,
     )  # fmt: skip
+
+
+def certify_ladder(
+    fit: Outcomes, cert: Outcomes, targets: Sequence[float], *, delta: float = 0.1, grid: int = 1000
+) -> tuple[Certificate, ...]:
+    """The certificate of `certify` at each of several targets, each by itself with probability 1 - delta.
+
+    Raises:
+        ValueError: as `certify`.
+    """
+    for target in targets:
+        refuse_settings(target, delta, grid)
+    refuse_shared(fit, cert)
+    chosen = cert.one_per_group
+    products = fit.confidence, fit.correct, cert.confidence[chosen], cert.correct[chosen]
+    return tuple(certify_products(*products, target=target, delta=delta, grid=grid) for target in targets)
 
 
 def certify_products(
@@ -164,24 +206,6 @@ def chains(
     for name, start in starts.items():
         levels[start] += delta * (MAIN_SHARE if name == "main" else BACKUP_SHARE)
     return thresholds, starts, levels
-
-
-def one_per_group(product_id: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """(groups,) int, a row for each group: that of the product with the smallest hash of its id.
-
-    Near-duplicates are correct or wrong together; counted one by one, clusters of five broke the promise in
-    21 to 30 of 100 calibrations. The hash depends neither on confidences nor on the order of rows.
-    """
-    groups, ids = group.tolist(), product_id.tolist()
-    chosen: dict[str | int, int] = {}
-    shared: dict[str | int, list[int]] = {}
-    for row, name in enumerate(groups):
-        first = chosen.setdefault(name, row)
-        if first != row:
-            shared.setdefault(name, [first]).append(row)
-    for name, rows in shared.items():  # hashing every product took 2 s of 2 million
-        chosen[name] = min(rows, key=lambda row: (order_key(ids[row]), ids[row]))
-    return np.fromiter(chosen.values(), dtype=np.int64, count=len(chosen))
 
 
 def threshold_grid(confidence: np.ndarray, grid: int) -> np.ndarray:
@@ -390,7 +414,7 @@ def refuse_shared(fit: Outcomes, cert: Outcomes) -> None:
     types = {type(name).__name__ for name in fit.group[:1].tolist() + cert.group[:1].tolist()}
     if len(types) > 1:
         raise ValueError(f"groups are {' and '.join(sorted(types))}; expected the same type in FIT and CERT")
-    for what, one, other in (("product", fit.product_id, cert.product_id), ("group", fit.group, cert.group)):
-        shared = set(one.tolist()).intersection(other.tolist())
+    for what, one, other in (("product", fit.ids, cert.ids), ("group", fit.groups, cert.groups)):
+        shared = one.shared_with(other)
         if shared:
             raise ValueError(f"{len(shared)} {what}s are in FIT and CERT, as {min(shared)!r}; expected none")
