@@ -10,8 +10,8 @@ predicted, the true ones, ids and groups. Each part then runs in a process of it
               restriction to the best categories, curves of all levels with their bounds, cumulative curves,
               estimates of all categories
     peer      MAPIE's BinaryClassificationController beside our `certify` of the categories alone, on the same
-              products of CERT, for one target; MAPIE tries the 100 thresholds that it has by default, ours
-              1,000, with which MAPIE takes 17 GB
+              products, for one target; MAPIE tries the 100 thresholds that it has by default, ours 1,000,
+              with which MAPIE takes more than 17 GB
     tables    every table of an evaluation of these products
     whole     calibrate and evaluate with their predictions, from a store of drawn bottlenecks
               (2048-1024-1024-8000), beside NumPy's matrix products of the same images alone
@@ -308,22 +308,22 @@ def leaf(options: argparse.Namespace) -> dict[str, Any]:
     from models.decisions.thresholds import Outcomes, certify
 
     stored, spent = Stored(options.folder / "predictions"), dict[str, dict[str, float]]()
+    sides = stored.sides()
     with _step("certify", spent):
         fit, cert = (
             Outcomes(stored.product_id[s], stored.group[s], stored.confidence[s, -1], stored.correct[s, -1])
-            for s in stored.sides()
+            for s in sides
         )
         threshold = certify(fit, cert).threshold
     return spent["certify"] | {"threshold": threshold}
 
 
 def mapie(options: argparse.Namespace) -> dict[str, Any]:
-    """MAPIE's certificate on the same products of CERT."""
+    """MAPIE's certificate on the same products; it needs no FIT, since its thresholds are fixed."""
     from mapie.risk_control import BinaryClassificationController
 
     stored, spent = Stored(options.folder / "predictions"), dict[str, dict[str, float]]()
-    cert = stored.sides()[1]
-    confidence, correct = stored.confidence[cert, -1], stored.correct[cert, -1].astype(int)
+    confidence, correct = stored.confidence[:, -1].copy(), stored.correct[:, -1].astype(int)
     with _step("calibrate", spent):
         controller = BinaryClassificationController(
             predict_function=lambda s: np.column_stack([1 - s, s]), risk="precision", target_level=0.9,
