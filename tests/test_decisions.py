@@ -220,6 +220,8 @@ def test_a_damaged_file_is_one_error(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     write_decisions(iter(PIECES), file)
     data = file.read_bytes()
-    file.write_bytes(data[: len(data) // 2] if "csv" not in name or name.endswith("gz") else data + b'"x","y"\n')
-    with pytest.raises(ShelfmarkError, match="cannot be read .* expected decisions"):
+    file.write_bytes(
+        data[: len(data) // 2] if "csv" not in name or name.endswith("gz") else data + b'"x","y"\n'
+    )
+    with pytest.raises(ShelfmarkError, match=r"cannot be read .* expected decisions"):
         read(file)

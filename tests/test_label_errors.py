@@ -1,4 +1,4 @@
-"""Labels in doubt: drawn catalogues with known wrong labels; rankings and estimates against formulas on the whole matrix."""
+"""Labels in doubt: drawn catalogues with known wrong labels, and formulas on the whole matrix."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,7 +112,7 @@ def test_doubts_have_the_estimated_share_as_their_mean_and_the_order_of_the_labe
     wrong, confidence = doubts(evidence, 0.2)
     assert label_errors._wrong(evidence.probability, 0.2).mean() == pytest.approx(0.2, abs=1e-6)
     some = evidence.disagrees
-    assert np.argsort(-wrong[some]).tolist() == np.argsort(evidence.probability[some]).tolist()
+    assert (np.diff(wrong[some][np.argsort(evidence.probability[some])]) <= 0).all()
     assert not wrong[~some].any() and not confidence[~some].any()
     assert ((confidence <= wrong) & (wrong <= 1)).all()
     assert not np.any(doubts(evidence, 0.0))

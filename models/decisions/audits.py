@@ -18,7 +18,7 @@ from models.decisions.thresholds import lower_bound, p_values
 
 Verdict = Literal["proven", "not proven", "broken"]
 
-MOST = 10_000_000  # audits; a plan that needs more is none
+MOST = 1_000_000  # audits; a plan that needs more is none
 STEP = 10_000  # sample sizes tried at a time
 
 
@@ -69,7 +69,7 @@ def audits_for(precision: float, target: float, certainty: float = 0.9, power: f
         power: probability that a stream of that precision is called proven.
 
     Returns:
-        None where the precision is not above the target, or more than ten million would be needed.
+        None where the precision is not above the target, or more than a million would be needed.
 
     Raises:
         ValueError: a number is not between 0 and 1; the precision may be 0 or 1.
@@ -141,7 +141,9 @@ def judge_audit(
         ValueError: counts that contradict each other, or a number out of its range.
     """
     if not 0 <= wrong <= checked or checked < 1 or (stream is not None and stream < checked):
-        raise ValueError(f"{wrong} wrong of {checked} checked of {stream}; expected at most as many, one or more")
+        raise ValueError(
+            f"{wrong} wrong of {checked} checked of {stream}; expected at most as many, one or more"
+        )
     if not (0 < target < 1 and 0 < certainty < 1):
         raise ValueError(f"target {target:g}, certainty {certainty:g}; expected numbers between 0 and 1")
     miss = round(1 - certainty, 12)

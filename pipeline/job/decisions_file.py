@@ -53,7 +53,7 @@ READ_ROWS = 2**15  # of a Parquet file, in memory at a time
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 Write = Callable[[pa.Table], None]
-Read = Callable[[BinaryIO], Iterator[pa.Table]]
+Read = Callable[[BinaryIO, Sequence[str]], Iterator[pa.Table]]  # of the columns at least
 
 
 def write_decisions(pieces: Iterable[pd.DataFrame], file: AnyPath) -> None:
@@ -84,7 +84,7 @@ def read_decisions(file: AnyPath, columns: Sequence[str]) -> Iterator[pa.Table]:
     read = READERS[_ending(file)]
     try:
         with file.open("rb") as opened:
-            for piece in read(cast(BinaryIO, opened)):
+            for piece in read(opened, columns):
                 yield _of_schema(piece, columns, file)
     except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError, EOFError, gzip.BadGzipFile) as error:
         raise ShelfmarkError(
@@ -199,14 +199,15 @@ WRITERS = {".parquet": _parquet, ".csv": _csv, ".csv.gz": _csv_gz, ".jsonl": _js
 # Reading them
 
 
-def _read_parquet(file: BinaryIO) -> Iterator[pa.Table]:
+def _read_parquet(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
     opened = pq.ParquetFile(file)
     yield opened.schema_arrow.empty_table()  # so that columns are checked where there are no rows
-    for batch in opened.iter_batches(READ_ROWS):
+    there = [name for name in columns if name in opened.schema_arrow.names]
+    for batch in opened.iter_batches(READ_ROWS, columns=there):
         yield pa.table(batch)
 
 
-def _read_csv(file: BinaryIO) -> Iterator[pa.Table]:
+def _read_csv(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
     kinds = {one.name: pa.string() if pa.types.is_list(one.type) else one.type for one in SCHEMA}
     convert = ConvertOptions(column_types=kinds, null_values=[""], strings_can_be_null=True,
                              quoted_strings_can_be_null=False)  # fmt: skip
@@ -216,12 +217,12 @@ def _read_csv(file: BinaryIO) -> Iterator[pa.Table]:
         yield pa.table(batch)
 
 
-def _read_csv_gz(file: BinaryIO) -> Iterator[pa.Table]:
+def _read_csv_gz(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
     with gzip.GzipFile(fileobj=file) as opened:
-        yield from _read_csv(cast(BinaryIO, opened))
+        yield from _read_csv(cast(BinaryIO, opened), columns)
 
 
-def _read_jsonl(file: BinaryIO) -> Iterator[pa.Table]:
+def _read_jsonl(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
     while lines := list(itertools.islice(file, JSON_ROWS)):
         rows = [json.loads(line) for line in lines if line.strip()]
         names = list(dict.fromkeys(name for row in rows for name in row))
