@@ -162,9 +162,11 @@ def doubts(evidence: LabelEvidence, share: float) -> tuple[np.ndarray, np.ndarra
     A head that was trained on labels of which some are wrong gives a category the probability p = (1 - share)
     q + k: q that it is the true one, and k that a wrong label falls onto it. So by Bayes' rule a label is
     wrong with k / p. k is taken as the same for all, and such that the mean is the share of wrong labels; the
-    order is that of p. Of what p leaves, the other category has its own part. On drawn catalogues these
-    confidences were too low rather than too high: of the proposals between 0.3 and 0.5, 39 to 97 % were
-    correct, of those above 0.5, 72 to 100 %.
+    order is that of p. Of what p leaves, the other category has its own part.
+
+    On drawn catalogues with calibrated probabilities these confidences were too low rather than too high: of
+    the proposals between 0.3 and 0.5, 39 to 97 % were correct, of those above 0.5, 72 to 100 %. Of a head that
+    was correct for 65 % of the products and not calibrated they were up to 25 points too high.
 
     Args:
         evidence: about n products.

@@ -56,7 +56,7 @@ SUSPECTS = pa.schema(
 )
 PREDICTION, IDENTICAL = "prediction", "identical image"
 BOTH = f"{PREDICTION}, {IDENTICAL}"
-FOUND = ["product_id", "category", "proposed", "confidence", "label_wrong", "reason"]
+FOUND = ["product_id", "category", "proposed", "confidence", "label_wrong", "label_probability", "reason"]
 ROWS = 2**16  # of a table, in memory at a time
 
 
@@ -228,10 +228,11 @@ def _by_prediction(examined: _Examined, noise: NoiseEstimate, labels: _Labels) -
     wrong, confidence = doubts(examined.evidence, noise.share)
     columns = [
         examined.product_id, labels.true.category.reindex(examined.product_id).to_numpy(),
-        names[examined.evidence.top[:, 0]], confidence, wrong, PREDICTION,
+        names[examined.evidence.top[:, 0]], confidence, wrong, examined.evidence.probability, PREDICTION,
     ]  # fmt: skip
+    first = np.argsort(examined.evidence.probability, kind="stable")[: round(noise.share * len(wrong))]
     listed = np.zeros(len(wrong), bool)
-    listed[np.lexsort([-confidence, -wrong])[: round(noise.share * len(wrong))]] = True
+    listed[first] = True
     table = pd.DataFrame(dict(zip(FOUND, columns, strict=True)))
     return table.assign(listed=listed & examined.evidence.disagrees)
 
@@ -279,7 +280,7 @@ def outvoted(shared: pd.DataFrame) -> pd.DataFrame:
     against = against.merge(of_label, on=["image_digest", "product_id"], suffixes=("", "_of_label"))
     against = against.rename(columns={"share": "confidence"})
     against["label_wrong"] = 1 - against.pop("share_of_label")
-    return against.assign(reason=IDENTICAL)
+    return against.assign(label_probability=np.nan, reason=IDENTICAL)
 
 
 def _merged(predicted: pd.DataFrame, shared: pd.DataFrame) -> pd.DataFrame:
@@ -314,8 +315,8 @@ def _described(table: pd.DataFrame, records: Artifact, labels: _Labels) -> pd.Da
         part=part_of.reindex(table["product_id"]).to_numpy(),
         image_digest=table["image_digest"].where(table["image_digest"].notna(), first),
     )
-    order = ["label_wrong", "confidence", "product_id"]
-    return table.sort_values(order, ascending=[False, False, True])[list(SUSPECTS.names)]
+    order = ["label_wrong", "label_probability", "product_id"]  # many are wrong with the estimate 1
+    return table.sort_values(order, ascending=[False, True, True])[list(SUSPECTS.names)]
 
 
 def _rows_of(file: Path, product_id: pa.Array, columns: list[str]) -> pd.DataFrame:
