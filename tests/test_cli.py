@@ -17,11 +17,14 @@ from PIL import Image
 
 from pipeline.beam import run_units as units
 from pipeline.cli import main, shelfmark
+from pipeline.cli_audit import audit
 from pipeline.demo import drawn_catalogue as drawing
 from serving.__main__ import serve
 
-COMMANDS = {f"shelfmark {name}": command for name, command in shelfmark.commands.items()} | {
-    "shelfmark-serve": serve
+COMMANDS = {
+    **{f"shelfmark {name}": command for name, command in shelfmark.commands.items()},
+    **{f"shelfmark audit {name}": command for name, command in audit.commands.items()},
+    "shelfmark-serve": serve,
 }
 
 
