@@ -117,6 +117,22 @@ def normalise(data: bytes, limits: Limits = LIMITS) -> Normalised:
         raise
 
 
+def kind_of(data: bytes) -> str:
+    """Returns the format that the first bytes name: jpeg, png, webp, gif, bmp, tiff, avif; else other.
+
+    >>> kind_of(b"GIF89a"), kind_of(b"")
+    ('gif', 'other')
+    """
+    beginnings = {
+        "jpeg": b"\xff\xd8\xff", "png": b"\x89PNG", "gif": b"GIF8", "bmp": b"BM", "tiff": (b"II*", b"MM\0*"),
+    }  # fmt: skip
+    if data[8:12] == b"WEBP":
+        return "webp"
+    if data[4:11] == b"ftypavi":
+        return "avif"
+    return next((kind for kind, begins in beginnings.items() if data.startswith(begins)), "other")
+
+
 def _normalised(data: bytes, limits: Limits) -> Normalised:
     try:
         return _keep(data, limits) or _transcode(data, limits)
