@@ -134,8 +134,8 @@ def per_category(
     """Counts per true and per predicted category.
 
     Args:
-        truth: (n,) int, 0 to categories - 1.
-        predicted: (n,) int, likewise.
+        truth: (n,) int, 0 to categories - 1; -1 for a category that is none of them.
+        predicted: (n,) int, 0 to categories - 1.
         accepted: (n,) bool, whether the category was accepted without a person.
         categories: number of categories.
     """
@@ -145,7 +145,7 @@ def per_category(
 
     correct = truth == predicted
     return CategoryCounts(
-        products=count(truth),
+        products=count(truth[truth >= 0]),
         right=count(truth[correct]),
         predicted=count(predicted),
         predicted_right=count(predicted[correct]),

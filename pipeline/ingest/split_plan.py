@@ -143,32 +143,39 @@ def require_trainable(products: Products, min_products: int) -> None:
             "readable image; expected photos; records.partial/rejects.parquet lists the reasons; correct the "
             "source"
         )
-    trainable = np.isin(products.split, (TRAIN, VAL, TEST))
-    if trainable.any() and not (products.split == TRAIN).any():
-        raise ShelfmarkError(
-            f"no product to train on: all {np.count_nonzero(trainable):,} are val or test, as the source or "
-            "the release in service says; expected some in train; correct the split"
-        )
-    kept = np.unique(products.category.code[trainable])
-    if len(kept) == 1:
-        raise ShelfmarkError(
-            f"one category, {products.category.values[kept[0]]!r}, is all there is to train on; expected "
-            "at least two, as with one every prediction is correct; check the column category, or the folder"
-        )
-    if not (products.split == TRAIN).any():
+    learnt = learnt_categories(products)
+    dropped = np.count_nonzero(products.split == SPLITS.index(DROPPED))
+    if not learnt and dropped:
         raise ShelfmarkError(
             f"no product to train on: {len(products.split):,} products, "
-            f"{np.count_nonzero(categorized):,} with a category, "
-            f"{int((products.split == SPLITS.index(DROPPED)).sum()):,} of them in categories of under "
+            f"{np.count_nonzero(categorized):,} with a category, in categories of under "
             f"{min_products}; expected larger categories; add products or lower ingest.min_products"
+        )
+    if not learnt:
+        held_out = np.count_nonzero(np.isin(products.split, (VAL, TEST)))
+        raise ShelfmarkError(
+            f"no product to train on: all {held_out:,} are val or test, as the source or the release in "
+            "service says; expected some in train; correct the split"
+        )
+    if len(learnt) == 1:
+        raise ShelfmarkError(
+            f"one category, {min(learnt)!r}, is all there is to train on; expected at least two, as with one "
+            "every prediction is correct; check the column category, or the folder"
         )
 
 
-def untrained_categories(products: Products) -> list[str]:
-    """Categories whose products are all in val and test, by given or kept parts: no head learns them."""
-    category, trained = products.category, products.split == TRAIN
-    codes = np.setdiff1d(category.code[products.split < len(PARTS)], category.code[trained])
-    return sorted(category.values[code] for code in codes.tolist())
+def learnt_categories(products: Products) -> set[str]:
+    """Categories with training products."""
+    return _categories(products, products.split == TRAIN)
+
+
+def unlearnt_categories(products: Products) -> set[str]:
+    """Categories without training products: too small, or in val and test alone by given or kept parts."""
+    return _categories(products, products.split != SPLITS.index(NONE)) - learnt_categories(products)
+
+
+def _categories(products: Products, chosen: np.ndarray) -> set[str]:
+    return {products.category.values[code] for code in np.unique(products.category.code[chosen]).tolist()}
 
 
 def assign_shards(index: Index, products: Products, seed: int, shard_bytes: int) -> tuple[np.ndarray, int]:

@@ -104,7 +104,7 @@ def render(data: ReportData) -> str:
             measured=measured,
             measured_name=next(part.title.lower() for part in parts if part.name == data.metrics.graded_on),
             certificate=certificate,
-            certainty=1 - certificate.delta,
+            certainty=1 - data.rules.delta,
             headline=headline(data),
             products_needed=products_needed(certificate),
             below_promise=measured is not None and below_promise(measured),
