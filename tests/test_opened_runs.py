@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> Run:
 def test_a_run_made_before_is_made_again_from_its_own_settings_without_extracting_anything(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Records count unlearnt categories now, so all that comes after is made again, but for the bottlenecks."""
+    """Records count unlearnt categories now: what comes after is made again, and nothing is extracted."""
     before = {kind: (run.path / kind / "manifest.json").read_bytes() for kind in KINDS}
     shards = sorted((run.workspace / "store").rglob("*.npy"))
     with caplog.at_level(logging.INFO, "shelfmark"):

@@ -36,6 +36,7 @@ def tables(rows):
             [bytes.fromhex(row.get("digest", "00" * 32)) for row in rows], pa.binary(32)
         ),
         "flat": pa.array([row.get("flat", False) for row in rows], pa.bool_()),
+        "weight": pa.array([row.get("weight") for row in rows], pa.float64()),
     }
     whole = pa.table(columns)
     bounds = np.linspace(0, len(rows), UNITS + 1).astype(int)
@@ -138,6 +139,27 @@ def test_plan_is_the_same_whatever_the_order_of_the_rows():
     rows = drawn_rows(1)
     mixed = [rows[place] for place in np.random.default_rng(3).permutation(len(rows))]
     pd.testing.assert_frame_equal(planned(rows), planned(mixed))
+
+
+def test_a_products_weight_is_the_largest_of_its_rows():
+    """In rows of several tables, some of which have no weights, and rows without product."""
+    rows = drawn_rows(4)
+    rng = np.random.default_rng(4)
+    for row in rows[300:]:
+        if rng.random() < 0.3:
+            row["weight"] = float(rng.integers(0, 50))
+    frame = planned(rows).set_index("product_id")
+    largest = {product: np.nan for product in frame.index}
+    for row in rows:
+        if row["product_id"] and "weight" in row:
+            largest[row["product_id"]] = np.fmax(largest[row["product_id"]], row["weight"])
+    assert min(frame["weight"].notna().sum(), frame["weight"].isna().sum()) > 100
+    pd.testing.assert_series_equal(frame["weight"], pd.Series(largest), check_names=False)
+    assert plan_products(index_of(rows), None, 20).table(0, 1).schema.names[-1] == "weight"
+
+
+def test_without_weights_there_is_no_column_for_them():
+    assert list(planned(drawn_rows(5))) == ["product_id", "category", "split", "images", "seller"]
 
 
 def test_the_index_gives_every_row_by_its_numbers():

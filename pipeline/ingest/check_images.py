@@ -43,7 +43,7 @@ CHECKED = pa.schema(
     + [("order_key", pa.int64()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
     + [("image_digest", pa.binary(32)), ("kept", pa.bool_()), ("flat", pa.bool_())]
     + [("width", pa.int32()), ("height", pa.int32()), ("kind", pa.string())]
-    + [("reason", pa.string()), ("detail", pa.string())]
+    + [("reason", pa.string()), ("detail", pa.string()), ("weight", pa.float64())]
 )
 LOCATION = ("file", "offset", "length", "checksum")  # what `read_images` needs
 NO_DIGEST = bytes(32)
@@ -71,6 +71,7 @@ class CheckedRow(NamedTuple):
     kind: str
     reason: str
     detail: str
+    weight: float | None
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,7 @@ def _rows(
             checksum=google_crc32c.value(image.data),  # for the second reading: a fifth of the digest's time
             image_digest=checked.digest, kept=checked.kept, flat=checked.flat,
             width=checked.width, height=checked.height, kind=kind_of(image.data), reason=reason, detail=detail,
+            weight=image.weight,
         )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The plan of an ingest, on arrays alone: the index → products with their parts → the shard of every image.
 
-Products   one a product, sorted by id: category, split, readable images, seller
+Products   one a product, sorted by id: category, split, readable images, seller, weight
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ PRODUCTS = pa.schema(
         ("seller", pa.string()),
     ]
 )
+WEIGHT = pa.field("weight", pa.float64())  # one more column, where a source gives weights
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Products:
     images: np.ndarray  # (p,) int32, readable ones
     seller: Coded
     in_two_categories: int  # products whose rows name several
+    weight: np.ndarray | None = None  # (p,) float64, nan where not given; None: no source gives any
+
+    @property
+    def schema(self) -> pa.Schema:
+        """That of products.parquet."""
+        return PRODUCTS if self.weight is None else PRODUCTS.append(WEIGHT)
 
     def table(self, start: int, stop: int) -> pa.Table:
         """Rows of products.parquet."""
@@ -46,7 +53,9 @@ class Products:
             pa.array(self.images[here]),
             self.seller.only(here).texts(),
         ]
-        return pa.table(columns, schema=PRODUCTS)
+        if self.weight is not None:
+            columns.append(pa.array(self.weight[here], from_pandas=True))  # null for nan
+        return pa.table(columns, schema=self.schema)
 
 
 def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Products:
@@ -57,7 +66,8 @@ def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Pr
         known: product_id and split of the release in service.
         min_products: smallest category that is trained on, unless its parts are given.
 
-    A product whose rows disagree has the most common category (the first in the alphabet among equals).
+    A product whose rows disagree has the most common category (the first in the alphabet among equals), and
+    the largest weight.
     """
     images = np.bincount(index.product[index.good], minlength=len(index.product_id)).astype(np.int32)
     category, mixed = _most_common(index, index.category)
@@ -72,7 +82,7 @@ def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Pr
     coded = [
         Coded(texts.values, code) for texts, code in ((index.category, category), (index.seller, seller))
     ]
-    return Products(index.product_id, coded[0], split, images, coded[1], mixed)
+    return Products(index.product_id, coded[0], split, images, coded[1], mixed, index.weight)
 
 
 def _most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:

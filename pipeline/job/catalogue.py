@@ -152,11 +152,23 @@ class TrueCategories:
 
     def labels(self, categories: np.ndarray) -> np.ndarray:
         """(m,) object, categories for people; one without a place in the tree is its own name."""
-        labels = categories.astype(object)
+        labels = np.array(categories, dtype=object)
         for tree in self.trees:
             index = tree.index(categories)
             labels[index >= 0] = [tree.label(at) for at in index[index >= 0].tolist()]
         return labels
+
+
+def weights_of(records: Artifact) -> pd.Series | None:
+    """Weight (float, from 0 on) by product_id, of the products that have one; None where no source gives any.
+
+    In weighted figures a product without a weight does not count.
+    """
+    file = records.file("products.parquet")
+    if "weight" not in pq.read_schema(file).names:
+        return None
+    products = pd.read_parquet(file, columns=["product_id", "weight"]).dropna()
+    return products.set_index("product_id")["weight"]
 
 
 def sizes_of(trained: Part, category: pd.Series, taxonomy: Taxonomy) -> np.ndarray:

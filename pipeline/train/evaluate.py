@@ -399,6 +399,7 @@ def _write_confusions(
     truth = evaluated.truth.copy()
     truth[~evaluated.learnt] = len(predictor.paths) + code
     wrong = confusions(truth, evaluated.predictions.top[:, 0], CONFUSIONS)
+    others = np.asarray(others, dtype=object)
     categories = np.concatenate([predictor.taxonomy.categories, others])
     names = np.concatenate([predictor.paths, true.labels(others)])
     columns = {
