@@ -7,10 +7,10 @@ wrong. Some products are in categories that the head never learnt: they look lik
 
 from dataclasses import dataclass
 
+import generators as draw
 import numpy as np
 from scipy.special import softmax
 
-import generators as draw
 from models.decisions.confidence import ConfidenceModel, fit_confidence
 from models.decisions.drift.batch import Batch
 from models.decisions.drift.reference import Measured, Reference, make_reference
@@ -35,6 +35,7 @@ class Shop:
     frequency: np.ndarray  # (200,) float
     parent: np.ndarray  # (200,) int
     strength: np.ndarray  # (200,) float
+    twins: float = 0.0  # 0 to 1: how alike the products of two branches each are; 1: they are the same
 
     @property
     def labels(self) -> np.ndarray:
@@ -53,24 +54,33 @@ class Shop:
         """(200,) str."""
         return np.array([f"c{at:03d}" for at in range(CATEGORIES)], dtype=object)
 
+    def _twin(self) -> np.ndarray:
+        """(200,) int, for each category one of the other branch of its pair."""
+        rng, twin = np.random.default_rng(3), np.empty(CATEGORIES, int)
+        for own in range(CATEGORIES):
+            others = np.flatnonzero(self.parent == self.parent[own] ^ 1)
+            twin[own] = rng.choice(others) if len(others) else own
+        return twin
+
     def draw(self, rng: np.random.Generator, products: int, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities (n, 200) float of the categories, and (n,) int labels, -1 of those not learnt."""
         mix = self.frequency if stream.mix is None else stream.mix
         own = rng.choice(CATEGORIES, products, p=mix / mix.sum())
         unlearnt = rng.random(products) < stream.unlearnt
+        seen = np.where(rng.random(products) < self.twins / 2, self._twin()[own], own)
         logits = rng.normal(size=(products, CATEGORIES))
-        logits += 0.8 * (self.parent[own][:, None] == self.parent)
-        raised = self.strength[own] + rng.normal(size=products) - stream.blur - 1.0 * unlearnt
-        logits[np.arange(products), own] += raised
+        logits += 0.8 * (self.parent[seen][:, None] == self.parent)
+        raised = self.strength[seen] + rng.normal(size=products) - stream.blur - 1.0 * unlearnt
+        logits[np.arange(products), seen] += raised
         label = np.where(rng.random(products) < NOISE, rng.integers(0, CATEGORIES, products), own)
         return softmax(logits, axis=1), np.where(unlearnt, -1, label)
 
 
-def drawn_shop(seed: int) -> Shop:
+def drawn_shop(seed: int, twins: float = 0.0) -> Shop:
     """A shop; another seed is another one."""
     rng = np.random.default_rng([seed, 1])
     frequency = rng.permutation(1 / (np.arange(CATEGORIES) + 1.0))
-    return Shop(frequency, rng.integers(0, PARENTS, CATEGORIES), rng.normal(4, 1.8, CATEGORIES))
+    return Shop(frequency, rng.integers(0, PARENTS, CATEGORIES), rng.normal(4, 1.8, CATEGORIES), twins)
 
 
 @dataclass(frozen=True)
@@ -93,9 +103,7 @@ class Release:
             [names.index(name) if name in names else len(names) - 1 for name in self.shop.categories]
         )
         predicted = measured.predicted
-        return Batch.count(
-            self.reference, branch_of[predicted], position[predicted], measured.confidence
-        )
+        return Batch.count(self.reference, branch_of[predicted], position[predicted], measured.confidence)
 
     def accepted_precision(self, measured: Measured) -> float:
         """The truth: share right of the accepted."""
@@ -111,9 +119,11 @@ def _measured(
     return Measured(probability.argmax(axis=1), truth, model.confidence(evidence))
 
 
-def drawn_release(seed: int, validation: int = 3_000, test: int = 3_000) -> Release:
-    """A release that was fitted, certified (at 0.85) and measured on fresh products of its shop."""
-    shop, rng = drawn_shop(seed), np.random.default_rng([seed, 2])
+def drawn_release(
+    seed: int, validation: int = 3_000, test: int = 3_000, twins: float = 0.0, target: float = 0.85
+) -> Release:
+    """A release that was fitted, certified and measured on fresh products of its shop."""
+    shop, rng = drawn_shop(seed, twins), np.random.default_rng([seed, 2])
     probability, truth = shop.draw(rng, validation // 3, Stream())
     evidence = draw.evidence_of(probability, np.ones(len(truth), int), shop.parent, shop.sizes)
     model = fit_confidence(evidence, probability.argmax(axis=1) == truth)
@@ -122,11 +132,11 @@ def drawn_release(seed: int, validation: int = 3_000, test: int = 3_000) -> Rele
     )
     certificate = certify(
         draw.outcomes(fit.confidence, fit.correct, "fit"), draw.outcomes(cert.confidence, cert.correct),
-        target=0.85, delta=0.1, grid=1000,
+        target=target, delta=0.1, grid=1000,
     )  # fmt: skip
     measured = _measured(shop, model, rng, test, Stream())
     reference = make_reference(
         measured, shop.labels, shop.categories, shop.sizes,
-        target=0.85, threshold=certificate.threshold,
+        target=target, threshold=certificate.threshold,
     )  # fmt: skip
     return Release(shop, model, reference)

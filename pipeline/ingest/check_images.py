@@ -243,8 +243,8 @@ def _rows(
             length=len(image.data),
             checksum=google_crc32c.value(image.data),  # for the second reading: a fifth of the digest's time
             image_digest=checked.digest, kept=checked.kept, flat=checked.flat,
-            width=checked.width, height=checked.height, kind=kind_of(image.data), reason=reason, detail=detail,
-            weight=image.weight,
+            width=checked.width, height=checked.height, kind=kind_of(image.data),
+            reason=reason, detail=detail, weight=image.weight,
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@
 
 `images` counts products by their readable images, `size` by the side of a square of as many pixels (SIDES);
 `placeholder` is the count of products whose first photo is a placeholder, then of the others. Only the first
-photo of a product counts: photos of one product are alike, and would pretend to be more evidence than they are.
+photo of a product counts: the photos of one product are alike, and together no more evidence than one.
 """
 
 from collections import Counter

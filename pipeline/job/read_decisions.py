@@ -50,22 +50,27 @@ def decision_tables(
         with file.open("rb") as opened:
             for table in found[0](cast(IO[bytes], opened), wanted):
                 yield _complete(table, columns, optional, file)
-    except (pa.ArrowException, gzip.BadGzipFile, EOFError, UnicodeDecodeError, ValueError, AttributeError) as error:
+    except (
+        pa.ArrowException,
+        gzip.BadGzipFile,
+        EOFError,
+        UnicodeDecodeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         problem = " ".join(str(error).split())[:200]
         raise ShelfmarkError(
-            f"{file}: cannot be read: {problem}; expected decisions of `shelfmark categorize`; categorize again"
+            f"{file}: cannot be read: {problem}; expected decisions; categorize again"
         ) from error
 
 
-def _complete(
-    table: pa.Table, columns: Sequence[str], optional: Sequence[str], file: AnyPath
-) -> pa.Table:
+def _complete(table: pa.Table, columns: Sequence[str], optional: Sequence[str], file: AnyPath) -> pa.Table:
     """The columns in their order and types; null for optional ones that are missing."""
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise ShelfmarkError(
-            f"{file}: lacks the columns {', '.join(missing)}; expected those of decisions; give the file that "
-            "`shelfmark categorize` wrote"
+            f"{file}: lacks the columns {', '.join(missing)}; expected those of decisions; give the file "
+            "that `shelfmark categorize` wrote"
         )
     return pa.table(
         {

@@ -2,7 +2,7 @@
 
     WORKSPACE/monitor/<release>/history.jsonl   a line for each file of decisions or of audits, in order
 
-A file that was monitored before, by its digest, replaces its own line: the same command twice changes nothing.
+A file that was monitored before (the same digest) replaces its own line: a command repeated changes nothing.
 """
 
 import json
@@ -31,7 +31,7 @@ def read_history(file: AnyPath) -> list[Entry]:
             entries.append(entry | {"kind": entry["kind"], "digest": entry["digest"]})
         except (ValueError, KeyError, TypeError) as error:
             raise ShelfmarkError(
-                f"{file}: line {number} cannot be read; expected what `shelfmark monitor` wrote; remove the line"
+                f"{file}: line {number} cannot be read; expected a line of `shelfmark monitor`; remove it"
             ) from error
     return entries
 

@@ -13,8 +13,6 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, write_whole
 from models.decisions.drift.batch import (
@@ -44,7 +42,7 @@ from pipeline.monitor.history import (
     write_history,
 )
 from pipeline.monitor.read_batch import ReadAudits, ReadBatch, read_audits, read_batch, release_of
-from pipeline.monitor.reference_files import ReleaseReference, read_release
+from pipeline.monitor.reference_files import read_release
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,17 +138,17 @@ def _release_of(workspace: AnyPath, decisions: list[AnyPath]) -> str:
         )
     if not (workspace / "releases" / name).is_dir():
         raise ShelfmarkError(
-            f"{decisions[0]}: decided by release {name}, which this workspace does not have; expected decisions "
-            f"of {current}, which is in service; check --workspace, or categorize again"
+            f"{decisions[0]}: decided by release {name}, which this workspace does not have; expected "
+            f"decisions of {current}, which is in service; check --workspace, or categorize again"
         )
     return name
 
 
 def _monitored(read: ReadBatch, reference: Reference, settings: MonitorSettings) -> MonitoredBatch:
-    level = settings.false_alarms / settings.batches_per_year
     estimates = estimate(reference, read.batch)
     effect = effect_of(reference, read.batch, estimates)
-    changes = compare(reference, read.batch, limits_of(reference, read.batch, level))
+    limits = limits_of(reference, read.batch, settings.false_alarms, settings.batches_per_year)
+    changes = compare(reference, read.batch, limits)
     alarm = is_alarm(changes, effect, precision=settings.precision, acceptance=settings.acceptance)
     return MonitoredBatch(read, estimates, effect, changes, alarm)
 
@@ -232,9 +230,7 @@ def effect_text(batch: MonitoredBatch) -> str:
     effect = batch.effect
     parts = [f"acceptance rate {effect.acceptance_before:.1%} → {effect.acceptance_after:.1%}"]
     if effect.precision_before is not None and effect.precision_after is not None:
-        parts.append(
-            f"estimated precision {effect.precision_before:.1%} → {effect.precision_after:.1%}"
-        )
+        parts.append(f"estimated precision {effect.precision_before:.1%} → {effect.precision_after:.1%}")
     return ", ".join(parts)
 
 

@@ -31,7 +31,10 @@ NAMES = {
     "size": ("Size of the photos", "pixels a side; the difference is of the whole distribution"),
     "kind": ("Format of the photos", "share of the products that moved to another format"),
     "placeholder": ("Placeholder photos", "share of the products whose first photo is one"),
-    "distance": ("Distance from the training photos", "0 is the same; the difference is of the whole distribution"),
+    "distance": (
+        "Distance from the training photos",
+        "0 is the same; the difference is of the whole distribution",
+    ),
 }
 PLAIN = ("images", "size", "distance")  # their values are no shares
 ESTIMATES = {
@@ -110,7 +113,9 @@ def headline(found: "Monitoring") -> str:
     """The first sentence: what happened."""
     alarms = [batch for batch in found.batches if batch.alarm]
     if found.audit_alarm:
-        return f"Checked decisions show: the accepted ones are less precise than {found.reference.target:.0%}."
+        return (
+            f"Checked decisions show: the accepted ones are less precise than {found.reference.target:.0%}."
+        )
     if alarms:
         names = ", ".join(batch.read.name for batch in alarms)
         return f"{names}: the products differ from those that the release was measured on, and it matters."
@@ -139,7 +144,8 @@ def _row(name: str, change: "Change | None") -> Row:
     before, after = (_value(name, value) for value in (change.before, change.after))
     return Row(
         title, what, before, after, percent(change.difference), percent(change.limit),
-        min(change.difference / change.limit if change.limit else 2.0, 2.0), change.significant, measured=True,
+        min(change.difference / change.limit if change.limit else 2.0, 2.0),
+        change.significant, measured=True,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Reading what is monitored: the decisions of a batch, and decisions that people have checked.
 
-    decisions (a table at a time) ──► counts of each table ──► Batch
-    audits.csv                     product_id, correct (yes/no, true/false, 1/0; empty: not checked yet)
+decisions (a table at a time) ──► counts of each table ──► Batch
+audits.csv                     product_id, correct (yes/no, true/false, 1/0; empty: not checked yet)
 """
 
 from collections.abc import Iterator
@@ -105,7 +105,9 @@ def _require_own(
     file: AnyPath, readable: pa.Table, category: np.ndarray, confidence: np.ndarray, release: ReleaseReference
 ) -> None:
     """Raises a ShelfmarkError where categories or thresholds are not the release's."""
-    advice = f"expected decisions of {release.name}; categorize again with it, or monitor those of another file"
+    advice = (
+        f"expected decisions of {release.name}; categorize again with it, or monitor those of another file"
+    )
     if (category < 0).any():
         unknown = readable["category"][int(np.flatnonzero(category < 0)[0])].as_py()
         raise ShelfmarkError(f"{file}: category {unknown!r} is not one of release {release.name}; {advice}")
@@ -116,7 +118,8 @@ def _require_own(
         least = "accepts nothing" if threshold is None else f"accepts from confidence {threshold:.6g} on"
         one = readable["product_id"][int(np.flatnonzero(differs)[0])].as_py()
         raise ShelfmarkError(
-            f"{file}: product {one!r} was decided by another threshold; release {release.name} {least}; {advice}"
+            f"{file}: product {one!r} was decided by another threshold; release {release.name} {least}; "
+            f"{advice}"
         )
 
 
@@ -156,7 +159,9 @@ def read_audits(file: AnyPath, batches: list[ReadBatch]) -> ReadAudits:
         ShelfmarkError: the file cannot be read, lacks a column, or has a product twice, one that is not among
             the accepted ones, or a result that is neither yes nor no.
     """
-    expected = "expected product_id and correct (yes or no); give the file of `shelfmark audit draw`, filled in"
+    expected = (
+        "expected product_id and correct (yes or no); give the file of `shelfmark audit draw`, filled in"
+    )
     try:
         table = pd.read_csv(local(file), dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
@@ -176,9 +181,9 @@ def read_audits(file: AnyPath, batches: list[ReadBatch]) -> ReadAudits:
     if not known.all():
         one = table["product_id"][~known].iloc[0]
         raise ShelfmarkError(
-            f"{file}: {int((~known).sum()):,} products, for example {one!r}, are not among the accepted ones; "
-            "expected a sample of the accepted decisions of --decisions; give the decisions that it was drawn "
-            "from"
+            f"{file}: {int((~known).sum()):,} products, for example {one!r}, are not among the accepted "
+            "ones; expected a sample of the accepted decisions of --decisions; give those that it was "
+            "drawn from"
         )
     errors = int((~text[checked].map(CORRECT).astype(bool)).sum())
     return ReadAudits(

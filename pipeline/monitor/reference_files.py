@@ -1,7 +1,7 @@
 """The files of a bundle that `shelfmark monitor` needs, written by `pack`.
 
-    reference.json   histograms of the measured products: models/decisions/drift/reference.py
-    centroids.npy    (k, d) float16, of the training photos: models/decisions/drift/distances.py
+reference.json   histograms of the measured products: models/decisions/drift/reference.py
+centroids.npy    (k, d) float16, of the training photos: models/decisions/drift/distances.py
 """
 
 import json
@@ -124,7 +124,10 @@ def read_release(releases: AnyPath, name: str) -> ReleaseReference:
             "histograms of its measured products; run `shelfmark retrain` to release a new bundle"
         )
     return ReleaseReference(
-        name, bundle.digest, read_reference(bundle.file(REFERENCE), bundle), read_taxonomy(bundle.file("taxonomy.csv"))
+        name,
+        bundle.digest,
+        read_reference(bundle.file(REFERENCE), bundle),
+        read_taxonomy(bundle.file("taxonomy.csv")),
     )
 
 
@@ -136,13 +139,13 @@ def read_reference(file: Path, bundle: Artifact) -> Reference:
     """
     if file_digest(file) != bundle.files[REFERENCE]["sha256"]:
         raise ShelfmarkError(
-            f"{file}: damaged; expected the digest that the manifest gives; put another release into service, "
-            "or train again"
+            f"{file}: damaged; expected the digest that the manifest gives; put another release into "
+            "service, or train again"
         )
     try:
         return Reference.from_dict(json.loads(file.read_bytes()))
     except ValueError as error:
         raise ShelfmarkError(
-            f"{file}: cannot be read ({str(error).splitlines()[0]}); expected a reference of this version; run "
-            "`shelfmark retrain` to release a new bundle"
+            f"{file}: cannot be read ({str(error).splitlines()[0]}); expected a reference of this version; "
+            "run `shelfmark retrain` to release a new bundle"
         ) from error

@@ -1,8 +1,8 @@
 """A batch: the same counts as those of the reference, of products without labels.
 
-    batch counts + reference ──► estimates of the accepted precision: `estimate`
-                             ──► changes, each with its limit:         `compare`
-                             ──► alarm, or none:                       `judge`
+batch counts + reference ──► estimates of the accepted precision: `estimate`
+                         ──► changes, each with its limit:         `compare`
+                         ──► alarm, or none:                       `judge`
 """
 
 from collections.abc import Iterable, Mapping
@@ -97,7 +97,7 @@ class Estimates:
 
     @property
     def lowest(self) -> float | None:
-        """The lowest of the estimates that an alarm counts: by difference of confidences, and by label shift."""
+        """The lower of the two estimates that an alarm counts: `difference` and `label_shift`."""
         counted = [value for value in (self.difference, self.label_shift) if value is not None]
         return min(counted, default=None)
 
@@ -106,7 +106,7 @@ def estimate(reference: Reference, batch: Batch) -> Estimates:
     """Estimates how precise the accepted decisions of a batch are.
 
     - mean_confidence: mean confidence of the accepted. Right where confidences are calibrated for this batch.
-    - difference (DoC, Guillory et al. 2021): the reference's precision, plus the change of the mean confidence.
+    - difference (DoC, Guillory et al. 2021): the reference's precision, plus the change of that mean.
     - label_shift: the mix of true branches by EM (Saerens et al. 2002); then, in each branch, the share right
       of the accepted under that mix.
     - above_threshold (ATC, Garg et al. 2022): share of the accepted above the confidence above which, in the
@@ -116,7 +116,9 @@ def estimate(reference: Reference, batch: Batch) -> Estimates:
     accepted = batch.cells[:, first:].sum(axis=1)
     count, precision, before = int(accepted.sum()), reference.precision, reference.mean_confidence
     if count < LEAST_ACCEPTED or precision is None or before is None:
-        return Estimates(None, None, None, None, f"{count} products accepted; expected {LEAST_ACCEPTED}", None)
+        return Estimates(
+            None, None, None, None, f"{count} products accepted; expected {LEAST_ACCEPTED}", None
+        )
     mean = batch.confidence_sum / count
     shifted, mix, refused = _label_shift(reference, batch, accepted)
     return Estimates(
@@ -137,14 +139,19 @@ def _label_shift(
         reason = f"condition number {reference.condition:.3g}, above {MAX_CONDITION:g}"
         return None, None, f"the branches cannot be told apart ({reason})"
     present = reference.classes > 0
-    confusion, right = reference.confusion[:, :, present], reference.right[present, reference.first_accepted :]
+    confusion, right = (
+        reference.confusion[:, :, present],
+        reference.right[present, reference.first_accepted :],
+    )
     cells = np.stack([batch.cells.sum(axis=1) - accepted, accepted], axis=1).reshape(-1)
     prior = reference.classes[present] / reference.products
     mix = mix_by_em(posterior_of(confusion.reshape(len(cells), -1)), prior, cells)
     weight = mix / prior
     share = np.full(len(accepted), reference.precision)  # right of the accepted, by branch of the prediction
     there = confusion[present, 1] @ weight  # accepted of each branch under the mix
-    share[present] = np.where(there > 0, right.sum(axis=1) * weight / np.maximum(there, 1e-12), share[present])
+    share[present] = np.where(
+        there > 0, right.sum(axis=1) * weight / np.maximum(there, 1e-12), share[present]
+    )
     whole = np.zeros(len(present))
     whole[present] = mix
     return float(share @ accepted / accepted.sum()), tuple(whole.tolist()), None
@@ -189,7 +196,7 @@ def watched_numbers(reference: Reference) -> dict[str, Watched]:
     for name, histogram in reference.images.items():
         difference = moved_along if histogram.names is None else moved_share
         numbers[name] = Watched(name, histogram.counts, difference)
-    return numbers
+    return {name: number for name, number in numbers.items() if number.reference.sum()}
 
 
 def _two(some: int, all_of_them: int) -> np.ndarray:
@@ -212,18 +219,21 @@ def _counts_of(reference: Reference, batch: Batch) -> dict[str, np.ndarray]:
 Limits = dict[str, float]
 
 
-def limits_of(reference: Reference, batch: Batch, level: float) -> Limits:
+def limits_of(reference: Reference, batch: Batch, false_alarms: float, batches: int) -> Limits:
     """The limit of every watched number that the batch has, at the batch's own size.
 
     Args:
         reference: of the release.
         batch: of it only the numbers of products are used.
-        level: probability that a batch without change exceeds any of the limits, divided evenly (Bonferroni).
+        false_alarms: probability that a year without change exceeds any of the limits; likewise, that the
+            reference is so unlucky that this does not hold. Both are divided evenly over the watched numbers,
+            the first one over the batches, too (Bonferroni).
+        batches: in a year.
     """
-    counts = _counts_of(reference, batch)
-    numbers = watched_numbers(reference)
+    counts, numbers = _counts_of(reference, batch), watched_numbers(reference)
+    level = false_alarms / len(numbers)
     return {
-        name: limit_of(number, int(counts[name].sum()), level / len(numbers))
+        name: limit_of(number, int(counts[name].sum()), level, level / batches)
         for name, number in numbers.items()
         if name in counts and counts[name].sum()
     }

@@ -3,7 +3,7 @@
     training bottlenecks ──► a few hundred centroids (spherical k-means) ──► kept in the bundle
     a product's first photo ──► 1 - cosine to the nearest centroid
 
-A new kind of photo (blurred, drawn, of something else) is far from all centroids, whatever the head says of it.
+A new kind of photo (blurred, drawn, of something else) is far from all centroids, whatever the head says.
 """
 
 import numpy as np

@@ -5,7 +5,7 @@
     alarm       evidence >= 1,000
 
 While the precision is at least 1 - α, the evidence is expected to fall, so it may be read every week for
-years (Shafer 2021; Ramdas et al. 2023). A test at 5 %, repeated weekly, would have given a false alarm in nine
+years (Shafer 2021; Ramdas et al. 2023). A test at 5 %, repeated weekly, would give a false alarm in nine
 years of ten.
 """
 

@@ -6,10 +6,10 @@
       ──► confusion (B, 2, B)    by branch of the prediction, accepted or not, and true branch
       ──► categories, images     histograms
 
-A branch is a node of one level of the tree, the deepest at which the branches are large enough and can be told
-apart. Products of categories that the head never learnt count as wrong in the branch that they are taken for.
-Taken as a branch of their own, they look like a mixture of all others: in simulations the condition number
-(label_shift.py) was then 11 to 44 instead of 1 to 3, and estimates were off by 40 points.
+A branch is a node of one level of the tree, the deepest at which the branches are large enough and can be
+told apart. Products of categories that the head never learnt count as wrong in the branch that they are taken
+for. As a branch of their own they look like a mixture of all others, and in simulations estimates of the
+precision were then off by up to 40 points.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,18 @@ from pydantic import PlainValidator, TypeAdapter
 
 from models.decisions.drift.label_shift import condition_of
 
-# Measured products expected in a branch or category by itself, from its training products; smaller ones are counted
-# together. By their measured products themselves, those with many by chance would be chosen: in a simulation of
-# 20,000 products a week, one reference had the mix of categories beyond its limit in 82 % of the weeks, not in 16 %.
+# Measured products expected in a branch or category by itself, from its training products; smaller ones are
+# counted together. By their measured products themselves, those with many by chance would be chosen: with
+# 20,000 products a week, one drawn reference had the mix of categories beyond a limit of 5 % in 82 % of the
+# weeks, not 16.
 LEAST = 20
 MOST_BRANCHES, MOST_CATEGORIES = 50, 200
 ENOUGH = 0.8  # share of the measured products in large branches that a level needs
+TINY = 10  # measured products; a branch with fewer, such as OTHERS, decides nothing about the others
 BINS = 40  # of confidence
 OTHERS = "all others"
-# Above this condition number the mix is not estimated. Simulated with 1,500 to 6,000 measured products, see
-# docs/experiments/drift.md.
+# Above this condition number the mix is not estimated. On drawn shops with pairs of branches that are more
+# and more alike, the mix is then wrong by 10 to 12 % of the products, not 5 to 7: docs/experiments/drift.md.
 MAX_CONDITION = 10.0
 
 
@@ -104,7 +106,7 @@ class Reference:
     def first_accepted(self) -> int:
         """The first bin of accepted products; K where nothing is accepted."""
         if self.threshold is None:
-            return self.cells.shape[1]
+            return len(self.edges) + 1
         return int(np.searchsorted(self.edges, self.threshold, side="right"))
 
     @property
@@ -120,7 +122,9 @@ class Reference:
     @property
     def mean_confidence(self) -> float | None:
         """Mean confidence of the accepted measured products."""
-        return float(self.confidence_sum[self.first_accepted :].sum() / self.accepted) if self.accepted else None
+        return (
+            float(self.confidence_sum[self.first_accepted :].sum() / self.accepted) if self.accepted else None
+        )
 
     @property
     def bin_means(self) -> np.ndarray:
@@ -136,9 +140,8 @@ class Reference:
 
     @property
     def condition(self) -> float:
-        """Condition number of the confusion, of classes with products: see `condition_of`."""
-        cells = self.confusion.reshape(-1, self.confusion.shape[2])
-        return condition_of(cells[:, self.classes > 0])
+        """Condition number of the confusion, see `condition_of`, of the branches that are not tiny."""
+        return _condition(self.confusion)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what reference.json holds: the fields, arrays as lists."""
@@ -242,9 +245,7 @@ def _branches(
         if level > 1 and (len(large) > MOST_BRANCHES or products[large].sum() < ENOUGH * products.sum()):
             continue
         confusion = _confusion(measured, _branch_of(labels[level - 1], branches), accepted, len(branches))
-        counted = confusion.sum(axis=(0, 1)) > 0
-        cells = confusion.reshape(-1, len(branches))[:, counted]
-        if level == 1 or condition_of(cells) <= MAX_CONDITION:
+        if level == 1 or _condition(confusion) <= MAX_CONDITION:
             return level, branches
     raise ValueError("labels of no level; expected at least one")
 
@@ -261,6 +262,11 @@ def _confusion(measured: Measured, branch_of: np.ndarray, accepted: np.ndarray, 
     confusion = np.zeros((branches, 2, branches), np.int64)
     np.add.at(confusion, (predicted, accepted.astype(int), true), 1)
     return confusion
+
+
+def _condition(confusion: np.ndarray) -> float:
+    cells = confusion.reshape(-1, confusion.shape[2])
+    return condition_of(cells[:, cells.sum(axis=0) >= TINY])
 
 
 def _atc(confidence: np.ndarray, correct: np.ndarray) -> float | None:
