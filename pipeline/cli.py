@@ -415,7 +415,7 @@ def monitor(
 
     \b
     Example:
-      shelfmark monitor --workspace shop --decisions decisions.parquet --audits checked.csv
+      shelfmark monitor --workspace shop --decisions decisions.parquet
     """
     from pipeline.job.load_config import load_config
     from pipeline.monitor.monitor import alarm_line, monitor

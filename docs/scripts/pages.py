@@ -35,6 +35,7 @@ REMADE = {  # section → what a changed setting remakes
     "train": "the head and all that follows",
     "calibration": "the thresholds and all that follows",
     "compare": "rows of the comparison",
+    "monitor": "nothing: it is of no run",
 }
 MARKS = {"speed": "a change remakes nothing", "calibrate": "a change remakes the thresholds and what follows"}
 
