@@ -62,12 +62,17 @@ def main() -> None:
     }
     for rows in figures.values():
         print(table(list(rows[0]), [[_text(value) for value in row.values()] for row in rows]), end="\n\n")
-    result = {"conditions": conditions("numpy", "scipy") | {"shops": shops}, "figures": figures}
+    rounded = {name: [_rounded(row) for row in rows] for name, rows in figures.items()}
+    result = {"conditions": conditions("numpy", "scipy") | {"shops": shops}, "figures": rounded}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _text(value: object) -> str:
     return "–" if value is None else f"{value:,.3f}" if isinstance(value, float) else str(value)
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
 
 # 1. Estimates

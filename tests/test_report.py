@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from features.errors import ShelfmarkError
+from models.decisions.boosting import Boosting, Tree
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
 from pipeline.report.data import load
@@ -285,6 +286,22 @@ def test_confidence_without_a_model_says_why(run: Path) -> None:
     plain = ConfidenceModel("probability", 12, "12 products in FIT")
     change(run, "thresholds/thresholds.json", confidence=plain.to_dict())
     assert "There were too few products to fit a model: 12 products in FIT." in read(run).text
+
+
+def test_boosting_shows_the_importances_of_its_evidence(run: Path) -> None:
+    tree = Tree((0, -1, -1), (0.5, 0, 0), (1, 0, 0), (2, 0, 0), (0, -1.0, 1.0))
+    boosting = Boosting(("logit_p1", "logistic"), 0.1, (tree,), {"logit_p1": 0.125, "logistic": 0.875})
+    model = ConfidenceModel("boosting", 6000, coefficient={"logit_p1": 1.31}, boosting=boosting)
+    change(run, "thresholds/thresholds.json", confidence=model.to_dict())
+    text = read(run).text
+    assert re.search(r"what the logistic model says\s*logistic 87\.5 % .*logit_p1 12\.5 %", text)
+    assert re.search(r"logit_p1 \+1\.31", text)
+
+
+def test_boosting_on_too_few_products_says_so(run: Path) -> None:
+    model = ConfidenceModel("logistic", 600, "600 products in FIT", coefficient={"logit_p1": 1.31})
+    change(run, "thresholds/thresholds.json", confidence=model.to_dict())
+    assert "There were too few products for boosting: 600 products in FIT." in read(run).text
 
 
 def test_settings_have_no_paths_of_this_machine(run: Path) -> None:

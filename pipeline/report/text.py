@@ -37,8 +37,11 @@ EVIDENCE = {  # terms of models/decisions/confidence.py
     "log_p1_over_p2": "its lead over the second category",
     "entropy": "spread of the probability over all categories",
     "logit_parent_mass": "probability of the whole branch around the category",
+    "max_logit_pnorm": "how far the category stands out from all others",
     "log_category_size": "training products of the category",
     "log_images": "photos of the product",
+    "logistic": "what the logistic model says",
+    "category_effect": "how often decisions for the category were correct",
 }
 
 
@@ -264,6 +267,13 @@ def best_epoch(history: pd.DataFrame) -> BestEpoch | None:
 def coefficients(confidence: ConfidenceModel) -> list[tuple[str, str, float]]:
     """Name, meaning and coefficient of each term, the largest coefficient first."""
     ordered = sorted(confidence.coefficient.items(), key=lambda item: (-abs(item[1]), item[0]))
+    return [(name, EVIDENCE.get(name, ""), value) for name, value in ordered]
+
+
+def importances(confidence: ConfidenceModel) -> list[tuple[str, str, float]]:
+    """Name, meaning and importance (0 to 1) of each term of the trees, the largest first."""
+    importance = confidence.boosting.importance if confidence.boosting else {}
+    ordered = sorted(importance.items(), key=lambda item: (-item[1], item[0]))
     return [(name, EVIDENCE.get(name, ""), value) for name, value in ordered]
 
 

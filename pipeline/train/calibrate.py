@@ -2,7 +2,8 @@
 
     thresholds/  thresholds.json  manifest.json
 
-FIT gives aggregation, temperature, confidence models and grids; CERT certifies and nothing else
+FIT gives aggregation, temperature, confidence models and, by out-of-fold confidences, grids and starts of the
+chains; CERT certifies and nothing else
 (models/decisions/thresholds.py, levels.py). Both hold products of categories that the head never learnt, as
 the products to come do: wrong at the category, and correct above it where their branch is in the tree.
 """
@@ -21,13 +22,14 @@ from models.decisions.categorizer import DecisionRules, LevelRule, Predictor
 from models.decisions.confidence import (
     AGGREGATIONS,
     ConfidenceModel,
+    Kind,
     accuracy_and_log_loss,
     fit_confidence,
     fit_temperature,
 )
 from models.decisions.levels import LevelOutcomes, certify_levels
+from models.decisions.out_of_fold import out_of_fold
 from models.decisions.predictions import Predictions, product_bounds
-from models.decisions.thresholds import Outcomes, certify
 from models.heads.architectures import SET, set_logits
 from models.rows import Rows
 from models.taxonomy import Taxonomy
@@ -37,9 +39,9 @@ from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, ThresholdsSummary
+from pipeline.train.planning import departments, ladder, restriction
 
 VERSION = 5
-LADDER = (0.8, 0.85, 0.9, 0.93, 0.95, 0.97)  # targets beside the wanted one, for planning
 MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
 
 
@@ -115,21 +117,24 @@ def decision_rules(
     fit_predictions, cert_predictions = (
         predictor.predict(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
     )
-    models = [
-        _confidence_model(predictor, fit_predictions, fit.nodes, level)
+    fitted = [
+        _confidence_model(predictor, fit_predictions, fit, level, settings.model)
         for level in range(1, taxonomy.levels + 1)
     ]
+    models = [model for model, _ in fitted]
+    of_cert_levels = [
+        model.confidence(predictor.evidence(cert_predictions, level))
+        for level, model in enumerate(models, start=1)
+    ]
     outcomes = [
-        _level_outcomes(side, predictions, models, predictor)
-        for side, predictions in ((fit, fit_predictions), (cert, cert_predictions))
+        _level_outcomes(fit, fit_predictions, [left_out for _, left_out in fitted], taxonomy),
+        _level_outcomes(cert, cert_predictions, of_cert_levels, taxonomy),
     ]
     certificates = certify_levels(
         *outcomes, target=settings.precision, delta=settings.delta, grid=settings.grid
     )
-    leaf = [
-        Outcomes(one.product_id, one.group, one.confidence[:, -1], one.correct[:, -1]) for one in outcomes
-    ]
-    targets = sorted({*LADDER, settings.precision})
+    of_fit, of_cert = (one.leaf() for one in outcomes)
+    fit_category, cert_category = fit_predictions.top[:, 0], cert_predictions.top[:, 0]
     return DecisionRules(
         model=predictor.model,
         labels=predictor.labels,
@@ -145,9 +150,9 @@ def decision_rules(
             for level, (model, certificate) in enumerate(zip(models, certificates, strict=True), start=1)
             if level < taxonomy.levels
         },
-        ladder=tuple(
-            certify(*leaf, target=target, delta=settings.delta, grid=settings.grid) for target in targets
-        ),
+        ladder=ladder(of_fit, of_cert, certificates[-1].delta, settings),
+        departments=departments(of_cert, cert_category, taxonomy, certificates[-1].threshold, settings),
+        restriction=restriction(of_fit, of_cert, fit_category, cert_category, taxonomy, settings),
     )
 
 
@@ -231,25 +236,28 @@ def _candidates(aggregation: str, images: np.ndarray, predictor: Predictor) -> l
 
 
 def _confidence_model(
-    predictor: Predictor, predictions: Predictions, nodes: np.ndarray, level: int
-) -> ConfidenceModel:
-    """The confidence in the nodes of a level, fitted on the products of FIT that it is open to."""
+    predictor: Predictor, predictions: Predictions, fit: _Products, level: int, kind: Kind
+) -> tuple[ConfidenceModel, np.ndarray]:
+    """The confidence in the nodes of a level, fitted on the products of FIT that it is open to.
+
+    Returns:
+        The model, and (n,) float, the confidence of each product of FIT, out of fold where it was fitted on it.
+    """
     taxonomy = predictor.taxonomy
-    if level < taxonomy.levels:
-        deeper = taxonomy.depth[predictions.top[:, 0]] > level
-        predictions, nodes = predictions.only(deeper), nodes[deeper]
-    correct = taxonomy.nodes[level - 1][predictions.top[:, 0]] == nodes[:, level - 1]
-    return fit_confidence(predictor.evidence(predictions, level), correct)
+    category = predictions.top[:, 0]
+    is_open = (taxonomy.depth[category] > level) | (level == taxonomy.levels)
+    correct = taxonomy.nodes[level - 1][category] == fit.nodes[:, level - 1]
+    evidence = predictor.evidence(predictions.only(is_open), level)
+    model = fit_confidence(evidence, correct[is_open], kind)
+    confidence = model.confidence(predictor.evidence(predictions, level))
+    confidence[is_open] = out_of_fold(evidence, correct[is_open], fit.group[is_open], model, kind)
+    return model, confidence
 
 
 def _level_outcomes(
-    side: _Products, predictions: Predictions, models: list[ConfidenceModel], predictor: Predictor
+    side: _Products, predictions: Predictions, confidence: list[np.ndarray], taxonomy: Taxonomy
 ) -> LevelOutcomes:
-    taxonomy, most_likely = predictor.taxonomy, predictions.top[:, 0]
-    confidence = [
-        model.confidence(predictor.evidence(predictions, level))
-        for level, model in enumerate(models, start=1)
-    ]
+    most_likely = predictions.top[:, 0]
     return LevelOutcomes(
         product_id=side.product_id,
         group=side.group,

@@ -36,7 +36,7 @@ def evidence_of(weeks: list[Audited], target: float) -> list[float]:
 
     >>> weeks = [Audited(100, 10), Audited(100, 20), Audited(100, 20)]
     >>> [round(value, 1) for value in evidence_of(weeks, 0.9)]
-    [1.0, 49.1, 11259.6]
+    [1.0, 26.6, 1564.0]
     """
     alpha = 1 - target
     bets, log, evidence = BETS / alpha, np.zeros(len(BETS)), []
