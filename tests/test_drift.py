@@ -1,4 +1,4 @@
-"""Drift, on arrays: the mix by EM, limits, estimates, alarms and the e-process, on streams with known truth."""
+"""Drift, on arrays: the mix by EM, limits, estimates, alarms, the e-process; on streams with known truth."""
 
 import json
 from pathlib import Path
@@ -218,8 +218,15 @@ def test_without_change_the_estimates_are_near_the_truth(release):
 def test_on_the_measured_products_themselves_the_estimates_are_the_measured_precision():
     release = drawn_release(3, test=2_000)
     reference = release.reference
-    itself = Batch(0, reference.cells, float(reference.confidence_sum[reference.first_accepted :].sum()),
-                   int(reference.right[:, reference.first_accepted :].sum()), reference.categories.counts, {})  # fmt: skip
+    accepted = slice(reference.first_accepted, None)
+    itself = Batch(
+        unreadable=0,
+        cells=reference.cells,
+        confidence_sum=float(reference.confidence_sum[accepted].sum()),
+        above_atc=int(reference.right[:, accepted].sum()),
+        categories=reference.categories.counts,
+        images={},
+    )
     found = estimate(reference, itself)
     assert found.difference == pytest.approx(reference.precision)
     assert found.label_shift == pytest.approx(reference.precision, abs=0.005)
