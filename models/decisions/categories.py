@@ -226,7 +226,7 @@ def certify_inside(
     chosen = cert.one_per_group[cert_inside[cert.one_per_group]]
     return certify_products(
         fit.confidence[fit_inside], fit.correct[fit_inside], cert.confidence[chosen], cert.correct[chosen],
-        len(chosen) / max(np.count_nonzero(fit_inside), 1), target=target, delta=delta, grid=grid,
+        len(chosen) / max(int(fit_inside.sum()), 1), target=target, delta=delta, grid=grid,
     )  # fmt: skip
 
 
