@@ -29,8 +29,8 @@ from scipy.stats import binom
 from features.product import order_key
 from models.decisions.names import Names
 
-# FIT may mislead. Further starts where its acceptance reaches so many per cent have this share of delta each, if
-# about that many products of CERT are there; with fewer they hardly ever certify, and the main start has it all.
+# FIT may mislead. Further starts where its acceptance reaches so many per cent have this share of delta each,
+# if about so many products of CERT are there; with fewer they hardly ever certify, and main has it all.
 BACKUPS, BACKUP_SHARE, BACKUP_PRODUCTS = (20, 40), 0.05, 100
 LEAST_ACCEPTED = 5  # products of FIT at the main start
 
@@ -120,8 +120,8 @@ def certify(
     """The lowest threshold at which precision is at least `target`, with probability 1 - delta.
 
     Args:
-        fit: products that selected the confidence model, and now the order in which thresholds are tried; best
-            with out-of-fold confidences (out_of_fold.py), as those of the fitted model are too good.
+        fit: products that selected the confidence model, and now the order in which thresholds are tried;
+            best with out-of-fold confidences (out_of_fold.py), as the fitted model is too sure of them.
         cert: products that selected nothing so far; one of each group counts.
         target: precision promised.
         delta: probability that the promise fails.
@@ -281,8 +281,8 @@ def chain_starts(
         return starts
     level = delta * (1 - len(starts) * BACKUP_SHARE)
     rate, expected = (errors + 0.5) / (accepted + 1), ratio * accepted
-    # Normal approximation of CERT's errors. That FIT's rate is uncertain, too, gives the factor 1 + ratio; that
-    # the start with the luckiest rate is chosen makes it more.
+    # Normal approximation of CERT's errors. That FIT's rate is uncertain, too, gives the factor 1 + ratio;
+    # that the start with the luckiest rate is chosen makes it more.
     spread = np.sqrt(expected * rate * (1 - rate) * (1 + 2 * ratio)) + 1e-9
     power = ndtr((most_errors(expected, level, alpha) + 0.5 - expected * rate) / spread)
     return {"main": int(np.argmax(np.where(able, power * accepted**exponent, -1.0)))} | starts
