@@ -140,8 +140,6 @@ def _default(full: str, value: Any) -> str:
 
 def _code(value: Any) -> str:
     """A value as TOML has it."""
-    if isinstance(value, float) and 0.33 < value < 0.34:
-        return "1/3"
     text = f"{value:g}" if isinstance(value, float) else json.dumps(value)
     return f"`{text}`"
 
