@@ -58,7 +58,8 @@ class IngestSettings(Section):
     (CERT). Raise it, to 0.2 for instance, when the threshold is not certifiable for lack of products.
     Products of the release in service keep their part: it works at once only in a new workspace."""
     test_share: Share = 0.1
-    """Share of each category's products for the test, which measures the result."""
+    """Share of each category's products for the test, which measures the result. Raise it when the report's
+    intervals are too wide."""
     least_test: Annotated[int, Field(ge=0, strict=True)] = 10
     """Products of each category in the test, at least, as long as one is left to train (10 in the paper).
     Lower it, to 2 for instance, when most categories are small: one with 20 products trains on 8 only."""
