@@ -202,7 +202,9 @@ def _categories(drawn: Drawn, names: list[str], categories: int, used: Certifica
     estimate = (correct + 6) / (predicted + 9)
     half = 1.5 * np.sqrt(estimate * (1 - estimate) / (predicted + 9))
     status = np.select(
-        [predicted < 5, estimate - half > 0.8, estimate > 0.6], ["too few", "automatic", "with care"], "always review"
+        [predicted < 5, estimate - half > 0.8, estimate > 0.6],
+        ["too few", "automatic", "with care"],
+        "always review",
     )
     return {
         "category": [f"c{number}" for number in range(categories)],
@@ -304,7 +306,10 @@ def _write_jsons(
             **{"model": "of the head", "labels": "of the taxonomy", "aggregation": "mean"},
             **{"confidence": logistic.to_dict(), "certificate": used.to_dict()},
             "levels": {
-                "level1": {"confidence": logistic.to_dict(), "certificate": certificate(drawn, 0.85).to_dict()}
+                "level1": {
+                    "confidence": logistic.to_dict(),
+                    "certificate": certificate(drawn, 0.85).to_dict(),
+                }
             },
             "ladder": [certificate(drawn, target).to_dict() for target in TARGETS],
             "departments": _departments(table, used.delta),
@@ -325,7 +330,10 @@ def _write_jsons(
 
 SUMMARY = {
     **{"products": 21500, "images": 34567, "unreadable_products": 2, "categories_in_two_places": 0},
-    **{"records": {"train": 27000, "val": 3400, "test": 3300}, "rejects": {"truncated": 3, "not_an_image": 1}},
+    **{
+        "records": {"train": 27000, "val": 3400, "test": 3300},
+        "rejects": {"truncated": 3, "not_an_image": 1},
+    },
     **{"uncategorized_images": 823, "uncategorized_products": 500, "dropped_images": 40},
     **{"dropped_products": 30, "dropped_categories": 4, "categories_without_training_products": 3},
     **{"images_of_several_products": 1500, "images_in_several_categories": 60, "placeholder_images": 7},
@@ -339,7 +347,12 @@ def _departments(table: pd.DataFrame, delta: float) -> list[dict[str, Any]]:
         lower = float(lower_bound(accepted, accepted - correct, delta / 10))
         rows.append(
             {
-                **{"node": name, "name": name, "products": int(group["products"].sum()), "accepted": accepted},
+                **{
+                    "node": name,
+                    "name": name,
+                    "products": int(group["products"].sum()),
+                    "accepted": accepted,
+                },
                 **{"errors": accepted - correct, "precision": correct / accepted if accepted else None},
                 **{"p_value": 0.01 if lower >= 0.9 else 0.4, "certified": lower >= 0.9},
             }

@@ -33,7 +33,7 @@ def test_intervals_contain_the_true_difference_about_as_often_as_they_say() -> N
         precisions = difference_of_precisions(score > 0.5, before, score > 0.4, after)
         assert precisions
         covered += [shares.lower <= 0 <= shares.upper, precisions.lower <= -0.02 <= precisions.upper]
-    assert (0.92 <= covered / 400).all() and (covered / 400 <= 0.98).all()
+    assert (covered / 400 >= 0.92).all() and (covered / 400 <= 0.98).all()
 
 
 def test_where_a_side_accepts_nothing_there_is_no_difference_of_precisions() -> None:

@@ -1,6 +1,6 @@
 """What changed between two sets of decisions about the same products.
 
-    Products before, Products after ── compare ─► Changes: paired differences, became correct, became wrong
+Products before, Products after ── compare ─► Changes: paired differences, became correct, became wrong
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class Changes:
     became_wrong: np.ndarray
     row_before: np.ndarray  # (n,) int64, of each row the row on the side before, -1 without one
     departments: tuple[DepartmentChange, ...]
-    gained_categories: tuple[str, ...]  # of these products, learnt after and not before
+    gained_categories: tuple[str, ...]  # paths, of these products, learnt after and not before
     lost_categories: tuple[str, ...]
 
     @property
@@ -80,8 +80,8 @@ def compare(before: Products, after: Products, department: Mapping[str, str]) ->
         became_wrong=_confident(after, rows[correct_before & ~correct_after]),
         row_before=row_before,
         departments=_departments(after.true, rows, correct_before, correct_after, department),
-        gained_categories=_categories(after.true, rows[~learnt_before & learnt_after]),
-        lost_categories=_categories(after.true, rows[learnt_before & ~learnt_after]),
+        gained_categories=_names(after.true_path, rows[~learnt_before & learnt_after]),
+        lost_categories=_names(after.true_path, rows[learnt_before & ~learnt_after]),
     )
 
 
@@ -99,8 +99,8 @@ def _confident(products: Products, rows: np.ndarray) -> np.ndarray:
     return ordered
 
 
-def _categories(true: Coded, rows: np.ndarray) -> tuple[str, ...]:
-    return tuple(sorted(str(true.values[code]) for code in np.unique(true.code[rows]) if code >= 0))
+def _names(path: Coded, rows: np.ndarray) -> tuple[str, ...]:
+    return tuple(sorted(str(path.values[code]) for code in np.unique(path.code[rows]) if code >= 0))
 
 
 def _departments(

@@ -3,9 +3,9 @@
 runs/<run>/config.json                  run, code_version, based_on, settings
            records/manifest.json        summary: where every image went
            head/history.csv             epoch, loss, accuracy, and of FIT val_loss, val_accuracy
-           thresholds/thresholds.json   temperature, confidence model, certificates: in use, levels, ladder, departments
+           thresholds/thresholds.json   temperature, confidence model; certificates: in use, levels, ladder, …
            evaluation/metrics.json      train, val, cert, test; graded_on, independent, weights, backbone
-           evaluation/*.parquet         curves, categories, confusions, ladder, unlearnt; decisions and measured
+           evaluation/*.parquet         curves, categories, confusions, ladder, unlearnt; decisions, measured
            in_service/*.parquet         decisions and measured of the release in service, where there was one
            suspects/suspects.parquet    labels in doubt, where they were looked for
     └─ load ─► ReportData

@@ -92,16 +92,21 @@ def acceptance_plot(data: ReportData, curve: Curve, words: Words) -> Plot:
         _line(curve.rate, curve.precision, name, words, line={"color": BLUE, "width": 3}),
         *_certified(data, curve, words),
     ]  # fmt: skip
-    settled = curve.precision[curve.rate >= 0.02]  # the precision of the first few products jumps between 0 and 1
+    settled = curve.precision[
+        curve.rate >= 0.02
+    ]  # the precision of the first few products jumps between 0 and 1
     lowest = min([target, *settled.tolist()])
     layout = _layout(words, "acceptance.x", "acceptance.y") | {
-        "shapes": [_rule(y=target)], "annotations": [_note(words("acceptance.promised", target=words.target(target)), y=target)]
-    }  # fmt: skip
+        "shapes": [_rule(y=target)],
+        "annotations": [_note(words("acceptance.promised", target=words.target(target)), y=target)],
+    }
     layout["xaxis"] |= {"range": [0, 102]}
     layout["yaxis"] |= {"range": [100 * max(0, lowest - 0.06), 101]}
     points = [int(np.argmin(np.abs(curve.rate - rate))) for rate in (0.25, 0.5, 0.75, 1.0)]
     described = (
-        words("acceptance.at", rate=words.percent(curve.rate[at]), precision=words.percent(curve.precision[at]))
+        words(
+            "acceptance.at", rate=words.percent(curve.rate[at]), precision=words.percent(curve.precision[at])
+        )
         for at in dict.fromkeys(points)
     )
     return Plot(traces, layout, words("acceptance.alt", rates="; ".join(described)))
@@ -124,7 +129,9 @@ def _certified(data: ReportData, curve: Curve, words: Words) -> list[dict[str, A
     """The certified points: the one in use filled, those of other targets open."""
     used = data.rules.certificate.threshold
     others = [
-        one for one in data.promises.ladder if one.threshold is not None and one.target != data.rules.certificate.target
+        one
+        for one in data.promises.ladder
+        if one.threshold is not None and one.target != data.rules.certificate.target
     ]
     at = [curve.at(one.threshold) for one in others if one.threshold is not None]
     at = [point for point in at if point >= 0]
@@ -132,13 +139,27 @@ def _certified(data: ReportData, curve: Curve, words: Words) -> list[dict[str, A
     if at:
         marker = {"symbol": "circle-open", "size": 10, "color": GREEN, "line": {"width": 2}}
         traces.append(
-            _line(curve.rate[at], curve.precision[at], words("acceptance.certified"), words, mode="markers", marker=marker)
+            _line(
+                curve.rate[at],
+                curve.precision[at],
+                words("acceptance.certified"),
+                words,
+                mode="markers",
+                marker=marker,
+            )
         )
     if used is not None and curve.at(used) >= 0:
         marker = {"symbol": "circle", "size": 12, "color": GREEN, "line": {"width": 1.5, "color": "#fff"}}
         here = [curve.at(used)]
         traces.append(
-            _line(curve.rate[here], curve.precision[here], words("acceptance.in_use"), words, mode="markers", marker=marker)
+            _line(
+                curve.rate[here],
+                curve.precision[here],
+                words("acceptance.in_use"),
+                words,
+                mode="markers",
+                marker=marker,
+            )
         )
     return traces
 
@@ -158,8 +179,16 @@ def cumulative_plot(data: ReportData, words: Words) -> Plot | None:
     some = np.unique(np.linspace(0, len(ordered) - 1, CURVE_POINTS).astype(int))
     x = some + 1
     traces = [
-        _line(x / 100, precision[some], words("cumulative.precision"), words, line={"color": BLUE, "width": 3}),
-        _line(x / 100, rate[some], words("cumulative.acceptance"), words, line={"color": ORANGE, "width": 2.5, "dash": "dash"}),
+        _line(
+            x / 100, precision[some], words("cumulative.precision"), words, line={"color": BLUE, "width": 3}
+        ),
+        _line(
+            x / 100,
+            rate[some],
+            words("cumulative.acceptance"),
+            words,
+            line={"color": ORANGE, "width": 2.5, "dash": "dash"},
+        ),
     ]
     for trace in traces:
         trace["hovertemplate"] = f"%{{x}}: %{{y:.1f}}{words.marks['percent']}<extra>{trace['name']}</extra>"
@@ -192,10 +221,15 @@ def reliability_plot(products: Products, words: Words) -> Plot | None:
     confidence = np.bincount(index, products.confidence, BINS)[there] / count[there]
     centre, half = wilson(correct, count[there])
     bars = {
-        "type": "bar", "x": (100 * (np.arange(BINS) + 0.5) / BINS).round(2).tolist(), "y": count.tolist(), "yaxis": "y2",
-        "marker": {"color": "#c9d3dc"}, "name": words("reliability.products"), "width": 96 / BINS,
+        "type": "bar",
+        "x": (100 * (np.arange(BINS) + 0.5) / BINS).round(2).tolist(),
+        "y": count.tolist(),
+        "yaxis": "y2",
+        "marker": {"color": "#c9d3dc"},
+        "name": words("reliability.products"),
+        "width": 96 / BINS,
         "hovertemplate": "%{y}<extra>" + words("reliability.products") + "</extra>",
-    }  # fmt: skip
+    }
     measured = _line(confidence, correct, words("reliability.measured"), words, mode="lines+markers")
     measured |= {"line": {"color": BLUE, "width": 2}, "marker": {"size": 7, "color": BLUE}}
     measured["error_y"] = {
@@ -208,8 +242,12 @@ def reliability_plot(products: Products, words: Words) -> Plot | None:
     layout["xaxis"] |= {"range": [0, 100]}
     layout["yaxis"] |= {"range": [0, 101]}
     layout["yaxis2"] = {
-        "overlaying": "y", "side": "right", "showgrid": False, "range": [0, 4 * int(count.max())], "visible": False
-    }  # fmt: skip
+        "overlaying": "y",
+        "side": "right",
+        "showgrid": False,
+        "range": [0, 4 * int(count.max())],
+        "visible": False,
+    }
     layout["yaxis"] |= {"overlaying": "y2"}
     del layout["yaxis2"]["overlaying"]
     error = float(np.average(np.abs(correct - confidence), weights=count[there]))
@@ -284,9 +322,13 @@ def _line(x: Any, y: Any, name: str, words: Words, **changes: Any) -> dict[str, 
 
 def _axis(title: str) -> dict[str, Any]:
     return {
-        "title": {"text": title, "standoff": 10}, "gridcolor": "#e3e7eb", "zeroline": False, "linecolor": "#98a2ad",
-        "automargin": True, "fixedrange": True,
-    }  # fmt: skip
+        "title": {"text": title, "standoff": 10},
+        "gridcolor": "#e3e7eb",
+        "zeroline": False,
+        "linecolor": "#98a2ad",
+        "automargin": True,
+        "fixedrange": True,
+    }
 
 
 def _layout(words: Words, x: str, y: str) -> dict[str, Any]:
@@ -314,7 +356,12 @@ def _rule(x: float | None = None, y: float | None = None) -> dict[str, Any]:
 
 def _note(text: str, x: float | None = None, y: float | None = None) -> dict[str, Any]:
     """What a rule means, at its end."""
-    plain = {"text": text, "showarrow": False, "font": {"size": 12, "color": INK}, "bgcolor": "rgba(255,255,255,.8)"}
+    plain = {
+        "text": text,
+        "showarrow": False,
+        "font": {"size": 12, "color": INK},
+        "bgcolor": "rgba(255,255,255,.8)",
+    }
     if y is not None:
         return plain | {"xref": "paper", "x": 0, "xanchor": "left", "y": 100 * y, "yanchor": "bottom"}
     return plain | {"yref": "paper", "y": 0.02, "yanchor": "bottom", "x": x, "xanchor": "right", "xshift": -4}

@@ -1,8 +1,8 @@
 """English and French: numbers as each writes them, and texts by their keys in texts.py.
 
-               en         fr
-    0.5149     51.5%      51,5 %     (narrow no-break space)
-    1234567    1,234,567  1 234 567
+           en         fr
+0.5149     51.5%      51,5 %     (narrow no-break space)
+1234567    1,234,567  1 234 567
 """
 
 import os
@@ -29,7 +29,8 @@ class Words:
         '25 lignes sur 35'
         """
         text = TEXTS[key][LANGUAGES.index(self.language)]
-        return text.format(**values) if values else text
+        text = text.format(**values) if values else text
+        return _with_french_spaces(text) if self.language == "fr" else text
 
     def has(self, key: str) -> bool:
         """Whether there is a text of this key."""
@@ -116,6 +117,24 @@ class Words:
         '−1.23'
         """
         return f"{value:+.3g}".replace("-", "−").replace(".", self.marks["decimal"])
+
+
+def _with_french_spaces(text: str) -> str:
+    """The text with no-break spaces where French puts a space around marks.
+
+    >>> _with_french_spaces("« Oui » : 90 % ; non")
+    '«\\xa0Oui\\xa0»\\xa0: 90\\u202f%\\u202f; non'
+    """
+    for mark, space in (
+        (":", "\u00a0"),
+        ("»", "\u00a0"),
+        (";", NARROW),
+        ("?", NARROW),
+        ("!", NARROW),
+        ("%", NARROW),
+    ):
+        text = text.replace(f" {mark}", f"{space}{mark}")
+    return text.replace("« ", "«\u00a0")
 
 
 def language_of(setting: str, environment: Mapping[str, str] = os.environ) -> str:

@@ -107,7 +107,8 @@ def build(data: ReportData, records: AnyPath) -> Report:
     curve = measured_curve(data, thresholds_to_keep(data)) if data.measured else None
     changes = compare(data.in_service, data.products, data.department) if data.in_service else None
     wrong = tables.wrong_rows(data.products)
-    choice = choose(data, config.report.thumbnails, wrong)
+    changed = [changes.became_correct, changes.became_wrong] if changes else []
+    choice = choose(data, config.report.thumbnails, wrong, changed)
     thumbs = thumbnails(records, data.products.ids(np.array(choice.rows(), int)), choice.suspects)
     shown = Shown(data, words, config, curve, {name: number for number, name in enumerate(thumbs)})
     return Report(
@@ -151,7 +152,8 @@ def _plots(data: ReportData, curve: Curve | None, words: Words) -> dict[str, Plo
         "cumulative": cumulative_plot(data, words) if curve else None,
         "reliability": reliability_plot(data.products, words),
         **{
-            name: learning_plot(data.history, name, kept.epoch if kept else None, words) for name in ("accuracy", "loss")
+            name: learning_plot(data.history, name, kept.epoch if kept else None, words)
+            for name in ("accuracy", "loss")
         },
     }
     return {name: plot for name, plot in plots.items() if plot}
@@ -194,7 +196,9 @@ def products_needed(certificate: Certificate, words: Words) -> str:
     """How many more products may certify a threshold: about, or at least; "" where more will not help."""
     if certificate.more_products_needed is None:
         return ""
-    return words("at_least" if certificate.at_best else "about", count=words.count(certificate.more_products_needed))
+    return words(
+        "at_least" if certificate.at_best else "about", count=words.count(certificate.more_products_needed)
+    )
 
 
 def below_promise(measured: PartFigures | None) -> bool:
@@ -212,6 +216,12 @@ def stopped_at_parents(report: Report) -> tuple[int, float | None]:
     coarser = [one for level in levels if (one := promise.decided[level]).products]
     products = sum(one.products for one in coarser)
     return products, tables.share(sum(one.products * (one.precision or 0) for one in coarser), products)
+
+
+def p_text(changes: Changes, words: Words) -> str:
+    """The p-value behind the letter p: "= 0.0123" or "< 0.0001"."""
+    value = changes.p_value
+    return f"< {words.decimal(0.0001, 4)}" if value < 0.0001 else f"= {words.decimal(value, 4)}"
 
 
 # The page
@@ -238,17 +248,17 @@ def render(report: Report) -> str:
         concentration=tables.concentration(data.categories),
         statuses=data.categories["status"].value_counts(),
         changes=changes,
-        p_value=cell_text(words, "p", changes.p_value) if changes else "",
+        p_value=p_text(changes, words) if changes else "",
         best=best_epoch(data.history),
         mixup=float(report.config.training()["mixup"]) > 0,
         share=tables.share,
         most_wrong=tables.MOST_WRONG,
         most_suspects=tables.MOST_SUSPECTS,
-        **_scripts(script_data(report)),
+        **embedded(script_data(report)),
     )
 
 
-def _scripts(content: Mapping[str, Any]) -> dict[str, Markup]:
+def embedded(content: Mapping[str, Any]) -> dict[str, Markup]:
     """What is embedded for the browser: the page's script, its data, and plotly.js, packed."""
     plotly = (files("plotly") / "package_data" / "plotly.min.js").read_bytes()
     packed = base64.b64encode(gzip.compress(plotly, 9, mtime=0)).decode()  # 4.8 MB become 1.9
@@ -266,11 +276,7 @@ def script_data(report: Report) -> dict[str, Any]:
         "run": report.data.run,
         "texts": report.words.script,
         "marks": report.words.marks,
-        "statuses": {
-            key: report.words(key)
-            for table in report.tables.values()
-            for key in _status_keys(table)
-        },
+        "statuses": {key: report.words(key) for table in report.tables.values() for key in table.statuses()},
         "tables": {name: table.script() for name, table in report.tables.items()},
         "plots": {name: plot.script() for name, plot in report.plots.items()},
         "chooser": chooser_data(report),
@@ -279,11 +285,6 @@ def script_data(report: Report) -> dict[str, Any]:
         "details": _details(report),
         "thumbnails": report.config.report.thumbnails,
     }  # fmt: skip
-
-
-def _status_keys(table: Table) -> set[str]:
-    columns = [index for index, column in enumerate(table.columns) if column.kind == "status"]
-    return {row[index] for row in table.rows for index in columns}
 
 
 def chooser_data(report: Report) -> dict[str, Any] | None:
@@ -302,7 +303,10 @@ def chooser_data(report: Report) -> dict[str, Any] | None:
     in_use = -1 if used is None else curve.at(used)
     settings = report.config.report
     return {
-        **{name: getattr(curve, name).round(7).tolist() for name in ("threshold", "rate", "precision", "lower", "upper")},
+        **{
+            name: getattr(curve, name).round(7).tolist()
+            for name in ("threshold", "rate", "precision", "lower", "upper")
+        },
         "certified": [[at, certified[at]] for at in sorted(certified)],
         "certainty": round(1 - data.rules.certificate.delta, 6),
         "in_use": in_use,
@@ -317,5 +321,7 @@ def _details(report: Report) -> dict[str, dict[str, list[int]]]:
     found = {}
     for category, kinds in report.choice.categories.items():
         ids = {kind: report.data.products.ids(np.array(rows, int)) for kind, rows in kinds.items()}
-        found[category] = {kind: [numbers[name] for name in own if name in numbers] for kind, own in ids.items()}
+        found[category] = {
+            kind: [numbers[name] for name in own if name in numbers] for kind, own in ids.items()
+        }
     return found

@@ -1,11 +1,11 @@
 """The photos in the page: which ones, and their thumbnails from the records.
 
-    Products, confusions, categories, suspects ── choose ─► Choice: rows of products, digests of suspects
-    records/images.parquet, *.tfrecord ── thumbnails ─► WebP, 128 px, about 3 kB each; at most 300 and 6 MB
+Products, confusions, categories, suspects ── choose ─► Choice: rows of products, digests of suspects
+records/images.parquet, *.tfrecord ── thumbnails ─► WebP, 128 px, about 3 kB each; at most 300 and 6 MB
 """
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,14 +31,17 @@ PLACE = ["file", "offset", "length"]  # columns of images.parquet: where a recor
 class Choice:
     """Rows of the measured products whose photos the page shows, and digests of suspects' photos."""
 
-    confusions: dict[tuple[str, str], tuple[int, int | None]] = field(default_factory=dict)  # confused, typical
+    confusions: dict[tuple[str, str], tuple[int, int | None]] = field(
+        default_factory=dict
+    )  # confused, typical
     wrong: list[int] = field(default_factory=list)
     categories: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # correct, wrong, doubtful
+    changed: list[int] = field(default_factory=list)  # that became correct or wrong
     suspects: list[str] = field(default_factory=list)
 
     def rows(self) -> list[int]:
         """All rows, each once, in the order in which photos are kept when there are too many bytes."""
-        chosen: list[int] = list(self.wrong)
+        chosen: list[int] = [*self.wrong, *self.changed]
         for confused, typical in self.confusions.values():
             chosen += [confused] if typical is None else [confused, typical]
         for kinds in self.categories.values():
@@ -46,29 +49,33 @@ class Choice:
         return list(dict.fromkeys(chosen))
 
 
-def choose(data: ReportData, most: int, wrong: np.ndarray) -> Choice:
-    """Chooses the photos: of 300, 40 wrong products, 20 confusions, 40 suspects, 12 categories with 15 each.
+def choose(data: ReportData, most: int, wrong: np.ndarray, changed: Sequence[np.ndarray]) -> Choice:
+    """Chooses the photos: of 300 40 wrong products, 20 confusions, 40 suspects, 20 changed, 10 categories.
 
     Args:
         data: of the run.
         most: photos, at most.
         wrong: rows of the wrong products, the most confident first.
+        changed: rows of those that became correct, and of those that became wrong.
     """
     share = most * 2 // 15
     suspects = [] if data.suspects is None else data.suspects["image_digest"].head(share).tolist()
     return Choice(
         confusions=_confused(data, share // 2),
         wrong=wrong[:share].tolist(),
-        categories=_of_categories(data, (most - 3 * share) // (3 * OF_A_CATEGORY)),
+        categories=_of_categories(data, (most - 7 * share // 2) // (3 * OF_A_CATEGORY)),
+        changed=[row for rows in changed for row in rows[: share // 4].tolist()],
         suspects=suspects,
     )
 
 
 def _confused(data: ReportData, most: int) -> dict[tuple[str, str], tuple[int, int | None]]:
-    """For the first confusions: the most confident confused product, and a typical one of the predicted category."""
+    """For the first confusions: the most confident confused product, and one that is rightly there."""
     products, found = data.products, {}
     truth, predicted = _positions(products.true.values), _positions(products.predicted.values)
-    for true, other in data.confusions[["category", "predicted"]].head(most).itertuples(index=False, name=None):
+    for true, other in (
+        data.confusions[["category", "predicted"]].head(most).itertuples(index=False, name=None)
+    ):
         here = products.predicted.code == predicted.get(other, -2)
         confused = _confident(products, here & (products.true.code == truth.get(true, -2)), 1)
         typical = _confident(products, here & products.correct, 1)
@@ -183,7 +190,9 @@ def image_of(example: bytes) -> bytes:
         key, feature = (value for _, value in _fields(entry[1]))
         if key == b"image":
             return next(_fields(next(_fields(feature))[1]))[1]
-    raise ShelfmarkError("a record has no image; expected one in each; remove the records and run ingest again")
+    raise ShelfmarkError(
+        "a record has no image; expected one in each; remove the records and run ingest again"
+    )
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:

@@ -1,18 +1,20 @@
-"""The report of a run: index.html for those who are responsible for the categories, and report.xlsx if wanted.
+"""The report of a run: index.html for those responsible for the categories, and report.xlsx if wanted.
 
-    data.load ─► page.build ─► page.render ─► report/index.html
+data.load ─► page.build ─► page.render ─► report/index.html
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from features.storage.artifact import Artifact, find_artifact
+from features.errors import ShelfmarkError
+from features.storage.artifact import Artifact, find_artifact, open_artifact
 from features.storage.paths import AnyPath
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.report.data import SUSPECTS, ReportData, load
 from pipeline.report.language import language_of
 from pipeline.report.page import build, render
+from pipeline.report.two_runs import render_two
 from pipeline.report.xlsx import write_xlsx
 
 VERSION = 6
@@ -39,6 +41,34 @@ def report(run: Run, xlsx: bool = False) -> Artifact:
     return stage(run.path / "report", kind="report", version=VERSION, made_from=made_from, make=make)
 
 
+def compare_runs(run: Run, other: str) -> Artifact:
+    """Writes a page with the run and another one of the workspace side by side.
+
+    Args:
+        run: with its finished evaluation.
+        other: name of a run with a finished evaluation.
+
+    Raises:
+        ShelfmarkError: there is no such run, or it lacks a stage; the message names it.
+    """
+    there = run.workspace / "runs" / other
+    if other == run.name or not (there / "config.json").is_file():
+        raise ShelfmarkError(
+            f"--compare {other}: not another run of {run.workspace}; expected the name of a directory in "
+            f"{run.workspace / 'runs'} beside {run.name}; give such a name"
+        )
+    one, two = load(run.path), load(there)
+    evaluation = open_artifact(there / "evaluation", "evaluation")
+    made_from = _inputs(run) | {"other": evaluation.digest, "other_shown": [two.run, two.settings]}
+
+    def make(work: Path) -> Mapping[str, object]:
+        (work / PAGE).write_text(render_two(one, two), encoding="utf-8", newline="\n")
+        return {"page": PAGE}
+
+    out = run.path / f"report-{other}"
+    return stage(out, kind="report", version=VERSION, made_from=made_from, make=make)
+
+
 def _inputs(run: Run) -> dict[str, object]:
     """Digests of all that a report shows."""
     records = run.records()
@@ -46,7 +76,9 @@ def _inputs(run: Run) -> dict[str, object]:
     evaluation = run.artifact("evaluation", "evaluate", thresholds=thresholds)
     head = run.require_settings("head", "train", run.config.of_the_head())
     run.require_settings("thresholds", "calibrate", run.config.of_the_thresholds())
-    suspects, in_service = (find_artifact(run.path / name) for name in (Path(SUSPECTS).parts[0], "in_service"))
+    suspects, in_service = (
+        find_artifact(run.path / name) for name in (Path(SUSPECTS).parts[0], "in_service")
+    )
     return {
         "evaluation": evaluation.digest,
         "thresholds": thresholds.digest,

@@ -12,6 +12,7 @@ interval           [lower, upper] shares        88.1–93.0%
 points_interval    [lower, upper] differences   −1.2 to +0.3
 status             key of a text
 flag               bool                         yes, no
+figure             text, at the right           51.5%, yes
 curve              shares in per cent           a small line
 photo              number of a photo            the photo
 """
@@ -22,7 +23,19 @@ from typing import Any
 
 from pipeline.report.language import Words
 
-NUMBERS = ("count", "number", "percent", "target", "points", "signed", "interval", "points_interval", "p", "tenth")
+NUMBERS = (
+    "count",
+    "number",
+    "percent",
+    "target",
+    "points",
+    "signed",
+    "interval",
+    "points_interval",
+    "p",
+    "tenth",
+    "figure",
+)
 PICTURES = ("curve", "photo")
 
 
@@ -53,6 +66,11 @@ class Table:
     filter: int | None = None  # column whose values are offered as a filter
     details: bool = False  # rows open
     marked: frozenset[int] = field(default_factory=frozenset)  # rows that stand out
+
+    def statuses(self) -> set[str]:
+        """The keys of the texts in it."""
+        columns = [index for index, column in enumerate(self.columns) if column.kind == "status"]
+        return {row[index] for row in self.rows for index in columns}
 
     def script(self) -> dict[str, Any]:
         """What the page's script gets."""

@@ -78,11 +78,15 @@ def ladder_table(shown: Shown) -> Table:
         )  # fmt: skip
         marked += [number] if one.target == used.target else []
     columns = [
-        shown.column("target", "target"), shown.column("state", "status"), shown.column("threshold", "number"),
-        shown.column("cert_acceptance", "percent"), shown.column("measured_acceptance", "percent", part=shown.part),
-        shown.column("measured_precision", "percent"), shown.column("precision_lower", "percent"),
+        shown.column("target", "target"),
+        shown.column("state", "status"),
+        shown.column("threshold", "number"),
+        shown.column("cert_acceptance", "percent"),
+        shown.column("measured_acceptance", "percent", part=shown.part),
+        shown.column("measured_precision", "percent"),
+        shown.column("precision_lower", "percent"),
         shown.column("more", "count"),
-    ]  # fmt: skip
+    ]
     return Table("targets", words("ladder.title"), columns, rows, marked=frozenset(marked))
 
 
@@ -108,10 +112,13 @@ def cost_table(shown: Shown, weekly: int) -> Table:
         marked += [len(rows)] if one.target == shown.data.rules.certificate.target else []
         rows.append([one.target, accepted, wrong, weekly - accepted, hours, hours * settings.wage])
     columns = [
-        shown.column("target", "target"), shown.column("weekly_accepted", "count"), shown.column("weekly_wrong", "count"),
-        shown.column("weekly_people", "count"), shown.column("hours", "tenth"),
+        shown.column("target", "target"),
+        shown.column("weekly_accepted", "count"),
+        shown.column("weekly_wrong", "count"),
+        shown.column("weekly_people", "count"),
+        shown.column("hours", "tenth"),
         shown.column("money", "count", currency=settings.currency),
-    ]  # fmt: skip
+    ]
     if not settings.wage:
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     return Table("cost", words("cost.title"), columns, rows, marked=frozenset(marked))
@@ -143,10 +150,15 @@ def levels_table(shown: Shown, measured: PartFigures) -> Table:
         row += [measured.hierarchy.summed[level].top1] if own else []
         rows.append([*row, measured.hierarchy.consistency[level]])
     columns = [
-        shown.column("level", "text"), shown.column("decided", "count"), shown.column("decided_precision", "percent"),
-        shown.column("level_promise", "target"), shown.column("top1", "percent"), shown.column("top5", "percent"),
-        *([shown.column("summed1", "percent")] if own else []), shown.column("agrees", "percent"),
-    ]  # fmt: skip
+        shown.column("level", "text"),
+        shown.column("decided", "count"),
+        shown.column("decided_precision", "percent"),
+        shown.column("level_promise", "target"),
+        shown.column("top1", "percent"),
+        shown.column("top5", "percent"),
+        *([shown.column("summed1", "percent")] if own else []),
+        shown.column("agrees", "percent"),
+    ]
     return Table("levels", words("levels.title"), columns, rows)
 
 
@@ -154,16 +166,27 @@ def departments_table(shown: Shown) -> Table:
     """The branches of level 1 at the threshold in use."""
     rows = [
         [
-            one.name, one.products, one.accepted, share(one.accepted, one.products),
-            one.errors, one.precision, one.p_value, f"departments.{'certified' if one.certified else 'not'}",
+            one.name,
+            one.products,
+            one.accepted,
+            share(one.accepted, one.products),
+            one.errors,
+            one.precision,
+            one.p_value,
+            f"departments.{'certified' if one.certified else 'not'}",
         ]
         for one in shown.data.promises.departments
-    ]  # fmt: skip
+    ]
     columns = [
-        shown.column("department", "name"), shown.column("count", "count"), shown.column("accepted", "count"),
-        shown.column("acceptance", "percent"), shown.column("errors", "count"), shown.column("precision", "percent"),
-        shown.column("p", "p"), shown.column("state", "status"),
-    ]  # fmt: skip
+        shown.column("department", "name"),
+        shown.column("count", "count"),
+        shown.column("accepted", "count"),
+        shown.column("acceptance", "percent"),
+        shown.column("errors", "count"),
+        shown.column("precision", "percent"),
+        shown.column("p", "p"),
+        shown.column("state", "status"),
+    ]
     return Table("departments", shown.words("departments.title"), columns, rows)
 
 
@@ -174,7 +197,9 @@ def categories_table(shown: Shown) -> Table:
     """All categories, most errors first, then most products."""
     table = shown.data.categories.assign(errors=lambda own: own["products"] - own["right"])
     table = table.assign(curve=category_curves(shown.data.products, table["category"]))
-    table = table.sort_values(["errors", "products", "name", "category"], ascending=[False, False, True, True])
+    table = table.sort_values(
+        ["errors", "products", "name", "category"], ascending=[False, False, True, True]
+    )
     values: list[Sequence[Any]] = [
         table["name"].tolist(),
         [f"status.{status}" for status in table["status"]],
@@ -190,15 +215,30 @@ def categories_table(shown: Shown) -> Table:
         table["category"].tolist(),
     ]
     columns = [
-        shown.column("category", "name"), shown.column("status", "status"), shown.column("train_products", "count"),
-        shown.column("products", "count", part=shown.part), shown.column("errors", "count"),
-        shown.column("found", "percent"), shown.column("predicted", "count"),
-        shown.column("predicted_correct", "percent"), shown.column("estimate", "percent"),
-        shown.column("interval", "interval"), shown.column("accepted", "count"),
-        shown.column("accepted_correct", "percent"), shown.column("curve", "curve"), shown.column("category_id", "code"),
-    ]  # fmt: skip
+        shown.column("category", "name"),
+        shown.column("status", "status"),
+        shown.column("train_products", "count"),
+        shown.column("products", "count", part=shown.part),
+        shown.column("errors", "count"),
+        shown.column("found", "percent"),
+        shown.column("predicted", "count"),
+        shown.column("predicted_correct", "percent"),
+        shown.column("estimate", "percent"),
+        shown.column("interval", "interval"),
+        shown.column("accepted", "count"),
+        shown.column("accepted_correct", "percent"),
+        shown.column("curve", "curve"),
+        shown.column("category_id", "code"),
+    ]
     return Table(
-        "categories", shown.words("categories.title"), columns, _rows(values), sort=(4, True), tree=0, filter=1, details=True
+        "categories",
+        shown.words("categories.title"),
+        columns,
+        _rows(values),
+        sort=(4, True),
+        tree=0,
+        filter=1,
+        details=True,
     )
 
 
@@ -211,7 +251,7 @@ def _rows(columns: Iterable[Sequence[Any]]) -> list[list[Any]]:
 
 
 def category_curves(products: Products, categories: pd.Series) -> list[list[int] | None]:
-    """For each category the precision of its predicted products in per cent, the most confident tenth, fifth … all.
+    """Precision in per cent of what is predicted as each category: of the most confident tenth, fifth … of all.
 
     None where nothing is predicted as the category.
     """
@@ -240,16 +280,21 @@ def confusions_table(shown: Shown, choice: Choice) -> Table:
     ids = shown.data.products.ids
     rows = []
     names = ["category", "category_name", "predicted", "predicted_name", "products"]
-    for true, true_name, other, other_name, products in shown.data.confusions[names].itertuples(index=False, name=None):
+    for true, true_name, other, other_name, products in shown.data.confusions[names].itertuples(
+        index=False, name=None
+    ):
         confused, typical = choice.confusions.get((true, other), (None, None))
         photos = [
             None if row is None else shown.photo.get(ids(np.array([row]))[0]) for row in (confused, typical)
         ]
         rows.append([photos[0], true_name, photos[1], other_name, products])
     columns = [
-        shown.column("photo_confused", "photo"), shown.column("true", "name"), shown.column("photo_typical", "photo"),
-        shown.column("predicted_category", "name"), shown.column("count", "count"),
-    ]  # fmt: skip
+        shown.column("photo_confused", "photo"),
+        shown.column("true", "name"),
+        shown.column("photo_typical", "photo"),
+        shown.column("predicted_category", "name"),
+        shown.column("count", "count"),
+    ]
     return Table("confusions", shown.words("confusions.title"), columns, rows, shown=10, sort=(4, True))
 
 
@@ -268,9 +313,13 @@ def wrong_table(shown: Shown, rows: np.ndarray) -> Table:
     products = shown.data.products
     ids = products.ids(rows)
     values = [
-        [shown.photo.get(name) for name in ids], ids, products.true_path.texts(rows), products.predicted_path.texts(rows),
-        products.confidence[rows].tolist(), products.accepted[rows].tolist(),
-    ]  # fmt: skip
+        [shown.photo.get(name) for name in ids],
+        ids,
+        products.true_path.texts(rows),
+        products.predicted_path.texts(rows),
+        products.confidence[rows].tolist(),
+        products.accepted[rows].tolist(),
+    ]
     columns = [
         shown.column("photo", "photo"), shown.column("product", "code"), shown.column("true", "name"),
         shown.column("predicted_category", "name"), shown.column("confidence", "percent"),
@@ -289,22 +338,35 @@ def suspects_table(shown: Shown, suspects: pd.DataFrame) -> Table:
         [words(f"part.{part}.small") if words.has(f"part.{part}.small") else part for part in table["part"]],
     ]  # fmt: skip
     columns = [
-        shown.column("photo", "photo"), shown.column("product", "code"), shown.column("given", "name"),
-        shown.column("proposed", "name"), shown.column("confidence", "percent"), shown.column("reason", "code"),
+        shown.column("photo", "photo"),
+        shown.column("product", "code"),
+        shown.column("given", "name"),
+        shown.column("proposed", "name"),
+        shown.column("confidence", "percent"),
+        shown.column("reason", "code"),
         shown.column("part", "text"),
-    ]  # fmt: skip
+    ]
     return Table("suspects", words("suspects.title"), columns, _rows(values), shown=10)
 
 
 def unlearnt_table(shown: Shown) -> Table:
     """Categories that were not learnt, those with most accepted products first."""
     table = shown.data.unlearnt.sort_values(["accepted", "measured", "name"], ascending=[False, False, True])
-    values = [table[name].tolist() for name in ("name", "products", "measured", "accepted", "parent_right", "category")]
+    values = [
+        table[name].tolist()
+        for name in ("name", "products", "measured", "accepted", "parent_right", "category")
+    ]
     columns = [
-        shown.column("category", "name"), shown.column("catalogue", "count"), shown.column("measured", "count", part=shown.part),
-        shown.column("taken", "count"), shown.column("parent_correct", "count"), shown.column("category_id", "code"),
-    ]  # fmt: skip
-    return Table("unlearnt", shown.words("unlearnt.title"), columns, _rows(values), shown=10, sort=(3, True), tree=0)
+        shown.column("category", "name"),
+        shown.column("catalogue", "count"),
+        shown.column("measured", "count", part=shown.part),
+        shown.column("taken", "count"),
+        shown.column("parent_correct", "count"),
+        shown.column("category_id", "code"),
+    ]
+    return Table(
+        "unlearnt", shown.words("unlearnt.title"), columns, _rows(values), shown=10, sort=(3, True), tree=0
+    )
 
 
 # Changes
@@ -312,7 +374,11 @@ def unlearnt_table(shown: Shown) -> Table:
 
 def changes_table(shown: Shown, changes: Changes) -> Table:
     """Acceptance and precision before and now."""
-    figures = {"acceptance": changes.acceptance, "precision": changes.precision, "everything": changes.everything}
+    figures = {
+        "acceptance": changes.acceptance,
+        "precision": changes.precision,
+        "everything": changes.everything,
+    }
     rows = [
         [shown.words(f"changes.{name}"), one.before, one.after, one.value, [one.lower, one.upper]]
         for name, one in figures.items()
@@ -329,11 +395,19 @@ def changed_departments_table(shown: Shown, changes: Changes) -> Table:
     """How each department changed, and whether that can be chance."""
     rows = [
         [
-            one.name, one.products, one.share.before, one.share.after, one.share.value, [one.share.lower, one.share.upper],
-            one.gained, one.lost, one.p_value, "changes.is_real" if one.real else "changes.may_be_chance",
+            one.name,
+            one.products,
+            one.share.before,
+            one.share.after,
+            one.share.value,
+            [one.share.lower, one.share.upper],
+            one.gained,
+            one.lost,
+            one.p_value,
+            "changes.is_real" if one.real else "changes.may_be_chance",
         ]
         for one in changes.departments
-    ]  # fmt: skip
+    ]
     columns = [
         shown.column("department", "name"), shown.column("count", "count"), shown.column("before", "percent"),
         shown.column("after", "percent"), shown.column("difference", "points"),
@@ -343,18 +417,28 @@ def changed_departments_table(shown: Shown, changes: Changes) -> Table:
     return Table("changed_departments", shown.words("changes.departments"), columns, rows)
 
 
-def changed_products_table(shown: Shown, name: str, changes: Changes, rows: np.ndarray, before: Products) -> Table:
+def changed_products_table(
+    shown: Shown, name: str, changes: Changes, rows: np.ndarray, before: Products
+) -> Table:
     """Products that became correct, or became wrong, the most confident first."""
     rows, after = rows[:MOST_WRONG], shown.data.products
     ids, there = after.ids(rows), changes.row_before[rows]
     values = [
-        [shown.photo.get(one) for one in ids], ids, after.true_path.texts(rows), before.predicted_path.texts(there),
-        after.predicted_path.texts(rows), after.confidence[rows].tolist(),
-    ]  # fmt: skip
+        [shown.photo.get(one) for one in ids],
+        ids,
+        after.true_path.texts(rows),
+        before.predicted_path.texts(there),
+        after.predicted_path.texts(rows),
+        after.confidence[rows].tolist(),
+    ]
     columns = [
-        shown.column("photo", "photo"), shown.column("product", "code"), shown.column("true", "name"),
-        shown.column("before_category", "name"), shown.column("after_category", "name"), shown.column("confidence", "percent"),
-    ]  # fmt: skip
+        shown.column("photo", "photo"),
+        shown.column("product", "code"),
+        shown.column("true", "name"),
+        shown.column("before_category", "name"),
+        shown.column("after_category", "name"),
+        shown.column("confidence", "percent"),
+    ]
     return Table(name, shown.words(f"changes.{name}"), columns, _rows(values), shown=5, sort=(5, True))
 
 
@@ -372,24 +456,35 @@ def parts_table(shown: Shown) -> Table:
             continue
         rows.append(
             [
-                f"{title}. {words(f'part.{name}.meaning')}", figures.products, figures.precision,
-                share(figures.accepted, figures.products), figures.accepted_precision, figures.acceptance_rate_at_target,
+                f"{title}. {words(f'part.{name}.meaning')}",
+                figures.products,
+                figures.precision,
+                share(figures.accepted, figures.products),
+                figures.accepted_precision,
+                figures.acceptance_rate_at_target,
             ]
-        )  # fmt: skip
+        )
         if name == metrics.graded_on:
             rows += _other_measures(shown, figures, title)
     columns = [
-        shown.column("part_name", "text"), shown.column("part_products", "count"), shown.column("everything", "percent"),
-        shown.column("part_accepted", "percent"), shown.column("part_accepted_correct", "percent"),
+        shown.column("part_name", "text"),
+        shown.column("part_products", "count"),
+        shown.column("everything", "percent"),
+        shown.column("part_accepted", "percent"),
+        shown.column("part_accepted_correct", "percent"),
         shown.column("could", "percent", target=words.target(shown.data.rules.certificate.target)),
-    ]  # fmt: skip
+    ]
     return Table("parts", words("parts.title"), columns, rows)
 
 
 def _other_measures(shown: Shown, figures: PartFigures, title: str) -> Iterator[list[Any]]:
     """The measured part without images that were trained on, without unlearnt categories, and weighted."""
     promise = shown.data.promise
-    others = {"unseen": figures.unseen, "learnt": promise and promise.learnt, "weighted": promise and promise.weighted}
+    others = {
+        "unseen": figures.unseen,
+        "learnt": promise and promise.learnt,
+        "weighted": promise and promise.weighted,
+    }
     for key, one in others.items():
         if one:
             name = shown.words(f"part.{key}", part=title)
@@ -413,7 +508,11 @@ def _account(records: RecordsSummary, words: Words) -> Iterator[list[Any]]:
     for part in ("train", "val", "test"):
         name = words("account.records", part=words(f"part.{part}.small"))
         yield [name[0].upper() + name[1:], words("account.records.reason"), records.records[part]]
-    yield [words("account.uncategorized"), words("account.uncategorized.reason"), records.uncategorized_images]
+    yield [
+        words("account.uncategorized"),
+        words("account.uncategorized.reason"),
+        records.uncategorized_images,
+    ]
     yield [words("account.small"), words("account.small.reason"), records.dropped_images]
     for reason, images in records.rejects.items():
         key = f"reject.{reason}"
@@ -426,10 +525,15 @@ def coefficients_table(shown: Shown) -> Table:
     words, model = shown.words, shown.data.rules.confidence
     terms = sorted(model.coefficient.items(), key=lambda item: (-abs(item[1]), item[0]))
     rows = [
-        [words(f"evidence.{name}") if words.has(f"evidence.{name}") else "", name, value] for name, value in terms
+        [words(f"evidence.{name}") if words.has(f"evidence.{name}") else "", name, value]
+        for name, value in terms
     ]
     rows.append([words("evidence.intercept"), "intercept", model.intercept])
-    columns = [shown.column("evidence", "text"), shown.column("name", "code"), shown.column("coefficient", "signed")]
+    columns = [
+        shown.column("evidence", "text"),
+        shown.column("name", "code"),
+        shown.column("coefficient", "signed"),
+    ]
     return Table("coefficients", words("confidence.title"), columns, rows)
 
 

@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 SHEET_NAME = 31  # letters, at most, of a sheet's name in Excel
 CREATED = datetime.datetime(2000, 1, 1)  # in the file: with today's date its bytes would differ
 FORMATS = {
-    "count": "#,##0", "tenth": "0.0", "number": "0.0000", "percent": "0.0%", "target": "0.##%", "signed": "+0.000;-0.000",
-    "points": "+0.0%;-0.0%", "p": "0.0000",
-}  # fmt: skip
+    "count": "#,##0",
+    "tenth": "0.0",
+    "number": "0.0000",
+    "percent": "0.0%",
+    "target": "0.##%",
+    "signed": "+0.000;-0.000",
+    "points": "+0.0%;-0.0%",
+    "p": "0.0000",
+}
 INTERVALS = {"interval": "percent", "points_interval": "points"}
 
 

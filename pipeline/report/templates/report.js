@@ -31,10 +31,10 @@ const FORMATS = {
   interval: ([low, high]) => `${decimal(100 * low, 1)}–${decimal(100 * high, 1)}${marks.percent}`,
   points_interval: ([low, high]) => `${points(low)} … ${points(high)}`,
   p: value => value < 0.0001 ? "<" + decimal(0.0001, 4) : decimal(value, 4),
-  status: value => page.statuses[value], flag: yes, name: String, text: String, code: String,
+  status: value => page.statuses[value], flag: yes, name: String, text: String, code: String, figure: String,
 };
 const format = (kind, value) => value === null || value === undefined ? "–" : FORMATS[kind](value);
-const NUMBERS = new Set(["count", "number", "percent", "target", "points", "signed", "interval", "points_interval", "p", "tenth"]);
+const NUMBERS = new Set(["count", "number", "percent", "target", "points", "signed", "interval", "points_interval", "p", "tenth", "figure"]);
 const PICTURES = new Set(["photo", "curve"]);
 
 // Cells
@@ -99,6 +99,7 @@ const csvButton = (name, table) => {
 // Tables
 
 const TREE = " / ";
+const MOST_ADDED = 1000; // rows at once: thousands more take a browser seconds
 const key = (kind, value) => value === null || value === undefined ? null
   : kind.endsWith("interval") ? value[0]
   : kind === "curve" ? value[value.length - 1]
@@ -176,10 +177,10 @@ class PagedTable {
   }
   foot() {
     this.more = el("button", { type: "button" });
-    this.all = el("button", { type: "button", textContent: texts.all });
+    this.all = el("button", { type: "button" });
     this.fewer = el("button", { type: "button", textContent: texts.fewer });
     this.more.onclick = () => { this.shown += 100; this.show(); };
-    this.all.onclick = () => { this.shown = Infinity; this.show(); };
+    this.all.onclick = () => { this.shown += MOST_ADDED; this.show(); };
     this.fewer.onclick = () => { this.shown = this.table.shown; this.show(); };
     return el("div", { className: "tools" }, this.more, this.all, this.fewer);
   }
@@ -187,6 +188,7 @@ class PagedTable {
     const first = NUMBERS.has(this.table.columns[column].kind);
     this.descending = this.column === column ? !this.descending : first;
     this.column = column;
+    this.shown = Math.min(this.shown, MOST_ADDED);
     const { kind } = this.table.columns[column], sign = this.descending ? -1 : 1;
     const keys = this.table.rows.map(row => key(kind, row[column]));
     this.order.sort((a, b) => keys[a] === null || keys[b] === null ? (keys[a] === null) - (keys[b] === null) || a - b : sign * compare(keys[a], keys[b]) || a - b);
@@ -209,7 +211,9 @@ class PagedTable {
     this.status.textContent = fill(fit.length < this.order.length ? texts["rows.filtered"] : texts.rows, counts);
     const left = fit.length - shown.length;
     this.more.hidden = this.all.hidden = left <= 0;
-    this.more.textContent = fill(texts.more, { count: decimal(Math.min(100, left), 0) });
+    this.more.hidden ||= left <= 100;
+    this.more.textContent = fill(texts.more, { count: decimal(100, 0) });
+    this.all.textContent = left > MOST_ADDED ? fill(texts.more, { count: decimal(MOST_ADDED, 0) }) : texts.all;
     this.fewer.hidden = left > 0 || fit.length <= this.table.shown;
     hint(this.block);
   }
