@@ -101,6 +101,7 @@ def draw_unit(folder: Path, number: int) -> int:
         "flat": np.zeros(rows, np.bool_),
         "reason": pa.array(["", "truncated"]).take(pa.array(rejected.astype(int))),
         "detail": pa.array(["", "image file is truncated"]).take(pa.array(rejected.astype(int))),
+        "weight": pa.nulls(rows),
     }
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in CHECKED]
     pq.write_table(pa.table(arrays, schema=CHECKED), unit_file(folder, number))

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 PARTS = ("train", "val", "test")
-NONE, DROPPED = (
-    "none",
-    "dropped",
-)  # split of products without a category, and of those in a category that is too small
+# split of products without a category, and of those that would train a category that is too small
+NONE, DROPPED = "none", "dropped"
 SPLITS = (*PARTS, NONE, DROPPED)
 TRAIN, VAL, TEST = range(3)
 # (category, its names from coarse to fine) → how many products say so
@@ -100,7 +98,11 @@ def order_key(product_id: str) -> int:
 def split_products(
     key: np.ndarray, category: np.ndarray, known: np.ndarray, min_products: int = 20
 ) -> np.ndarray:
-    """Returns the part of every product: train, val, test, or dropped in a category under `min_products`.
+    """Returns the part of every product: train, val, test, or dropped.
+
+    The products of categories under `min_products` are divided like those of one category; none of them may
+    train, so that those of its train part are dropped. The others count in val and test as what a head cannot
+    know: a promise about all products has to count them.
 
     Args:
         key: (n,) int64, `order_key` of the products, which are sorted by their ids (ids break ties).
@@ -113,19 +115,21 @@ def split_products(
         (n,) int8, indices into SPLITS. Known products count first towards the wanted counts; new products, in
         the order of their keys, fill what is left in test, then in val; the rest trains.
     """
-    size = np.bincount(category)
-    wanted = np.array([wanted_counts(n, min_products) for n in size.tolist()]).reshape(-1, 3)
+    small = np.bincount(category) < min_products
+    together = np.where(small[category], len(small), category)  # all small categories as one more
+    size = np.bincount(together, minlength=len(small) + 1).tolist()
+    wanted = np.array([wanted_counts(n, min_products) for n in size[:-1]] + [wanted_counts(size[-1], 1)])
     taken = np.stack(
-        [np.bincount(category[known == part], minlength=len(size)) for part in range(len(PARTS))], axis=1
+        [np.bincount(together[known == part], minlength=len(size)) for part in range(len(PARTS))], axis=1
     )
     left = np.maximum(wanted - taken, 0)
 
     fresh = np.flatnonzero(known < 0)
-    fresh = fresh[np.lexsort((key[fresh], category[fresh]))]
-    own = category[fresh]
+    fresh = fresh[np.lexsort((key[fresh], together[fresh]))]
+    own = together[fresh]
     rank = np.arange(len(fresh)) - np.searchsorted(own, own)  # in its category, from 0
     test, val = left[own, TEST], left[own, VAL]
     split = known.astype(np.int8)
     split[fresh] = np.select([rank < test, rank < test + val], [TEST, VAL], TRAIN)
-    split[size[category] < min_products] = SPLITS.index(DROPPED)
+    split[small[category] & (split == TRAIN)] = SPLITS.index(DROPPED)
     return split

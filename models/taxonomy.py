@@ -99,9 +99,34 @@ class Taxonomy:
         found = [self._by_tidy_name.get(tidy_name(name), -1) for name in distinct]
         return np.array([*found, -1], np.int64)[codes]  # a missing category has code -1, the last
 
-    def label(self, index: int) -> str:
-        """A category for people: its names from coarse to fine, joined by " / "."""
-        return " / ".join(self.names[index, : self.depth[index]])
+    def nodes_of(self, categories: np.ndarray, tree: "Taxonomy") -> np.ndarray:
+        """(n, N) int32: this tree's nodes above categories of another tree, or of this one; -1 where none is.
+
+        A category that this tree lacks has no node at the finest level, where each node is a category. Above
+        it has those whose names, all of them from the root, lead to it in its own tree.
+
+        Args:
+            categories: (n,) str.
+            tree: of the categories; those that are not in it have no nodes.
+        """
+        own, other = self.index(categories), tree.index(categories)
+        nodes = np.where(own >= 0, self.nodes[:, own], np.int32(-1))
+        foreign = np.flatnonzero((own < 0) & (other >= 0))
+        for level in range(1, min(self.levels - 1, tree.levels) + 1 if len(foreign) else 0):
+            known = dict(
+                zip(map(tuple, self.paths(level).tolist()), self.nodes[level - 1].tolist(), strict=True)
+            )
+            above = np.array([known.get(tuple(path), -1) for path in tree.paths(level).tolist()], np.int32)
+            nodes[level - 1, foreign] = above[other[foreign]]
+        return nodes.T
+
+    def trimmed(self) -> "Taxonomy":
+        """The tree without the levels that are deeper than every leaf."""
+        return Taxonomy(self.categories, self.names[:, : self.depth.max()], self.depth)
+
+    def label(self, index: int, level: int | None = None) -> str:
+        """A category for people, or its ancestor at a level: its names from coarse to fine, between " / "."""
+        return " / ".join(self.names[index, : level or self.depth[index]])
 
     def only(self, chosen: np.ndarray) -> "Taxonomy":
         """The tree of the chosen categories: (m,) int indices in ascending order, or (C,) bool."""

@@ -372,8 +372,8 @@ def categorize(
 ) -> None:
     """Categorizes every product of a source.
 
-    The bundle in service decides. Each product gets one row: accepted, review or unreadable. A category given
-    in the source is ignored. Options after -- are Beam's.
+    The bundle in service decides. Each product gets one row: accepted, parent, review or unreadable. A
+    category given in the source is ignored. Options after -- are Beam's.
 
     \b
     Example:
@@ -384,7 +384,7 @@ def categorize(
     config = load_config(file, sets, {"extract.engine": engine})
     _start_tensorflow(config.extract.engine)
     from pipeline.release.categorize import categorize
-    from pipeline.release.release import require_release
+    from pipeline.release.in_service import require_release
 
     counts = categorize(
         list(sources), require_release(workspace), workspace / "store", output, config, _beam()

@@ -4,7 +4,8 @@ from features.storage.paths import AnyPath
 from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
 from pipeline.job.run import Run
-from pipeline.release.release import judge, pack, release
+from pipeline.release.judge import judge
+from pipeline.release.release import pack, release
 from pipeline.report.report import report
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
@@ -40,7 +41,7 @@ def retrain(
     train(run)  # epochs over the bottlenecks in memory: two minutes each for a million images on two cores
     calibrate(run)  # one pass of the head over the validation images
     evaluate(run)  # one pass of the head over all images
-    report(run)  # seconds
     candidate = pack(run)  # copies the head and the backbone's weights
     verdict = judge(run, candidate)  # extracts the test images anew where the two backbones differ
+    report(run)  # seconds
     return release(run, candidate, verdict)

@@ -28,18 +28,21 @@ class Decision(_Body):
     """Its names from coarse to fine, joined by ` / `; null as the category is."""
     confidence: float
     """Calibrated probability that the category is correct, 0 to 1."""
-    status: Literal["accepted", "review", "unreadable"]
-    """`accepted` from the certified threshold on; a person decides about the rest."""
+    status: Literal["accepted", "parent", "review", "unreadable"]
+    """`accepted`: the category is certain enough; `parent`: only a node above it is; a person decides about
+    the rest."""
     node: str | None
-    """What was decided; null unless accepted."""
+    """What was decided: the category, or a node above it; null in review and when unreadable."""
     node_path: str | None
-    """Its names from coarse to fine, joined by ` / `; null unless accepted."""
+    """Its names from coarse to fine, joined by ` / `; null as the node is."""
     node_level: int | None
-    """The node's level, 1 = coarsest; null unless accepted."""
+    """The node's level, 1 = coarsest; null as the node is."""
     top_categories: list[str]
     """Up to five, most likely first; none when no photo is readable."""
     top_probabilities: list[float]
     """Their probabilities."""
+    release: str | None
+    """Name of the release that decided."""
 
 
 class Health(_Body):

@@ -135,7 +135,9 @@ def make_bundle(
         temperature=1.0,
         confidence=ConfidenceModel("probability", 0, "drawn"),
         certificate=Certificate(target=0.9, delta=0.1, grid=1000, products=0, threshold=threshold),
-        fit_products=0,
+        target=0.9,
+        delta=0.1,
+        fit={"products": 0},
     )
     (work / THRESHOLDS).write_text(json.dumps(rules.to_dict()))
     values = {"name": backbone.name, "image_size": backbone.image_size, "weights": backbone.weights}

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.special import betainc, xlogy
+from scipy.special import betainc, expit, xlogy
 
 from models.decisions.confidence import Evidence
+from models.decisions.levels import LevelOutcomes
 from models.decisions.thresholds import Outcomes
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
@@ -149,3 +150,31 @@ def evidence_of(
         category_size=category_size[category],
         images=images,
     )
+
+
+def tree_products(
+    rng: np.random.Generator, products: int, strength: tuple[float, ...] = (4.5, 2.5, 0.6)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Confidences (n, N) float, correct (n, N) bool, and depth (n,) int of the predicted leaf, 1 to N.
+
+    From the root down, the branch taken at each level is correct with log odds N(strength, 1.6²), of which
+    N(0, 1.3²) is shared by the levels of a product; a wrong leaf is often under the correct parent. The
+    confidences see these log odds through noise, N(0, 0.7²). A shallow leaf keeps its values at the levels
+    below its own.
+    """
+    levels = len(strength)
+    depth = rng.choice(np.arange(1, levels + 1), products, p=np.array([0.15, 0.25, 0.6])[:levels])
+    hardness = 1.3 * rng.normal(size=(products, 1))
+    log_odds = np.array(strength) + hardness + rng.normal(size=(products, levels))
+    correct = np.logical_and.accumulate(rng.random((products, levels)) < expit(log_odds), axis=1)
+    confidence = np.cumprod(expit(log_odds + 0.7 * rng.normal(size=(products, levels))), axis=1).round(6)
+    column = np.minimum(np.arange(levels), depth[:, None] - 1)
+    return np.take_along_axis(confidence, column, 1), np.take_along_axis(correct, column, 1), depth
+
+
+def level_outcomes(
+    confidence: np.ndarray, correct: np.ndarray, depth: np.ndarray, name: str = "cert"
+) -> LevelOutcomes:
+    """Products called `<name>0`, `<name>1`, …, each its own group."""
+    ids = _names(name, len(depth))
+    return LevelOutcomes(ids, ids, confidence, correct, depth)

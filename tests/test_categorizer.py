@@ -78,6 +78,7 @@ def test_decision_has_the_category_and_its_level(echo: Categorizer) -> None:
         "node_level": 2,
         "top_categories": ["milk", "oats", "pear", "apple", "leek"],
         "top_probabilities": pytest.approx([0.6, 0.2, 0.06, 0.05, 0.05], abs=1e-6),
+        "release": "bundle",
     }
     assert (review["status"], review["category_path"]) == ("review", "food / apple")
     assert review["node"] is review["node_path"] is review["node_level"] is None
@@ -220,7 +221,7 @@ def test_product_without_a_readable_photo_is_unreadable(
     bundled: Categorizer, engine: Engine, photos: list[bytes]
 ) -> None:
     table, refusals = categorize_photos(bundled, engine, "p", photos, Limits())
-    pd.testing.assert_frame_equal(table, unreadable(["p"]))
+    pd.testing.assert_frame_equal(table, unreadable(["p"], bundled.release))
     assert [refusal is not None for refusal in refusals] == [True] * len(photos)
 
 

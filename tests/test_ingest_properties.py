@@ -118,16 +118,20 @@ def check_account(drawn, images, planned, rejects):
 
 
 def check_split(drawn, planned):
-    """Exact in every category, by the paper's rule; a product stands on one side."""
+    """Exact in every category, by the paper's rule, and in all small ones together."""
     members = defaultdict(int)
     for product in drawn:
         members[product.category] += any(map(readable, product.pictures))
     sides = planned[planned["images"] > 0].fillna("").groupby(["category", "split"]).size().to_dict()
-    for category, size in members.items():
-        wanted = dict(zip(("train", "val", "test"), wanted_counts(size, MIN_PRODUCTS), strict=True))
-        wanted |= {"dropped": size if size < MIN_PRODUCTS else 0}
-        wanted = wanted if category else {"none": size}
+    small = [category for category, size in members.items() if category and size < MIN_PRODUCTS]
+    for category in members.keys() - small:
+        counts = wanted_counts(members[category], MIN_PRODUCTS)
+        wanted = dict(zip(("train", "val", "test", "dropped"), (*counts, 0), strict=True))
+        wanted = wanted if category else {"none": members[category]}
         assert {part: sides.get((category, part), 0) for part in wanted} == wanted
+    counts = wanted_counts(sum(members[category] for category in small), 1)
+    for part, count in zip(("dropped", "val", "test", "train"), (*counts, 0), strict=True):
+        assert sum(sides.get((category, part), 0) for category in small) == count
 
 
 def check_duplicates(drawn, duplicates):

@@ -64,6 +64,66 @@ def test_curve_is_the_one_of_the_paper_on_products_drawn_from_it() -> None:
     assert threshold == pytest.approx(0.675942, abs=0.01)
 
 
+def test_whole_weights_are_products_that_occur_so_many_times() -> None:
+    rng = np.random.default_rng(7)
+    confidence, correct = draw.g6(rng, 300)
+    weight = rng.integers(0, 4, 300)
+    weighted = acceptance_curve(confidence, correct, weight.astype(float))
+    repeated = acceptance_curve(confidence.repeat(weight), correct.repeat(weight))
+    for name in ("threshold", "accepted", "correct", "products", "acceptance_rate", "precision"):
+        np.testing.assert_array_equal(getattr(weighted, name), getattr(repeated, name))
+    assert acceptance_rate_at(weighted, 0.9) == acceptance_rate_at(repeated, 0.9)
+    np.testing.assert_array_equal(weighted.thinned(20).threshold, repeated.thinned(20).threshold)
+    assert precision(correct, weight.astype(float)) == precision(correct.repeat(weight))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.9]), st.booleans(), st.floats(0, 1e6)), max_size=10))
+def test_weighted_curve_adds_up_the_weights_at_every_threshold(
+    products: list[tuple[float, bool, float]],
+) -> None:
+    confidence, correct, weight = (np.array([row[at] for row in products]) for at in range(3))
+    curve = acceptance_curve(confidence.astype(float), correct.astype(bool), weight.astype(float))
+    for t, accepted, right in zip(curve.threshold, curve.accepted, curve.correct, strict=True):
+        assert accepted == pytest.approx(weight[confidence >= t].sum())
+        assert right == pytest.approx(weight[(confidence >= t) & correct.astype(bool)].sum())
+    some = set(confidence[weight > 0].tolist())
+    assert curve.threshold.tolist() == sorted(some, reverse=True)
+    if some:
+        assert curve.acceptance_rate[-1] == 1
+        assert curve.thinned(3).threshold[-1] == curve.threshold[-1]
+
+
+def test_weights_do_not_make_the_order_of_rows_matter() -> None:
+    rng = np.random.default_rng(8)
+    confidence, correct = draw.g6(rng, 2000)
+    weight = rng.lognormal(0, 3, 2000)
+    order = rng.permutation(2000)
+    one = acceptance_curve(confidence, correct, weight)
+    other = acceptance_curve(confidence[order], correct[order], weight[order])
+    for name in ("threshold", "accepted", "correct", "products"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert precision(correct, weight) == precision(correct[order], weight[order])
+
+
+def test_all_correct_reaches_the_whole_weight_at_precision_one() -> None:
+    weight = np.array([0.1] * 10)
+    curve = acceptance_curve(np.linspace(0.1, 1, 10), np.ones(10, bool), weight)
+    assert acceptance_rate_at(curve, 1.0) == (1.0, 0.1)
+    nine = acceptance_curve(np.full(10, 0.5), np.arange(10) < 9, weight)  # 0.9 of 1, in sums of floats
+    assert acceptance_rate_at(nine, 0.9) == (1.0, 0.5)
+
+
+def test_weights_that_are_none_are_refused() -> None:
+    one, yes = np.array([0.5]), np.array([True])
+    for weight, message in (([1.0, 1.0], "one each"), ([-1.0], "from 0 on"), ([np.nan], "from 0 on")):
+        for refused in (lambda w: acceptance_curve(one, yes, w), lambda w: precision(yes, w)):
+            with pytest.raises(ValueError, match=message):
+                refused(np.array(weight))
+    with pytest.raises(ValueError, match="without weight"):
+        precision(yes, np.array([0.0]))
+
+
 def test_target_is_compared_in_whole_numbers() -> None:
     assert 7 < 0.07 * 100  # in floats
     correct = np.arange(100) < 7

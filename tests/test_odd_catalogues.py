@@ -22,6 +22,7 @@ from tf_records import dataset
 
 from features.storage.artifact import open_artifact
 from pipeline.ingest import ingest as ingest_module
+from pipeline.job.catalogue import weights_of
 
 
 @pytest.fixture
@@ -177,6 +178,49 @@ def test_splits_are_named_in_many_ways(tmp_path, ingest):
     parts = ["train", "train", "val", "val", "val", "test", "test", "test"]
     products = ingest(tmp_path / "shop.csv").products.set_index("product_id")["split"]
     assert products.to_dict() == {f"p{n}": parts[n % 8] for n in range(44)}
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_weights_are_kept_where_a_source_has_them(tmp_path, ingest, caplog, ending):
+    photos(tmp_path)
+    cells = {"p0": "12.5", "p1": "", "p2": "0", "p3": "7", "p4": " 3e2 "}
+    bad = {"p5": "many", "p6": "-1", "p7": "inf", "p8": "nan", "p9": "1_000", "p10": "1,5"}
+    shop = [row | {"weight": (cells | bad).get(row["product_id"], "1")} for row in rows()]
+    shop.append(shop[0] | {"image": "ph/1.jpg", "weight": "40"})  # the same product, more views
+    shop.append(shop[3] | {"image": "ph/2.jpg", "weight": ""})
+    if ending == "csv":
+        (tmp_path / "shop.csv").write_text(csv_text(shop, ";"))
+    else:
+        pq.write_table(pa.Table.from_pylist(shop), tmp_path / "shop.parquet")
+    records = ingest(tmp_path / f"shop.{ending}")
+    expected = {f"p{n}": 1.0 for n in range(44)} | {"p0": 40.0, "p2": 0.0, "p3": 7.0, "p4": 300.0}
+    missing = {"p1", *bad}
+    found = weights_of(open_artifact(records.path, "records"))
+    assert found.to_dict() == {
+        product: weight for product, weight in expected.items() if product not in missing
+    }
+    column = records.products.set_index("product_id")["weight"]
+    assert set(column.index[column.isna()]) == missing
+    assert records.reasons == {}
+    assert "6 weights are no numbers from 0 on, for example 'many'" in caplog.text
+
+
+def test_numbers_as_weights_are_read_from_parquet_and_beside_a_source_without(tmp_path, ingest):
+    photos(tmp_path)
+    weighted = [row | {"weight": n / 4 if n % 3 else None} for n, row in enumerate(rows(30))]
+    pq.write_table(pa.Table.from_pylist(weighted), tmp_path / "shop.parquet")
+    write_manifest(tmp_path / "other.csv", rows(14, 30))
+    records = ingest(tmp_path / "other.csv", tmp_path / "shop.parquet")
+    found = weights_of(open_artifact(records.path, "records"))
+    assert found.to_dict() == {f"p{n}": n / 4 for n in range(30) if n % 3}
+
+
+def test_without_weights_products_have_no_such_column(tmp_path, ingest):
+    photos(tmp_path)
+    write_manifest(tmp_path / "shop.csv", [row | {"weight": " "} for row in rows()])
+    records = ingest(tmp_path / "shop.csv")
+    assert list(records.products) == ["product_id", "category", "split", "images", "seller"]
+    assert weights_of(open_artifact(records.path, "records")) is None
 
 
 def test_a_huge_cell_that_nobody_needs_does_no_harm(tmp_path, ingest):

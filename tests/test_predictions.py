@@ -41,14 +41,16 @@ def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature:
         exponents = np.exp(logits[start:stop].astype(np.float64) / temperature)
         probability = (exponents / exponents.sum(axis=1, keepdims=True)).mean(axis=0)
         top = np.argsort(-probability)[:5].tolist()
-        levels = []
+        levels, own, rival = [], [], []
         for level in range(tree.levels):
             mass = [
                 sum(p for p, node in zip(probability, tree.nodes[level], strict=True) if node == wanted)
                 for wanted in range(tree.nodes[level].max() + 1)
             ]
             levels.append(filled(np.argsort(-np.array(mass))[:5].tolist(), -1))
-        parent = tree.nodes[-2] if tree.levels > 1 else np.zeros(len(probability))
+            node = tree.nodes[level][top[0]]
+            own.append(mass[node])
+            rival.append(max([*mass[:node], *mass[node + 1 :]], default=0))
         rows.append(
             (
                 filled(top, -1),
@@ -56,7 +58,8 @@ def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature:
                 levels,
                 np.zeros((0, 5)),
                 -sum(p * np.log(p) for p in probability if p > 0),
-                sum(p for p, node in zip(probability, parent, strict=True) if node == parent[top[0]]),
+                own,
+                rival,
                 stop - start,
             )
         )
@@ -77,7 +80,8 @@ def assert_equal(found: Predictions, expected: Predictions) -> None:
     there = found.top >= 0
     np.testing.assert_allclose(found.top_probability[there], expected.top_probability[there], rtol=1e-6)
     np.testing.assert_allclose(found.entropy, expected.entropy, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.parent_mass, expected.parent_mass, rtol=1e-6)
+    np.testing.assert_allclose(found.level_mass, expected.level_mass, rtol=1e-6)
+    np.testing.assert_allclose(found.level_rival, expected.level_rival, rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
@@ -106,7 +110,8 @@ def test_types_are_the_documented_ones() -> None:
         "level_top": ((25, 3, 5), np.int32),
         "own_top": ((25, 0, 5), np.int32),
         "entropy": ((25,), np.float32),
-        "parent_mass": ((25,), np.float32),
+        "level_mass": ((25, 3), np.float32),
+        "level_rival": ((25, 3), np.float32),
         "images": ((25,), np.int64),
     }
 
@@ -162,7 +167,7 @@ def test_no_products_give_no_predictions() -> None:
     found = predict(Echo(), np.zeros((0, 9), np.float32), product_bounds(np.array([])), draw_tree(9), 1.0)
     assert found.top.shape == (0, 5)
     assert found.level_top.shape == (0, 3, 5)
-    assert len(found.evidence(np.zeros(9, int)).p1) == 0
+    assert len(found.evidence(draw_tree(9), np.zeros(9, int)).p1) == 0
     tree = draw_tree(9)
     of_levels = predict(OfLevels(tree), np.zeros((0, 1 + 3 + 9), np.float32), np.zeros(1, int), tree, 1.0)
     assert (of_levels.own_top.shape, of_levels.level_top.shape) == ((0, 3, 5), (0, 3, 5))
@@ -171,7 +176,7 @@ def test_no_products_give_no_predictions() -> None:
 def test_evidence_takes_the_first_two_probabilities_and_the_size_of_the_first_category() -> None:
     logits = np.log(np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]], np.float32))
     found = predict(Echo(), logits, np.array([0, 1, 3]), draw_tree(3, 2), 1.0)
-    evidence = found.evidence(np.array([20, 30, 40]))
+    evidence = found.evidence(draw_tree(3, 2), np.array([20, 30, 40]))
     np.testing.assert_allclose(evidence.p1, [0.5, 0.5], rtol=1e-6)
     np.testing.assert_allclose(evidence.p2, [0.3, 0.3], rtol=1e-6)
     np.testing.assert_allclose(evidence.entropy, -np.sum([p * np.log(p) for p in (0.5, 0.3, 0.2)]), rtol=1e-6)
@@ -228,7 +233,7 @@ def test_aggregation_decides_between_one_confident_image_and_several_uncertain_o
 
 def test_the_second_probability_of_a_tree_of_one_category_is_0() -> None:
     found = predict(Echo(), np.zeros((1, 1), np.float32), np.array([0, 1]), draw_tree(1, 1), 1.0)
-    evidence = found.evidence(np.array([20]))
+    evidence = found.evidence(draw_tree(1, 1), np.array([20]))
     assert (evidence.p1[0], evidence.p2[0], evidence.parent_mass[0]) == (1.0, 0.0, 1.0)
 
 

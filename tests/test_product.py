@@ -13,12 +13,17 @@ from features.product import DROPPED, PARTS, SPLITS, order_key, split_products, 
 
 
 def paper(products: int) -> dict[str, int]:
-    """S1's rule in decimal arithmetic: dropped under 20, ten to test under 100, else 80 / 10 / 10."""
-    if products < 20:
-        return {DROPPED: products} if products else {}
+    """S1's rule in decimal arithmetic, from 20 products on: ten to test under 100, else 80 / 10 / 10."""
     tenth = int((Decimal(products) / 10).quantize(Decimal(1), ROUND_HALF_UP))
     test = 10 if products < 100 else tenth
     return {"train": products - tenth - test, "val": tenth, "test": test}
+
+
+def without_training(products: int) -> dict[str, int]:
+    """The rule for all products of categories under 20 together: those that would train are dropped."""
+    tenth = int((Decimal(products) / 10).quantize(Decimal(1), ROUND_HALF_UP))
+    test = 10 if products < 100 else tenth
+    return {DROPPED: products - tenth - test, "val": tenth, "test": test}
 
 
 def draw_catalogue(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,8 +94,14 @@ def test_every_category_of_a_catalogue_is_split_by_the_papers_rule() -> None:
     split = split_by_name(product_id, category, nobody(product_id))
     counted = counts(category, split)
     assert len(counted) == 300
+    small = Counter()
     for name, parts in counted.items():
-        assert parts == paper(int(np.sum(category == name))), name
+        products = int(np.sum(category == name))
+        if products < 20:
+            small.update(parts)
+        else:
+            assert parts == paper(products), name
+    assert small == without_training(small.total()) and small.total() > 100
 
 
 def test_order_of_rows_changes_nothing() -> None:
@@ -108,14 +119,26 @@ def test_with_a_tenth_more_products_no_old_one_moves_and_the_counts_are_exact_ag
     fresh = len(product_id) // 10
     names = np.concatenate([category, rng.choice([*np.unique(category), "new1", "new2"], fresh)])
     ids = np.concatenate([product_id, [f"new{number}" for number in range(fresh)]])
-    known = np.concatenate([np.where(before == DROPPED, "", before), nobody(ids[-fresh:])])
+    large = np.isin(category, [name for name, count in Counter(category.tolist()).items() if count >= 20])
+    known = np.concatenate([np.where(large, before, ""), nobody(ids[-fresh:])])
 
     order = rng.permutation(len(ids))
     after = split_by_name(ids[order], names[order], known[order])[np.argsort(order)]
     stayed = known != ""
     assert after[stayed].tolist() == known[stayed].tolist()
     for name, parts in counts(names, after).items():
-        assert parts == paper(int(np.sum(names == name))), name
+        if (products := int(np.sum(names == name))) >= 20:
+            assert parts == paper(products), name
+
+
+def test_products_of_small_categories_keep_their_side_when_their_category_is_learnt() -> None:
+    ids = np.array([f"p{number}" for number in range(60)], dtype=object)
+    category = np.repeat(["large", "small"], [41, 19])
+    before = split_by_name(ids, category, nobody(ids))
+    assert counts(category, before)["small"] == {"val": 2, "test": 10, DROPPED: 7}
+    known = np.where(before == DROPPED, "", before)
+    grown = split_by_name(np.append(ids, "new"), np.append(category, "small"), np.append(known, ""))
+    assert (grown[:-1] == np.where(before == DROPPED, "train", before)).all()
 
 
 def test_known_product_keeps_its_part_in_another_category_and_takes_a_place_there() -> None:
@@ -143,7 +166,7 @@ def test_known_product_is_dropped_with_its_category() -> None:
 def test_smallest_category_is_a_setting() -> None:
     ids = np.array([f"p{number}" for number in range(3)], dtype=object)
     split = split_by_name(ids, np.array(["one", "two", "two"]), nobody(ids), min_products=2)
-    assert split[0] == DROPPED
+    assert split[0] == DROPPED, "alone among the small ones it would train"
     assert sorted(split[1:]) == ["train", "val"]
 
 
@@ -167,11 +190,12 @@ def test_order_keys_are_spread_evenly() -> None:
 def places_by_hand(ids: list[str], category: list[str], known: list[str], smallest: int) -> list[str]:
     """The split by lists and loops: test, then val, then train, in the order of the hash."""
     split = [DROPPED] * len(ids)
-    for name in set(category):
-        rows = [row for row in range(len(ids)) if category[row] == name]
-        if len(rows) < smallest:
-            continue
-        free = dict(zip(PARTS, wanted_counts(len(rows), smallest), strict=True)) | {"train": len(rows)}
+    small = {name for name in category if category.count(name) < smallest}
+    together = ["small" if name in small else name for name in category]
+    for name in set(together):
+        rows = [row for row in range(len(ids)) if together[row] == name]
+        least = 1 if name == "small" else smallest
+        free = dict(zip(PARTS, wanted_counts(len(rows), least), strict=True)) | {"train": len(rows)}
         for row in rows:
             if known[row]:
                 split[row] = known[row]
@@ -180,11 +204,14 @@ def places_by_hand(ids: list[str], category: list[str], known: list[str], smalle
             if not known[row]:
                 split[row] = next(part for part in ("test", "val", "train") if free[part] > 0)
                 free[split[row]] -= 1
+        if name == "small":
+            for row in rows:
+                split[row] = DROPPED if split[row] == "train" else split[row]
     return split
 
 
 products = st.lists(
-    st.tuples(st.text(max_size=8), st.sampled_from("ab"), st.sampled_from(["", "", *PARTS])),
+    st.tuples(st.text(max_size=8), st.sampled_from("abc"), st.sampled_from(["", "", *PARTS])),
     max_size=80,
     unique_by=lambda product: product[0],
 )

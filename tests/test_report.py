@@ -66,7 +66,6 @@ def draw_run(run: Path) -> Path:
             "dropped_images": 40,
             "dropped_products": 30,
             "dropped_categories": 4,
-            "categories_without_training_products": 3,
             "images_of_several_products": 1500,
             "images_in_several_categories": 60,
             "placeholder_images": 7,

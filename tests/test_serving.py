@@ -229,7 +229,7 @@ def test_product_without_readable_photo_is_unreadable(
     nothing = dict.fromkeys(("category", "category_path", "node", "node_path", "node_level"))
     assert response.json() == {
         "product_id": "p", "confidence": 0.0, "status": "unreadable", **nothing,
-        "top_categories": [], "top_probabilities": [],
+        "top_categories": [], "top_probabilities": [], "release": "2026-W47",
     }  # fmt: skip
 
 
@@ -460,13 +460,13 @@ def test_nothing_becomes_null(nothing: Any) -> None:
     table = decisions_table(
         product_id=["a"], category=["roll"], category_path=["bakery / roll"], confidence=[np.float64(0.5)],
         status=["review"], node=[nothing], node_path=[nothing], node_level=[nothing],
-        top_categories=[["roll"]], top_probabilities=[[0.5]],
+        top_categories=[["roll"]], top_probabilities=[[0.5]], release=["week"],
     )  # fmt: skip
     text = decision_of(table, None).model_dump_json()
     assert json.loads(text) == {
         "product_id": None, "category": "roll", "category_path": "bakery / roll", "confidence": 0.5,
         "status": "review", "node": None, "node_path": None, "node_level": None,
-        "top_categories": ["roll"], "top_probabilities": [0.5],
+        "top_categories": ["roll"], "top_probabilities": [0.5], "release": "week",
     }  # fmt: skip
 
 

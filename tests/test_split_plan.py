@@ -14,7 +14,13 @@ from features.errors import ShelfmarkError
 from features.product import order_key
 from pipeline.ingest.index import NO_IMAGE, build_index, image_indices
 from pipeline.ingest.rejects import REJECTS, refuse_flood
-from pipeline.ingest.split_plan import assign_shards, plan_products, require_trainable, untrained_categories
+from pipeline.ingest.split_plan import (
+    assign_shards,
+    learnt_categories,
+    plan_products,
+    require_trainable,
+    unlearnt_categories,
+)
 
 TEXTS = ("product_id", "category", "split", "seller", "reason")
 UNITS = 4  # tables of checked rows
@@ -30,6 +36,7 @@ def tables(rows):
             [bytes.fromhex(row.get("digest", "00" * 32)) for row in rows], pa.binary(32)
         ),
         "flat": pa.array([row.get("flat", False) for row in rows], pa.bool_()),
+        "weight": pa.array([row.get("weight") for row in rows], pa.float64()),
     }
     whole = pa.table(columns)
     bounds = np.linspace(0, len(rows), UNITS + 1).astype(int)
@@ -74,10 +81,8 @@ def most_common(values):
     return min(counts, key=lambda value: (-counts[value], value)) if counts else ""
 
 
-def wanted(size, min_products):
-    """Products wanted in train, val and test (S1)."""
-    if size < min_products:
-        return None
+def wanted(size):
+    """Products wanted in val and test (S1)."""
     tenth = max(1, int((Decimal(size) / 10).quantize(Decimal(1), ROUND_HALF_UP)))
     test = tenth if size >= 100 else min(10, size - tenth - 1)
     return {"val": tenth, "test": test}
@@ -98,12 +103,12 @@ def plan_in_plain_python(rows, known, min_products):
         planned[product] = [category, given if images and category else "none", images, seller]
         if images and category and not given:
             free.setdefault(category, []).append(product)
-    for members in free.values():
-        places = wanted(len(members), min_products)
+    small = [members for members in free.values() if len(members) < min_products]
+    large = [members for members in free.values() if len(members) >= min_products]
+    for members, rest in [*((its, "train") for its in large), ([*itertools.chain(*small)], "dropped")]:
+        places = wanted(len(members))
         for product in members:
-            planned[product][1] = known.get(product, "") if places else "dropped"
-        if not places:
-            continue
+            planned[product][1] = known.get(product, "").replace("train", rest)
         new = sorted((p for p in members if p not in known), key=lambda p: (order_key(p), p))
         for part in ("test", "val"):
             left = max(0, places[part] - sum(known.get(p) == part for p in members))
@@ -111,7 +116,7 @@ def plan_in_plain_python(rows, known, min_products):
                 planned[product][1] = part
             new = new[left:]
         for product in new:
-            planned[product][1] = "train"
+            planned[product][1] = rest
     return {product: tuple(values) for product, values in planned.items()}
 
 
@@ -136,6 +141,27 @@ def test_plan_is_the_same_whatever_the_order_of_the_rows():
     pd.testing.assert_frame_equal(planned(rows), planned(mixed))
 
 
+def test_a_products_weight_is_the_largest_of_its_rows():
+    """In rows of several tables, some of which have no weights, and rows without product."""
+    rows = drawn_rows(4)
+    rng = np.random.default_rng(4)
+    for row in rows[300:]:
+        if rng.random() < 0.3:
+            row["weight"] = float(rng.integers(0, 50))
+    frame = planned(rows).set_index("product_id")
+    largest = {product: np.nan for product in frame.index}
+    for row in rows:
+        if row["product_id"] and "weight" in row:
+            largest[row["product_id"]] = np.fmax(largest[row["product_id"]], row["weight"])
+    assert min(frame["weight"].notna().sum(), frame["weight"].isna().sum()) > 100
+    pd.testing.assert_series_equal(frame["weight"], pd.Series(largest), check_names=False)
+    assert plan_products(index_of(rows), None, 20).table(0, 1).schema.names[-1] == "weight"
+
+
+def test_without_weights_there_is_no_column_for_them():
+    assert list(planned(drawn_rows(5))) == ["product_id", "category", "split", "images", "seller"]
+
+
 def test_the_index_gives_every_row_by_its_numbers():
     rows = drawn_rows(2, images=300)
     index = index_of(rows)
@@ -157,7 +183,7 @@ def test_given_splits_are_respected_and_never_dropped():
     rows += [{"product_id": f"f{n}", "category": "small"} for n in range(19)]
     products = planned(rows, {"g0": "test"}).set_index("product_id")["split"]
     assert [products[f"g{n}"] for n in range(6)] == ["train", "val", "test"] * 2
-    assert {products[f"f{n}"] for n in range(19)} == {"dropped"}
+    assert Counter(products[f"f{n}"] for n in range(19)) == {"val": 2, "test": 10, "dropped": 7}
 
 
 def test_a_product_without_a_readable_image_is_none_and_does_not_count_for_its_category():
@@ -167,7 +193,7 @@ def test_a_product_without_a_readable_image_is_none_and_does_not_count_for_its_c
     products = planned(rows).set_index("product_id")
     assert tuple(products.loc["broken", ["split", "images"]]) == ("none", 0)
     assert tuple(products.loc["bare", ["split", "images"]]) == ("none", 0)
-    assert set(products["split"]) == {"none", "dropped"}
+    assert products["split"].value_counts().to_dict() == {"none": 2, "val": 2, "test": 10, "dropped": 7}
 
 
 def test_a_product_in_two_categories_has_the_one_given_most_often():
@@ -186,8 +212,9 @@ def test_categories_without_training_products_are_reported():
     rows = [{"product_id": f"{name}{part}", "category": name, "split": part}
             for name, parts in (("a", ("train", "val")), ("c", ("val", "test")), ("b", ("test",)))
             for part in parts]  # fmt: skip
-    assert untrained_categories(plan_products(index_of(rows), None, 1)) == ["b", "c"]
-    assert untrained_categories(plan_products(index_of(rows[:2]), None, 1)) == []
+    products = plan_products(index_of(rows), None, 1)
+    assert (learnt_categories(products), unlearnt_categories(products)) == ({"a"}, {"b", "c"})
+    assert unlearnt_categories(plan_products(index_of(rows[:2]), None, 1)) == set()
 
 
 def test_without_categories_there_are_products_but_nothing_to_learn():
@@ -215,7 +242,7 @@ def test_categories_that_are_all_too_small_are_reported_with_the_numbers():
     with pytest.raises(ShelfmarkError) as caught:
         require_trainable(plan_products(index_of(rows), None, 20), 20)
     assert str(caught.value) == (
-        "no product to train on: 38 products, 38 with a category, 38 of them in categories of under 20; "
+        "no product to train on: 38 products, 38 with a category, in categories of under 20; "
         "expected larger categories; add products or lower ingest.min_products"
     )
 

@@ -13,12 +13,12 @@ from pydantic import TypeAdapter
 
 from features.engines.backbones import BackboneDescription
 from features.storage.artifact import ArtifactManifest
-from models.decisions.categorizer import ThresholdsFile
+from models.decisions.categorizer import DecisionRules
 from models.heads.architectures import HeadShape
 from pipeline.compare.results import Comparison
 from pipeline.job.config import Config
 from pipeline.job.run import SavedRun
-from pipeline.release.release import Verdict
+from pipeline.release.judge import Verdict
 from pipeline.train.figures import Metrics
 from serving.schemas import Decision, Health, Problem
 
@@ -34,7 +34,7 @@ DEFINITIONS = {
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
     "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
     "settings": Config,  # the TOML file of --config, as JSON
-    "thresholds": ThresholdsFile,  # runs/<run>/thresholds/thresholds.json, and in a bundle
+    "thresholds": DecisionRules,  # runs/<run>/thresholds/thresholds.json, and in a bundle
     "verdict": Verdict,  # runs/<run>/verdict.json
 }
 

@@ -84,7 +84,7 @@ def open_bundle(path: AnyPath) -> Bundle:
                 "put another release into service, or train again"
             )
     predictor = load_predictor(folder)
-    categorizer = Categorizer(predictor, read_rules(folder / THRESHOLDS))
+    categorizer = Categorizer(predictor, read_rules(folder / THRESHOLDS), path.name)
     caveats = _caveats(artifact.summary)
     return Bundle(folder, artifact.digest, categorizer, predictor.head.shape.fingerprint, caveats)
 

@@ -5,7 +5,7 @@ Batch and HTTP, evaluation and release all decide through it, so their decisions
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -18,61 +18,54 @@ from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import Limits, Refused
 from features.records import pieces_of
-from models.decisions.confidence import ConfidenceModel
+from models.decisions.confidence import ConfidenceModel, Evidence
+from models.decisions.levels import stop_level
 from models.decisions.predictions import Predictions, predict
 from models.decisions.thresholds import Certificate
 from models.heads.architectures import SET, Head
 from models.rows import Rows
 from models.taxonomy import Taxonomy
 
-ACCEPTED, REVIEW, UNREADABLE = "accepted", "review", "unreadable"
+ACCEPTED, PARENT, REVIEW, UNREADABLE = "accepted", "parent", "review", "unreadable"
 COLUMNS = (
     *("product_id", "category", "category_path", "confidence", "status"),
     *("node", "node_path", "node_level", "top_categories", "top_probabilities"),
+    "release",
 )
 
 
 @dataclass(frozen=True)
-class ThresholdsFile:
-    """The keys of thresholds.json."""
+class LevelRule:
+    """How nodes of a level above the categories are decided."""
 
-    model: str  # digest of the head's files
-    labels: str  # digest of taxonomy.csv
-    temperature: float
     confidence: ConfidenceModel
-    certificate: Certificate
-    target: float  # precision promised
-    delta: float  # probability that the promise fails
-    fit: dict[Literal["products"], int]
-    aggregation: str = "mean"  # of a product's images; the default is for older files, which lack it
+    certificate: Certificate  # about the products that stop at the level
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecisionRules:
-    """How the predictions of one head become decisions."""
+    """How the predictions of one head become decisions: thresholds.json.
+
+    Fields with a default are missing in older files.
+    """
 
     model: str  # digest of the head's files
     labels: str  # digest of taxonomy.csv
     temperature: float
-    confidence: ConfidenceModel
-    certificate: Certificate
-    fit_products: int
+    confidence: ConfidenceModel  # in the category
+    certificate: Certificate  # of the category
+    target: float  # precision promised, at every level
+    delta: float  # probability that the promise fails at any level
+    fit: dict[Literal["products"], int]
     aggregation: str = "mean"  # of a product's images
+    levels: dict[str, LevelRule] = field(default_factory=dict)  # level1 (coarsest) …, without the categories
+    # For planning, and used by nothing: the same predictions at other targets, each by itself.
+    ladder: tuple[Certificate, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
-        """Returns what thresholds.json holds, see `ThresholdsFile`."""
-        file = ThresholdsFile(
-            model=self.model,
-            labels=self.labels,
-            temperature=self.temperature,
-            confidence=self.confidence,
-            certificate=self.certificate,
-            target=self.certificate.target,
-            delta=self.certificate.delta,
-            fit={"products": self.fit_products},
-            aggregation=self.aggregation,
-        )
-        return asdict(file) | {"confidence": self.confidence.to_dict()}
+        """Returns what thresholds.json holds."""
+        values: dict[str, object] = TypeAdapter(DecisionRules).dump_python(self, mode="json")
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "DecisionRules":
@@ -81,11 +74,7 @@ class DecisionRules:
         Raises:
             ValueError: a key is missing, or its value has another type.
         """
-        file = TypeAdapter(ThresholdsFile).validate_python(values)
-        return cls(
-            file.model, file.labels, file.temperature, file.confidence, file.certificate,
-            file.fit["products"], file.aggregation,
-        )  # fmt: skip
+        return TypeAdapter(cls).validate_python(values)
 
 
 @dataclass(frozen=True)
@@ -104,6 +93,10 @@ class Predictor:
         """(C,) str, each category for people: its names from coarse to fine."""
         paths = [self.taxonomy.label(index) for index in range(len(self.taxonomy.categories))]
         return np.array(paths, dtype=object)
+
+    def evidence(self, predictions: Predictions, level: int | None = None) -> Evidence:
+        """What the confidence in the nodes of a level is computed from; None: in the categories."""
+        return predictions.evidence(self.taxonomy, self.sizes, level)
 
     def predict(
         self, bottlenecks: Rows, bounds: np.ndarray, temperature: float, aggregation: str = "mean"
@@ -125,6 +118,7 @@ class Categorizer:
 
     predictor: Predictor
     rules: DecisionRules
+    release: str | None = None  # name of the bundle's directory; None outside a bundle
 
     def __post_init__(self) -> None:
         if self.rules.aggregation == SET and self.predictor.set_head is None:
@@ -152,7 +146,34 @@ class Categorizer:
 
     def confidence(self, predictions: Predictions) -> np.ndarray:
         """(n,) float64, calibrated probability that the most likely category is correct."""
-        return self.rules.confidence.confidence(predictions.evidence(self.predictor.sizes))
+        return self.rules.confidence.confidence(self.predictor.evidence(predictions))
+
+    def level_confidences(self, predictions: Predictions) -> np.ndarray:
+        """(n, N) float64: in the ancestor at each level, `confidence` last; 0 where there is no rule."""
+        rules, columns = self.rules.levels, []
+        for level in range(1, self.predictor.taxonomy.levels):
+            rule = rules.get(f"level{level}")
+            evidence = self.predictor.evidence(predictions, level)
+            columns.append(rule.confidence.confidence(evidence) if rule else np.zeros(len(predictions.top)))
+        return np.stack([*columns, self.confidence(predictions)], axis=1)
+
+    @cached_property
+    def thresholds(self) -> np.ndarray:
+        """(N,) float, the threshold of each level, coarse to fine; infinite where nothing is accepted."""
+        names = [f"level{level}" for level in range(1, self.predictor.taxonomy.levels)]
+        rules = [self.rules.levels.get(name) for name in names]
+        certificates = [rule.certificate if rule else None for rule in rules] + [self.rules.certificate]
+        found = [one.threshold if one else None for one in certificates]
+        return np.array([np.inf if threshold is None else threshold for threshold in found])
+
+    def stops(self, predictions: Predictions, confidences: np.ndarray) -> np.ndarray:
+        """(n,) int, the level at which each product is decided, 1 (coarsest) to N; 0: by a person.
+
+        Args:
+            predictions: about n products.
+            confidences: (n, N) of `level_confidences`.
+        """
+        return stop_level(confidences, self.predictor.taxonomy.depth[predictions.top[:, 0]], self.thresholds)
 
     def decide(self, product_id: np.ndarray, predictions: Predictions) -> pd.DataFrame:
         """Decisions about n products, one row each, columns COLUMNS.
@@ -161,25 +182,30 @@ class Categorizer:
             product_id: (n,) str.
             predictions: about them.
         """
-        confidence = self.confidence(predictions)
-        threshold = self.rules.certificate.threshold
-        accepted = confidence >= threshold if threshold is not None else np.zeros(len(confidence), bool)
-        names, most_likely = self.predictor.taxonomy.categories, predictions.top[:, 0]
-        category, path = names[most_likely], self.predictor.paths[most_likely]
+        taxonomy, most_likely = self.predictor.taxonomy, predictions.top[:, 0]
+        confidences = self.level_confidences(predictions)
+        names, stop = taxonomy.categories, self.stops(predictions, confidences)
+        category, accepted = names[most_likely], stop == taxonomy.levels
+        level = np.where(accepted, taxonomy.depth[most_likely], stop)
+        above = taxonomy.names[most_likely, np.maximum(level - 1, 0)]
         return decisions_table(
             product_id=product_id,
             category=category,
-            category_path=path,
-            confidence=confidence,
-            status=np.where(accepted, ACCEPTED, REVIEW),
-            node=np.where(accepted, category, None),
-            node_path=np.where(accepted, path, None),
-            node_level=[self.predictor.taxonomy.levels if yes else None for yes in accepted],
+            category_path=self.predictor.paths[most_likely],
+            confidence=confidences[:, -1],
+            status=np.select([accepted, level > 0], [ACCEPTED, PARENT], REVIEW),
+            node=np.where(accepted, category, np.where(level > 0, above, None)),
+            node_path=[
+                taxonomy.label(index, at) if at else None
+                for index, at in zip(most_likely.tolist(), level.tolist(), strict=True)
+            ],
+            node_level=[at or None for at in level.tolist()],
             top_categories=[names[top[top >= 0]].tolist() for top in predictions.top],
             top_probabilities=[
                 [round(float(p), 6) for p in probability[top >= 0]]
                 for top, probability in zip(predictions.top, predictions.top_probability, strict=True)
             ],
+            release=[self.release] * len(product_id),
         )
 
 
@@ -189,7 +215,7 @@ def decisions_table(**columns: Iterable[object]) -> pd.DataFrame:
     return table.astype({"confidence": "float64", "node_level": "Int32"})
 
 
-def unreadable(product_id: Sequence[str]) -> pd.DataFrame:
+def unreadable(product_id: Sequence[str], release: str | None = None) -> pd.DataFrame:
     """Decisions about products without any readable image."""
     nothing = [None] * len(product_id)
     empty: list[list[object]] = [[] for _ in product_id]
@@ -204,6 +230,7 @@ def unreadable(product_id: Sequence[str]) -> pd.DataFrame:
         node_level=nothing,
         top_categories=empty,
         top_probabilities=empty,
+        release=[release] * len(product_id),
     )
 
 
@@ -239,7 +266,7 @@ def categorize_photos(
             refusal[digest] = refused
     refusals = [refusal[digest] for digest in digests]
     if not jpegs:
-        return unreadable([product_id]), refusals
+        return unreadable([product_id], categorizer.release), refusals
     views = [
         extract(engine, pieces_of(jpegs, source=f"product {product_id}"), len(jpegs), flip)
         for flip in ((False, True) if categorizer.flip else (False,))

@@ -8,41 +8,67 @@
     correct      1     2     3     3            precision       = correct / accepted
 
 Accepted are the products with confidence >= threshold; those of equal confidence are accepted together.
+
+With weights (views, or the value of a product), products are counted by their weight instead of each as one:
+a precision of 0.9 then says that nine tenths of the views go to products in their correct category.
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
 
-def precision(correct: np.ndarray) -> float:
-    """Share of the products that are correct; `correct` is (n,) bool.
+def precision(correct: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Share of the products that are correct.
+
+    Args:
+        correct: (n,) bool.
+        weight: (n,) float, at least 0; None: each product counts as one.
 
     >>> precision(np.array([True, True, False, True]))
     0.75
+    >>> precision(np.array([True, True, False, True]), np.array([1.0, 1.0, 6.0, 0.0]))
+    0.25
 
     Raises:
-        ValueError: there is no product: the share of nothing is undefined.
+        ValueError: there is no product, or no weight: the share of nothing is undefined.
     """
+    if weight is not None:
+        _refuse_weights(weight, len(correct))
+        total = math.fsum(weight)  # exact, so that the order of rows changes nothing
+        if total == 0:
+            raise ValueError("precision of products without weight; expected at least one above 0")
+        return math.fsum(weight[correct]) / total
     if len(correct) == 0:
         raise ValueError("precision of no products; expected at least one")
     return int(np.count_nonzero(correct)) / len(correct)
 
 
+def _refuse_weights(weight: np.ndarray, products: int) -> None:
+    if len(weight) != products:
+        raise ValueError(f"{len(weight)} weights for {products} products; expected one each")
+    if not ((weight >= 0) & np.isfinite(weight)).all():
+        raise ValueError("a weight is not a number from 0 on; expected such numbers")
+
+
 @dataclass(frozen=True, eq=False)
 class AcceptanceCurve:
-    """Counts at every confidence that some product has, from the strictest threshold to the loosest."""
+    """Counts at every confidence that some product has, from the strictest threshold to the loosest.
+
+    With weights, a count is the sum of the weights, a float.
+    """
 
     threshold: np.ndarray  # (m,) float, distinct, descending
-    accepted: np.ndarray  # (m,) int64, products with confidence >= threshold, at least 1
+    accepted: np.ndarray  # (m,) int64, products with confidence >= threshold, at least 1; weights: above 0
     correct: np.ndarray  # (m,) int64, the correct ones among them
-    products: int  # all products, accepted or not
+    products: int | float  # all products, accepted or not
 
     @property
     def acceptance_rate(self) -> np.ndarray:
         """(m,) float, share of all products that is accepted."""
-        rate: np.ndarray = self.accepted / max(self.products, 1)
+        rate: np.ndarray = self.accepted / (self.products or 1)
         return rate
 
     @property
@@ -58,30 +84,51 @@ class AcceptanceCurve:
         """
         if not self.products:
             return self
-        wanted = -(-np.arange(1, most + 1) * self.products // most)  # accepted products, rounded up
-        keep = np.unique(np.searchsorted(self.accepted, wanted))
+        at = np.searchsorted(self.accepted, np.arange(1, most + 1) * self.products / most)
+        at[-1] = len(self.accepted) - 1
+        keep = np.unique(at)
         return AcceptanceCurve(self.threshold[keep], self.accepted[keep], self.correct[keep], self.products)
 
 
-def acceptance_curve(confidence: np.ndarray, correct: np.ndarray) -> AcceptanceCurve:
+def acceptance_curve(
+    confidence: np.ndarray, correct: np.ndarray, weight: np.ndarray | None = None
+) -> AcceptanceCurve:
     """The curve of these products; the same for any order of the rows.
 
     Args:
         confidence: (n,) float, 0 to 1.
         correct: (n,) bool.
+        weight: (n,) float, at least 0; None: each product counts as one.
 
     Raises:
-        ValueError: different lengths, or a confidence that is not a number.
+        ValueError: different lengths, a confidence that is not a number, or a weight that is none from 0 on.
     """
     if len(confidence) != len(correct):
         raise ValueError(f"{len(confidence)} confidences for {len(correct)} outcomes; expected one each")
     if np.isnan(confidence).any():
         raise ValueError("a confidence is not a number; expected 0 to 1")
-    order = np.argsort(confidence)[::-1]
+    if weight is not None:
+        return _weighted_curve(confidence, correct, weight)
+    # Two sorts and a look-up take a third of the time of one argsort and its rearranged columns.
+    ordered = np.sort(confidence)
+    first = np.flatnonzero(np.diff(ordered, prepend=-np.inf))  # of equal confidences
+    threshold = ordered[first]
+    accepted = len(ordered) - first
+    right = np.sort(confidence[correct])
+    correct_ones = len(right) - np.searchsorted(right, threshold)
+    return AcceptanceCurve(threshold[::-1], accepted[::-1], correct_ones[::-1], len(ordered))
+
+
+def _weighted_curve(confidence: np.ndarray, correct: np.ndarray, weight: np.ndarray) -> AcceptanceCurve:
+    _refuse_weights(weight, len(confidence))
+    some = weight > 0  # a product without weight is no product
+    confidence, correct, weight = confidence[some], correct[some], weight[some]
+    order = np.lexsort([weight, confidence])[::-1]  # by weight too: sums of floats depend on the order
     ordered = confidence[order]
     last = np.flatnonzero(np.diff(ordered, append=-np.inf))  # of equal confidences
-    running = np.cumsum(correct[order], dtype=np.int64)
-    return AcceptanceCurve(ordered[last], last + 1, running[last], len(ordered))
+    accepted = np.cumsum(weight[order], dtype=np.float64)[last]
+    right = np.cumsum(np.where(correct[order], weight[order], 0.0))[last]
+    return AcceptanceCurve(ordered[last], accepted, right, float(accepted[-1]) if len(accepted) else 0.0)
 
 
 def acceptance_rate_at(curve: AcceptanceCurve, target: float) -> tuple[float, float | None]:
@@ -92,7 +139,10 @@ def acceptance_rate_at(curve: AcceptanceCurve, target: float) -> tuple[float, fl
     second time, however many products it was measured on; models/decisions/thresholds.py gives a guarantee.
     """
     exact = Fraction(target).limit_denominator(10**6)  # 0.07 * 100 > 7 in floats: compare whole numbers
-    reached = np.flatnonzero(curve.correct * exact.denominator >= curve.accepted * exact.numerator)
+    less = 0 if curve.accepted.dtype == np.int64 else 1e-12  # sums of weights are not whole
+    reached = np.flatnonzero(
+        curve.correct * exact.denominator >= curve.accepted * (exact.numerator * (1 - less))
+    )
     if len(reached) == 0:
         return 0.0, None
     return float(curve.acceptance_rate[reached[-1]]), float(curve.threshold[reached[-1]])
@@ -134,8 +184,8 @@ def per_category(
     """Counts per true and per predicted category.
 
     Args:
-        truth: (n,) int, 0 to categories - 1.
-        predicted: (n,) int, likewise.
+        truth: (n,) int, 0 to categories - 1; -1 for a category that is none of them.
+        predicted: (n,) int, 0 to categories - 1.
         accepted: (n,) bool, whether the category was accepted without a person.
         categories: number of categories.
     """
@@ -145,7 +195,7 @@ def per_category(
 
     correct = truth == predicted
     return CategoryCounts(
-        products=count(truth),
+        products=count(truth[truth >= 0]),
         right=count(truth[correct]),
         predicted=count(predicted),
         predicted_right=count(predicted[correct]),

@@ -36,27 +36,34 @@ class Predictions:
     # (n, N, 5) int32 nodes by each level's own output; (n, 0, 5) of a flat head, which has none
     own_top: np.ndarray
     entropy: np.ndarray  # (n,) float32, nats
-    parent_mass: np.ndarray  # (n,) float32, probability under the parent of the most likely category
+    # (n, N) float32, probability of each ancestor of the most likely category; at the finest level its own
+    level_mass: np.ndarray
+    level_rival: np.ndarray  # (n, N) float32, largest probability of another node of each level
     images: np.ndarray  # (n,) int, images that the prediction is made from
 
     def only(self, chosen: np.ndarray | slice) -> "Predictions":
         """Predictions about the chosen products: (m,) row numbers, (n,) bool, or a slice."""
         return Predictions(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
-    def evidence(self, sizes: np.ndarray) -> Evidence:
-        """The numbers that a confidence is computed from.
+    def evidence(self, taxonomy: Taxonomy, sizes: np.ndarray, level: int | None = None) -> Evidence:
+        """The numbers that the confidence in a node of each product is computed from.
 
         Args:
+            taxonomy: of the C categories.
             sizes: (C,) int, training products of each category.
+            level: of the nodes, which are the ancestors of the most likely categories, 1 (coarsest) to N;
+                None: N, the categories themselves.
         """
-        second = np.where(self.top[:, 1] >= 0, self.top_probability[:, 1], 0.0)
+        at = (level or taxonomy.levels) - 1
+        node = taxonomy.nodes[at][self.top[:, 0]]
+        node_sizes = np.bincount(taxonomy.nodes[at], weights=sizes).astype(np.int64)
         return Evidence(
-            p1=self.top_probability[:, 0],
-            p2=second,
+            p1=self.level_mass[:, at],
+            p2=self.level_rival[:, at],
             entropy=self.entropy,
-            parent_mass=self.parent_mass,
-            category=self.top[:, 0],
-            category_size=sizes[self.top[:, 0]],
+            parent_mass=self.level_mass[:, at - 1] if at else np.ones(len(node), np.float32),
+            category=node,
+            category_size=node_sizes[node],
             images=self.images,
         )
 
@@ -128,11 +135,32 @@ def _summarized(
     )
     top_probability = np.take_along_axis(probability, np.maximum(top, 0), axis=1)
     entropy = -np.sum(probability * np.log(np.maximum(probability, 1e-30)), axis=1)
-    parent = summed[-2] if taxonomy.levels > 1 else np.ones((len(top), 1), np.float32)
-    node = taxonomy.nodes[-2][top[:, 0]] if taxonomy.levels > 1 else np.zeros(len(top), int)
-    mass = parent[np.arange(len(top)), node]
-    entropy, mass = entropy.astype(np.float32), mass.astype(np.float32)
-    return top, top_probability.astype(np.float32), level_top, own_top, entropy, mass, images
+    mass, rival = _masses([*summed[:-1], probability], taxonomy.nodes[:, top[:, 0]], level_top)
+    return (
+        *(top, top_probability.astype(np.float32), level_top, own_top),
+        *(entropy.astype(np.float32), mass, rival, images),
+    )
+
+
+def _masses(
+    levels: Sequence[np.ndarray], nodes: np.ndarray, level_top: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of a node of each level, and the largest one of the level's other nodes.
+
+    Args:
+        levels: (n, nodes) probabilities of each level.
+        nodes: (N, n) int, the node of each level.
+        level_top: (n, N, 5) the most likely nodes of each level.
+
+    Returns:
+        Both (n, N) float32; the second is 0 where a level has one node.
+    """
+    mass, rival, rows = [], [], np.arange(nodes.shape[1])
+    for at, (probability, node) in enumerate(zip(levels, nodes, strict=True)):
+        other = np.where(level_top[:, at, 0] == node, level_top[:, at, 1], level_top[:, at, 0])
+        mass.append(probability[rows, node])
+        rival.append(np.where(other >= 0, probability[rows, np.maximum(other, 0)], 0.0))
+    return np.stack(mass, axis=1).astype(np.float32), np.stack(rival, axis=1).astype(np.float32)
 
 
 def _top(probability: np.ndarray) -> np.ndarray:

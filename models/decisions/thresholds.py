@@ -104,19 +104,38 @@ def certify(
     Raises:
         ValueError: a product or group is in both, or a setting is out of range.
     """
-    if not (0 < target < 1 and 0 < delta < 1 and grid >= 1):
-        raise ValueError(f"target {target}, delta {delta}, grid {grid}; expected 0 to 1, 0 to 1, at least 1")
-    _refuse_shared(fit, cert)
-    alpha = round(1 - target, 12)  # 1 - 0.9 is a little under 0.1 in floats
+    refuse_settings(target, delta, grid)
+    refuse_shared(fit, cert)
     chosen = one_per_group(cert.product_id, cert.group)
-    confidence, correct = cert.confidence[chosen], cert.correct[chosen]
+    return certify_products(
+        fit.confidence, fit.correct, cert.confidence[chosen], cert.correct[chosen],
+        target=target, delta=delta, grid=grid,
+    )  # fmt: skip
 
-    thresholds = threshold_grid(fit.confidence, grid)
-    starts = chain_starts(*counts_at(thresholds, fit.confidence, fit.correct), len(fit.correct), alpha)
-    levels = np.zeros(len(thresholds))
-    for name, start in starts.items():
-        levels[start] += delta * (MAIN_SHARE if name == "main" else BACKUP_SHARE)
 
+def certify_products(
+    fit_confidence: np.ndarray,
+    fit_correct: np.ndarray,
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    *,
+    target: float,
+    delta: float,
+    grid: int,
+) -> Certificate:
+    """Certifies as `certify` does, given disjoint FIT and CERT, and of CERT one product of each group.
+
+    Args:
+        fit_confidence: (n,) float, 0 to 1.
+        fit_correct: (n,) bool.
+        confidence: (m,) float, of CERT.
+        correct: (m,) bool, of CERT.
+        target: precision promised.
+        delta: probability that the promise fails.
+        grid: thresholds tried, at most.
+    """
+    alpha = round(1 - target, 12)  # 1 - 0.9 is a little under 0.1 in floats
+    thresholds, starts, levels = chains(fit_confidence, fit_correct, alpha, delta, grid)
     p = p_values(*counts_at(thresholds, confidence, correct), alpha)
     walked = walk(p, levels)
     if walked is None:
@@ -124,15 +143,27 @@ def certify(
         reached = len(at) > 0 and np.any(
             confidence >= thresholds[at].min()
         )  # else only FIT has products there
-        sample, outcome = (confidence, correct) if reached else (fit.confidence, fit.correct)
+        sample, outcome = (confidence, correct) if reached else (fit_confidence, fit_correct)
         needed = _products_needed(sample, outcome, thresholds[at], levels[at], target, delta)
-        return _uncertified(target, delta, len(thresholds), len(correct), *needed)
+        return uncertified(target, delta, len(thresholds), len(correct), *needed)
     first, last = walked
     chain = ", ".join(name for name, start in starts.items() if start == first)
     return _certified(
         target, delta, len(thresholds), float(thresholds[last]), chain, float(levels[first]), float(p[last]),
         confidence, correct,
     )  # fmt: skip
+
+
+def chains(
+    confidence: np.ndarray, correct: np.ndarray, alpha: float, delta: float, grid: int
+) -> tuple[np.ndarray, dict[str, int], np.ndarray]:
+    """Thresholds (G,) and starts of the chains, from FIT, and levels (G,): of a start its level, else 0."""
+    thresholds = threshold_grid(confidence, grid)
+    starts = chain_starts(*counts_at(thresholds, confidence, correct), len(correct), alpha)
+    levels = np.zeros(len(thresholds))
+    for name, start in starts.items():
+        levels[start] += delta * (MAIN_SHARE if name == "main" else BACKUP_SHARE)
+    return thresholds, starts, levels
 
 
 def one_per_group(product_id: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -292,7 +323,7 @@ def _products_needed(
     return np.inf, False
 
 
-def _uncertified(
+def uncertified(
     target: float, delta: float, grid: int, products: int, needed: float, at_best: bool
 ) -> Certificate:
     """The certificate that promises nothing; its reason is part of thresholds.json, word for word."""
@@ -348,7 +379,13 @@ def _certified(
     )
 
 
-def _refuse_shared(fit: Outcomes, cert: Outcomes) -> None:
+def refuse_settings(target: float, delta: float, grid: int) -> None:
+    """Raises ValueError where a setting is out of range."""
+    if not (0 < target < 1 and 0 < delta < 1 and grid >= 1):
+        raise ValueError(f"target {target}, delta {delta}, grid {grid}; expected 0 to 1, 0 to 1, at least 1")
+
+
+def refuse_shared(fit: Outcomes, cert: Outcomes) -> None:
     """Certifying on what was fitted always breaks the promise: in 100 of 100 simulated calibrations."""
     types = {type(name).__name__ for name in fit.group[:1].tolist() + cert.group[:1].tolist()}
     if len(types) > 1:

@@ -28,7 +28,7 @@ from features.storage.artifact import Artifact, digest_of
 from features.storage.paths import AnyPath, write_whole
 from features.storage.store import Digests, Store, StoredRows
 from models.decisions.categorizer import Predictor
-from models.decisions.confidence import ConfidenceModel, fit_confidence
+from models.decisions.confidence import fit_confidence
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
 from models.decisions.predictions import Classifier, Predictions, product_bounds
 from models.heads.architectures import FLAT, Head
@@ -47,7 +47,7 @@ from pipeline.compare.classifiers import (
 )
 from pipeline.compare.results import Comparison, RowResult
 from pipeline.compare.summary import best_of, release_command, render
-from pipeline.job.catalogue import Part, categories_of, divide, open_part, sizes_of, untrainable
+from pipeline.job.catalogue import Part, divide, learnt_categories_of, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.job.run import Run
@@ -213,18 +213,19 @@ def _left_out(only: Sequence[str], taxonomy: Taxonomy, backbones: set[bool]) -> 
 
 def _open_data(inputs: ComparisonInputs) -> ComparisonData:
     records, config = inputs.records, inputs.config
-    taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
+    taxonomy, category = learnt_categories_of(records)
     train, val = (open_part(inputs.bottlenecks, inputs.store, name).first_view() for name in ("train", "val"))
     train = train.without(untrainable(records, config))
     if inputs.categories is not None:
         taxonomy = _draw_categories(taxonomy, inputs.categories, config.seed)
         category = category[category.isin(taxonomy.categories)]
-        train, val = (part.only(np.isin(part.product_id, category.index)) for part in (train, val))
     division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
     fingerprint = BottlenecksSummary.of(inputs.bottlenecks).fingerprint
-    data = ComparisonData(
-        taxonomy, category, fingerprint, train, val.only(division.fit), val.only(division.cert)
+    train, fit, cert = (
+        part.only(np.isin(part.product_id, category.index))
+        for part in (train, val.only(division.fit), val.only(division.cert))
     )
+    data = ComparisonData(taxonomy, category, fingerprint, train, fit, cert)
     _require_enough(data, records)
     return data
 
@@ -466,27 +467,23 @@ def measure(classifier: Classifier, data: ComparisonData, config: Config) -> Mea
     _, train = predict(draw_products(data.train, MOST_TRAIN_PRODUCTS, np.random.default_rng(config.seed)))
     of_fit, fit = predict(data.fit)
     of_cert, cert = predict(data.cert)
-    model = fit_confidence(of_fit.evidence(sizes), fit)
+    model = fit_confidence(predictor.evidence(of_fit), fit)
     target = config.calibration.precision
+
+    def acceptance_rate(predictions: Predictions, correct: np.ndarray) -> float:
+        """The largest share of the products that can be accepted with precision `target`, as measured."""
+        curve = acceptance_curve(model.confidence(predictor.evidence(predictions)), correct)
+        return acceptance_rate_at(curve, target)[0]
+
     return Measures(
         train_precision=precision(train),
         val_precision=precision(cert),
         val_products=len(cert),
-        acceptance_rate_at_target=_acceptance_rate(model, of_cert, cert, sizes, target),
+        acceptance_rate_at_target=acceptance_rate(of_cert, cert),
         fit_precision=precision(fit) if len(fit) else 0.0,
         fit_products=len(fit),
-        fit_acceptance_rate_at_target=_acceptance_rate(model, of_fit, fit, sizes, target)
-        if len(fit)
-        else 0.0,
+        fit_acceptance_rate_at_target=acceptance_rate(of_fit, fit) if len(fit) else 0.0,
     )
-
-
-def _acceptance_rate(
-    model: ConfidenceModel, predictions: Predictions, correct: np.ndarray, sizes: np.ndarray, target: float
-) -> float:
-    """The largest share of the products that can be accepted with precision `target`, as measured."""
-    curve = acceptance_curve(model.confidence(predictions.evidence(sizes)), correct)
-    return acceptance_rate_at(curve, target)[0]
 
 
 def _count(part: Part) -> int:

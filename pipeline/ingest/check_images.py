@@ -42,7 +42,7 @@ CHECKED = pa.schema(
     [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
     + [("order_key", pa.int64()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
     + [("image_digest", pa.binary(32)), ("kept", pa.bool_()), ("flat", pa.bool_())]
-    + [("reason", pa.string()), ("detail", pa.string())]
+    + [("reason", pa.string()), ("detail", pa.string()), ("weight", pa.float64())]
 )
 LOCATION = ("file", "offset", "length", "checksum")  # what `read_images` needs
 NO_DIGEST = bytes(32)
@@ -67,6 +67,7 @@ class CheckedRow(NamedTuple):
     flat: bool
     reason: str
     detail: str
+    weight: float | None
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,7 @@ def _rows(
             length=len(image.data),
             checksum=google_crc32c.value(image.data),  # for the second reading: a fifth of the digest's time
             image_digest=checked.digest, kept=checked.kept, flat=checked.flat, reason=reason, detail=detail,
+            weight=image.weight,
         )  # fmt: skip
 
 

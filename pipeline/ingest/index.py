@@ -19,7 +19,8 @@ ROW = {  # of the index; there are few parts and reasons
     **dict.fromkeys(("split", "reason"), np.uint8),
     **{"digest_key": np.uint64, "flat": np.bool_},
 }
-COLUMNS = ["product_id", "order_key", *TEXTS, "length", "image_digest", "flat"]  # of CHECKED, for the index
+# of CHECKED, for the index
+COLUMNS = ["product_id", "order_key", *TEXTS, "length", "image_digest", "flat", "weight"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Index:
     digest_key: np.ndarray  # (n,) uint64, the first 8 bytes of the image's digest
     flat: np.ndarray  # (n,) bool
     image_index: np.ndarray  # (n,) int32, which of its product's rows a row is
+    weight: (
+        np.ndarray | None
+    )  # (p,) float64, the largest of its rows, nan where none has one; None: no weights
 
     @property
     def good(self) -> np.ndarray:
@@ -97,6 +101,7 @@ def build_index(tables: Iterable[pa.Table], rows: int) -> Index:
     # allocated at once: arrays concatenated from a thousand pieces took 0.5 GB more
     row: dict[str, np.ndarray] = {name: np.empty(rows, dtype) for name, dtype in ROW.items()}
     ids, keys, start, first = [], [], 0, 0
+    weights: list[tuple[int, np.ndarray]] = []
     for table in tables:
         here = slice(start, start + len(table))
         start += len(table)
@@ -104,6 +109,8 @@ def build_index(tables: Iterable[pa.Table], rows: int) -> Index:
         row["product"][here] = code = product.indices.to_numpy() + np.int32(first)
         key = np.empty(len(product.dictionary), np.int64)
         key[code - first] = table["order_key"].to_numpy()
+        if table["weight"].null_count < len(table):
+            weights.append((first, _largest(table["weight"].to_numpy(), code - first, len(key))))
         first += len(key)
         ids.append(product.dictionary.cast(pa.large_string()))
         keys.append(key)
@@ -119,8 +126,30 @@ def build_index(tables: Iterable[pa.Table], rows: int) -> Index:
         product_id, order_key, row["product"],
         category=text["category"], split=text["split"], seller=text["seller"], reason=text["reason"],
         length=row["length"], digest_key=row["digest_key"], flat=row["flat"],
-        image_index=image_indices(row["product"]),
+        image_index=image_indices(row["product"]), weight=_weights(weights, position, len(product_id)),
     )  # fmt: skip
+
+
+def _largest(weight: np.ndarray, product: np.ndarray, products: int) -> np.ndarray:
+    """(products,) float64: the largest weight of each product's rows; nan where none is given.
+
+    Args:
+        weight: (n,) float64, nan where not given.
+        product: (n,) int, from 0; -1: the row belongs to none.
+        products: number of products.
+    """
+    largest = np.full(products, np.nan)
+    np.fmax.at(largest, product[product >= 0], weight[product >= 0])
+    return largest
+
+
+def _weights(weights: list[tuple[int, np.ndarray]], position: np.ndarray, products: int) -> np.ndarray | None:
+    """(products,) float64 from those of the tables, each with the number of ids before it; None for none."""
+    if not weights:
+        return None
+    weight = np.concatenate([local for _, local in weights])
+    product = np.concatenate([position[first : first + len(local)] for first, local in weights])
+    return _largest(weight, product, products)
 
 
 def _codes(column: pa.ChunkedArray, codes: dict[str, int]) -> np.ndarray:

@@ -9,7 +9,9 @@
 
     records/  <part>-<i>-of-<n>.tfrecord
               images.parquet  products.parquet  rejects.parquet  duplicates.parquet
-              taxonomy.csv  manifest.json
+              taxonomy.csv  unlearnt.csv  manifest.json
+
+    taxonomy.csv holds the categories with training products, unlearnt.csv the others, where there are any.
 
 Every image of the sources is in exactly one of: records, rejects, products whose split is none or dropped.
 """
@@ -44,12 +46,14 @@ from pipeline.ingest.layout import RecordsLayout, lay_out, write_plan
 from pipeline.ingest.rejects import refuse_flood, write_rejects
 from pipeline.ingest.split_plan import (
     Products,
+    learnt_categories,
     plan_products,
     require_known,
     require_trainable,
-    untrained_categories,
+    unlearnt_categories,
 )
 from pipeline.ingest.write_records import IMAGES, ShardDigest, notes_of, write_shards
+from pipeline.job.catalogue import UNLEARNT
 from pipeline.job.config import IngestSettings
 from pipeline.job.progress import log
 from pipeline.job.run import Run
@@ -61,7 +65,7 @@ from pipeline.sources.outside import require_outside
 from pipeline.sources.source import Source, open_sources
 from pipeline.sources.tables import csv_options
 
-VERSION = 4
+VERSION = 5
 
 
 def ingest(
@@ -220,11 +224,19 @@ def _products(index: Index, job: _IngestJob) -> Products:
 
 
 def _write_taxonomy(paths: CategoryPaths, products: Products, work: AnyPath) -> int:
-    """Writes the tree of the categories in the records; returns how many have two parents in the sources."""
-    codes = np.unique(products.category.code[products.split < len(PARTS)])
-    tree, conflicts = build_taxonomy(paths, {products.category.values[code] for code in codes})
+    """Writes the trees of the categories in the records, of those with training products and of the others.
+
+    Returns:
+        How many categories have two parents in the sources.
+    """
+    learnt, unlearnt = learnt_categories(products), unlearnt_categories(products)
+    tree, conflicts = build_taxonomy(paths, learnt | unlearnt)
+    is_learnt = np.isin(tree.categories, list(learnt))
     with writing(work / "taxonomy.csv") as working:
-        write_taxonomy(tree, working)
+        write_taxonomy(tree.only(is_learnt).trimmed(), working)
+    if unlearnt:
+        with writing(work / UNLEARNT) as working:
+            write_taxonomy(tree.only(~is_learnt), working)
     return conflicts
 
 
@@ -235,9 +247,10 @@ def _summary(
     images = np.bincount(products.split, weights=products.images, minlength=len(SPLITS)).astype(int)
     of_split = dict(zip(SPLITS, images.tolist(), strict=True))
     dropped = products.split == SPLITS.index(DROPPED)
-    small = len(np.unique(products.category.code[dropped]))
-    untrained = untrained_categories(products)
-    _log_left_out(int(dropped.sum()), small, untrained)
+    unlearnt = unlearnt_categories(products)
+    codes = [code for code, name in enumerate(products.category.values) if name in unlearnt]
+    counted = np.isin(products.category.code, codes) & (products.split < len(PARTS))
+    _log_unlearnt(len(unlearnt), int(dropped.sum()), int(counted.sum()))
     return RecordsSummary(
         ignored=ignored,
         products=len(products.split),
@@ -248,8 +261,9 @@ def _summary(
         uncategorized_images=of_split[NONE],
         dropped_products=int(dropped.sum()),
         dropped_images=of_split[DROPPED],
-        dropped_categories=small,
-        categories_without_training_products=len(untrained),
+        dropped_categories=len(unlearnt),
+        unlearnt_products=int(counted.sum()),
+        unlearnt_images=int(products.images[counted].sum()),
         unreadable_products=int((products.images == 0).sum()),
         products_in_two_categories=products.in_two_categories,
         images_of_several_products=len(layout.shared.row),
@@ -259,16 +273,13 @@ def _summary(
     )
 
 
-def _log_left_out(dropped: int, small: int, untrained: list[str]) -> None:
-    """Logs the products of `small` small categories, and the categories that are in val and test alone."""
-    if small:
+def _log_unlearnt(categories: int, dropped: int, counted: int) -> None:
+    """Logs how many products are in categories that no head will learn."""
+    if categories:
         log.info(
-            "records: %s products dropped in %s categories that are too small", f"{dropped:,}", f"{small:,}"
-        )
-    if untrained:
-        log.warning(
-            "records: %s categories without training products, for example %r: nothing will be put into "
-            "them; give some of their products the split train", f"{len(untrained):,}", untrained[0],
+            "records: %s categories without training products, too small or held out: nothing will be put "
+            "into them; %s of their products are dropped, %s count as wrong in val and test",
+            f"{categories:,}", f"{dropped:,}", f"{counted:,}",
         )  # fmt: skip
 
 

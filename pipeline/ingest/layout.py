@@ -23,7 +23,7 @@ from pipeline.ingest.duplicates import (
     find_shared,
 )
 from pipeline.ingest.index import Index
-from pipeline.ingest.split_plan import PRODUCTS, Products, assign_shards
+from pipeline.ingest.split_plan import Products, assign_shards
 from pipeline.ingest.write_records import PIECE, SHARDS_A_BATCH
 from pipeline.job.config import IngestSettings
 
@@ -52,7 +52,7 @@ def lay_out(index: Index, products: Products, settings: IngestSettings, seed: in
 
 def write_plan(checked: CheckedImages, products: Products, layout: RecordsLayout, work: AnyPath) -> None:
     """Writes products, duplicates, and the planned rows in pieces for the writers."""
-    _write_tables(products.table, len(products.split), PRODUCTS, work / "products.parquet")
+    _write_tables(products.table, len(products.split), products.schema, work / "products.parquet")
     digests = _write_pieces(checked, products, layout, work / "_plan")
 
     def duplicates(start: int, stop: int) -> pa.Table:

@@ -1,6 +1,6 @@
 """The plan of an ingest, on arrays alone: the index → products with their parts → the shard of every image.
 
-Products   one a product, sorted by id: category, split, readable images, seller
+Products   one a product, sorted by id: category, split, readable images, seller, weight
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ PRODUCTS = pa.schema(
         ("seller", pa.string()),
     ]
 )
+WEIGHT = pa.field("weight", pa.float64())  # one more column, where a source gives weights
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Products:
     images: np.ndarray  # (p,) int32, readable ones
     seller: Coded
     in_two_categories: int  # products whose rows name several
+    weight: np.ndarray | None = None  # (p,) float64, nan where not given; None: no source gives any
+
+    @property
+    def schema(self) -> pa.Schema:
+        """That of products.parquet."""
+        return PRODUCTS if self.weight is None else PRODUCTS.append(WEIGHT)
 
     def table(self, start: int, stop: int) -> pa.Table:
         """Rows of products.parquet."""
@@ -46,7 +53,9 @@ class Products:
             pa.array(self.images[here]),
             self.seller.only(here).texts(),
         ]
-        return pa.table(columns, schema=PRODUCTS)
+        if self.weight is not None:
+            columns.append(pa.array(self.weight[here], from_pandas=True))  # null for nan
+        return pa.table(columns, schema=self.schema)
 
 
 def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Products:
@@ -57,7 +66,8 @@ def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Pr
         known: product_id and split of the release in service.
         min_products: smallest category that is trained on, unless its parts are given.
 
-    A product whose rows disagree has the most common category (the first in the alphabet among equals).
+    A product whose rows disagree has the most common category (the first in the alphabet among equals), and
+    the largest weight.
     """
     images = np.bincount(index.product[index.good], minlength=len(index.product_id)).astype(np.int32)
     category, mixed = _most_common(index, index.category)
@@ -72,7 +82,7 @@ def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Pr
     coded = [
         Coded(texts.values, code) for texts, code in ((index.category, category), (index.seller, seller))
     ]
-    return Products(index.product_id, coded[0], split, images, coded[1], mixed)
+    return Products(index.product_id, coded[0], split, images, coded[1], mixed, index.weight)
 
 
 def _most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
@@ -143,32 +153,39 @@ def require_trainable(products: Products, min_products: int) -> None:
             "readable image; expected photos; records.partial/rejects.parquet lists the reasons; correct the "
             "source"
         )
-    trainable = np.isin(products.split, (TRAIN, VAL, TEST))
-    if trainable.any() and not (products.split == TRAIN).any():
-        raise ShelfmarkError(
-            f"no product to train on: all {np.count_nonzero(trainable):,} are val or test, as the source or "
-            "the release in service says; expected some in train; correct the split"
-        )
-    kept = np.unique(products.category.code[trainable])
-    if len(kept) == 1:
-        raise ShelfmarkError(
-            f"one category, {products.category.values[kept[0]]!r}, is all there is to train on; expected "
-            "at least two, as with one every prediction is correct; check the column category, or the folder"
-        )
-    if not (products.split == TRAIN).any():
+    learnt = learnt_categories(products)
+    dropped = np.count_nonzero(products.split == SPLITS.index(DROPPED))
+    if not learnt and dropped:
         raise ShelfmarkError(
             f"no product to train on: {len(products.split):,} products, "
-            f"{np.count_nonzero(categorized):,} with a category, "
-            f"{int((products.split == SPLITS.index(DROPPED)).sum()):,} of them in categories of under "
+            f"{np.count_nonzero(categorized):,} with a category, in categories of under "
             f"{min_products}; expected larger categories; add products or lower ingest.min_products"
+        )
+    if not learnt:
+        held_out = np.count_nonzero(np.isin(products.split, (VAL, TEST)))
+        raise ShelfmarkError(
+            f"no product to train on: all {held_out:,} are val or test, as the source or the release in "
+            "service says; expected some in train; correct the split"
+        )
+    if len(learnt) == 1:
+        raise ShelfmarkError(
+            f"one category, {min(learnt)!r}, is all there is to train on; expected at least two, as with one "
+            "every prediction is correct; check the column category, or the folder"
         )
 
 
-def untrained_categories(products: Products) -> list[str]:
-    """Categories whose products are all in val and test, by given or kept parts: no head learns them."""
-    category, trained = products.category, products.split == TRAIN
-    codes = np.setdiff1d(category.code[products.split < len(PARTS)], category.code[trained])
-    return sorted(category.values[code] for code in codes.tolist())
+def learnt_categories(products: Products) -> set[str]:
+    """Categories with training products."""
+    return _categories(products, products.split == TRAIN)
+
+
+def unlearnt_categories(products: Products) -> set[str]:
+    """Categories without training products: too small, or in val and test alone by given or kept parts."""
+    return _categories(products, products.split != SPLITS.index(NONE)) - learnt_categories(products)
+
+
+def _categories(products: Products, chosen: np.ndarray) -> set[str]:
+    return {products.category.values[code] for code in np.unique(products.category.code[chosen]).tolist()}
 
 
 def assign_shards(index: Index, products: Products, seed: int, shard_bytes: int) -> tuple[np.ndarray, int]:

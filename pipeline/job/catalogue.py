@@ -1,6 +1,7 @@
 """The catalogue as training and measuring see it: images with their bottlenecks, categories, FIT and CERT.
 
     records/      products.parquet, images.parquet ─► categories_of, untrainable
+                  taxonomy.csv, unlearnt.csv ─► learnt_categories_of, TrueCategories
     bottlenecks/  index.parquet ─► open_part ─► Part, the images of train, val or test
     Part of val ─► divide ─► FIT, which selects, and CERT, which certifies and nothing else
 
@@ -18,7 +19,7 @@ from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Store, StoredRows, digests_of
 from models.decisions.validation_split import duplicate_groups, first_of_product, in_fit
-from models.taxonomy import Taxonomy
+from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.config import Config
 from pipeline.job.summaries import BottlenecksSummary
 
@@ -105,10 +106,69 @@ def _coded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
 # Categories
 
 
+UNLEARNT = "unlearnt.csv"  # of the records: as taxonomy.csv, the categories without training products
+
+
 def categories_of(records: Artifact) -> pd.Series:
     """Category by product_id, of the products that have one."""
     products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "category"]).dropna()
     return products.set_index("product_id")["category"]
+
+
+def learnt_categories_of(records: Artifact) -> tuple[Taxonomy, pd.Series]:
+    """The tree of the categories that a head learns; the category by product_id, of their products alone."""
+    taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
+    return taxonomy, category[taxonomy.index(category.to_numpy()) >= 0]
+
+
+@dataclass(frozen=True)
+class TrueCategories:
+    """The true categories of the products, with their places in the tree, learnt or not."""
+
+    category: pd.Series  # by product_id
+    trees: tuple[Taxonomy, ...]  # of the learnt categories, and of the others
+
+    @classmethod
+    def of(cls, records: Artifact) -> "TrueCategories":
+        """Those of the records."""
+        names = ["taxonomy.csv", *([UNLEARNT] if UNLEARNT in records.files else [])]
+        return cls(categories_of(records), tuple(read_taxonomy(records.file(name)) for name in names))
+
+    def nodes(self, product_id: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+        """(n, N) int32: the nodes of the products' categories in a head's tree; -1 where it has none.
+
+        Args:
+            product_id: (n,) str.
+            taxonomy: of a head, which may have been trained on another catalogue.
+        """
+        category = self.category.reindex(product_id).to_numpy()
+        nodes: np.ndarray = np.max([taxonomy.nodes_of(category, tree) for tree in self.trees], axis=0)
+        return nodes
+
+    def paths(self, product_id: np.ndarray) -> np.ndarray:
+        """(n,) object, each product's category for people: its names from coarse to fine."""
+        codes, distinct = pd.factorize(self.category.reindex(product_id))
+        return np.array([*self.labels(np.asarray(distinct, dtype=object)), None], dtype=object)[codes]
+
+    def labels(self, categories: np.ndarray) -> np.ndarray:
+        """(m,) object, categories for people; one without a place in the tree is its own name."""
+        labels = np.array(categories, dtype=object)
+        for tree in self.trees:
+            index = tree.index(categories)
+            labels[index >= 0] = [tree.label(at) for at in index[index >= 0].tolist()]
+        return labels
+
+
+def weights_of(records: Artifact) -> pd.Series | None:
+    """Weight (float, from 0 on) by product_id, of the products that have one; None where no source gives any.
+
+    In weighted figures a product without a weight does not count.
+    """
+    file = records.file("products.parquet")
+    if "weight" not in pq.read_schema(file).names:
+        return None
+    products = pd.read_parquet(file, columns=["product_id", "weight"]).dropna()
+    return products.set_index("product_id")["weight"]
 
 
 def sizes_of(trained: Part, category: pd.Series, taxonomy: Taxonomy) -> np.ndarray:

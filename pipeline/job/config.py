@@ -50,9 +50,9 @@ class IngestSettings(Section):
     """From a source to records."""
 
     min_products: Positive = 20
-    """Products that a category needs; smaller categories are dropped, and counted (20 in the paper). Lower
-    it for a small catalogue; raise it when categories with few products are often wrong. Not used where the
-    source gives the split."""
+    """Products that a category needs to be learnt (20 in the paper); those of smaller categories count as
+    wrong. Lower it for a small catalogue; raise it when categories with few products are often wrong. Not
+    used where the source gives the split."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.10
     """Largest share of the images that may be rejected; above it the run stops and names the three most
     common reasons. Raise it only when you know why so many images cannot be read: a high share usually

@@ -29,12 +29,16 @@ SCHEMA = pa.schema(
         ("category", pa.string()),  # the most likely one; null when unreadable
         ("category_path", pa.string()),  # its names from coarse to fine, joined by " / "
         ("confidence", pa.float64()),  # calibrated probability that the category is correct
-        ("status", pa.string()),  # accepted, review, unreadable
-        ("node", pa.string()),  # what was decided; null unless accepted
+        ("status", pa.string()),  # accepted, parent, review, unreadable
+        (
+            "node",
+            pa.string(),
+        ),  # what was decided: the category, or with status parent a node above it; or null
         ("node_path", pa.string()),  # its names from coarse to fine, joined by " / "
         ("node_level", pa.int32()),  # its level, 1 = coarsest
         ("top_categories", pa.list_(pa.string())),  # up to five, most likely first
         ("top_probabilities", pa.list_(pa.float64())),  # the head's, of these categories
+        ("release", pa.string()),  # name of the release that decided; null in an evaluation
     ]
 )
 REJECTS = ".rejects.parquet"  # what the name of the rejects beside the decisions ends with

@@ -48,10 +48,11 @@ class RecordsSummary(Summary):
     rejects: dict[str, int]  # images by reason
     uncategorized_products: int
     uncategorized_images: int
-    dropped_products: int  # of categories that are too small
+    dropped_products: int  # of unlearnt categories, neither in val nor in test
     dropped_images: int
-    dropped_categories: int
-    categories_without_training_products: int = 0
+    dropped_categories: int  # without training products: too small, or held out
+    unlearnt_products: int = 0  # of these categories, in val and test
+    unlearnt_images: int = 0
     unreadable_products: int
     products_in_two_categories: int = 0
     images_of_several_products: int
@@ -103,6 +104,7 @@ class ThresholdsSummary(Summary):
     certified_products: int
     acceptance_rate: float
     reason: str | None
+    levels_certified: int = 0  # of those above the categories
 
 
 class EvaluationSummary(Summary):
@@ -114,6 +116,13 @@ class EvaluationSummary(Summary):
     precision: float | None
     accepted: int
     accepted_precision: float | None
+
+
+class InServiceSummary(Summary):
+    """in_service/: what the release that was in service decides about the measured products."""
+
+    release: str
+    products: int
 
 
 class BundleSummary(Summary):

@@ -68,7 +68,7 @@ def categorize(
         beam: Beam's own options.
 
     Returns:
-        Products by status. accepted + review + unreadable = products that came in.
+        Products by status. accepted + parent + review + unreadable = products that came in.
 
     Raises:
         ShelfmarkError: the output's suffix is no format, or the output or the workspace is inside a source.
@@ -95,7 +95,7 @@ def _categorize(
     made_from = [[[source.name, source.digest()] for source in sources], config.ingest.that_matter()]
     work = begin(
         output.with_name(output.name + ".partial"),
-        {"sources": digest_of(made_from), "bundle": bundle.digest, "version": "3"},
+        {"sources": digest_of(made_from), "bundle": bundle.digest, "version": "4"},
     )
     fetched = output.with_name(output.name + ".fetched")
     checked = check_images(sources, config.ingest, work, beam, fetched)
@@ -169,7 +169,7 @@ def _decide(
         silent = np.ones(len(product_id), bool)
         silent[readable[here] - start] = False
         decided = categorizer.decide(product_id[~silent], answers.only(here))
-        both = pd.concat([decided, unreadable(product_id[silent])])
+        both = pd.concat([decided, unreadable(product_id[silent], categorizer.release)])
         yield both.sort_values("product_id", ignore_index=True)
 
 

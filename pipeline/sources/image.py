@@ -42,6 +42,7 @@ class SourceImage(NamedTuple):
     reason: str = ""
     detail: str = ""
     origin: str = ""  # the name that people know, where its bytes were copied into `file`
+    weight: float | None = None  # of the product: its views or its value; None = not given
 
 
 def read_images(

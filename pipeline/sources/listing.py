@@ -2,6 +2,7 @@
 
     listing-0.parquet   product_id, image (a path or a URL), category, split, seller; "" where not given
                         problem: why the row cannot be used; then image names the manifest
+                        weight: null where not given
 
 The images are files, or are in the same rows of a Parquet file (`Segment.pictures`).
 """
@@ -23,7 +24,8 @@ from pipeline.sources.image import Segment, SourceImage, path_text
 from pipeline.sources.url_cache import Fetched
 from pipeline.sources.urls import Fetching, fetch_urls, is_url
 
-LISTING = ("product_id", "image", "category", "split", "seller", "problem")
+TEXTS = ("product_id", "image", "category", "split", "seller", "problem")
+LISTING = pa.schema([*((name, pa.string()) for name in TEXTS), ("weight", pa.float64())])
 PICTURES = 64  # read at a time from a Parquet file
 READ_BUFFER = 2**20  # bytes of a column at a time: without it, a whole row group's pictures are in memory
 
@@ -32,11 +34,12 @@ READ_BUFFER = 2**20  # bytes of a column at a time: without it, a whole row grou
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
-def listing(columns: Mapping[str, list[str]]) -> pa.Table:
+def listing(columns: Mapping[str, list[str]], weight: list[float | None] | None = None) -> pa.Table:
     """A table with the columns of LISTING; "" in those that are not given."""
-    nothing = [""] * len(next(iter(columns.values())))
-    cells = {name: columns.get(name, nothing) for name in LISTING}
-    return pa.table(cells, schema=pa.schema([(name, pa.string()) for name in LISTING]))
+    count = len(next(iter(columns.values())))
+    nothing = [""] * count
+    cells = {name: columns.get(name, nothing) for name in TEXTS}
+    return pa.table({**cells, "weight": pa.array(weight or [None] * count, pa.float64())}, schema=LISTING)
 
 
 def write_listing(
@@ -44,9 +47,8 @@ def write_listing(
 ) -> list[Segment]:
     """Writes tables of LISTING into `work`, `segment_images` rows a row group; returns a segment for each."""
     file = work / f"listing-{sum(1 for _ in work.glob('listing-*.parquet'))}.parquet"
-    schema = pa.schema([(name, pa.string()) for name in LISTING])
     groups = 0
-    with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
+    with writing(file) as working, pq.ParquetWriter(working, LISTING) as writer:
         for table in tables:
             for start in range(0, len(table), segment_images):
                 writer.write_table(table.slice(start, segment_images))

@@ -1,6 +1,6 @@
 """A manifest: a table of products, images and, for training, categories.
 
-    product_id, image, category      and optionally level1…levelN, split, seller; CSV, TSV or Parquet
+    product_id, image, category      and optionally level1…levelN, split, seller, weight; CSV, TSV or Parquet
     image (bytes), label, …          Parquet with the pictures inside, as Hugging Face's datasets writes it;
                                      one file, or a folder of shards
 
@@ -187,29 +187,34 @@ class Manifest:
             return []
         self._log()
         root = self.path if self.shards else self.path.parent
+        converted = ManifestRows(self.path, self._levels, self._scan.whole_ids, renamed)
         if not self._tables[0].pictures:
-            return write_listing(work, self._converted(renamed).tables(self._rows()), root, segment_images)
-        return [
-            segment
-            for table in self._tables
-            if isinstance(table, ParquetTable)
-            for segment in self._segments_of_pictures(table, work, root, segment_images, renamed)
-        ]
+            segments = write_listing(work, converted.tables(self._rows()), root, segment_images)
+        else:
+            segments = [
+                segment
+                for table in self._tables
+                if isinstance(table, ParquetTable)
+                for segment in self._segments_of_pictures(table, work, root, segment_images, converted)
+            ]
+        ignored = converted.ignored_weights
+        if ignored.rows:
+            log.warning(
+                "%s: %s weights are no numbers from 0 on, for example %r; these rows count as without weight",
+                self.name, f"{ignored.rows:,}", ignored.example,
+            )  # fmt: skip
+        return segments
 
     def _segments_of_pictures(
-        self, table: ParquetTable, work: AnyPath, root: AnyPath, segment_images: int, renamed: Renamed
+        self, table: ParquetTable, work: AnyPath, root: AnyPath, segment_images: int, converted: ManifestRows
     ) -> Iterator[Segment]:
         """Segments of about `segment_images` rows, of whole row groups."""
-        tables = self._converted(renamed).tables(table.rows(self._used))
+        tables = converted.tables(table.rows(self._used))
         for start, stop in _groups_together(table.groups, segment_images):
             count = sum(table.groups[start:stop])
             own = take(tables, count)
             for segment in write_listing(work, iter([own]), root, max(1, count)):
                 yield replace(segment, pictures=path_text(table.path), groups=(start, stop))
-
-    def _converted(self, renamed: Renamed) -> ManifestRows:
-        """How the rows become those of a listing."""
-        return ManifestRows(self.path, self._levels, self._scan.whole_ids, renamed)
 
     def _log(self) -> None:
         table = self._tables[0]
@@ -220,6 +225,8 @@ class Manifest:
         passed = [name for name in self._columns if "level" in name and name not in self._levels]
         if passed:
             log.info("%s: columns %s are no levels; expected level1, level2, …", self.name, ", ".join(passed))
+        if "weight" in self._columns:
+            log.info("%s: its column weight gives the weights of the weighted figures", self.name)
         log_merged(f"{self.name}: levels", self._scan.names)
         if isinstance(table, ParquetTable) and table.part:
             log.info("%s: the names of its files are the parts of the split", self.name)

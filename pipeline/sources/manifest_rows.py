@@ -1,8 +1,9 @@
-"""The rows of a manifest as those of a listing: ids, parts of the split and categories in one form."""
+"""The rows of a manifest as those of a listing: ids, split, categories and weights in one form."""
 
 import itertools
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -10,11 +11,33 @@ from features.errors import ShelfmarkError
 from features.product import PARTS, part_named, tidy_name
 from features.storage.paths import AnyPath
 from pipeline.sources.image import path_text
-from pipeline.sources.listing import listing
+from pipeline.sources.listing import TEXTS, listing
 from pipeline.sources.names import Renamed, ambiguous
 from pipeline.sources.tables import Columns
 
-USED = ("product_id", "image", "category", "split", "seller")
+USED = ("product_id", "image", "category", "split", "seller", "weight")
+
+
+@dataclass
+class IgnoredWeights:
+    """Weights of a manifest that are no numbers from 0 on: their rows count as rows without a weight."""
+
+    rows: int = 0
+    example: str = ""
+
+    def weight(self, text: str) -> float | None:
+        """The weight that a cell gives; None where it is blank or no number from 0 on."""
+        if not (text := text.strip()):
+            return None
+        try:
+            weight = math.nan if "_" in text else float(text)
+        except ValueError:
+            weight = math.nan
+        if 0 <= weight < math.inf:
+            return weight
+        self.rows += 1
+        self.example = self.example or text
+        return None
 
 
 @dataclass(frozen=True)
@@ -25,12 +48,13 @@ class ManifestRows:
     levels: list[str]  # columns
     whole_ids: bool  # every id ends in .0
     renamed: Renamed
+    ignored_weights: IgnoredWeights = field(default_factory=IgnoredWeights)
 
     def tables(self, rows: Iterator[Columns]) -> Iterator[pa.Table]:
         """The rows as tables of LISTING."""
         several = {category for category, _ in self.renamed}
         for batch in rows:
-            columns = {name: batch[name] for name in (*USED, "problem") if name in batch}
+            columns = {name: batch[name] for name in TEXTS if name in batch}
             columns["product_id"] = list(map(self._product_id, batch["product_id"]))
             columns["image"] = list(map(str.strip, batch["image"]))
             columns["seller"] = list(map(str.strip, batch.get("seller", [""] * len(batch["problem"]))))
@@ -39,7 +63,8 @@ class ManifestRows:
             if several and "category" in batch:
                 columns["category"] = self._apart(batch, several)
             self._note_problems(columns)
-            yield listing(columns)
+            weight = list(map(self.ignored_weights.weight, batch["weight"])) if "weight" in batch else None
+            yield listing(columns, weight)
 
     def _product_id(self, text: str) -> str:
         text = text.strip()
@@ -79,7 +104,7 @@ class ManifestRows:
 
 def take(tables: Iterator[pa.Table], count: int) -> pa.Table:
     """The next tables, with `count` rows together."""
-    taken = [listing({name: [] for name in USED})]
+    taken = [listing({name: [] for name in TEXTS})]
     while sum(map(len, taken)) < count:
         taken.append(next(tables))
     return pa.concat_tables(taken)

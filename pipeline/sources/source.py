@@ -2,7 +2,7 @@
 
     *.bson                          Cdiscount: {_id, category_id, imgs: [{picture}]}
     a folder of photos              each file is a product with one image; the category is the path below
-    *.csv *.tsv *.csv.gz *.tsv.gz   a manifest: product_id, image, category, level1…levelN, split, seller
+    *.csv *.tsv *.csv.gz *.tsv.gz   a manifest: product_id, image, category, level1…, split, seller, weight
     *.parquet                       the same, or with the pictures inside; also a folder of them
 
 Each on a disk or on an object store (s3://bucket/catalogue.bson). Memory does not grow with the catalogue.

@@ -2,12 +2,14 @@
 
     thresholds/  thresholds.json  manifest.json
 
-FIT gives aggregation, temperature, confidence model and grid; CERT certifies and nothing else
-(models/decisions/thresholds.py).
+FIT gives aggregation, temperature, confidence models and grids; CERT certifies and nothing else
+(models/decisions/thresholds.py, levels.py). Both hold products of categories that the head never learnt, as
+the products to come do: wrong at the category, and correct above it where their branch is in the tree.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath, write_whole
 from models.decisions.bundle import THRESHOLDS, load_predictor
-from models.decisions.categorizer import DecisionRules, Predictor
+from models.decisions.categorizer import DecisionRules, LevelRule, Predictor
 from models.decisions.confidence import (
     AGGREGATIONS,
     ConfidenceModel,
@@ -23,18 +25,21 @@ from models.decisions.confidence import (
     fit_confidence,
     fit_temperature,
 )
+from models.decisions.levels import LevelOutcomes, certify_levels
 from models.decisions.predictions import Predictions, product_bounds
 from models.decisions.thresholds import Outcomes, certify
 from models.heads.architectures import SET, set_logits
 from models.rows import Rows
-from pipeline.job.catalogue import Division, Part, categories_of, divide, open_part
+from models.taxonomy import Taxonomy
+from pipeline.job.catalogue import Division, Part, TrueCategories, divide, open_part
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, ThresholdsSummary
 
-VERSION = 4
+VERSION = 5
+LADDER = (0.8, 0.85, 0.9, 0.93, 0.95, 0.97)  # targets beside the wanted one, for planning
 MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
 
 
@@ -63,11 +68,11 @@ def calibrate_head(
     def make(work: Path) -> Mapping[str, object]:
         predictor = load_predictor(head.folder())
         val = open_part(bottlenecks, store, "val")
-        truth = predictor.taxonomy.index(categories_of(records).reindex(val.product_id).to_numpy())
         division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
-        rules = _rules(predictor, val, truth, division, config)
+        rules = decision_rules(predictor, val, TrueCategories.of(records), division, config)
         write_whole(work / THRESHOLDS, json.dumps(rules.to_dict(), indent=1, sort_keys=True).encode())
         certificate = rules.certificate
+        _log_levels(rules)
         return ThresholdsSummary(
             aggregation=rules.aggregation,
             certified=certificate.threshold is not None,
@@ -75,6 +80,7 @@ def calibrate_head(
             certified_products=certificate.products,
             acceptance_rate=certificate.acceptance_rate,
             reason=certificate.reason,
+            levels_certified=sum(one.certificate.threshold is not None for one in rules.levels.values()),
         ).to_dict()
 
     made_from = {
@@ -86,45 +92,102 @@ def calibrate_head(
     return stage(out, kind="thresholds", version=VERSION, made_from=made_from, make=make)
 
 
-def _rules(
-    predictor: Predictor, val: Part, truth: np.ndarray, division: Division, config: Config
+def decision_rules(
+    predictor: Predictor, val: Part, true: TrueCategories, division: Division, config: Config
 ) -> DecisionRules:
-    """The rules from the validation images, divided into FIT and CERT."""
-    fit, cert = (_Products(val, truth, division.group, chosen) for chosen in (division.fit, division.cert))
+    """How predictions become decisions, from the validation images.
+
+    Args:
+        predictor: with the head.
+        val: the images of the validation products, whether the head learnt their categories or not.
+        true: the categories.
+        division: of the images into FIT and CERT.
+        config: section [calibration], and head.aggregation.
+    """
+    taxonomy, settings = predictor.taxonomy, config.calibration
+    fit, cert = (
+        _Products(val, true, taxonomy, division.group, side) for side in (division.fit, division.cert)
+    )
+    learnt = fit.learnt()  # a category that the head does not know has no likelihood
     aggregation, temperature = choose_aggregation(
-        predictor, fit.rows, fit.bounds, fit.truth, config.head.aggregation
+        predictor, learnt.rows, learnt.bounds, learnt.nodes[:, -1], config.head.aggregation
     )
     fit_predictions, cert_predictions = (
         predictor.predict(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
     )
-    confidence = fit_confidence(
-        fit_predictions.evidence(predictor.sizes), fit_predictions.top[:, 0] == fit.truth
+    models = [
+        _confidence_model(predictor, fit_predictions, fit.nodes, level)
+        for level in range(1, taxonomy.levels + 1)
+    ]
+    outcomes = [
+        _level_outcomes(side, predictions, models, predictor)
+        for side, predictions in ((fit, fit_predictions), (cert, cert_predictions))
+    ]
+    certificates = certify_levels(
+        *outcomes, target=settings.precision, delta=settings.delta, grid=settings.grid
     )
-    certificate = certify(
-        _outcomes(fit, fit_predictions, confidence, predictor),
-        _outcomes(cert, cert_predictions, confidence, predictor),
-        target=config.calibration.precision,
-        delta=config.calibration.delta,
-        grid=config.calibration.grid,
-    )
+    leaf = [
+        Outcomes(one.product_id, one.group, one.confidence[:, -1], one.correct[:, -1]) for one in outcomes
+    ]
+    targets = sorted({*LADDER, settings.precision})
     return DecisionRules(
-        predictor.model, predictor.labels, temperature, confidence, certificate, len(fit.truth), aggregation
+        model=predictor.model,
+        labels=predictor.labels,
+        temperature=temperature,
+        confidence=models[-1],
+        certificate=certificates[-1],
+        target=settings.precision,
+        delta=settings.delta,
+        fit={"products": len(fit.nodes)},
+        aggregation=aggregation,
+        levels={
+            f"level{level}": LevelRule(model, certificate)
+            for level, (model, certificate) in enumerate(zip(models, certificates, strict=True), start=1)
+            if level < taxonomy.levels
+        },
+        ladder=tuple(
+            certify(*leaf, target=target, delta=settings.delta, grid=settings.grid) for target in targets
+        ),
     )
+
+
+def _log_levels(rules: DecisionRules) -> None:
+    for level, rule in rules.levels.items():
+        certificate = rule.certificate
+        if certificate.threshold is None:
+            log.info("thresholds: %s: %s", level, certificate.reason)
+        else:
+            log.info(
+                "thresholds: %s: %.1f %% of the products stop there", level, 100 * certificate.acceptance_rate
+            )
 
 
 class _Products:
     """The products of FIT or of CERT."""
 
-    def __init__(self, val: Part, truth: np.ndarray, group: np.ndarray, chosen: np.ndarray) -> None:
+    def __init__(
+        self, val: Part, true: TrueCategories, taxonomy: Taxonomy, group: np.ndarray, chosen: np.ndarray
+    ) -> None:
         product_id = val.product_id[chosen]
         self.bounds = product_bounds(product_id)
         first = self.bounds[:-1]
         self.rows = val.rows.only(chosen)
-        self.product_id, self.truth, self.group = (
-            product_id[first],
-            truth[chosen][first],
-            group[chosen][first],
-        )
+        self.product_id, self.group = product_id[first], group[chosen][first]
+        self.nodes = true.nodes(self.product_id, taxonomy)  # (n, N) int, -1 where the head knows none
+
+    def learnt(self) -> "_Learnt":
+        """The products of categories that the head knows."""
+        known = self.nodes[:, -1] >= 0
+        images = np.diff(self.bounds)
+        bounds = np.concatenate([[0], np.cumsum(images[known])])
+        return _Learnt(self.rows.only(np.repeat(known, images)), bounds, self.nodes[known])
+
+
+@dataclass(frozen=True)
+class _Learnt:
+    rows: Rows  # (images, d)
+    bounds: np.ndarray  # (p + 1,)
+    nodes: np.ndarray  # (p, N) int
 
 
 def choose_aggregation(
@@ -167,8 +230,30 @@ def _candidates(aggregation: str, images: np.ndarray, predictor: Predictor) -> l
     return [*several, SET] if predictor.set_head else several
 
 
-def _outcomes(
-    side: _Products, predictions: Predictions, model: ConfidenceModel, predictor: Predictor
-) -> Outcomes:
-    confidence = model.confidence(predictions.evidence(predictor.sizes))
-    return Outcomes(side.product_id, side.group, confidence, predictions.top[:, 0] == side.truth)
+def _confidence_model(
+    predictor: Predictor, predictions: Predictions, nodes: np.ndarray, level: int
+) -> ConfidenceModel:
+    """The confidence in the nodes of a level, fitted on the products of FIT that it is open to."""
+    taxonomy = predictor.taxonomy
+    if level < taxonomy.levels:
+        deeper = taxonomy.depth[predictions.top[:, 0]] > level
+        predictions, nodes = predictions.only(deeper), nodes[deeper]
+    correct = taxonomy.nodes[level - 1][predictions.top[:, 0]] == nodes[:, level - 1]
+    return fit_confidence(predictor.evidence(predictions, level), correct)
+
+
+def _level_outcomes(
+    side: _Products, predictions: Predictions, models: list[ConfidenceModel], predictor: Predictor
+) -> LevelOutcomes:
+    taxonomy, most_likely = predictor.taxonomy, predictions.top[:, 0]
+    confidence = [
+        model.confidence(predictor.evidence(predictions, level))
+        for level, model in enumerate(models, start=1)
+    ]
+    return LevelOutcomes(
+        product_id=side.product_id,
+        group=side.group,
+        confidence=np.stack(confidence, axis=1),
+        correct=side.nodes == taxonomy.nodes[:, most_likely].T,
+        depth=taxonomy.depth[most_likely],
+    )

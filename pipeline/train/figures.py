@@ -41,8 +41,18 @@ class HierarchyFigures(_Figures):
     f1: float
 
 
+class DecidedFigures(_Figures):
+    """The products that are decided at a level, and no finer one."""
+
+    products: int
+    precision: float | None  # of the level's node; None without products
+
+
 class PartFigures(PrecisionFigures):
-    """The figures of one part of the catalogue."""
+    """The figures of one part of the catalogue; products of unlearnt categories count as wrong.
+
+    The fields with a default are missing in evaluations of older versions.
+    """
 
     target_precision: float
     threshold: float | None
@@ -51,6 +61,9 @@ class PartFigures(PrecisionFigures):
     levels: dict[str, TopShares]  # by level: by the level's own output, of a flat head as `summed`
     hierarchy: HierarchyFigures
     unseen: PrecisionFigures | None  # of the products without an image that was trained on
+    learnt: PrecisionFigures | None = None  # of the products of categories that the head knows
+    decided: dict[str, DecidedFigures] = {}  # by level; level1 is the coarsest, the last the category
+    review: int | None = None  # products that a person decides
 
 
 class Metrics(_Figures):

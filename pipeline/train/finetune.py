@@ -38,9 +38,9 @@ from models.heads.architectures import Head
 from models.heads.finetune import Augmentation, Photos, Tuning, frozen_count, tune_backbone
 from models.heads.losses import Loss
 from models.heads.training import Examples, Recipe, fit_head
-from models.taxonomy import Taxonomy, read_taxonomy
+from models.taxonomy import Taxonomy
 from pipeline.extract.fill_store import rows_of
-from pipeline.job.catalogue import Part, categories_of, divide, untrainable
+from pipeline.job.catalogue import Part, divide, learnt_categories_of, untrainable
 from pipeline.job.config import Config
 from pipeline.job.progress import Progress
 from pipeline.job.run import Run
@@ -115,7 +115,7 @@ class _Drawn:
 
 
 def _draw(records: Artifact, base: Backbone, config: Config) -> _Drawn:
-    taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
+    taxonomy, category = learnt_categories_of(records)
     train, fit = draw_images(records, category, config)
     return _Drawn(records, base, config, taxonomy, category, train, fit, loss_of(taxonomy, config))
 
@@ -175,7 +175,7 @@ def draw_images(records: Artifact, category: pd.Series, config: Config) -> tuple
 
     Args:
         records: of ingest.
-        category: by product_id.
+        category: by product_id, of the learnt categories.
         config: sections [finetune], [train] and [calibration].
 
     Returns:
@@ -191,7 +191,9 @@ def draw_images(records: Artifact, category: pd.Series, config: Config) -> tuple
             "give a source with more products"
         )
     digests = val["image_digest"].to_numpy(dtype=object)
-    fit = val[divide(_ids(val), digests, config.calibration.fit_share).fit]
+    fit = val[
+        divide(_ids(val), digests, config.calibration.fit_share).fit & val["product_id"].isin(category.index)
+    ]
     share = config.finetune.share
     trained, selecting = (part[part["product_id"].isin(draw(part, category, share))] for part in (train, fit))
     return trained, selecting

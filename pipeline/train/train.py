@@ -23,7 +23,7 @@ from models.heads.architectures import SET, Head, HeadShape, ProductRows, load_h
 from models.heads.training import Examples, Recipe, fit_head, suspects
 from models.heads.warm_start import misfit, warm_start
 from models.taxonomy import Taxonomy, read_taxonomy
-from pipeline.job.catalogue import Part, categories_of, divide, open_part, sizes_of, untrainable
+from pipeline.job.catalogue import Part, divide, learnt_categories_of, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.job.run import Run
@@ -114,12 +114,13 @@ class _Training:
 
 
 def _open_training(records: Artifact, bottlenecks: Artifact, store: AnyPath, config: Config) -> _Training:
-    taxonomy, category = read_taxonomy(records.file("taxonomy.csv")), categories_of(records)
+    taxonomy, category = learnt_categories_of(records)
     trained, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
     trained = trained.without(untrainable(records, config))
     division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
     shape = shape_of(trained, taxonomy, BottlenecksSummary.of(bottlenecks).fingerprint, config)
-    return _Training(taxonomy, category, shape, trained, val.only(division.fit))
+    fit = val.only(division.fit & np.isin(val.product_id, category.index))
+    return _Training(taxonomy, category, shape, trained, fit)
 
 
 def _without_suspects(training: _Training, config: Config, work: Path) -> tuple[_Training, Examples]:

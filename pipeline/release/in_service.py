@@ -1,0 +1,102 @@
+"""In service: the release that decides now, and what it decides about this week's measured products.
+
+    runs/<run>/in_service/  decisions.parquet  measured.parquet  manifest.json    as in evaluation/
+
+So a new bundle is compared with it product by product: by `judge`, and by the report.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from features.errors import ShelfmarkError
+from features.storage.artifact import Artifact, find_artifact
+from features.storage.paths import AnyPath
+from features.storage.store import Digests, Store
+from models.decisions.bundle import Bundle, open_bundle
+from models.decisions.releases import in_service
+from pipeline.extract.fill_store import RecordReader, rows_of
+from pipeline.extract.index import read_digests
+from pipeline.job.catalogue import Part, TrueCategories, divide, open_part
+from pipeline.job.run import Run
+from pipeline.job.stage import stage
+from pipeline.job.summaries import BottlenecksSummary, InServiceSummary, RecordsSummary
+from pipeline.train.evaluate import evaluate_part, write_decided
+
+VERSION = 1
+
+
+def current_release(releases: AnyPath) -> Bundle | None:
+    """The bundle in service, or None before the first release."""
+    name = in_service(releases)
+    if name is None:
+        return None
+    if find_artifact(releases / name) is None:
+        raise ShelfmarkError(
+            f"{releases / 'current'}: points to {name}, which is gone or damaged; expected a bundle; "
+            "point it to another release, or remove it to release anew"
+        )
+    return open_bundle(releases / name)
+
+
+def require_release(workspace: AnyPath) -> Bundle:
+    """The bundle in service; ShelfmarkError before the first release."""
+    bundle = current_release(workspace / "releases")
+    if bundle is None:
+        raise ShelfmarkError(
+            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
+        )
+    return bundle
+
+
+def evaluate_in_service(run: Run, current: Bundle) -> Artifact:
+    """What the release in service decides about this week's measured products, with its own backbone."""
+    records = run.records()
+    bottlenecks = run.bottlenecks(records)
+    share = run.config.calibration.fit_share
+
+    def make(work: Path) -> Mapping[str, object]:
+        part = _measured_part(records, bottlenecks, run.store, share)
+        own = _with_own_backbone(part, current, records, bottlenecks, run)
+        true = TrueCategories.of(records)
+        evaluated = evaluate_part(current.categorizer, own, true, set())
+        write_decided(evaluated, current.categorizer, true, work)
+        return InServiceSummary(release=current.path.name, products=len(evaluated.product_id)).to_dict()
+
+    made_from = {
+        "records": records.digest,
+        "fingerprint": BottlenecksSummary.of(bottlenecks).fingerprint,
+        "release": current.digest,
+        "fit_share": share,
+    }
+    return stage(run.path / "in_service", kind="in_service", version=VERSION, made_from=made_from, make=make)
+
+
+def _measured_part(records: Artifact, bottlenecks: Artifact, store: AnyPath, fit_share: float) -> Part:
+    """Test; where there is none, CERT. No product of test was ever trained on: the split is sticky."""
+    if RecordsSummary.of(records).records["test"]:
+        return open_part(bottlenecks, store, "test")
+    val = open_part(bottlenecks, store, "val")
+    return val.only(divide(val.product_id, val.image_digest, fit_share).cert)
+
+
+def _with_own_backbone(
+    part: Part, bundle: Bundle, records: Artifact, bottlenecks: Artifact, run: Run
+) -> Part:
+    """The part's images with the bottlenecks of the bundle's backbone, in the views that its head takes."""
+    flip = bundle.categorizer.flip
+    if bundle.fingerprint == BottlenecksSummary.of(bottlenecks).fingerprint and flip == (part.views == 2):
+        return part
+    part = part.first_view()
+    bottleneck_store, digests = Store(run.store / bundle.fingerprint), Digests(part.digest)
+    record = np.empty(len(digests), np.int64)
+    number, row = digests.matches(read_digests(records.file("images.parquet")))
+    record[number] = row
+    reader = RecordReader(records)
+    settings = run.config.extract
+    rows = rows_of(
+        bottleneck_store, flip, digests, lambda chosen: reader(record[chosen]), bundle.backbone, settings
+    )
+    views = 2 if flip else 1
+    return Part(part.product_id.repeat(views), part.digest.repeat(views, axis=0), rows, views)
