@@ -3,7 +3,7 @@
 runs/<run>/config.json                  run, code_version, based_on, settings
            records/manifest.json        summary: where every image went
            head/history.csv             epoch, loss, accuracy, and of FIT val_loss, val_accuracy
-           thresholds/thresholds.json   temperature, confidence model; certificates: in use, levels, ladder, …
+           thresholds/thresholds.json   temperature, confidence model; certificates of levels and targets
            evaluation/metrics.json      train, val, cert, test; graded_on, independent, weights, backbone
            evaluation/*.parquet         curves, categories, confusions, ladder, unlearnt; decisions, measured
            in_service/*.parquet         decisions and measured of the release in service, where there was one
@@ -31,7 +31,7 @@ from models.decisions.categorizer import DecisionRules
 from models.decisions.thresholds import Certificate
 from pipeline.job.run import SavedRun
 from pipeline.job.summaries import RecordsSummary
-from pipeline.train.figures import Metrics, PartFigures
+from pipeline.train.figures import Metrics, PartFigures, PrecisionFigures
 
 COLUMNS = {
     "evaluation/curve.parquet": ("threshold", "acceptance_rate", "precision", "precision_lower"),
@@ -57,33 +57,11 @@ SUSPECT = (
 DECIDED = ("product_id", "category", "category_path", "confidence", "status", "node_level")
 MEASURED = ("product_id", "true_category", "true_path", "learnt", "unseen", "correct")
 STAGES = {
-    **{"evaluation": "evaluate", "in_service": "evaluate", "thresholds": "calibrate", "head": "train"},
+    **{"evaluation": "evaluate", "in_service": "retrain", "thresholds": "calibrate", "head": "train"},
     "suspects": "audit suspects",
 }
 
 Content = TypeVar("Content")
-
-
-class Share(BaseModel):
-    """How many products, and which share of them is correct."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    products: int
-    precision: float | None
-    acceptance_rate_at_target: float | None = None
-
-
-class Promise(BaseModel):
-    """What metrics.json says about the measured part beyond `PartFigures`."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    learnt: Share | None  # products of learnt categories alone
-    weighted: Share | None  # by the weight of the source; None where it has none
-    decided: dict[str, Share]  # by level: products that stop there
-    review: int
-    unlearnt_products: int
 
 
 class Department(BaseModel):
@@ -116,8 +94,6 @@ class Promises:
     """thresholds.json: the rules in use, and what is certified beside them."""
 
     rules: DecisionRules
-    levels: Mapping[str, Certificate]  # of the coarser levels, by level
-    ladder: tuple[Certificate, ...]  # ascending targets
     departments: tuple[Department, ...]
     restriction: Restriction | None
 
@@ -166,7 +142,7 @@ class ReportData:
     based_on: str | None  # the release that was in service
     settings: Mapping[str, object]
     metrics: Metrics
-    promise: Promise | None  # None where nothing was measured
+    weighted: PrecisionFigures | None  # of the measured part by the weights of the source, where it has some
     promises: Promises
     records: RecordsSummary
     history: pd.DataFrame  # one row for each epoch
@@ -223,7 +199,7 @@ def load(run: AnyPath) -> ReportData:
         based_on=config.based_on,
         settings=config.settings,
         metrics=metrics,
-        promise=_read(run, "evaluation/metrics.json", _parse_promise),
+        weighted=_read(run, "evaluation/metrics.json", _parse_weighted),
         promises=_read(run, "thresholds/thresholds.json", _parse_promises),
         records=_read(run, "records/manifest.json", _RecordsManifest.model_validate_json).summary,
         products=_read_products(run, "evaluation"),
@@ -244,28 +220,26 @@ def _parse_run(data: bytes) -> SavedRun:
     return saved
 
 
-def _parse_promise(data: bytes) -> Promise | None:
+def _parse_weighted(data: bytes) -> PrecisionFigures | None:
     metrics = json.loads(data)
-    part = metrics[metrics["graded_on"]]
-    return None if part is None else Promise.model_validate(part)
+    weighted = (metrics[metrics["graded_on"]] or {}).get("weighted")
+    return weighted and PrecisionFigures.model_validate(weighted)
 
 
 def _parse_promises(data: bytes) -> Promises:
     values = json.loads(data)
-    restriction = values["restriction"]
+    restriction = values.get("restriction")
     return Promises(
         rules=DecisionRules.from_dict(values),
-        levels={
-            level: Certificate.from_dict(own["certificate"]) for level, own in values["levels"].items()
-        },
-        ladder=tuple(Certificate.from_dict(one) for one in values["ladder"]),
-        departments=tuple(Department.model_validate(one) for one in values["departments"]),
+        departments=tuple(Department.model_validate(one) for one in values.get("departments", ())),
         restriction=restriction
         and Restriction(
-            restriction["share"], tuple(restriction["kept"]), restriction["dropped"],
+            restriction["share"],
+            tuple(restriction["kept"]),
+            restriction["dropped"],
             Certificate.from_dict(restriction["certificate"]),
         ),
-    )  # fmt: skip
+    )
 
 
 def _read(run: AnyPath, name: str, parse: Callable[[bytes], Content]) -> Content:

@@ -64,13 +64,13 @@ def measured_curve(data: ReportData, keep: Sequence[float]) -> Curve:
     products = data.measured.products if data.measured else 0
     accepted = np.rint(rate[chosen] * products).astype(int)
     correct = np.rint(precision[chosen] * accepted).astype(int)
-    upper = 1 - lower_bound(accepted, correct, data.rules.certificate.delta)
+    upper = 1 - lower_bound(accepted, correct, data.rules.delta)
     return Curve(threshold[chosen], rate[chosen], precision[chosen], lower[chosen], upper)
 
 
 def thresholds_to_keep(data: ReportData) -> list[float]:
     """The certified thresholds."""
-    certificates = (*data.promises.ladder, data.rules.certificate)
+    certificates = (*data.rules.ladder, data.rules.certificate)
     return [one.threshold for one in certificates if one.threshold is not None]
 
 
@@ -114,12 +114,12 @@ def acceptance_plot(data: ReportData, curve: Curve, words: Words) -> Plot:
 
 def _coarser(data: ReportData, words: Words) -> list[dict[str, Any]]:
     """The curves of the levels above the category."""
-    levels = sorted(data.level_curves["level"].unique(), key=lambda level: int(level.removeprefix("level")))
+    levels = sorted(data.level_curves["level"].unique().tolist())
     traces = []
     for index, level in enumerate(levels[:-1]):
         table = data.level_curves[data.level_curves["level"] == level]
         some = table.iloc[np.unique(np.linspace(0, len(table) - 1, LEVEL_POINTS).astype(int))]
-        name = words("acceptance.level", level=level.removeprefix("level"))
+        name = words("acceptance.level", level=level)
         line = {"color": (GREY, PURPLE)[index % 2], "width": 1.8, "dash": DASHES[index % len(DASHES)]}
         traces.append(_line(some["acceptance_rate"], some["precision"], name, words, line=line))
     return traces
@@ -128,11 +128,7 @@ def _coarser(data: ReportData, words: Words) -> list[dict[str, Any]]:
 def _certified(data: ReportData, curve: Curve, words: Words) -> list[dict[str, Any]]:
     """The certified points: the one in use filled, those of other targets open."""
     used = data.rules.certificate.threshold
-    others = [
-        one
-        for one in data.promises.ladder
-        if one.threshold is not None and one.target != data.rules.certificate.target
-    ]
+    others = [one for one in data.rules.ladder if one.threshold not in (None, used)]
     at = [curve.at(one.threshold) for one in others if one.threshold is not None]
     at = [point for point in at if point >= 0]
     traces = []

@@ -8,6 +8,7 @@ The page has no date, duration or absolute path, so the same run gives the same 
 """
 
 import base64
+import functools
 import gzip
 import json
 from collections.abc import Mapping
@@ -207,13 +208,12 @@ def below_promise(measured: PartFigures | None) -> bool:
     return precision is not None and measured is not None and round(precision, 3) < measured.target_precision
 
 
-def stopped_at_parents(report: Report) -> tuple[int, float | None]:
+def stopped_at_parents(measured: PartFigures | None) -> tuple[int, float | None]:
     """How many products got a branch and no category, and which share of these branches is correct."""
-    promise = report.data.promise
-    if promise is None:
+    if measured is None:
         return 0, None
-    levels = sorted(promise.decided, key=lambda level: int(level.removeprefix("level")))[:-1]
-    coarser = [one for level in levels if (one := promise.decided[level]).products]
+    levels = sorted(measured.decided, key=lambda level: int(level.removeprefix("level")))[:-1]
+    coarser = [measured.decided[level] for level in levels]
     products = sum(one.products for one in coarser)
     return products, tables.share(sum(one.products * (one.precision or 0) for one in coarser), products)
 
@@ -239,12 +239,13 @@ def render(report: Report) -> str:
         measured=measured,
         part=words(f"part.{data.metrics.graded_on}.small"),
         certificate=certificate,
-        certainty=words.target(round(1 - certificate.delta, 6)),
+        certainty=words.target(round(1 - data.rules.delta, 6)),
         headline=headline(data, words),
         products_needed=products_needed(certificate, words),
         below_promise=below_promise(measured),
-        parents=stopped_at_parents(report),
+        parents=stopped_at_parents(measured),
         weekly=report.weekly,
+        unlearnt=measured.products - (measured.learnt.products if measured.learnt else 0) if measured else 0,
         concentration=tables.concentration(data.categories),
         statuses=data.categories["status"].value_counts(),
         changes=changes,
@@ -260,14 +261,23 @@ def render(report: Report) -> str:
 
 def embedded(content: Mapping[str, Any]) -> dict[str, Markup]:
     """What is embedded for the browser: the page's script, its data, and plotly.js, packed."""
-    plotly = (files("plotly") / "package_data" / "plotly.min.js").read_bytes()
-    packed = base64.b64encode(gzip.compress(plotly, 9, mtime=0)).decode()  # 4.8 MB become 1.9
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return {
         "script": Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         "script_data": Markup(text.replace("<", "\\u003c")),  # no </script> in a name ends the element
-        "plotly": Markup(packed),
+        "plotly": Markup(packed_plotly()),
     }
+
+
+@functools.cache
+def packed_plotly() -> str:
+    """plotly.js, gzip in base64, which the page's script unpacks: 4.8 MB become 1.9.
+
+    The package has the full library alone. Its smaller editions are npm packages, which `make setup` does not
+    install; unpacked, the full one starts in a third of a second.
+    """
+    plotly = (files("plotly") / "package_data" / "plotly.min.js").read_bytes()
+    return base64.b64encode(gzip.compress(plotly, 9, mtime=0)).decode()
 
 
 def script_data(report: Report) -> dict[str, Any]:
@@ -292,12 +302,10 @@ def chooser_data(report: Report) -> dict[str, Any] | None:
     curve, data = report.curve, report.data
     if curve is None or data.measured is None:
         return None
-    certificates = {one.target: one for one in (*data.promises.ladder, data.rules.certificate)}
     certified: dict[int, float] = {}
-    for target in sorted(certificates):
-        threshold = certificates[target].threshold
-        if threshold is not None and (at := curve.at(threshold)) >= 0:
-            certified[at] = target  # of several targets with one threshold the highest
+    for one, _ in tables.promises(data.rules):
+        if one.threshold is not None and (at := curve.at(one.threshold)) >= 0:
+            certified[at] = one.target  # of several targets with one threshold the highest
     used = data.rules.certificate.threshold
     at_target = int(np.argmin(np.abs(curve.rate - data.measured.acceptance_rate_at_target)))
     in_use = -1 if used is None else curve.at(used)
@@ -308,7 +316,7 @@ def chooser_data(report: Report) -> dict[str, Any] | None:
             for name in ("threshold", "rate", "precision", "lower", "upper")
         },
         "certified": [[at, certified[at]] for at in sorted(certified)],
-        "certainty": round(1 - data.rules.certificate.delta, 6),
+        "certainty": round(1 - data.rules.delta, 6),
         "in_use": in_use,
         "start": in_use if in_use >= 0 else at_target,
         "currency": settings.currency,

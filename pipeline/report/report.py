@@ -4,6 +4,7 @@ data.load ─► page.build ─► page.render ─► report/index.html
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from features.errors import ShelfmarkError
@@ -33,6 +34,8 @@ def report(run: Run, xlsx: bool = False) -> Artifact:
     """
     made_from = _inputs(run) | {"xlsx": xlsx}
     data = load(run.path)
+    if not made_from["in_service"]:
+        data = replace(data, in_service=None)
 
     def make(work: Path) -> Mapping[str, object]:
         write_report(data, run.path / "records", work, xlsx)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from features.engines.backbones import IMAGE_SIZES
+from models.decisions.categorizer import DecisionRules
 from models.decisions.thresholds import Certificate
 from pipeline.job.config import Config
 from pipeline.job.summaries import RecordsSummary
@@ -61,22 +62,35 @@ def _shares(part: pd.Series, whole: pd.Series) -> list[float | None]:
 # Promises
 
 
+def promises(rules: DecisionRules) -> list[tuple[Certificate, bool]]:
+    """The certificates of the ladder and the one in use, which says True, by ascending target.
+
+    The one in use shares its certainty with the levels above, so it may be stricter than the ladder's own of
+    the same target. Where both are the same, it is there once.
+    """
+    used = rules.certificate
+    others = [
+        (one, False) for one in rules.ladder if (one.target, one.threshold) != (used.target, used.threshold)
+    ]
+    return sorted([*others, (used, True)], key=lambda pair: (pair[0].target, pair[1]))
+
+
 def ladder_table(shown: Shown) -> Table:
     """The targets: what each would accept, or what it lacks."""
-    words, used = shown.words, shown.data.rules.certificate
-    rows, marked = [], []
-    for number, one in enumerate(shown.data.promises.ladder):
-        in_use = one.target == used.target and one.threshold is not None
-        state = "ladder.in_use" if in_use else "ladder.not" if one.threshold is None else "ladder.certified"
-        rate, precision = _measured_at(shown.curve, one.threshold)
+    words = shown.words
+    rows: list[list[Any]] = []
+    marked = []
+    for one, in_use in promises(shown.data.rules):
         certified = one.threshold is not None
+        state = "ladder.not" if not certified else "ladder.in_use" if in_use else "ladder.certified"
+        rate, precision = _measured_at(shown.curve, one.threshold)
+        marked += [len(rows)] if in_use else []
         rows.append(
             [
                 one.target, state, one.threshold, one.acceptance_rate if certified else None, rate, precision,
                 one.precision_lower, one.more_products_needed,
             ]
         )  # fmt: skip
-        marked += [number] if one.target == used.target else []
     columns = [
         shown.column("target", "target"),
         shown.column("state", "status"),
@@ -101,15 +115,16 @@ def _measured_at(curve: Curve | None, threshold: float | None) -> tuple[float | 
 def cost_table(shown: Shown, weekly: int) -> Table:
     """What each certified target saves a week."""
     words, settings = shown.words, shown.config.report
-    rows, marked = [], []
-    for one in shown.data.promises.ladder:
+    rows: list[list[Any]] = []
+    marked = []
+    for one, in_use in promises(shown.data.rules):
         rate, precision = _measured_at(shown.curve, one.threshold)
-        if rate is None or one.threshold is None:
+        if rate is None:
             continue
         accepted = rate * weekly
         hours = accepted * settings.minutes_per_product / 60
         wrong = None if precision is None else accepted * (1 - precision)
-        marked += [len(rows)] if one.target == shown.data.rules.certificate.target else []
+        marked += [len(rows)] if in_use else []
         rows.append([one.target, accepted, wrong, weekly - accepted, hours, hours * settings.wage])
     columns = [
         shown.column("target", "target"),
@@ -133,20 +148,25 @@ def level_title(words: Words, level: str, levels: int) -> str:
 
 def levels_table(shown: Shown, measured: PartFigures) -> Table:
     """What is decided at each level, and how often the level would be correct by itself."""
-    words, promise, own = shown.words, shown.data.promise, measured.hierarchy.own_outputs
-    certificates: dict[str, Certificate] = dict(shown.data.promises.levels)
+    words, rules, own = shown.words, shown.data.rules, measured.hierarchy.own_outputs
+    certificates = {level: rule.certificate for level, rule in rules.levels.items()}
     levels = sorted(measured.levels, key=lambda level: int(level.removeprefix("level")))
-    certificates[levels[-1]] = shown.data.rules.certificate
+    certificates[levels[-1]] = rules.certificate
     rows = []
     for level in levels:
-        decided = promise.decided.get(level) if promise else None
-        certificate, shares = certificates.get(level), measured.levels[level]
-        certified = certificate is not None and certificate.threshold is not None
+        decided, certificate, shares = (
+            measured.decided.get(level),
+            certificates.get(level),
+            measured.levels[level],
+        )
         row: list[Any] = [
             level_title(words, level, len(levels)),
-            decided.products if decided else 0, decided.precision if decided and decided.products else None,
-            certificate.target if certified and certificate else None, shares.top1, shares.top5,
-        ]  # fmt: skip
+            decided.products if decided else 0,
+            decided.precision if decided else None,
+            certificate.target if certificate and certificate.threshold is not None else None,
+            shares.top1,
+            shares.top5,
+        ]
         row += [measured.hierarchy.summed[level].top1] if own else []
         rows.append([*row, measured.hierarchy.consistency[level]])
     columns = [
@@ -251,7 +271,7 @@ def _rows(columns: Iterable[Sequence[Any]]) -> list[list[Any]]:
 
 
 def category_curves(products: Products, categories: pd.Series) -> list[list[int] | None]:
-    """Precision in per cent of what is predicted as each category: of the most confident tenth, fifth … of all.
+    """Precision in per cent of what is predicted as each category: of the most confident tenth, … of all.
 
     None where nothing is predicted as the category.
     """
@@ -479,11 +499,10 @@ def parts_table(shown: Shown) -> Table:
 
 def _other_measures(shown: Shown, figures: PartFigures, title: str) -> Iterator[list[Any]]:
     """The measured part without images that were trained on, without unlearnt categories, and weighted."""
-    promise = shown.data.promise
     others = {
         "unseen": figures.unseen,
-        "learnt": promise and promise.learnt,
-        "weighted": promise and promise.weighted,
+        "learnt": figures.learnt,
+        "weighted": shown.data.weighted,
     }
     for key, one in others.items():
         if one:

@@ -246,7 +246,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "acceptance.promised": ("promised {target}", "promis : {target}"),
     "acceptance.in_use": ("certified, in use", "certifié, utilisé"),
     "acceptance.certified": ("certified for another target", "certifié pour une autre cible"),
-    "acceptance.chosen": ("slider", "curseur"),
     "acceptance.alt": (
         "Curve of precision against acceptance rate. {rates}. The table of targets below has the certified "
         "points.",
@@ -317,10 +316,12 @@ TEXTS: dict[str, tuple[str, str]] = {
     "ladder.text": (
         "Each row is a promise that could be made instead, with its own certificate and {certainty} "
         "certainty. Looking at many of them costs nothing, because only the one in use is used: the others "
-        "are for planning. {setting} sets the target.",
+        "are for planning. The one in use shares its certainty with the promises of the levels above, so it "
+        "can be a little stricter. {setting} sets the target.",
         "Chaque ligne est une promesse possible à la place de l’actuelle, avec son propre certificat et une "
         "certitude de {certainty}. En regarder beaucoup ne coûte rien, car seule celle en usage est "
-        "utilisée : les autres servent à planifier. {setting} fixe la cible.",
+        "utilisée : les autres servent à planifier. Celle en usage partage sa certitude avec les promesses "
+        "des niveaux au-dessus ; elle peut donc être un peu plus stricte. {setting} fixe la cible.",
     ),
     "ladder.certified": ("certified", "certifié"),
     "ladder.in_use": ("certified, in use", "certifié, utilisé"),
@@ -464,18 +465,18 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "account.small": ("Small categories", "Petites catégories"),
     "account.small.reason": (
-        "Readable, but with too few products to train on.",
-        "Lisibles, mais avec trop peu de produits pour l’entraînement.",
+        "Readable, but of a category without training products.",
+        "Lisibles, mais d’une catégorie sans produits d’entraînement.",
     ),
     "account.rejected": ("Rejected", "Refusées"),
     "account.sum": ("All images", "Toutes les images"),
     "account.products": (
-        "Products without a category: {uncategorized}. Products of categories that are too small to train "
-        "on: {dropped}, in {categories} categories. Categories without training products, into which "
-        "nothing is put: {empty}. Products without a readable image: {unreadable}.",
-        "Produits sans catégorie : {uncategorized}. Produits de catégories trop petites pour l’entraînement "
-        ": {dropped}, dans {categories} catégories. Catégories sans produits d’entraînement, dans "
-        "lesquelles rien n’est mis : {empty}. Produits sans image lisible : {unreadable}.",
+        "Products without a category: {uncategorized}. Categories without training products: {categories}; "
+        "{held_out} of their products are in validation and test, {dropped} are left out. Products without "
+        "a readable image: {unreadable}.",
+        "Produits sans catégorie : {uncategorized}. Catégories sans produits d’entraînement : {categories} "
+        "; {held_out} de leurs produits sont en validation et en test, {dropped} sont laissés de côté. "
+        "Produits sans image lisible : {unreadable}.",
     ),
     "account.shared": (
         "Images that several products share: {shared}; {contradictory} of these are in several categories, "
@@ -798,7 +799,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "js.everything": ("All", "Toutes"),
     "js.branch": ("Branch, level {level}", "Branche, niveau {level}"),
     "js.status": ("Status", "Statut"),
-    "js.open": ("Details of {name}", "Détails de {name}"),
     "js.photo": ("Photo of product {product}", "Photo du produit {product}"),
     "js.sideways": (
         "There are more columns: scroll sideways →",

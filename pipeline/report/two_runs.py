@@ -103,9 +103,7 @@ def _figures(data: ReportData, words: Words) -> list[tuple[str, str]]:
 
 def _ladder_table(one: ReportData, other: ReportData, words: Words) -> Table:
     """The targets of both: what each would accept."""
-    sides = [
-        {certificate.target: certificate for certificate in data.promises.ladder} for data in (other, one)
-    ]
+    sides = [{certificate.target: certificate for certificate in data.rules.ladder} for data in (other, one)]
     rows = []
     for target in sorted(set(sides[0]) | set(sides[1])):
         found = [side.get(target) for side in sides]
