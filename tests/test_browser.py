@@ -262,7 +262,7 @@ def test_rows_of_a_long_table_come_by_the_hundred_and_the_thousand(open_page: An
     block.get_by_role("button", name="Show 100 more").click()
     block.get_by_role("button", name="Show 1,000 more").click()
     assert block.locator("tbody tr").count() == 1125
-    block.get_by_label("Find").fill("lampe 1003")
+    block.get_by_label("Find").fill("casque 1003")
     assert block.locator("tbody tr").count() == 1
 
 
@@ -359,10 +359,9 @@ def test_no_english_is_left_on_the_french_page(open_page: Any, name: str) -> Non
     labels = page.locator("[aria-label], [aria-valuetext], [alt]").evaluate_all(
         "all => all.map(one => [one.ariaLabel, one.ariaValueText, one.alt].join(' '))"
     )
-    text = " ".join([page.locator("body").text_content(), *labels])
-    visible = re.sub(r"\{\"run\".*?\}\s*$", "", page.locator("body").inner_text()) + " ".join(labels)
+    visible = " ".join([page.locator("body").inner_text(), *labels])
     english, french = (words_of([pair[at] for pair in TEXTS.values()]) for at in (0, 1))
-    assert len(words_of([visible])) > 200 and "produits" in text
+    assert len(words_of([visible])) > 100 and "produits" in visible
     assert words_of([visible]) & (english - french) == set()
 
 

@@ -175,6 +175,14 @@ class ReportData:
         return names
 
 
+def worst_first(categories: pd.DataFrame) -> pd.DataFrame:
+    """The categories with the most errors first, then those with the most products; `errors` is a new column."""
+    counted = categories.assign(errors=categories["products"] - categories["right"])
+    return counted.sort_values(
+        ["errors", "products", "name", "category"], ascending=[False, False, True, True]
+    )
+
+
 class _RecordsManifest(BaseModel):
     """What the report shows of records/manifest.json."""
 

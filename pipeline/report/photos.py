@@ -18,7 +18,7 @@ from PIL import Image
 from features.errors import ShelfmarkError
 from features.records import unframe
 from features.storage.paths import AnyPath, local, read_range
-from pipeline.report.data import Products, ReportData
+from pipeline.report.data import Products, ReportData, worst_first
 
 SIDE = 128  # px of the longer side
 QUALITY = 60  # of WebP
@@ -85,10 +85,9 @@ def _confused(data: ReportData, most: int) -> dict[tuple[str, str], tuple[int, i
 
 
 def _of_categories(data: ReportData, most: int) -> dict[str, dict[str, list[int]]]:
-    """Photos of the categories with the most wrong decisions."""
+    """Photos of the categories with the most errors."""
     products, position = data.products, _positions(data.products.predicted.values)
-    wrong = (data.categories["predicted"] - data.categories["predicted_right"]).to_numpy()
-    worst = data.categories["category"].to_numpy()[np.argsort(-wrong, kind="stable")[:most]]
+    worst = worst_first(data.categories)["category"].head(most)
     found = {}
     for category in worst:
         here = products.predicted.code == position.get(category, -2)

@@ -14,7 +14,7 @@ from models.decisions.thresholds import Certificate
 from pipeline.job.config import Config
 from pipeline.job.summaries import RecordsSummary
 from pipeline.report.changes import Changes
-from pipeline.report.data import Products, ReportData
+from pipeline.report.data import Products, ReportData, worst_first
 from pipeline.report.figures import Curve
 from pipeline.report.language import Words
 from pipeline.report.photos import Choice
@@ -215,11 +215,8 @@ def departments_table(shown: Shown) -> Table:
 
 def categories_table(shown: Shown) -> Table:
     """All categories, most errors first, then most products."""
-    table = shown.data.categories.assign(errors=lambda own: own["products"] - own["right"])
+    table = worst_first(shown.data.categories)
     table = table.assign(curve=category_curves(shown.data.products, table["category"]))
-    table = table.sort_values(
-        ["errors", "products", "name", "category"], ascending=[False, False, True, True]
-    )
     values: list[Sequence[Any]] = [
         table["name"].tolist(),
         [f"status.{status}" for status in table["status"]],

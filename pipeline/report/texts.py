@@ -344,10 +344,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "acceptés ensemble.",
     ),
     "categories.photos": (
-        "Open a row to see the curve of the category. The {count} categories with the most wrong decisions "
-        "have photos, too.",
-        "Ouvrez une ligne pour voir la courbe de la catégorie. Les {count} catégories avec le plus de "
-        "décisions fausses ont aussi des photos.",
+        "Open a row to see the curve of the category. The {count} categories with the most errors have "
+        "photos, too.",
+        "Ouvrez une ligne pour voir la courbe de la catégorie. Les {count} catégories avec le plus "
+        "d’erreurs ont aussi des photos.",
     ),
     "categories.statuses": (
         "{automatic} categories automatic, {care} with care, {review} always to review, {few} with too few "
@@ -367,10 +367,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "js.photos.wrong": ("Predicted here, wrong", "Prédits ici, faux"),
     "js.photos.doubtful": ("Predicted here, most doubtful", "Prédits ici, les plus douteux"),
     "js.photos.none": (
-        "No photos of this category in the page: it has room for {count}, and other categories have more "
-        "wrong decisions.",
-        "Pas de photos de cette catégorie dans la page : elle en contient au plus {count}, et d’autres "
-        "catégories ont plus de décisions fausses.",
+        "No photos of this category in the page: it has room for {count} photos, and other categories have "
+        "more errors.",
+        "Pas de photos de cette catégorie dans la page : elle a place pour {count} photos, et d’autres "
+        "catégories ont plus d’erreurs.",
     ),
     # Confusions and wrong products
     "confusions.title": ("Which categories are confused", "Quelles catégories sont confondues"),
