@@ -176,7 +176,7 @@ class ReportData:
 
 
 def worst_first(categories: pd.DataFrame) -> pd.DataFrame:
-    """The categories with the most errors first, then those with the most products; `errors` is a new column."""
+    """The categories with the most errors first, then those the most products; with a column `errors`."""
     counted = categories.assign(errors=categories["products"] - categories["right"])
     return counted.sort_values(
         ["errors", "products", "name", "category"], ascending=[False, False, True, True]

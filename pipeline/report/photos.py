@@ -24,6 +24,7 @@ SIDE = 128  # px of the longer side
 QUALITY = 60  # of WebP
 MOST_BYTES = 6_000_000  # of all thumbnails, in base64
 OF_A_CATEGORY = 5  # correct, wrong and doubtful ones each
+KEYS = ["product_id", "image_digest"]  # columns of images.parquet
 PLACE = ["file", "offset", "length"]  # columns of images.parquet: where a record is
 
 
@@ -148,10 +149,10 @@ def _places(records: AnyPath, ids: list[str], digests: list[str]) -> dict[str, t
     """File, offset and length of a record for each product_id and digest that images.parquet has."""
     places: dict[str, tuple[str, int, int]] = {}
     for found in _matching_rows(records / "images.parquet", ids, digests):
-        for row in found.sort_values(["image_index"], kind="stable").itertuples():
-            place = (row.file, row.offset, row.length)
-            places.setdefault(row.product_id, place)
-            places.setdefault(row.image_digest, place)
+        columns = [found.sort_values("image_index", kind="stable")[name].tolist() for name in (*KEYS, *PLACE)]
+        for product_id, digest, *place in zip(*columns, strict=True):
+            places.setdefault(product_id, (place[0], place[1], place[2]))
+            places.setdefault(digest, (place[0], place[1], place[2]))
     return places
 
 
@@ -161,12 +162,12 @@ def _matching_rows(file: AnyPath, ids: list[str], digests: list[str]) -> Iterato
     try:
         with pq.ParquetFile(local(file)) as images:
             for group in range(images.num_row_groups):
-                keys = images.read_row_group(group, ["product_id", "image_digest"])
+                keys = images.read_row_group(group, KEYS)
                 match = pc.or_(
                     pc.is_in(keys["product_id"], wanted_ids), pc.is_in(keys["image_digest"], wanted_digests)
                 )
                 if pc.any(match).as_py():
-                    columns = ["product_id", "image_digest", "image_index", *PLACE]
+                    columns = [*KEYS, "image_index", *PLACE]
                     yield images.read_row_group(group, columns).filter(match).to_pandas()
     except FileNotFoundError as error:
         raise ShelfmarkError(

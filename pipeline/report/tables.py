@@ -216,7 +216,7 @@ def departments_table(shown: Shown) -> Table:
 def categories_table(shown: Shown) -> Table:
     """All categories, most errors first, then most products."""
     table = worst_first(shown.data.categories)
-    table = table.assign(curve=category_curves(shown.data.products, table["category"]))
+    curves = category_curves(shown.data.products, table["category"])
     values: list[Sequence[Any]] = [
         table["name"].tolist(),
         [f"status.{status}" for status in table["status"]],
@@ -228,7 +228,7 @@ def categories_table(shown: Shown) -> Table:
         [[round(low, 4), round(high, 4)] for low, high in table[["lower", "upper"]].itertuples(index=False)],
         table["accepted"].tolist(),
         _shares(table["accepted_right"], table["accepted"]),
-        table["curve"].tolist(),
+        curves,
         table["category"].tolist(),
     ]
     columns = [
