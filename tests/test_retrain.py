@@ -213,7 +213,8 @@ def decisions_of(folder: Path, workspace: Path, output: Path) -> tuple[pd.DataFr
     decisions = pd.read_parquet(output)
     in_service = (workspace / "releases" / "current").resolve().name
     evaluated = pd.read_parquet(workspace / "runs" / in_service / "evaluation" / "decisions.parquet")
-    same = decisions[decisions["product_id"].isin(evaluated["product_id"])]
+    assert set(decisions["release"]) == {in_service} and evaluated["release"].isna().all()
+    same = decisions[decisions["product_id"].isin(evaluated["product_id"])].assign(release=None)
     pd.testing.assert_frame_equal(same.reset_index(drop=True), evaluated)
     return decisions, evaluated
 
@@ -240,7 +241,7 @@ def test_batch_gives_the_test_products_the_decisions_of_the_evaluation(shop, tmp
     folder, drawn, _ = shop
     decisions, _ = decisions_of(folder, folder / "W", tmp_path / "decisions.parquet")
     assert len(decisions) == drawn.products == decisions["product_id"].nunique()
-    assert set(decisions["status"]) <= {"accepted", "review", "unreadable"}
+    assert set(decisions["status"]) <= {"accepted", "parent", "review", "unreadable"}
     assert (decisions["status"] == "unreadable").any()
     assert not list(tmp_path.glob("*.partial"))
 

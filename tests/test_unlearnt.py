@@ -159,4 +159,6 @@ def test_rules_of_a_week_are_read_as_they_were_written() -> None:
     rules = calibrated(draw_world(rng), rng, 6_000, without_unlearnt=False).categorizer.rules
     assert list(rules.levels) == ["level1"]
     assert [one.target for one in rules.ladder] == [0.8, 0.85, 0.9, 0.93, 0.95, 0.97]
+    assert rules.ladder[2] == rules.certificate, "the target in use is one of the ladder's"
+    assert [one.name for one in rules.departments] == sorted(f"d{n}" for n in range(DEPARTMENTS))
     assert DecisionRules.from_dict(rules.to_dict()) == rules

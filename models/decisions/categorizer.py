@@ -18,6 +18,7 @@ from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import Limits, Refused
 from features.records import pieces_of
+from models.decisions.categories import Department
 from models.decisions.confidence import ConfidenceModel, Evidence
 from models.decisions.levels import stop_level
 from models.decisions.predictions import Predictions, predict
@@ -42,6 +43,16 @@ class LevelRule:
     certificate: Certificate  # about the products that stop at the level
 
 
+@dataclass(frozen=True)
+class KeptCategories:
+    """What could be certified if only the best categories were decided automatically."""
+
+    share: float  # of the categories predicted on FIT
+    kept: tuple[str, ...]
+    dropped: int  # categories
+    certificate: Certificate  # about the products predicted as a kept category
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecisionRules:
     """How the predictions of one head become decisions: thresholds.json.
@@ -59,8 +70,10 @@ class DecisionRules:
     fit: dict[Literal["products"], int]
     aggregation: str = "mean"  # of a product's images
     levels: dict[str, LevelRule] = field(default_factory=dict)  # level1 (coarsest) …, without the categories
-    # For planning, and used by nothing: the same predictions at other targets, each by itself.
-    ladder: tuple[Certificate, ...] = ()
+    # For planning, and used by nothing. Each certificate holds by itself:
+    ladder: tuple[Certificate, ...] = ()  # other targets
+    departments: tuple[Department, ...] = ()  # nodes of level 1, at the threshold of the category
+    restriction: KeptCategories | None = None  # only the best categories
 
     def to_dict(self) -> dict[str, object]:
         """Returns what thresholds.json holds."""

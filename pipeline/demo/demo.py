@@ -8,6 +8,7 @@ import pandas as pd
 
 from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
+from models.decisions.categorizer import ACCEPTED, PARENT, REVIEW, UNREADABLE
 from models.decisions.thresholds import Certificate
 from pipeline.demo.drawn_catalogue import DrawnCatalogue, draw_catalogue
 from pipeline.job.config import Config
@@ -22,6 +23,7 @@ from pipeline.retrain import retrain
 from pipeline.train.figures import PartFigures
 
 IMAGE_SIZE = 96  # px; a tenth of the work of 299, and enough for drawn shapes
+STATUSES = (ACCEPTED, PARENT, REVIEW, UNREADABLE)
 SHORT = {"batch": 32, "epochs": 30, "patience": 12}  # 2,800 images: batches of 256 would make too few steps
 
 
@@ -45,6 +47,7 @@ def demo(workspace: Path) -> None:
         "",
         *_measured(data.metrics.test),
         _promise(data.rules.certificate, data.metrics.test),
+        *_stopping(data.metrics.test),
         _categorized(drawn, pd.read_parquet(output)),
         f"decisions         {output}",
         f"report            {workspace / 'runs' / name / 'report' / 'index.html'}",
@@ -82,12 +85,22 @@ def _promise(certificate: Certificate, test: PartFigures) -> str:
     )
 
 
+def _stopping(test: PartFigures) -> Iterator[str]:
+    """The products that get a node above the category, and no category."""
+    *above, _ = test.decided.items()
+    for level, decided in reversed(above):
+        share, correct = decided.products / test.products, decided.precision
+        yield (
+            f"  {level} alone".ljust(18)
+            + f"{share:.1%} of the test products"
+            + (f", {correct:.1%} of them correct" if correct is not None else "")
+        )
+
+
 def _categorized(drawn: DrawnCatalogue, decisions: pd.DataFrame) -> str:
     """What was decided about the products without a category, whose true one is known from the drawing."""
     new = decisions[decisions["product_id"].isin(drawn.truth)]
-    accepted = new[new["status"] == "accepted"]
+    accepted = new[new["status"] == ACCEPTED]
     correct = (accepted["category"] == accepted["product_id"].map(drawn.truth)).sum()
-    counts = ", ".join(
-        f"{(new['status'] == status).sum():,} {status}" for status in ("accepted", "review", "unreadable")
-    )
+    counts = ", ".join(f"{(new['status'] == status).sum():,} {status}" for status in STATUSES)
     return f"uncategorized     {len(new):,} products: {counts}; {correct:,} of the accepted are correct"

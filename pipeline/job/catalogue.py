@@ -127,12 +127,21 @@ class TrueCategories:
 
     category: pd.Series  # by product_id
     trees: tuple[Taxonomy, ...]  # of the learnt categories, and of the others
+    weight: pd.Series | None = None  # by product_id, where the sources have weights
 
     @classmethod
     def of(cls, records: Artifact) -> "TrueCategories":
         """Those of the records."""
         names = ["taxonomy.csv", *([UNLEARNT] if UNLEARNT in records.files else [])]
-        return cls(categories_of(records), tuple(read_taxonomy(records.file(name)) for name in names))
+        trees = tuple(read_taxonomy(records.file(name)) for name in names)
+        return cls(categories_of(records), trees, weights_of(records))
+
+    def weights(self, product_id: np.ndarray) -> np.ndarray | None:
+        """(n,) float, weights of products, 0 without one; None where the sources have none."""
+        if self.weight is None:
+            return None
+        weights: np.ndarray = self.weight.reindex(product_id).fillna(0.0).to_numpy()
+        return weights
 
     def nodes(self, product_id: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
         """(n, N) int32: the nodes of the products' categories in a head's tree; -1 where it has none.

@@ -22,7 +22,8 @@ from pipeline.job.catalogue import Part, TrueCategories, divide, open_part
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, InServiceSummary, RecordsSummary
-from pipeline.train.evaluate import evaluate_part, write_decided
+from pipeline.train.evaluated import evaluate_part
+from pipeline.train.tables import write_decided
 
 VERSION = 1
 

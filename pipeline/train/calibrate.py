@@ -27,7 +27,6 @@ from models.decisions.confidence import (
 )
 from models.decisions.levels import LevelOutcomes, certify_levels
 from models.decisions.predictions import Predictions, product_bounds
-from models.decisions.thresholds import Outcomes, certify
 from models.heads.architectures import SET, set_logits
 from models.rows import Rows
 from models.taxonomy import Taxonomy
@@ -37,9 +36,9 @@ from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, ThresholdsSummary
+from pipeline.train.planning import departments, ladder, restriction
 
 VERSION = 5
-LADDER = (0.8, 0.85, 0.9, 0.93, 0.95, 0.97)  # targets beside the wanted one, for planning
 MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
 
 
@@ -126,10 +125,8 @@ def decision_rules(
     certificates = certify_levels(
         *outcomes, target=settings.precision, delta=settings.delta, grid=settings.grid
     )
-    leaf = [
-        Outcomes(one.product_id, one.group, one.confidence[:, -1], one.correct[:, -1]) for one in outcomes
-    ]
-    targets = sorted({*LADDER, settings.precision})
+    of_fit, of_cert = (one.leaf() for one in outcomes)
+    fit_category, cert_category = fit_predictions.top[:, 0], cert_predictions.top[:, 0]
     return DecisionRules(
         model=predictor.model,
         labels=predictor.labels,
@@ -145,9 +142,9 @@ def decision_rules(
             for level, (model, certificate) in enumerate(zip(models, certificates, strict=True), start=1)
             if level < taxonomy.levels
         },
-        ladder=tuple(
-            certify(*leaf, target=target, delta=settings.delta, grid=settings.grid) for target in targets
-        ),
+        ladder=ladder(of_fit, of_cert, certificates[-1].delta, settings),
+        departments=departments(of_cert, cert_category, taxonomy, certificates[-1].threshold, settings),
+        restriction=restriction(of_fit, of_cert, fit_category, cert_category, taxonomy, settings),
     )
 
 

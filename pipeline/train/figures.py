@@ -64,6 +64,8 @@ class PartFigures(PrecisionFigures):
     learnt: PrecisionFigures | None = None  # of the products of categories that the head knows
     decided: dict[str, DecidedFigures] = {}  # by level; level1 is the coarsest, the last the category
     review: int | None = None  # products that a person decides
+    unlearnt_products: int | None = None  # of categories that the head does not know
+    weighted: PrecisionFigures | None = None  # counted by the source's weights; None where it has none
 
 
 class Metrics(_Figures):
