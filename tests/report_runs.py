@@ -93,7 +93,7 @@ def part(**changes: Any) -> dict[str, Any]:
         },
         "unseen": shares(1234, 0.58, 0.44),
         "learnt": shares(1900, 0.646, 0.55),
-        "weighted": None,
+        **{"weighted": None, "unlearnt_products": 100},
         "decided": {
             "level1": {"products": 400, "precision": 0.93},
             "level2": {"products": 966, "precision": 0.9161},
@@ -282,6 +282,7 @@ def _figures(drawn: Drawn, used: Certificate, curve: dict[str, Any], categories:
             "level1": {"products": len(drawn.truth) // 20, "precision": 0.94},
             "level2": {"products": used.accepted, "precision": used.precision},
         },
+        "unlearnt_products": int((~known).sum()),
         "review": len(drawn.truth) - used.accepted - len(drawn.truth) // 20,
     }
     return part(**figures)
@@ -341,19 +342,19 @@ SUMMARY = {
 
 def _departments(table: pd.DataFrame, delta: float) -> list[dict[str, Any]]:
     rows = []
-    for name, group in table.groupby("department", sort=True):
+    for node, (name, group) in enumerate(table.groupby("department", sort=True)):
         accepted, correct = int(group["accepted"].sum()), int(group["accepted_right"].sum())
         lower = float(lower_bound(accepted, accepted - correct, delta / 10))
         rows.append(
             {
                 **{
-                    "node": name,
+                    "node": node,
                     "name": name,
                     "products": int(group["products"].sum()),
                     "accepted": accepted,
                 },
                 **{"errors": accepted - correct, "precision": correct / accepted if accepted else None},
-                **{"p_value": 0.01 if lower >= 0.9 else 0.4, "certified": lower >= 0.9},
+                **{"lower": lower, "p_value": 0.01 if lower >= 0.9 else 0.4, "certified": lower >= 0.9},
             }
         )
     return rows

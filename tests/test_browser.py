@@ -371,7 +371,8 @@ def test_on_a_phone_nothing_sticks_out_and_hidden_columns_are_announced(open_pag
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     announced = page.locator("[data-table]").evaluate_all(
         "all => all.filter(one => one.querySelector('.wide')).map(one => "
-        "[one.querySelector('.wide').scrollWidth > one.querySelector('.wide').clientWidth + 1, !one.querySelector('.hint').hidden])"
+        "[one.querySelector('.wide').scrollWidth > one.querySelector('.wide').clientWidth + 1, "
+        "!one.querySelector('.hint').hidden])"
     )
     assert all(sticks_out == hint for sticks_out, hint in announced)
     assert [True, True] in announced

@@ -28,10 +28,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, local
 from models.decisions.categorizer import DecisionRules
-from models.decisions.thresholds import Certificate
 from pipeline.job.run import SavedRun
 from pipeline.job.summaries import RecordsSummary
-from pipeline.train.figures import Metrics, PartFigures, PrecisionFigures
+from pipeline.train.figures import Metrics, PartFigures
 
 COLUMNS = {
     "evaluation/curve.parquet": ("threshold", "acceptance_rate", "precision", "precision_lower"),
@@ -62,40 +61,6 @@ STAGES = {
 }
 
 Content = TypeVar("Content")
-
-
-class Department(BaseModel):
-    """A node of level 1, at the threshold in use."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    node: str
-    name: str
-    products: int
-    accepted: int
-    errors: int
-    precision: float | None
-    p_value: float | None
-    certified: bool
-
-
-@dataclass(frozen=True)
-class Restriction:
-    """The threshold of the leaf when only the best categories are decided automatically."""
-
-    share: float  # of the predicted categories
-    kept: tuple[str, ...]
-    dropped: int
-    certificate: Certificate
-
-
-@dataclass(frozen=True)
-class Promises:
-    """thresholds.json: the rules in use, and what is certified beside them."""
-
-    rules: DecisionRules
-    departments: tuple[Department, ...]
-    restriction: Restriction | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +107,7 @@ class ReportData:
     based_on: str | None  # the release that was in service
     settings: Mapping[str, object]
     metrics: Metrics
-    weighted: PrecisionFigures | None  # of the measured part by the weights of the source, where it has some
-    promises: Promises
+    rules: DecisionRules  # in use, and what is certified beside them
     records: RecordsSummary
     history: pd.DataFrame  # one row for each epoch
     curve: pd.DataFrame  # of the measured part, by descending threshold
@@ -155,11 +119,6 @@ class ReportData:
     products: Products  # the measured ones
     in_service: Products | None  # the same products by the release in service
     suspects: pd.DataFrame | None  # the most suspicious first
-
-    @property
-    def rules(self) -> DecisionRules:
-        """The rules in use."""
-        return self.promises.rules
 
     @property
     def measured(self) -> PartFigures | None:
@@ -207,8 +166,9 @@ def load(run: AnyPath) -> ReportData:
         based_on=config.based_on,
         settings=config.settings,
         metrics=metrics,
-        weighted=_read(run, "evaluation/metrics.json", _parse_weighted),
-        promises=_read(run, "thresholds/thresholds.json", _parse_promises),
+        rules=_read(
+            run, "thresholds/thresholds.json", lambda data: DecisionRules.from_dict(json.loads(data))
+        ),
         records=_read(run, "records/manifest.json", _RecordsManifest.model_validate_json).summary,
         products=_read_products(run, "evaluation"),
         in_service=_read_products(run, "in_service") if (run / "in_service").is_dir() else None,
@@ -226,28 +186,6 @@ def _parse_run(data: bytes) -> SavedRun:
     if missing:
         raise ValueError(f"missing: {', '.join(sorted(missing))}")
     return saved
-
-
-def _parse_weighted(data: bytes) -> PrecisionFigures | None:
-    metrics = json.loads(data)
-    weighted = (metrics[metrics["graded_on"]] or {}).get("weighted")
-    return weighted and PrecisionFigures.model_validate(weighted)
-
-
-def _parse_promises(data: bytes) -> Promises:
-    values = json.loads(data)
-    restriction = values.get("restriction")
-    return Promises(
-        rules=DecisionRules.from_dict(values),
-        departments=tuple(Department.model_validate(one) for one in values.get("departments", ())),
-        restriction=restriction
-        and Restriction(
-            restriction["share"],
-            tuple(restriction["kept"]),
-            restriction["dropped"],
-            Certificate.from_dict(restriction["certificate"]),
-        ),
-    )
 
 
 def _read(run: AnyPath, name: str, parse: Callable[[bytes], Content]) -> Content:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from models.decisions.categories import restrict
 from models.decisions.thresholds import lower_bound
 from pipeline.report.data import Products, ReportData
 from pipeline.report.language import Words
@@ -164,11 +165,14 @@ def _certified(data: ReportData, curve: Curve, words: Words) -> list[dict[str, A
 
 
 def cumulative_plot(data: ReportData, words: Words) -> Plot | None:
-    """Cumulative precision and acceptance over categories, the most precise first (S1, figure 7)."""
-    table = data.categories[data.categories["predicted"] > 0]
-    if not len(table):
+    """Cumulative precision and acceptance over categories, the most precise on FIT first (S1, figure 7)."""
+    best = restrict(
+        data.categories["fit_predicted"].to_numpy(), data.categories["fit_right"].to_numpy()
+    ).order
+    ordered = data.categories.iloc[best]
+    ordered = ordered[ordered["predicted"] > 0]
+    if not len(ordered):
         return None
-    ordered = table.sort_values("estimate", ascending=False, kind="stable")
     products = int(data.categories["predicted"].sum())
     predicted = ordered["predicted"].cumsum().to_numpy()
     rate, precision = predicted / products, ordered["predicted_right"].cumsum().to_numpy() / predicted
@@ -191,9 +195,9 @@ def cumulative_plot(data: ReportData, words: Words) -> Plot | None:
     layout = _layout(words, "cumulative.x", "cumulative.y")
     layout["xaxis"] = _axis(words("cumulative.x")) | {"range": [0, len(ordered) * 1.02]}
     layout["yaxis"] |= {"range": [0, 102]}
-    if data.promises.restriction:
-        at = round(len(ordered) * data.promises.restriction.share)
-        note = words("cumulative.kept", share=words.target(data.promises.restriction.share))
+    if data.rules.restriction:
+        at = int(ordered["kept"].sum())
+        note = words("cumulative.kept", share=words.target(data.rules.restriction.share))
         layout |= {"shapes": [_rule(x=at)], "annotations": [_note(note, x=at)]}
     half = (len(ordered) - 1) // 2
     alt = words(

@@ -23,6 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from features.storage.paths import AnyPath
+from models.decisions.categories import CERTAINTY
 from models.decisions.thresholds import Certificate
 from pipeline.job.config import Config
 from pipeline.report import tables
@@ -128,7 +129,7 @@ def _tables(shown: Shown, choice: Choice, wrong: np.ndarray, changes: Changes | 
         found += [tables.confusions_table(shown, choice), tables.wrong_table(shown, wrong)]
     if data.suspects is not None:
         found.append(tables.suspects_table(shown, data.suspects))
-    if data.promises.departments:
+    if data.rules.departments:
         found.append(tables.departments_table(shown))
     if data.measured:
         found.append(tables.cost_table(shown, weekly_products(data)))
@@ -245,7 +246,7 @@ def render(report: Report) -> str:
         below_promise=below_promise(measured),
         parents=stopped_at_parents(measured),
         weekly=report.weekly,
-        unlearnt=measured.products - (measured.learnt.products if measured.learnt else 0) if measured else 0,
+        interval_certainty=words.target(CERTAINTY),
         concentration=tables.concentration(data.categories),
         statuses=data.categories["status"].value_counts(),
         changes=changes,

@@ -195,7 +195,7 @@ def departments_table(shown: Shown) -> Table:
             one.p_value,
             f"departments.{'certified' if one.certified else 'not'}",
         ]
-        for one in shown.data.promises.departments
+        for one in shown.data.rules.departments
     ]
     columns = [
         shown.column("department", "name"),
@@ -499,7 +499,7 @@ def _other_measures(shown: Shown, figures: PartFigures, title: str) -> Iterator[
     others = {
         "unseen": figures.unseen,
         "learnt": figures.learnt,
-        "weighted": shown.data.weighted,
+        "weighted": figures.weighted,
     }
     for key, one in others.items():
         if one:

@@ -283,10 +283,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     # Cumulative
     "cumulative.title": ("How far the best categories carry", "Jusqu’où mènent les meilleures catégories"),
     "cumulative.text": (
-        "The categories in the order of their estimated precision, the most precise first. Taking one "
-        "category more each time, the lines show the share of all products that is predicted into the "
-        "categories taken, and the correct share of these. Confidence plays no part here.",
-        "Les catégories dans l’ordre de leur précision estimée, la plus précise d’abord. En prenant à "
+        "The categories in the order of their precision on FIT, the most precise first. Taking one category "
+        "more each time, the lines show the share of all products that is predicted into the categories "
+        "taken, and the correct share of these. Confidence plays no part here.",
+        "Les catégories dans l’ordre de leur précision sur FIT, la plus précise d’abord. En prenant à "
         "chaque pas une catégorie de plus, les lignes montrent la part de tous les produits prédite dans "
         "les catégories prises, et la part correcte de ceux-ci. La confiance n’intervient pas ici.",
     ),
@@ -303,9 +303,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "restriction.certified": (
         "With the best {share} of the categories only ({dropped} left out), {rate} of the certification "
-        "products can be accepted at {target}: certified by itself, for planning.",
+        "products that are predicted into them can be accepted at {target}, which is {all} of all: "
+        "certified by itself, for planning.",
         "Avec les {share} meilleures catégories seulement ({dropped} laissées de côté), {rate} des produits "
-        "de certification peuvent être acceptés à {target} : certifié séparément, pour la planification.",
+        "de certification qui y sont prédits peuvent être acceptés à {target}, soit {all} de tous : "
+        "certifié séparément, pour la planification.",
     ),
     "restriction.none": (
         "Leaving out all but the best {share} of the categories does not make {target} certifiable.",
@@ -335,12 +337,14 @@ TEXTS: dict[str, tuple[str, str]] = {
     "categories.text": (
         "“Found” is the share of the category’s {part} products that were recognised (recall). “Predicted” "
         "counts the decisions for the category. “Estimate” is their correct share, drawn towards that of "
-        "all categories where there are few products, with a {certainty} interval. A status is an advice, "
-        "not a promise: the promise is about all accepted products together.",
+        "all categories where there are few products, with a {certainty} interval. A category is called "
+        "automatic where the whole interval is at {target} or above. A status is an advice, not a promise: "
+        "the promise is about all accepted products together.",
         "« Trouvés » est la part des produits de {part} de la catégorie qui ont été reconnus (rappel). « "
         "Prédits » compte les décisions pour la catégorie. « Estimation » est leur part correcte, "
         "rapprochée de celle de toutes les catégories quand il y a peu de produits, avec un intervalle à "
-        "{certainty}. Un statut est un conseil, pas une promesse : la promesse porte sur tous les produits "
+        "{certainty}. Une catégorie est dite automatique quand tout l’intervalle est à {target} ou "
+        "au-dessus. Un statut est un conseil, pas une promesse : la promesse porte sur tous les produits "
         "acceptés ensemble.",
     ),
     "categories.photos": (
@@ -428,12 +432,12 @@ TEXTS: dict[str, tuple[str, str]] = {
     # Departments
     "departments.title": ("Departments", "Rayons"),
     "departments.text": (
-        "The branches of level 1, by the predicted category, at the threshold in use. “Certified” "
-        "departments keep the promise by themselves, all of them together with {certainty} certainty "
-        "(Holm’s correction for looking at several).",
-        "Les branches du niveau 1, selon la catégorie prédite, au seuil utilisé. Les rayons « certifiés » "
-        "tiennent la promesse à eux seuls, tous ensemble avec une certitude de {certainty} (correction de "
-        "Holm pour en regarder plusieurs).",
+        "The certification products by the department, the branch of level 1, that is predicted, at the "
+        "threshold in use. “Certified” departments keep the promise by themselves, all of them together "
+        "with {certainty} certainty (Holm’s correction for looking at several).",
+        "Les produits de certification selon le rayon prédit, la branche du niveau 1, au seuil utilisé. Les "
+        "rayons « certifiés » tiennent la promesse à eux seuls, tous ensemble avec une certitude de "
+        "{certainty} (correction de Holm pour en regarder plusieurs).",
     ),
     "departments.certified": ("certified", "certifié"),
     "departments.not": ("not shown", "non démontré"),
