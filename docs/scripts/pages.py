@@ -34,6 +34,7 @@ REMADE = {  # section → what a changed setting remakes
     "head": "the head and all that follows",
     "train": "the head and all that follows",
     "calibration": "the thresholds and all that follows",
+    "report": "the report",
     "compare": "rows of the comparison",
 }
 MARKS = {"speed": "a change remakes nothing", "calibrate": "a change remakes the thresholds and what follows"}
