@@ -380,12 +380,14 @@ def _write_suspects(run: Path, drawn: Drawn, names: list[str], ids: np.ndarray, 
             "category_path": [names[drawn.truth[row]] for row in rows],
             "proposed": [f"c{drawn.predicted[row]}" for row in rows],
             "proposed_path": [names[drawn.predicted[row]] for row in rows],
+            "label_wrong": np.append(drawn.confidence[rows][:-1], np.nan),
             "confidence": drawn.confidence[rows],
-            "reason": np.where(np.arange(len(rows)) % 5 == 0, "identical image", "prediction"),
+            "reason": np.array(["prediction", "identical image", "prediction, identical image"])[rows % 3],
             "part": "test",
             "image_digest": [f"{row:064x}" for row in rows],
         }
     ).to_parquet(run / "suspects" / "suspects.parquet")
+    (run / "suspects" / "manifest.json").write_text(json.dumps({"summary": {"noise": 0.062}}))
 
 
 def _write_photos(run: Path, drawn: Drawn, ids: np.ndarray) -> None:

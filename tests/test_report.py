@@ -349,7 +349,13 @@ def test_unlearnt_categories_are_listed_with_what_became_of_them(run: Path) -> N
 
 def test_suspects_are_shown_and_without_them_the_command_that_finds_them(run: Path) -> None:
     page = read(run)
-    assert len(page.table("suspects")) == 60 and page.table("suspects")["Photo"].notna().sum() == 40
+    suspects = page.table("suspects")
+    assert len(suspects) == 60 and suspects["Photo"].notna().sum() == 40
+    assert suspects["Label wrong, probability"].isna().tolist() == [False] * 59 + [True]
+    assert "the prediction, an identical image elsewhere" in suspects["Reason"].tolist()
+    assert "About 6.2% of all labels are probably wrong" in page.text and "is above that" not in page.text
+    change(run, "suspects/manifest.json", summary={"noise": 0.12})
+    assert "The promised 90% is above that" in read(run).text
     shutil.rmtree(run / "suspects")
     assert "shelfmark audit suspects" in read(run).text
 
@@ -462,13 +468,12 @@ def test_every_text_is_used_and_every_key_exists() -> None:
     files = [*PIPELINE.glob("*.py"), *(PIPELINE / "templates").iterdir()]
     code = "\n".join(file.read_text() for file in files if file.name != "texts.py")
     built = ("part.", "js.", "col.", "reject.", "evidence.", "status.", "levels.", "changes.", "departments.")
-    built += ("training.", "ladder.")  # keys that the code puts together
+    built += ("training.", "ladder.", "reason.")  # keys that the code puts together
     unused = [key for key in TEXTS if not re.search(f"[\"']{re.escape(key)}[\"']", code)]
     assert [key for key in unused if not key.startswith(built)] == []
     columns = re.findall(r'(?:column\(|_both\(\s*words,)\s*"(\w+)"|words\("col\.(\w+)"', code)
-    assert {f"col.{one or other}" for one, other in columns} == {
-        key for key in TEXTS if key.startswith("col.")
-    }
+    titles = {one or other for one, other in columns} | set(tables.SUSPECT_SHARES)
+    assert {f"col.{title}" for title in titles} == {key for key in TEXTS if key.startswith("col.")}
     script = (PIPELINE / "templates/report.js").read_text()
     found = re.findall(r'texts(?:\.(\w+)|\[[`"]([\w.]+)(?:\$.*?)?[`"]\])', script)
     used = {one or other for one, other in found} | {

@@ -7,7 +7,7 @@ runs/<run>/config.json                  run, code_version, based_on, settings
            evaluation/metrics.json      train, val, cert, test; graded_on, independent, weights, backbone
            evaluation/*.parquet         curves, categories, confusions, ladder, unlearnt; decisions, measured
            in_service/*.parquet         decisions and measured of the release in service, where there was one
-           suspects/suspects.parquet    labels in doubt, where they were looked for
+           suspects/                    labels in doubt and the share of wrong ones, where they were looked for
     └─ load ─► ReportData
 """
 
@@ -49,6 +49,8 @@ COLUMNS = {
     "head/history.csv": ("epoch", "loss", "accuracy"),  # and val_loss, val_accuracy where FIT has products
 }
 SUSPECTS = "suspects/suspects.parquet"
+IN_SERVICE = "in_service/measured.parquet"
+NOISE = "suspects/manifest.json"
 SUSPECT = (
     *("product_id", "category", "category_path", "proposed", "proposed_path"),
     *("confidence", "reason", "part", "image_digest"),
@@ -119,6 +121,7 @@ class ReportData:
     products: Products  # the measured ones
     in_service: Products | None  # the same products by the release in service
     suspects: pd.DataFrame | None  # the most suspicious first
+    noise: float | None  # estimated share of wrong labels; None where they were not looked for
 
     @property
     def measured(self) -> PartFigures | None:
@@ -171,8 +174,9 @@ def load(run: AnyPath) -> ReportData:
         ),
         records=_read(run, "records/manifest.json", _RecordsManifest.model_validate_json).summary,
         products=_read_products(run, "evaluation"),
-        in_service=_read_products(run, "in_service") if (run / "in_service").is_dir() else None,
+        in_service=_read_products(run, "in_service") if (run / IN_SERVICE).is_file() else None,
         suspects=_read_table(run, SUSPECTS, SUSPECT) if (run / SUSPECTS).is_file() else None,
+        noise=_read(run, NOISE, _parse_noise) if (run / NOISE).is_file() else None,
         **tables,
     )
 
@@ -186,6 +190,10 @@ def _parse_run(data: bytes) -> SavedRun:
     if missing:
         raise ValueError(f"missing: {', '.join(sorted(missing))}")
     return saved
+
+
+def _parse_noise(data: bytes) -> float:
+    return float(json.loads(data)["summary"]["noise"])
 
 
 def _read(run: AnyPath, name: str, parse: Callable[[bytes], Content]) -> Content:

@@ -3,6 +3,7 @@
 data.load ─► page.build ─► page.render ─► report/index.html
 """
 
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from features.storage.artifact import Artifact, find_artifact, open_artifact
 from features.storage.paths import AnyPath
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
-from pipeline.report.data import SUSPECTS, ReportData, load
+from pipeline.report.data import ReportData, load
 from pipeline.report.language import language_of
 from pipeline.report.page import build, render
 from pipeline.report.two_runs import render_two
@@ -32,10 +33,11 @@ def report(run: Run, xlsx: bool = False) -> Artifact:
     Raises:
         ShelfmarkError: an earlier stage has not run, or has run with other settings; the message names it.
     """
-    made_from = _inputs(run) | {"xlsx": xlsx}
-    data = load(run.path)
+    made_from, data = _inputs(run) | {"xlsx": xlsx}, load(run.path)
     if not made_from["in_service"]:
         data = replace(data, in_service=None)
+    if not made_from["suspects"]:
+        data = replace(data, suspects=None, noise=None)
 
     def make(work: Path) -> Mapping[str, object]:
         write_report(data, run.path / "records", work, xlsx)
@@ -79,9 +81,11 @@ def _inputs(run: Run) -> dict[str, object]:
     evaluation = run.artifact("evaluation", "evaluate", thresholds=thresholds)
     head = run.require_settings("head", "train", run.config.of_the_head())
     run.require_settings("thresholds", "calibrate", run.config.of_the_thresholds())
-    suspects, in_service = (
-        find_artifact(run.path / name) for name in (Path(SUSPECTS).parts[0], "in_service")
-    )
+    suspects, in_service = find_artifact(run.path / "suspects"), find_artifact(run.path / "in_service")
+    if suspects and suspects.made_from.get("head") != head.digest:
+        suspects = None  # by an earlier head
+    if in_service and in_service.made_from.get("records") != records.digest:
+        in_service = None  # about products of an earlier catalogue
     return {
         "evaluation": evaluation.digest,
         "thresholds": thresholds.digest,
@@ -90,7 +94,12 @@ def _inputs(run: Run) -> dict[str, object]:
         "suspects": suspects.digest if suspects else "",
         "in_service": in_service.digest if in_service else "",
         "language": language_of(run.config.report.language),
-        "shown": [run.name, run.config.model_dump(mode="json")],
+        "shown": [
+            run.name,
+            importlib.metadata.version("shelfmark"),
+            run.based_on,
+            run.config.model_dump(mode="json"),
+        ],
     }
 
 

@@ -23,6 +23,7 @@ from pipeline.train.figures import PartFigures
 
 MOST_WRONG = 200  # rows of the wrong products, and of those that changed
 MOST_SUSPECTS = 1000
+SUSPECT_SHARES = ("label_wrong", "confidence")  # columns, and keys of their titles
 CURVE_STEPS = 10  # of a category's small curve
 PARTS = ("train", "val", "cert", "test")
 STATUSES = ("automatic", "with care", "always review", "too few")
@@ -348,19 +349,23 @@ def wrong_table(shown: Shown, rows: np.ndarray) -> Table:
 def suspects_table(shown: Shown, suspects: pd.DataFrame) -> Table:
     """Labels in doubt, the most suspicious first."""
     words, table = shown.words, suspects.head(MOST_SUSPECTS)
-    values = [
+    shares = [name for name in SUSPECT_SHARES if name in table]
+    values: list[Sequence[Any]] = [
         [shown.photo.get(digest) for digest in table["image_digest"]],
-        table["product_id"].tolist(), table["category_path"].tolist(), table["proposed_path"].tolist(),
-        table["confidence"].tolist(), table["reason"].tolist(),
-        [words(f"part.{part}.small") if words.has(f"part.{part}.small") else part for part in table["part"]],
-    ]  # fmt: skip
+        table["product_id"].tolist(),
+        table["category_path"].tolist(),
+        table["proposed_path"].tolist(),
+        *([None if np.isnan(one) else one for one in table[name].tolist()] for name in shares),
+        [", ".join(words(f"reason.{one}") for one in reason.split(", ")) for reason in table["reason"]],
+        [words(f"part.{part}.small") for part in table["part"]],
+    ]
     columns = [
         shown.column("photo", "photo"),
         shown.column("product", "code"),
         shown.column("given", "name"),
         shown.column("proposed", "name"),
-        shown.column("confidence", "percent"),
-        shown.column("reason", "code"),
+        *(shown.column(key, "percent") for key in shares),
+        shown.column("reason", "text"),
         shown.column("part", "text"),
     ]
     return Table("suspects", words("suspects.title"), columns, _rows(values), shown=10)

@@ -404,6 +404,18 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Produits dont la catégorie dans le catalogue est probablement fausse, les plus suspects d’abord : "
         "{shown} sur {all}. Corrigez-les dans le catalogue ; le prochain lot en tiendra compte.",
     ),
+    "suspects.noise": (
+        "About {noise} of all labels are probably wrong, so a precision measured on these labels cannot be "
+        "above {ceiling}.",
+        "Environ {noise} de toutes les étiquettes sont probablement fausses : une précision mesurée sur ces "
+        "étiquettes ne peut pas dépasser {ceiling}.",
+    ),
+    "suspects.ceiling": (
+        "The promised {target} is above that: correct labels first, or promise less.",
+        "Les {target} promis sont au-dessus : corrigez d’abord des étiquettes, ou promettez moins.",
+    ),
+    "reason.prediction": ("the prediction", "la prédiction"),
+    "reason.identical image": ("an identical image elsewhere", "une image identique ailleurs"),
     "suspects.none": (
         "Labels in doubt were not looked for in this run. This command does it, and the next report shows "
         "them:",
@@ -746,6 +758,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "col.product": ("Product", "Produit"),
     "col.confidence": ("Confidence", "Confiance"),
     "col.was_accepted": ("Accepted", "Accepté"),
+    "col.label_wrong": ("Label wrong, probability", "Étiquette fausse, probabilité"),
     "col.given": ("Given category", "Catégorie donnée"),
     "col.proposed": ("Proposed category", "Catégorie proposée"),
     "col.reason": ("Reason", "Raison"),
