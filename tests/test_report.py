@@ -557,7 +557,7 @@ def test_two_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
     assert figures.loc["Categories learnt"].tolist() == ["30", "35"]
     categories = page.table("categories")
     assert len(categories) == 35 and categories["Estimate, 2026-W48"].isna().sum() == 5
-    assert "On the 2,000 products that both runs measured:" in page.text
+    assert "The 2,000 products that both runs measured" in page.text
     assert [trace["name"] for trace in page.data["plots"]["curves"]["data"]] == [
         *("2026-W48: category", "2026-W48: certified, in use"),
         *("2026-W47: category", "2026-W47: certified, in use"),

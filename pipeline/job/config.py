@@ -329,8 +329,8 @@ class ReportSettings(Section):
     """Language of the page: English or French. `auto` takes French where the environment's locale (LC_ALL,
     LC_MESSAGES, LANG) is French, else English. Name one for jobs on machines without a locale."""
     minutes_per_product: Annotated[float, Field(gt=0)] = 1.0
-    """Minutes that a person needs to put one product into its category. Measure it in your shop; the hours
-    that the page counts as saved are proportional to it."""
+    """Minutes that a person needs to put one product into its category. Set what you measure in your
+    shop; the hours that the page counts as saved are proportional to it."""
     wage: Annotated[float, Field(ge=0)] = 25.0
     """Cost of one hour of this work. Set your own; 0 leaves the costs out."""
     currency: Annotated[str, Field(min_length=1, max_length=8)] = "€"

@@ -394,8 +394,14 @@ def unlearnt_table(shown: Shown) -> Table:
 # Changes
 
 
-def changes_table(shown: Shown, changes: Changes) -> Table:
-    """Acceptance and precision before and now."""
+def _sides(shown: Shown, sides: tuple[str, str] | None) -> list[Column]:
+    """Columns of shares before and now, or of two runs by their names."""
+    titles = sides or (shown.words("col.before"), shown.words("col.after"))
+    return [Column(title, "percent") for title in titles]
+
+
+def changes_table(shown: Shown, changes: Changes, sides: tuple[str, str] | None = None) -> Table:
+    """Acceptance and precision before and now; `sides` are the names of two runs instead."""
     figures = {
         "acceptance": changes.acceptance,
         "precision": changes.precision,
@@ -413,8 +419,8 @@ def changes_table(shown: Shown, changes: Changes) -> Table:
     return Table("changes", shown.words("changes.title"), columns, rows)
 
 
-def changed_departments_table(shown: Shown, changes: Changes) -> Table:
-    """How each department changed, and whether that can be chance."""
+def changed_departments_table(shown: Shown, changes: Changes, sides: tuple[str, str] | None = None) -> Table:
+    """How each department changed, and whether that can be chance; `sides` as of `changes_table`."""
     rows = [
         [
             one.name,

@@ -835,8 +835,8 @@ TEXTS: dict[str, tuple[str, str]] = {
         "catégories sont côte à côte.",
     ),
     "two.same": (
-        "On the {products} products that both runs measured:",
-        "Sur les {products} produits que les deux lots ont mesurés :",
+        "The {products} products that both runs measured",
+        "Les {products} produits que les deux lots ont mesurés",
     ),
     "two.no_same": (
         "The two runs measured no product in common.",

@@ -32,7 +32,9 @@ def render_two(one: ReportData, other: ReportData) -> str:
     shown = tables.Shown(one, words, config, None, {})
     found = [_figures_table(one, other, words), _ladder_table(one, other, words)]
     if changes:
-        found += [tables.changes_table(shown, changes), tables.changed_departments_table(shown, changes)]
+        sides = (other.run, one.run)
+        found.append(tables.changes_table(shown, changes, sides))
+        found.append(tables.changed_departments_table(shown, changes, sides))
     found += [_categories_table(one, other, words), _settings_table(one, other, words)]
     plot = _curves(one, other, words)
     content = {
