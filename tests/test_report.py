@@ -558,6 +558,7 @@ def test_two_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
     categories = page.table("categories")
     assert len(categories) == 35 and categories["Estimate, 2026-W48"].isna().sum() == 5
     assert "The 2,000 products that both runs measured" in page.text
+    assert page.table("changes").columns[1:3].tolist() == ["2026-W48", "2026-W47"]
     assert [trace["name"] for trace in page.data["plots"]["curves"]["data"]] == [
         *("2026-W48: category", "2026-W48: certified, in use"),
         *("2026-W47: category", "2026-W47: certified, in use"),

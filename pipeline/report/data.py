@@ -7,7 +7,7 @@ runs/<run>/config.json                  run, code_version, based_on, settings
            evaluation/metrics.json      train, val, cert, test; graded_on, independent, weights, backbone
            evaluation/*.parquet         curves, categories, confusions, ladder, unlearnt; decisions, measured
            in_service/*.parquet         decisions and measured of the release in service, where there was one
-           suspects/                    labels in doubt and the share of wrong ones, where they were looked for
+           suspects/                    labels in doubt and how many are wrong, where they were looked for
     └─ load ─► ReportData
 """
 

@@ -413,7 +413,7 @@ def changes_table(shown: Shown, changes: Changes, sides: tuple[str, str] | None 
         if one
     ]
     columns = [
-        shown.column("figure", "text"), shown.column("before", "percent"), shown.column("after", "percent"),
+        shown.column("figure", "text"), *_sides(shown, sides),
         shown.column("difference", "points"), shown.column("difference_interval", "points_interval"),
     ]  # fmt: skip
     return Table("changes", shown.words("changes.title"), columns, rows)
@@ -437,8 +437,8 @@ def changed_departments_table(shown: Shown, changes: Changes, sides: tuple[str, 
         for one in changes.departments
     ]
     columns = [
-        shown.column("department", "name"), shown.column("count", "count"), shown.column("before", "percent"),
-        shown.column("after", "percent"), shown.column("difference", "points"),
+        shown.column("department", "name"), shown.column("count", "count"), *_sides(shown, sides),
+        shown.column("difference", "points"),
         shown.column("difference_interval", "points_interval"), shown.column("gained", "count"),
         shown.column("lost", "count"), shown.column("p", "p"), shown.column("verdict", "status"),
     ]  # fmt: skip
