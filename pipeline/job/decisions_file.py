@@ -226,7 +226,7 @@ def _read_jsonl(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
     while lines := list(itertools.islice(file, JSON_ROWS)):
         rows = [json.loads(line) for line in lines if line.strip()]
         names = list(dict.fromkeys(name for row in rows for name in row))
-        known = [SCHEMA.field(name) for name in names if name in SCHEMA.names]
+        known = [SCHEMA.field(name) for name in names if name in columns]  # all take four times as long
         yield pa.Table.from_pylist(rows, pa.schema(known))
 
 
