@@ -1,7 +1,7 @@
 """The command line. Each command's docstring is its help and ends with an example that a test runs.
 
-Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage. Stages are imported inside the commands:
-TensorFlow and Beam take seconds, `--help` must not.
+Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage, 3 alarm of `monitor`. Stages are imported
+inside the commands: TensorFlow and Beam take seconds, `--help` must not.
 """
 
 import sys
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.job.run import Run
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
+ALARM = 3  # exit status
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -287,6 +288,49 @@ def categorize(
 
 
 shelfmark.add_command(audit)
+
+
+@shelfmark.command()
+@click.option("--workspace", type=PATH, required=True, help="Directory with the release that decided.")
+@click.option(
+    "--decisions", type=PATH, multiple=True, required=True, metavar="FILE", help="Of a batch; repeatable."
+)
+@click.option(
+    "--audits", type=PATH, multiple=True, metavar="FILE.csv", help="Checked decisions of them; repeatable."
+)
+@click.option("--output", type=PATH, help="For page and JSON; default: WORKSPACE/monitor/RELEASE.")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def monitor(
+    workspace: AnyPath,
+    decisions: tuple[AnyPath, ...],
+    audits: tuple[AnyPath, ...],
+    output: AnyPath | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    debug: bool,
+) -> None:
+    """Compares new decisions with the release.
+
+    Each file is a batch that `categorize` decided about. Are its products still like those that the release
+    was measured on, and are the accepted ones still as precise? An alarm ends with exit status 3.
+
+    \b
+    Example:
+      shelfmark monitor --workspace shop --decisions decisions.parquet
+    """
+    from pipeline.job.load_config import load_config
+    from pipeline.monitor.monitor import alarm_line, monitor
+
+    settings = load_config(file, sets).monitor
+    found, folder = monitor(workspace, list(decisions), list(audits), output, settings)
+    print(alarm_line(found))
+    print(folder / "index.html")
+    if found.alarm:
+        sys.exit(ALARM)
 
 
 @shelfmark.command()

@@ -36,6 +36,7 @@ REMADE = {  # section → what a changed setting remakes
     "calibration": "the thresholds and all that follows",
     "suspects": "the list of labels in doubt",
     "compare": "rows of the comparison",
+    "monitor": "nothing: it is of no run",
 }
 MARKS = {"speed": "a change remakes nothing", "calibrate": "a change remakes the thresholds and what follows"}
 

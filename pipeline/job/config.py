@@ -354,6 +354,22 @@ class CompareSettings(Section):
     it for several thousand categories, and give it hours."""
 
 
+class MonitorSettings(Section):
+    """When `shelfmark monitor` raises an alarm. What is watched, and how: docs/monitoring.md."""
+
+    precision: Annotated[Share, "speed"] = 0.02
+    """Least fall of the estimated accepted precision that is an alarm; 0.02 is 2 points. Raise it when
+    alarms come for changes that you would not act upon; lower it when wrong categories are expensive."""
+    acceptance: Annotated[Share, "speed"] = 0.05
+    """Least change of the acceptance rate, up or down, that is an alarm; 0.05 is 5 points. Lower it when
+    the work of the people who review has to be known early."""
+    false_alarms: Annotated[Share, "speed"] = 0.01
+    """Chance that chance alone exceeds a limit in a year of batches without change. Raise it to see smaller
+    changes in small batches."""
+    batches_per_year: Annotated[Positive, "speed"] = 52
+    """Batches that are monitored in a year. Set 365 when you categorize every day."""
+
+
 class Config(BaseModel):
     """All settings of a run."""
 
@@ -373,6 +389,7 @@ class Config(BaseModel):
     calibration: CalibrationSettings = CalibrationSettings()
     suspects: SuspectsSettings = SuspectsSettings()
     compare: CompareSettings = CompareSettings()
+    monitor: MonitorSettings = MonitorSettings()
 
     def training(self) -> dict[str, Any]:
         """The settings of [train], what they leave open as head.recipe says."""
