@@ -86,7 +86,7 @@ docs: $(READY) ## the generated pages of docs/, then the site, in site/index.htm
 	.venv/bin/mkdocs build --strict
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest urls plan store extract engines_agree train train_noise calibrate; do \
+	@set -e; for bench in main_job ingest urls plan store extract engines_agree train train_noise calibrate drift; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, pictures within Parquet, and the plan of 8 M products; 2.5 GB of disk

@@ -252,4 +252,3 @@ def joined(blocks: list[Evidence]) -> Evidence:
     return Evidence(
         *(np.concatenate([getattr(block, column.name) for block in blocks]) for column in fields(Evidence))
     )
-
