@@ -5,14 +5,15 @@ catalogue has logits, from which confidences are still to be made.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 
 import numpy as np
-from scipy.special import betainc, expit, xlogy
+from scipy.special import betainc, expit, softmax, xlogy
 
 from models.decisions.confidence import Evidence
 from models.decisions.levels import LevelOutcomes
+from models.decisions.predictions import max_logit_pnorm
 from models.decisions.thresholds import Outcomes
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
@@ -146,6 +147,7 @@ def evidence_of(
         p2=second,
         entropy=-xlogy(probabilities, probabilities).sum(axis=1),
         parent_mass=np.where(kin, probabilities, 0).sum(axis=1),
+        max_logit_pnorm=max_logit_pnorm(np.log(np.maximum(probabilities, 1e-30))),
         category=category,
         category_size=category_size[category],
         images=images,
@@ -178,3 +180,75 @@ def level_outcomes(
     """Products called `<name>0`, `<name>1`, …, each its own group."""
     ids = _names(name, len(depth))
     return LevelOutcomes(ids, ids, confidence, correct, depth)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """How products of a shop are drawn: categories of Zipf frequency, some of them far easier than others.
+
+    The logit of the true category is N(0, background²) plus the category's strength plus N(0, 1); the others
+    are N(0, background²). The strength of a category is N(strength, spread²); of the `strong` most frequent
+    ones, it is N(7, 0.5²).
+    """
+
+    strength: float = 4.0
+    spread: float = 1.8
+    noise: float = 0.05  # share of labels that are any category
+    background: float = 0.68
+    strong: int = 0
+    categories: int = 200
+    parents: int = 20
+
+
+SHOPS = {
+    "shop": Shop(),
+    "noisy labels": Shop(noise=0.08, strength=4.6),
+    "few strong": Shop(strength=1.6, spread=0.8, strong=6),
+}
+
+
+def shop_products(rng: np.random.Generator, shop: Shop, products: int) -> tuple[Evidence, np.ndarray]:
+    """Evidence of so many products of one catalogue, and (n,) bool, whether the predicted category is right.
+
+    Each call draws a catalogue of its own, that is, the strengths of its categories.
+    """
+    frequency = 1 / np.arange(1, shop.categories + 1)
+    frequency /= frequency.sum()
+    strength = rng.normal(shop.strength, shop.spread, shop.categories)
+    strength[: shop.strong] = rng.normal(7, 0.5, shop.strong)
+    parent = np.arange(shop.categories) % shop.parents
+    size = np.maximum(20, 20_000 * frequency).astype(int)
+    blocks, right = [], []
+    for start in range(0, products, 5000):  # never a products × categories matrix of them all
+        count = min(5000, products - start)
+        rows, truth = np.arange(count), rng.choice(shop.categories, count, p=frequency)
+        logits = shop.background * rng.standard_normal((count, shop.categories), dtype=np.float32)
+        logits[rows, truth] += strength[truth] + rng.normal(size=count)
+        label = np.where(rng.random(count) < shop.noise, rng.integers(0, shop.categories, count), truth)
+        block = evidence_of(softmax(logits, axis=1), np.ones(count, int), parent, size)
+        blocks.append(block)
+        right.append(block.category == label)
+    return joined(blocks), np.concatenate(right)
+
+
+def g1_evidence(rng: np.random.Generator, products: int) -> tuple[Evidence, np.ndarray]:
+    """G1 as the evidence of a head: p1 is the calibrated confidence, and nothing else tells anything."""
+    p1, correct = g1(rng, products)
+    p1 = np.clip(p1, 1e-6, 1 - 1e-6)
+    second, kin = (1 - p1) * rng.uniform(0.1, 0.6, products), rng.uniform(0.1, 0.9, products)
+    p2 = np.minimum(second, p1)
+    rest = 1 - p1
+    entropy = -xlogy(p1, p1) - xlogy(rest, rest) + rest * np.log(10)
+    frequency = 1 / np.arange(1, 201)
+    category = rng.choice(200, products, p=frequency / frequency.sum())
+    size = np.maximum(20, 20_000 * frequency / frequency.sum()).astype(int)[category]
+    images = np.ones(products, int)
+    stands_out = 1 - p2 / p1  # as max_logit_pnorm: tells nothing that p1 and p2 do not
+    return Evidence(p1, p2, entropy, p1 + rest * kin, stands_out, category, size, images), correct
+
+
+def joined(blocks: list[Evidence]) -> Evidence:
+    """The products of several blocks as one."""
+    return Evidence(
+        *(np.concatenate([getattr(block, column.name) for block in blocks]) for column in fields(Evidence))
+    )

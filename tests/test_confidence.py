@@ -7,12 +7,14 @@ from functools import cache
 import generators as draw
 import numpy as np
 import pytest
+import replica
 from scipy.special import expit, softmax
 from scipy.stats import gmean
 from sklearn.metrics import log_loss
 
 from models.decisions.confidence import (
     AGGREGATIONS,
+    LEAST_BOOSTED,
     ConfidenceModel,
     Evidence,
     accuracy_and_log_loss,
@@ -33,10 +35,6 @@ def drawn(seed: int, products: int) -> tuple[Evidence, np.ndarray]:
     probabilities = product_probabilities(some.logits, some.images, temperature)
     evidence = draw.evidence_of(probabilities, some.images, some.parent, some.category_size)
     return evidence, evidence.category == some.truth
-
-
-def rows(evidence: Evidence, chosen: np.ndarray | slice) -> Evidence:
-    return Evidence(**{column.name: getattr(evidence, column.name)[chosen] for column in fields(evidence)})
 
 
 def loss_by_hand(logits: np.ndarray, images: np.ndarray, truth: np.ndarray, temperature: float) -> float:
@@ -202,7 +200,7 @@ def test_small_fits_do_not_overfit(products: int) -> None:
     many, outcome = drawn(5, 4000)
     for start in range(0, 4000, 400):
         chosen = slice(start, start + products)
-        model = fit_confidence(rows(many, chosen), outcome[chosen])
+        model = fit_confidence(many.only(chosen), outcome[chosen])
         assert model.kind == "logistic"
         confidence = model.confidence(evidence)
         assert log_loss(correct, confidence) < log_loss(correct, evidence.p1)
@@ -234,8 +232,8 @@ def test_category_effects_stay_small_where_every_outcome_is_certain() -> None:
 def test_categories_that_fit_lacks_have_no_effect() -> None:
     evidence, correct = drawn(5, 4000)
     seen = evidence.category < 100
-    model = fit_confidence(rows(evidence, seen), correct[seen])
-    unseen = rows(evidence, ~seen)
+    model = fit_confidence(evidence.only(seen), correct[seen])
+    unseen = evidence.only(~seen)
     assert set(model.effect) == set(evidence.category[seen].tolist())
     without = ConfidenceModel.from_dict(model.to_dict() | {"effect": {}})
     np.testing.assert_array_equal(model.confidence(unseen), without.confidence(unseen))
@@ -243,7 +241,7 @@ def test_categories_that_fit_lacks_have_no_effect() -> None:
 
 @pytest.mark.parametrize(("correct", "products"), [(29, 29), (100, 100), (0, 100), (4, 100), (96, 100)])
 def test_too_few_outcomes_to_fit_a_model_are_reported(correct: int, products: int) -> None:
-    evidence = rows(drawn(5, 4000)[0], slice(products))
+    evidence = drawn(5, 4000)[0].only(slice(products))
     model = fit_confidence(evidence, np.arange(products) < correct)
     assert model.kind == "probability"
     assert f"{products} products in FIT, {correct} right" in (model.reason or "")
@@ -259,16 +257,16 @@ def test_row_order_does_not_change_the_model() -> None:
     evidence, correct = drawn(5, 4000)
     model = fit_confidence(evidence, correct)
     order = np.random.default_rng(8).permutation(4000)
-    assert fit_confidence(rows(evidence, order), correct[order]) == model
+    assert fit_confidence(evidence.only(order), correct[order]) == model
 
 
 def test_one_product_has_the_confidence_it_has_among_many() -> None:
     evidence, correct = drawn(5, 4000)
     model = fit_confidence(evidence, correct)
     together = model.confidence(evidence)
-    alone = [model.confidence(rows(evidence, slice(i, i + 1)))[0] for i in range(0, 4000, 40)]
+    alone = [model.confidence(evidence.only(slice(i, i + 1)))[0] for i in range(0, 4000, 40)]
     np.testing.assert_array_equal(alone, together[::40])
-    assert model.confidence(rows(evidence, slice(0))).shape == (0,)
+    assert model.confidence(evidence.only(slice(0))).shape == (0,)
     np.testing.assert_array_equal(together, together.round(6))
 
 
@@ -302,7 +300,7 @@ def test_a_model_of_an_older_release_counts_all_images() -> None:
 
 def test_model_is_read_back_from_json() -> None:
     evidence, correct = drawn(5, 4000)
-    for model in (fit_confidence(evidence, correct), fit_confidence(rows(evidence, slice(9)), correct[:9])):
+    for model in (fit_confidence(evidence, correct), fit_confidence(evidence.only(slice(9)), correct[:9])):
         again = ConfidenceModel.from_dict(json.loads(json.dumps(model.to_dict())))
         assert again == model
         np.testing.assert_array_equal(again.confidence(evidence), model.confidence(evidence))
@@ -311,6 +309,7 @@ def test_model_is_read_back_from_json() -> None:
         "log_p1_over_p2",
         "entropy",
         "logit_parent_mass",
+        "max_logit_pnorm",
         "log_category_size",
         "log_images",
     ]
@@ -324,6 +323,7 @@ def test_certain_and_flat_products_have_finite_confidences() -> None:
         p2=np.array([0.0, 0.0]),
         entropy=np.array([0.0, 9.0]),
         parent_mass=np.array([1.0, 0.0]),
+        max_logit_pnorm=np.array([1.0, 0.0]),
         category=np.array([0, 9999]),
         category_size=np.array([0, 0]),
         images=np.array([1, 400]),
@@ -331,3 +331,106 @@ def test_certain_and_flat_products_have_finite_confidences() -> None:
     confidence = model.confidence(edges)
     assert ((confidence >= 0) & (confidence <= 1)).all()
     assert confidence[0] > confidence[1]
+
+
+@cache
+def boosted() -> ConfidenceModel:
+    return fit_confidence(*drawn(9, LEAST_BOOSTED), kind="boosting")
+
+
+def test_boosting_is_fitted_on_top_of_the_logistic_model() -> None:
+    evidence, correct = drawn(9, LEAST_BOOSTED)
+    logistic = fit_confidence(evidence, correct)
+    assert boosted().kind == "boosting"
+    assert boosted().boosting is not None
+    assert replace(boosted(), kind="logistic", boosting=None) == logistic
+    assert boosted().boosting.terms == (*logistic.coefficient, "category_effect", "logistic")
+    others, outcome = drawn(6, 8000)
+    confidence = boosted().confidence(others)
+    assert log_loss(outcome, confidence) < log_loss(outcome, others.p1) - 0.05
+    assert confidence.mean() == pytest.approx(outcome.mean(), abs=0.02)
+
+
+def test_boosting_is_the_same_for_any_order_of_rows_and_size_of_a_batch() -> None:
+    evidence, correct = drawn(9, LEAST_BOOSTED)
+    order = np.random.default_rng(8).permutation(LEAST_BOOSTED)
+    assert fit_confidence(evidence.only(order), correct[order], kind="boosting") == boosted()
+    together = boosted().confidence(evidence)
+    alone = [boosted().confidence(evidence.only(slice(i, i + 1)))[0] for i in range(0, LEAST_BOOSTED, 50)]
+    np.testing.assert_array_equal(alone, together[::50])
+    np.testing.assert_array_equal(together, together.round(6))
+
+
+def test_boosting_is_read_back_from_json() -> None:
+    evidence = drawn(6, 8000)[0]
+    before = boosted().confidence(evidence)
+    again = ConfidenceModel.from_dict(json.loads(json.dumps(boosted().to_dict())))
+    assert again == boosted()
+    np.testing.assert_array_equal(again.confidence(evidence), before)
+
+
+def test_boosting_on_too_few_products_is_logistic_and_says_so() -> None:
+    evidence, correct = (column for column in drawn(9, LEAST_BOOSTED))
+    few = slice(LEAST_BOOSTED - 1)
+    model = fit_confidence(evidence.only(few), correct[few], kind="boosting")
+    assert model.reason == f"{LEAST_BOOSTED - 1} products in FIT; boosting expects {LEAST_BOOSTED}"
+    assert replace(model, reason=None) == fit_confidence(evidence.only(few), correct[few])
+    assert fit_confidence(evidence.only(slice(9)), correct[:9], kind="boosting").kind == "probability"
+
+
+def test_an_effect_that_trees_are_fitted_on_knows_nothing_of_its_own_product() -> None:
+    """Where categories differ by chance alone, in-sample effects would be the most important term."""
+    evidence, _ = drawn(9, LEAST_BOOSTED)
+    rng = np.random.default_rng(1)
+    evidence = replace(evidence, category=rng.integers(0, 1500, LEAST_BOOSTED))
+    outcome = rng.random(LEAST_BOOSTED) < evidence.p1
+    model = fit_confidence(evidence, outcome, kind="boosting")
+    fresh = rng.random(LEAST_BOOSTED) < evidence.p1  # the same products, drawn again
+    assert log_loss(fresh, model.confidence(evidence)) < log_loss(fresh, evidence.p1) + 0.02
+
+
+def test_a_model_of_an_older_release_has_fewer_terms() -> None:
+    evidence, correct = drawn(5, 4000)
+    values = fit_confidence(evidence, correct).to_dict()
+    for name in ("coefficient", "mean", "scale"):
+        values[name] = {term: one for term, one in values[name].items() if term != "max_logit_pnorm"}
+    del values["boosting"]
+    old = ConfidenceModel.from_dict(values)
+    others = drawn(6, 8000)[0]
+    flat = replace(others, max_logit_pnorm=np.full(8000, 0.5))
+    np.testing.assert_array_equal(old.confidence(others), old.confidence(flat))
+    assert len(set(old.confidence(others).tolist())) > 1000
+
+
+def accepted(score: np.ndarray, correct: np.ndarray) -> float:
+    """The largest share that can be accepted at precision 0.9."""
+    return acceptance_rate_at(acceptance_curve(score, correct), 0.9)[0]
+
+
+@pytest.mark.parametrize(
+    ("products", "logistic", "boosting"),
+    [
+        (6000, 0.67, 0.68),
+        pytest.param(40_000, 0.67, 0.70, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+    ],
+)
+def test_the_score_accepts_so_many_products_of_a_thousand_categories(
+    products: int, logistic: float, boosting: float
+) -> None:
+    fit, others = replica.draw(1, products), replica.draw(2, products)
+    evidence, correct = others.evidence, others.correct
+    assert others.wrong.mean() == pytest.approx(0.1, abs=0.01)
+    assert others.posterior.mean() == pytest.approx(
+        correct.mean(), abs=0.02
+    )  # calibrated: it is the true one
+    found = {
+        kind: accepted(fit_confidence(fit.evidence, fit.correct, kind).confidence(evidence), correct)
+        for kind in ("logistic", "boosting")
+    }
+    most, p1, lead = (
+        accepted(s, correct) for s in (others.posterior, evidence.p1, evidence.p1 - evidence.p2)
+    )
+    assert p1 < 0.6
+    assert p1 < lead < found["logistic"] < found["boosting"] < most < 0.8
+    assert found["logistic"] >= logistic
+    assert found["boosting"] >= boosting

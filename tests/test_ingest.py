@@ -372,7 +372,8 @@ def test_a_manifest_in_any_order_gives_the_same_split_as_bson(records, taxonomy,
 def test_a_category_without_training_products_is_reported(tmp_path, loop, caplog):
     rows = manifest_rows(tmp_path, draw_products({"1": 30, "2": 5, "3": 25}))
     given = [row | {"split": "test" if row["category"] == "2" else "train"} for row in rows]
-    made = loop(write_manifest(tmp_path / "shop.csv", given), tmp_path / "records")
+    with caplog.at_level(logging.INFO, "shelfmark"):
+        made = loop(write_manifest(tmp_path / "shop.csv", given), tmp_path / "records")
     assert made.summary["dropped_categories"] == 1
     assert "1 categories without training products, too small or held out" in caplog.text
     assert pd.read_csv(made.file("taxonomy.csv"), dtype=str)["category"].tolist() == ["1", "3"]

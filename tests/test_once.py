@@ -183,3 +183,34 @@ def test_fine_tuning_draws_each_image_of_a_product_once(once: Week, tmp_path: Pa
     ]
     assert drawn[0] == drawn[1]
     assert all(drawn[0])
+
+
+def test_trees_decide_the_same_in_calibration_evaluation_and_batch(
+    once: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def calibrated(out: Path) -> Artifact:
+        boosting = CONFIG.calibration.model_copy(update={"model": "boosting"})
+        config = CONFIG.model_copy(update={"calibration": boosting})
+        store = once.folder / "store"
+        return calibrate_head(once.records, once.bottlenecks, once.head, store, out, config)
+
+    few = read_rules(calibrated(tmp_path / "few").file(THRESHOLDS)).confidence
+    assert few.kind == "logistic"
+    assert "boosting expects 5000" in (few.reason or "")
+
+    monkeypatch.setattr("models.decisions.confidence.LEAST_BOOSTED", 30)
+    thresholds = calibrated(tmp_path / "thresholds")
+    rules = read_rules(thresholds.file(THRESHOLDS))
+    assert rules.confidence.kind == "boosting"
+    evaluation = evaluate_head(
+        once.records, once.bottlenecks, once.head, thresholds, once.folder / "store",
+        tmp_path / "evaluation", CONFIG.calibration,
+    )  # fmt: skip
+    bundle = Held(Categorizer(load_predictor(once.head.path), rules), once.folder)
+    with light():
+        out = tmp_path / "d.parquet"
+        categorize([str(once.folder / "catalogue.csv")], bundle, once.folder / "store", out, CONFIG)
+    measured = pd.read_parquet(evaluation.file("decisions.parquet")).set_index("product_id")
+    decided = pd.read_parquet(out).set_index("product_id").loc[measured.index]
+    assert decided["confidence"].nunique() > 3
+    pd.testing.assert_series_equal(decided["confidence"], measured["confidence"])

@@ -60,12 +60,20 @@ def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature:
                 -sum(p * np.log(p) for p in probability if p > 0),
                 own,
                 rival,
+                pnorm_by_hand(probability),
                 stop - start,
             )
         )
     columns = list(zip(*rows, strict=True))
     probabilities = [filled(row, np.nan) for row in columns[1]]
     return Predictions(*(np.array(column) for column in (columns[0], probabilities, *columns[2:])))
+
+
+def pnorm_by_hand(probability: np.ndarray) -> float:
+    """The largest centred logit divided by the 3-norm of the centred logits."""
+    logits = np.log(probability)
+    centred = logits - np.mean(logits)
+    return float(max(centred) / np.linalg.norm(centred, ord=3)) if len(logits) > 1 else 1.0
 
 
 def filled(values: list, nothing: float) -> list:
@@ -82,6 +90,7 @@ def assert_equal(found: Predictions, expected: Predictions) -> None:
     np.testing.assert_allclose(found.entropy, expected.entropy, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.level_mass, expected.level_mass, rtol=1e-6)
     np.testing.assert_allclose(found.level_rival, expected.level_rival, rtol=1e-6)
+    np.testing.assert_allclose(found.max_logit_pnorm, expected.max_logit_pnorm, rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
@@ -112,6 +121,7 @@ def test_types_are_the_documented_ones() -> None:
         "entropy": ((25,), np.float32),
         "level_mass": ((25, 3), np.float32),
         "level_rival": ((25, 3), np.float32),
+        "max_logit_pnorm": ((25,), np.float32),
         "images": ((25,), np.int64),
     }
 

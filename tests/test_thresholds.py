@@ -17,9 +17,9 @@ from models.decisions.thresholds import (
     Certificate,
     Outcomes,
     certify,
+    certify_ladder,
     counts_at,
     lower_bound,
-    one_per_group,
     p_values,
     products_for,
     threshold_grid,
@@ -211,6 +211,19 @@ def shuffled(products: Outcomes, rng: np.random.Generator) -> Outcomes:
     )
 
 
+def test_ladder_is_the_certificate_of_each_target() -> None:
+    rng = np.random.default_rng(26)
+    confidence, correct, group = draw.g5(rng, 1500)
+    fit, cert = draw.outcomes(*draw.g6(rng, 400), "fit"), draw.outcomes(confidence, correct, group=group)
+    targets = (0.7, 0.8, 0.9, 0.99)
+    found = certify_ladder(fit, cert, targets, delta=0.2, grid=100)
+    assert found == tuple(certify(fit, cert, target=target, delta=0.2, grid=100) for target in targets)
+    with pytest.raises(ValueError, match="target 1"):
+        certify_ladder(fit, cert, (0.9, 1.0))
+    with pytest.raises(ValueError, match="products are in FIT and CERT"):
+        certify_ladder(fit, fit, targets)
+
+
 def test_row_order_changes_nothing() -> None:
     rng = np.random.default_rng(25)
     (a, b), (c, d) = draw.g6(rng, 300), draw.g6(rng, 1200)
@@ -226,7 +239,8 @@ def test_row_order_changes_nothing() -> None:
 def test_a_group_is_represented_by_the_smallest_hash_of_its_ids() -> None:
     ids = np.array(["a", "b", "c", "d", "e"])
     group = np.array([1, 2, 1, 1, 2])
-    chosen = {ids[row] for row in one_per_group(ids, group)}
+    products = Outcomes(ids, group, np.full(5, 0.5), np.ones(5, bool))
+    chosen = {ids[row] for row in products.one_per_group}
     assert chosen == {min("acd", key=order_key), min("be", key=order_key)}
 
 

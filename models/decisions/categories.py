@@ -22,10 +22,11 @@ from models.decisions.metrics import AcceptanceCurve, CategoryCounts, acceptance
 from models.decisions.thresholds import (
     Certificate,
     Outcomes,
-    certify,
+    certify_products,
     lower_bound,
-    one_per_group,
     p_values,
+    refuse_settings,
+    refuse_shared,
     threshold_grid,
 )
 
@@ -200,7 +201,8 @@ def certify_inside(
 ) -> Certificate:
     """The certificate of `certify` for the products that are predicted as a kept category.
 
-    Its products and its acceptance rate are those inside the kept categories.
+    Its products and its acceptance rate are those inside the kept categories; one of each group of CERT is
+    chosen as for all products.
 
     Args:
         fit: products that chose the kept categories.
@@ -219,11 +221,13 @@ def certify_inside(
             raise ValueError(
                 f"{len(inside)} {inside.dtype} for {len(side.correct)} products; expected a bool each"
             )
-    inside_fit, inside_cert = (
-        Outcomes(side.product_id[rows], side.group[rows], side.confidence[rows], side.correct[rows])
-        for side, rows in ((fit, fit_inside), (cert, cert_inside))
-    )
-    return certify(inside_fit, inside_cert, target=target, delta=delta, grid=grid)
+    refuse_settings(target, delta, grid)
+    refuse_shared(fit, cert)
+    chosen = cert.one_per_group[cert_inside[cert.one_per_group]]
+    return certify_products(
+        fit.confidence[fit_inside], fit.correct[fit_inside], cert.confidence[chosen], cert.correct[chosen],
+        len(chosen) / max(int(fit_inside.sum()), 1), target=target, delta=delta, grid=grid,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -420,7 +424,7 @@ def certify_departments(
         raise ValueError(
             f"departments {department.min()} to {department.max()}; expected 0 to {len(names) - 1}"
         )
-    chosen = one_per_group(cert.product_id, cert.group)
+    chosen = cert.one_per_group
     node, correct = department[chosen], cert.correct[chosen]
     taken = cert.confidence[chosen] >= (np.inf if threshold is None else threshold)
     products, accepted, errors = (

@@ -3,23 +3,29 @@
     logits (n, categories), a row for each image
       ──► softmax(logits / temperature)          one number, by maximum likelihood
       ──► one row for each product               (p, categories), block by block: see AGGREGATIONS
-      ──► evidence                               p1, p2, entropy, parent_mass, category, category_size, images
-      ──► logistic model                         intercept + six coefficients · terms + effect of the category
+      ──► evidence                               p1, p2, entropy, parent_mass, max_logit_pnorm, category,
+                                                 category_size, images
+      ──► logistic model                         intercept + coefficients · terms + effect of the category
+          then gradient boosting, if wanted      60 trees over the terms, the effect and the logistic model
       ──► confidence                             0 to 1, six decimals
 
 Ranking by p1 alone ignores much: how close the second category comes, how the probability is spread, whether
 it stays under one parent, and how often this category is wrong. The model puts all of it on one scale, so
-that a single threshold is best for all products.
+that a single threshold is best for all products. What each term brings, and what brought nothing:
+docs/experiments/confidence.md.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
+
+from models.decisions.boosting import Boosting, fit_boosting
 
 BLOCK = 1024  # images whose probabilities are in memory at once while the temperature is fitted
 LEAST_PRODUCTS = 30  # of FIT; no model is fitted on fewer
@@ -31,8 +37,15 @@ PENALTY = 0.1
 AGGREGATIONS = ("mean", "geometric", "max")
 SWEEPS = 8  # of the category effects
 LEAST = np.finfo(np.float32).tiny  # a probability in a logarithm is at least this
+FOLDS = 5  # of FIT; the category effects that trees are fitted on come from the other folds
+PRODUCTS = 2**14  # whose terms are in memory at once: they stay in the processor's cache
+# Terms of the trees beside those of the logistic model: the category's effect, and the log odds of that model
+CATEGORY_EFFECT, LOGISTIC = "category_effect", "logistic"
 EDGE = 1e-6  # probabilities are kept this far from 0 and 1
+LEAST_BOOSTED = 5000  # products of FIT; on fewer the logistic model accepts more (docs/experiments)
 DECIMALS = 6  # of confidences and coefficients: the last bits change with the batch, and may decide nothing
+
+Kind = Literal["boosting", "logistic"]
 
 
 def fit_temperature(
@@ -202,9 +215,14 @@ class Evidence:
     p2: np.ndarray  # (n,) float, second largest
     entropy: np.ndarray  # (n,) float, nats
     parent_mass: np.ndarray  # (n,) float, summed over the predicted category and its siblings
+    max_logit_pnorm: np.ndarray  # (n,) float, 0 to 1, how far the most likely category stands out from all
     category: np.ndarray  # (n,) int, predicted
     category_size: np.ndarray  # (n,) int, training products of the predicted category
     images: np.ndarray  # (n,) int, at least 1
+
+    def only(self, chosen: np.ndarray | slice) -> "Evidence":
+        """The evidence of the chosen products: (m,) row numbers, (n,) bool, or a slice."""
+        return Evidence(**{column.name: getattr(self, column.name)[chosen] for column in fields(self)})
 
     def __post_init__(self) -> None:
         """Raises ValueError for columns of different lengths, a number that is not finite, or no image."""
@@ -222,14 +240,18 @@ class Evidence:
 class ConfidenceModel:
     """Evidence → confidence, fitted on FIT.
 
+    `boosting`: expit(baseline + sum of the trees), over the terms, the effect of the category and the log
+    odds of the logistic model.
     `logistic`: expit(intercept + sum of coefficient · (term - mean) / scale + effect of the category).
-    `probability`: p1 as it is, because FIT has too few products, or too few correct or wrong ones, to fit a
-    model; `reason` gives the counts.
+    `probability`: p1 as it is.
+
+    A simpler kind is taken where FIT has too few products, or too few correct or wrong ones, for the kind
+    before it; `reason` gives the counts.
     """
 
-    kind: Literal["logistic", "probability"]
+    kind: Literal["boosting", "logistic", "probability"]
     products: int  # of FIT
-    reason: str | None = None  # of kind "probability"
+    reason: str | None = None  # why the kind is simpler than the wanted one
     intercept: float = 0.0
     coefficient: Mapping[str, float] = field(default_factory=dict)  # term → log odds per standard deviation
     mean: Mapping[str, float] = field(default_factory=dict)  # term → over FIT
@@ -240,44 +262,86 @@ class ConfidenceModel:
     # release has none and counts all images: its threshold was certified in this way.
     least_images: int | None = None
     most_images: int | None = None
+    boosting: Boosting | None = None  # of kind "boosting", in addition to the logistic model
 
     def confidence(self, evidence: Evidence) -> np.ndarray:
         """(n,) float64, 0 to 1, six decimals; a row's value does not depend on the other rows."""
+        confidence = np.empty(len(evidence.p1))
+        effects = _effect_table(self.effect)
+        for start in range(0, len(confidence), PRODUCTS):
+            rows = slice(start, start + PRODUCTS)
+            confidence[rows] = self._confidence(evidence.only(rows), effects)
+        return confidence
+
+    def _confidence(self, evidence: Evidence, effects: np.ndarray) -> np.ndarray:
         if self.kind == "probability":
             return np.clip(evidence.p1.astype(np.float64), 0, 1).round(DECIMALS)
-        logit = np.full(len(evidence.p1), self.intercept)
         images = evidence.images
         if self.most_images is not None:  # nothing was measured outside the range of FIT
             images = np.clip(images, self.least_images, self.most_images)
-        # column by column: the order in which BLAS sums depends on the batch size
-        for name, term in _terms(evidence, images).items():
-            logit += self.coefficient[name] * ((term - self.mean[name]) / self.scale[name])
-        category, index = np.unique(evidence.category, return_inverse=True)
-        logit += np.array([self.effect.get(number, 0.0) for number in category.tolist()])[index]
-        confidence: np.ndarray = expit(logit).round(DECIMALS)
+        terms, effect = _terms(evidence, images), _effects_of(evidence.category, effects)
+        log_odds = self._linear(terms) + effect
+        if self.boosting is not None:
+            log_odds = self.boosting.log_odds(terms | {CATEGORY_EFFECT: effect, LOGISTIC: log_odds})
+        confidence: np.ndarray = expit(log_odds).round(DECIMALS)
         return confidence
+
+    def _linear(self, terms: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(n,) float64, the logistic model's log odds without the effects."""
+        log_odds = np.full(len(next(iter(terms.values()))), self.intercept)
+        # column by column: the order in which BLAS sums depends on the batch size
+        for name, coefficient in self.coefficient.items():  # an older model has fewer terms
+            log_odds += coefficient * ((terms[name] - self.mean[name]) / self.scale[name])
+        return log_odds
 
     def to_dict(self) -> dict[str, object]:
         """Returns what thresholds.json holds of it: `confidence`."""
-        return asdict(self) | {"effect": {str(category): value for category, value in self.effect.items()}}
+        values: dict[str, object] = _MODEL.dump_python(self, mode="json")
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ConfidenceModel":
-        """Reads what `to_dict` returned; a field that an older release lacks has its default."""
-        effect = {int(category): value for category, value in values["effect"].items()}
-        return cls(**{**values, "effect": effect})
+        """Reads what `to_dict` returned; a field that an older release lacks has its default.
+
+        Raises:
+            ValueError: a key is missing, or its value has another type.
+        """
+        return _MODEL.validate_python(values)
 
 
-def fit_confidence(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
-    """Fits L2 logistic regression on FIT, then an effect for each predicted category.
+_MODEL = TypeAdapter(ConfidenceModel)
+
+
+def _effect_table(effect: Mapping[int, float]) -> np.ndarray:
+    """(c + 1,) float64, the effect of each category up to the last that has one, then 0 for all others."""
+    table = np.zeros(max(effect, default=-1) + 2)
+    table[list(effect)] = list(effect.values())
+    return table
+
+
+def _effects_of(category: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """(n,) float64, from (n,) int categories and an `_effect_table`."""
+    effects: np.ndarray = table[np.minimum(category, len(table) - 1)]
+    return effects
+
+
+def fit_confidence(evidence: Evidence, correct: np.ndarray, kind: Kind = "logistic") -> ConfidenceModel:
+    """Fits the correctness model on FIT.
+
+    `logistic` is L2 logistic regression, then an effect for each predicted category. `boosting` adds trees
+    over the same terms, the effect and the logistic model. Trees trust an effect as much as it deserved on
+    the products that they are fitted on, so the effects of each fold come from the other folds.
 
     Args:
         evidence: of FIT's products.
-        correct: (n,) bool, whether the predicted category is the true one.
+        correct: (n,) bool, whether the predicted category is the true one; of a level above the categories,
+            whether the judged node is.
+        kind: the wanted one.
 
     Returns:
-        Kind "logistic"; kind "probability" where FIT has fewer than 30 products, or fewer than 5 correct or 5
-        wrong ones. The same bits for any order of the rows.
+        The wanted kind; "logistic" instead of "boosting" where FIT has fewer than 5,000 products, and
+        "probability" where it has fewer than 30, or fewer than 5 correct or 5 wrong ones. The same bits for
+        any order of the rows.
 
     Raises:
         ValueError: not one outcome for each product.
@@ -292,13 +356,29 @@ def fit_confidence(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
         return ConfidenceModel("probability", len(correct), reason)
 
     order = np.lexsort([correct, *(getattr(evidence, column.name) for column in fields(evidence))])
-    terms = {name: term[order] for name, term in _terms(evidence, evidence.images).items()}
+    evidence, correct = evidence.only(order), correct[order]
+    logistic = _fit_logistic(evidence, correct)
+    if kind == "logistic":
+        return logistic
+    if len(correct) < LEAST_BOOSTED:
+        reason = f"{len(correct)} products in FIT; boosting expects {LEAST_BOOSTED}"
+        return replace(logistic, reason=reason)
+    terms = _terms(evidence, evidence.images)
+    linear = logistic._linear(terms)
+    effect = _out_of_fold_effects(evidence, correct, linear)
+    terms |= {CATEGORY_EFFECT: effect, LOGISTIC: linear + effect}
+    return replace(logistic, kind="boosting", boosting=fit_boosting(terms, correct))
+
+
+def _fit_logistic(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
+    """The logistic model of products in their canonical order."""
+    terms = _terms(evidence, evidence.images)
     mean = {name: round(float(term.mean()), DECIMALS) for name, term in terms.items()}
     scale = {name: round(float(term.std()), DECIMALS) or 1.0 for name, term in terms.items()}
     standard = np.stack([(term - mean[name]) / scale[name] for name, term in terms.items()], axis=1)
-    model = LogisticRegression(C=PENALTY, solver="newton-cholesky", tol=1e-8).fit(standard, correct[order])
+    model = LogisticRegression(C=PENALTY, solver="newton-cholesky", tol=1e-8).fit(standard, correct)
     effect, spread = category_effects(
-        evidence.category[order], correct[order], standard @ model.coef_[0] + model.intercept_[0]
+        evidence.category, correct, standard @ model.coef_[0] + model.intercept_[0]
     )
     return ConfidenceModel(
         kind="logistic",
@@ -312,6 +392,28 @@ def fit_confidence(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
         least_images=int(evidence.images.min()),
         most_images=int(evidence.images.max()),
     )
+
+
+def _out_of_fold_effects(evidence: Evidence, correct: np.ndarray, log_odds: np.ndarray) -> np.ndarray:
+    """(n,) float64, the effect of each product's category, found on the products of the other folds.
+
+    Products are in their canonical order, so those of a category go to the folds in turn. Products of the
+    same evidence, as those of the same photo have it, share a fold.
+
+    Args:
+        evidence: of the n products.
+        correct: (n,) bool.
+        log_odds: (n,) float64, of the model without effects.
+    """
+    columns = [getattr(evidence, column.name) for column in fields(evidence)]
+    differs = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    fold = np.concatenate([[0], np.cumsum(differs)]) % FOLDS
+    effect = np.empty(len(correct))
+    for one in range(FOLDS):
+        own, others = fold == one, fold != one
+        found, _ = category_effects(evidence.category[others], correct[others], log_odds[others])
+        effect[own] = _effects_of(evidence.category[own], _effect_table(found))
+    return effect
 
 
 def category_effects(
@@ -351,6 +453,7 @@ def _terms(evidence: Evidence, images: np.ndarray) -> dict[str, np.ndarray]:
         "log_p1_over_p2": np.log(p1 / np.maximum(evidence.p2, EDGE)),
         "entropy": evidence.entropy.astype(np.float64),
         "logit_parent_mass": np.log(parent_mass / (1 - parent_mass)),
+        "max_logit_pnorm": evidence.max_logit_pnorm.astype(np.float64),
         "log_category_size": np.log1p(evidence.category_size),
         "log_images": np.log(images),
     }

@@ -29,10 +29,10 @@ less (docs/experiments/levels.md).
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.special import gammainc, ndtr
-from scipy.stats import binom
 
 from models.decisions.thresholds import (
     Certificate,
@@ -41,7 +41,7 @@ from models.decisions.thresholds import (
     chains,
     counts_at,
     lower_bound,
-    one_per_group,
+    most_errors,
     p_values,
     refuse_settings,
     refuse_shared,
@@ -86,6 +86,10 @@ class LevelOutcomes:
 
     def leaf(self) -> Outcomes:
         """The outcomes of the category. Raises ValueError where they do not hold one of each product."""
+        return self._leaf
+
+    @cached_property
+    def _leaf(self) -> Outcomes:
         return Outcomes(self.product_id, self.group, self.confidence[:, -1], self.correct[:, -1])
 
 
@@ -114,7 +118,7 @@ def certify_levels(
     levels = cert.confidence.shape[1]
     if fit.confidence.shape[1] != levels:
         raise ValueError(f"{fit.confidence.shape[1]} levels in FIT, {levels} in CERT; expected the same")
-    chosen = one_per_group(cert.product_id, cert.group)
+    chosen = cert.leaf().one_per_group
     confidence, correct, depth = cert.confidence[chosen], cert.correct[chosen], cert.depth[chosen]
 
     left_fit, left = np.ones(len(fit.depth), dtype=bool), np.ones(len(depth), dtype=bool)
@@ -127,11 +131,11 @@ def certify_levels(
             fit.confidence[of_fit, column], fit.correct[of_fit, column],
             confidence[of_cert, column], correct[of_cert, column],
         )  # fmt: skip
-        one = certify_products(*products, target=target, delta=share * part, grid=grid)
+        # how many are left is known when the finer level stops; how many of these are open here is not
+        ratio = float(left.sum() / max(int(left_fit.sum()), 1))
+        one = certify_products(*products, ratio, target=target, delta=share * part, grid=grid)
         found.append(_of_all(one, share, products, len(fit.depth), len(depth)))
         if level > 1:
-            # how many are left is known when the finer level stops; how many of these are open here is not
-            ratio = float(left.sum() / max(int(left_fit.sum()), 1))
             weights = weights_along(*products, ratio, target=target, delta=share * part, grid=grid)
             part *= weights.of(one.threshold)
         if one.threshold is not None:
@@ -210,7 +214,7 @@ def weights_along(
         grid: thresholds tried, at most.
     """
     alpha = round(1 - target, 12)
-    thresholds, starts, levels = chains(fit_confidence, fit_correct, alpha, delta, grid)
+    thresholds, starts, levels = chains(fit_confidence, fit_correct, ratio, alpha, delta, grid)
     if len(thresholds) == 0:
         return Weights(thresholds, np.zeros(0), 1.0)
     fit_accepted, fit_errors = counts_at(thresholds, fit_confidence, fit_correct)
@@ -228,7 +232,7 @@ def weights_along(
         main = starts["main"]
         products, rate = fit_accepted[main], (fit_errors[main] + 0.5) / (fit_accepted[main] + 1)
         mean, deviation = ratio * products * rate, (ratio * products * rate * (1 - rate) * (1 + ratio)) ** 0.5
-        most = _most_errors(ratio * products, levels[main], alpha)
+        most = most_errors(ratio * products, levels[main], alpha)
         none = float(np.clip(ndtr((mean - most - 0.5) / max(deviation, 1e-9)), 0.05, 0.9))
 
     here = np.flatnonzero(alive)
@@ -239,20 +243,12 @@ def weights_along(
     first = np.maximum(np.searchsorted(accepted, accepted[here] - WINDOW) - 1, 0)
     wrong = fit_errors[last] - fit_errors[here] + errors[here] - errors[first]
     around = fit_accepted[last] - fit_accepted[here] + accepted[here] - accepted[first]
-    spare = np.maximum(_most_errors(accepted[here] + step, alive[here], alpha) - errors[here], 0)
+    spare = np.maximum(most_errors(accepted[here] + step, alive[here], alpha) - errors[here], 0)
     h = np.zeros(len(p))
     h[here] = gammainc(spare + 1, step * (wrong + 2) / (around + 10))
     h[-1] = 1.0  # no threshold is left
     before = np.concatenate([[1.0], np.cumprod(1 - h)[:-1]])
     return Weights(thresholds, (1 - none) * before * h, none)
-
-
-def _most_errors(accepted: np.ndarray | float, level: np.ndarray | float, alpha: float) -> np.ndarray:
-    """The most errors among so many products with a p-value up to the level; -1 where none is allowed."""
-    whole = np.round(accepted)
-    reached = binom.ppf(level, whole, alpha)  # the fewest errors with p >= level
-    most: np.ndarray = np.where(binom.cdf(reached, whole, alpha) > level, reached - 1, reached)
-    return most
 
 
 def _of_all(

@@ -39,6 +39,7 @@ class Predictions:
     # (n, N) float32, probability of each ancestor of the most likely category; at the finest level its own
     level_mass: np.ndarray
     level_rival: np.ndarray  # (n, N) float32, largest probability of another node of each level
+    max_logit_pnorm: np.ndarray  # (n,) float32, 0 to 1, see `max_logit_pnorm`
     images: np.ndarray  # (n,) int, images that the prediction is made from
 
     def only(self, chosen: np.ndarray | slice) -> "Predictions":
@@ -62,6 +63,7 @@ class Predictions:
             p2=self.level_rival[:, at],
             entropy=self.entropy,
             parent_mass=self.level_mass[:, at - 1] if at else np.ones(len(node), np.float32),
+            max_logit_pnorm=self.max_logit_pnorm,
             category=node,
             category_size=node_sizes[node],
             images=self.images,
@@ -134,11 +136,13 @@ def _summarized(
         else np.zeros((len(top), 0, TOP), np.int32)
     )
     top_probability = np.take_along_axis(probability, np.maximum(top, 0), axis=1)
-    entropy = -np.sum(probability * np.log(np.maximum(probability, 1e-30)), axis=1)
+    log_probability = np.log(np.maximum(probability, 1e-30))
+    entropy = -np.sum(probability * log_probability, axis=1)
+    pnorm = max_logit_pnorm(log_probability)
     mass, rival = _masses([*summed[:-1], probability], taxonomy.nodes[:, top[:, 0]], level_top)
     return (
         *(top, top_probability.astype(np.float32), level_top, own_top),
-        *(entropy.astype(np.float32), mass, rival, images),
+        *(entropy.astype(np.float32), mass, rival, pnorm.astype(np.float32), images),
     )
 
 
@@ -161,6 +165,28 @@ def _masses(
         mass.append(probability[rows, node])
         rival.append(np.where(other >= 0, probability[rows, np.maximum(other, 0)], 0.0))
     return np.stack(mass, axis=1).astype(np.float32), np.stack(rival, axis=1).astype(np.float32)
+
+
+def max_logit_pnorm(log_probability: np.ndarray) -> np.ndarray:
+    """(n,) float64, the largest centred logit divided by the 3-norm of all of them, above 0, at most 1.
+
+    MaxLogit-pNorm (Cattelan and Silva, UAI 2024), of the product: a softmax changes only the mean of the
+    logits, which centring subtracts, so the logarithms of the aggregated probabilities serve as the logits of
+    one image do. The temperature cancels out. It distinguishes a category that stands out from all the others
+    from one that is only the best of many. Why p = 3, and other logits: docs/experiments/confidence.md.
+
+    Args:
+        log_probability: (n, C) float64, overwritten. All equal gives C^(-1/3).
+    """
+    centred = log_probability
+    centred -= centred.mean(axis=1, keepdims=True)
+    largest = centred.max(axis=1)
+    sizes = np.abs(centred, out=centred)
+    norm = np.cbrt(np.einsum("nc,nc->n", np.square(sizes), sizes))
+    equal = np.full(len(norm), centred.shape[1] ** (-1 / 3))
+    # where all are equal the norm is rounding alone
+    pnorm: np.ndarray = np.divide(largest, norm, out=equal, where=largest > 1e-9)
+    return pnorm
 
 
 def _top(probability: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@
 
     t      .99   .98   .97   .96   .95   .93   .90   .86   .80
     p      .30   .04   .003  .002  .004  .02   .07   .15   .60     delta = .1
-    5 %          ✗                                                 level .005: not even its start
-    main               ──────────────────────────►                 level .08: walks while p <= level
-    10 %                           ──►                             level .005; the same for 20 and 40 %
+    10 %         ✗                                                 level .005: not even its start
+    40 %               ────────────►                               level .005
+    main                     ────────────────────►                 level .09: walks while p <= level
                                                ▲
                                                threshold: the lowest certified
 
@@ -16,18 +16,23 @@ certified threshold is correct. Learn then test (Angelopoulos et al. 2021), with
 given how many are accepted, their errors are binomial. FIT may be used as often as one likes, CERT only here.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.special import betainc, betaincinv, ndtri, rel_entr
+from scipy.special import betainc, betaincinv, ndtr, ndtri
+from scipy.stats import binom
 
 from features.product import order_key
+from models.decisions.names import Names
 
-MAIN_SHARE = 0.8  # of delta, at the start with the most evidence on FIT
-BACKUP_SHARE = 0.05  # of delta for each start where FIT's acceptance reaches so many per cent:
-BACKUPS = (5, 10, 20, 40)  # with the topmost start alone, 2 % of errors at high scores would certify nothing
+# FIT may mislead. Further starts where its acceptance reaches so many per cent have this share of delta each, if
+# about that many products of CERT are there; with fewer they hardly ever certify, and the main start has it all.
+BACKUPS, BACKUP_SHARE, BACKUP_PRODUCTS = (10, 40), 0.05, 400
+LEAST_ACCEPTED = 5  # products of FIT at the main start
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +53,31 @@ class Outcomes:
             raise ValueError(f"correct is {self.correct.dtype}; expected bool")
         if not ((self.confidence >= 0) & (self.confidence <= 1)).all():  # false for nan too
             raise ValueError("a confidence is not a number from 0 to 1; expected such numbers")
-        if len(set(self.product_id.tolist())) < len(self.product_id):
+        if self.ids.repeated:
             raise ValueError("a product_id occurs twice; expected a row per product, not per image")
+
+    @cached_property
+    def ids(self) -> Names:
+        """The product ids."""
+        return Names(self.product_id)
+
+    @cached_property
+    def groups(self) -> Names:
+        """The groups."""
+        return Names(self.group)
+
+    @cached_property
+    def one_per_group(self) -> np.ndarray:
+        """(groups,) int, a row for each group: that of the product with the smallest hash of its id.
+
+        Near-duplicates are correct or wrong together; counted one by one, clusters of five broke the promise
+        in 21 to 30 of 100 calibrations. The hash depends neither on confidences nor on the order of rows.
+        """
+        shared, ids = self.groups.repeated.values(), self.product_id.tolist()
+        chosen = np.ones(len(ids), bool)
+        chosen[list(itertools.chain.from_iterable(shared))] = False
+        chosen[[min(rows, key=lambda row: (order_key(ids[row]), ids[row])) for rows in shared]] = True
+        return np.flatnonzero(chosen)
 
 
 @dataclass(frozen=True)
@@ -92,7 +120,8 @@ def certify(
     """The lowest threshold at which precision is at least `target`, with probability 1 - delta.
 
     Args:
-        fit: products that selected the confidence model, and now the order in which thresholds are tried.
+        fit: products that selected the confidence model, and now the order in which thresholds are tried; best
+            with out-of-fold confidences (out_of_fold.py), as those of the fitted model are too good.
         cert: products that selected nothing so far; one of each group counts.
         target: precision promised.
         delta: probability that the promise fails.
@@ -106,11 +135,28 @@ def certify(
     """
     refuse_settings(target, delta, grid)
     refuse_shared(fit, cert)
-    chosen = one_per_group(cert.product_id, cert.group)
+    chosen = cert.one_per_group
     return certify_products(
         fit.confidence, fit.correct, cert.confidence[chosen], cert.correct[chosen],
-        target=target, delta=delta, grid=grid,
+        len(chosen) / max(len(fit.correct), 1), target=target, delta=delta, grid=grid,
     )  # fmt: skip
+
+
+def certify_ladder(
+    fit: Outcomes, cert: Outcomes, targets: Sequence[float], *, delta: float = 0.1, grid: int = 1000
+) -> tuple[Certificate, ...]:
+    """The certificate of `certify` at each of several targets, each by itself with probability 1 - delta.
+
+    Raises:
+        ValueError: as `certify`.
+    """
+    for target in targets:
+        refuse_settings(target, delta, grid)
+    refuse_shared(fit, cert)
+    chosen = cert.one_per_group
+    products = fit.confidence, fit.correct, cert.confidence[chosen], cert.correct[chosen]
+    ratio = len(chosen) / max(len(fit.correct), 1)
+    return tuple(certify_products(*products, ratio, target=target, delta=delta, grid=grid) for target in targets)
 
 
 def certify_products(
@@ -118,6 +164,7 @@ def certify_products(
     fit_correct: np.ndarray,
     confidence: np.ndarray,
     correct: np.ndarray,
+    ratio: float,
     *,
     target: float,
     delta: float,
@@ -130,12 +177,13 @@ def certify_products(
         fit_correct: (n,) bool.
         confidence: (m,) float, of CERT.
         correct: (m,) bool, of CERT.
+        ratio: products of CERT for each of FIT, m / n or about that.
         target: precision promised.
         delta: probability that the promise fails.
         grid: thresholds tried, at most.
     """
     alpha = round(1 - target, 12)  # 1 - 0.9 is a little under 0.1 in floats
-    thresholds, starts, levels = chains(fit_confidence, fit_correct, alpha, delta, grid)
+    thresholds, starts, levels = chains(fit_confidence, fit_correct, ratio, alpha, delta, grid)
     p = p_values(*counts_at(thresholds, confidence, correct), alpha)
     walked = walk(p, levels)
     if walked is None:
@@ -155,33 +203,26 @@ def certify_products(
 
 
 def chains(
-    confidence: np.ndarray, correct: np.ndarray, alpha: float, delta: float, grid: int
+    confidence: np.ndarray, correct: np.ndarray, ratio: float, alpha: float, delta: float, grid: int
 ) -> tuple[np.ndarray, dict[str, int], np.ndarray]:
-    """Thresholds (G,) and starts of the chains, from FIT, and levels (G,): of a start its level, else 0."""
+    """Thresholds (G,) and starts of the chains, from FIT, and levels (G,): of a start its level, else 0.
+
+    Args:
+        confidence: (n,) float, of FIT.
+        correct: (n,) bool, of FIT.
+        ratio: about how many products of CERT there are for each of FIT.
+        alpha: error rate that the target allows.
+        delta: the sum of the levels, at most.
+        grid: thresholds, at most.
+    """
     thresholds = threshold_grid(confidence, grid)
-    starts = chain_starts(*counts_at(thresholds, confidence, correct), len(correct), alpha)
+    counts = counts_at(thresholds, confidence, correct)
+    starts = chain_starts(*counts, len(correct), ratio, alpha, delta)
     levels = np.zeros(len(thresholds))
     for name, start in starts.items():
-        levels[start] += delta * (MAIN_SHARE if name == "main" else BACKUP_SHARE)
+        backups = len(starts) - ("main" in starts)
+        levels[start] += delta * (1 - backups * BACKUP_SHARE if name == "main" else BACKUP_SHARE)
     return thresholds, starts, levels
-
-
-def one_per_group(product_id: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """(groups,) int, a row for each group: that of the product with the smallest hash of its id.
-
-    Near-duplicates are correct or wrong together; counted one by one, clusters of five broke the promise in
-    21 to 30 of 100 calibrations. The hash depends neither on confidences nor on the order of rows.
-    """
-    groups, ids = group.tolist(), product_id.tolist()
-    chosen: dict[str | int, int] = {}
-    shared: dict[str | int, list[int]] = {}
-    for row, name in enumerate(groups):
-        first = chosen.setdefault(name, row)
-        if first != row:
-            shared.setdefault(name, [first]).append(row)
-    for name, rows in shared.items():  # hashing every product took 2 s of 2 million
-        chosen[name] = min(rows, key=lambda row: (order_key(ids[row]), ids[row]))
-    return np.fromiter(chosen.values(), dtype=np.int64, count=len(chosen))
 
 
 def threshold_grid(confidence: np.ndarray, grid: int) -> np.ndarray:
@@ -207,20 +248,53 @@ def counts_at(
     return accepted, len(wrong) - np.searchsorted(np.sort(wrong), thresholds)
 
 
-def chain_starts(accepted: np.ndarray, errors: np.ndarray, products: int, alpha: float) -> dict[str, int]:
+def chain_starts(
+    accepted: np.ndarray,
+    errors: np.ndarray,
+    products: int,
+    ratio: float,
+    alpha: float,
+    delta: float,
+    *,
+    backups: tuple[int, ...] = BACKUPS,
+    exponent: float = 0.5,
+) -> dict[str, int]:
     """Thresholds at which the chains start, from FIT's counts: name → index in the grid.
 
-    Main: where the evidence of FIT against an error rate of alpha is largest, `accepted * KL(error rate ||
-    alpha)`, among the thresholds with a lower rate and at least 5 products; absent where there is none.
-    Backups: where the acceptance first reaches 5, 10, 20, 40 per cent.
+    Main: where `power * acceptance ** exponent` of FIT is largest, among the thresholds with at least 5
+    products and an error rate under alpha; absent where there is none. Power is the probability that CERT
+    certifies the threshold if FIT measures about the truth. It is near 1 on a long stretch where CERT is
+    large; the second factor then starts the walk near its end. Backups: where the acceptance first reaches 10
+    and 40 per cent, each only where about 400 products of CERT are accepted.
     """
     if products == 0:
         return {}
-    rate = errors / accepted
-    evidence = accepted * (rel_entr(rate, alpha) + rel_entr(1 - rate, 1 - alpha))
-    evidence[(rate >= alpha) | (accepted < 5)] = -1
-    starts = {f"backup {share}%": int(np.argmax(100 * accepted >= share * products)) for share in BACKUPS}
-    return ({"main": int(np.argmax(evidence))} if evidence.max() >= 0 else {}) | starts
+    starts = {}
+    for share in backups:
+        first = int(np.argmax(100 * accepted >= share * products))
+        if ratio * accepted[first] >= BACKUP_PRODUCTS:
+            starts[f"backup {share}%"] = first
+    able = (errors < alpha * accepted) & (accepted >= LEAST_ACCEPTED)
+    if not able.any():
+        return starts
+    level = delta * (1 - len(starts) * BACKUP_SHARE)
+    rate, expected = (errors + 0.5) / (accepted + 1), ratio * accepted
+    # normal approximation of CERT's errors; that FIT's rate is uncertain, too, adds the factor of 1 + ratio
+    spread = np.sqrt(expected * rate * (1 - rate) * (1 + ratio)) + 1e-9
+    power = ndtr((most_errors(expected, level, alpha) + 0.5 - expected * rate) / spread)
+    return {"main": int(np.argmax(np.where(able, power * accepted**exponent, -1.0)))} | starts
+
+
+def most_errors(accepted: np.ndarray | float, level: np.ndarray | float, alpha: float) -> np.ndarray:
+    """The most errors among so many products with a p-value up to the level; -1 where none is allowed.
+
+    >>> most_errors(np.array([21, 22, 100]), 0.1, 0.1)
+    array([-1.,  0.,  5.])
+    """
+    whole = np.round(accepted)
+    reached = binom.ppf(level, whole, alpha)  # the fewest errors with p >= level
+    most: np.ndarray = np.where(binom.cdf(reached, whole, alpha) > level, reached - 1, reached)
+    return most
 
 
 def p_values(accepted: np.ndarray, errors: np.ndarray, alpha: float) -> np.ndarray:
@@ -390,7 +464,7 @@ def refuse_shared(fit: Outcomes, cert: Outcomes) -> None:
     types = {type(name).__name__ for name in fit.group[:1].tolist() + cert.group[:1].tolist()}
     if len(types) > 1:
         raise ValueError(f"groups are {' and '.join(sorted(types))}; expected the same type in FIT and CERT")
-    for what, one, other in (("product", fit.product_id, cert.product_id), ("group", fit.group, cert.group)):
-        shared = set(one.tolist()).intersection(other.tolist())
+    for what, one, other in (("product", fit.ids, cert.ids), ("group", fit.groups, cert.groups)):
+        shared = one.shared_with(other)
         if shared:
             raise ValueError(f"{len(shared)} {what}s are in FIT and CERT, as {min(shared)!r}; expected none")

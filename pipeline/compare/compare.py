@@ -467,7 +467,7 @@ def measure(classifier: Classifier, data: ComparisonData, config: Config) -> Mea
     _, train = predict(draw_products(data.train, MOST_TRAIN_PRODUCTS, np.random.default_rng(config.seed)))
     of_fit, fit = predict(data.fit)
     of_cert, cert = predict(data.cert)
-    model = fit_confidence(predictor.evidence(of_fit), fit)
+    model = fit_confidence(predictor.evidence(of_fit), fit, config.calibration.model)
     target = config.calibration.precision
 
     def acceptance_rate(predictions: Predictions, correct: np.ndarray) -> float:

@@ -317,9 +317,14 @@ class CalibrationSettings(Section):
     takes more validation products."""
     grid: Positive = 1000
     """Thresholds that are tried, at most. Raise it only for millions of validation products."""
-    fit_share: Share = 1 / 3
-    """Share of the validation products that selects everything (FIT); the rest certifies (CERT). Lower it
-    when the threshold is not certifiable for lack of products; training is made again, too."""
+    model: Literal["logistic", "boosting"] = "logistic"
+    """How confidence is computed from the evidence. Choose boosting (60 small trees) for a catalogue with
+    tens of thousands of validation products: it accepts up to a point more there. With too few products the
+    logistic model is taken, and thresholds.json says so."""
+    fit_share: Share = 0.25
+    """Share of the validation products that selects everything (FIT); the rest certifies (CERT). A quarter
+    was best, or nearly, for 200 to 6,000 products (docs/experiments/calibration.md). Raise it when FIT has
+    fewer than 60 products; training is made again, too."""
 
 
 class ReportSettings(Section):

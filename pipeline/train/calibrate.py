@@ -2,7 +2,8 @@
 
     thresholds/  thresholds.json  manifest.json
 
-FIT gives aggregation, temperature, confidence models and grids; CERT certifies and nothing else
+FIT gives aggregation, temperature, confidence models and, by out-of-fold confidences, grids and starts of the
+chains; CERT certifies and nothing else
 (models/decisions/thresholds.py, levels.py). Both hold products of categories that the head never learnt, as
 the products to come do: wrong at the category, and correct above it where their branch is in the tree.
 """
@@ -21,11 +22,13 @@ from models.decisions.categorizer import DecisionRules, LevelRule, Predictor
 from models.decisions.confidence import (
     AGGREGATIONS,
     ConfidenceModel,
+    Kind,
     accuracy_and_log_loss,
     fit_confidence,
     fit_temperature,
 )
 from models.decisions.levels import LevelOutcomes, certify_levels
+from models.decisions.out_of_fold import out_of_fold
 from models.decisions.predictions import Predictions, product_bounds
 from models.heads.architectures import SET, set_logits
 from models.rows import Rows
@@ -114,13 +117,18 @@ def decision_rules(
     fit_predictions, cert_predictions = (
         predictor.predict(side.rows, side.bounds, temperature, aggregation) for side in (fit, cert)
     )
-    models = [
-        _confidence_model(predictor, fit_predictions, fit.nodes, level)
+    fitted = [
+        _confidence_model(predictor, fit_predictions, fit, level, settings.model)
         for level in range(1, taxonomy.levels + 1)
     ]
+    models = [model for model, _ in fitted]
+    of_cert_levels = [
+        model.confidence(predictor.evidence(cert_predictions, level))
+        for level, model in enumerate(models, start=1)
+    ]
     outcomes = [
-        _level_outcomes(side, predictions, models, predictor)
-        for side, predictions in ((fit, fit_predictions), (cert, cert_predictions))
+        _level_outcomes(fit, fit_predictions, [left_out for _, left_out in fitted], taxonomy),
+        _level_outcomes(cert, cert_predictions, of_cert_levels, taxonomy),
     ]
     certificates = certify_levels(
         *outcomes, target=settings.precision, delta=settings.delta, grid=settings.grid
@@ -228,25 +236,28 @@ def _candidates(aggregation: str, images: np.ndarray, predictor: Predictor) -> l
 
 
 def _confidence_model(
-    predictor: Predictor, predictions: Predictions, nodes: np.ndarray, level: int
-) -> ConfidenceModel:
-    """The confidence in the nodes of a level, fitted on the products of FIT that it is open to."""
+    predictor: Predictor, predictions: Predictions, fit: _Products, level: int, kind: Kind
+) -> tuple[ConfidenceModel, np.ndarray]:
+    """The confidence in the nodes of a level, fitted on the products of FIT that it is open to.
+
+    Returns:
+        The model, and (n,) float, the confidence of each product of FIT, out of fold where it was fitted on it.
+    """
     taxonomy = predictor.taxonomy
-    if level < taxonomy.levels:
-        deeper = taxonomy.depth[predictions.top[:, 0]] > level
-        predictions, nodes = predictions.only(deeper), nodes[deeper]
-    correct = taxonomy.nodes[level - 1][predictions.top[:, 0]] == nodes[:, level - 1]
-    return fit_confidence(predictor.evidence(predictions, level), correct)
+    category = predictions.top[:, 0]
+    is_open = (taxonomy.depth[category] > level) | (level == taxonomy.levels)
+    correct = taxonomy.nodes[level - 1][category] == fit.nodes[:, level - 1]
+    evidence = predictor.evidence(predictions.only(is_open), level)
+    model = fit_confidence(evidence, correct[is_open], kind)
+    confidence = model.confidence(predictor.evidence(predictions, level))
+    confidence[is_open] = out_of_fold(evidence, correct[is_open], fit.group[is_open], model, kind)
+    return model, confidence
 
 
 def _level_outcomes(
-    side: _Products, predictions: Predictions, models: list[ConfidenceModel], predictor: Predictor
+    side: _Products, predictions: Predictions, confidence: list[np.ndarray], taxonomy: Taxonomy
 ) -> LevelOutcomes:
-    taxonomy, most_likely = predictor.taxonomy, predictions.top[:, 0]
-    confidence = [
-        model.confidence(predictor.evidence(predictions, level))
-        for level, model in enumerate(models, start=1)
-    ]
+    most_likely = predictions.top[:, 0]
     return LevelOutcomes(
         product_id=side.product_id,
         group=side.group,

@@ -7,7 +7,7 @@ import numpy as np
 
 from models.decisions.categories import Department, certify_departments, certify_inside, restrict
 from models.decisions.categorizer import KeptCategories
-from models.decisions.thresholds import Certificate, Outcomes, certify
+from models.decisions.thresholds import Certificate, Outcomes, certify_ladder
 from models.taxonomy import Taxonomy
 from pipeline.job.config import CalibrationSettings
 
@@ -19,10 +19,8 @@ def ladder(
     fit: Outcomes, cert: Outcomes, delta: float, settings: CalibrationSettings
 ) -> tuple[Certificate, ...]:
     """The certificates of TARGETS and of the target in use, ascending; `delta`: that of the categories."""
-    return tuple(
-        certify(fit, cert, target=target, delta=delta, grid=settings.grid)
-        for target in sorted({*TARGETS, settings.precision})
-    )
+    targets = sorted({*TARGETS, settings.precision})
+    return certify_ladder(fit, cert, targets, delta=delta, grid=settings.grid)
 
 
 def departments(

@@ -4,7 +4,7 @@
            sizes.npy   (C,) int32, training products of each category
            set.json  set.weights.h5   the set head, where head.aggregation may take it
 
-FIT, a third of the validation products by hash of their duplicate group, selects; CERT is not read here.
+FIT, a quarter of the validation products by hash of their duplicate group, selects; CERT is not read here.
 """
 
 import shutil

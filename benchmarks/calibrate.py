@@ -1,0 +1,339 @@
+"""Calibration at size: certificates, curves and tables of 2 M products in 8,000 categories of three levels.
+
+    .venv/bin/python benchmarks/calibrate.py [--products 2000000] [--images 20000]
+        [--measure certify peer tables whole]
+
+Draws predictions, seeded, and stores them: confidences of three levels, each calibrated, the categories
+predicted, the true ones, ids and groups. Each part then runs in a process of its own, on two cores:
+
+    certify   from the stored predictions: certificates of all levels, the ladder of targets, departments,
+              restriction to the best categories, curves of all levels with their bounds, cumulative curves,
+              estimates of all categories
+    peer      MAPIE's BinaryClassificationController beside our `certify` of the categories alone, on the same
+              products, for one target; MAPIE tries the 100 thresholds that it has by default, ours 1,000,
+              with which MAPIE takes more than 17 GB
+    tables    every table of an evaluation of these products
+    whole     calibrate and evaluate with their predictions, from a store of drawn bottlenecks
+              (2048-1024-1024-8000), beside NumPy's matrix products of the same images alone
+
+Aims are held against seconds of the processor: but for matrix products one thread computes, and on a computer
+that does nothing else the seconds on the wall are the same. Writes benchmarks/results/calibrate.json.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from measure import MB, conditions, run, table, verdict
+
+RESULTS = Path(__file__).parent / "results" / "calibrate.json"
+CATEGORIES, IN_PARENT, IN_DEPARTMENT = 8000, 16, 160  # 500 parents, 50 departments
+LADDER = (0.80, 0.85, 0.90, 0.93, 0.95, 0.97, 0.99)
+FIT_SHARE = 1 / 3
+SIZES = (2048, 1024, 1024, CATEGORIES)
+PARTS = ("certify", "peer", "tables", "whole")
+
+
+def main() -> None:
+    """Draws the predictions, measures every part, prints tables and verdicts, writes the results."""
+    options = _options()
+    if options.part:
+        subject = {
+            "certify": certified,
+            "mapie": mapie,
+            "leaf": leaf,
+        }
+        print(json.dumps(subject[options.part](options)))
+        return
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results["conditions"] = conditions("numpy", "scipy", "mapie", "pyarrow", "keras")
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        options.folder = Path(folder)
+        if set(options.measure) - {"whole"}:
+            draw_predictions(options.products, options.folder / "predictions")
+        for part in options.measure:
+            results[part] = {
+                "certify": measured_certify, "peer": measured_peer, "tables": measured_tables,
+                "whole": measured_whole,
+            }[part](options)  # fmt: skip
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--products", type=int, default=2_000_000)
+    parser.add_argument("--images", type=int, default=20_000, help="of each of train, val and test")
+    parser.add_argument("--measure", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--scratch", type=Path, help="a directory with room for 1 GB")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _measured(part: str, options: argparse.Namespace) -> tuple[dict[str, Any], float]:
+    """What a part prints, and its peak memory in MB."""
+    command = [sys.executable, __file__, "--part", part, "--folder", str(options.folder)]
+    done = run([*command, "--products", str(options.products), "--images", str(options.images)])
+    return json.loads(done.output.splitlines()[-1]), round(done.peak / MB, 1)
+
+
+def measured_certify(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of every step, and the peak memory."""
+    found, peak = _measured("certify", options)
+    print(
+        table(
+            ["step", "seconds", "CPU s", "peak MB so far"],
+            [(name, *step.values()) for name, step in found.items()],
+        )
+    )
+    verdicts = [
+        verdict("certificates, ladder, curves and bounds", _cpu_seconds(found), 5, " s"),
+        verdict("their peak memory", peak, 1000, " MB"),
+    ]
+    return {"steps": found, "products": options.products, "peak_mb": peak, "verdicts": verdicts}
+
+
+def _cpu_seconds(steps: dict[str, dict[str, float]]) -> float:
+    """Of the steps but the first, which reads the stored predictions."""
+    return sum(step["cpu_seconds"] for name, step in steps.items() if name != "read")
+
+
+def measured_peer(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and memory of MAPIE and of ours."""
+    rows = {}
+    for name, part in (("mapie", "mapie"), ("shelfmark", "leaf")):
+        found, peak = _measured(part, options)
+        rows[name] = found | {"peak_mb": peak}
+    columns = ("seconds", "cpu_seconds", "peak_mb", "threshold")
+    print(table(["", *columns], [(name, *(row[c] for c in columns)) for name, row in rows.items()]))
+    ratio = rows["mapie"]["cpu_seconds"] / rows["shelfmark"]["cpu_seconds"]
+    return {"rows": rows, "verdicts": [verdict("MAPIE's time, of ours", ratio, 4, " x", at_least=True)]}
+
+
+def measured_tables(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of the evaluation's tables, and the peak memory."""
+    found, peak = _measured("tables", options)
+    print(
+        table(
+            ["table", "seconds", "CPU s", "peak MB so far"],
+            [(name, *step.values()) for name, step in found.items()],
+        )
+    )
+    verdicts = [
+        verdict("tables of an evaluation", _cpu_seconds(found), 30, " s"),
+        verdict("their peak memory", peak, 1500, " MB"),
+    ]
+    return {"steps": found, "products": options.products, "peak_mb": peak, "verdicts": verdicts}
+
+
+def measured_whole(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of the stages and of the bare products."""
+    found, peak = _measured("whole", options)
+    print(table(["", "seconds"], list(found["seconds"].items())))
+    seconds = found["seconds"]
+    share = seconds["bare products"] / (seconds["calibrate"] + seconds["evaluate"])
+    print(f"bare matrix products: {share:.0%} of calibrate and evaluate")
+    return found | {"share_of_bare_products": round(share, 3), "peak_mb": peak}
+
+
+@contextmanager
+def _step(name: str, steps: dict[str, dict[str, float]]) -> Iterator[None]:
+    """Seconds of a step, on the wall and of the processor, and the process's peak memory up to its end."""
+    began, cpu = time.monotonic(), time.process_time()
+    yield
+    spent = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    steps[name] = {what: round(value, 2) for what, value in spent.items()} | {"peak_mb": round(peak / MB)}
+
+
+# The predictions
+
+
+def draw_predictions(products: int, folder: Path) -> None:
+    """Writes drawn predictions: numbers as .npy files, ids and groups as Parquet."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    leaf = rng.beta(0.674666, 0.424138, products)  # the source paper's figure 5
+    confidence = np.stack([leaf + (1 - leaf) * 0.85, leaf + (1 - leaf) * 0.6, leaf], axis=1).round(6)
+    correct = rng.random(products)[:, None] < confidence  # a correct category has correct nodes above it
+    predicted = np.minimum(rng.geometric(3 / CATEGORIES, products) - 1, CATEGORIES - 1)
+    np.save(folder / "confidence.npy", confidence)
+    np.save(folder / "correct.npy", correct)
+    np.save(folder / "predicted.npy", predicted.astype(np.int32))
+    np.save(folder / "truth.npy", _truth(rng, predicted, correct).astype(np.int32))
+    group = rng.integers(0, 2**63, products) if products else np.zeros(0, int)
+    twin = rng.random(products) < 0.02  # products that share their images with another one
+    group[twin] = group[rng.integers(0, products, twin.sum())]
+    texts = {
+        "product_id": pa.array([f"{number:08d}" for number in range(products)]),
+        "group": pa.array([f"{number:064x}" for number in group.tolist()]),
+    }
+    pq.write_table(pa.table(texts), folder / "ids.parquet", row_group_size=2**17)
+
+
+def _truth(rng: np.random.Generator, predicted: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """(n,) int: a category whose nodes agree with the predicted ones exactly where `correct` says so."""
+
+    def other(place: np.ndarray, count: int) -> np.ndarray:
+        return (place + rng.integers(1, count, len(place))) % count
+
+    department, parent = predicted // IN_DEPARTMENT, predicted // IN_PARENT
+    sibling = parent * IN_PARENT + other(predicted % IN_PARENT, IN_PARENT)
+    parents = IN_DEPARTMENT // IN_PARENT
+    cousin = (department * parents + other(parent % parents, parents)) * IN_PARENT
+    stranger = other(department, CATEGORIES // IN_DEPARTMENT) * IN_DEPARTMENT
+    return np.select([correct[:, 2], correct[:, 1], correct[:, 0]], [predicted, sibling, cousin], stranger)
+
+
+def taxonomy() -> Any:
+    """The tree of the 8,000 categories."""
+    from models.taxonomy import Taxonomy
+
+    paths = [[f"{n // IN_DEPARTMENT:02d}", f"{n // IN_PARENT:03d}", f"{n:04d}"] for n in range(CATEGORIES)]
+    return Taxonomy(np.array([path[-1] for path in paths], dtype=object), np.array(paths, dtype=object))
+
+
+class Stored:
+    """The stored predictions."""
+
+    def __init__(self, folder: Path) -> None:
+        for name in ("confidence", "correct", "predicted", "truth"):
+            setattr(self, name, np.load(folder / f"{name}.npy"))
+        self.product_id, self.group = (
+            _texts(folder / "ids.parquet", name) for name in ("product_id", "group")
+        )
+
+    confidence: np.ndarray  # (n, 3) float64, coarse to fine
+    correct: np.ndarray  # (n, 3) bool
+    predicted: np.ndarray  # (n,) int32, the category
+    truth: np.ndarray  # (n,) int32, likewise
+
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) bool, FIT and CERT: by group."""
+        fit = np.fromiter((int(name[-8:], 16) < FIT_SHARE * 2**32 for name in self.group), bool)
+        return fit, ~fit
+
+
+def _texts(file: Path, column: str) -> np.ndarray:
+    """(n,) object, a column of texts; a row group at a time, so that Arrow's copy is small."""
+    with pq.ParquetFile(file) as opened:
+        texts = np.empty(opened.metadata.num_rows, dtype=object)
+        start = 0
+        for batch in opened.iter_batches(columns=[column]):
+            texts[start : start + len(batch)] = batch.column(0).to_pylist()
+            start += len(batch)
+    return texts
+
+
+# The subjects
+
+
+def certified(options: argparse.Namespace) -> dict[str, Any]:
+    """From predictions to certificates, curves and estimates."""
+    from models.decisions.categories import (
+        acceptance_by_categories,
+        certify_departments,
+        certify_inside,
+        cumulative,
+        estimate_precision,
+        restrict,
+    )
+    from models.decisions.levels import LevelOutcomes, certify_levels
+    from models.decisions.metrics import acceptance_curve, acceptance_rate_at, per_category
+    from models.decisions.thresholds import certify_ladder, lower_bound
+
+    steps: dict[str, dict[str, float]] = {}
+    with _step("read", steps):
+        stored = Stored(options.folder / "predictions")
+        sides = stored.sides()
+    with _step("outcomes", steps):
+        depth = np.full(len(stored.predicted), 3, np.int32)
+        fit, cert = (
+            LevelOutcomes(
+                stored.product_id[side], stored.group[side], stored.confidence[side], stored.correct[side],
+                depth[side],
+            )
+            for side in sides
+        )  # fmt: skip
+        fit_leaf, cert_leaf = fit.leaf(), cert.leaf()
+    with _step("certificates of the levels", steps):
+        certificates = certify_levels(fit, cert)
+    with _step("ladder", steps):
+        certify_ladder(fit_leaf, cert_leaf, LADDER)
+    threshold = certificates[-1].threshold
+    assert threshold is not None, "the drawn predictions certify"
+    predicted = stored.predicted
+    with _step("departments", steps):
+        names = [f"{number:02d}" for number in range(CATEGORIES // IN_DEPARTMENT)]
+        certify_departments(cert_leaf, predicted[sides[1]] // IN_DEPARTMENT, names, threshold)
+    with _step("restriction", steps):
+        on_fit = per_category(
+            stored.truth[sides[0]], predicted[sides[0]], np.zeros(len(fit.depth), bool), CATEGORIES
+        )
+        restriction = restrict(on_fit.predicted, on_fit.predicted_right)
+        inside = restriction.kept[predicted]
+        certify_inside(fit_leaf, cert_leaf, inside[sides[0]], inside[sides[1]])
+    with _step("curves and bounds of the levels", steps):
+        for level in range(3):
+            curve = acceptance_curve(stored.confidence[:, level], stored.correct[:, level])
+            acceptance_rate_at(curve, 0.9)
+            thin = curve.thinned(10_000)
+            lower_bound(thin.accepted, thin.accepted - thin.correct, 0.1)
+    with _step("categories", steps):
+        accepted = stored.confidence[:, -1] >= threshold
+        counts = per_category(stored.truth, predicted, accepted, CATEGORIES)
+        estimate_precision(counts.accepted, counts.accepted_right)
+        cumulative(restriction.order, counts)
+        acceptance_by_categories(
+            restriction.order, predicted, stored.confidence[:, -1], stored.correct[:, -1]
+        )
+    return steps
+
+
+def leaf(options: argparse.Namespace) -> dict[str, Any]:
+    """Our certificate of the categories, groups and checks of the input included."""
+    from models.decisions.thresholds import Outcomes, certify
+
+    stored, spent = Stored(options.folder / "predictions"), dict[str, dict[str, float]]()
+    sides = stored.sides()
+    with _step("certify", spent):
+        fit, cert = (
+            Outcomes(stored.product_id[s], stored.group[s], stored.confidence[s, -1], stored.correct[s, -1])
+            for s in sides
+        )
+        threshold = certify(fit, cert).threshold
+    return spent["certify"] | {"threshold": threshold}
+
+
+def mapie(options: argparse.Namespace) -> dict[str, Any]:
+    """MAPIE's certificate on the same products; it needs no FIT, since its thresholds are fixed."""
+    from mapie.risk_control import BinaryClassificationController
+
+    stored, spent = Stored(options.folder / "predictions"), dict[str, dict[str, float]]()
+    confidence, correct = stored.confidence[:, -1].copy(), stored.correct[:, -1].astype(int)
+    with _step("calibrate", spent):
+        controller = BinaryClassificationController(
+            predict_function=lambda s: np.column_stack([1 - s, s]), risk="precision", target_level=0.9,
+            confidence_level=0.9,
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # precision is not monotone, as MAPIE remarks
+            controller.calibrate(confidence, correct)
+    return spent["calibrate"] | {"threshold": float(controller.best_predict_param)}
+
+
+if __name__ == "__main__":
+    main()
