@@ -49,11 +49,7 @@ def main() -> None:
     """Draws the predictions, measures every part, prints tables and verdicts, writes the results."""
     options = _options()
     if options.part:
-        subject = {
-            "certify": certified,
-            "mapie": mapie,
-            "leaf": leaf,
-        }
+        subject = {"certify": certified, "mapie": mapie, "leaf": leaf, "tables": tables}
         print(json.dumps(subject[options.part](options)))
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
@@ -333,6 +329,83 @@ def mapie(options: argparse.Namespace) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # precision is not monotone, as MAPIE remarks
             controller.calibrate(confidence, correct)
     return spent["calibrate"] | {"threshold": float(controller.best_predict_param)}
+
+
+def tables(options: argparse.Namespace) -> dict[str, Any]:
+    """Every table of an evaluation of the stored products."""
+    from pipeline.train.tables import write_decided, write_tables
+
+    steps: dict[str, dict[str, float]] = {}
+    with _step("read", steps):
+        evaluated, fit, categorizer, true = evaluation_of(Stored(options.folder / "predictions"))
+    with _step("decisions and truth of each product", steps):
+        write_decided(evaluated, categorizer, true, options.folder)
+    with _step("all tables, these once more", steps):
+        write_tables(evaluated, fit, categorizer, true, options.folder)
+    return steps
+
+
+def evaluation_of(stored: Stored) -> tuple[Any, Any, Any, Any]:
+    """The stored products after evaluate's predictions, those of FIT, categorizer and true categories."""
+    import pandas as pd
+
+    from models.decisions.categorizer import Categorizer, DecisionRules, LevelRule, Predictor
+    from models.decisions.confidence import ConfidenceModel
+    from models.decisions.thresholds import Certificate
+    from pipeline.job.catalogue import TrueCategories
+    from pipeline.train.evaluated import Evaluated
+
+    tree, products = taxonomy(), len(stored.predicted)
+    certificate = Certificate(0.9, 0.1, 1000, products, threshold=0.68)
+    model = ConfidenceModel("probability", products)
+    rules = DecisionRules(
+        model="",
+        labels="",
+        temperature=1.0,
+        confidence=model,
+        certificate=certificate,
+        target=0.9,
+        delta=0.1,
+        fit={"products": products},
+        levels={f"level{n}": LevelRule(model, certificate) for n in (1, 2)},
+        ladder=(certificate,) * len(LADDER),
+    )
+    sizes = np.full(CATEGORIES, 100, np.int32)
+    categorizer = Categorizer(Predictor(None, tree, sizes, "", ""), rules)  # type: ignore[arg-type]
+    predictions = _predictions(stored, tree)
+    evaluated = Evaluated(
+        product_id=stored.product_id,
+        nodes=tree.nodes.T[stored.truth],
+        predictions=predictions,
+        confidences=stored.confidence,
+        correct_nodes=stored.correct,
+        unseen=np.zeros(products, bool),
+        weight=None,
+        stop=categorizer.stops(predictions, stored.confidence),
+    )
+    category = pd.Series(tree.categories[stored.truth], index=stored.product_id)
+    fit = evaluated.only(np.arange(products) % 3 == 0)
+    return evaluated, fit, categorizer, TrueCategories(category, (tree,))
+
+
+def _predictions(stored: Stored, tree: Any) -> Any:
+    """What a head that predicts these categories with these confidences would say."""
+    from models.decisions.predictions import Predictions
+
+    products, levels = stored.confidence.shape
+    top = (stored.predicted[:, None] + np.arange(5, dtype=np.int32)) % CATEGORIES
+    probability = stored.confidence.astype(np.float32)
+    return Predictions(
+        top=top,
+        top_probability=np.repeat(probability[:, -1:], 5, axis=1),
+        level_top=np.repeat(tree.nodes.T[stored.predicted][:, :, None], 5, axis=2),
+        own_top=np.zeros((products, 0, 5), np.int32),
+        entropy=np.ones(products, np.float32),
+        level_mass=probability,
+        level_rival=np.zeros((products, levels), np.float32),
+        max_logit_pnorm=np.zeros(products, np.float32),
+        images=np.ones(products, np.int32),
+    )
 
 
 if __name__ == "__main__":

@@ -176,3 +176,34 @@ def unframe(framed: bytes) -> bytes:
             "remove the records directory and run again"
         )
     return example
+
+
+def image_of(example: bytes) -> bytes:
+    """Returns the JPEG in an Example that `serialise` wrote, without TensorFlow.
+
+    Raises:
+        ShelfmarkError: there is none.
+    """
+    (features,) = (content for _, content in _contents(example))
+    for _, entry in _contents(features):
+        key, feature = (content for _, content in _contents(entry))
+        if key == b"image":
+            (values,) = (content for _, content in _contents(feature))
+            return next(content for _, content in _contents(values))
+    raise ShelfmarkError(
+        "a record has no image; expected one in each; remove the records directory and run again"
+    )
+
+
+def _contents(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields tag and content of each length-delimited field of a message, as `_head` writes them."""
+    at = 0
+    while at < len(message):
+        tag, size, shift, more = message[at], 0, 0, True
+        at += 1
+        while more:
+            size |= (message[at] & 0x7F) << shift
+            more = message[at] > 0x7F
+            at, shift = at + 1, shift + 7
+        yield tag, message[at : at + size]
+        at += size

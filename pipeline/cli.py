@@ -1,27 +1,25 @@
 """The command line. Each command's docstring is its help and ends with an example that a test runs.
 
-Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage. Stages are imported inside the commands:
-TensorFlow and Beam take seconds, `--help` must not.
+Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage, 3 alarm of `monitor`. Stages are imported
+inside the commands: TensorFlow and Beam take seconds, `--help` must not.
 """
 
-import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from features.errors import ShelfmarkError, run_command
-from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, any_path, use_beam_options
+from features.errors import run_command
+from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
+from pipeline.cli_audit import audit
+from pipeline.cli_options import PATH, stage_command, start_tensorflow
 
 if TYPE_CHECKING:
     from pipeline.job.run import Run
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
-WITHOUT_TENSORFLOW = ("ingest", "report")
-FRESH = ("ingest", "retrain")  # begin with the default settings, not with the run's last ones
+ALARM = 3  # exit status
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,46 +27,6 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     run_command(shelfmark, "shelfmark", arguments[:cut], obj=tuple(arguments[cut + 1 :]))
-
-
-class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
-    """A path on the disk or on an object store."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: Any, context: Any) -> AnyPath:
-        """Converts the text of the option."""
-        if not str(value).strip():
-            self.fail("empty; expected a path, such as shop or s3://bucket/shop", param, context)
-        return any_path(value) if isinstance(value, str) else cast(AnyPath, value)
-
-
-PATH = _PathType()
-
-
-def _common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every stage."""
-    path = click.Path(path_type=Path)
-    options = [
-        click.option(
-            "--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store."
-        ),
-        click.option("--run", "name", help="Name of the run; default: the ISO week, as in 2026-W47."),
-        click.option("--config", "file", type=path, help="TOML file of settings, over the defaults."),
-        click.option(
-            "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
-        ),
-        click.option("--backbone", help="Network of keras.applications; default: inception_v3."),
-        click.option("--weights", help="imagenet, random, or a .weights.h5 file; default: imagenet."),
-        click.option(
-            "--image-size", type=int, help="Side of the images in pixels; default: the network's own."
-        ),
-        click.option("--seed", type=int, help="Seed of everything random; default: 0."),
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 _sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
@@ -109,65 +67,10 @@ def shelfmark() -> None:
     """Puts the products of a large catalogue into the right category from their photos."""
 
 
-@contextmanager
-def _run(
-    name: str | None,
-    workspace: AnyPath,
-    file: Path | None,
-    sets: tuple[str, ...],
-    given: dict[str, Any],
-    command: str,
-) -> Iterator["Run"]:
-    """The run, locked; a FRESH command's settings go over the defaults, others' over the run's last ones."""
-    import datetime
-
-    from pipeline.job.load_config import load_config
-    from pipeline.job.lock import only_job
-    from pipeline.job.run import begin_run, default_name, saved_settings, settings_on_trial
-
-    name = default_name(datetime.date.today()) if name is None else name
-    if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name.split(".")[0] == "current":
-        raise ShelfmarkError(
-            f"--run {name}: not a name for a run; expected a letter or digit, then letters, digits, '-', '_' "
-            "and '.'; give another name"
-        )
-    options = {
-        "backbone.name": given["backbone"], "backbone.weights": given["weights"],
-        "backbone.image_size": given["image_size"], "seed": given["seed"], "extract.engine": given["engine"],
-    }  # fmt: skip
-    base = {} if command in FRESH else saved_settings(workspace, name)
-    config = load_config(file, sets, options, base)
-    if command not in WITHOUT_TENSORFLOW:
-        _start_tensorflow(config.extract.engine)
-    with only_job(workspace / "runs" / name), settings_on_trial(workspace, name):
-        yield begin_run(workspace, name, config)
-
-
-def _stage(function: Callable[..., None]) -> Callable[..., None]:
-    """Makes a command of a function whose first argument is the run that the common options name."""
-
-    @_common
-    def command(
-        workspace: AnyPath,
-        name: str | None,
-        file: Path | None,
-        sets: tuple[str, ...],
-        debug: bool,
-        **given: Any,
-    ) -> None:
-        settings = {option: given.pop(option) for option in ("backbone", "weights", "image_size", "seed")}
-        settings["engine"] = given.pop("engine", None)  # of the commands that extract
-        with _run(name, workspace, file, sets, settings, function.__name__) as run:
-            function(run, **given)
-
-    command.__name__, command.__doc__ = function.__name__, function.__doc__
-    return command
-
-
 @shelfmark.command()
 @_sources
 @_taxonomy
-@_stage
+@stage_command
 def ingest(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None) -> None:
     """Converts a catalogue to TFRecords.
 
@@ -184,7 +87,7 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None) -> No
 
 
 @shelfmark.command()
-@_stage
+@stage_command
 def finetune(run: "Run") -> None:
     """Fine-tunes the backbone on the run's products.
 
@@ -202,7 +105,7 @@ def finetune(run: "Run") -> None:
 
 @shelfmark.command()
 @_engine
-@_stage
+@stage_command
 def extract(run: "Run") -> None:
     """Runs the backbone over the new images.
 
@@ -219,7 +122,7 @@ def extract(run: "Run") -> None:
 
 
 @shelfmark.command()
-@_stage
+@stage_command
 def train(run: "Run") -> None:
     """Trains the head on the bottlenecks.
 
@@ -233,7 +136,7 @@ def train(run: "Run") -> None:
 
 
 @shelfmark.command()
-@_stage
+@stage_command
 def calibrate(run: "Run") -> None:
     """Certifies the confidence threshold.
 
@@ -249,7 +152,7 @@ def calibrate(run: "Run") -> None:
 
 
 @shelfmark.command()
-@_stage
+@stage_command
 def evaluate(run: "Run") -> None:
     """Measures precision on held-out products.
 
@@ -265,7 +168,7 @@ def evaluate(run: "Run") -> None:
 @shelfmark.command()
 @click.option("--compare", "other", metavar="RUN", help="Also a page with this run of the workspace beside.")
 @click.option("--xlsx", is_flag=True, help="Also the tables as report.xlsx, for Excel.")
-@_stage
+@stage_command
 def report(run: "Run", other: str | None, xlsx: bool) -> None:
     """Writes the report, a page for a browser.
 
@@ -296,7 +199,7 @@ def report(run: "Run", other: str | None, xlsx: bool) -> None:
 @click.option(
     "--only", multiple=True, metavar="ROW", help="Only this row, such as svm or 2nn-2048; repeatable."
 )
-@_stage
+@stage_command
 def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
     """Compares classifiers on the run's data.
 
@@ -327,7 +230,7 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 @_taxonomy
 @_engine
 @click.option("--finetune", "tune", is_flag=True, help="Tune the backbone first, on this week's products.")
-@_stage
+@stage_command
 def retrain(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, tune: bool) -> None:
     """Runs all stages and releases if better.
 
@@ -382,7 +285,7 @@ def categorize(
     from pipeline.job.load_config import load_config
 
     config = load_config(file, sets, {"extract.engine": engine})
-    _start_tensorflow(config.extract.engine)
+    start_tensorflow(config.extract.engine)
     from pipeline.release.categorize import categorize
     from pipeline.release.in_service import require_release
 
@@ -390,6 +293,52 @@ def categorize(
         list(sources), require_release(workspace), workspace / "store", output, config, _beam()
     )
     print(f"{output}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items()))
+
+
+shelfmark.add_command(audit)
+
+
+@shelfmark.command()
+@click.option("--workspace", type=PATH, required=True, help="Directory with the release that decided.")
+@click.option(
+    "--decisions", type=PATH, multiple=True, required=True, metavar="FILE", help="Of a batch; repeatable."
+)
+@click.option(
+    "--audits", type=PATH, multiple=True, metavar="FILE.csv", help="Checked decisions of them; repeatable."
+)
+@click.option("--output", type=PATH, help="For page and JSON; default: WORKSPACE/monitor/RELEASE.")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def monitor(
+    workspace: AnyPath,
+    decisions: tuple[AnyPath, ...],
+    audits: tuple[AnyPath, ...],
+    output: AnyPath | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    debug: bool,
+) -> None:
+    """Compares new decisions with the release.
+
+    Each file is a batch that `categorize` decided about. Are its products still like those that the release
+    was measured on, and are the accepted ones still as precise? An alarm ends with exit status 3.
+
+    \b
+    Example:
+      shelfmark monitor --workspace shop --decisions decisions.parquet
+    """
+    from pipeline.job.load_config import load_config
+    from pipeline.monitor.monitor import alarm_line, monitor
+
+    settings = load_config(file, sets).monitor
+    found, folder = monitor(workspace, list(decisions), list(audits), output, settings)
+    print(alarm_line(found))
+    print(folder / "index.html")
+    if found.alarm:
+        sys.exit(ALARM)
 
 
 @shelfmark.command()
@@ -441,19 +390,10 @@ def demo(workspace: Path, debug: bool) -> None:
     Example:
       shelfmark demo --workspace demo
     """
-    _start_tensorflow()
+    start_tensorflow()
     from pipeline.demo.demo import demo
 
     demo(workspace)
-
-
-def _start_tensorflow(engine: str = "auto") -> None:
-    """Sets Keras' backend for the engine, then starts TensorFlow, which imports Keras."""
-    from features.engines.backbones import start_tensorflow
-    from features.engines.choose import use_engine
-
-    use_engine(engine)
-    start_tensorflow()
 
 
 def _beam() -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The weekly run, on one page."""
 
 from features.storage.paths import AnyPath
+from pipeline.audit.suspects import suspects
 from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
 from pipeline.job.run import Run
@@ -41,6 +42,7 @@ def retrain(
     train(run)  # epochs over the bottlenecks in memory: two minutes each for a million images on two cores
     calibrate(run)  # one pass of the head over the validation images
     evaluate(run)  # one pass of the head over all images
+    suspects(run)  # one pass of the head over the validation and test images, unless suspects.folds is set
     candidate = pack(run)  # copies the head and the backbone's weights
     verdict = judge(run, candidate)  # extracts the test images anew where the two backbones differ
     report(run)  # seconds

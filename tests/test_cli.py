@@ -17,11 +17,14 @@ from PIL import Image
 
 from pipeline.beam import run_units as units
 from pipeline.cli import main, shelfmark
+from pipeline.cli_audit import audit
 from pipeline.demo import drawn_catalogue as drawing
 from serving.__main__ import serve
 
-COMMANDS = {f"shelfmark {name}": command for name, command in shelfmark.commands.items()} | {
-    "shelfmark-serve": serve
+COMMANDS = {
+    **{f"shelfmark {name}": command for name, command in shelfmark.commands.items()},
+    **{f"shelfmark audit {name}": command for name, command in audit.commands.items()},
+    "shelfmark-serve": serve,
 }
 
 
@@ -109,6 +112,7 @@ def test_the_examples_of_the_stages_run_one_after_the_other(tmp_path, monkeypatc
         done.append((name, run(*arguments)))
     assert done == [(name, 0) for name, _ in done]
     assert len(pd.read_parquet("decisions.parquet")) == 300
+    assert run(*example(shelfmark.commands["monitor"]).split()[1:]) in (0, 3)  # 3: an alarm
 
 
 def test_the_example_of_the_demo_runs(tmp_path, monkeypatch, capsys):

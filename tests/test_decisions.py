@@ -17,7 +17,14 @@ from object_store import object_store
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, any_path, read_range
 from models.decisions.categorizer import COLUMNS, decisions_table, unreadable
-from pipeline.job.decisions_file import SCHEMA, rejects_beside, require_format, write_decisions
+from pipeline.job import decisions_file
+from pipeline.job.decisions_file import (
+    SCHEMA,
+    read_decisions,
+    rejects_beside,
+    require_format,
+    write_decisions,
+)
 
 FORMATS = ["d.parquet", "d.csv", "d.csv.gz", "d.jsonl"]
 IDS = ["a", 'with "quotes"', "a, comma", "two\r\nlines", "old\rline", "=1+1", "№ 7 ☕", "\u2028", " "]
@@ -158,3 +165,63 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*FORMATS, "d.CSV.gz"])
 def test_rejects_stand_beside_as_parquet(tmp_path: Path, name: str) -> None:
     assert rejects_beside(tmp_path / name) == tmp_path / "d.rejects.parquet"
+
+
+# Reading
+
+
+def read(file: AnyPath, columns: list[str] = SCHEMA.names) -> list[dict[str, Any]]:
+    return [row for piece in read_decisions(file, columns) for row in piece.to_pylist()]
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "D.CSV.GZ"])
+def test_every_format_is_read_back_in_pieces(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(decisions_file, "READ_ROWS", 4)
+    monkeypatch.setattr(decisions_file, "JSON_ROWS", 4)
+    write_decisions(iter(PIECES), tmp_path / name)
+    assert read(tmp_path / name) == WANTED
+    few = ["status", "product_id"]
+    assert read(tmp_path / name, few) == [{column: row[column] for column in few} for row in WANTED]
+    if "csv" not in name.lower():
+        assert max(len(piece) for piece in read_decisions(tmp_path / name, few)) == 4
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_decisions_are_read_as_none(tmp_path: Path, name: str) -> None:
+    write_decisions([], tmp_path / name)
+    assert read(tmp_path / name) == []
+
+
+def test_decisions_are_read_from_an_object_store() -> None:
+    with object_store() as bucket:
+        for name in FORMATS:
+            file = any_path(f"{bucket}/{name}")
+            write_decisions(iter(PIECES), file)
+            assert read(file) == WANTED
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_is_no_decisions_is_refused_with_its_columns(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    table = pd.DataFrame({"product_id": ["a"], "status": ["accepted"]})
+    if name.endswith("parquet"):
+        table.to_parquet(file)
+    elif name.endswith("jsonl"):
+        table.to_json(file, orient="records", lines=True)
+    else:
+        table.to_csv(file, index=False)
+    assert read(file, ["product_id", "status"]) == [{"product_id": "a", "status": "accepted"}]
+    with pytest.raises(ShelfmarkError, match="no column confidence; found: product_id, status; expected"):
+        read(file, ["product_id", "confidence"])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_damaged_file_is_one_error(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    write_decisions(iter(PIECES), file)
+    data = file.read_bytes()
+    file.write_bytes(
+        data[: len(data) // 2] if "csv" not in name or name.endswith("gz") else data + b'"x","y"\n'
+    )
+    with pytest.raises(ShelfmarkError, match=r"cannot be read .* expected decisions"):
+        read(file)

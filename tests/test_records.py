@@ -14,7 +14,16 @@ from tf_records import dataset
 
 from features.errors import ShelfmarkError
 from features.product import ProductImage
-from features.records import Piece, feature_spec, frame, pieces_of, read_pieces, serialise, unframe
+from features.records import (
+    Piece,
+    feature_spec,
+    frame,
+    image_of,
+    pieces_of,
+    read_pieces,
+    serialise,
+    unframe,
+)
 
 SHOE = ProductImage("chaussure-é-鞋", 0, "Fruit/Apple", "train", "", "ab" * 32, b"\xff\xd8 jpeg \x00\xff\xd9")
 
@@ -199,3 +208,17 @@ def test_dataset_gives_parsed_batches_of_all_files(tmp_path: Path) -> None:
     assert np.concatenate([batch["image"] for batch in batches]).tolist() == rows["jpeg"].tolist()
     assert {name for batch in batches for name in batch} == set(feature_spec())
     assert batches[0]["product_id"][0].decode() == "chaussure-é-鞋"
+
+
+@settings(max_examples=50, deadline=None)
+@given(images)
+def test_the_image_of_a_record_is_read_without_tensorflow(image: ProductImage) -> None:
+    assert image_of(serialise(image)) == image.jpeg
+    assert image_of(example(image).SerializeToString()) == image.jpeg
+
+
+def test_a_record_without_an_image_is_refused() -> None:
+    other = example(SHOE)
+    del other.features.feature["image"]
+    with pytest.raises(ShelfmarkError, match="no image"):
+        image_of(other.SerializeToString())

@@ -107,6 +107,33 @@ def test_run_again_does_nothing_again(shop):
     assert "already in service" in log
 
 
+def test_a_batch_is_compared_with_the_reference_in_the_bundle(shop, tmp_path):
+    folder, _, _ = shop
+    workspace = tmp_path / "W"
+    shutil.copytree(folder / "W", workspace, symlinks=True)
+    file = tmp_path / "d.jsonl"
+    arguments = ("--workspace", str(workspace))
+    assert run_here("categorize", str(folder / "catalogue.bson"), *arguments, "--output", str(file))[0] == 0
+    assert run_here("monitor", *arguments, "--decisions", str(file))[0] in (0, 3)  # 3: an alarm
+    found = json.loads((workspace / "monitor" / "week" / "monitor.json").read_text())
+    decided = pd.read_json(file, lines=True)
+    measured = pd.read_parquet(workspace / "runs" / "week" / "evaluation" / "decisions.parquet")
+    accepted = int((measured["status"] == "accepted").sum())
+    (batch,) = found["batches"]
+    assert batch["products"] == len(decided) == 400
+    assert batch["unreadable"] == (decided["status"] == "unreadable").sum() > 0
+    assert found["reference"]["products"] == len(measured)
+    assert found["reference"]["acceptance_rate"] == pytest.approx(accepted / len(measured))
+    names = {change["name"] for change in batch["changes"]}
+    assert {"images", "size", "kind", "placeholder", "distance", "unreadable", "categories"} <= names
+    unreadable = next(change for change in batch["changes"] if change["name"] == "unreadable")
+    assert unreadable["before"] == unreadable["after"]  # the batch is the catalogue itself
+    kinds = json.loads((workspace / "runs" / "week" / "records" / "image_statistics.json").read_text())[
+        "kind"
+    ]
+    assert set(kinds) >= {"jpeg"}
+
+
 def test_a_changed_setting_remakes_only_what_depends_on_it(shop, tmp_path):
     folder, _, _ = shop
     shutil.copytree(folder / "W", tmp_path / "W", symlinks=True)  # what it releases is not for other tests

@@ -14,7 +14,7 @@ import ast
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ REMADE = {  # section → what a changed setting remakes
     "train": "the head and all that follows",
     "calibration": "the thresholds and all that follows",
     "report": "the report",
+    "suspects": "the list of labels in doubt",
     "compare": "rows of the comparison",
+    "monitor": "nothing: it is of no run",
 }
 MARKS = {"speed": "a change remakes nothing", "calibrate": "a change remakes the thresholds and what follows"}
 
@@ -69,7 +71,8 @@ COMMANDS = """\
 
 *Made from the texts of `--help` by `make docs`: change them there, not here.*
 
-Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage, 130 interrupted. Options after `--` are
+Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage, 130 interrupted; `audit judge` has two
+more. Options after `--` are
 Beam's: [scale-out.md](scale-out.md).
 """
 BENCHMARKS = """\
@@ -187,15 +190,15 @@ def _prose(text: str | None) -> str:
 
 def commands() -> str:
     """The page of the commands: what `--help` says, the options that many share once."""
-    names = [*shelfmark.commands]
-    shared = _shared_options()
+    every = dict(_each(shelfmark, "shelfmark"))
+    shared = _shared_options(every.values())
     lines = [
         COMMANDS,
         "| command | does |",
         "|---|---|",
         *(
-            f"| [`shelfmark {name}`](#shelfmark-{name}) | {_summary(shelfmark.commands[name])} |"
-            for name in names
+            f"| [`{name}`](#{name.replace(' ', '-')}) | {_summary(command)} |"
+            for name, command in every.items()
         ),
         f"| [`shelfmark-serve`](#shelfmark-serve) | {_summary(serve)} |",
         "",
@@ -206,17 +209,24 @@ def commands() -> str:
         *_options(shared),
         "",
     ]
-    for name in names:
-        lines += _command(f"shelfmark {name}", shelfmark.commands[name], {option.name for option in shared})
+    for name, command in every.items():
+        lines += _command(name, command, {option.name for option in shared})
     lines += _command("shelfmark-serve", serve, set())
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _shared_options() -> list[click.Option]:
+def _each(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Yields name and command of each command of a group; of a group in it, those of that group."""
+    for own, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _each(command, f"{name} {own}")
+        else:
+            yield f"{name} {own}", command
+
+
+def _shared_options(commands: Iterable[click.Command]) -> list[click.Option]:
     """Options of every command that takes `--run`."""
-    of_runs = [
-        command for command in shelfmark.commands.values() if any(p.opts == ["--run"] for p in command.params)
-    ]
+    of_runs = [command for command in commands if any(p.opts == ["--run"] for p in command.params)]
     common = set.intersection(*({str(p.opts) for p in command.params} for command in of_runs))
     return [p for p in of_runs[0].params if isinstance(p, click.Option) and str(p.opts) in common]
 

@@ -117,6 +117,28 @@ def normalise(data: bytes, limits: Limits = LIMITS) -> Normalised:
         raise
 
 
+KINDS = (  # how files of each format begin
+    ("jpeg", (b"\xff\xd8\xff",)),
+    ("png", (b"\x89PNG",)),
+    ("gif", (b"GIF8",)),
+    ("bmp", (b"BM",)),
+    ("tiff", (b"II*", b"II+", b"MM\0*", b"MM\0+")),
+)
+
+
+def kind_of(data: bytes) -> str:
+    """Returns the format that the first bytes name: jpeg, png, webp, gif, bmp, tiff, avif; else other.
+
+    >>> kind_of(b"GIF89a"), kind_of(b"")
+    ('gif', 'other')
+    """
+    if data[8:12] == b"WEBP":
+        return "webp"
+    if data[4:11] == b"ftypavi":
+        return "avif"
+    return next((kind for kind, begins in KINDS if data.startswith(begins)), "other")
+
+
 def _normalised(data: bytes, limits: Limits) -> Normalised:
     try:
         return _keep(data, limits) or _transcode(data, limits)

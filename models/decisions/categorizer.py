@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from features.images.normalise import normalise
 from features.images.refusal import Limits, Refused
 from features.records import pieces_of
 from models.decisions.categories import Department
-from models.decisions.confidence import ConfidenceModel, Evidence
+from models.decisions.confidence import DECIMALS, ConfidenceModel, Evidence
 from models.decisions.levels import stop_level
 from models.decisions.predictions import Predictions, predict
 from models.decisions.thresholds import Certificate
@@ -208,18 +208,42 @@ class Categorizer:
             confidence=confidences[:, -1],
             status=np.select([accepted, level > 0], [ACCEPTED, PARENT], REVIEW),
             node=np.where(accepted, category, np.where(level > 0, above, None)),
-            node_path=[
-                taxonomy.label(index, at) if at else None
-                for index, at in zip(most_likely.tolist(), level.tolist(), strict=True)
-            ],
+            node_path=self._node_paths(most_likely, stop),
             node_level=[at or None for at in level.tolist()],
-            top_categories=[names[top[top >= 0]].tolist() for top in predictions.top],
-            top_probabilities=[
-                [round(float(p), 6) for p in probability[top >= 0]]
-                for top, probability in zip(predictions.top, predictions.top_probability, strict=True)
-            ],
+            top_categories=_trimmed(names[predictions.top].tolist(), predictions.top),
+            top_probabilities=_trimmed(
+                predictions.top_probability.astype(np.float64).round(DECIMALS).tolist(), predictions.top
+            ),
             release=[self.release] * len(product_id),
         )
+
+    def _node_paths(self, category: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """(n,) object, what was decided, for people: its names from coarse to fine; None for a person.
+
+        Args:
+            category: (n,) int, the most likely ones.
+            stop: (n,) int, of `stops`.
+        """
+        taxonomy = self.predictor.taxonomy
+        paths = np.full(len(category), None, dtype=object)
+        accepted = stop == taxonomy.levels
+        paths[accepted] = self.predictor.paths[category[accepted]]
+        for level in range(1, taxonomy.levels):
+            rows = np.flatnonzero(stop == level)
+            _, first, at = np.unique(
+                taxonomy.nodes[level - 1][category[rows]], return_index=True, return_inverse=True
+            )
+            labels = [taxonomy.label(index, level) for index in category[rows[first]].tolist()]
+            paths[rows] = np.array(labels, dtype=object)[at]
+        return paths
+
+
+def _trimmed(rows: list[list[Any]], top: np.ndarray) -> list[list[Any]]:
+    """The rows (n, 5) without the places where `top` has no category, which are the last ones."""
+    counts = np.count_nonzero(top >= 0, axis=1)
+    for row in np.flatnonzero(counts < top.shape[1]).tolist():
+        rows[row] = rows[row][: counts[row]]
+    return rows
 
 
 def decisions_table(**columns: Iterable[object]) -> pd.DataFrame:

@@ -62,4 +62,3 @@ def folds(group: np.ndarray) -> np.ndarray:
     """
     count = FEWER_FOLDS if len(group) >= MANY else FOLDS
     return np.array([order_key(str(name)) % count for name in group.tolist()], dtype=np.int64)
-

@@ -156,7 +156,9 @@ def certify_ladder(
     chosen = cert.one_per_group
     products = fit.confidence, fit.correct, cert.confidence[chosen], cert.correct[chosen]
     ratio = len(chosen) / max(len(fit.correct), 1)
-    return tuple(certify_products(*products, ratio, target=target, delta=delta, grid=grid) for target in targets)
+    return tuple(
+        certify_products(*products, ratio, target=target, delta=delta, grid=grid) for target in targets
+    )
 
 
 def certify_products(

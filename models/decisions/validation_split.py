@@ -88,3 +88,13 @@ def in_fit(group: np.ndarray, share: float) -> np.ndarray:
         share: of FIT, 0 to 1; a fixed hash of the group's name decides.
     """
     return np.array([order_key(name) < share * 2**63 for name in group], dtype=bool)
+
+
+def folds_of(group: np.ndarray, folds: int) -> np.ndarray:
+    """(n,) int64: the fold of each group, 0 to `folds` - 1, by the same hash; two folds are FIT's halves.
+
+    Args:
+        group: (n,) str, of `duplicate_groups`.
+        folds: how many, at least 1.
+    """
+    return np.array([order_key(name) * folds >> 63 for name in group], dtype=np.int64)

@@ -202,20 +202,44 @@ def suspects(
         work: as for `fit_head`.
         views: rows of each image, one after the other; their losses are averaged.
     """
-    category = finest(train.labels)
-    losses = np.zeros(len(category), np.float32)
-    for half in (False, True):
-        trained = fold != half
-        evaluated = ~trained & np.isin(category, category[trained])
-        if evaluated.any():
-            folder = work / f"_fold{int(half)}" if work else None
-            head, _ = fit_head(shape, train.only(trained), None, recipe, loss, folder)
-            examples = _DeviceExamples(train.only(evaluated), recipe.memory)
-            losses[evaluated] = _evaluation(evaluator(head.model), examples)[0]
+    losses = np.zeros(len(train.labels), np.float32)
+    for head, held_out in held_out_heads(shape, train, fold, recipe, loss, work):
+        examples = _DeviceExamples(train.only(held_out), recipe.memory)
+        losses[held_out] = _evaluation(evaluator(head.model), examples)[0]
     of_image = losses.reshape(-1, views).mean(axis=1)
     chosen = np.zeros(len(of_image), bool)
     chosen[np.argsort(-of_image, kind="stable")[: round(share * len(of_image))]] = True
     return chosen.repeat(views)
+
+
+def held_out_heads(
+    shape: HeadShape,
+    train: Examples,
+    fold: np.ndarray,
+    recipe: Recipe,
+    loss: Loss | None = None,
+    work: Path | None = None,
+) -> Iterator[tuple[Head, np.ndarray]]:
+    """Yields for each fold a head that was trained on the other folds, and which images it may be tried on.
+
+    Args:
+        shape: of the heads.
+        train: n images.
+        fold: (n,) int or bool, the fold of each image.
+        recipe: of every head.
+        loss: as for `fit_head`.
+        work: as for `fit_head`.
+
+    Yields:
+        A head; (n,) bool: the images of the fold whose category the other folds have, too.
+    """
+    category = finest(train.labels)
+    for number, name in enumerate(np.unique(fold)):
+        trained = fold != name
+        held_out = ~trained & np.isin(category, category[trained])
+        if held_out.any():
+            folder = work / f"_fold{number}" if work else None
+            yield fit_head(shape, train.only(trained), None, recipe, loss, folder)[0], held_out
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.images.normalise import normalise
+from features.images.normalise import kind_of, normalise
 from features.images.refusal import Limits, Refused
 from features.product import order_key, tidy_name
 from features.storage.paths import AnyPath, absolute, any_path, remove, sizes, writing
@@ -42,12 +42,13 @@ CHECKED = pa.schema(
     [(name, pa.string()) for name in ("product_id", "category", "split", "seller", "file")]
     + [("order_key", pa.int64()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
     + [("image_digest", pa.binary(32)), ("kept", pa.bool_()), ("flat", pa.bool_())]
+    + [("width", pa.int32()), ("height", pa.int32()), ("kind", pa.string())]
     + [("reason", pa.string()), ("detail", pa.string()), ("weight", pa.float64())]
 )
 LOCATION = ("file", "offset", "length", "checksum")  # what `read_images` needs
 NO_DIGEST = bytes(32)
 UNREACHABLE = "unreachable"
-CODED = ["category", "split", "seller", "reason"]  # read as dictionaries: few distinct texts
+CODED = ["category", "split", "seller", "kind", "reason"]  # read as dictionaries: few distinct texts
 
 
 class CheckedRow(NamedTuple):
@@ -65,6 +66,9 @@ class CheckedRow(NamedTuple):
     image_digest: bytes
     kept: bool
     flat: bool
+    width: int
+    height: int
+    kind: str
     reason: str
     detail: str
     weight: float | None
@@ -238,8 +242,9 @@ def _rows(
             image.product_id, image.category, image.split, image.seller, file, key, image.offset,
             length=len(image.data),
             checksum=google_crc32c.value(image.data),  # for the second reading: a fifth of the digest's time
-            image_digest=checked.digest, kept=checked.kept, flat=checked.flat, reason=reason, detail=detail,
-            weight=image.weight,
+            image_digest=checked.digest, kept=checked.kept, flat=checked.flat,
+            width=checked.width, height=checked.height, kind=kind_of(image.data),
+            reason=reason, detail=detail, weight=image.weight,
         )  # fmt: skip
 
 
@@ -249,6 +254,8 @@ class _Check(NamedTuple):
     digest: bytes  # sha256
     kept: bool = False  # its bytes are kept as they are
     flat: bool = False
+    width: int = 0  # pixels
+    height: int = 0  # pixels
     reason: str = ""  # of a refusal
     detail: str = ""
 
@@ -262,4 +269,4 @@ def _check(image: SourceImage, limits: Limits) -> _Check:
         normalised = normalise(image.data, limits)
     except Refused as refused:
         return _Check(digest, reason=refused.reason, detail=refused.detail)
-    return _Check(digest, normalised.kept, normalised.flat)
+    return _Check(digest, normalised.kept, normalised.flat, normalised.width, normalised.height)

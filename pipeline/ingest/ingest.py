@@ -41,6 +41,7 @@ from pipeline.ingest.check_images import (
     image_limits,
 )
 from pipeline.ingest.duplicates import contradictions
+from pipeline.ingest.image_statistics import IMAGE_STATISTICS, image_statistics
 from pipeline.ingest.index import Index, tidied
 from pipeline.ingest.layout import RecordsLayout, lay_out, write_plan
 from pipeline.ingest.rejects import refuse_flood, write_rejects
@@ -187,6 +188,8 @@ def _plan_and_write(
     refuse_flood(index, settings.max_rejected, work / "rejects.parquet")
     products = _products(index, job)
     layout = lay_out(index, products, settings, job.seed)
+    statistics = image_statistics(checked, index, layout.placeholder, categorized=True)
+    write_whole(work / IMAGE_STATISTICS, json.dumps(statistics).encode())
     conflicts = _write_taxonomy(paths, products, work)
     ignored = sum(source.ignored() for source in job.sources)
     summary = _summary(index, products, layout, ignored, conflicts)

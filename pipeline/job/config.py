@@ -7,7 +7,7 @@ those marked `calibrate` are part of that stage's.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # true is not 1
@@ -345,6 +345,23 @@ class ReportSettings(Section):
     0 for a page without photos."""
 
 
+class SuspectsSettings(Section):
+    """Labels in doubt, which `shelfmark audit suspects` lists. How they are found: docs/audits.md."""
+
+    folds: Annotated[int, Field(ge=0, le=20)] = 0
+    """Parts into which the training products are divided to examine their labels, too: each part by a head
+    that is trained on the others, so that 5 take about five times as long as training. 0 examines validation
+    and test products alone. Set 2 or more when labels are to be corrected in the whole catalogue."""
+
+    @field_validator("folds")
+    @classmethod
+    def _several(cls, folds: int) -> int:
+        """One fold would have nothing to train on."""
+        if folds == 1:
+            raise ValueError("1 leaves nothing to train on; expected 0, or 2 and more")
+        return folds
+
+
 class CompareSettings(Section):
     """What the baselines of `shelfmark compare` are trained on; the heads are trained on all products."""
 
@@ -353,6 +370,22 @@ class CompareSettings(Section):
     svm_products: Positive = 20_000
     """Training products, at most, for the linear SVMs: one SVM for each category, over all rows each. Raise
     it for several thousand categories, and give it hours."""
+
+
+class MonitorSettings(Section):
+    """When `shelfmark monitor` raises an alarm. What is watched, and how: docs/monitoring.md."""
+
+    precision: Annotated[Share, "speed"] = 0.02
+    """Least fall of the estimated accepted precision that is an alarm; 0.02 is 2 points. Raise it when
+    alarms come for changes that you would not act upon; lower it when wrong categories are expensive."""
+    acceptance: Annotated[Share, "speed"] = 0.05
+    """Least change of the acceptance rate, up or down, that is an alarm; 0.05 is 5 points. Lower it when
+    the work of the people who review has to be known early."""
+    false_alarms: Annotated[Share, "speed"] = 0.01
+    """Chance that chance alone exceeds a limit in a year of batches without change. Raise it to see smaller
+    changes in small batches."""
+    batches_per_year: Annotated[Positive, "speed"] = 52
+    """Batches that are monitored in a year. Set 365 when you categorize every day."""
 
 
 class Config(BaseModel):
@@ -373,7 +406,9 @@ class Config(BaseModel):
     train: TrainSettings = TrainSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     report: ReportSettings = ReportSettings()
+    suspects: SuspectsSettings = SuspectsSettings()
     compare: CompareSettings = CompareSettings()
+    monitor: MonitorSettings = MonitorSettings()
 
     def training(self) -> dict[str, Any]:
         """The settings of [train], what they leave open as head.recipe says."""

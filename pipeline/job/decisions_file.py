@@ -5,20 +5,23 @@
                    is an empty cell; a list is a JSON text: "[""apple"",""pear""]"
     .jsonl         UTF-8, one JSON object a line, with real lists and nulls
 
+`read_decisions` reads each of them back, piece by piece.
+
 Texts are written as they came, ids too: a spreadsheet may take one that begins with = for a formula.
 """
 
 import gzip
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO, cast
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.csv import CSVWriter
+from pyarrow.csv import ConvertOptions, CSVWriter, ParseOptions, open_csv
 
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, writing
@@ -43,10 +46,14 @@ SCHEMA = pa.schema(
 )
 REJECTS = ".rejects.parquet"  # what the name of the rejects beside the decisions ends with
 
+LATER = ("release",)  # columns that files of earlier versions lack
+
 JSON_ROWS = 2**12  # made Python objects at a time
+READ_ROWS = 2**15  # of a Parquet file, in memory at a time
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 Write = Callable[[pa.Table], None]
+Read = Callable[[BinaryIO, Sequence[str]], Iterator[pa.Table]]  # of the columns at least
 
 
 def write_decisions(pieces: Iterable[pd.DataFrame], file: AnyPath) -> None:
@@ -62,6 +69,48 @@ def write_decisions(pieces: Iterable[pd.DataFrame], file: AnyPath) -> None:
     with writing(file) as working, WRITERS[_ending(file)](working) as write:
         for piece in pieces:
             write(pa.Table.from_pandas(piece, SCHEMA, preserve_index=False))
+
+
+def read_decisions(file: AnyPath, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yields the decisions of a file piece by piece, as `write_decisions` has written them.
+
+    Args:
+        file: its suffix gives the format.
+        columns: of SCHEMA; one that the file is too old for is null.
+
+    Raises:
+        ShelfmarkError: the suffix is none of the formats, a column is missing, or the file is damaged.
+    """
+    read = READERS[_ending(file)]
+    try:
+        with file.open("rb") as opened:
+            for piece in read(opened, columns):
+                yield _of_schema(piece, columns, file)
+    except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise ShelfmarkError(
+            f"{file}: cannot be read ({' '.join(str(error).split())[:200]}); expected decisions as "
+            "`shelfmark categorize` writes them; make the file again"
+        ) from error
+
+
+def _of_schema(piece: pa.Table, columns: Sequence[str], file: AnyPath) -> pa.Table:
+    """The columns in the types of SCHEMA; a list that is a JSON text is decoded."""
+    if missing := [name for name in columns if name not in (*piece.column_names, *LATER)]:
+        raise ShelfmarkError(
+            f"{file}: no column {' and no column '.join(missing)}; found: {', '.join(piece.column_names)}; "
+            "expected decisions as `shelfmark categorize` writes them; give that file"
+        )
+    arrays = []
+    for name in columns:
+        kind = SCHEMA.field(name).type
+        if name not in piece.column_names:
+            arrays.append(pa.nulls(len(piece), kind))
+        elif pa.types.is_list(kind) and not pa.types.is_list(piece[name].type):
+            texts = piece[name].to_pylist()
+            arrays.append(pa.array([None if text is None else json.loads(text) for text in texts], kind))
+        else:
+            arrays.append(piece[name].cast(kind))
+    return pa.table(dict(zip(columns, arrays, strict=True)))
 
 
 def require_format(file: AnyPath) -> None:
@@ -145,3 +194,42 @@ def _jsonl(file: Path) -> Iterator[Write]:
 
 
 WRITERS = {".parquet": _parquet, ".csv": _csv, ".csv.gz": _csv_gz, ".jsonl": _jsonl}
+
+
+# Reading them
+
+
+def _read_parquet(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
+    opened = pq.ParquetFile(file)
+    yield opened.schema_arrow.empty_table()  # so that columns are checked where there are no rows
+    there = [name for name in columns if name in opened.schema_arrow.names]
+    for batch in opened.iter_batches(READ_ROWS, columns=there):
+        yield pa.table(batch)
+
+
+def _read_csv(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
+    kinds = {one.name: pa.string() if pa.types.is_list(one.type) else one.type for one in SCHEMA}
+    convert = ConvertOptions(column_types=kinds, null_values=[""], strings_can_be_null=True,
+                             quoted_strings_can_be_null=False)  # fmt: skip
+    reader = open_csv(file, parse_options=ParseOptions(newlines_in_values=True), convert_options=convert)
+    yield reader.schema.empty_table()
+    for batch in reader:
+        yield pa.table(batch)
+
+
+def _read_csv_gz(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
+    with gzip.GzipFile(fileobj=file) as opened:
+        yield from _read_csv(cast(BinaryIO, opened), columns)
+
+
+def _read_jsonl(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
+    while lines := list(itertools.islice(file, JSON_ROWS)):
+        rows = [json.loads(line) for line in lines if line.strip()]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        known = [SCHEMA.field(name) for name in names if name in SCHEMA.names]
+        yield pa.Table.from_pylist(rows, pa.schema(known))
+
+
+READERS: dict[str, Read] = {
+    ".parquet": _read_parquet, ".csv": _read_csv, ".csv.gz": _read_csv_gz, ".jsonl": _read_jsonl,
+}  # fmt: skip

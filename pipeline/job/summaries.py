@@ -125,6 +125,19 @@ class InServiceSummary(Summary):
     products: int
 
 
+class SuspectsSummary(Summary):
+    """suspects/: labels in doubt, and how many labels are probably wrong."""
+
+    examined: int  # products whose label was compared with predictions
+    suspects: int  # listed
+    identical_images: int  # of these, because of an image that is in another category, too
+    noise: float  # estimated share of wrong labels, the smaller one of the next two
+    noise_of_confident_joint: float  # among the accepted products
+    noise_of_most_confident: float  # among the products with the most confident predictions
+    target: float  # precision promised
+    target_above_ceiling: bool  # the target is above 1 - noise: wrong labels alone break it
+
+
 class BundleSummary(Summary):
     """bundle/: what everybody who uses it has to know."""
 

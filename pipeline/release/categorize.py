@@ -2,6 +2,7 @@
 
     NAME.parquet            one row a product; .csv, .csv.gz and .jsonl, too: see job/decisions_file.py
     NAME.rejects.parquet    the images that were refused, as in rejects.parquet; only where there are any
+    NAME.statistics.json    what the photos are like, for `shelfmark monitor`: monitor/batch_statistics.py
     NAME.parquet.partial/   while at work
     NAME.parquet.fetched/   photos fetched from the web, while some could not be reached
 
@@ -41,6 +42,7 @@ from pipeline.job.decisions_file import rejects_beside, require_format, write_de
 from pipeline.job.lock import only_job
 from pipeline.job.progress import log
 from pipeline.job.stage import counts_of
+from pipeline.monitor.batch_statistics import write_statistics
 from pipeline.sources.image import Changed, read_images, refuse_changed_container
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import Source, open_sources
@@ -128,7 +130,7 @@ def _write_decisions(
     statuses = Counter[str]()
 
     def pieces() -> Iterator[pd.DataFrame]:
-        for piece in _decide(checked, index, bundle, store, config):
+        for piece in _decide(checked, index, bundle, store, config, output):
             statuses.update(piece["status"])
             yield piece
 
@@ -148,9 +150,9 @@ def _write_rejects(checked: CheckedImages, index: Index, max_rejected: float, ou
 
 
 def _decide(
-    checked: CheckedImages, index: Index, bundle: Bundle, store: Store, config: Config
+    checked: CheckedImages, index: Index, bundle: Bundle, store: Store, config: Config, output: AnyPath
 ) -> Iterator[pd.DataFrame]:
-    """Decisions sorted by product, PIECE products at a time."""
+    """Decisions sorted by product, PIECE products at a time; first writes the statistics of the photos."""
     images, product, digests = _readable(checked, index)
 
     def read(chosen: np.ndarray) -> Iterator[Piece]:
@@ -161,7 +163,10 @@ def _decide(
     flip = categorizer.flip
     rows = rows_of(store, flip, digests, read, bundle.backbone, config.extract)
     bounds = product_bounds(product)
-    answers = categorizer.predict(rows, bounds * (2 if flip else 1))
+    row_bounds = bounds * (2 if flip else 1)
+    least = config.ingest.placeholder_products
+    write_statistics(output, bundle, checked, index, rows, row_bounds[:-1], least)
+    answers = categorizer.predict(rows, row_bounds)
     readable = product[bounds[:-1]]  # products, ascending
     for start in range(0, len(index.product_id), PIECE):
         product_id = index.product_id.slice(start, PIECE).to_numpy(zero_copy_only=False)

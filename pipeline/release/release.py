@@ -25,9 +25,10 @@ from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BundleSummary, RecordsSummary
+from pipeline.monitor.reference_files import write_reference
 from pipeline.release.judge import Verdict
 
-VERSION = 1
+VERSION = 2
 
 
 def pack(run: Run) -> Artifact:
@@ -35,6 +36,7 @@ def pack(run: Run) -> Artifact:
     records = run.records()
     head = run.head(records, run.bottlenecks(records))
     thresholds, backbone = run.thresholds(head), run.backbone
+    evaluation = run.artifact("evaluation", "evaluate", thresholds=thresholds)
 
     def make(work: Path) -> Mapping[str, object]:
         for name in (*HEAD_FILES, *SET_FILES):
@@ -45,6 +47,7 @@ def pack(run: Run) -> Artifact:
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
         products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
+        write_reference(run, work, evaluation)
         return BundleSummary(
             backbone=backbone.name,
             weights=backbone.weights,
@@ -56,6 +59,7 @@ def pack(run: Run) -> Artifact:
         "records": records.digest,
         "head": head.digest,
         "thresholds": thresholds.digest,
+        "evaluation": evaluation.digest,
         "fingerprint": backbone.fingerprint,
     }
     return stage(run.path / "bundle", kind="bundle", version=VERSION, made_from=made_from, make=make)

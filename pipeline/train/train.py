@@ -8,7 +8,7 @@ FIT, a quarter of the validation products by hash of their duplicate group, sele
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,9 @@ import pandas as pd
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from models.decisions.predictions import product_bounds
+from models.decisions.validation_split import duplicate_groups, folds_of
 from models.heads.architectures import SET, Head, HeadShape, ProductRows, load_head
-from models.heads.training import Examples, Recipe, fit_head, suspects
+from models.heads.training import Examples, Recipe, fit_head, held_out_heads, suspects
 from models.heads.warm_start import misfit, warm_start
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.catalogue import Part, divide, learnt_categories_of, open_part, sizes_of, untrainable
@@ -133,6 +134,30 @@ def _without_suspects(training: _Training, config: Config, work: Path) -> tuple[
     loss = loss_of(training.taxonomy, config)
     suspect = suspects(training.shape, examples, fold, recipe_of(config), share, loss, work, trained.views)
     return replace(training, trained=trained.only(~suspect)), examples.only(~suspect)
+
+
+def held_out_parts(
+    records: Artifact, bottlenecks: Artifact, store: AnyPath, config: Config, work: Path
+) -> Iterator[tuple[Part, Head]]:
+    """Yields the training images fold by fold, each with a head that was not trained on its fold.
+
+    Products that share an image are in one fold. Images of a category that the other folds lack are left out.
+
+    Args:
+        records: of ingest.
+        bottlenecks: of extract.
+        store: directory of all stores.
+        config: suspects.folds, and what `train_head` takes.
+        work: directory of the checkpoints.
+    """
+    training = _open_training(records, bottlenecks, store, config)
+    trained = training.trained
+    group = duplicate_groups(trained.product_id, trained.image_digest)
+    fold = folds_of(group, config.suspects.folds)
+    loss = loss_of(training.taxonomy, config)
+    heads = held_out_heads(training.shape, training.examples(trained), fold, recipe_of(config), loss, work)
+    for head, held_out in heads:
+        yield trained.only(held_out), head
 
 
 def _fit(

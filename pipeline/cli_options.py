@@ -1,0 +1,122 @@
+"""What several commands have in common: the options of a run, and opening it."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from features.errors import ShelfmarkError
+from features.storage.paths import AnyPath, any_path
+
+if TYPE_CHECKING:
+    from pipeline.job.run import Run
+
+WITHOUT_TENSORFLOW = ("ingest", "report")
+FRESH = ("ingest", "retrain")  # begin with the default settings, not with the run's last ones
+
+
+class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
+    """A path on the disk or on an object store."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, context: Any) -> AnyPath:
+        """Converts the text of the option."""
+        if not str(value).strip():
+            self.fail("empty; expected a path, such as shop or s3://bucket/shop", param, context)
+        return any_path(value) if isinstance(value, str) else cast(AnyPath, value)
+
+
+PATH = _PathType()
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every stage."""
+    path = click.Path(path_type=Path)
+    options = [
+        click.option(
+            "--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store."
+        ),
+        click.option("--run", "name", help="Name of the run; default: the ISO week, as in 2026-W47."),
+        click.option("--config", "file", type=path, help="TOML file of settings, over the defaults."),
+        click.option(
+            "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
+        ),
+        click.option("--backbone", help="Network of keras.applications; default: inception_v3."),
+        click.option("--weights", help="imagenet, random, or a .weights.h5 file; default: imagenet."),
+        click.option(
+            "--image-size", type=int, help="Side of the images in pixels; default: the network's own."
+        ),
+        click.option("--seed", type=int, help="Seed of everything random; default: 0."),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def _opened_run(
+    name: str | None,
+    workspace: AnyPath,
+    file: Path | None,
+    sets: tuple[str, ...],
+    given: dict[str, Any],
+    command: str,
+) -> Iterator["Run"]:
+    """The run, locked; a FRESH command's settings go over the defaults, others' over the run's last ones."""
+    import datetime
+
+    from pipeline.job.load_config import load_config
+    from pipeline.job.lock import only_job
+    from pipeline.job.run import begin_run, default_name, saved_settings, settings_on_trial
+
+    name = default_name(datetime.date.today()) if name is None else name
+    if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".partial") or name.split(".")[0] == "current":
+        raise ShelfmarkError(
+            f"--run {name}: not a name for a run; expected a letter or digit, then letters, digits, '-', '_' "
+            "and '.'; give another name"
+        )
+    options = {
+        "backbone.name": given["backbone"], "backbone.weights": given["weights"],
+        "backbone.image_size": given["image_size"], "seed": given["seed"], "extract.engine": given["engine"],
+    }  # fmt: skip
+    base = {} if command in FRESH else saved_settings(workspace, name)
+    config = load_config(file, sets, options, base)
+    if command not in WITHOUT_TENSORFLOW:
+        start_tensorflow(config.extract.engine)
+    with only_job(workspace / "runs" / name), settings_on_trial(workspace, name):
+        yield begin_run(workspace, name, config)
+
+
+def stage_command(function: Callable[..., None]) -> Callable[..., None]:
+    """Makes a command of a function whose first argument is the run that the common options name."""
+
+    @run_options
+    def command(
+        workspace: AnyPath,
+        name: str | None,
+        file: Path | None,
+        sets: tuple[str, ...],
+        debug: bool,
+        **given: Any,
+    ) -> None:
+        settings = {option: given.pop(option) for option in ("backbone", "weights", "image_size", "seed")}
+        settings["engine"] = given.pop("engine", None)  # of the commands that extract
+        with _opened_run(name, workspace, file, sets, settings, function.__name__) as run:
+            function(run, **given)
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    return command
+
+
+def start_tensorflow(engine: str = "auto") -> None:
+    """Sets Keras' backend for the engine, then starts TensorFlow, which imports Keras."""
+    from features.engines.backbones import start_tensorflow
+    from features.engines.choose import use_engine
+
+    use_engine(engine)
+    start_tensorflow()

@@ -1,0 +1,191 @@
+"""Reading what is monitored: the decisions of a batch, and decisions that people have checked.
+
+decisions (a table at a time) ──► counts of each table ──► Batch
+audits.csv                     product_id, correct (yes/no, true/false, 1/0; empty: not checked yet)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.errors import ShelfmarkError
+from features.storage.artifact import file_digest
+from features.storage.paths import AnyPath, local
+from models.decisions.categorizer import ACCEPTED, UNREADABLE
+from models.decisions.drift.batch import Batch
+from models.decisions.drift.eprocess import Audited
+from pipeline.job.read_decisions import decision_tables
+from pipeline.monitor.batch_statistics import read_statistics
+from pipeline.monitor.reference_files import ReleaseReference, labels_of
+
+COLUMNS = ("product_id", "category", "confidence", "status")
+AGAIN = "give the file that `shelfmark categorize` wrote"
+CORRECT = {
+    **dict.fromkeys(("yes", "1", "true", "y"), True),
+    **dict.fromkeys(("no", "0", "false", "n"), False),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ReadBatch:
+    """A batch that was read."""
+
+    name: str  # of its file
+    digest: str  # of its file
+    batch: Batch
+    accepted: pa.ChunkedArray  # ids of its accepted products
+
+
+def release_of(file: AnyPath) -> str | None:
+    """The release that decided: the one that the file names; None where it names none.
+
+    Raises:
+        ShelfmarkError: the file cannot be read, has no product, or is of several releases.
+    """
+    found: set[str | None] = set()
+    for table in decision_tables(file, ["product_id"], ["release"]):
+        found |= set(pc.unique(table["release"]).to_pylist())
+    if not found:
+        raise ShelfmarkError(f"{file}: has no product; expected decisions about some; {AGAIN}")
+    if len(found) > 1:
+        names = ", ".join(sorted(name or "none" for name in found))
+        raise ShelfmarkError(
+            f"{file}: decisions of several releases ({names}); expected one; give those of one release"
+        )
+    return found.pop()
+
+
+def read_batch(file: AnyPath, release: ReleaseReference) -> ReadBatch:
+    """Counts the decisions of a file, and the statistics of photos beside it.
+
+    Raises:
+        ShelfmarkError: a product is there twice, or the decisions are not the release's.
+    """
+    ids: list[pa.ChunkedArray] = []
+    accepted: list[pa.ChunkedArray] = []
+    parts: list[Batch] = []
+    for part, table in _counted(file, release):
+        parts.append(part)
+        ids.append(table["product_id"])
+        accepted.append(table["product_id"].filter(pc.equal(table["status"], ACCEPTED)))
+    _require_once(file, [chunk for column in ids for chunk in column.chunks])
+    whole = Batch.together(parts, {})
+    products = whole.readable + whole.unreadable
+    images = read_statistics(file, release, products, whole.unreadable)
+    accepted_ids = pa.chunked_array([chunk for column in accepted for chunk in column.chunks], pa.string())
+    return ReadBatch(file.name, file_digest(file), Batch.together([whole], images), accepted_ids)
+
+
+def _counted(file: AnyPath, release: ReleaseReference) -> Iterator[tuple[Batch, pa.Table]]:
+    """The counts of each table of the file, and the table."""
+    reference, taxonomy = release.reference, release.taxonomy
+    branch_of = reference.branch_of(labels_of(taxonomy))
+    names = reference.categories.names or ()
+    position = {name: at for at, name in enumerate(names)}
+    category_of = np.array([position.get(name, len(names) - 1) for name in taxonomy.categories], np.int64)
+    for table in decision_tables(file, COLUMNS):
+        unreadable = int(pc.sum(pc.equal(table["status"], UNREADABLE)).as_py() or 0)
+        readable = table.filter(pc.not_equal(table["status"], UNREADABLE))
+        if readable["product_id"].null_count or readable["confidence"].null_count:
+            raise ShelfmarkError(f"{file}: a product without id or confidence; expected decisions; {AGAIN}")
+        category = taxonomy.index(readable["category"].to_numpy())
+        confidence = readable["confidence"].to_numpy()
+        _require_own(file, readable, category, confidence, release)
+        yield (
+            Batch.count(reference, branch_of[category], category_of[category], confidence, unreadable),
+            table.select(["product_id", "status"]),
+        )
+
+
+def _require_own(
+    file: AnyPath, readable: pa.Table, category: np.ndarray, confidence: np.ndarray, release: ReleaseReference
+) -> None:
+    """Raises a ShelfmarkError where categories or thresholds are not the release's."""
+    advice = (
+        f"expected decisions of {release.name}; categorize again with it, or monitor those of another file"
+    )
+    if (category < 0).any():
+        unknown = readable["category"][int(np.flatnonzero(category < 0)[0])].as_py()
+        raise ShelfmarkError(f"{file}: category {unknown!r} is not one of release {release.name}; {advice}")
+    threshold = release.reference.threshold
+    accepted = confidence >= (np.inf if threshold is None else threshold)
+    differs = accepted != pc.equal(readable["status"], ACCEPTED).to_numpy()
+    if differs.any():
+        least = "accepts nothing" if threshold is None else f"accepts from confidence {threshold:.6g} on"
+        one = readable["product_id"][int(np.flatnonzero(differs)[0])].as_py()
+        raise ShelfmarkError(
+            f"{file}: product {one!r} was decided by another threshold; release {release.name} {least}; "
+            f"{advice}"
+        )
+
+
+def _require_once(file: AnyPath, chunks: list[pa.Array]) -> None:
+    counts = pc.value_counts(pa.chunked_array(chunks, pa.string()))
+    if not len(counts):
+        raise ShelfmarkError(f"{file}: has no product; expected decisions about some; {AGAIN}")
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(twice):
+        raise ShelfmarkError(
+            f"{file}: {len(twice):,} products are there twice, for example {twice[0]['values'].as_py()!r}; "
+            f"expected one row each; {AGAIN}"
+        )
+
+
+# Audits
+
+
+@dataclass(frozen=True)
+class ReadAudits:
+    """Decisions that people have checked, of one file."""
+
+    name: str
+    digest: str
+    audited: Audited
+    unchecked: int  # rows without a result
+
+
+def read_audits(file: AnyPath, batches: list[ReadBatch]) -> ReadAudits:
+    """Reads a CSV of checked decisions.
+
+    Args:
+        file: with the columns product_id and correct; others are not used.
+        batches: that hold the decisions.
+
+    Raises:
+        ShelfmarkError: the file cannot be read, lacks a column, or has a product twice, one that is not among
+            the accepted ones, or a result that is neither yes nor no.
+    """
+    expected = (
+        "expected product_id and correct (yes or no); give the file of `shelfmark audit draw`, filled in"
+    )
+    try:
+        table = pd.read_csv(local(file), dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
+        problem = " ".join(str(error).split())[:200]
+        raise ShelfmarkError(f"{file}: cannot be read: {problem}; {expected}") from error
+    missing = [name for name in ("product_id", "correct") if name not in table]
+    if missing:
+        raise ShelfmarkError(f"{file}: lacks the columns {', '.join(missing)}; {expected}")
+    if twice := table["product_id"][table["product_id"].duplicated()].tolist():
+        raise ShelfmarkError(f"{file}: product {twice[0]!r} is there twice; {expected}, one row a product")
+    text = table["correct"].str.strip().str.lower()
+    checked = text != ""
+    if wrong := sorted(set(text[checked]) - set(CORRECT)):
+        raise ShelfmarkError(f"{file}: {wrong[0]!r} in the column correct; {expected}, or nothing")
+    ids = pa.chunked_array([chunk for one in batches for chunk in one.accepted.chunks], pa.string())
+    known = pc.is_in(pa.array(table["product_id"], pa.string()), ids).to_numpy(zero_copy_only=False)
+    if not known.all():
+        one = table["product_id"][~known].iloc[0]
+        raise ShelfmarkError(
+            f"{file}: {int((~known).sum()):,} products, for example {one!r}, are not among the accepted "
+            "ones; expected a sample of the accepted decisions of --decisions; give those that it was "
+            "drawn from"
+        )
+    errors = int((~text[checked].map(CORRECT).astype(bool)).sum())
+    return ReadAudits(
+        file.name, file_digest(file), Audited(int(checked.sum()), errors), int((~checked).sum())
+    )
