@@ -7,7 +7,7 @@ IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 VENV_PACKAGE = import sys; print("python%d.%d-venv" % sys.version_info[:2])
 
 UV = .venv/bin/uv
-EXTRAS = aws bench compare dev docs jax openvino test
+EXTRAS = aws bench browser compare dev docs jax openvino test
 READY = .venv/ready
 
 # uv trusts the certificates and asks the index that pip does.
@@ -17,10 +17,10 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
 # Tests are many and small: one thread each is quicker than waking a pool for every matrix.
-test test-slow test-statistics test-runners test-flink coverage: export OMP_NUM_THREADS = 1
-test test-slow test-statistics test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
+test test-slow test-statistics test-browser test-runners test-flink coverage: export OMP_NUM_THREADS = 1
+test test-slow test-statistics test-browser test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: help setup demo test test-slow test-statistics test-runners test-flink coverage check docs lock clean
+.PHONY: help setup demo test test-slow test-statistics test-browser test-runners test-flink coverage check docs lock clean
 .PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate
 
 help: ## this list
@@ -58,6 +58,9 @@ test-slow: $(READY) ## the slow tests alone
 
 test-statistics: $(READY) ## simulations of the promises
 	.venv/bin/python -m pytest -q -m statistics
+
+test-browser: $(READY) ## the report in a headless Chromium (Debian and Ubuntu: apt install chromium)
+	.venv/bin/python -m pytest -q -m browser tests/test_browser.py
 
 test-runners: $(READY) ## ingest and extract on every Beam runner that can be had here: Flink, Prism, job services, processes
 	.venv/bin/python -m pytest -q -m runners

@@ -166,19 +166,27 @@ def evaluate(run: "Run") -> None:
 
 
 @shelfmark.command()
+@click.option("--compare", "other", metavar="RUN", help="Also a page with this run of the workspace beside.")
+@click.option("--xlsx", is_flag=True, help="Also the tables as report.xlsx, for Excel.")
 @stage_command
-def report(run: "Run") -> None:
+def report(run: "Run", other: str | None, xlsx: bool) -> None:
     """Writes the report, a page for a browser.
 
-    It shows the acceptance-rate curve, the levels, the categories and the confusions.
+    It shows what another threshold would do, categories, confusions with photos, labels in doubt and what
+    changed since the release in service. It is in English or French, see report.language.
 
     \b
     Example:
-      shelfmark report --workspace shop
+      shelfmark report --workspace shop --xlsx
     """
-    from pipeline.report.report import report
+    from pipeline.report.report import PAGE, WORKBOOK, compare_runs, report
 
-    print(report(run).path / "index.html")
+    written = report(run, xlsx)
+    print(written.path / PAGE)
+    if xlsx:
+        print(written.path / WORKBOOK)
+    if other is not None:
+        print(compare_runs(run, other).path / PAGE)
 
 
 @shelfmark.command()

@@ -16,7 +16,8 @@ from features.storage.paths import AnyPath
 from pipeline.compare.classifiers import CLASSIFIERS, PAPER, TUNED, VARIANTS, config_of
 from pipeline.compare.results import Comparison, RowResult
 from pipeline.job.config import Config
-from pipeline.report.report import environment
+from pipeline.report.language import Words
+from pipeline.report.page import environment
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -149,7 +150,7 @@ def render(comparison: Comparison, run: str) -> str:
         if variant.name in PAPER
     ]
     return (
-        environment()
+        environment(Words("en"))
         .get_template("comparison.html.j2")
         .render(comparison=comparison, run=run, caption=caption(comparison), published=published)
     )

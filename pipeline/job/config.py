@@ -363,6 +363,24 @@ class SuspectsSettings(Section):
         return folds
 
 
+class ReportSettings(Section):
+    """The page for people. These settings change no result."""
+
+    language: Literal["auto", "en", "fr"] = "auto"
+    """Language of the page: English or French. `auto` takes French where the environment's locale (LC_ALL,
+    LC_MESSAGES, LANG) is French, else English. Name one for jobs on machines without a locale."""
+    minutes_per_product: Annotated[float, Field(gt=0)] = 1.0
+    """Minutes that a person needs to put one product into its category. Set what you measure in your
+    shop; the hours that the page counts as saved are proportional to it."""
+    wage: Annotated[float, Field(ge=0)] = 25.0
+    """Cost of one hour of this work. Set your own; 0 leaves the costs out."""
+    currency: Annotated[str, Field(min_length=1, max_length=8)] = "€"
+    """What stands behind amounts of money. Set it together with `wage`."""
+    thumbnails: Annotated[int, Field(ge=0, le=300)] = 300
+    """Photos in the page, at most, as small WebP pictures of about 3 kB each. Lower it for a smaller file;
+    0 for a page without photos."""
+
+
 class CompareSettings(Section):
     """What the baselines of `shelfmark compare` are trained on; the heads are trained on all products."""
 
@@ -407,6 +425,7 @@ class Config(BaseModel):
     train: TrainSettings = TrainSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     suspects: SuspectsSettings = SuspectsSettings()
+    report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
     monitor: MonitorSettings = MonitorSettings()
 

@@ -1,21 +1,28 @@
 """What the report shows about a run, read from the run's files.
 
-runs/<run>/config.json                  run, code_version, settings
+runs/<run>/config.json                  run, code_version, based_on, settings
            records/manifest.json        summary: where every image went
            head/history.csv             epoch, loss, accuracy, and of FIT val_loss, val_accuracy
-           thresholds/thresholds.json   temperature, confidence model, certificate
+           thresholds/thresholds.json   temperature, confidence model; certificates of levels and targets
            evaluation/metrics.json      train, val, cert, test; graded_on, independent, weights, backbone
-           evaluation/*.parquet         curve, categories, confusions
+           evaluation/*.parquet         curves, categories, confusions, ladder, unlearnt; decisions, measured
+           in_service/*.parquet         decisions and measured of the release in service, where there was one
+           suspects/                    labels in doubt and how many are wrong, where they were looked for
     └─ load ─► ReportData
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features.errors import ShelfmarkError
@@ -27,16 +34,70 @@ from pipeline.train.figures import Metrics, PartFigures
 
 COLUMNS = {
     "evaluation/curve.parquet": ("threshold", "acceptance_rate", "precision", "precision_lower"),
+    "evaluation/level_curves.parquet": ("level", "threshold", "acceptance_rate", "precision"),
     "evaluation/categories.parquet": (
-        *("category", "name", "train_products", "products", "right"),
+        *("category", "name", "department", "train_products", "products", "right"),
         *("predicted", "predicted_right", "accepted", "accepted_right"),
+        *("fit_predicted", "fit_right", "estimate", "lower", "upper", "status", "kept"),
     ),
     "evaluation/confusions.parquet": ("category", "category_name", "predicted", "predicted_name", "products"),
+    "evaluation/ladder.parquet": (
+        *("target", "certified", "threshold", "cert_acceptance", "accepted", "precision", "precision_lower"),
+        *("more_products_needed", "at_best"),
+    ),
+    "evaluation/unlearnt.parquet": ("category", "name", "products", "measured", "accepted", "parent_right"),
     "head/history.csv": ("epoch", "loss", "accuracy"),  # and val_loss, val_accuracy where FIT has products
 }
-STAGES = {"evaluation": "evaluate", "thresholds": "calibrate", "head": "train"}
+SUSPECTS = "suspects/suspects.parquet"
+IN_SERVICE = "in_service/measured.parquet"
+NOISE = "suspects/manifest.json"
+SUSPECT = (
+    *("product_id", "category", "category_path", "proposed", "proposed_path"),
+    *("confidence", "reason", "part", "image_digest"),
+)
+DECIDED = ("product_id", "category", "category_path", "confidence", "status", "node_level")
+MEASURED = ("product_id", "true_category", "true_path", "learnt", "unseen", "correct")
+STAGES = {
+    **{"evaluation": "evaluate", "in_service": "retrain", "thresholds": "calibrate", "head": "train"},
+    "suspects": "audit suspects",
+}
 
 Content = TypeVar("Content")
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """Texts as positions in a list of the distinct ones; -1 where there is none."""
+
+    values: np.ndarray  # (k,) object
+    code: np.ndarray  # (n,) int32
+
+    def texts(self, rows: np.ndarray | slice) -> list[str | None]:
+        """The texts of some rows."""
+        return [None if code < 0 else str(self.values[code]) for code in self.code[rows].tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """The measured products with what was decided about them, in the order of the files."""
+
+    product_id: pa.ChunkedArray  # (n,) string
+    predicted: Coded  # category
+    predicted_path: Coded
+    true: Coded  # category
+    true_path: Coded
+    confidence: np.ndarray  # (n,) float64
+    accepted: np.ndarray  # (n,) bool
+    learnt: np.ndarray  # (n,) bool: the true category is one that the head knows
+    correct: np.ndarray  # (n,) bool
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def ids(self, rows: np.ndarray) -> list[str]:
+        """The product_id of some rows."""
+        ids: list[str] = self.product_id.take(pa.array(rows, pa.int64())).to_pylist()
+        return ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +106,43 @@ class ReportData:
 
     run: str
     code_version: str
+    based_on: str | None  # the release that was in service
     settings: Mapping[str, object]
     metrics: Metrics
-    rules: DecisionRules
+    rules: DecisionRules  # in use, and what is certified beside them
     records: RecordsSummary
     history: pd.DataFrame  # one row for each epoch
     curve: pd.DataFrame  # of the measured part, by descending threshold
+    level_curves: pd.DataFrame
     categories: pd.DataFrame  # counts on the measured part
     confusions: pd.DataFrame  # the most frequent first
+    ladder: pd.DataFrame
+    unlearnt: pd.DataFrame
+    products: Products  # the measured ones
+    in_service: Products | None  # the same products by the release in service
+    suspects: pd.DataFrame | None  # the most suspicious first
+    noise: float | None  # estimated share of wrong labels; None where they were not looked for
 
     @property
     def measured(self) -> PartFigures | None:
         """The figures of the measured part: test, else CERT; None where neither has products."""
         return self.metrics.measured
+
+    @cached_property
+    def department(self) -> dict[str, str]:
+        """The name of the department of each category, learnt or not."""
+        names = dict(zip(self.categories["category"], self.categories["department"], strict=True))
+        for category, path in zip(self.unlearnt["category"], self.unlearnt["name"], strict=True):
+            names[category] = path.split(" / ")[0]
+        return names
+
+
+def worst_first(categories: pd.DataFrame) -> pd.DataFrame:
+    """The categories with the most errors first, then those the most products; with a column `errors`."""
+    counted = categories.assign(errors=categories["products"] - categories["right"])
+    return counted.sort_values(
+        ["errors", "products", "name", "category"], ascending=[False, False, True, True]
+    )
 
 
 class _RecordsManifest(BaseModel):
@@ -76,22 +161,27 @@ def load(run: AnyPath) -> ReportData:
             makes it.
     """
     metrics = _read(run, "evaluation/metrics.json", Metrics.model_validate_json)
-    curve, categories, confusions, history = (_read_table(run, name) for name in COLUMNS)
-    rules = _read(run, "thresholds/thresholds.json", lambda data: DecisionRules.from_dict(json.loads(data)))
-    records = _read(run, "records/manifest.json", _RecordsManifest.model_validate_json)
+    tables = {Path(name).stem: _read_table(run, name, columns) for name, columns in COLUMNS.items()}
     config = _read(run, "config.json", _parse_run)
     return ReportData(
         run=config.run,
         code_version=config.code_version,
+        based_on=config.based_on,
         settings=config.settings,
         metrics=metrics,
-        rules=rules,
-        records=records.summary,
-        history=history,
-        curve=curve,
-        categories=categories,
-        confusions=confusions,
+        rules=_read(
+            run, "thresholds/thresholds.json", lambda data: DecisionRules.from_dict(json.loads(data))
+        ),
+        records=_read(run, "records/manifest.json", _RecordsManifest.model_validate_json).summary,
+        products=_read_products(run, "evaluation"),
+        in_service=_read_products(run, "in_service") if (run / IN_SERVICE).is_file() else None,
+        suspects=_read_table(run, SUSPECTS, SUSPECT) if (run / SUSPECTS).is_file() else None,
+        noise=_read(run, NOISE, _parse_noise) if (run / NOISE).is_file() else None,
+        **tables,
     )
+
+
+# JSON
 
 
 def _parse_run(data: bytes) -> SavedRun:
@@ -100,6 +190,10 @@ def _parse_run(data: bytes) -> SavedRun:
     if missing:
         raise ValueError(f"missing: {', '.join(sorted(missing))}")
     return saved
+
+
+def _parse_noise(data: bytes) -> float:
+    return float(json.loads(data)["summary"]["noise"])
 
 
 def _read(run: AnyPath, name: str, parse: Callable[[bytes], Content]) -> Content:
@@ -115,16 +209,60 @@ def _read(run: AnyPath, name: str, parse: Callable[[bytes], Content]) -> Content
         raise _unusable(run, name, error) from error
 
 
-def _read_table(run: AnyPath, name: str) -> pd.DataFrame:
+# Tables
+
+
+def _read_table(run: AnyPath, name: str, columns: Sequence[str]) -> pd.DataFrame:
     try:
         file = local(run / name)
         table = pd.read_csv(file) if name.endswith(".csv") else pd.read_parquet(file)
     except (OSError, ValueError) as error:
         raise _unusable(run, name, error) from error
-    missing = [column for column in COLUMNS[name] if column not in table]
+    missing = [column for column in columns if column not in table]
     if missing:
         raise _unusable(run, name, f"no column {', '.join(missing)}")
     return table
+
+
+def _read_products(run: AnyPath, folder: str) -> Products:
+    """Decisions and truth of the measured products; of 2 M products a few columns, 200 MB."""
+    decided = _read_columns(run, f"{folder}/decisions.parquet", DECIDED)
+    measured = _read_columns(run, f"{folder}/measured.parquet", MEASURED)
+    if not decided["product_id"].equals(measured["product_id"]):
+        raise _unusable(run, f"{folder}/measured.parquet", "other products than in decisions.parquet")
+    return Products(
+        product_id=measured["product_id"],
+        predicted=_coded(decided["category"]),
+        predicted_path=_coded(decided["category_path"]),
+        true=_coded(measured["true_category"]),
+        true_path=_coded(measured["true_path"]),
+        confidence=decided["confidence"].to_numpy(),
+        accepted=pc.fill_null(pc.equal(decided["status"].cast(pa.string()), "accepted"), False).to_numpy(),
+        learnt=measured["learnt"].to_numpy(),
+        correct=measured["correct"].to_numpy(),
+    )
+
+
+def _read_columns(run: AnyPath, name: str, columns: tuple[str, ...]) -> pa.Table:
+    few = [column for column in columns if column in ("category", "category_path", "status", "true_category")]
+    few += [column for column in columns if column == "true_path"]
+    try:
+        with pq.ParquetFile(local(run / name), read_dictionary=few) as file:
+            missing = [column for column in columns if column not in file.schema_arrow.names]
+            if missing:
+                raise _unusable(run, name, f"no column {', '.join(missing)}")
+            return file.read(list(columns))
+    except (OSError, ValueError) as error:
+        raise _unusable(run, name, error) from error
+
+
+def _coded(column: pa.ChunkedArray) -> Coded:
+    if column.num_chunks == 0:
+        return Coded(np.empty(0, object), np.empty(0, np.int32))
+    whole = column.unify_dictionaries().combine_chunks()
+    whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+    code = pc.fill_null(whole.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
+    return Coded(whole.dictionary.to_numpy(zero_copy_only=False), code)
 
 
 def _unusable(run: AnyPath, name: str, why: Exception | str) -> ShelfmarkError:

@@ -1,125 +1,119 @@
-"""The report of a run: one self-contained page, index.html, for those who are responsible for the categories.
+"""The report of a run: index.html for those responsible for the categories, and report.xlsx if wanted.
 
-    data.ReportData ─ write_report ─► report/index.html
-
-The page opens without a network: it contains styles, plots (SVG) and the script that sorts tables. It has
-no date, duration or absolute path, so the same run gives the same bytes.
+data.load ─► page.build ─► page.render ─► report/index.html
 """
 
+import importlib.metadata
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from features.storage.artifact import Artifact
+from features.errors import ShelfmarkError
+from features.storage.artifact import Artifact, find_artifact, open_artifact
+from features.storage.paths import AnyPath
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.report.data import ReportData, load
-from pipeline.report.plots import acceptance_plot, learning_plots, levels_plot, plain_style
-from pipeline.report.text import (
-    account,
-    below_promise,
-    best_epoch,
-    category_rows,
-    coefficients,
-    concentration,
-    confusion_rows,
-    count,
-    flat_settings,
-    headline,
-    importances,
-    level_names,
-    named_parts,
-    percent,
-    products_needed,
-    share,
-    signed,
-)
+from pipeline.report.language import language_of
+from pipeline.report.page import build, render
+from pipeline.report.two_runs import render_two
+from pipeline.report.xlsx import write_xlsx
 
-VERSION = 5
+VERSION = 6
+PAGE, WORKBOOK = "index.html", "report.xlsx"
 
 
-def report(run: Run) -> Artifact:
+def report(run: Run, xlsx: bool = False) -> Artifact:
     """Writes the report of a run.
+
+    Args:
+        run: with its finished evaluation.
+        xlsx: write the tables as an Excel file, too.
 
     Raises:
         ShelfmarkError: an earlier stage has not run, or has run with other settings; the message names it.
     """
+    made_from, data = _inputs(run) | {"xlsx": xlsx}, load(run.path)
+    if not made_from["in_service"]:
+        data = replace(data, in_service=None)
+    if not made_from["suspects"]:
+        data = replace(data, suspects=None, noise=None)
+
+    def make(work: Path) -> Mapping[str, object]:
+        write_report(data, run.path / "records", work, xlsx)
+        return {"page": PAGE}
+
+    return stage(run.path / "report", kind="report", version=VERSION, made_from=made_from, make=make)
+
+
+def compare_runs(run: Run, other: str) -> Artifact:
+    """Writes a page with the run and another one of the workspace side by side.
+
+    Args:
+        run: with its finished evaluation.
+        other: name of a run with a finished evaluation.
+
+    Raises:
+        ShelfmarkError: there is no such run, or it lacks a stage; the message names it.
+    """
+    there = run.workspace / "runs" / other
+    if other == run.name or not (there / "config.json").is_file():
+        raise ShelfmarkError(
+            f"--compare {other}: not another run of {run.workspace}; expected the name of a directory in "
+            f"{run.workspace / 'runs'} beside {run.name}; give such a name"
+        )
+    one, two = load(run.path), load(there)
+    evaluation = open_artifact(there / "evaluation", "evaluation")
+    made_from = _inputs(run) | {"other": evaluation.digest, "other_shown": [two.run, two.settings]}
+
+    def make(work: Path) -> Mapping[str, object]:
+        (work / PAGE).write_text(render_two(one, two), encoding="utf-8", newline="\n")
+        return {"page": PAGE}
+
+    out = run.path / f"report-{other}"
+    return stage(out, kind="report", version=VERSION, made_from=made_from, make=make)
+
+
+def _inputs(run: Run) -> dict[str, object]:
+    """Digests of all that a report shows."""
     records = run.records()
     thresholds = run.artifact("thresholds", "calibrate", records=records)
     evaluation = run.artifact("evaluation", "evaluate", thresholds=thresholds)
     head = run.require_settings("head", "train", run.config.of_the_head())
     run.require_settings("thresholds", "calibrate", run.config.of_the_thresholds())
-    data = load(run.path)
-    made_from = {
+    suspects, in_service = find_artifact(run.path / "suspects"), find_artifact(run.path / "in_service")
+    if suspects and suspects.made_from.get("head") != head.digest:
+        suspects = None  # by an earlier head
+    if in_service and in_service.made_from.get("records") != records.digest:
+        in_service = None  # about products of an earlier catalogue
+    return {
         "evaluation": evaluation.digest,
         "thresholds": thresholds.digest,
         "head": head.digest,
         "records": records.digest,
-        "shown": [data.run, data.code_version, data.settings],
+        "suspects": suspects.digest if suspects else "",
+        "in_service": in_service.digest if in_service else "",
+        "language": language_of(run.config.report.language),
+        "shown": [
+            run.name,
+            importlib.metadata.version("shelfmark"),
+            run.based_on,
+            run.config.model_dump(mode="json"),
+        ],
     }
 
-    def make(work: Path) -> Mapping[str, object]:
-        write_report(data, work)
-        return {"page": "index.html"}
 
-    return stage(run.path / "report", kind="report", version=VERSION, made_from=made_from, make=make)
+def write_report(data: ReportData, records: AnyPath, out: Path, xlsx: bool = False) -> None:
+    """Writes `out`/index.html, and report.xlsx if wanted; the same data give the same bytes.
 
-
-# Writing the page
-
-
-def write_report(data: ReportData, out: Path) -> None:
-    """Writes `out`/index.html; the same data give the same bytes."""
+    Args:
+        data: of the run.
+        records: directory of its records, where the photos are.
+        out: a directory, made if need be.
+        xlsx: write the Excel file, too.
+    """
+    shown = build(data, records)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "index.html").write_text(render(data), encoding="utf-8", newline="\n")
-
-
-def environment() -> Environment:
-    """The templates of our pages. Names from the catalogue are escaped, since they may contain HTML."""
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"percent": percent, "count": count, "signed": signed}
-    return templates
-
-
-def render(data: ReportData) -> str:
-    """The page as HTML."""
-    measured, certificate, parts = data.measured, data.rules.certificate, named_parts(data.metrics)
-    with plain_style():
-        plots = {
-            "acceptance_plot": acceptance_plot(data, measured) if measured else None,
-            "levels_plot": levels_plot(data.metrics, measured) if measured else None,
-            "learning_plots": learning_plots(data.history),
-        }
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            data=data,
-            measured=measured,
-            measured_name=next(part.title.lower() for part in parts if part.name == data.metrics.graded_on),
-            certificate=certificate,
-            certainty=1 - data.rules.delta,
-            headline=headline(data),
-            products_needed=products_needed(certificate),
-            below_promise=measured is not None and below_promise(measured),
-            parts=parts,
-            levels=level_names(measured.levels) if measured else {},
-            account=account(data.records),
-            categories=category_rows(data.categories),
-            concentration=concentration(data.categories),
-            confusions=confusion_rows(data.confusions),
-            coefficients=coefficients(data.rules.confidence),
-            importances=importances(data.rules.confidence),
-            settings=list(flat_settings(data.settings)),
-            best=best_epoch(data.history),
-            **plots,
-            share=share,
-        )
-    )
+    (out / PAGE).write_text(render(shown), encoding="utf-8", newline="\n")
+    if xlsx:
+        write_xlsx(list(shown.tables.values()), shown.words, out / WORKBOOK)
