@@ -225,7 +225,8 @@ def test_the_notebook_of_the_documentation_runs_on_the_demo(
     for table in TABLES.values():
         for file, columns in table.files.items():
             if table.stage == "evaluation":
-                assert list(pd.read_parquet(path / table.stage / f"{file}.parquet")) == list(columns)
+                before = ["product_id"] if file == "measured" else []  # as in decisions, with the same rows
+                assert pq.read_schema(path / table.stage / f"{file}.parquet").names == [*before, *columns]
 
 
 def test_the_notebook_was_executed_and_names_no_machine() -> None:
