@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -30,7 +31,7 @@ from features.errors import ShelfmarkError
 from features.records import image_of, unframe
 from features.storage.paths import MARK, AnyPath, any_path, local, read_range
 from pipeline.job.run import saved_run
-from pipeline.train.figures import Metrics
+from pipeline.train.figures import Metrics, PartFigures, PrecisionFigures
 
 _CURVE = {
     "threshold": "accept where the confidence is at least this",
@@ -264,7 +265,12 @@ class RunTables:
         figures = {part: getattr(metrics, part) for part in ("train", "val", "cert", "test")}
         rows = {part: of_part.model_dump() for part, of_part in figures.items() if of_part is not None}
         frame = pd.json_normalize(list(rows.values()))
-        return frame.set_index(pd.Index(rows, name="part")).dropna(axis=1, how="all")
+        within = [
+            name
+            for name, field in PartFigures.model_fields.items()
+            if PrecisionFigures in get_args(field.annotation)  # a part without them has a null in their place
+        ]
+        return frame.set_index(pd.Index(rows, name="part")).drop(columns=within, errors="ignore")
 
     @cached_property
     def curve(self) -> pd.DataFrame:
