@@ -19,6 +19,7 @@ from PIL import Image
 from report_runs import HOSTILE, draw_run
 
 from features.errors import ShelfmarkError
+from models.decisions.boosting import Boosting, Tree
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
 from pipeline.report import page, photos, tables
@@ -34,7 +35,7 @@ PIPELINE = Path(page.__file__).parent
 SAME_IN_BOTH = {  # words that English and French share
     "part.val", "part.cert", "part.test", "part.val.small", "part.cert.small", "part.test.small",
     "cumulative.precision", "col.photo", "col.estimate", "col.interval", "col.confidence", "col.images",
-    "col.coefficient", "col.verdict", "two.in", "reliability.x", "col.photo_typical",
+    "col.coefficient", "col.importance", "col.verdict", "two.in", "reliability.x", "col.photo_typical",
 }  # fmt: skip
 
 
@@ -282,6 +283,39 @@ def test_confidence_shows_its_coefficients_the_weightiest_first(run: Path) -> No
     plain = ConfidenceModel("probability", 12, "12 products in FIT")
     change(run, "thresholds/thresholds.json", confidence=plain.to_dict())
     assert "The 12 products of FIT were too few to fit a model." in read(run).text
+
+
+def test_boosting_shows_the_importances_of_its_evidence(run: Path) -> None:
+    tree = Tree((0, -1, -1), (0.5, 0, 0), (1, 0, 0), (2, 0, 0), (0, -1.0, 1.0))
+    boosting = Boosting(("logit_p1", "logistic"), 0.1, (tree,), {"logit_p1": 0.125, "logistic": 0.875})
+    model = ConfidenceModel("boosting", 6000, coefficient={"logit_p1": 1.31}, boosting=boosting)
+    change(run, "thresholds/thresholds.json", confidence=model.to_dict())
+    page = read(run)
+    assert re.search(r"what the logistic model says logistic 87\.5% .*logit_p1 12\.5%", page.text)
+    assert page.table("coefficients")["Name"].tolist() == ["logit_p1", "intercept"]
+
+
+def test_boosting_on_too_few_products_says_so(run: Path) -> None:
+    model = ConfidenceModel("logistic", 600, "600 products in FIT", coefficient={"logit_p1": 1.31})
+    change(run, "thresholds/thresholds.json", confidence=model.to_dict())
+    assert "The 600 products of FIT were too few for boosting." in read(run).text
+
+
+def test_settings_show_the_values_used_and_no_paths_of_this_computer(run: Path) -> None:
+    html = html_of(run)
+    settings = Page(html).table("settings").set_index("Setting")["Value"]
+    assert settings["head.hidden"] == "512, 512"
+    assert (
+        settings["head.loss"] == "summed"
+        and settings["train.mixup"] == "1"
+        and settings["train.epochs"] == "150"
+    )
+    assert settings["backbone.image_size"] == "299" and settings["head.aggregation"] == "mean"
+    assert settings["backbone.weights"] == "w.h5" and "/data" not in html and str(run) not in html
+    assert "None" not in settings.to_list() and "null" not in settings.to_list()
+
+
+# Categories, confusions, suspects, changes
 
 
 def test_category_with_most_errors_comes_first_and_hostile_names_stay_text(run: Path) -> None:

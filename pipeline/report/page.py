@@ -144,6 +144,8 @@ def _tables(shown: Shown, choice: Choice, wrong: np.ndarray, changes: Changes | 
     found.append(tables.parts_table(shown))
     if data.rules.confidence.coefficient:
         found.append(tables.coefficients_table(shown))
+    if data.rules.confidence.boosting:
+        found.append(tables.importances_table(shown, data.rules.confidence.boosting))
     return [*found, tables.settings_table(shown)]
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from features.errors import ShelfmarkError
-from features.records import unframe
+from features.records import image_of, unframe
 from features.storage.paths import AnyPath, local, read_range
 from pipeline.report.data import Products, ReportData, worst_first
 
@@ -178,37 +178,6 @@ def _matching_rows(file: AnyPath, ids: list[str], digests: list[str]) -> Iterato
 def _jpeg(records: AnyPath, file: str, offset: int, length: int) -> bytes:
     """The JPEG in a record."""
     return image_of(unframe(read_range(records / file, offset, length)))
-
-
-def image_of(example: bytes) -> bytes:
-    """The feature "image" of an Example, as `features.records.serialise` writes it.
-
-    Raises:
-        ShelfmarkError: there is none.
-    """
-    for entry in _fields(next(_fields(example))[1]):
-        key, feature = (value for _, value in _fields(entry[1]))
-        if key == b"image":
-            return next(_fields(next(_fields(feature))[1]))[1]
-    raise ShelfmarkError(
-        "a record has no image; expected one in each; remove the records and run ingest again"
-    )
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each length-delimited field of a protocol buffer message."""
-    at = 0
-    while at < len(message):
-        tag, size, shift = message[at], 0, 0
-        at += 1
-        while True:
-            byte = message[at]
-            size |= (byte & 0x7F) << shift
-            at, shift = at + 1, shift + 7
-            if byte < 0x80:
-                break
-        yield tag, message[at : at + size]
-        at += size
 
 
 def _thumbnail(jpeg: bytes) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from features.engines.backbones import IMAGE_SIZES
+from models.decisions.boosting import Boosting
 from models.decisions.categorizer import DecisionRules
 from models.decisions.thresholds import Certificate
 from pipeline.job.config import Config
@@ -548,13 +549,9 @@ def _account(records: RecordsSummary, words: Words) -> Iterator[list[Any]]:
 
 
 def coefficients_table(shown: Shown) -> Table:
-    """The terms of the confidence model, the largest coefficient first."""
+    """The terms of the logistic model, the largest coefficient first."""
     words, model = shown.words, shown.data.rules.confidence
-    terms = sorted(model.coefficient.items(), key=lambda item: (-abs(item[1]), item[0]))
-    rows = [
-        [words(f"evidence.{name}") if words.has(f"evidence.{name}") else "", name, value]
-        for name, value in terms
-    ]
+    rows = _evidence(words, model.coefficient)
     rows.append([words("evidence.intercept"), "intercept", model.intercept])
     columns = [
         shown.column("evidence", "text"),
@@ -562,6 +559,25 @@ def coefficients_table(shown: Shown) -> Table:
         shown.column("coefficient", "signed"),
     ]
     return Table("coefficients", words("confidence.title"), columns, rows)
+
+
+def importances_table(shown: Shown, boosting: Boosting) -> Table:
+    """The terms of the boosted trees, the most important first."""
+    columns = [
+        shown.column("evidence", "text"),
+        shown.column("name", "code"),
+        shown.column("importance", "percent"),
+    ]
+    rows = _evidence(shown.words, boosting.importance)
+    return Table("importances", shown.words("confidence.importances"), columns, rows)
+
+
+def _evidence(words: Words, values: Mapping[str, float]) -> list[list[Any]]:
+    """Meaning, name and value of each term, the largest first; a term without a text has no meaning here."""
+    ordered = sorted(values.items(), key=lambda item: (-abs(item[1]), item[0]))
+    keys = [f"evidence.{name}" for name, _ in ordered]
+    meanings = [words(key) if words.has(key) else "" for key in keys]
+    return [[meaning, name, value] for meaning, (name, value) in zip(meanings, ordered, strict=True)]
 
 
 def settings_table(shown: Shown) -> Table:

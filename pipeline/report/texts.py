@@ -658,6 +658,18 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Chaque catégorie prédite ajoute un effet propre, selon la fréquence des décisions correctes pour "
         "elle. L’écart-type de ces effets est {spread}.",
     ),
+    "confidence.importances": ("Importances of the evidence", "Importance des indices"),
+    "confidence.boosting": (
+        "Gradient boosting, {trees} small decision trees, then computes the probability anew from the "
+        "evidence and from the logistic model. The importance of a piece of evidence is its share in what "
+        "the trees gained.",
+        "Le gradient boosting, {trees} petits arbres de décision, recalcule ensuite la probabilité à partir "
+        "des indices et du modèle logistique. L’importance d’un indice est sa part dans le gain des arbres.",
+    ),
+    "confidence.unboosted": (
+        "The {products} products of FIT were too few for boosting.",
+        "Les {products} produits de FIT étaient trop peu pour le boosting.",
+    ),
     "confidence.plain": (
         "Confidence is then the probability of the most likely category, unchanged. The {products} products "
         "of FIT were too few to fit a model.",
@@ -682,10 +694,14 @@ TEXTS: dict[str, tuple[str, str]] = {
         "produits d’entraînement de la catégorie",
     ),
     "evidence.log_images": ("photos of the product", "photos du produit"),
-    "evidence.p_norm": ("strength of the head’s outputs (p-norm)", "force des sorties du modèle (norme p)"),
-    "evidence.distance": (
-        "distance to the nearest training photos",
-        "distance aux photos d’entraînement les plus proches",
+    "evidence.max_logit_pnorm": (
+        "how far the category stands out from all others",
+        "combien la catégorie se détache de toutes les autres",
+    ),
+    "evidence.logistic": ("what the logistic model says", "ce que dit le modèle logistique"),
+    "evidence.category_effect": (
+        "how often decisions for the category were correct",
+        "fréquence des décisions correctes pour la catégorie",
     ),
     "evidence.intercept": ("intercept, before any evidence", "constante, avant tout indice"),
     "settings.title": ("Settings", "Réglages"),
@@ -791,6 +807,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "col.before_category": ("Before", "Avant"),
     "col.after_category": ("Now", "Maintenant"),
     "col.evidence": ("Evidence", "Indice"),
+    "col.importance": ("Importance", "Importance"),
     "col.coefficient": ("Coefficient", "Coefficient"),
     "col.name": ("Name", "Nom"),
     "col.part_name": ("Part", "Partie"),
