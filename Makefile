@@ -59,8 +59,8 @@ test-slow: $(READY) ## the slow tests alone
 test-statistics: $(READY) ## simulations of the promises
 	.venv/bin/python -m pytest -q -m statistics
 
-test-browser: $(READY) ## the report in a headless Chromium (Debian and Ubuntu: apt install chromium)
-	.venv/bin/python -m pytest -q -m browser tests/test_browser.py
+test-browser: $(READY) ## the pages in a headless Chromium (Debian and Ubuntu: apt install chromium)
+	.venv/bin/python -m pytest -q -m browser tests/test_browser.py tests/test_audit_page.py
 
 test-runners: $(READY) ## ingest and extract on every Beam runner that can be had here: Flink, Prism, job services, processes
 	.venv/bin/python -m pytest -q -m runners
