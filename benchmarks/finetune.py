@@ -5,7 +5,7 @@
 
 Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
 `<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`, all training
-products (finetune.share = 1). Accuracy on all 296 validation photos, and on CERT, the two thirds of them that
+products (finetune.share = 1). Accuracy on all 296 validation photos, and on CERT, those of them that
 select nothing; mean over heads of several seeds on the frozen and on the one tuned backbone. With --workspace
 a killed command continues where it was. Without the photos nothing is measured, and a line says so.
 Takes three quarters of an hour on two cores. Writes benchmarks/results/finetune.json.

@@ -5,7 +5,7 @@
 Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
 `<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`, frozen, at 224 px.
 Top-1 along the tree, mean over seeds: of the 296 validation photos, and of those among them that select
-nothing: CERT, two thirds; all where there is no FIT. The SVM is scikit-learn's on standardised bottlenecks,
+nothing, CERT; all where there is no FIT. The SVM is scikit-learn's on standardised bottlenecks,
 one for each level, with the best of three C for these very photos, so its figures are too optimistic. Without
 the photos nothing is measured, and a line says so. Writes benchmarks/results/heads.json. With --workspace the
 run `bench` is kept, for benchmarks/left_out.py.

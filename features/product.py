@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -74,20 +75,43 @@ class ProductImage:
     jpeg: bytes  # strictly decodable, RGB or grey, upright
 
 
-def wanted_counts(products: int, min_products: int = 20) -> tuple[int, int, int]:
+@dataclass(frozen=True)
+class SplitShares:
+    """How the products of a category are divided; the defaults are those of S1 (hal-01830894)."""
+
+    val: float = 0.1
+    test: float = 0.1  # together under 1
+    least_test: int = 10  # products of a category in test, at least, as long as one is left to train
+
+
+PAPER = SplitShares()
+
+
+def wanted_counts(products: int, min_products: int = 20, shares: SplitShares = PAPER) -> tuple[int, int, int]:
     """Returns how many products of a category go to train, val and test; zeros below `min_products`.
 
-    Source: S1 (hal-01830894): under 100 products 10 go to test and a tenth to validation, else a tenth each;
-    tenths are rounded half up, at least one; at least one trains.
+    Source: S1 (hal-01830894): a tenth goes to validation and a tenth to test, but 10 products to test at
+    least. Shares are rounded half up, val is at least one; at least one product trains.
 
     >>> wanted_counts(19), wanted_counts(20), wanted_counts(99), wanted_counts(105)
     ((0, 0, 0), (8, 2, 10), (79, 10, 10), (83, 11, 11))
+    >>> wanted_counts(20, shares=SplitShares(val=0.2, test=0.1, least_test=2))
+    (14, 4, 2)
     """
     if products < min_products:
         return 0, 0, 0
-    tenth = max(1, (products + 5) // 10) if products > 1 else 0
-    test = tenth if products >= 100 else min(10, products - tenth - 1)
-    return products - tenth - test, tenth, test
+    val = min(max(1, _rounded(shares.val, products)), products - 1)
+    test = min(max(shares.least_test, _rounded(shares.test, products)), products - val - 1)
+    return products - val - test, val, test
+
+
+def _rounded(share: float, products: int) -> int:
+    """The share of so many products, rounded half up, by decimal arithmetic.
+
+    >>> _rounded(0.35, 90)  # 31.5; in floats it is under it
+    32
+    """
+    return int(Fraction(str(share)) * products + Fraction(1, 2))
 
 
 def order_key(product_id: str) -> int:
@@ -96,7 +120,11 @@ def order_key(product_id: str) -> int:
 
 
 def split_products(
-    key: np.ndarray, category: np.ndarray, known: np.ndarray, min_products: int = 20
+    key: np.ndarray,
+    category: np.ndarray,
+    known: np.ndarray,
+    min_products: int = 20,
+    shares: SplitShares = PAPER,
 ) -> np.ndarray:
     """Returns the part of every product: train, val, test, or dropped.
 
@@ -110,6 +138,7 @@ def split_products(
         known: (n,) int, the part in the release in service, as an index into SPLITS; -1 where it does not
             know the product.
         min_products: size of the smallest category to train on.
+        shares: of val and test.
 
     Returns:
         (n,) int8, indices into SPLITS. Known products count first towards the wanted counts; new products, in
@@ -118,7 +147,9 @@ def split_products(
     small = np.bincount(category) < min_products
     together = np.where(small[category], len(small), category)  # all small categories as one more
     size = np.bincount(together, minlength=len(small) + 1).tolist()
-    wanted = np.array([wanted_counts(n, min_products) for n in size[:-1]] + [wanted_counts(size[-1], 1)])
+    wanted = np.array(
+        [wanted_counts(n, min_products, shares) for n in size[:-1]] + [wanted_counts(size[-1], 1, shares)]
+    )
     taken = np.stack(
         [np.bincount(together[known == part], minlength=len(size)) for part in range(len(PARTS))], axis=1
     )

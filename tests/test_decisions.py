@@ -177,7 +177,6 @@ def read(file: AnyPath, columns: list[str] = SCHEMA.names) -> list[dict[str, Any
 @pytest.mark.parametrize("name", [*FORMATS, "D.CSV.GZ"])
 def test_every_format_is_read_back_in_pieces(tmp_path: Path, name: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(decisions_file, "READ_ROWS", 4)
-    monkeypatch.setattr(decisions_file, "JSON_ROWS", 4)
     write_decisions(iter(PIECES), tmp_path / name)
     assert read(tmp_path / name) == WANTED
     few = ["status", "product_id"]
@@ -225,3 +224,31 @@ def test_a_damaged_file_is_one_error(tmp_path: Path, name: str) -> None:
     )
     with pytest.raises(ShelfmarkError, match=r"cannot be read .* expected decisions"):
         read(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", b"[1]\n"),
+        ("a.csv", b""),
+        ("a.csv", b"product_id,confidence\n1,much\n"),
+        ("a.csv.gz", b"plain"),
+        ("a.csv.gz", gzip.compress(b"product_id,confidence\n1,2\n" * 100)[:-9]),
+        ("a.jsonl", b'{"product_id": "\xff"}\n'),
+    ],
+)
+def test_what_no_format_is_is_one_error(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ShelfmarkError, match=r"cannot be read .* expected decisions") as error:
+        read(tmp_path / name, ["product_id", "confidence"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(ShelfmarkError, match=r"none\.csv: no such file; expected decisions"):
+        read(tmp_path / "none.csv")
+
+
+def test_a_column_that_an_older_file_lacks_is_null(tmp_path: Path) -> None:
+    pd.DataFrame({"product_id": ["a", "b"]}).to_csv(tmp_path / "d.csv", index=False)
+    assert [row["release"] for row in read(tmp_path / "d.csv", ["product_id", "release"])] == [None, None]

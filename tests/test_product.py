@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.product import DROPPED, PARTS, SPLITS, order_key, split_products, wanted_counts
+from features.product import DROPPED, PARTS, SPLITS, SplitShares, order_key, split_products, wanted_counts
 
 
 def paper(products: int) -> dict[str, int]:
@@ -79,6 +79,26 @@ def test_wanted_counts_are_the_papers(products: int, counts_wanted: tuple[int, i
 def test_wanted_counts_agree_with_decimal_arithmetic_for_every_size() -> None:
     for products in range(20, 3000):
         assert wanted_counts(products) == tuple(paper(products)[part] for part in PARTS)
+
+
+def test_shares_of_the_split_hold_in_every_category_and_leave_one_to_train() -> None:
+    shares = SplitShares(val=0.15, test=0.35, least_test=3)
+    assert wanted_counts(18, 1, shares) == (9, 3, 6)  # 2.7 and 6.3
+    assert wanted_counts(4, 1, shares) == (1, 1, 2)
+    assert wanted_counts(30, 1, SplitShares(0.1, 0.05, 0)) == (25, 3, 2)  # 1.5 is rounded up
+    for share in (shares, SplitShares(0.05, 0.01, 0), SplitShares(0.49, 0.5, 40)):
+        for products in range(1, 400):
+            train, val, test = wanted_counts(products, 1, share)
+            assert train + val + test == products and train >= 1 and min(val, test) >= 0
+            assert val >= (products > 1)
+
+
+def test_split_follows_its_shares() -> None:
+    key = np.array([order_key(f"p{n:04}") for n in range(300)])
+    category = np.repeat([0, 1, 2], [200, 90, 10])
+    split = split_products(key, category, np.full(300, -1), 20, SplitShares(0.2, 0.3, 5))
+    counts = [np.bincount(split[category == one], minlength=5).tolist() for one in range(3)]
+    assert counts == [[100, 40, 60, 0, 0], [45, 18, 27, 0, 0], [0, 2, 5, 0, 3]]
 
 
 def test_smaller_categories_may_be_learnt_and_always_have_a_product_to_train_on() -> None:

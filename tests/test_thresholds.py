@@ -10,9 +10,11 @@ import generators as draw
 import numpy as np
 import pytest
 from mapie.risk_control import BinaryClassificationController
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, norm
 
 from features.product import order_key
+from models.decisions.confidence import fit_confidence
+from models.decisions.out_of_fold import out_of_fold
 from models.decisions.thresholds import (
     Certificate,
     Outcomes,
@@ -25,6 +27,7 @@ from models.decisions.thresholds import (
     threshold_grid,
     walk,
 )
+from pipeline.job.config import CalibrationSettings
 
 SHAPES = (draw.plateau, draw.contaminated, draw.dip)
 DRAWS: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {
@@ -40,7 +43,9 @@ TRUTH: dict[str, Callable[[float], float]] = {
     **{shape.__name__: draw.g2_precision(shape) for shape in SHAPES},
 }
 
-RUNS = {500: 1000, 5000: 250}  # products: calibrations; more of them take a minute
+SHARE = CalibrationSettings().fit_share
+RUNS = {500: 60, 5000: 20}  # products: calibrations; the long form is `make test-statistics`
+LONG = {500: 1000, 5000: 1000, 50_000: 300}
 
 
 @cache
@@ -68,18 +73,23 @@ def test_promise_is_broken_in_one_of_ten_calibrations_at_most(name: str, product
     assert broken.mean() <= allowed(runs)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("products", "runs"), [(5000, 1000), (50_000, 300)])
+@pytest.mark.statistics
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("products", "runs"), LONG.items())
 @pytest.mark.parametrize("name", DRAWS)
 def test_promise_is_kept_in_more_calibrations_and_with_more_products(
     name: str, products: int, runs: int
 ) -> None:
     broken, rates = calibrations(name, products, runs)
     assert broken.mean() <= allowed(runs)
-    assert name != "g1" or products < 50_000 or rates.mean() >= 0.505
+    if name == "g1":
+        assert rates.mean() >= {500: 0.41, 5000: 0.49, 50_000: 0.505}[products]
+    if (name, products) == ("contaminated", 5000):
+        assert rates.mean() >= 0.38
+        assert (rates == 0).mean() <= 0.01
 
 
-@pytest.mark.parametrize(("products", "least"), [(500, 0.41), (5000, 0.49)])
+@pytest.mark.parametrize(("products", "least"), [(500, 0.38), (5000, 0.48)])
 def test_promise_costs_little_acceptance(products: int, least: float) -> None:
     _, rates = calibrations("g1", products, RUNS[products])
     assert rates.mean() >= least  # of 0.515, which is what the true curve allows
@@ -88,7 +98,62 @@ def test_promise_costs_little_acceptance(products: int, least: float) -> None:
 def test_errors_at_the_highest_confidences_do_not_stop_certification() -> None:
     _, rates = calibrations("contaminated", 5000, RUNS[5000])
     assert rates.mean() >= 0.38
-    assert (rates == 0).mean() <= 0.01
+    assert (rates > 0).all()
+
+
+def shop_calibrations(
+    shop: draw.Shop, products: int, catalogues: int, repetitions: int
+) -> tuple[np.ndarray, ...]:
+    """(runs,) bool, whether the promise is broken; acceptance rates, and those of the best threshold.
+
+    Validation products are drawn, with replacement, from catalogues whose precision at every threshold is
+    therefore known.
+    """
+    found = []
+    for number in range(catalogues):
+        evidence, correct = draw.shop_products(np.random.default_rng([40, number]), shop, 10_000)
+        for repetition in range(repetitions):
+            rng = np.random.default_rng([41, number, repetition])
+            rows, in_fit = rng.integers(0, len(correct), products), rng.random(products) < SHARE
+            of_fit, z = evidence.only(rows[in_fit]), correct[rows[in_fit]]
+            model = fit_confidence(of_fit, z)
+            ids = np.array([f"{products}-{number}-{repetition}-{row}" for row in range(len(z))], dtype=object)
+            confidence = model.confidence(evidence)
+            fit = draw.outcomes(out_of_fold(of_fit, z, ids, model), z, "fit")
+            cert_rows = rows[~in_fit]
+            threshold = certify(fit, draw.outcomes(confidence[cert_rows], correct[cert_rows])).threshold
+            taken = confidence >= (2 if threshold is None else threshold)
+            order = np.argsort(-confidence)
+            precision = np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
+            broken = bool(taken.any()) and correct[taken].mean() < 0.9
+            found.append((broken, taken.mean(), (np.flatnonzero(precision >= 0.9)[-1] + 1) / len(order)))
+    return tuple(np.array(found).T)
+
+
+def test_small_shops_are_promised_more_than_nothing() -> None:
+    broken, rates, best = shop_calibrations(draw.SHOPS["shop"], 1500, 3, 4)
+    assert broken.mean() <= allowed(12)
+    assert rates.mean() >= best.mean() - 0.05
+    broken, rates, _ = shop_calibrations(draw.SHOPS["shop"], 300, 3, 8)
+    assert broken.mean() <= allowed(24)
+    assert rates.mean() >= 0.4
+
+
+@pytest.mark.statistics
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("name", "products", "least"),
+    [
+        ("shop", 300, 0.45), ("shop", 1500, 0.8), ("shop", 6000, 0.8),
+        ("noisy labels", 1500, 0.35), ("few strong", 1500, 0.5),
+    ],
+)  # fmt: skip
+def test_promise_of_small_shops_is_kept_and_worth_something(name: str, products: int, least: float) -> None:
+    broken, rates, best = shop_calibrations(draw.SHOPS[name], products, 40, 8)
+    print(name, products, broken.mean(), rates.mean(), best.mean())
+    assert broken.mean() <= allowed(320)
+    assert rates.mean() >= least
+    assert products < 6000 or rates.mean() >= best.mean() - 0.012
 
 
 def test_near_duplicates_counted_one_by_one_would_break_the_promise() -> None:
@@ -134,31 +199,38 @@ def test_22_products_without_error_certify_and_21_do_not() -> None:
 def by_hand(fit: Outcomes, cert: Outcomes, target: float, delta: float) -> float | None:
     """Section by section in plain Python: a grid of all confidences, chains as loops, scipy's binomial."""
     grid = sorted(set(fit.confidence.tolist()), reverse=True)
-    alpha = 1 - target
+    alpha, ratio = 1 - target, len(cert.correct) / len(fit.correct)
 
     def counts(of: Outcomes, t: float) -> tuple[int, int]:
         taken = [z for s, z in zip(of.confidence.tolist(), of.correct.tolist(), strict=True) if s >= t]
         return len(taken), len(taken) - sum(taken)
 
-    def evidence(t: float) -> float:
-        m, k = counts(fit, t)
-        e = k / m
-        if e >= alpha or m < 5:
-            return -1
-        return m * ((e * np.log(e / alpha) if e else 0) + (1 - e) * np.log((1 - e) / (1 - alpha)))
-
     chains: dict[int, float] = {}
-    best = max(range(len(grid)), key=lambda j: (evidence(grid[j]), -j))
-    if evidence(grid[best]) >= 0:
-        chains[best] = 0.8 * delta
-    for share in (5, 10, 20, 40):
+    for share in (20, 40):
         start = next(j for j, t in enumerate(grid) if 100 * counts(fit, t)[0] >= share * len(fit.correct))
-        chains[start] = chains.get(start, 0) + 0.05 * delta
+        if ratio * counts(fit, grid[start])[0] >= 100:
+            chains[start] = chains.get(start, 0) + 0.05 * delta
+    level = delta - sum(chains.values())
+
+    def merit(t: float) -> float:
+        m, k = counts(fit, t)
+        if k >= alpha * m or m < 5:
+            return -1
+        there = round(ratio * m)
+        most = int(np.count_nonzero(binom.cdf(np.arange(there + 1), there, alpha) <= level)) - 1
+        mean, rate = ratio * m * (k + 0.5) / (m + 1), (k + 0.5) / (m + 1)
+        power = norm.cdf(most + 0.5, mean, (ratio * m * rate * (1 - rate) * (1 + 2 * ratio)) ** 0.5)
+        return float(power * m**0.25)
+
+    merits = [merit(t) for t in grid]
+    best = merits.index(max(merits))
+    if merits[best] >= 0:
+        chains[best] = chains.get(best, 0) + level
     certified = []
-    for start, level in chains.items():
+    for start, of_chain in chains.items():
         for t in grid[start:]:
             m, k = counts(cert, t)
-            if binom.cdf(k, m, alpha) > level:
+            if binom.cdf(k, m, alpha) > of_chain:
                 break
             certified.append(t)
     return min(certified, default=None)
@@ -168,9 +240,9 @@ def by_hand(fit: Outcomes, cert: Outcomes, target: float, delta: float) -> float
 def test_threshold_agrees_with_walking_every_chain_by_hand(target: float) -> None:
     rng = np.random.default_rng(23)
     found = []
-    for _ in range(40):
-        fit = draw.outcomes(*draw.g6(rng, 40), "fit")
-        cert = draw.outcomes(*draw.g6(rng, 150))
+    for products in (150, 600) * 10:  # with 600 there are backups, too
+        fit = draw.outcomes(*draw.g6(rng, products // 4), "fit")
+        cert = draw.outcomes(*draw.g6(rng, products))
         certificate = certify(fit, cert, target=target, delta=0.2)
         assert certificate.threshold == by_hand(fit, cert, target, 0.2)
         found.append(certificate.threshold)
@@ -358,8 +430,8 @@ def test_certificate_has_the_figures_of_the_accepted_products() -> None:
     tail = taken & (cert.confidence <= lowest)
     assert found.margin_products == tail.sum()
     assert found.margin_precision == cert.correct[tail].mean()
-    assert (found.chain, found.reason) == ("main, backup 20%", None)  # they start at the same threshold
-    assert found.level == pytest.approx(0.085)
+    assert (found.chain, found.reason) == ("main", None)
+    assert found.level == pytest.approx(0.09)  # two backups have the rest
     assert found.p_value == pytest.approx(binom.cdf(found.errors, found.accepted, 0.1))
 
 

@@ -34,8 +34,8 @@ REMADE = {  # section → what a changed setting remakes
     "head": "the head and all that follows",
     "train": "the head and all that follows",
     "calibration": "the thresholds and all that follows",
-    "report": "the report",
     "suspects": "the list of labels in doubt",
+    "report": "the report",
     "compare": "rows of the comparison",
     "monitor": "nothing: it is of no run",
 }

@@ -165,8 +165,8 @@ def doubts(evidence: LabelEvidence, share: float) -> tuple[np.ndarray, np.ndarra
     order is that of p. Of what p leaves, the other category has its own part.
 
     On drawn catalogues with calibrated probabilities these confidences were too low rather than too high: of
-    the proposals between 0.3 and 0.5, 39 to 97 % were correct, of those above 0.5, 72 to 100 %. Of a head that
-    was correct for 65 % of the products and not calibrated they were up to 25 points too high.
+    the proposals between 0.3 and 0.5, 39 to 97 % were correct, of those above 0.5, 72 to 100 %. Of a head
+    that was correct for 65 % of the products and not calibrated they were up to 25 points too high.
 
     Args:
         evidence: about n products.

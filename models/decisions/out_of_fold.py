@@ -27,8 +27,8 @@ def out_of_fold(
 ) -> np.ndarray:
     """(n,) float, 0 to 1: the out-of-fold confidence of each product; the same for any order of rows.
 
-    Where a fold leaves too few products to fit a model, its products would have p1, which is on another scale.
-    Then all have the confidence of `model` itself.
+    Where a fold leaves too few products to fit a model, its products would have p1, which is on another
+    scale. Then all have the confidence of `model` itself.
 
     Args:
         evidence: of FIT's n products.

@@ -5,7 +5,7 @@
 
     t      .99   .98   .97   .96   .95   .93   .90   .86   .80
     p      .30   .04   .003  .002  .004  .02   .07   .15   .60     delta = .1
-    10 %         ✗                                                 level .005: not even its start
+    20 %         ✗                                                 level .005: not even its start
     40 %               ────────────►                               level .005
     main                     ────────────────────►                 level .09: walks while p <= level
                                                ▲
@@ -29,9 +29,9 @@ from scipy.stats import binom
 from features.product import order_key
 from models.decisions.names import Names
 
-# FIT may mislead. Further starts where its acceptance reaches so many per cent have this share of delta each, if
-# about that many products of CERT are there; with fewer they hardly ever certify, and the main start has it all.
-BACKUPS, BACKUP_SHARE, BACKUP_PRODUCTS = (10, 40), 0.05, 400
+# FIT may mislead. Further starts where its acceptance reaches so many per cent have this share of delta each,
+# if about so many products of CERT are there; with fewer they hardly ever certify, and main has it all.
+BACKUPS, BACKUP_SHARE, BACKUP_PRODUCTS = (20, 40), 0.05, 100
 LEAST_ACCEPTED = 5  # products of FIT at the main start
 
 
@@ -120,8 +120,8 @@ def certify(
     """The lowest threshold at which precision is at least `target`, with probability 1 - delta.
 
     Args:
-        fit: products that selected the confidence model, and now the order in which thresholds are tried; best
-            with out-of-fold confidences (out_of_fold.py), as those of the fitted model are too good.
+        fit: products that selected the confidence model, and now the order in which thresholds are tried;
+            best with out-of-fold confidences (out_of_fold.py), as the fitted model is too sure of them.
         cert: products that selected nothing so far; one of each group counts.
         target: precision promised.
         delta: probability that the promise fails.
@@ -259,15 +259,15 @@ def chain_starts(
     delta: float,
     *,
     backups: tuple[int, ...] = BACKUPS,
-    exponent: float = 0.5,
+    exponent: float = 0.25,
 ) -> dict[str, int]:
     """Thresholds at which the chains start, from FIT's counts: name → index in the grid.
 
     Main: where `power * acceptance ** exponent` of FIT is largest, among the thresholds with at least 5
     products and an error rate under alpha; absent where there is none. Power is the probability that CERT
     certifies the threshold if FIT measures about the truth. It is near 1 on a long stretch where CERT is
-    large; the second factor then starts the walk near its end. Backups: where the acceptance first reaches 10
-    and 40 per cent, each only where about 400 products of CERT are accepted.
+    large; the second factor then starts the walk near its end. Backups: where the acceptance first reaches 20
+    and 40 per cent, each only where about 100 products of CERT are accepted.
     """
     if products == 0:
         return {}
@@ -281,8 +281,9 @@ def chain_starts(
         return starts
     level = delta * (1 - len(starts) * BACKUP_SHARE)
     rate, expected = (errors + 0.5) / (accepted + 1), ratio * accepted
-    # normal approximation of CERT's errors; that FIT's rate is uncertain, too, adds the factor of 1 + ratio
-    spread = np.sqrt(expected * rate * (1 - rate) * (1 + ratio)) + 1e-9
+    # Normal approximation of CERT's errors. That FIT's rate is uncertain, too, gives the factor 1 + ratio;
+    # that the start with the luckiest rate is chosen makes it more.
+    spread = np.sqrt(expected * rate * (1 - rate) * (1 + 2 * ratio)) + 1e-9
     power = ndtr((most_errors(expected, level, alpha) + 0.5 - expected * rate) / spread)
     return {"main": int(np.argmax(np.where(able, power * accepted**exponent, -1.0)))} | starts
 
@@ -367,6 +368,26 @@ def products_for(precision: float, target: float, level: float, power: float = 0
         return least
     deviation = np.sqrt([target * (1 - target), precision * (1 - precision)])
     return max(float((ndtri([1 - level, power]) @ deviation / (precision - target)) ** 2), least)
+
+
+def in_catalogue_products(more: int, certified_on: int, categorized: int) -> int | None:
+    """About how many more products of the catalogue bring so many more products to CERT.
+
+    Of the catalogue's products with a category and a photo, the split leaves CERT a fixed share; about the
+    same share of further ones will get there.
+
+    Args:
+        more: `Certificate.more_products_needed`.
+        certified_on: `Certificate.products`, of CERT, one of each duplicate group.
+        categorized: products of the catalogue with a category and a photo.
+
+    Returns:
+        Rounded up; None where CERT is empty, which tells nothing about its share.
+
+    >>> in_catalogue_products(18, 97, 1684)
+    313
+    """
+    return -(-more * categorized // certified_on) if certified_on else None
 
 
 def _products_needed(

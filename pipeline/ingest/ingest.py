@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.product import DROPPED, NONE, PARTS, SPLITS, CategoryPaths
+from features.product import DROPPED, NONE, PARTS, SPLITS, CategoryPaths, SplitShares
 from features.spellings import log_merged
 from features.storage.artifact import KNOWN_DIGESTS, Artifact, file_digest
 from features.storage.paths import AnyPath, local, remove, write_whole, writing
@@ -221,8 +221,10 @@ def _products(index: Index, job: _IngestJob) -> Products:
     released = pq.read_table(job.known) if job.known else None
     if released is not None:
         require_known(index.product_id, released, job.settings.min_known)
-    products = plan_products(index, released, job.settings.min_products)
-    require_trainable(products, job.settings.min_products)
+    settings = job.settings
+    shares = SplitShares(settings.val_share, settings.test_share, settings.least_test)
+    products = plan_products(index, released, settings.min_products, shares)
+    require_trainable(products, settings.min_products)
     return products
 
 

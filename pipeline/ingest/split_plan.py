@@ -10,7 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import ShelfmarkError
-from features.product import DROPPED, NONE, PARTS, SPLITS, TEST, TRAIN, VAL, split_products
+from features.product import (
+    DROPPED,
+    NONE,
+    PAPER,
+    PARTS,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VAL,
+    SplitShares,
+    split_products,
+)
 from pipeline.ingest.index import Coded, Index
 
 RUN_BYTES = 2**20  # neighbouring images stay together; a source's order is not random: runs are dealt out
@@ -58,13 +69,16 @@ class Products:
         return pa.table(columns, schema=self.schema)
 
 
-def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Products:
+def plan_products(
+    index: Index, known: pa.Table | None, min_products: int, shares: SplitShares = PAPER
+) -> Products:
     """The products, each with its part of the split.
 
     Args:
         index: of all rows.
         known: product_id and split of the release in service.
         min_products: smallest category that is trained on, unless its parts are given.
+        shares: of val and test, in the same way.
 
     A product whose rows disagree has the most common category (the first in the alphabet among equals), and
     the largest weight.
@@ -78,7 +92,7 @@ def plan_products(index: Index, known: pa.Table | None, min_products: int) -> Pr
     parts = np.array([SPLITS.index(text or NONE) for text in index.split.values], np.int8)
     split = np.where(trainable, parts[given], SPLITS.index(NONE)).astype(np.int8)
     before = _known_parts(index.product_id, known)[free]
-    split[free] = split_products(index.order_key[free], category[free], before, min_products)
+    split[free] = split_products(index.order_key[free], category[free], before, min_products, shares)
     coded = [
         Coded(texts.values, code) for texts, code in ((index.category, category), (index.seller, seller))
     ]

@@ -53,6 +53,15 @@ class IngestSettings(Section):
     """Products that a category needs to be learnt (20 in the paper); those of smaller categories count as
     wrong. Lower it for a small catalogue; raise it when categories with few products are often wrong. Not
     used where the source gives the split."""
+    val_share: Share = 0.1
+    """Share of each category's products for validation, at least one product. It selects (FIT) and certifies
+    (CERT). Raise it, to 0.2 for instance, when the threshold is not certifiable for lack of products.
+    Products of the release in service keep their part: it works at once only in a new workspace."""
+    test_share: Share = 0.1
+    """Share of each category's products for the test, which measures the result."""
+    least_test: Annotated[int, Field(ge=0, strict=True)] = 10
+    """Products of each category in the test, at least, as long as one is left to train (10 in the paper).
+    Lower it, to 2 for instance, when most categories are small: one with 20 products trains on 8 only."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.10
     """Largest share of the images that may be rejected; above it the run stops and names the three most
     common reasons. Raise it only when you know why so many images cannot be read: a high share usually
@@ -93,6 +102,15 @@ class IngestSettings(Section):
     unit_images: Positive = 2000
     """Images in one unit of work, for sources of single files. Lower it to spread a small catalogue over
     more workers. It cuts the records differently, so they get another digest."""
+
+    @model_validator(mode="after")
+    def _leaves_some_to_train(self) -> "IngestSettings":
+        if self.val_share + self.test_share >= 1:
+            raise ValueError(
+                f"val_share {self.val_share:g} and test_share {self.test_share:g} leave nothing to train on; "
+                "expected a sum under 1"
+            )
+        return self
 
 
 class BackboneSettings(Section):
@@ -405,8 +423,8 @@ class Config(BaseModel):
     head: HeadSettings = HeadSettings()
     train: TrainSettings = TrainSettings()
     calibration: CalibrationSettings = CalibrationSettings()
-    report: ReportSettings = ReportSettings()
     suspects: SuspectsSettings = SuspectsSettings()
+    report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
     monitor: MonitorSettings = MonitorSettings()
 

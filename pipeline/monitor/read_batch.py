@@ -8,26 +8,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import file_digest
-from features.storage.paths import AnyPath, local
+from features.storage.paths import AnyPath
 from models.decisions.categorizer import ACCEPTED, UNREADABLE
 from models.decisions.drift.batch import Batch
 from models.decisions.drift.eprocess import Audited
-from pipeline.job.read_decisions import decision_tables
+from pipeline.job.audits_file import read_audits as read_filled_in
+from pipeline.job.decisions_file import read_decisions
+from pipeline.job.progress import log
 from pipeline.monitor.batch_statistics import read_statistics
 from pipeline.monitor.reference_files import ReleaseReference, labels_of
 
 COLUMNS = ("product_id", "category", "confidence", "status")
 AGAIN = "give the file that `shelfmark categorize` wrote"
-CORRECT = {
-    **dict.fromkeys(("yes", "1", "true", "y"), True),
-    **dict.fromkeys(("no", "0", "false", "n"), False),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +44,7 @@ def release_of(file: AnyPath) -> str | None:
         ShelfmarkError: the file cannot be read, has no product, or is of several releases.
     """
     found: set[str | None] = set()
-    for table in decision_tables(file, ["product_id"], ["release"]):
+    for table in read_decisions(file, ["product_id", "release"]):
         found |= set(pc.unique(table["release"]).to_pylist())
     if not found:
         raise ShelfmarkError(f"{file}: has no product; expected decisions about some; {AGAIN}")
@@ -87,7 +84,7 @@ def _counted(file: AnyPath, release: ReleaseReference) -> Iterator[tuple[Batch, 
     names = reference.categories.names or ()
     position = {name: at for at, name in enumerate(names)}
     category_of = np.array([position.get(name, len(names) - 1) for name in taxonomy.categories], np.int64)
-    for table in decision_tables(file, COLUMNS):
+    for table in read_decisions(file, COLUMNS):
         unreadable = int(pc.sum(pc.equal(table["status"], UNREADABLE)).as_py() or 0)
         readable = table.filter(pc.not_equal(table["status"], UNREADABLE))
         if readable["product_id"].null_count or readable["confidence"].null_count:
@@ -149,43 +146,30 @@ class ReadAudits:
 
 
 def read_audits(file: AnyPath, batches: list[ReadBatch]) -> ReadAudits:
-    """Reads a CSV of checked decisions.
+    """Reads checked decisions.
 
     Args:
-        file: with the columns product_id and correct; others are not used.
+        file: as job/audits_file.py describes it; rows that cannot be used are left out, and logged.
         batches: that hold the decisions.
 
     Raises:
-        ShelfmarkError: the file cannot be read, lacks a column, or has a product twice, one that is not among
-            the accepted ones, or a result that is neither yes nor no.
+        ShelfmarkError: the file cannot be read, or has a product that is not among the accepted ones.
     """
-    expected = (
-        "expected product_id and correct (yes or no); give the file of `shelfmark audit draw`, filled in"
-    )
-    try:
-        table = pd.read_csv(local(file), dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
-        problem = " ".join(str(error).split())[:200]
-        raise ShelfmarkError(f"{file}: cannot be read: {problem}; {expected}") from error
-    missing = [name for name in ("product_id", "correct") if name not in table]
-    if missing:
-        raise ShelfmarkError(f"{file}: lacks the columns {', '.join(missing)}; {expected}")
-    if twice := table["product_id"][table["product_id"].duplicated()].tolist():
-        raise ShelfmarkError(f"{file}: product {twice[0]!r} is there twice; {expected}, one row a product")
-    text = table["correct"].str.strip().str.lower()
-    checked = text != ""
-    if wrong := sorted(set(text[checked]) - set(CORRECT)):
-        raise ShelfmarkError(f"{file}: {wrong[0]!r} in the column correct; {expected}, or nothing")
+    found = read_filled_in(file)
+    if found.problems:
+        first = found.problems[0]
+        log.warning(
+            "monitor: %s: %s rows are not used, the first one in line %s: %s",
+            file.name, f"{len(found.problems):,}", first.line, first.text,
+        )  # fmt: skip
+    audited = list(found.answers)
     ids = pa.chunked_array([chunk for one in batches for chunk in one.accepted.chunks], pa.string())
-    known = pc.is_in(pa.array(table["product_id"], pa.string()), ids).to_numpy(zero_copy_only=False)
+    known = pc.is_in(pa.array(audited, pa.string()), ids).to_numpy(zero_copy_only=False)
     if not known.all():
-        one = table["product_id"][~known].iloc[0]
+        one = audited[int(np.flatnonzero(~known)[0])]
         raise ShelfmarkError(
             f"{file}: {int((~known).sum()):,} products, for example {one!r}, are not among the accepted "
             "ones; expected a sample of the accepted decisions of --decisions; give those that it was "
             "drawn from"
         )
-    errors = int((~text[checked].map(CORRECT).astype(bool)).sum())
-    return ReadAudits(
-        file.name, file_digest(file), Audited(int(checked.sum()), errors), int((~checked).sum())
-    )
+    return ReadAudits(file.name, file_digest(file), Audited(len(audited), found.wrong), found.unchecked)

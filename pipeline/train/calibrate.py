@@ -241,7 +241,7 @@ def _confidence_model(
     """The confidence in the nodes of a level, fitted on the products of FIT that it is open to.
 
     Returns:
-        The model, and (n,) float, the confidence of each product of FIT, out of fold where it was fitted on it.
+        The model, and (n,) float, the confidence of each product of FIT, out of fold where it was fitted on.
     """
     taxonomy = predictor.taxonomy
     category = predictions.top[:, 0]
