@@ -1,9 +1,9 @@
-"""What small shops lose between the best threshold and the certified one, and what helps, on drawn catalogues.
+"""What small shops lose between the best threshold and the certified one, and what helps.
 
     .venv/bin/python benchmarks/small_shops.py [--catalogues 24] [--repetitions 4]
 
-The catalogues are those of tests/generators.py: 200 categories of Zipf frequency in 20 parents ("shop", "noisy
-labels", "few strong"), and G1 of the paper's curve. Of each catalogue 20,000 products are its population. The
+The catalogues are those of tests/generators.py: 200 categories of Zipf frequency in 20 parents ("shop",
+"noisy labels", "few strong"), and G1 of the paper's curve. Of each catalogue 20,000 products are its population. The
 validation products are drawn from it with replacement, so that the precision of every threshold is known
 exactly: a promise is broken where it is under 0.9. All variants see the same products in the same catalogues.
 The promise of the categories alone is measured, precision 0.9, delta 0.1. Writes

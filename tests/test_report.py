@@ -19,6 +19,7 @@ from PIL import Image
 from report_runs import HOSTILE, draw_run
 
 from features.errors import ShelfmarkError
+from models.decisions.boosting import Boosting, Tree
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
 from pipeline.job.config import Config

@@ -345,6 +345,23 @@ class CalibrationSettings(Section):
     fewer than 60 products; training is made again, too."""
 
 
+class SuspectsSettings(Section):
+    """Labels in doubt, which `shelfmark audit suspects` lists. How they are found: docs/audits.md."""
+
+    folds: Annotated[int, Field(ge=0, le=20)] = 0
+    """Parts into which the training products are divided to examine their labels, too: each part by a head
+    that is trained on the others, so that 5 take about five times as long as training. 0 examines validation
+    and test products alone. Set 2 or more when labels are to be corrected in the whole catalogue."""
+
+    @field_validator("folds")
+    @classmethod
+    def _several(cls, folds: int) -> int:
+        """One fold would have nothing to train on."""
+        if folds == 1:
+            raise ValueError("1 leaves nothing to train on; expected 0, or 2 and more")
+        return folds
+
+
 class ReportSettings(Section):
     """The page for people. These settings change no result."""
 
@@ -361,23 +378,6 @@ class ReportSettings(Section):
     thumbnails: Annotated[int, Field(ge=0, le=300)] = 300
     """Photos in the page, at most, as small WebP pictures of about 3 kB each. Lower it for a smaller file;
     0 for a page without photos."""
-
-
-class SuspectsSettings(Section):
-    """Labels in doubt, which `shelfmark audit suspects` lists. How they are found: docs/audits.md."""
-
-    folds: Annotated[int, Field(ge=0, le=20)] = 0
-    """Parts into which the training products are divided to examine their labels, too: each part by a head
-    that is trained on the others, so that 5 take about five times as long as training. 0 examines validation
-    and test products alone. Set 2 or more when labels are to be corrected in the whole catalogue."""
-
-    @field_validator("folds")
-    @classmethod
-    def _several(cls, folds: int) -> int:
-        """One fold would have nothing to train on."""
-        if folds == 1:
-            raise ValueError("1 leaves nothing to train on; expected 0, or 2 and more")
-        return folds
 
 
 class CompareSettings(Section):
