@@ -348,10 +348,9 @@ TEXTS: dict[str, tuple[str, str]] = {
         "acceptés ensemble.",
     ),
     "categories.photos": (
-        "Open a row to see the curve of the category. The {count} categories with the most errors have "
-        "photos, too.",
-        "Ouvrez une ligne pour voir la courbe de la catégorie. Les {count} catégories avec le plus "
-        "d’erreurs ont aussi des photos.",
+        "Open a row to see the curve of the category. {count} categories with many errors have photos, too.",
+        "Ouvrez une ligne pour voir la courbe de la catégorie. {count} catégories avec beaucoup d’erreurs "
+        "ont aussi des photos.",
     ),
     "categories.statuses": (
         "{automatic} categories automatic, {care} with care, {review} always to review, {few} with too few "
