@@ -22,12 +22,14 @@ from features.errors import ShelfmarkError
 from models.decisions.boosting import Boosting, Tree
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
+from pipeline.job.config import Config
+from pipeline.job.run import Run
 from pipeline.report import page, photos, tables
 from pipeline.report.changes import compare
 from pipeline.report.data import load
 from pipeline.report.language import Words
 from pipeline.report.page import build, render
-from pipeline.report.report import write_report
+from pipeline.report.report import compare_runs, write_report
 from pipeline.report.texts import TEXTS
 from pipeline.report.two_runs import render_two
 
@@ -166,6 +168,9 @@ def test_uncertified_run_accepts_nothing_and_says_what_is_missing(run: Path) -> 
     assert "at least 20 more certification products are needed." in read(run).text
     uncertify(run, needed=None)
     assert "more products alone will not change that." in read(run).text
+    nothing = Certificate(0.9, 0.1, 100, 120, reason="it does not show").to_dict()
+    change(run, "thresholds/thresholds.json", ladder=[nothing])
+    assert "No promise is certified, so nothing is decided automatically" in read(run).text
 
 
 def test_random_weights_are_a_demonstration(run: Path) -> None:
@@ -384,7 +389,10 @@ def test_changes_are_those_of_the_products_that_both_decided_about(run: Path) ->
     gained = int((~before["correct"] & after["correct"]).sum())
     lost = int((before["correct"] & ~after["correct"]).sum())
     page = read(run)
-    assert f"{gained} products became correct, {lost} became wrong (McNemar’s exact test: p" in page.text
+    assert (
+        f"Products that became correct: {gained}; that became wrong: {lost} (McNemar’s exact test: p"
+        in page.text
+    )
     assert "release 2026-W46, both on the same 2,000 test products" in page.text
     assert "Categories of these products that are learnt now and were not before: 2." in page.text
     everything = page.table("changes").iloc[2]
@@ -580,6 +588,14 @@ def test_two_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
         *("2026-W48: category", "2026-W48: certified, in use"),
         *("2026-W47: category", "2026-W47: certified, in use"),
     ]
+
+
+@pytest.mark.parametrize("other", ["nope", "run"])
+def test_a_run_is_compared_with_another_one_of_the_workspace_only(run: Path, other: str) -> None:
+    here = run.parent / "runs" / "run"
+    shutil.copytree(run, here)
+    with pytest.raises(ShelfmarkError, match=f"--compare {other}: not another run of .*; give such a name"):
+        compare_runs(Run(run.parent, "run", Config(), None), other)
 
 
 # Unusable input

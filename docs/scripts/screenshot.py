@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 OUT = Path(__file__).parents[1] / "images" / "report.png"
-WIDTH, HEIGHT = 1100, 1110  # px, down to the caption of the first plot
+WIDTH, HEIGHT = 1100, 1090  # px, down to the slider
 MAX_BYTES = 200_000
 
 

@@ -86,19 +86,17 @@ def _confused(data: ReportData, most: int) -> dict[tuple[str, str], tuple[int, i
 
 
 def _of_categories(data: ReportData, most: int) -> dict[str, dict[str, list[int]]]:
-    """Photos of the categories with the most errors."""
+    """Photos of the categories with the most errors, of those that anything is predicted as."""
     products, position = data.products, _positions(data.products.predicted.values)
-    worst = worst_first(data.categories)["category"].head(most)
+    worst = worst_first(data.categories[data.categories["predicted"] > 0])["category"].head(most)
     found = {}
     for category in worst:
         here = products.predicted.code == position.get(category, -2)
-        kinds = {
+        found[str(category)] = {
             "correct": _confident(products, here & products.correct, OF_A_CATEGORY),
             "wrong": _confident(products, here & ~products.correct, OF_A_CATEGORY),
             "doubtful": _confident(products, here, OF_A_CATEGORY, least=True),
         }
-        if any(kinds.values()):
-            found[str(category)] = kinds
     return found
 
 

@@ -596,6 +596,7 @@ def used_settings(config: Config, aggregation: str, words: Words) -> Iterator[tu
     values["train"] |= config.training()
     if config.train.warm_start:
         values["train"]["warm_epochs"] = config.train.warm_epochs or -(-values["train"]["epochs"] // 4)
+    values["report"]["language"] = words.language
     values["head"] |= {"loss": config.loss(), "aggregation": aggregation}
     values["backbone"]["image_size"] = config.backbone.image_size or IMAGE_SIZES.get(key, 224)
     for name in ("csv_delimiter", "csv_encoding"):

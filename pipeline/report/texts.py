@@ -348,10 +348,9 @@ TEXTS: dict[str, tuple[str, str]] = {
         "acceptés ensemble.",
     ),
     "categories.photos": (
-        "Open a row to see the curve of the category. The {count} categories with the most errors have "
-        "photos, too.",
-        "Ouvrez une ligne pour voir la courbe de la catégorie. Les {count} catégories avec le plus "
-        "d’erreurs ont aussi des photos.",
+        "Open a row to see the curve of the category. {count} categories with many errors have photos, too.",
+        "Ouvrez une ligne pour voir la courbe de la catégorie. {count} catégories avec beaucoup d’erreurs "
+        "ont aussi des photos.",
     ),
     "categories.statuses": (
         "{automatic} categories automatic, {care} with care, {review} always to review, {few} with too few "
@@ -463,6 +462,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "l’heure. Ces valeurs viennent de {settings}, et des produits sans catégorie de cette source. Les "
         "champs du curseur ci-dessus en essaient d’autres.",
     ),
+    "cost.none": (
+        "No promise is certified, so nothing is decided automatically and nothing is saved.",
+        "Aucune promesse n’est certifiée : rien n’est décidé automatiquement, et rien n’est économisé.",
+    ),
     # Account
     "account.title": ("Where every image and product went", "Où sont allés chaque image et chaque produit"),
     "account.text": (
@@ -555,8 +558,9 @@ TEXTS: dict[str, tuple[str, str]] = {
         "le hasard.",
     ),
     "changes.mcnemar": (
-        "{gained} products became correct, {lost} became wrong (McNemar’s exact test: p {p}). {verdict}",
-        "{gained} produits sont devenus corrects, {lost} sont devenus faux (test exact de McNemar : p {p}). "
+        "Products that became correct: {gained}; that became wrong: {lost} (McNemar’s exact test: p {p}). "
+        "{verdict}",
+        "Produits devenus corrects : {gained} ; devenus faux : {lost} (test exact de McNemar : p {p}). "
         "{verdict}",
     ),
     "changes.real": (
