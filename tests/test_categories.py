@@ -25,8 +25,9 @@ from models.decisions.categories import (
     estimate_precision,
     holm,
     restrict,
+    status,
 )
-from models.decisions.metrics import per_category
+from models.decisions.metrics import CategoryCounts, per_category
 from models.decisions.thresholds import Outcomes, certify
 
 counts = st.lists(
@@ -431,3 +432,12 @@ def test_no_department_below_the_target_is_certified_more_often_than_delta(shape
         broken += any(true_precision(taken, odds[row.node]).mean() < 0.9 for row in rows)
     assert certified > 0
     assert broken / runs <= 0.1 + 3 * np.sqrt(0.09 / runs)
+
+
+def test_a_category_is_always_reviewed_only_where_its_accepted_products_are_wrong_too() -> None:
+    counts = CategoryCounts(
+        products=np.zeros(5, int), right=np.zeros(5, int),
+        predicted=np.array([200, 200, 200, 200, 5]), predicted_right=np.array([198, 100, 100, 100, 5]),
+        accepted=np.array([150, 80, 80, 0, 5]), accepted_right=np.array([149, 79, 40, 0, 5]),
+    )  # fmt: skip
+    assert status(counts).tolist() == ["automatic", "with care", "always review", "always review", "too few"]

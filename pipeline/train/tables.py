@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from models.decisions.categories import estimate_precision
+from models.decisions.categories import estimate_precision, status
 from models.decisions.categorizer import Categorizer, DecisionRules
 from models.decisions.metrics import AcceptanceCurve, acceptance_curve, confusions, per_category
 from models.decisions.thresholds import Certificate, lower_bound
@@ -142,7 +142,8 @@ def _write_categories(evaluated: Evaluated, fit: Evaluated, categorizer: Categor
         **vars(counts),
         "fit_predicted": np.bincount(fit_category, minlength=len(predictor.paths)),
         "fit_right": np.bincount(fit_category[fit.correct], minlength=len(predictor.paths)),
-        **{name: getattr(estimates, name) for name in ("estimate", "lower", "upper", "status")},
+        **{name: getattr(estimates, name) for name in ("estimate", "lower", "upper")},
+        "status": status(counts, categorizer.rules.target),
         "kept": np.isin(predictor.taxonomy.categories, kept),
     }
     write_table(pa.table(columns), work / "categories.parquet")
