@@ -233,7 +233,7 @@ def test_a_damaged_file_is_one_error(tmp_path: Path, name: str) -> None:
         ("a.csv", b""),
         ("a.csv", b"product_id,confidence\n1,much\n"),
         ("a.csv.gz", b"plain"),
-        ("a.csv.gz", gzip.compress(b"product_id,confidence\n1,2\n" * 100)[:-9]),
+        ("a.csv.gz", gzip.compress(b"product_id,confidence\n1,2\n" * 100, mtime=0)[:-9]),
         ("a.jsonl", b'{"product_id": "\xff"}\n'),
     ],
 )
