@@ -162,10 +162,10 @@ def test_uncertified_run_accepts_nothing_and_says_what_is_missing(run: Path) -> 
     uncertify(run, needed=1412)
     text = read(run).text
     assert "Nothing can be categorized automatically" in text
-    assert "about 1,412 more certification products are needed." in text
+    assert "about 1,412 more certification products are needed, as a catalogue of about" in text
     assert "could be accepted with 90% correct, as measured: not promised, not used" in text
     uncertify(run, needed=20, at_best=True)
-    assert "at least 20 more certification products are needed." in read(run).text
+    assert "at least 20 more certification products are needed, as a catalogue of about" in read(run).text
     uncertify(run, needed=None)
     assert "more products alone will not change that." in read(run).text
     nothing = Certificate(0.9, 0.1, 100, 120, reason="it does not show").to_dict()

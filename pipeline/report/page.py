@@ -24,7 +24,7 @@ from markupsafe import Markup
 
 from features.storage.paths import AnyPath
 from models.decisions.categories import CERTAINTY
-from models.decisions.thresholds import Certificate
+from models.decisions.thresholds import Certificate, in_catalogue_products
 from pipeline.job.config import Config
 from pipeline.report import tables
 from pipeline.report.changes import Changes, compare
@@ -192,8 +192,22 @@ def headline(data: ReportData, words: Words) -> str:
         rate = words.percent(tables.share(figures.accepted, figures.products))
         return words("headline.certified", rate=rate, target=target)
     needed = products_needed(certificate, words)
-    then = words("headline.more", products=needed) if needed else words("headline.never")
+    catalogue = catalogue_products(data)
+    then = (
+        words("headline.more", products=needed, catalogue=words("about", count=words.count(catalogue)))
+        if catalogue
+        else words("headline.never")
+    )
     return words("headline.nothing", target=target, then=then)
+
+
+def catalogue_products(data: ReportData) -> int | None:
+    """About how many more products of the catalogue are needed; None where more will not help."""
+    certificate, records = data.rules.certificate, data.records
+    if certificate.more_products_needed is None:
+        return None
+    categorized = records.products - records.uncategorized_products
+    return in_catalogue_products(certificate.more_products_needed, certificate.products, categorized)
 
 
 def products_needed(certificate: Certificate, words: Words) -> str:

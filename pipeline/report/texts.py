@@ -74,8 +74,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "{then}.",
     ),
     "headline.more": (
-        "{products} more certification products are needed",
-        "il faut encore {products} produits de certification",
+        "{products} more certification products are needed, as a catalogue of {catalogue} more products "
+        "would bring",
+        "il faut encore {products} produits de certification, comme en apporterait un catalogue de "
+        "{catalogue} produits de plus",
     ),
     "headline.never": (
         "more products alone will not change that",
