@@ -339,15 +339,17 @@ TEXTS: dict[str, tuple[str, str]] = {
     "categories.text": (
         "“Found” is the share of the category’s {part} products that were recognised (recall). “Predicted” "
         "counts the decisions for the category. “Estimate” is their correct share, drawn towards that of "
-        "all categories where there are few products, with a {certainty} interval. A category is called "
-        "automatic where the whole interval is at {target} or above. A status is an advice, not a promise: "
-        "the promise is about all accepted products together.",
+        "all categories where there are few products, with a {certainty} interval. Automatic: the whole "
+        "interval is at {target} or above, so that even decisions with low confidence are good enough. "
+        "Always review: its accepted products are below {target}, or none is accepted. A status is an "
+        "advice, not a promise: the promise is about all accepted products together.",
         "« Trouvés » est la part des produits de {part} de la catégorie qui ont été reconnus (rappel). « "
         "Prédits » compte les décisions pour la catégorie. « Estimation » est leur part correcte, "
         "rapprochée de celle de toutes les catégories quand il y a peu de produits, avec un intervalle à "
-        "{certainty}. Une catégorie est dite automatique quand tout l’intervalle est à {target} ou "
-        "au-dessus. Un statut est un conseil, pas une promesse : la promesse porte sur tous les produits "
-        "acceptés ensemble.",
+        "{certainty}. Automatique : tout l’intervalle est à {target} ou au-dessus, si bien que même des "
+        "décisions de faible confiance sont assez bonnes. Toujours vérifier : ses produits acceptés sont "
+        "sous {target}, ou aucun n’est accepté. Un statut est un conseil, pas une promesse : la promesse "
+        "porte sur tous les produits acceptés ensemble.",
     ),
     "categories.photos": (
         "Open a row to see the curve of the category. {count} categories with many errors have photos, too.",
