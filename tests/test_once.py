@@ -189,7 +189,7 @@ def test_trees_decide_the_same_in_calibration_evaluation_and_batch(
     once: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def calibrated(out: Path) -> Artifact:
-        boosting = CONFIG.calibration.model_copy(update={"model": "boosting"})
+        boosting = CONFIG.calibration.model_copy(update={"model": "boosting", "fit_share": 0.5})
         config = CONFIG.model_copy(update={"calibration": boosting})
         store = once.folder / "store"
         return calibrate_head(once.records, once.bottlenecks, once.head, store, out, config)
