@@ -7,7 +7,7 @@ categories that were not learnt), each with a release certified at 0.85 and a re
 measured products:
 
 1. batches of 2,000 products after a change: each estimate of the accepted precision, and the truth
-2. pairs of branches that are more and more alike: when a mix can no longer be told
+2. pairs of branches that are more and more alike: when a mix can no longer be distinguished
 3. 20 years of weekly batches without change: alarms; and the first batch whose mix halves the precision
 4. audits: false alarms in a year at exactly the promised precision, and weeks until a drop is seen
 

@@ -70,7 +70,7 @@ def browser() -> Iterator[Any]:
 
 
 class Watched:
-    """An open page, what it asked a network for, and its errors."""
+    """An open page, what it requested from a network, and its errors."""
 
     def __init__(self, browser: Any, file: Path, size: dict[str, int], **options: Any) -> None:
         self.context = browser.new_context(viewport=size, offline=True, **options)

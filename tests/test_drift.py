@@ -104,7 +104,7 @@ def test_branches_that_are_the_same_are_refused():
     measured = release.measured(np.random.default_rng(0), 2_000, Stream())
     found = estimate(release.reference, release.batch(measured))
     assert found.label_shift is None
-    assert "cannot be told apart" in (found.refused or "")
+    assert "cannot be distinguished" in (found.refused or "")
     assert found.lowest == found.difference is not None
 
 

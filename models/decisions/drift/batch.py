@@ -137,7 +137,7 @@ def _label_shift(
     """The precision and the mix; or why there is none."""
     if reference.condition > MAX_CONDITION:
         reason = f"condition number {reference.condition:.3g}, above {MAX_CONDITION:g}"
-        return None, None, f"the branches cannot be told apart ({reason})"
+        return None, None, f"the branches cannot be distinguished ({reason})"
     present = reference.classes > 0
     confusion, right = (
         reference.confusion[:, :, present],

@@ -1,7 +1,7 @@
 """Label shift: the category mix of a batch without labels, where only the mix has changed.
 
     confusion (c, t) counts      measured products by cell (what was predicted) and true class
-      ──► condition_of           can the true classes be told apart by their cells at all?
+      ──► condition_of           can the true classes be distinguished by their cells at all?
       ──► posterior (c, t)       P(true class | cell) in the reference
       ──► mix_by_em              the batch's own mix, from how often it fell into each cell
 

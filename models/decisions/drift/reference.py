@@ -7,8 +7,8 @@
       ──► categories, images     histograms
 
 A branch is a node of one level of the tree, the deepest at which the branches are large enough and can be
-told apart. Products of categories that the head never learnt count as wrong in the branch that they are taken
-for. As a branch of their own they look like a mixture of all others, and in simulations estimates of the
+distinguished. Products of categories that the head never learnt count as wrong in the branch that they are
+put into. As a branch of their own they look like a mixture of all others, and in simulations estimates of the
 precision were then off by up to 40 points.
 """
 
@@ -234,7 +234,7 @@ def _expected(sizes: np.ndarray, measured: Measured) -> np.ndarray:
 def _branches(
     measured: Measured, labels: np.ndarray, sizes: np.ndarray, accepted: np.ndarray
 ) -> tuple[int, tuple[str, ...]]:
-    """The deepest level whose branches are large enough and can be told apart; else the coarsest."""
+    """The deepest level whose branches are large enough and can be distinguished; else the coarsest."""
     expected = _expected(sizes, measured)
     for level in range(len(labels), 0, -1):
         names, node = np.unique(labels[level - 1].astype(str), return_inverse=True)
