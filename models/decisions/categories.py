@@ -108,18 +108,17 @@ def status(counts: CategoryCounts, target: float = 0.9) -> np.ndarray:
 
     `automatic`, `with care` and `too few` are as `estimate_precision` says of all products predicted as the
     category, whatever their confidence. `always review`: the accepted ones are below the target, or all are
-    and none is accepted; a category whose accepted products are precise enough needs care alone.
+    and none is accepted; a category whose accepted products may reach the target needs care alone.
 
     Args:
         counts: of the measured products.
         target: precision wanted, 0 to 1.
     """
     of_all = estimate_precision(counts.predicted, counts.predicted_right, target).status
-    of_accepted = estimate_precision(counts.accepted, counts.accepted_right, target).status
-    saved = (of_all == ALWAYS_REVIEW) & (counts.accepted > 0)
-    advice: np.ndarray = np.where(
-        of_accepted == ALWAYS_REVIEW, ALWAYS_REVIEW, np.where(saved, WITH_CARE, of_all)
-    )
+    accepted = estimate_precision(counts.accepted, counts.accepted_right, target)
+    saved = (of_all == ALWAYS_REVIEW) & (counts.accepted > 0) & (accepted.upper >= target)
+    wrong = accepted.status == ALWAYS_REVIEW
+    advice: np.ndarray = np.where(wrong, ALWAYS_REVIEW, np.where(saved, WITH_CARE, of_all))
     return advice
 
 

@@ -241,7 +241,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "acceptance rate: share of all products",
         "taux d’acceptation : part de tous les produits",
     ),
-    "acceptance.y": ("precision: correct share of the accepted", "précision : part correcte des acceptés"),
+    "acceptance.y": ("precision of the accepted", "précision des acceptés"),
     "acceptance.category": ("category", "catégorie"),
     "acceptance.level": ("level {level}", "niveau {level}"),
     "acceptance.band": ("band of the category", "bande de la catégorie"),
@@ -318,14 +318,14 @@ TEXTS: dict[str, tuple[str, str]] = {
     # Ladder
     "ladder.title": ("What another promise would cost", "Ce que coûterait une autre promesse"),
     "ladder.text": (
-        "Each row is a promise that could be made instead, with its own certificate and {certainty} "
-        "certainty. Looking at many of them costs nothing, because only the one in use is used: the others "
-        "are for planning. The one in use shares its certainty with the promises of the levels above, so it "
-        "can be a little stricter. {setting} sets the target.",
-        "Chaque ligne est une promesse possible à la place de l’actuelle, avec son propre certificat et une "
-        "certitude de {certainty}. En regarder beaucoup ne coûte rien, car seule celle en usage est "
-        "utilisée : les autres servent à planifier. Celle en usage partage sa certitude avec les promesses "
-        "des niveaux au-dessus ; elle peut donc être un peu plus stricte. {setting} fixe la cible.",
+        "Each row is a promise about categories that could be made instead, with its own certificate: "
+        "together with the promises of the levels above, each would hold with {certainty} certainty. Looking "
+        "at many of them costs nothing, because only the one in use is used: the others are for planning. "
+        "{setting} sets the target.",
+        "Chaque ligne est une promesse possible pour les catégories à la place de l’actuelle, avec son propre "
+        "certificat : avec les promesses des niveaux au-dessus, chacune tiendrait avec une certitude de "
+        "{certainty}. En regarder beaucoup ne coûte rien, car seule celle en usage est utilisée : les autres "
+        "servent à planifier. {setting} fixe la cible.",
     ),
     "ladder.certified": ("certified", "certifié"),
     "ladder.in_use": ("certified, in use", "certifié, utilisé"),
