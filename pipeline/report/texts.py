@@ -322,8 +322,8 @@ TEXTS: dict[str, tuple[str, str]] = {
         "together with the promises of the levels above, each would hold with {certainty} certainty. Looking "
         "at many of them costs nothing, because only the one in use is used: the others are for planning. "
         "{setting} sets the target.",
-        "Chaque ligne est une promesse possible pour les catégories à la place de l’actuelle, avec son propre "
-        "certificat : avec les promesses des niveaux au-dessus, chacune tiendrait avec une certitude de "
+        "Chaque ligne est une promesse possible pour les catégories à la place de l’actuelle, avec son "
+        "propre certificat : avec les promesses des niveaux au-dessus, chacune tiendrait avec une certitude de "
         "{certainty}. En regarder beaucoup ne coûte rien, car seule celle en usage est utilisée : les autres "
         "servent à planifier. {setting} fixe la cible.",
     ),
