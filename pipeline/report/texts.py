@@ -323,8 +323,9 @@ TEXTS: dict[str, tuple[str, str]] = {
         "at many of them costs nothing, because only the one in use is used: the others are for planning. "
         "{setting} sets the target.",
         "Chaque ligne est une promesse possible pour les catégories à la place de l’actuelle, avec son "
-        "propre certificat : avec les promesses des niveaux au-dessus, chacune tiendrait avec une certitude de "
-        "{certainty}. En regarder beaucoup ne coûte rien, car seule celle en usage est utilisée : les autres "
+        "propre certificat : avec les promesses des niveaux au-dessus, chacune tiendrait avec une "
+        "certitude de {certainty}. En regarder beaucoup ne coûte rien, car seule celle en usage est "
+        "utilisée : les autres "
         "servent à planifier. {setting} fixe la cible.",
     ),
     "ladder.certified": ("certified", "certifié"),
