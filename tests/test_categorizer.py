@@ -18,7 +18,13 @@ from features.errors import ShelfmarkError
 from features.images.refusal import Limits
 from features.records import pieces_of
 from models.decisions.bundle import open_bundle
-from models.decisions.categorizer import COLUMNS, Categorizer, categorize_photos, unreadable
+from models.decisions.categorizer import (
+    COLUMNS,
+    Categorizer,
+    LevelRule,
+    categorize_photos,
+    unreadable,
+)
 from models.decisions.confidence import ConfidenceModel
 from models.heads.architectures import Head
 
@@ -53,6 +59,14 @@ def with_threshold(categorizer: Categorizer, threshold: float | None) -> Categor
     )
 
 
+def with_parents(categorizer: Categorizer, threshold: float) -> Categorizer:
+    """Nodes above the categories are decided, too, from this probability on."""
+    confidence = ConfidenceModel("probability", 0, "drawn")
+    certificate = dataclasses.replace(categorizer.rules.certificate, threshold=threshold)
+    levels = {"level1": LevelRule(confidence, certificate)}
+    return dataclasses.replace(categorizer, rules=dataclasses.replace(categorizer.rules, levels=levels))
+
+
 def logits_of(*probabilities: list[float]) -> np.ndarray:
     return np.log(np.array(probabilities, np.float64)).astype(np.float32)
 
@@ -82,6 +96,16 @@ def test_decision_has_the_category_and_its_level(echo: Categorizer) -> None:
     }
     assert (review["status"], review["category_path"]) == ("review", "food / apple")
     assert review["node"] is review["node_path"] is review["node_level"] is None
+
+
+def test_a_product_below_the_threshold_of_its_category_may_get_its_parent(echo: Categorizer) -> None:
+    """Milk at 0.4 is not accepted, food at 0.9 is; of soap, the home has no more than soap itself."""
+    table = decide(with_parents(echo, 0.8), logits_of([0.2, 0.1, 0.4, 0.1, 0.1, 0.1], [0.1] * 5 + [0.45]))
+    parent, review = table.astype(object).where(table.notna(), None).to_dict("records")
+    names = ("category", "status", "node", "node_path", "node_level")
+    assert [parent[name] for name in names] == ["milk", "parent", "food", "food", 1]
+    assert parent["confidence"] == pytest.approx(0.4, abs=1e-6)
+    assert [review[name] for name in names] == ["soap", "review", None, None, None]
 
 
 def test_types_are_the_documented_ones(echo: Categorizer) -> None:

@@ -32,7 +32,7 @@ from features.images.normalise import normalise
 from features.images.refusal import LIMITS
 from features.records import pieces_of
 from models.decisions.bundle import Bundle, open_bundle
-from models.decisions.categorizer import COLUMNS, categorize_photos, decisions_table
+from models.decisions.categorizer import COLUMNS, LevelRule, categorize_photos, decisions_table
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
 from serving import app as serving
@@ -116,6 +116,19 @@ def test_decision_is_the_one_made_without_http(
     assert response.status_code == 200
     assert response.json() == decided(bundle, engine, "mug-7", photos)
     assert status in (None, response.json()["status"])
+
+
+def test_a_node_above_the_category_is_decided_over_http_as_without_it(bundle: Bundle, engine: Engine) -> None:
+    """The photo that goes to review otherwise: its department is promised from probability 0 on."""
+    rules = bundle.categorizer.rules
+    rule = LevelRule(rules.confidence, replace(rules.certificate, threshold=0.0))
+    categorizer = replace(bundle.categorizer, rules=replace(rules, levels={"level1": rule}))
+    with_parents = replace(bundle, categorizer=categorizer)
+    with TestClient(serving.create_app(with_parents)) as client:
+        response = send(client, [photo(UNSURE)], product_id="mug-7").json()
+    assert response == decided(with_parents, engine, "mug-7", [photo(UNSURE)])
+    assert (response["status"], response["node_level"]) == ("parent", 1)
+    assert response["node"] == response["category_path"].split(" / ")[0]
 
 
 def test_decision_is_the_one_made_from_bottlenecks(
