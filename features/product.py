@@ -105,6 +105,18 @@ def wanted_counts(products: int, min_products: int = 20, shares: SplitShares = P
     return products - val - test, val, test
 
 
+def _like_the_others(products: int, others: list[int], shares: SplitShares) -> tuple[int, int, int]:
+    """Counts of the three parts, in the shares of other products; as wanted where there are none.
+
+    >>> _like_the_others(20, [80, 10, 30], PAPER)  # 1.67 and 5 are rounded half up
+    (13, 2, 5)
+    """
+    if not sum(others):
+        return wanted_counts(products, 1, shares)
+    val, test = (int(Fraction(products * part, sum(others)) + Fraction(1, 2)) for part in others[1:])
+    return products - val - test, val, test
+
+
 def _rounded(share: float, products: int) -> int:
     """The share of so many products, rounded half up, by decimal arithmetic.
 
@@ -128,9 +140,9 @@ def split_products(
 ) -> np.ndarray:
     """Returns the part of every product: train, val, test, or dropped.
 
-    The products of categories under `min_products` are divided like those of one category; none of them may
-    train, so that those of its train part are dropped. The others count in val and test as what a head cannot
-    know: a promise about all products has to count them.
+    Of the products of categories under `min_products`, all together, the same shares go to val and test as
+    of the others; the rest may not train, and is dropped. Those in val and test count as what a head cannot
+    know: a promise about all products has to count them, as many as there are.
 
     Args:
         key: (n,) int64, `order_key` of the products, which are sorted by their ids (ids break ties).
@@ -147,9 +159,8 @@ def split_products(
     small = np.bincount(category) < min_products
     together = np.where(small[category], len(small), category)  # all small categories as one more
     size = np.bincount(together, minlength=len(small) + 1).tolist()
-    wanted = np.array(
-        [wanted_counts(n, min_products, shares) for n in size[:-1]] + [wanted_counts(size[-1], 1, shares)]
-    )
+    wanted = np.array([wanted_counts(n, min_products, shares) for n in size[:-1]] + [(0, 0, 0)])
+    wanted[-1] = _like_the_others(size[-1], wanted.sum(axis=0).tolist(), shares)
     taken = np.stack(
         [np.bincount(together[known == part], minlength=len(size)) for part in range(len(PARTS))], axis=1
     )

@@ -301,7 +301,7 @@ def test_what_was_not_used_is_said(drawn: Path) -> None:
     _, lines = judge(fill(drawn, answers), 0.9, 0.9)
     text = "\n".join(lines)
     assert "not checked 13 rows without an answer" in text
-    assert "not used    7 rows:" in text
+    assert "not used    7 rows; where nobody was sure the answer has to be no" in text
     assert "  line 32: correct is '?'; expected yes, no or nothing" in text
     assert "  and 2 more" in text
 

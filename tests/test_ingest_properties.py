@@ -129,7 +129,12 @@ def check_split(drawn, planned):
         wanted = dict(zip(("train", "val", "test", "dropped"), (*counts, 0), strict=True))
         wanted = wanted if category else {"none": members[category]}
         assert {part: sides.get((category, part), 0) for part in wanted} == wanted
-    counts = wanted_counts(sum(members[category] for category in small), 1)
+    learnt = [wanted_counts(members[name], MIN_PRODUCTS) for name in members.keys() - small if name]
+    rest, size = sum(members[category] for category in small), sum(map(sum, learnt))
+    counts = wanted_counts(rest, 1)
+    if size:
+        val, test = (int(rest * sum(its[part] for its in learnt) / size + 0.5) for part in (1, 2))
+        counts = (rest - val - test, val, test)
     for part, count in zip(("dropped", "val", "test", "train"), (*counts, 0), strict=True):
         assert sum(sides.get((category, part), 0) for category in small) == count
 

@@ -246,9 +246,21 @@ def test_audits_add_up_over_the_weeks(release, workspace, tmp_path, capsys):
         55,
         9,
     )
-    assert (
-        "audits: 55 of 250 checked decisions are wrong; the precision is below 85%" in capsys.readouterr().out
-    )
+    line = "audits: 110 of 500 decisions checked so far are wrong; the precision is below 85%"
+    assert line in capsys.readouterr().out
+    assert run(workspace, *second[:2]) == 3, "what people have found stands"
+
+
+def test_a_sample_that_is_filled_in_further_is_counted_once(release, workspace, tmp_path):
+    decisions = write(release, tmp_path / "d.parquet", Stream(), seed=3)
+    given = ("--decisions", tmp_path / "d.parquet", "--audits")
+    empty, half, whole = [""] * 60, ["no"] * 12 + ["yes"] * 18 + [""] * 30, ["no"] * 24 + ["yes"] * 36
+    for name, answers in (("empty", empty), ("half", half), ("whole", whole)):
+        write_audits(tmp_path / f"{name}.csv", decisions, answers)
+        run(workspace, *given, tmp_path / f"{name}.csv")
+    history = (workspace / "monitor" / WEEK / "history.jsonl").read_text().splitlines()
+    audits = [entry for entry in map(json.loads, history) if entry["kind"] == "audits"]
+    assert [(entry["products"], entry["errors"]) for entry in audits] == [(60, 24)]
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,13 @@ def paper(products: int) -> dict[str, int]:
     return {"train": products - tenth - test, "val": tenth, "test": test}
 
 
-def without_training(products: int) -> dict[str, int]:
-    """The rule for all products of categories under 20 together: those that would train are dropped."""
-    tenth = int((Decimal(products) / 10).quantize(Decimal(1), ROUND_HALF_UP))
-    test = 10 if products < 100 else tenth
-    return {DROPPED: products - tenth - test, "val": tenth, "test": test}
+def without_training(products: int, others: Counter) -> dict[str, int]:
+    """The rule for all products of small categories together: the shares of the other categories."""
+    val, test = (
+        int((Decimal(products * others[part]) / others.total()).quantize(Decimal(1), ROUND_HALF_UP))
+        for part in ("val", "test")
+    )
+    return {DROPPED: products - val - test, "val": val, "test": test}
 
 
 def draw_catalogue(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +100,7 @@ def test_split_follows_its_shares() -> None:
     category = np.repeat([0, 1, 2], [200, 90, 10])
     split = split_products(key, category, np.full(300, -1), 20, SplitShares(0.2, 0.3, 5))
     counts = [np.bincount(split[category == one], minlength=5).tolist() for one in range(3)]
-    assert counts == [[100, 40, 60, 0, 0], [45, 18, 27, 0, 0], [0, 2, 5, 0, 3]]
+    assert counts == [[100, 40, 60, 0, 0], [45, 18, 27, 0, 0], [0, 2, 3, 0, 5]]
 
 
 def test_smaller_categories_may_be_learnt_and_always_have_a_product_to_train_on() -> None:
@@ -114,14 +116,15 @@ def test_every_category_of_a_catalogue_is_split_by_the_papers_rule() -> None:
     split = split_by_name(product_id, category, nobody(product_id))
     counted = counts(category, split)
     assert len(counted) == 300
-    small = Counter()
+    small, large = Counter(), Counter()
     for name, parts in counted.items():
         products = int(np.sum(category == name))
         if products < 20:
             small.update(parts)
         else:
             assert parts == paper(products), name
-    assert small == without_training(small.total()) and small.total() > 100
+            large.update(parts)
+    assert small == without_training(small.total(), large) and small.total() > 100
 
 
 def test_order_of_rows_changes_nothing() -> None:
@@ -155,10 +158,12 @@ def test_products_of_small_categories_keep_their_side_when_their_category_is_lea
     ids = np.array([f"p{number}" for number in range(60)], dtype=object)
     category = np.repeat(["large", "small"], [41, 19])
     before = split_by_name(ids, category, nobody(ids))
-    assert counts(category, before)["small"] == {"val": 2, "test": 10, DROPPED: 7}
+    assert counts(category, before)["large"] == {"train": 27, "val": 4, "test": 10}
+    assert counts(category, before)["small"] == {"val": 2, "test": 5, DROPPED: 12}  # as 4 and 10 of 41
     known = np.where(before == DROPPED, "", before)
     grown = split_by_name(np.append(ids, "new"), np.append(category, "small"), np.append(known, ""))
-    assert (grown[:-1] == np.where(before == DROPPED, "train", before)).all()
+    assert (grown[:-1][before != DROPPED] == before[before != DROPPED]).all()
+    assert counts(np.append(category, "small"), grown)["small"] == {"train": 8, "val": 2, "test": 10}
 
 
 def test_known_product_keeps_its_part_in_another_category_and_takes_a_place_there() -> None:
@@ -186,7 +191,7 @@ def test_known_product_is_dropped_with_its_category() -> None:
 def test_smallest_category_is_a_setting() -> None:
     ids = np.array([f"p{number}" for number in range(3)], dtype=object)
     split = split_by_name(ids, np.array(["one", "two", "two"]), nobody(ids), min_products=2)
-    assert split[0] == DROPPED, "alone among the small ones it would train"
+    assert split[0] == "val", "a half of the others is in val"
     assert sorted(split[1:]) == ["train", "val"]
 
 
@@ -212,10 +217,15 @@ def places_by_hand(ids: list[str], category: list[str], known: list[str], smalle
     split = [DROPPED] * len(ids)
     small = {name for name in category if category.count(name) < smallest}
     together = ["small" if name in small else name for name in category]
-    for name in set(together):
+    large = Counter()
+    for name in sorted(set(together), key=lambda name: name == "small"):
         rows = [row for row in range(len(ids)) if together[row] == name]
-        least = 1 if name == "small" else smallest
-        free = dict(zip(PARTS, wanted_counts(len(rows), least), strict=True)) | {"train": len(rows)}
+        least = smallest if name != "small" else 1
+        wanted = dict(zip(PARTS, wanted_counts(len(rows), least), strict=True))
+        large.update(wanted if name != "small" else {})
+        if name == "small" and large:
+            wanted = without_training(len(rows), large)
+        free = wanted | {"train": len(rows)}
         for row in rows:
             if known[row]:
                 split[row] = known[row]

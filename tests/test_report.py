@@ -224,7 +224,7 @@ def test_targets_are_a_ladder_with_the_price_in_acceptance(run: Path) -> None:
     values["ladder"][-1] = Certificate(0.97, 0.1, 100, 120, more_products_needed=77, reason="no").to_dict()
     change(run, "thresholds/thresholds.json", ladder=values["ladder"])
     last = read(run).table("targets").iloc[-1]
-    assert last["State"] == "ladder.not" and last["More certification products needed, about"] == 77
+    assert last["State"] == "ladder.not" and last["More certification products needed"] == "about 77"
 
 
 def test_the_certificate_in_use_has_a_row_of_its_own_where_it_is_stricter(run: Path) -> None:
@@ -375,7 +375,7 @@ def test_suspects_are_shown_and_without_them_the_command_that_finds_them(run: Pa
     assert len(suspects) == 60 and suspects["Photo"].notna().sum() == 40
     assert suspects["Label wrong, probability"].isna().tolist() == [False] * 59 + [True]
     assert "the prediction, an identical image elsewhere" in suspects["Reason"].tolist()
-    assert "About 6.2% of all labels are probably wrong" in page.text and "is above that" not in page.text
+    assert "6.2% of all labels are wrong. If so" in page.text and "is above that" not in page.text
     change(run, "suspects/manifest.json", summary={"noise": 0.12})
     assert "The promised 90% is above that" in read(run).text
     shutil.rmtree(run / "suspects")

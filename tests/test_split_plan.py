@@ -105,8 +105,15 @@ def plan_in_plain_python(rows, known, min_products):
             free.setdefault(category, []).append(product)
     small = [members for members in free.values() if len(members) < min_products]
     large = [members for members in free.values() if len(members) >= min_products]
+    others = [(len(its), wanted(len(its))) for its in large]
     for members, rest in [*((its, "train") for its in large), ([*itertools.chain(*small)], "dropped")]:
         places = wanted(len(members))
+        if rest == "dropped" and others:
+            size = sum(count for count, _ in others)
+            places = {
+                part: int(Decimal(len(members) * sum(its[part] for _, its in others)) / size + Decimal("0.5"))
+                for part in ("val", "test")
+            }
         for product in members:
             planned[product][1] = known.get(product, "").replace("train", rest)
         new = sorted((p for p in members if p not in known), key=lambda p: (order_key(p), p))

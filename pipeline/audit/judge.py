@@ -25,6 +25,7 @@ def plan(target: float, certainty: float, power: float, expected: list[float]) -
         ShelfmarkError: an expected precision is not above the target.
     """
     given = expected or [round(target + step, 10) for step in STEPS if target + step < 1]
+    given = given or [round((1 + target) / 2, 10)]
     if low := [precision for precision in given if precision <= target]:
         raise ShelfmarkError(
             f"--expected {low[0]:g}: not above the target {target:g}; expected a precision that can prove "
@@ -79,7 +80,10 @@ def _read(audits: Audits) -> list[str]:
             "others: none may be left out because it is difficult"
         )
     if audits.problems:
-        lines.append(f"not used    {len(audits.problems):,} rows:")
+        lines.append(
+            f"not used    {len(audits.problems):,} rows; where nobody was sure the answer has to be no, else "
+            "the verdict is too good:"
+        )
         lines += [f"  line {problem.line}: {problem.text}" for problem in audits.problems[:SHOWN]]
         if len(audits.problems) > SHOWN:
             lines.append(f"  and {len(audits.problems) - SHOWN:,} more")

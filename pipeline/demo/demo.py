@@ -91,7 +91,7 @@ def _stopping(test: PartFigures) -> Iterator[str]:
     for level, decided in reversed(above):
         share, correct = decided.products / test.products, decided.precision
         yield (
-            f"  {level} alone".ljust(18)
+            f"  stop at {level}".ljust(18)
             + f"{share:.1%} of the test products"
             + (f", {correct:.1%} of them correct" if correct is not None else "")
         )

@@ -48,6 +48,7 @@ class Audits:
     unchecked: int  # rows without an answer
     drawn_from: int | None  # decisions that the sample was drawn from; None where the file does not say it
     problems: list[Problem] = field(default_factory=list)
+    products: frozenset[str] = frozenset()  # product_id of all rows, answered or not: the sample
 
     @property
     def wrong(self) -> int:
@@ -89,12 +90,13 @@ def read_audits(file: AnyPath) -> Audits:
             "`shelfmark audit draw` with its column correct filled in; correct the first line"
         )
     answers: dict[str, list[tuple[int, bool]]] = {}
-    unchecked, problems, populations = 0, list[Problem](), set[str]()
+    unchecked, problems, populations, products = 0, list[Problem](), set[str](), set[str]()
     for row in rows:
         cells = dict(zip(names, (cell.strip() for cell in row.cells), strict=False))
         product_id, text = cells.get("product_id", ""), cells.get("correct", "")
         answer = ANSWERS.get(text.lower())
         populations.add(cells.get("drawn_from", ""))
+        products |= {product_id} - {""}
         if row.problem or not product_id:
             problems.append(Problem(row.line, row.problem or "no product_id"))
         elif not text:
@@ -106,7 +108,7 @@ def read_audits(file: AnyPath) -> Audits:
     kept, repeated = _once(answers)
     drawn_from, contradiction = _population(populations)
     problems = sorted([*problems, *repeated, *contradiction], key=lambda problem: problem.line)
-    return Audits(kept, unchecked, drawn_from, problems)
+    return Audits(kept, unchecked, drawn_from, problems, frozenset(products))
 
 
 def _once(answers: Mapping[str, list[tuple[int, bool]]]) -> tuple[dict[str, bool], list[Problem]]:

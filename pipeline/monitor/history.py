@@ -2,7 +2,8 @@
 
     WORKSPACE/monitor/<release>/history.jsonl   a line for each file of decisions or of audits, in order
 
-A file that was monitored before (the same digest) replaces its own line: a command repeated changes nothing.
+A file that was monitored before replaces its own line: a command repeated changes nothing. Decisions are
+known by their digest, audits by their products: a sample that is filled in further is counted once.
 """
 
 import json

@@ -10,11 +10,12 @@ The last two are of the last call; --output puts them elsewhere.
 
 import datetime
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from features.errors import ShelfmarkError
-from features.storage.paths import AnyPath, write_whole
+from features.storage.paths import MARK, AnyPath, write_whole
 from models.decisions.drift.batch import (
     Batch,
     Change,
@@ -71,7 +72,7 @@ class Monitoring:
     @property
     def audit_alarm(self) -> bool:
         """Whether audited decisions show that the precision is below the promise."""
-        return bool(self.audits) and self.evidence[-1] >= ALARM
+        return bool(self.evidence) and self.evidence[-1] >= ALARM
 
     @property
     def alarm(self) -> bool:
@@ -110,7 +111,10 @@ def monitor(
         for batch in batches:
             entries = with_entry(entries, _batch_entry(batch, settings))
         for one in read:
-            entries = with_entry(entries, _audits_entry(one))
+            if one.audited.products:
+                entries = with_entry(entries, _audits_entry(one))
+            else:
+                log.warning("monitor: %s: nothing is filled in yet", one.name)
         write_history(folder / HISTORY, entries)
     weeks = [Audited(entry["products"], entry["errors"]) for entry in entries if entry["kind"] == AUDITS]
     evidence = evidence_of(weeks, release.reference.target)
@@ -136,10 +140,10 @@ def _release_of(workspace: AnyPath, decisions: list[AnyPath]) -> str:
         raise ShelfmarkError(
             f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
         )
-    if not (workspace / "releases" / name).is_dir():
+    if not re.fullmatch(r"\w[\w.-]*", name) or not (workspace / "releases" / name / MARK).is_file():
         raise ShelfmarkError(
             f"{decisions[0]}: decided by release {name}, which this workspace does not have; expected "
-            f"decisions of {current}, which is in service; check --workspace, or categorize again"
+            f"decisions of {current or 'one of its own'}; check --workspace, or categorize again"
         )
     return name
 
@@ -213,10 +217,10 @@ def alarm_line(found: Monitoring) -> str:
     alarms = [batch for batch in found.batches if batch.alarm]
     parts = [f"{batch.read.name}: {effect_text(batch)}" for batch in alarms]
     if found.audit_alarm:
-        audited = sum(one.audited.products for one in found.audits)
-        errors = sum(one.audited.errors for one in found.audits)
+        weeks = [entry for entry in found.history if entry["kind"] == AUDITS]
+        audited, errors = (sum(entry[name] for entry in weeks) for name in ("products", "errors"))
         parts.append(
-            f"audits: {errors:,} of {audited:,} checked decisions are wrong; the precision is below "
+            f"audits: {errors:,} of {audited:,} decisions checked so far are wrong; the precision is below "
             f"{found.reference.target:.0%}"
         )
     if parts:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import ShelfmarkError
-from features.storage.artifact import file_digest
+from features.storage.artifact import digest_of, file_digest
 from features.storage.paths import AnyPath
 from models.decisions.categorizer import ACCEPTED, UNREADABLE
 from models.decisions.drift.batch import Batch
@@ -140,7 +140,7 @@ class ReadAudits:
     """Decisions that people have checked, of one file."""
 
     name: str
-    digest: str
+    digest: str  # of the products in it: the same sample filled in further is no further evidence
     audited: Audited
     unchecked: int  # rows without a result
 
@@ -172,4 +172,5 @@ def read_audits(file: AnyPath, batches: list[ReadBatch]) -> ReadAudits:
             "ones; expected a sample of the accepted decisions of --decisions; give those that it was "
             "drawn from"
         )
-    return ReadAudits(file.name, file_digest(file), Audited(len(audited), found.wrong), found.unchecked)
+    sample = digest_of(sorted(found.products))  # whatever is filled in, and however it was saved
+    return ReadAudits(file.name, sample, Audited(len(audited), found.wrong), found.unchecked)

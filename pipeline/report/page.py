@@ -24,7 +24,7 @@ from markupsafe import Markup
 
 from features.storage.paths import AnyPath
 from models.decisions.categories import CERTAINTY
-from models.decisions.thresholds import Certificate, in_catalogue_products
+from models.decisions.thresholds import in_catalogue_products
 from pipeline.job.config import Config
 from pipeline.report import tables
 from pipeline.report.changes import Changes, compare
@@ -191,7 +191,7 @@ def headline(data: ReportData, words: Words) -> str:
         figures = data.measured or certificate
         rate = words.percent(tables.share(figures.accepted, figures.products))
         return words("headline.certified", rate=rate, target=target)
-    needed = products_needed(certificate, words)
+    needed = tables.products_needed(certificate, words)
     catalogue = catalogue_products(data)
     then = (
         words("headline.more", products=needed, catalogue=words("about", count=words.count(catalogue)))
@@ -208,15 +208,6 @@ def catalogue_products(data: ReportData) -> int | None:
         return None
     categorized = records.products - records.uncategorized_products
     return in_catalogue_products(certificate.more_products_needed, certificate.products, categorized)
-
-
-def products_needed(certificate: Certificate, words: Words) -> str:
-    """How many more products may certify a threshold: about, or at least; "" where more will not help."""
-    if certificate.more_products_needed is None:
-        return ""
-    return words(
-        "at_least" if certificate.at_best else "about", count=words.count(certificate.more_products_needed)
-    )
 
 
 def below_promise(measured: PartFigures | None) -> bool:
@@ -258,7 +249,7 @@ def render(report: Report) -> str:
         certificate=certificate,
         certainty=words.target(round(1 - data.rules.delta, 6)),
         headline=headline(data, words),
-        products_needed=products_needed(certificate, words),
+        products_needed=tables.products_needed(certificate, words),
         below_promise=below_promise(measured),
         parents=stopped_at_parents(measured),
         weekly=report.weekly,
@@ -320,18 +311,18 @@ def chooser_data(report: Report) -> dict[str, Any] | None:
     if curve is None or data.measured is None:
         return None
     certified: dict[int, float] = {}
-    for one, _ in tables.promises(data.rules):
+    threshold = curve.threshold.copy()
+    # of several targets at one point the one in use, else the highest
+    for one, _ in sorted(tables.promises(data.rules), key=lambda pair: pair[1]):
         if one.threshold is not None and (at := curve.at(one.threshold)) >= 0:
-            certified[at] = one.target  # of several targets with one threshold the highest
+            certified[at], threshold[at] = one.target, one.threshold
     used = data.rules.certificate.threshold
     at_target = int(np.argmin(np.abs(curve.rate - data.measured.acceptance_rate_at_target)))
     in_use = -1 if used is None else curve.at(used)
     settings = report.config.report
     return {
-        **{
-            name: getattr(curve, name).round(7).tolist()
-            for name in ("threshold", "rate", "precision", "lower", "upper")
-        },
+        **{name: getattr(curve, name).round(7).tolist() for name in ("rate", "precision", "lower", "upper")},
+        "threshold": threshold.round(7).tolist(),
         "certified": [[at, certified[at]] for at in sorted(certified)],
         "certainty": round(1 - data.rules.delta, 6),
         "in_use": in_use,

@@ -77,6 +77,15 @@ def promises(rules: DecisionRules) -> list[tuple[Certificate, bool]]:
     return sorted([*others, (used, True)], key=lambda pair: (pair[0].target, pair[1]))
 
 
+def products_needed(certificate: Certificate, words: Words) -> str:
+    """How many more products may certify a threshold: about, or at least; "" where more will not help."""
+    if certificate.more_products_needed is None:
+        return ""
+    return words(
+        "at_least" if certificate.at_best else "about", count=words.count(certificate.more_products_needed)
+    )
+
+
 def ladder_table(shown: Shown) -> Table:
     """The targets: what each would accept, or what it lacks."""
     words = shown.words
@@ -90,7 +99,7 @@ def ladder_table(shown: Shown) -> Table:
         rows.append(
             [
                 one.target, state, one.threshold, one.acceptance_rate if certified else None, rate, precision,
-                one.precision_lower, one.more_products_needed,
+                one.precision_lower, products_needed(one, words) or None,
             ]
         )  # fmt: skip
     columns = [
@@ -101,7 +110,7 @@ def ladder_table(shown: Shown) -> Table:
         shown.column("measured_acceptance", "percent", part=shown.part),
         shown.column("measured_precision", "percent"),
         shown.column("precision_lower", "percent"),
-        shown.column("more", "count"),
+        shown.column("more", "figure"),
     ]
     return Table("targets", words("ladder.title"), columns, rows, marked=frozenset(marked))
 

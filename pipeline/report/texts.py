@@ -409,10 +409,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "{shown} sur {all}. Corrigez-les dans le catalogue ; le prochain lot en tiendra compte.",
     ),
     "suspects.noise": (
-        "About {noise} of all labels are probably wrong, so a precision measured on these labels cannot be "
-        "above {ceiling}.",
-        "Environ {noise} de toutes les étiquettes sont probablement fausses : une précision mesurée sur ces "
-        "étiquettes ne peut pas dépasser {ceiling}.",
+        "By a rough estimate, which is rather too high, {noise} of all labels are wrong. If so, a precision "
+        "measured on these labels cannot be above {ceiling}.",
+        "Selon une estimation grossière, plutôt trop haute, {noise} de toutes les étiquettes sont fausses. "
+        "Dans ce cas, une précision mesurée sur ces étiquettes ne peut pas dépasser {ceiling}.",
     ),
     "suspects.ceiling": (
         "The promised {target} is above that: correct labels first, or promise less.",
@@ -751,7 +751,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "col.measured_acceptance": ("Accepted, {part}", "Acceptés, {part}"),
     "col.measured_precision": ("Correct of these", "Corrects parmi eux"),
     "col.precision_lower": ("Lower bound when certified", "Borne inférieure à la certification"),
-    "col.more": ("More certification products needed, about", "Produits de certification manquants, environ"),
+    "col.more": ("More certification products needed", "Produits de certification manquants"),
     "col.level": ("Level", "Niveau"),
     "col.decided": ("Products that stop here", "Produits qui s’arrêtent ici"),
     "col.decided_precision": ("Correct of these", "Corrects parmi eux"),

@@ -122,6 +122,13 @@ def decision_rules(
         for level in range(1, taxonomy.levels + 1)
     ]
     models = [model for model, _ in fitted]
+    if models[-1].kind != settings.model and models[-1].reason:
+        log.warning(
+            "thresholds: confidence by %s instead of %s: %s",
+            models[-1].kind,
+            settings.model,
+            models[-1].reason,
+        )
     of_cert_levels = [
         model.confidence(predictor.evidence(cert_predictions, level))
         for level, model in enumerate(models, start=1)
