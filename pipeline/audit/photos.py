@@ -15,6 +15,7 @@ from features.images.refusal import Limits, Refused
 from features.storage.paths import any_path
 from pipeline.ingest.check_images import fetching_of, image_limits
 from pipeline.job.config import IngestSettings
+from pipeline.job.progress import log
 from pipeline.sources.image import Segment
 from pipeline.sources.listing import write_listing
 from pipeline.sources.source import open_sources, read_segment
@@ -51,6 +52,7 @@ def thumbnails(sources: list[str], product_ids: list[str], settings: IngestSetti
                             wanted.remove(image.product_id)
                 if not wanted:
                     return found
+    log.warning("audit: no photo of %s of %s products", f"{len(wanted):,}", f"{len(wanted | found.keys()):,}")
     return found
 
 

@@ -33,6 +33,7 @@ def report(run: Run, xlsx: bool = False) -> Artifact:
     Raises:
         ShelfmarkError: an earlier stage has not run, or has run with other settings; the message names it.
     """
+    xlsx = xlsx or (run.path / "report" / WORKBOOK).is_file()  # one that is there is made again with the page
     made_from, data = _inputs(run) | {"xlsx": xlsx}, load(run.path)
     if not made_from["in_service"]:
         data = replace(data, in_service=None)
