@@ -45,6 +45,7 @@ from models.decisions.thresholds import (
     p_values,
     refuse_settings,
     refuse_shared,
+    steps,
     uncertified,
 )
 
@@ -222,10 +223,8 @@ def weights_along(
 
     alive = np.zeros(len(thresholds))  # largest level of a chain that has reached the threshold
     p = p_values(accepted, errors, alpha)
-    for start in np.flatnonzero(levels).tolist():
-        stops = np.flatnonzero(p[start:] > levels[start])
-        end = start + int(stops[0]) if len(stops) else len(p)
-        alive[start:end] = np.maximum(alive[start:end], levels[start])
+    for start, stop in steps(p, levels):
+        alive[start:stop] = np.maximum(alive[start:stop], levels[start])
 
     none = 0.9  # without a main start; else the probability that its p-value is over its level
     if "main" in starts:

@@ -21,7 +21,7 @@ from features.storage.store import Store, StoredRows, digests_of
 from models.decisions.validation_split import duplicate_groups, first_of_product, in_fit
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.config import Config
-from pipeline.job.summaries import BottlenecksSummary
+from pipeline.job.summaries import BottlenecksSummary, RecordsSummary
 
 FLIP = "flip_"  # before the names of the second view in the index
 
@@ -221,3 +221,14 @@ def divide(product_id: np.ndarray, image_digest: np.ndarray, fit_share: float) -
     """
     group = duplicate_groups(product_id, image_digest)
     return Division(group, in_fit(group, fit_share))
+
+
+def measured_part(records: Artifact, bottlenecks: Artifact, store: AnyPath, fit_share: float) -> Part:
+    """The images that measure: those of test; where there are none, those of CERT.
+
+    No product of test was ever trained on: the split is sticky.
+    """
+    if RecordsSummary.of(records).records["test"]:
+        return open_part(bottlenecks, store, "test")
+    val = open_part(bottlenecks, store, "val")
+    return val.only(divide(val.product_id, val.image_digest, fit_share).cert)

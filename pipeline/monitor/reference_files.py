@@ -20,24 +20,31 @@ from models.decisions.drift.reference import OTHERS, Histogram, Measured, Refere
 from models.decisions.predictions import product_bounds
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.ingest.image_statistics import IMAGE_STATISTICS, IMAGES, SIDES, ImageStatistics
-from pipeline.job.catalogue import Part, categories_of, divide, open_part
-from pipeline.job.run import Run
-from pipeline.job.summaries import EvaluationSummary, RecordsSummary
+from pipeline.job.catalogue import categories_of, measured_part, open_part
+from pipeline.job.summaries import RecordsSummary
 
 REFERENCE, CENTROIDS = "reference.json", "centroids.npy"
 DISTANCE_BINS = 20
 
 
-def write_reference(run: Run, work: Path, evaluation: Artifact) -> None:
+def write_reference(
+    records: Artifact,
+    bottlenecks: Artifact,
+    evaluation: Artifact,
+    store: AnyPath,
+    fit_share: float,
+    work: Path,
+) -> None:
     """Writes both files into the working directory of a bundle.
 
     Args:
-        run: with records, bottlenecks and store.
-        work: with head and thresholds.
+        records: of ingest.
+        bottlenecks: of extract.
         evaluation: of this head and these thresholds.
+        store: directory of all stores.
+        fit_share: calibration.fit_share, for the division of validation.
+        work: with head and thresholds.
     """
-    records = run.records()
-    bottlenecks = run.bottlenecks(records)
     taxonomy, certificate = read_taxonomy(work / "taxonomy.csv"), read_rules(work / THRESHOLDS).certificate
     decided = pd.read_parquet(
         evaluation.file("decisions.parquet"), columns=["product_id", "category", "confidence"]
@@ -48,9 +55,9 @@ def write_reference(run: Run, work: Path, evaluation: Artifact) -> None:
         truth=taxonomy.index(categories_of(records).reindex(product_id).to_numpy()),
         confidence=decided["confidence"].to_numpy(),
     )
-    centroids = centroids_of(open_part(bottlenecks, run.store, "train").first_view().rows)
+    centroids = centroids_of(open_part(bottlenecks, store, "train").first_view().rows)
     np.save(work / CENTROIDS, centroids)
-    part = _measured_part(run, bottlenecks, EvaluationSummary.of(evaluation).graded_on)
+    part = measured_part(records, bottlenecks, store, fit_share).first_view()
     far = distances(part.rows, product_bounds(part.product_id)[:-1], centroids)
     summary = RecordsSummary.of(records)
     reference = make_reference(
@@ -62,18 +69,13 @@ def write_reference(run: Run, work: Path, evaluation: Artifact) -> None:
     write_whole(work / REFERENCE, json.dumps(reference.to_dict()).encode())
 
 
-def _measured_part(run: Run, bottlenecks: Artifact, on: str) -> Part:
-    """The images of the measured products, each once."""
-    if on == "test":
-        return open_part(bottlenecks, run.store, "test").first_view()
-    val = open_part(bottlenecks, run.store, "val").first_view()
-    return val.only(divide(val.product_id, val.image_digest, run.config.calibration.fit_share).cert)
-
-
 def labels_of(taxonomy: Taxonomy) -> np.ndarray:
     """(N, C) str: for each level the names down to each category's node, joined by " / "."""
     return np.array(
-        [[" / ".join(names[:level]) for names in taxonomy.names] for level in range(1, taxonomy.levels + 1)],
+        [
+            [taxonomy.label(index, level) for index in range(len(taxonomy.categories))]
+            for level in range(1, taxonomy.levels + 1)
+        ],
         dtype=object,
     )
 

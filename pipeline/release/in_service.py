@@ -18,10 +18,10 @@ from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.releases import in_service
 from pipeline.extract.fill_store import RecordReader, rows_of
 from pipeline.extract.index import read_digests
-from pipeline.job.catalogue import Part, TrueCategories, divide, open_part
+from pipeline.job.catalogue import Part, TrueCategories, measured_part
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
-from pipeline.job.summaries import BottlenecksSummary, InServiceSummary, RecordsSummary
+from pipeline.job.summaries import BottlenecksSummary, InServiceSummary
 from pipeline.train.evaluated import evaluate_part
 from pipeline.train.tables import write_decided
 
@@ -58,7 +58,7 @@ def evaluate_in_service(run: Run, current: Bundle) -> Artifact:
     share = run.config.calibration.fit_share
 
     def make(work: Path) -> Mapping[str, object]:
-        part = _measured_part(records, bottlenecks, run.store, share)
+        part = measured_part(records, bottlenecks, run.store, share)
         own = _with_own_backbone(part, current, records, bottlenecks, run)
         true = TrueCategories.of(records)
         evaluated = evaluate_part(current.categorizer, own, true, set())
@@ -72,14 +72,6 @@ def evaluate_in_service(run: Run, current: Bundle) -> Artifact:
         "fit_share": share,
     }
     return stage(run.path / "in_service", kind="in_service", version=VERSION, made_from=made_from, make=make)
-
-
-def _measured_part(records: Artifact, bottlenecks: Artifact, store: AnyPath, fit_share: float) -> Part:
-    """Test; where there is none, CERT. No product of test was ever trained on: the split is sticky."""
-    if RecordsSummary.of(records).records["test"]:
-        return open_part(bottlenecks, store, "test")
-    val = open_part(bottlenecks, store, "val")
-    return val.only(divide(val.product_id, val.image_digest, fit_share).cert)
 
 
 def _with_own_backbone(

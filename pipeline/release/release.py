@@ -34,7 +34,8 @@ VERSION = 2
 def pack(run: Run) -> Artifact:
     """Puts together what categorizing needs: the run's bundle."""
     records = run.records()
-    head = run.head(records, run.bottlenecks(records))
+    bottlenecks = run.bottlenecks(records)
+    head = run.head(records, bottlenecks)
     thresholds, backbone = run.thresholds(head), run.backbone
     evaluation = run.artifact("evaluation", "evaluate", thresholds=thresholds)
 
@@ -47,7 +48,7 @@ def pack(run: Run) -> Artifact:
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
         products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
-        write_reference(run, work, evaluation)
+        write_reference(records, bottlenecks, evaluation, run.store, run.config.calibration.fit_share, work)
         return BundleSummary(
             backbone=backbone.name,
             weights=backbone.weights,
