@@ -11,9 +11,23 @@ import click
 class ShelfmarkError(Exception):
     """An error that the user can fix: what happened, what was expected, what to do next, in one line."""
 
+    status = 1  # of the process that ends with it
+
+
+class Stopped(ShelfmarkError):
+    """A guard has stopped the run before anything was spent: the work is in order, what came in may not be."""
+
+    status = 4
+
+
+class Busy(ShelfmarkError):
+    """Another job is at work there; the same command succeeds when it has ended (EX_TEMPFAIL of sysexits.h)."""
+
+    status = 75
+
 
 def run_command(command: click.Command, name: str, arguments: list[str], obj: object = None) -> None:
-    """Runs a command and leaves with its exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage.
+    """Runs a command and leaves with its exit status: 0 done, 2 wrong usage, else one `error:` line and 1 or more.
 
     Args:
         command: of click.
@@ -41,7 +55,7 @@ def run_command(command: click.Command, name: str, arguments: list[str], obj: ob
         if "--debug" in arguments:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.status if isinstance(error, ShelfmarkError) else 1)
 
 
 def one_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from features.errors import ShelfmarkError
+from features.errors import Busy
 from features.storage.paths import AnyPath, Remote
 
 
@@ -15,6 +15,9 @@ def only_job(run: AnyPath) -> Iterator[None]:
     """Keeps a second job off the run; the lock ends with the process, however it ends.
 
     An object store has no locks: there, a second job on this computer is kept off, one on another is not.
+
+    Raises:
+        Busy: another job holds the lock.
     """
     import filelock
 
@@ -27,7 +30,7 @@ def only_job(run: AnyPath) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ShelfmarkError(
+        raise Busy(
             f"{run}: another job is running here; expected one job at a time; wait, or use another --run"
         ) from None
     try:
