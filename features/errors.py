@@ -15,19 +15,19 @@ class ShelfmarkError(Exception):
 
 
 class Stopped(ShelfmarkError):
-    """A guard has stopped the run before anything was spent: the work is in order, what came in may not be."""
+    """A guard has stopped the run: the work is in order, what came in may not be."""
 
     status = 4
 
 
 class Busy(ShelfmarkError):
-    """Another job is at work there; the same command succeeds when it has ended (EX_TEMPFAIL of sysexits.h)."""
+    """Another job is at work there; the same command succeeds later (EX_TEMPFAIL of sysexits.h)."""
 
     status = 75
 
 
 def run_command(command: click.Command, name: str, arguments: list[str], obj: object = None) -> None:
-    """Runs a command and leaves with its exit status: 0 done, 2 wrong usage, else one `error:` line and 1 or more.
+    """Runs a command and leaves with its exit status: 0 done, 2 wrong usage, else one `error:` line.
 
     Args:
         command: of click.
