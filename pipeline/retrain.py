@@ -5,6 +5,7 @@ from pipeline.audit.suspects import suspects
 from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
 from pipeline.job.run import Run
+from pipeline.release.feed import guard_feed
 from pipeline.release.judge import judge
 from pipeline.release.release import pack, release
 from pipeline.report.report import report
@@ -20,6 +21,8 @@ def retrain(
     taxonomy: AnyPath | None = None,
     beam: tuple[str, ...] = (),
     tune: bool = False,
+    *,
+    accept_feed: bool = False,
 ) -> AnyPath | None:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
@@ -31,11 +34,16 @@ def retrain(
         taxonomy: CSV of the tree, for sources that do not hold it.
         beam: Beam's own options.
         tune: fine-tune the backbone first.
+        accept_feed: go on with a feed that the guard would stop.
 
     Returns:
         The new release, or None when the one in service stays.
+
+    Raises:
+        Stopped: the feed is not like that of the release in service.
     """
-    ingest(run, sources, taxonomy, beam)  # decodes every image once: as long as the processor takes for that
+    records = ingest(run, sources, taxonomy, beam)  # decodes every image once
+    guard_feed(run, records, accept_feed)
     if tune:
         finetune(run)  # longer than all the rest: epochs through the network, on pixels
     extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing

@@ -325,5 +325,5 @@ def test_two_jobs_cannot_meet_on_one_run(shop, capsys):
     folder, _, _ = shop
     with filelock.FileLock(folder / "W" / "runs" / "week" / ".lock"):
         status, _ = run_here(*retrain_arguments(folder, folder / "W"))
-    assert status == 1
+    assert status == 75
     assert "another job is running here" in capsys.readouterr().err

@@ -26,9 +26,10 @@ from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BundleSummary, RecordsSummary
 from pipeline.monitor.reference_files import write_reference
+from pipeline.release.feed import feed_of, write_feed
 from pipeline.release.judge import Verdict
 
-VERSION = 2
+VERSION = 3
 
 
 def pack(run: Run) -> Artifact:
@@ -48,6 +49,7 @@ def pack(run: Run) -> Artifact:
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
         products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
+        write_feed(feed_of(records), work)
         write_reference(records, bottlenecks, evaluation, run.store, run.config.calibration.fit_share, work)
         return BundleSummary(
             backbone=backbone.name,
