@@ -1,0 +1,559 @@
+"""Decisions in a table of a database, SQLite or PostgreSQL, by SQLAlchemy.
+
+    sqlite:///shop.db#decisions                      the table `decisions` of the file shop.db
+    postgresql+psycopg://user@host/shop#web.choices  the table `choices` of the schema `web`
+    postgresql://host/shop                           without #: the table `decisions`
+
+    decisions                                  decisions_parts
+      product_id         text, primary key       job   text, digest   ┐ primary key
+      category           text                    part  integer        ┘
+      …                  columns of SCHEMA
+      top_categories     text[];             in SQLite a JSON text: ["apple","pear"]
+      top_probabilities  double precision[]; in SQLite a JSON text
+
+A row of a product that is there already is replaced; all other rows, and columns that are not ours, stay. Each
+part is one transaction, in which decisions_parts remembers it. So after a kill a part is there with its mark, or
+neither is. `finish` removes the marks of the job. A part that a job writes removes those of all other jobs: it may
+have written over their rows, so what is left of a killed job is written again.
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+
+from features.errors import ShelfmarkError
+from pipeline.job.decisions_file import JSON_ROWS, LATER, READ_ROWS, SCHEMA, json_text
+from pipeline.job.progress import log
+
+if TYPE_CHECKING:
+    import sqlalchemy as sql
+
+DEFAULT_TABLE = "decisions"
+MARKS = "_parts"  # what the name of the table of marks ends with
+DIALECTS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgresql+psycopg": "postgresql+psycopg",
+            "postgres": "postgresql+psycopg"}  # fmt: skip
+# of other databases that SQLAlchemy knows: to be refused by name, and not taken for an object store
+OTHERS = ("mysql", "mariadb", "oracle", "mssql", "duckdb", "snowflake", "redshift", "bigquery", "clickhouse", "cockroachdb")  # fmt: skip
+LONGEST_NAME = 63  # bytes, PostgreSQL's identifiers
+SECONDS_TO_CONNECT = 10
+SECONDS_FOR_A_LOCK = 60  # how long a writer waits for another one, SQLite
+PAUSE = 3.0  # s before a transaction that a lost connection has ended is tried again, once
+
+T = TypeVar("T")
+
+
+def is_database(text: str) -> bool:
+    """Returns whether a text is the URL of a database, and no path.
+
+    >>> is_database("sqlite:///a.db#decisions"), is_database("postgresql+psycopg://shop"), is_database("s3://shop/a.csv")
+    (True, True, False)
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9]*)(\+\w+)?:/", text)
+    return scheme is not None and scheme[1].lower() in (*DIALECTS, *OTHERS)
+
+
+def hide_password(text: str) -> str:
+    """Returns the text of a database's URL as it may be shown; every other text as it is.
+
+    >>> hide_password("postgresql://ann:s@cret/@host/shop?password=b#t")
+    'postgresql://ann:***@host/shop?password=***#t'
+    """
+    if not is_database(text):
+        return text
+    text = re.sub(r"(?i)^([^:]+://[^:/@]*):.*@", r"\1:***@", text)
+    return re.sub(r"(?i)([?&][^=&#]*password)=[^&#]*", r"\1=***", text)
+
+
+@dataclass(frozen=True)
+class DecisionsTable:
+    """A table of decisions; its text hides the password."""
+
+    url: str = field(repr=False)  # with SQLAlchemy's name of dialect and driver, without #table
+    table: str
+    schema: str | None
+    shown: str  # url#table, the password hidden
+
+    @classmethod
+    def of(cls, text: str) -> "DecisionsTable":
+        """Reads `url#table`; nothing is opened.
+
+        Raises:
+            ShelfmarkError: it is neither SQLite nor PostgreSQL, or is not written as one of their URLs.
+        """
+        shown = hide_password(text)
+        url, _, name = text.partition("#") if text.count("#") < 2 else text.rpartition("#")
+        scheme, colon, rest = url.partition(":")
+        dialect = DIALECTS.get(scheme.lower())
+        if dialect is None:
+            raise ShelfmarkError(
+                f"{shown}: {scheme} is not supported; expected sqlite:///FILE#TABLE or "
+                "postgresql+psycopg://USER@HOST/DATABASE#TABLE; give one of them, or a file"
+            )
+        schema, dot, table = name.rpartition(".")
+        table = table or DEFAULT_TABLE
+        advice = "expected sqlite:///FILE#TABLE" if dialect == "sqlite" else (
+            "expected postgresql+psycopg://USER@HOST/DATABASE#TABLE or …#SCHEMA.TABLE")  # fmt: skip
+        if dialect == "sqlite" and (dot or not re.match(r"///.", rest) or rest.startswith("///:memory:")):
+            raise ShelfmarkError(
+                f"{shown}: {'schemas are PostgreSQL’s' if dot else 'names no file'}; {advice}; correct it"
+            )
+        if dot and not schema:
+            raise ShelfmarkError(f"{shown}: the name of the schema is empty; {advice}; correct it")
+        if len((table + MARKS).encode()) > LONGEST_NAME:
+            raise ShelfmarkError(
+                f"{shown}: the name of the table is too long; expected {LONGEST_NAME - len(MARKS)} bytes at most; "
+                "give a shorter one"
+            )
+        return cls(dialect + colon + rest, table, schema or None, shown)
+
+    def __str__(self) -> str:
+        return self.shown
+
+    @property
+    def name(self) -> str:
+        """`schema.table`."""
+        return f"{self.schema}.{self.table}" if self.schema else self.table
+
+    # Reading
+
+    def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yields the columns piece by piece, lists of SQLite as JSON texts; rows come in no order.
+
+        Raises:
+            ShelfmarkError: the database cannot be reached or read, has no such table, or has other columns.
+        """
+        import sqlalchemy as sql
+
+        with self._errors(), self._opened(writes=False) as engine:
+            with engine.connect() as connection:
+                there = self._columns_there(connection)
+            wanted = [name for name in columns if name in there]
+            kinds = [SCHEMA.field(name).type for name in wanted]
+            if engine.dialect.name == "sqlite":
+                kinds = [pa.string() if pa.types.is_list(kind) else kind for kind in kinds]
+            yield pa.schema(
+                [(name, pa.string()) for name in there]
+            ).empty_table()  # their names, to be checked
+            if missing := [name for name in columns if name not in (*there, *LATER)]:
+                raise AssertionError(f"{missing} was checked")  # by read_decisions
+            statement: Any = sql.select(*[sql.column(name) for name in wanted]).select_from(
+                sql.table(self.table, schema=self.schema)
+            )
+            with engine.connect().execution_options(
+                stream_results=True, max_row_buffer=READ_ROWS
+            ) as connection:
+                for rows in connection.execute(statement).partitions(READ_ROWS):
+                    yield pa.table(
+                        [
+                            pa.array(values, kind)
+                            for values, kind in zip(zip(*rows, strict=True), kinds, strict=True)
+                        ],
+                        names=wanted,
+                    )
+
+    def digest(self) -> str:
+        """Returns the sha256 (hex) of the rows, in whatever order the database gives them."""
+        total = 0
+        for piece in self.read(SCHEMA.names):
+            for row in piece.to_pylist():
+                total += int.from_bytes(hashlib.sha256(json_text(row).encode()).digest())
+        return f"{total % 2**256:064x}"
+
+    # Writing
+
+    def require_writable(self) -> None:
+        """Tries everything that a job will do, with no rows, and undoes it.
+
+        Raises:
+            ShelfmarkError: the database cannot be reached, gives no rights, or has a table with other columns.
+        """
+        file = self._file()
+        new = file if file is not None and not file.exists() else None
+        try:
+            with self._errors(), self._opened(writes=True) as engine, engine.connect() as connection:
+                with connection.begin() as transaction:
+                    tables = self._prepare(connection)
+                    _write_part(connection, *tables, "", 0, SCHEMA.empty_table())
+                    transaction.rollback()
+        finally:
+            if new is not None:
+                new.unlink(missing_ok=True)
+
+    def writer(self, job: str) -> "TableOutput":
+        """Opens the table for a job's parts; makes it where it is missing.
+
+        Raises:
+            ShelfmarkError: as `require_writable`.
+        """
+        return TableOutput(self, job)
+
+    def _prepare(self, connection: "sql.Connection") -> tuple["sql.Table", "sql.Table"]:
+        """The table of decisions and that of marks: made where they are missing, else checked."""
+        import sqlalchemy as sql
+
+        postgresql = connection.dialect.name == "postgresql"
+        if postgresql:  # two that are made at once would be an error of one of them
+            connection.execute(
+                sql.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"shelfmark {self.name}"}
+            )
+            if self.schema and self.schema not in sql.inspect(connection).get_schema_names():
+                connection.execute(sql.schema.CreateSchema(self.schema))
+        metadata = sql.MetaData(schema=self.schema)
+        decisions = sql.Table(self.table, metadata, *[
+            sql.Column(one.name, _type_of(one.type, postgresql), primary_key=one.name == "product_id") for one in SCHEMA
+        ])  # fmt: skip
+        marks = sql.Table(
+            self.table + MARKS, metadata,
+            sql.Column("job", sql.Text, primary_key=True), sql.Column("part", sql.Integer, primary_key=True, autoincrement=False),
+        )  # fmt: skip
+        inspector = sql.inspect(connection)
+        if inspector.has_table(self.table, schema=self.schema):
+            self._require_columns(inspector, decisions, connection.dialect)
+        metadata.create_all(connection)
+        return decisions, marks
+
+    def _require_columns(
+        self, inspector: "sql.Inspector", wanted: "sql.Table", dialect: "sql.Dialect"
+    ) -> None:
+        """Raises a ShelfmarkError where the table that is there cannot take decisions."""
+        there = {one["name"]: one for one in inspector.get_columns(self.table, schema=self.schema)}
+        quote = dialect.identifier_preparer
+        alter = f"ALTER TABLE {quote.format_table(wanted)}"
+        for column in wanted.columns:
+            kind = column.type.compile(dialect)
+            if column.name not in there:
+                raise ShelfmarkError(
+                    f"{self}: the table has no column {column.name}; expected it as {kind}; "
+                    f"add it ({alter} ADD COLUMN {quote.quote(column.name)} {kind}), or name another table"
+                )
+            found = there[column.name]["type"]
+            if not _takes(found, column.type):
+                raise ShelfmarkError(
+                    f"{self}: column {column.name} is {found.compile(dialect)}; expected {kind}; change it, or name "
+                    "another table"
+                )
+        for name, one in there.items():
+            if (
+                name not in wanted.columns
+                and not one["nullable"]
+                and one.get("default") is None
+                and not one.get("computed")
+                and not one.get("identity")
+            ):
+                raise ShelfmarkError(
+                    f"{self}: column {name}, which is not of shelfmark, is NOT NULL and has no default; expected "
+                    "a default or NULL for new rows; change it, or name another table"
+                )
+        keys = [inspector.get_pk_constraint(self.table, schema=self.schema)["constrained_columns"]]
+        keys += [
+            one["column_names"] for one in inspector.get_unique_constraints(self.table, schema=self.schema)
+        ]
+        keys += [
+            list(one["column_names"]) for one in inspector.get_indexes(self.table, schema=self.schema)
+            if one["unique"] and not any(name.endswith("_where") for name in one.get("dialect_options", {}))
+        ]  # fmt: skip
+        if ["product_id"] not in keys:
+            raise ShelfmarkError(
+                f"{self}: product_id is neither the primary key nor unique by itself; expected one row a product; "
+                f"make it so ({alter} ADD PRIMARY KEY (product_id)), or name another table"
+            )
+
+    def _columns_there(self, connection: "sql.Connection") -> list[str]:
+        import sqlalchemy as sql
+
+        try:
+            return [
+                one["name"] for one in sql.inspect(connection).get_columns(self.table, schema=self.schema)
+            ]
+        except sql.exc.NoSuchTableError:
+            raise ShelfmarkError(
+                f"{self}: no such table; expected decisions of `shelfmark categorize`; correct what stands after #"
+            ) from None
+
+    # The database
+
+    def _file(self) -> Path | None:
+        """The file of SQLite."""
+        return (
+            Path(self.url.removeprefix("sqlite:///").partition("?")[0])
+            if self.url.startswith("sqlite")
+            else None
+        )
+
+    @contextmanager
+    def _opened(self, *, writes: bool) -> Iterator["sql.Engine"]:
+        engine = self._engine(writes=writes)
+        try:
+            yield engine
+        finally:
+            engine.dispose()
+
+    def _engine(self, *, writes: bool) -> "sql.Engine":
+        """SQLAlchemy's way to the database; nothing is connected yet."""
+        try:
+            import sqlalchemy as sql
+
+            url = sql.make_url(self.url)
+            options: dict[str, Any]
+            if url.get_backend_name() == "sqlite":
+                file = self._file()
+                if not writes and file is not None and not file.is_file():  # SQLite would make it
+                    raise ShelfmarkError(
+                        f"{self}: no such file; expected decisions of `shelfmark categorize`; check the path"
+                    )
+                options = {"timeout": SECONDS_FOR_A_LOCK}
+            else:
+                # a connection that went without a word is noticed within a minute
+                options = {
+                    "connect_timeout": SECONDS_TO_CONNECT, "keepalives_idle": 30, "keepalives_interval": 10,
+                    "keepalives_count": 3, "tcp_user_timeout": 60_000, "application_name": "shelfmark",
+                }  # fmt: skip
+                options = {name: value for name, value in options.items() if name not in url.query}
+            engine = sql.create_engine(url, connect_args=options, hide_parameters=True)
+        except ModuleNotFoundError as error:
+            raise ShelfmarkError(
+                f"{self}: {error.name} is not installed; expected it for tables of databases; pip install 'shelfmark[databases]'"
+            ) from error
+        except (sql.exc.ArgumentError, ValueError) as error:
+            raise ShelfmarkError(
+                f"{self}: not the URL of a database; expected DIALECT://USER:PASSWORD@HOST:PORT/DATABASE#TABLE, special "
+                "characters of the password as %40; correct it"
+            ) from error
+        if engine.dialect.name == "sqlite":
+            # Python's module begins transactions late, and one that reads first cannot wait for another writer
+            @sql.event.listens_for(engine, "connect")
+            def _leave_transactions_to_us(connection: Any, _: Any) -> None:
+                connection.isolation_level = None
+
+            @sql.event.listens_for(engine, "begin")
+            def _begin(connection: "sql.Connection") -> None:
+                connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+        return engine
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Errors of the database become one line, without statements and values."""
+        try:
+            yield
+        except Exception as error:
+            if not _is_of_database(error):
+                raise
+            raise ShelfmarkError(f"{self}: {_line_of(error)}; {_advice_of(error)}") from error
+
+
+class TableOutput:
+    """A job's writer into a table; a DecisionsOutput."""
+
+    def __init__(self, table: DecisionsTable, job: str):
+        import sqlalchemy as sql
+
+        self._table, self._job = table, job
+        with table._errors():
+            self._engine = table._engine(writes=True)
+            with self._engine.begin() as connection:
+                self._decisions, self._marks = table._prepare(connection)
+                found = connection.execute(sql.select(self._marks.c.part).where(self._marks.c.job == job))
+                self._written = {int(part) for (part,) in found}
+
+    def written(self) -> frozenset[int]:
+        """Returns the parts that this process has written, and those that were marked when it began."""
+        return frozenset(self._written)
+
+    def write(self, part: int, decisions: pa.Table) -> None:
+        """Writes a part and its mark in one transaction; a lost connection is tried again once."""
+
+        def write() -> None:
+            with self._engine.begin() as connection:
+                _write_part(connection, self._decisions, self._marks, self._job, part, decisions)
+
+        self._tried_again(write)
+        self._written.add(part)
+
+    def finish(self, parts: int) -> None:
+        """Removes the marks of the job: its rows are all there."""
+        import sqlalchemy as sql
+
+        if missing := sorted(set(range(parts)) - self._written):
+            raise ShelfmarkError(
+                f"{self._table}: part {missing[0]} is missing; expected parts 0 to {parts - 1}; run the same command again"
+            )
+
+        def forget() -> None:
+            with self._engine.begin() as connection:
+                connection.execute(sql.delete(self._marks).where(self._marks.c.job == self._job))
+
+        self._tried_again(forget)
+        self._engine.dispose()
+
+    def _tried_again(self, work: Callable[[], T]) -> T:
+        """The result of a transaction, which is tried again once where that may help."""
+        with self._table._errors():
+            try:
+                return work()
+            except Exception as error:
+                if not _may_pass(error):
+                    raise
+                log.warning("decisions: %s: %s; tried again in %g s", self._table, _line_of(error), PAUSE)
+            self._engine.dispose()
+            time.sleep(PAUSE)
+            return work()
+
+
+# A part
+
+
+def _write_part(
+    connection: "sql.Connection",
+    decisions: "sql.Table",
+    marks: "sql.Table",
+    job: str,
+    part: int,
+    rows: pa.Table,
+) -> None:
+    """Writes rows and their mark in the transaction of the connection."""
+    import sqlalchemy as sql
+
+    # first, and by every writer in this order: rows that two of them write are not locked crosswise
+    connection.execute(sql.delete(marks).where(marks.c.job != job))
+    rows = rows.select(SCHEMA.names).cast(SCHEMA)
+    if connection.dialect.name == "postgresql":
+        _copy(connection, decisions, rows)
+    else:
+        _insert(connection, decisions, rows)
+    there = sql.select(sql.func.count()).where(marks.c.job == job, marks.c.part == part)
+    if not connection.execute(there).scalar():
+        connection.execute(sql.insert(marks).values(job=job, part=part))
+
+
+def _copy(connection: "sql.Connection", decisions: "sql.Table", rows: pa.Table) -> None:
+    """Sends the rows by COPY into a table of this transaction, and from there into the one of decisions."""
+    quote = connection.dialect.identifier_preparer
+    target, names = quote.format_table(decisions), [quote.quote(name) for name in SCHEMA.names]
+    columns = ", ".join(names)
+    updates = ", ".join(f"{name} = EXCLUDED.{name}" for name in names if name != "product_id")
+    connection.exec_driver_sql(
+        f"CREATE TEMPORARY TABLE shelfmark_part ON COMMIT DROP AS SELECT {columns} FROM {target} WITH NO DATA"
+    )
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor, cursor.copy(f"COPY shelfmark_part ({columns}) FROM STDIN") as copy:
+        for batch in rows.to_batches(JSON_ROWS):
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                copy.write_row(row)
+    connection.exec_driver_sql(
+        f'INSERT INTO {target} ({columns}) SELECT {columns} FROM shelfmark_part ORDER BY product_id COLLATE "C" '
+        f"ON CONFLICT (product_id) DO UPDATE SET {updates}"
+    )
+
+
+def _insert(connection: "sql.Connection", decisions: "sql.Table", rows: pa.Table) -> None:
+    """Inserts the rows one by one, which in SQLite is no detour."""
+    quote = connection.dialect.identifier_preparer
+    names = [quote.quote(name) for name in SCHEMA.names]
+    updates = ", ".join(f"{name} = excluded.{name}" for name in names if name != "product_id")
+    statement = (
+        f"INSERT INTO {quote.format_table(decisions)} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) "
+        f"ON CONFLICT (product_id) DO UPDATE SET {updates}"
+    )
+    driver: Any = connection.connection.driver_connection
+    for batch in rows.to_batches(JSON_ROWS):
+        columns = [
+            [None if value is None else json_text(value) for value in column.to_pylist()]
+            if pa.types.is_list(column.type)
+            else column.to_pylist()
+            for column in batch.columns
+        ]
+        driver.executemany(statement, zip(*columns, strict=True))
+
+
+# Types
+
+
+def _type_of(kind: pa.DataType, postgresql: bool) -> Any:
+    """SQLAlchemy's type of a column of SCHEMA."""
+    import sqlalchemy as sql
+    from sqlalchemy.dialects.postgresql import ARRAY
+
+    if pa.types.is_list(kind):
+        return ARRAY(_type_of(kind.value_type, postgresql)) if postgresql else sql.Text()
+    return {pa.string(): sql.Text, pa.float64(): sql.Double, pa.int32(): sql.Integer}[kind]()
+
+
+def _takes(found: Any, wanted: Any) -> bool:
+    """Whether a column of one type holds all values of another one."""
+    import sqlalchemy as sql
+
+    if isinstance(wanted, sql.ARRAY):
+        return isinstance(found, sql.ARRAY) and _takes(found.item_type, wanted.item_type)
+    if isinstance(wanted, sql.Double):
+        return (
+            (isinstance(found, sql.Float)
+            and not isinstance(found, sql.REAL | sql.Numeric))
+            or isinstance(found, sql.Double)
+        )
+    return isinstance(found, sql.String if isinstance(wanted, sql.Text) else sql.Integer)
+
+
+# Errors
+
+
+def _is_of_database(error: BaseException) -> bool:
+    """Whether an error is SQLAlchemy's or a driver's."""
+    return any(
+        kind.__module__.partition(".")[0] in ("sqlalchemy", "psycopg", "sqlite3")
+        for kind in type(error).__mro__
+    )
+
+
+def _line_of(error: BaseException) -> str:
+    """What the database says, in one line."""
+    said = " ".join(str(getattr(error, "orig", None) or error).split())
+    return said[:300] or type(error).__name__
+
+
+def _state_of(error: BaseException) -> str:
+    """SQLSTATE of an error of PostgreSQL; empty where there is none."""
+    return getattr(getattr(error, "orig", error), "sqlstate", None) or ""
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same transaction may succeed a moment later: the connection was lost, or two jobs met."""
+    state = _state_of(error)
+    lost = getattr(error, "connection_invalidated", False) or (
+        not state and type(getattr(error, "orig", error)).__module__.startswith("psycopg")
+        and type(getattr(error, "orig", error)).__name__ == "OperationalError"
+    )  # fmt: skip
+    return lost or state[:2] in ("08", "40", "57") or state in ("53300", "55P03")
+
+
+def _advice_of(error: BaseException) -> str:
+    """What was expected, and what to do next."""
+    state, said = _state_of(error), _line_of(error).lower()
+    for states, words, advice in ADVICE:
+        if any(state.startswith(one) for one in states) or any(word in said for word in words):
+            return advice
+    return GOES_ON.format("a database that answers; check that it runs, its host, port, name, and the table")
+
+
+GOES_ON = "expected {}, then run the same command, which goes on"
+# of an error of PostgreSQL, how its SQLSTATE begins; of every error, words in it; what to do
+ADVICE = (
+    (("28",), ("password", "pg_hba.conf"),
+     "expected a user that may connect; check user and password (PGPASSWORD or ~/.pgpass keep it out of the command)"),
+    (("42501",), ("permission denied", "readonly"),
+     "expected the rights SELECT, INSERT, UPDATE and DELETE, and CREATE for a new table; grant them, or use "
+     "another user"),
+    (("53100",), ("is full", "no space"), GOES_ON.format("free space for the decisions; make some")),
+    (("55P03",), ("is locked",), GOES_ON.format(f"the lock within {SECONDS_FOR_A_LOCK} s; end what holds it")),
+    ((), ("unable to open database file",), "expected a file in a directory that is there; check path and permissions"),
+    ((), ("not a database", "malformed"), "expected a database of SQLite; give another file"),
+    (("22", "23"), ("datatype mismatch", "constraint failed"),
+     "expected values that the table can hold; change its columns or the product, or write to a file"),
+)  # fmt: skip
