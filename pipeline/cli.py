@@ -290,7 +290,7 @@ def categorize(
 
     config = load_config(file, sets, {"extract.engine": engine})
     start_tensorflow(config.extract.engine)
-    from pipeline.release.categorize import categorize
+    from pipeline.categorize.categorize import categorize
     from pipeline.release.in_service import require_release
 
     counts = categorize(

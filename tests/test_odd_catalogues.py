@@ -535,7 +535,7 @@ def decisions(tmp_path, workspace, source, name="decisions.parquet", status=0):
 def test_a_photo_that_vanishes_while_products_are_categorized_is_counted_too(
     tmp_path, workspace, monkeypatch
 ):
-    from pipeline.release import categorize
+    from pipeline.categorize import categorize
 
     shop = write_files(tmp_path / "shop", {f"{n}.jpg": photo(n) for n in range(20)})
     real = categorize._write_rejects

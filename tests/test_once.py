@@ -29,7 +29,7 @@ from pipeline.ingest import ingest as ingest_module
 from pipeline.ingest.ingest import make_records
 from pipeline.job.catalogue import categories_of, open_part
 from pipeline.job.config import Config, ExtractSettings
-from pipeline.release.categorize import categorize
+from pipeline.categorize.categorize import categorize
 from pipeline.train.calibrate import calibrate_head
 from pipeline.train.evaluate import evaluate_head
 from pipeline.train.finetune import draw_images

@@ -10,7 +10,7 @@ from catalogues import photo, write_files, write_manifest
 from features.errors import ShelfmarkError
 from features.storage.paths import any_path
 from pipeline.job.config import Config
-from pipeline.release.categorize import categorize
+from pipeline.categorize.categorize import categorize
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import open_source, open_sources
 

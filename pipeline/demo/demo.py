@@ -16,7 +16,7 @@ from pipeline.job.load_config import load_config
 from pipeline.job.lock import only_job
 from pipeline.job.progress import log
 from pipeline.job.run import begin_run, default_name
-from pipeline.release.categorize import categorize
+from pipeline.categorize.categorize import categorize
 from pipeline.release.in_service import require_release
 from pipeline.report.data import load
 from pipeline.retrain import retrain
