@@ -1,63 +1,66 @@
-"""Categorize: a decision for every product of a source, by the bundle in service.
+"""Categorize: a decision for every product of a source, by the bundle in service, straight from the photos.
 
-    NAME.parquet            one row a product; .csv, .csv.gz and .jsonl, too: see job/decisions_file.py
-    NAME.rejects.parquet    the images that were refused, as in rejects.parquet; only where there are any
+    read      a segment of a source → rows, hashed; not decoded where the store knows the image   (read_units.py)
+    extract   distinct new images, decoded once → shards of the store, or refusals                (extract_new.py)
+    sort      rows of all units → parts of whole products, in the order of their ids              (sort_rows.py)
+    decide    part by part: bottlenecks → decisions, rejects, counts                              (decide.py)
+
+    NAME.parquet            one row a product, or a folder, or a table: pipeline/job/decisions_output.py
+    NAME.rejects.parquet    the images that were refused, as in rejects.parquet
     NAME.statistics.json    what the photos are like, for `shelfmark monitor`: monitor/batch_statistics.py
-    NAME.parquet.partial/   while at work
-    NAME.parquet.fetched/   photos fetched from the web, while some could not be reached
+    WORKSPACE/categorize/<of the output>/   while at work; rejects and statistics of a table stay there
+      fetched/              photos fetched from the web, while some could not be reached
 
-A category given in the source is ignored.
+Memory does not grow with the batch. Killed at any time, the same command goes on and gives the same bytes. A
+category given in the source is ignored.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from features.images.normalise import normalise
-from features.records import Piece, pieces_of
-from features.storage.artifact import begin, digest_of
-from features.storage.paths import AnyPath, remove
-from features.storage.store import Digests, Store, digests_of
+from features.errors import ShelfmarkError
+from features.storage.artifact import begin, digest_of, find_artifact
+from features.storage.paths import AnyPath, absolute, any_path, remove, write_whole
+from features.storage.store import Store
 from models.decisions.bundle import Bundle
-from models.decisions.categorizer import unreadable
-from models.decisions.predictions import product_bounds
-from models.decisions.validation_split import first_of_product
-from pipeline.extract.fill_store import rows_of
-from pipeline.ingest.check_images import (
-    CHECKED,
-    LOCATION,
-    CheckedImages,
-    check_images,
-    forget_fetched,
-    image_limits,
+from pipeline.categorize.decide import (
+    Bottlenecks,
+    Outcomes,
+    decide_parts,
+    join_rejects,
+    write_all_rejects,
 )
-from pipeline.ingest.index import Index
-from pipeline.ingest.rejects import refuse_flood, write_rejects
+from pipeline.categorize.extract_new import Found, extract_new, plan_new
+from pipeline.categorize.keep_records import KIND, keep_records
+from pipeline.categorize.known import index_decided, index_store
+from pipeline.categorize.read_units import DECIDED, KNOWN, read_sources
+from pipeline.categorize.sort_rows import PART_ROWS, SortedRows, sort_rows
+from pipeline.ingest.check_images import forget_fetched, image_limits, roots_of
+from pipeline.ingest.rejects import refuse_flood_of
 from pipeline.job.config import Config
-from pipeline.job.decisions_file import rejects_beside, require_format, write_decisions
+from pipeline.job.decisions_file import decisions_digest, rejects_beside
+from pipeline.job.decisions_output import decisions_source, open_output, require_output
+from pipeline.job.decisions_table import is_database
 from pipeline.job.lock import only_job
 from pipeline.job.progress import log
 from pipeline.job.stage import counts_of
-from pipeline.monitor.batch_statistics import write_statistics
-from pipeline.sources.image import Changed, read_images, refuse_changed_container
+from pipeline.monitor.batch_statistics import BatchStatistics, PartImages, statistics_beside, statistics_json
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import Source, open_sources
 from pipeline.sources.tables import csv_options
 
-PIECE = 2**15  # products decided about and written at a time
+VERSION = 5
 
 
 def categorize(
     sources: list[str],
     bundle: Bundle,
     store: AnyPath,
-    output: AnyPath,
+    output: str,
     config: Config,
     beam: tuple[str, ...] = (),
+    *,
+    only_new: str | None = None,
+    records: AnyPath | None = None,
 ) -> Mapping[str, int]:
     """Decides about every product of the sources.
 
@@ -65,143 +68,175 @@ def categorize(
         sources: paths or URLs of BSON files, folders, manifests; they may be empty.
         bundle: in service.
         store: directory of all stores; new images are added to the bundle's.
-        output: the decisions; its suffix gives the format, see job/decisions_file.py.
+        output: of the decisions, see pipeline/job/decisions_output.py.
         config: sections [ingest] and [extract].
-        beam: Beam's own options.
+        beam: Beam's own options; with any of them, its workers read and extract.
+        only_new: earlier decisions; products that the same release decided about are left out.
+        records: directory for the photos as TFRecords; None: they are not kept.
 
     Returns:
-        Products by status. accepted + parent + review + unreadable = products that came in.
+        Products by status. Their sum, and the products left out, is the number of products that came in.
 
     Raises:
-        ShelfmarkError: the output's suffix is no format, or the output or the workspace is inside a source.
+        ShelfmarkError: the output or another argument is refused, too many images are, …
+        Busy: another job writes to this output.
     """
-    require_format(output)
     opened = open_sources(sources, csv_options(config.ingest), may_be_empty=True)
-    for path in (output, rejects_beside(output), store.parent):
+    table = is_database(output)
+    beside = [] if table else [any_path(output), rejects_beside(any_path(output))]
+    for path in (*beside, store.parent, *([records] if records else [])):
         require_outside(path, opened)
-    lock = output.with_name(output.name + ".lock")
-    with only_job(lock):
-        counts = _categorize(opened, bundle, store, output, config, beam)
-    remove(lock)
-    return counts
+    require_output(output)
+    _require_other(output, only_new, records)
+    name = output if table else str(absolute(any_path(output)))
+    home = store.parent / "categorize" / digest_of(name)[:16]
+    with only_job(home):
+        return _Job(opened, bundle, store, output, config, beam, only_new, records, home).run()
 
 
-def _categorize(
-    sources: list[Source],
-    bundle: Bundle,
-    store: AnyPath,
-    output: AnyPath,
-    config: Config,
-    beam: tuple[str, ...],
-) -> dict[str, int]:
-    made_from = [[[source.name, source.digest()] for source in sources], config.ingest.that_matter()]
-    work = begin(
-        output.with_name(output.name + ".partial"),
-        {"sources": digest_of(made_from), "bundle": bundle.digest, "version": "4"},
-    )
-    fetched = output.with_name(output.name + ".fetched")
-    checked = check_images(sources, config.ingest, work, beam, fetched)
-    while True:
-        index = checked.index()
-        rejects = _write_rejects(checked, index, config.ingest.max_rejected, output)
-        try:
-            statuses = _write_decisions(
-                checked, index, bundle, Store(store / bundle.fingerprint), config, output
+def _require_other(output: str, only_new: str | None, records: AnyPath | None) -> None:
+    """Raises a ShelfmarkError where something would be overwritten."""
+    if only_new is not None and not is_database(output) and any_path(only_new) == any_path(output):
+        raise ShelfmarkError(
+            f"{output}: is --only-new and --output, and would lose what it holds; expected two names (a table "
+            "of a database may be both); give another --output"
+        )
+    if records is not None and records.exists():
+        found = find_artifact(records)
+        if found is None or found.kind != KIND:
+            raise ShelfmarkError(
+                f"{records}: exists and holds no photos of categorize; expected a new directory; give another "
+                "--keep-records"
             )
-            break
-        except Changed as changed:
-            log.warning("decisions: %s; they are rejects now", changed)
-            checked.reject(changed.images)
-    remove(work)
-    forget_fetched(fetched, index.reasons())
-    counts = dict(sorted(statuses.items()))
-    for caveat in bundle.caveats:
-        log.warning("decisions: of %s: %s", bundle.path.name, caveat)
-    ignored = sum(source.ignored() for source in sources)
-    summary = {"products": statuses.total()} | counts | {"rejected_images": rejects, "ignored": ignored}
-    log.info("decisions: %s", counts_of(summary))
-    return counts
 
 
-def _write_decisions(
-    checked: CheckedImages, index: Index, bundle: Bundle, store: Store, config: Config, output: AnyPath
-) -> Counter[str]:
-    """Decides and writes; products by status. Changed where an image is not what it was."""
-    statuses = Counter[str]()
+class _Job:
+    """A batch."""
 
-    def pieces() -> Iterator[pd.DataFrame]:
-        for piece in _decide(checked, index, bundle, store, config, output):
-            statuses.update(piece["status"])
-            yield piece
+    def __init__(
+        self,
+        sources: list[Source],
+        bundle: Bundle,
+        store: AnyPath,
+        output: str,
+        config: Config,
+        beam: tuple[str, ...],
+        only_new: str | None,
+        records: AnyPath | None,
+        home: AnyPath,
+    ) -> None:
+        self.sources, self.bundle, self.output, self.config = sources, bundle, output, config
+        self.beam, self.only_new, self.records, self.home = beam, only_new, records, home
+        flip, main = bundle.categorizer.flip, Store(store / bundle.fingerprint)
+        self.views = [main, main.mirrored()] if flip else [main]
+        self.roots, self.fetched = roots_of(sources), home / "fetched"
+        made_from = {
+            "sources": digest_of([[source.name, source.digest()] for source in sources]),
+            "settings": digest_of(config.ingest.that_matter()),
+            "bundle": f"{bundle.digest} {bundle.categorizer.release}",
+            "only_new": _digest_of_decisions(only_new),
+            "records": str(records),
+            "version": f"{VERSION} {PART_ROWS}",
+        }
+        self.job = digest_of(made_from)
+        self.work = begin(home / "work", made_from)
 
-    write_decisions(pieces(), output)
-    return statuses
+    def run(self) -> Mapping[str, int]:
+        """Runs all passes; products by status."""
+        units = read_sources(
+            self.sources, self.config.ingest, self.work, self.fetched, views=self._index(),
+            only_new=self.only_new is not None, keep_all=self.records is not None, beam=self.beam,
+        )  # fmt: skip
+        rows = self._extracted(units)
+        self._refuse_flood(rows)
+        if self.records is not None:
+            keep_records(rows, self.config.ingest, self.records, self.job, self.beam)
+        output = open_output(self.output, self.job, self.work)
+        statistics = PartImages.of(self.bundle)
+        outcomes = decide_parts(
+            rows, Bottlenecks(self.work / KNOWN, self._named), self.bundle, output, statistics,
+            self.roots, self.work,
+        )  # fmt: skip
+        self._write_beside(rows, outcomes, statistics)
+        output.finish(rows.parts)
+        remove(self.work)
+        forget_fetched(self.fetched, rows.account.rejects)
+        return self._told(rows, outcomes)
+
+    def _index(self) -> int:
+        """Indexes what is known; returns the number of views."""
+        known = self.work / KNOWN
+        known.mkdir(parents=True, exist_ok=True)
+        self._index_store()
+        if self.only_new is not None and not (known / f"{DECIDED}.rest.npy").is_file():
+            count = index_decided(self.only_new, self.bundle.categorizer.release, known)
+            log.info("only new: %s products were decided by this release before", f"{count:,}")
+        return len(self.views)
+
+    def _index_store(self) -> None:
+        known = self.work / KNOWN
+        self._named = [(store, index_store(store, known, view)) for view, store in enumerate(self.views)]
+
+    def _extracted(self, units: list[AnyPath]) -> SortedRows:
+        """Extracts what is new; returns the rows by parts."""
+        settings = self.config.extract
+        shards = plan_new(units, self.work, settings.shard_images)
+        limits, flip = image_limits(self.config.ingest), len(self.views) > 1
+        marks = extract_new(
+            shards, self.work, self.views[0], flip, self.bundle.backbone, settings, limits, self.beam
+        )
+        if marks:
+            self._index_store()
+        found = Found(marks, self.work)
+        return sort_rows(units, found, self.work, self.config.ingest.placeholder_products)
+
+    def _refuse_flood(self, rows: SortedRows) -> None:
+        """Stops when too many images are refused; the table of them is in the workspace then."""
+        account, most = rows.account, self.config.ingest.max_rejected
+        if account.rejects.total() > most * account.images:
+            write_all_rejects(rows, self.roots, self.work)
+            file = self.home / "rejects.parquet"
+            join_rejects(rows.parts, self.work, file)
+            refuse_flood_of(dict(account.rejects.most_common()), account.images, most, file)
+
+    def _write_beside(self, rows: SortedRows, outcomes: Outcomes, statistics: PartImages | None) -> None:
+        """Writes the rejects and the statistics; a table of a database has nothing beside it."""
+        table = is_database(self.output)
+        rejects = self.home / "rejects.parquet" if table else rejects_beside(any_path(self.output))
+        beside = self.home / "statistics.json" if table else statistics_beside(any_path(self.output))
+        (self.home / "rejects.parquet").unlink(missing_ok=True)  # of a batch that was stopped
+        join_rejects(rows.parts, self.work, rejects)
+        if table and rows.account.rejects:
+            log.warning("decisions: %s lists the refused images", rejects)
+        if statistics is None:
+            beside.unlink(missing_ok=True)
+            return
+        statuses = outcomes.statuses
+        counts: BatchStatistics = outcomes.statistics or statistics.nothing()
+        write_whole(beside, statistics_json(self.bundle, statuses.total(), statuses["unreadable"], counts))
+
+    def _told(self, rows: SortedRows, outcomes: Outcomes) -> Mapping[str, int]:
+        """Logs the account, which closes; products by status."""
+        account, counts = rows.account, dict(sorted(outcomes.statuses.items()))
+        rejected = account.rejects.total()
+        gone = outcomes.decided + outcomes.repeated + rejected + account.left_out
+        if gone != account.images:
+            raise ShelfmarkError(
+                f"{decisions_source(self.output)}: of {account.images:,} images {gone:,} are accounted for; expected all of them; "
+                "please report this"
+            )
+        for caveat in self.bundle.caveats:
+            log.warning("decisions: of %s: %s", self.bundle.path.name, caveat)
+        summary = {"products": outcomes.statuses.total()} | counts | {
+            "left_out": outcomes.left_out, "images": account.images, "repeated_images": outcomes.repeated,
+            "rejected_images": rejected, "ignored": sum(source.ignored() for source in self.sources),
+        }  # fmt: skip
+        log.info("decisions: %s", counts_of(summary))
+        return counts
 
 
-def _write_rejects(checked: CheckedImages, index: Index, max_rejected: float, output: AnyPath) -> int:
-    """Writes the rejects, if there are any, and stops at a flood of them; returns how many they are."""
-    file = rejects_beside(output)
-    rejects = write_rejects(checked, index, file)
-    if not rejects:
-        file.unlink()
-    else:
-        refuse_flood(index, max_rejected, file)
-    return rejects
-
-
-def _decide(
-    checked: CheckedImages, index: Index, bundle: Bundle, store: Store, config: Config, output: AnyPath
-) -> Iterator[pd.DataFrame]:
-    """Decisions sorted by product, PIECE products at a time; first writes the statistics of the photos."""
-    images, product, digests = _readable(checked, index)
-
-    def read(chosen: np.ndarray) -> Iterator[Piece]:
-        limits, photos = image_limits(config.ingest), _photos(images.iloc[chosen])
-        return pieces_of((normalise(data, limits).jpeg for data in photos), source="the source's photos")
-
-    categorizer = bundle.categorizer
-    flip = categorizer.flip
-    rows = rows_of(store, flip, digests, read, bundle.backbone, config.extract)
-    bounds = product_bounds(product)
-    row_bounds = bounds * (2 if flip else 1)
-    least = config.ingest.placeholder_products
-    write_statistics(output, bundle, checked, index, rows, row_bounds[:-1], least)
-    answers = categorizer.predict(rows, row_bounds)
-    readable = product[bounds[:-1]]  # products, ascending
-    for start in range(0, len(index.product_id), PIECE):
-        product_id = index.product_id.slice(start, PIECE).to_numpy(zero_copy_only=False)
-        here = slice(*np.searchsorted(readable, [start, start + PIECE]))
-        silent = np.ones(len(product_id), bool)
-        silent[readable[here] - start] = False
-        decided = categorizer.decide(product_id[~silent], answers.only(here))
-        both = pd.concat([decided, unreadable(product_id[silent], categorizer.release)])
-        yield both.sort_values("product_id", ignore_index=True)
-
-
-def _photos(images: pd.DataFrame) -> Iterator[bytes]:
-    """The bytes of the images; Changed, about all that are lost, where one is not what it was."""
-    keys = list(zip(images["file"], images["offset"], strict=True))
-    columns = [images[name].to_list() for name in LOCATION]
-    for key, photo in zip(keys, read_images(*columns), strict=True):
-        if photo is None:
-            refuse_changed_container(key[0])
-            again = zip(keys, read_images(*columns), strict=True)
-            raise Changed({key} | {other for other, left in again if left is None})
-        yield photo
-
-
-def _readable(checked: CheckedImages, index: Index) -> tuple[pd.DataFrame, np.ndarray, Digests]:
-    """The readable images sorted by product, each once in its product.
-
-    Returns:
-        LOCATION of each; (n,) int32, position of its product in the index; its digest.
-    """
-    names = ["image_digest", *LOCATION, "reason"]
-    tables = [table.filter(pc.equal(table["reason"], "")).drop("reason") for table in checked.tables(names)]
-    tables = tables or [CHECKED.empty_table().select(names).drop("reason")]
-    rows = np.argsort(index.product[index.good], kind="stable")
-    product, whole = index.product[index.good][rows], pa.concat_tables(tables)
-    digests = digests_of(whole["image_digest"])[rows]
-    first = first_of_product(product, digests)
-    images = whole.drop("image_digest").take(pa.array(rows[first]))
-    return images.to_pandas(), product[first], Digests(digests[first])
+def _digest_of_decisions(only_new: str | None) -> str:
+    """What is known of earlier decisions; a table may be the output itself, which changes it."""
+    if only_new is None or is_database(only_new):
+        return str(only_new)
+    return decisions_digest(decisions_source(only_new))
