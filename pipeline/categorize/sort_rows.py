@@ -10,6 +10,7 @@ the order of the ids, and memory does not grow with the batch. Nothing of it dep
 killed.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def _write_piece(rows: pa.Table, cuts: np.ndarray, piece: AnyPath) -> None:
     bounds = [0, *np.searchsorted(ids, cuts, side="left").tolist(), len(rows)]
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with writing(piece) as working, pa.ipc.new_file(working, SORTED, options=options) as writer:
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        for first, last in itertools.pairwise(bounds):
             batches = rows.slice(first, last - first).to_batches()
             writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], SORTED))
 
