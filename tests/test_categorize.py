@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,18 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from catalogues import HTML, Drawn, documents, draw_products, manifest_rows, photo, write_bson, write_manifest
+from catalogues import (
+    HTML,
+    Drawn,
+    documents,
+    draw_products,
+    drawn_image,
+    encoded,
+    manifest_rows,
+    photo,
+    write_bson,
+    write_manifest,
+)
 from conftest import make_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,6 +105,10 @@ PRODUCTS[9] = replace(PRODUCTS[9], pictures=(HTML,))
 PRODUCTS[11] = replace(PRODUCTS[11], pictures=(photo(1)[:300], photo(112)))
 PRODUCTS[40] = replace(PRODUCTS[40], pictures=(None,))
 UNREADABLE = ["40", "9"]
+GOOD = [
+    picture for product in PRODUCTS for picture in product.pictures
+    if picture not in (None, HTML, photo(1)[:300])
+]  # fmt: skip
 
 
 def shuffled(folder: Path, products: list[Drawn] = PRODUCTS) -> str:
@@ -150,7 +166,10 @@ def test_every_product_gets_the_decision_that_it_gets_alone(
     found = batch(source(batch.folder))
     few = [PRODUCTS[at] for at in (3, 5, 7, 9, 11, 40, 50)]
     these = found[found["product_id"].isin([one.id for one in few])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(these, alone(few, bundle), check_dtype=False, check_exact=False, rtol=1e-6)
+    columns = ["product_id", "status", "category", "node", "node_path", "release", "confidence"]
+    pd.testing.assert_frame_equal(
+        these[columns].fillna(""), alone(few, bundle)[columns].fillna(""), check_dtype=False, rtol=1e-6
+    )
     assert sorted(found["product_id"][found["status"] == "unreadable"]) == UNREADABLE
     assert len(set(found["status"])) > 1 and batch.counts == found["status"].value_counts().to_dict()
     assert len(sizes(batch.folder / "W" / "store")) > 4, "several shards"
@@ -288,7 +307,9 @@ def test_a_second_job_with_the_same_output_is_busy(batch: Batch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--", "--runner=FnApiRunner", "--direct_running_mode=in_memory")])
+@pytest.mark.parametrize(
+    "options", [(), ("--", "--runner=FnApiRunner", "--direct_running_mode=in_memory")], ids=["here", "beam"]
+)
 def test_the_command_decides_the_same_in_processes_and_on_beam(
     workspace: Path, tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,15 +319,18 @@ def test_the_command_decides_the_same_in_processes_and_on_beam(
     command = ["categorize", source, "--workspace", str(workspace)]
     for setting in settings:
         command += ["--set", setting]
-    with pytest.raises(SystemExit) as ended:
-        main([*command, "--output", str(tmp_path / "d.parquet"), *options])
-    assert ended.value.code == 0
-    with pytest.raises(SystemExit):
-        main([*command, "--output", str(tmp_path / "e.parquet"), "--keep-records", str(tmp_path / "r"), *options])
+    main([*command, "--output", str(tmp_path / "d.parquet"), *options])
+    main([*command, "--output", str(tmp_path / "e.parquet"), "--keep-records", str(tmp_path / "r"), *options])
     found = pd.read_parquet(tmp_path / "d.parquet")
     pd.testing.assert_frame_equal(found, pd.read_parquet(tmp_path / "e.parquet"))
     assert sorted(found["product_id"][found["status"] == "unreadable"]) == UNREADABLE
-    assert found["confidence"].sum() == pytest.approx(SUM_OF_CONFIDENCES, rel=1e-5)
+    assert len(pd.read_parquet(tmp_path / "r" / "images.parquet")) == len(GOOD)
+    if options:  # another store, so that Beam's workers extract, too
+        shutil.copytree(workspace / "releases", tmp_path / "V" / "releases", symlinks=True)
+        command[3] = str(tmp_path / "V")
+        main([*command, "--output", str(tmp_path / "f.parquet")])
+        pd.testing.assert_frame_equal(found, pd.read_parquet(tmp_path / "f.parquet"))
+        assert sorted(sizes(workspace / "store")) == sorted(sizes(tmp_path / "V" / "store"))
 
 
 # The statistics
@@ -497,8 +521,6 @@ def test_a_changed_byte_in_the_store_stops_the_batch(batch: Batch) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("size", [(40, 30), (1500, 700)])
 def test_an_image_is_described_as_it_is_decoded(kind: str, size: tuple[int, int]) -> None:
-    from catalogues import drawn_image, encoded
-
     for picture in (drawn_image(3, *size, (40, 40)), drawn_image(0, *size, (1, 1))):
         data = encoded(picture, kind)
         found, wanted = describe(data), normalise(data)
@@ -506,7 +528,5 @@ def test_an_image_is_described_as_it_is_decoded(kind: str, size: tuple[int, int]
 
 
 def test_narrower_limits_refuse_a_known_image() -> None:
-    from catalogues import drawn_image, encoded
-
     with pytest.raises(Refused, match="the limit is 1000"):
         describe(encoded(drawn_image(3, 1500, 700, (90, 90)), "JPEG"), Limits(max_pixels=1000))

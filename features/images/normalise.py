@@ -68,8 +68,9 @@ KEPT_COLOURS = {"RGB": "RGB", "YCbCr": "RGB", "Gray": "L"}
 COUNTED = ("PNG", "WEBP", "AVIF")  # opened, these know their number of frames; others read all frames
 FLAT = 2.0  # levels of 255: plain colours stay under 1 in any format, 2,936 photos of groceries are over 36
 
-# Below these bytes, and a byte more for so many pixels, a file may be a plain colour: JPEGs of one take 600
-# bytes and a byte for 45 to 65 pixels, with noise of one level and quality 90 one for 20; photos, one for 4 to 10.
+# Below these bytes, and a byte more for so many pixels, a file may be a plain colour: JPEGs of one take
+# 600 bytes and a byte for 45 to 65 pixels, with noise of one level one for 20 in quality 90; photos, one
+# for 4 to 10.
 FEW_BYTES, FEW_PIXELS = 1000, 20
 
 TILE = 1024  # pixels a side, converted at a time: 50 MP of RGBA are in memory once, not three times
@@ -176,8 +177,8 @@ def _keep(data: bytes, limits: Limits) -> Normalised | None:
 def describe(data: bytes, limits: Limits = LIMITS) -> Normalised:
     """Returns what `normalise` would, without its JPEG, of an image that it has accepted before.
 
-    The size is read from the header. Only a file with so few bytes that it may be a plain colour is decoded; so
-    is one whose header says nothing.
+    The size is read from the header. Only a file with so few bytes that it may be a plain colour is decoded;
+    so is a BMP, and one whose header says nothing.
 
     Raises:
         Refused: the limits are narrower now. MemoryError: as `normalise`.
@@ -195,7 +196,9 @@ def describe(data: bytes, limits: Limits = LIMITS) -> Normalised:
 
 
 def _header_size(data: bytes) -> tuple[int, int]:
-    """Width and height as the header declares them; zeros where it does not."""
+    """Width and height as the header declares them; zeros where it does not, or the format packs nothing."""
+    if data.startswith(b"BM"):
+        return 0, 0
     if data.startswith(b"\xff\xd8"):
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)

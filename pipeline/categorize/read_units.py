@@ -156,15 +156,16 @@ def _rows(segment: Segment, job: _Job, copies: BinaryIO | None = None, name: str
                 image = SourceImage(image.product_id, reason=LEFT_OUT)
             found, reason, detail = _described(image, is_known, job.limits)
             new = not reason and not is_known
+            again = not reason and (new or job.keep_all)  # its bytes are read once more
             file, offset = image.file, image.offset
-            if copies and not reason and (new or job.keep_all):
+            if copies and again:
                 image = copied(image, copies, name)
                 file, offset = image.file, image.offset
             elif reason and image.origin:
                 file = image.origin
             yield ReadRow(
                 image.product_id, key, file, offset, len(image.data),
-                google_crc32c.value(image.data), digest, new,
+                google_crc32c.value(image.data) if again else 0, digest, new,
                 found.flat, found.width, found.height, kind_of(image.data), reason, detail,
             )  # fmt: skip
 
