@@ -11,10 +11,14 @@ from features.storage.paths import AnyPath, Remote
 
 
 @contextmanager
-def only_job(run: AnyPath) -> Iterator[None]:
+def only_job(run: AnyPath, wait: float = 0.0) -> Iterator[None]:
     """Keeps a second job off the run; the lock ends with the process, however it ends.
 
     An object store has no locks: there, a second job on this computer is kept off, one on another is not.
+
+    Args:
+        run: directory.
+        wait: seconds for which to wait for the other job's end.
 
     Raises:
         Busy: another job holds the lock.
@@ -28,7 +32,7 @@ def only_job(run: AnyPath) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(run / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except filelock.Timeout:
         raise Busy(
             f"{run}: another job is running here; expected one job at a time; wait, or use another --run"

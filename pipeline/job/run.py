@@ -2,8 +2,8 @@
 
     config.json   {"run", "code_version", "based_on", "settings"}
 
-`based_on` is the release in service when the run began: its products keep their part. It does not change when
-the run continues after its own release.
+`based_on` is the release in service when the run began. It does not change when the run continues after its own
+release, or another one's. Which part of the split products keep: known_splits.py.
 """
 
 import datetime
@@ -30,7 +30,7 @@ from features.engines.backbones import (
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, digest_of, find_artifact, open_artifact
 from features.storage.paths import MARK, AnyPath, any_path, local, write_whole
-from models.decisions.releases import SPLITS, in_service
+from models.decisions.releases import in_service
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
@@ -108,16 +108,13 @@ class Run:
         return self.artifact("thresholds", "calibrate", head=head)
 
     def known_splits(self) -> Path | None:
-        """product_id and split of the release that the run is based on."""
-        if self.based_on is None:
-            return None
-        splits = self.releases / self.based_on / SPLITS
-        if not splits.is_file():
-            raise ShelfmarkError(
-                f"{splits}: missing; expected the release that run {self.name} is based on; put it back, "
-                "or point releases/current to a release and give another --run"
-            )
-        return local(splits)
+        """product_id and split of the products that keep their part; None where no release knows any."""
+        from pipeline.job.known_splits import KNOWN, gather_splits, kept_splits  # pyarrow takes a second
+
+        file = self.path / KNOWN
+        if not (file.is_file() and (self.path / "records" / MARK).is_file()):
+            gather_splits(self.releases, self.based_on, file)
+        return kept_splits(file)
 
     def bundle_before(self) -> Artifact | None:
         """The bundle that the run is based on; None without train.warm_start."""
