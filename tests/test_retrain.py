@@ -139,7 +139,7 @@ def test_a_changed_setting_remakes_only_what_depends_on_it(shop, tmp_path):
     shutil.copytree(folder / "W", tmp_path / "W", symlinks=True)  # what it releases is not for other tests
     status, log = run_here(*retrain_arguments(folder, tmp_path / "W", "--set", "calibration.precision=0.6"))
     unchanged = {line.partition(":")[0] for line in log.splitlines() if ": unchanged" in line}
-    assert status == 0
+    assert status in (0, 3)  # released or not
     assert unchanged == {"records", "bottlenecks", "head"}
 
 
@@ -306,7 +306,7 @@ def test_next_week_no_product_changes_its_part(shop, tmp_path):
         tmp_path, folder / "W", "--config", str(folder / "weekly.toml"), "--set", "train.epochs=1"
     )
     arguments[arguments.index("week")] = "next"
-    assert run_here(*arguments)[0] == 0
+    assert run_here(*arguments)[0] in (0, 3)  # released or not
     weeks = [
         pd.read_parquet(folder / "W" / "runs" / week / "records" / "products.parquet").set_index(
             "product_id"
