@@ -5,14 +5,16 @@
     releases/current    a link to the one in service, switched in one step, under a lock (switch.py)
 """
 
+import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
 from features.errors import Busy
 from features.storage.artifact import Artifact
-from features.storage.paths import AnyPath
+from features.storage.paths import AnyPath, write_whole
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS
 from models.decisions.releases import SPLITS, in_service, release_digest
 from models.heads.architectures import SET_FILES
@@ -76,6 +78,8 @@ def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
     Raises:
         Busy: meanwhile another release was put into service than the one that the verdict is about.
     """
+    if verdict.candidate != verdict.current:  # else it was judged, and released, before
+        write_whole(run.path / "verdict.json", json.dumps(asdict(verdict), indent=1).encode())
     if not verdict.release and not verdict.withdraw:
         log.info("release: kept the one in service: %s", verdict.sentence)
         return None
