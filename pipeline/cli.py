@@ -14,6 +14,7 @@ from features.errors import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
 from pipeline.cli_options import PATH, stage_command, start_tensorflow
+from pipeline.cli_releases import release, releases, rollback
 
 if TYPE_CHECKING:
     from pipeline.job.run import Run
@@ -345,32 +346,51 @@ def monitor(
         sys.exit(ALARM)
 
 
+for _command in (releases, release, rollback):
+    shelfmark.add_command(_command)
+
+
 @shelfmark.command()
 @click.option("--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store.")
-@click.option("--keep", type=click.IntRange(min=1), help="Also remove all but the N most recent runs.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), help="As retention.runs: only the N most recent runs stay."
+)
 @click.option(
     "--older",
     type=click.FloatRange(min=0),
-    default=1.0,
     metavar="DAYS",
-    help="Keep shards and working files that are younger; default: 1.",
+    help="As retention.store_days: younger shards and working files stay.",
+)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
 @click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def clean(workspace: AnyPath, keep: int | None, older: float, dry_run: bool, debug: bool) -> None:
+def clean(
+    workspace: AnyPath,
+    keep: int | None,
+    older: float | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    dry_run: bool,
+    debug: bool,
+) -> None:
     """Removes what no run needs.
 
-    That is: shards of the store that no run refers to, and working files of interrupted jobs. Shards that
-    categorize has added belong to no run: with --older 30 they save its work for a month. The runs of the
-    release in service, and of the one it was based on, always stay.
+    That is: shards of the store that no run refers to, working files of interrupted jobs, and what is older than
+    the section [retention] says. The release in service and the one before, with their runs, always stay, and so
+    does what a run is based on.
 
     \b
     Example:
       shelfmark clean --workspace shop --keep 4 --dry-run
     """
+    from pipeline.job.load_config import load_config
     from pipeline.release.clean import clean
 
-    removals = clean(workspace, keep=keep, older=older, dry_run=dry_run)
+    options = {"retention.runs": keep, "retention.store_days": older}
+    removals = clean(workspace, load_config(file, sets, options).retention, dry_run=dry_run)
     for one in removals:
         print(f"{one.what}: {one.size / 1e6:,.1f} MB")
     size = sum(one.size for one in removals)

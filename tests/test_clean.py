@@ -16,6 +16,7 @@ from features.storage.artifact import begin, partial_of, seal
 from features.storage.paths import any_path, copy_tree, sizes, write_whole
 from features.storage.store import Store
 from pipeline.cli import main
+from pipeline.job.config import RetentionSettings
 from pipeline.job.lock import only_job
 from pipeline.job.summaries import BottlenecksSummary
 from pipeline.release.clean import clean
@@ -61,9 +62,10 @@ def shards(workspace, fingerprint=FINGERPRINT):
     return Store(workspace / "store" / fingerprint).shards()
 
 
-def cleaned(workspace, keep=None, older=1.0, dry_run=False):
+def cleaned(workspace, keep=None, older=1.0, dry_run=False, **more):
     """What went."""
-    return [one.what for one in clean(workspace, keep=keep, older=older, dry_run=dry_run)]
+    settings = RetentionSettings(runs=keep, store_days=older, **more)
+    return [one.what for one in clean(workspace, settings, dry_run=dry_run)]
 
 
 def put_into_service(workspace, release):
@@ -83,7 +85,7 @@ def test_shards_that_no_run_refers_to_go_and_all_others_stay(tmp_path):
     add_run(tmp_path, "two", [too])
     age(tmp_path)
     before = sizes(tmp_path)
-    found = clean(tmp_path, keep=None, older=1, dry_run=False)
+    found = clean(tmp_path, RetentionSettings())
     assert [one.what for one in found] == [
         "store/colours-8: 1 of 3 shards",
         "store/colours-8/flip: 1 of 2 shards",
@@ -214,7 +216,7 @@ def test_a_dry_run_lists_and_removes_nothing(tmp_path, capsys):
 def test_what_is_no_workspace_is_refused(tmp_path):
     (tmp_path / "photo.tmp").write_bytes(b"")
     with pytest.raises(ShelfmarkError, match="has no runs; expected a workspace"):
-        clean(tmp_path, keep=1, older=0, dry_run=False)
+        clean(tmp_path, RetentionSettings(runs=1, store_days=0))
 
 
 def test_on_an_object_store_it_removes_the_same(tmp_path):

@@ -89,9 +89,7 @@ def _lost(release: AnyPath, required: bool) -> None:
             f"{release}: missing or damaged; expected the release that the run is based on; put it back, or run "
             "`shelfmark rollback` and then the same command with another --run"
         )
-    log.warning(
-        "split: %s is damaged; products that only this release knows may get another part", release
-    )
+    log.warning("split: %s is damaged; products that only this release knows may get another part", release)
 
 
 def kept_splits(file: AnyPath) -> Path | None:

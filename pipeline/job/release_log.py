@@ -52,6 +52,10 @@ class Switch(BaseModel):
     run: str | None = None  # that made the bundle, where it was released now
     digest: str | None = None  # of the bundle's manifest
 
+    def to_sentence(self) -> str:
+        """What was done, in a sentence for people."""
+        return f"{self.to or 'nothing'} is in service now, {self.before or 'nothing'} was before: {self.why}"
+
     def to_line(self) -> bytes:
         """The line, with its end."""
         return (json.dumps(self.model_dump(), ensure_ascii=False) + "\n").encode()

@@ -1,8 +1,8 @@
 """Release: pack the bundle, and put it into service if it was judged to be better than the one there.
 
-    runs/<run>/bundle/  what categorizing needs; trace.json: what it was made from; feed.json: what came in
-    releases/<run>/     the same files, by hard links (<run>.2, … when the same run is released again)
-    releases/current    a link to the one in service, switched in one step, under a lock (switch.py)
+runs/<run>/bundle/  what categorizing needs; trace.json: what it was made from; feed.json: what came in
+releases/<run>/     the same files, by hard links (<run>.2, … when the same run is released again)
+releases/current    a link to the one in service, switched in one step, under a lock (switch.py)
 """
 
 import json
@@ -93,7 +93,9 @@ def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
             )
         if not verdict.release:
             switch(run.releases, None, "withdraw", verdict.sentence, run=run.name)
-            log.warning("release: %s is taken out of service, nothing is in service: %s", now, verdict.sentence)
+            log.warning(
+                "release: %s is taken out of service, nothing is in service: %s", now, verdict.sentence
+            )
             return None
         target = link_bundle(candidate, run.name, run.releases)
         switch(run.releases, target.name, "release", verdict.sentence, run=run.name)

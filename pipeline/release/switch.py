@@ -129,7 +129,9 @@ def _before(releases: AnyPath) -> str:
     for name in predecessors(switches):
         if find_artifact(releases / name):
             return name
-        log.warning("rollback: release %s served before, but is missing or damaged; trying the one before it", name)
+        log.warning(
+            "rollback: release %s served before, but is missing or damaged; trying the one before it", name
+        )
     there = ", ".join(newest_first(releases, switches)) or "none"
     raise ShelfmarkError(
         f"{releases}: no release served before the one in service; expected one in releases/log.jsonl; name "

@@ -38,9 +38,13 @@ class Trace(BaseModel):
 
     code_version: str
     python: str
-    packages: dict[str, str]  # name → version: what shelfmark needs, directly or not, when the bundle was packed
+    packages: dict[
+        str, str
+    ]  # name → version: what shelfmark needs, directly or not, when the bundle was packed
     packages_digest: str
-    requirements_lock: str | None  # sha256 of requirements.lock; null where shelfmark runs without its checkout
+    requirements_lock: (
+        str | None
+    )  # sha256 of requirements.lock; null where shelfmark runs without its checkout
     settings: dict[str, Any]  # those that can change a release, by section; of weights in a file the name
     made_from: dict[str, dict[str, str]]  # stage → digests of its inputs and settings, as in its manifest
     digests: dict[str, str]  # stage → digest of its manifest
