@@ -378,9 +378,9 @@ def clean(
 ) -> None:
     """Removes what no run needs.
 
-    That is: shards of the store that no run refers to, working files of interrupted jobs, and what is older than
-    the section [retention] says. The release in service and the one before, with their runs, always stay, and so
-    does what a run is based on.
+    That is: shards of the store that no run refers to, working files of interrupted jobs, and what is older
+    than the section [retention] says. The release in service and the one before, with their runs, always
+    stay, and so does what a run is based on.
 
     \b
     Example:
@@ -389,8 +389,8 @@ def clean(
     from pipeline.job.load_config import load_config
     from pipeline.release.clean import clean
 
-    options = {"retention.runs": keep, "retention.store_days": older}
-    removals = clean(workspace, load_config(file, sets, options).retention, dry_run=dry_run)
+    settings = load_config(file, sets, {"retention.runs": keep, "retention.store_days": older}).retention
+    removals = clean(workspace, settings, dry_run=dry_run)
     for one in removals:
         print(f"{one.what}: {one.size / 1e6:,.1f} MB")
     size = sum(one.size for one in removals)

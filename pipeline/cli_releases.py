@@ -24,8 +24,8 @@ _debug = click.option("--debug", is_flag=True, help="Show the traceback of an er
 def releases(workspace: AnyPath, as_json: bool, debug: bool) -> None:
     """Lists the releases.
 
-    When each was in service (UTC), what it promised, and what it accepted of its own test products, with which
-    precision. The last one put into service comes first.
+    When each was in service (UTC), what it promised, and what it accepted of its own test products, with
+    which precision. The last one put into service comes first.
 
     \b
     Example:
@@ -62,8 +62,8 @@ def releases(workspace: AnyPath, as_json: bool, debug: bool) -> None:
 def release(name: str, workspace: AnyPath, why: str | None, who: str | None, debug: bool) -> None:
     """Puts a release into service.
 
-    NAME is a release that is there, or a run whose bundle was kept out; for the latter --why is needed. It is one
-    step, recorded in releases/log.jsonl. Servers serve it after a restart.
+    NAME is a release that is there, or a run whose bundle was kept out; for the latter --why is needed. It is
+    one step, recorded in releases/log.jsonl. Servers serve it after a restart.
 
     \b
     Example:
@@ -84,8 +84,8 @@ def release(name: str, workspace: AnyPath, why: str | None, who: str | None, deb
 def rollback(name: str | None, workspace: AnyPath, why: str | None, who: str | None, debug: bool) -> None:
     """Goes back to an earlier release.
 
-    Without NAME it is the one that served before the one in service, by releases/log.jsonl; again, it is the one
-    before that. `shelfmark release NAME` goes forward again.
+    Without NAME it is the one that served before the one in service, by releases/log.jsonl; again, it is the
+    one before that. `shelfmark release NAME` goes forward again.
 
     \b
     Example:

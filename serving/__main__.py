@@ -56,7 +56,7 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
     listener = _bind(host, port)
     if beam:
         use_beam_options(beam)  # before the workspace is read
-    from models.decisions.releases import in_service
+    from models.decisions.releases import in_service, require_whole
 
     releases = any_path(workspace) / "releases"
     release = in_service(releases)  # before TensorFlow is imported, which takes seconds
@@ -64,6 +64,7 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
         raise ShelfmarkError(
             f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
         )
+    require_whole(releases, release)
     from features.engines.backbones import start_tensorflow
 
     start_tensorflow()

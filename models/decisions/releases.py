@@ -64,8 +64,16 @@ def _release_of(copy: AnyPath) -> str:
     )
 
 
-def require_whole(releases: AnyPath, name: str) -> Artifact:
+INSTEAD = "put its files back, or put another release into service with `shelfmark rollback`"
+
+
+def require_whole(releases: AnyPath, name: str, next_step: str = INSTEAD) -> Artifact:
     """The bundle of a release.
+
+    Args:
+        releases: their directory.
+        name: of the release.
+        next_step: what the error says to do.
 
     Raises:
         ShelfmarkError: it is gone, or a file of it is missing or resized.
@@ -74,8 +82,7 @@ def require_whole(releases: AnyPath, name: str) -> Artifact:
     if found is None or found.kind != "bundle":
         state = "damaged" if (releases / name / MARK).is_file() else "missing"
         raise ShelfmarkError(
-            f"{releases / name}: {state}; expected the bundle of release {name}; put its files back, or put "
-            "another release into service with `shelfmark rollback`"
+            f"{releases / name}: {state}; expected the bundle of release {name}; {next_step}"
         )
     return found
 
@@ -116,16 +123,15 @@ def take_out_of_service(releases: AnyPath) -> None:
     current, aside, out = (releases / name for name in NOT_RELEASES)
     if isinstance(current, Path):
         remove(out)
-        if current.is_symlink() or current.exists():
+        if os.path.lexists(current):
             remove(aside)  # it would count once `current` is gone
+        counts = current if os.path.lexists(current) else Path(str(aside))
+        if counts.is_dir() and not counts.is_symlink():
+            os.rename(counts, str(out))
         else:
-            current = aside
-        if current.is_dir() and not current.is_symlink():
-            os.rename(str(current), str(out))
-        else:
-            current.unlink(missing_ok=True)
+            counts.unlink(missing_ok=True)
         remove(out)
     elif current.exists():
-        write_whole(current, read_range(current) if current.is_file() else str(in_service(releases)).encode())
-        remove(current)  # what stands below it, while the file counts
+        write_whole(current, str(in_service(releases)).encode())  # it counts while what is below it goes
+        remove(current)
         current.unlink(missing_ok=True)

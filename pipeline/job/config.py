@@ -415,20 +415,20 @@ class RetentionSettings(Section):
     """Number of releases that stay, those put into service last; without it and `releases_days` all stay. Set
     it together with `runs`: a release stays while a run is there that is based on it."""
     releases_days: Annotated[Annotated[float, Field(ge=0)] | None, "speed"] = None
-    """Days for which a release stays after another one has replaced it. Set it to the time for which decisions
-    have to be explained."""
+    """Days for which a release stays after another one has replaced it. Set it to the time for which
+    decisions have to be explained."""
     decisions: Annotated[Positive | None, "speed"] = None
     """Number of outputs of `categorize` in WORKSPACE/decisions that stay, the newest; without it and
     `decisions_days` all stay. Outputs elsewhere are never touched. Set it where a database has them, too."""
     decisions_days: Annotated[Annotated[float, Field(ge=0)] | None, "speed"] = None
-    """Days for which these outputs stay, whatever their number. Set it to the time for which decisions have to
-    be explained."""
+    """Days for which these outputs stay, whatever their number. Set it to the time for which decisions have
+    to be explained."""
     store_days: Annotated[float, Field(ge=0), "speed"] = 1.0
-    """Days for which bottlenecks that no run refers to stay, and working files of interrupted jobs. Set 30 when
-    `categorize` gets the same products again and again: it need not extract them anew."""
+    """Days for which bottlenecks that no run refers to stay, and working files of interrupted jobs. Set 30
+    when `categorize` gets the same products again and again: it need not extract them anew."""
     logs_days: Annotated[float, Field(ge=0), "speed"] = 30.0
-    """Days for which logs in WORKSPACE/logs stay; the log of a run goes with the run. Raise it where logs have
-    to be kept."""
+    """Days for which logs in WORKSPACE/logs stay; the log of a run goes with the run. Raise it where logs
+    have to be kept."""
 
 
 class MonitorSettings(Section):

@@ -1,18 +1,18 @@
 """Known splits: the part of the split, train, val or test, that each product keeps.
 
-    releases/<name>/splits.parquet    product_id, split: the products of the release, and those it knew from before
-    runs/<run>/known_splits.parquet   all of these, for ingest
+    releases/<name>/splits.parquet   product_id, split: of the release's products, and of those known before
+                                └─► runs/<run>/known_splits.parquet   those of all releases, for ingest
 
-**What is guaranteed.** A product keeps the part that a release gave it as long as that release is there, or one
-that was made after it. So a product is in the same part when it comes back into the catalogue; after a rollback
-also the products that only the release that was rolled back has seen; and when nothing is in service. Where two
-releases gave a product different parts (two runs began before either was released, or the bundle of a run that
-was kept out was put into service by hand), the part of the release that the run is based on counts, then that
-of the one put into service last: no product of the new test part was trained on by the release in service. What
-runs that were never released gave does not count.
+**What is guaranteed.** A product keeps the part that a release gave it as long as that release is there, or
+one that was made after it. So a product is in the same part when it comes back into the catalogue; after a
+rollback also the products that only the release that was rolled back has seen; and when nothing is in
+service. Where two releases gave a product different parts (two runs began before either was released, or the
+bundle of a run that was kept out was put into service by hand), the part of the release that the run is based
+on counts, then that of the one put into service last: no product of the new test part was trained on by the
+release in service. What runs that were never released gave does not count.
 
-The file of a run is made from the releases that are there when it begins, and kept from then on: what is released
-or removed meanwhile changes nothing in the run.
+The file of a run is made from the releases that are there when it begins, and kept from then on: what is
+released or removed meanwhile changes nothing in the run.
 """
 
 import json
@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.errors import ShelfmarkError
 from features.product import PARTS
 from features.storage.artifact import Artifact, find_artifact
 from features.storage.paths import AnyPath, local, writing
@@ -40,11 +39,8 @@ def gather_splits(releases: AnyPath, based_on: str | None, file: AnyPath) -> Non
 
     Args:
         releases: their directory.
-        based_on: the release whose parts count first; None: nothing is in service.
+        based_on: the release whose parts count first, which is whole; None: nothing is in service.
         file: to be written, product_id and split.
-
-    Raises:
-        ShelfmarkError: the release `based_on` is missing or damaged.
     """
     order = newest_first(releases, history(releases))
     if based_on is not None:
@@ -53,7 +49,9 @@ def gather_splits(releases: AnyPath, based_on: str | None, file: AnyPath) -> Non
     for name in order:
         release = find_artifact(releases / name)
         if release is None or SPLITS not in release.files:
-            _lost(releases / name, required=name == based_on)
+            log.warning(
+                "split: %s is damaged; products that only it knows may get another part", releases / name
+            )
         elif release.digest not in covered:
             splits = pq.read_table(release.file(SPLITS))
             covered |= {release.digest, *json.loads((splits.schema.metadata or {}).get(COVERS, b"[]"))}
@@ -80,16 +78,6 @@ def _joined(first: pa.Table, more: pa.Table) -> pa.Table:
 def _write(table: pa.Table, covered: set[str], file: AnyPath) -> None:
     with writing(file) as working:
         pq.write_table(table.replace_schema_metadata({COVERS: json.dumps(sorted(covered))}), working)
-
-
-def _lost(release: AnyPath, required: bool) -> None:
-    """An error about the release that the run is based on; a warning about another one."""
-    if required:
-        raise ShelfmarkError(
-            f"{release}: missing or damaged; expected the release that the run is based on; put it back, or run "
-            "`shelfmark rollback` and then the same command with another --run"
-        )
-    log.warning("split: %s is damaged; products that only this release knows may get another part", release)
 
 
 def kept_splits(file: AnyPath) -> Path | None:

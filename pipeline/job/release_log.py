@@ -4,11 +4,11 @@
     releases/switch.json   the line of a switch at work
 
 A switch takes three steps: its line is written into switch.json; releases/current is switched; the line is
-added to log.jsonl, and switch.json removed. So the log never says what has not happened. A process that dies in
-between leaves switch.json: `history` counts its line as the last one if releases/current is what the line
+added to log.jsonl, and switch.json removed. So the log never says what has not happened. A process that dies
+in between leaves switch.json: `history` counts its line as the last one if releases/current is what the line
 says, and the next switch adds it; else it is dropped, because that switch was not made. A switch without
-shelfmark, such as a link set by hand, is found by the next one, and added with the action "found". Lines count
-in their order, not by their time, because clocks may go back.
+shelfmark, such as a link set by hand, is found by the next one, and added with the action "found". Lines
+count in their order, not by their time, because clocks may go back.
 """
 
 import datetime
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, read_range, write_whole
@@ -41,12 +41,14 @@ Action = Literal["release", "rollback", "switch", "withdraw", "found"]
 class Switch(BaseModel):
     """A line of the log: from then on another release, or none, was in service."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", serialize_by_alias=True)
 
     when: str  # ISO 8601, UTC
     who: str | None  # user@host, or what --who gave; null when found
-    action: Action  # release: by `retrain`, or a run's bundle by hand; switch: `shelfmark release` of an older one
-    before: str | None = Field(alias="from")  # name of the release; null: nothing was in service
+    action: Action  # release: of a run's bundle; switch: of a release that was there
+    before: str | None = Field(
+        validation_alias=AliasChoices("from", "before"), serialization_alias="from"
+    )  # name of the release; null: nothing was in service
     to: str | None  # null: nothing is in service
     why: str
     run: str | None = None  # that made the bundle, where it was released now
@@ -128,7 +130,8 @@ def predecessors(switches: Sequence[Switch]) -> list[str]:
 def newest_first(releases: AnyPath, switches: Sequence[Switch]) -> list[str]:
     """The releases that are there, whole or not: the last one put into service first.
 
-    Those that the log does not name, of versions without a log, are last, in the reverse order of their names.
+    Those that the log does not name, of versions without a log, are last, in the reverse order of their
+    names.
     """
     last = {one.to: position for position, one in enumerate(switches)}
     there = sorted(release_names(releases), reverse=True)

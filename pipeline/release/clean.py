@@ -13,9 +13,9 @@ A run refers to the shards of its index; while its extraction is not finished, t
 records. Shards and leftovers younger than store_days stay: a job may be about to refer to them, and a later
 categorize saves what an earlier one extracted.
 
-Never touched: the release in service, its predecessor by releases/log.jsonl, the one that was rolled back last,
-and those that kept runs are based on; the runs of the first two, and of the release that the run in service was
-based on: the gate measures on their records.
+Never touched: the release in service, its predecessor by releases/log.jsonl, the one that was rolled back
+last, and those that kept runs are based on; the runs of the first two, and of the release that the run in
+service was based on: the gate measures on their records.
 """
 
 import contextlib

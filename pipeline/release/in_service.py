@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from features.errors import ShelfmarkError
-from features.storage.artifact import Artifact, find_artifact
+from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store
 from models.decisions.bundle import Bundle, open_bundle
-from models.decisions.releases import in_service
+from models.decisions.releases import in_service, require_whole
 from pipeline.extract.fill_store import RecordReader, rows_of
 from pipeline.extract.index import read_digests
 from pipeline.job.catalogue import Part, TrueCategories, measured_part
@@ -29,15 +29,11 @@ VERSION = 1
 
 
 def current_release(releases: AnyPath) -> Bundle | None:
-    """The bundle in service, or None before the first release."""
+    """The bundle in service, or None where nothing is; ShelfmarkError where it is lost or damaged."""
     name = in_service(releases)
     if name is None:
         return None
-    if find_artifact(releases / name) is None:
-        raise ShelfmarkError(
-            f"{releases / 'current'}: points to {name}, which is gone or damaged; expected a bundle; "
-            "point it to another release, or remove it to release anew"
-        )
+    require_whole(releases, name)
     return open_bundle(releases / name)
 
 

@@ -103,7 +103,7 @@ COLUMNS = (
 
 def table_rows(listed: Sequence[ListedRelease]) -> list[tuple[str, ...]]:
     """A row for each release, as texts under COLUMNS; those that are gone are left out, unless in service."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in listed:
         if one.state == "missing" and not one.in_service:
             continue

@@ -88,8 +88,8 @@ def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
         if release_digest(run.releases, now) != verdict.current:
             raise Busy(
                 f"release: {now or 'nothing'} is in service now, and the verdict of run {run.name} is about "
-                f"{verdict.current_name or 'nothing'}; expected no other switch meanwhile; run the same command "
-                "again"
+                f"{verdict.current_name or 'nothing'}; expected no other switch meanwhile; run the same "
+                "command again"
             )
         if not verdict.release:
             switch(run.releases, None, "withdraw", verdict.sentence, run=run.name)

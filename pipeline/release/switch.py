@@ -38,15 +38,16 @@ def releases_locked(releases: AnyPath) -> Iterator[None]:
             yield
     except Busy as error:
         raise Busy(
-            f"{releases}: another command has been switching releases for {WAIT:g} s; expected it to end; run "
-            "the same command again"
+            f"{releases}: another command has been switching releases for {WAIT:g} s; expected it to end; "
+            "run the same command again"
         ) from error
 
 
 def link_bundle(bundle: Artifact, run: str, releases: AnyPath) -> AnyPath:
     """The run's bundle under releases/, by links to its files; made whole by one rename, or by its manifest.
 
-    Another bundle of a run that was released before has a number, as in 2026-W47.2. The caller holds the lock.
+    Another bundle of a run that was released before has a number, as in 2026-W47.2. The caller holds the
+    lock.
     """
     for name in (run if number == 1 else f"{run}.{number}" for number in range(1, 1000)):
         found = find_artifact(releases / name)
@@ -81,7 +82,7 @@ def put_release(workspace: AnyPath, name: str, why: str | None, who: str | None)
     Raises:
         ShelfmarkError: there is no such release or run, or its bundle is damaged.
     """
-    releases = workspace / "releases"
+    releases = _releases_of(workspace)
     with releases_locked(releases):
         if name in release_names(releases):
             return _switch_to(releases, name, "switch", why or "put into service by hand", who)
@@ -114,13 +115,22 @@ def roll_back(workspace: AnyPath, name: str | None, why: str | None, who: str | 
     Raises:
         ShelfmarkError: there is none, or it is damaged.
     """
-    releases = workspace / "releases"
+    releases = _releases_of(workspace)
     with releases_locked(releases):
         if name is None:
             name = _before(releases)
         elif name not in release_names(releases):
             raise _unknown(releases, name)
         return _switch_to(releases, name, "rollback", why or "rolled back by hand", who)
+
+
+def _releases_of(workspace: AnyPath) -> AnyPath:
+    """The directory of releases; ShelfmarkError where nothing of a workspace is."""
+    if not (workspace / "releases").is_dir() and not (workspace / "runs").is_dir():
+        raise ShelfmarkError(
+            f"{workspace}: has no releases and no runs; expected a workspace; check --workspace"
+        )
+    return workspace / "releases"
 
 
 def _before(releases: AnyPath) -> str:
@@ -157,8 +167,8 @@ def _require_digests(bundle: Artifact) -> None:
     for name, entry in bundle.files.items():
         if isinstance(bundle.path, Path) and file_digest(bundle.path / name) != entry["sha256"]:
             raise ShelfmarkError(
-                f"{bundle.path / name}: damaged; expected the digest that the manifest gives; put the file back, "
-                "or put another release into service"
+                f"{bundle.path / name}: damaged; expected the digest that the manifest gives; put the file "
+                "back, or put another release into service"
             )
 
 
@@ -167,6 +177,6 @@ def _unknown(releases: AnyPath, name: str) -> ShelfmarkError:
     near = difflib.get_close_matches(name, there, n=1)
     hint = f"did you mean {near[0]}?" if near else "`shelfmark releases` lists them"
     return ShelfmarkError(
-        f"{releases / name}: no such release; expected one of those that are there ({', '.join(there) or 'none'}"
-        f"); {hint}"
+        f"{releases / name}: no such release; expected one of those that are there "
+        f"({', '.join(there) or 'none'}); {hint}"
     )

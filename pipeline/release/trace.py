@@ -105,8 +105,8 @@ def read_trace(bundle: Artifact) -> Trace | None:
         return Trace.model_validate_json(read_range(bundle.path / TRACE))
     except (FileNotFoundError, ValidationError) as error:
         raise ShelfmarkError(
-            f"{bundle.path / TRACE}: cannot be read ({str(error).splitlines()[0]}); expected what the release "
-            "was made from; put the file back, or roll back to another release"
+            f"{bundle.path / TRACE}: cannot be read ({str(error).splitlines()[0]}); expected what the "
+            "release was made from; put the file back, or roll back to another release"
         ) from error
 
 
