@@ -44,7 +44,7 @@ def releases(workspace: AnyPath, as_json: bool, debug: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(*COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     rows = table_rows(listed)
     for row in rows:
         table.add_row(*row)

@@ -12,7 +12,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from features.errors import Busy, ShelfmarkError
@@ -33,14 +33,15 @@ def releases_locked(releases: AnyPath) -> Iterator[None]:
     Raises:
         Busy: it is still at work after WAIT.
     """
-    try:
-        with only_job(releases, WAIT):
-            yield
-    except Busy as error:
-        raise Busy(
-            f"{releases}: another command has been switching releases for {WAIT:g} s; expected it to end; "
-            "run the same command again"
-        ) from error
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(only_job(releases, WAIT))
+        except Busy as error:
+            raise Busy(
+                f"{releases}: another command has been switching releases for {WAIT:g} s; expected it to end; "
+                "run the same command again"
+            ) from error
+        yield
 
 
 def link_bundle(bundle: Artifact, run: str, releases: AnyPath) -> AnyPath:
