@@ -107,6 +107,23 @@ def test_run_again_does_nothing_again(shop):
     assert "already in service" in log
 
 
+def test_a_release_says_what_it_was_made_from_and_takes_no_space_of_its_own(shop):
+    folder, _, _ = shop
+    release, run = folder / "W" / "releases" / "week", folder / "W" / "runs" / "week"
+    trace = json.loads((release / "trace.json").read_text())
+    for kind in ("records", "bottlenecks", "head", "thresholds", "evaluation"):
+        assert (
+            trace["digests"][kind] == hashlib.sha256((run / kind / "manifest.json").read_bytes()).hexdigest()
+        )
+    assert trace["settings"]["ingest"]["min_products"] == 10
+    assert str(folder) not in (release / "trace.json").read_text()
+    (line,) = map(json.loads, (folder / "W" / "releases" / "log.jsonl").read_text().splitlines())
+    assert (line["action"], line["from"], line["to"], line["run"]) == ("release", None, "week", "week")
+    assert line["digest"] == hashlib.sha256((release / "manifest.json").read_bytes()).hexdigest()
+    for file in release.iterdir():
+        assert file.samefile(run / "bundle" / file.name)
+
+
 def test_a_batch_is_compared_with_the_reference_in_the_bundle(shop, tmp_path):
     folder, _, _ = shop
     workspace = tmp_path / "W"
