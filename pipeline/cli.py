@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from features.errors import run_command
+from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
 from pipeline.cli_options import PATH, stage_command, start_tensorflow

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import click
 
-from features.errors import ShelfmarkError, run_command
+from features.errors import ShelfmarkError
+from features.process import run_command
 from features.storage.paths import STORE_OPTIONS, all_begin, any_path, use_beam_options
 
 log = logging.getLogger("shelfmark")
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    run_command(serve, "shelfmark-serve", arguments[:cut], obj=tuple(arguments[cut + 1 :]))
+    run_command(serve, "shelfmark-serve", arguments[:cut], obj=tuple(arguments[cut + 1 :]), shown=("",))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
