@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -36,7 +37,31 @@ log = logging.getLogger("shelfmark")
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses
 ENDED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
+_command = "python"  # the command line, for the log
 GRACE = 3.0  # s, for an orderly end after a signal; then the process ends itself
+
+
+COMMON = (  # options of every command, which `run_command` finds among the arguments
+    click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        help="Show tracebacks, and the lines of all loggers.",
+    ),
+    click.Option(
+        ["--log-json"], is_flag=True, expose_value=False, help="Log lines as JSON objects, one a line."
+    ),
+)
+
+
+def add_common_options(command: click.Command) -> None:
+    """Adds the options of every command to a command, or to all those of a group, where they lack them."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            add_common_options(inner)
+        return
+    there = {option for parameter in command.params for option in parameter.opts}
+    command.params += [option for option in COMMON if not there & set(option.opts)]
 
 
 class Terminated(BaseException):
@@ -52,20 +77,22 @@ def run_command(
 ) -> None:
     """Runs a command and leaves with its exit status: 0 done, 2 wrong usage, else one `error:` line.
 
-    SIGINT ends it with 130 and SIGTERM with 143, also as process 1 of a container: contexts are left in order,
-    for at most GRACE seconds; child processes are killed.
+    SIGINT ends it with 130 and SIGTERM with 143, also as process 1 of a container. Contexts are left in
+    order, for at most GRACE seconds; child processes are killed.
 
     Args:
         command: of click.
         name: the program's.
-        arguments: after the program's name; `--debug` among them shows the traceback of an error and the lines
-            of all loggers, `--log-json` makes every line on standard error a JSON object.
+        arguments: after the program's name; `--debug` among them shows tracebacks and the lines of all
+            loggers, `--log-json` makes every line on standard error a JSON object.
         obj: for the command's context.
         shown: loggers whose lines are on standard error; "" is the root, for all.
     """
     # Arrow's own allocator keeps what is freed: ingest's peak was 556 MB with it, 460 with the system's
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    global _command
+    _command = without_passwords([name, *arguments])
     debug, as_json = "--debug" in arguments, "--log-json" in arguments
     with _own_streams(), _console(("",) if debug else shown, as_json), _Signals() as signals:
         status = _status_of(command, name, arguments, obj, debug, signals)
@@ -75,7 +102,7 @@ def run_command(
         if signals.received:
             atexit._run_exitfuncs()
             _end_children()
-            os._exit(status)  # threads of Beam or of TensorFlow could wait for ever
+            os._exit(128 + signals.received)  # threads of Beam or of TensorFlow could wait for ever
     if status is not None:
         sys.exit(status)
 
@@ -254,9 +281,7 @@ def _own_streams() -> Iterator[None]:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (
-        _moved(stream, number) for number, stream in enumerate(before, start=1)
-    )
+    sys.stdout, sys.stderr = (_moved(stream, number) for number, stream in enumerate(before, start=1))
     _stream = sys.stderr
     try:
         yield
@@ -290,7 +315,8 @@ def _now() -> str:
 
 
 def _text_of(seconds: float) -> str:
-    """
+    """Formats a time in seconds since 1970.
+
     >>> _text_of(0)
     '1970-01-01T00:00:00Z'
     """
@@ -369,8 +395,8 @@ def _console(shown: Sequence[str], as_json: bool) -> Iterator[None]:
 # The log file
 
 # Reads lines from its standard input and writes them with their time to its standard output, until the last
-# process that writes to it is gone. A process, not a thread: a package that writes more than a pipe holds while
-# it holds Python's lock would wait for ever, and what a crashing process writes last would be lost.
+# process that writes to it is gone. A process, not a thread: a package that writes more than a pipe holds
+# while it holds Python's lock would wait for ever, and what a crashing process writes last would be lost.
 WRITER = """
 import os, re, signal, time
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -392,8 +418,12 @@ while True:
 """
 
 
+def _text_stream(descriptor: int) -> TextIO:
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+
+
 class _LogFile:
-    """The log of a command: a handler of all loggers, and a process that writes what descriptors 1 and 2 get."""
+    """The log of a command: a handler for all loggers, and a process for what descriptors 1 and 2 get."""
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -401,14 +431,14 @@ class _LogFile:
         self.writer = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", WRITER], stdin=subprocess.PIPE, stdout=self._descriptor
         )
-        self.handler = _Handler(open(self._descriptor, "w", encoding="utf-8", errors="backslashreplace"))
+        self.handler = _Handler(_text_stream(self._descriptor))
         self.handler.setFormatter(_Lines(levels=True))
         assert self.writer.stdin
         self._kept = os.dup(1), os.dup(2)
         for number in (1, 2):
             os.dup2(self.writer.stdin.fileno(), number)
         self.writer.stdin.close()
-        self.output = open(os.dup(1), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        self.output = _text_stream(os.dup(1))
 
     def note(self, line: str) -> None:
         """Writes a line at once, without a lock."""
@@ -430,12 +460,11 @@ _file: _LogFile | None = None
 
 
 @contextlib.contextmanager
-def log_to(file: Path, command: str = "") -> Iterator[None]:
+def log_to(file: Path) -> Iterator[None]:
     """Appends to a log file everything that the command says, and what all others say meanwhile.
 
     Args:
         file: on a disk; its directory is made.
-        command: the command line, for the first line.
 
     Raises:
         OSError: the file cannot be opened.
@@ -449,8 +478,7 @@ def log_to(file: Path, command: str = "") -> Iterator[None]:
     root, level = logging.getLogger(), logging.getLogger().level
     root.addHandler(_file.handler)
     root.setLevel(logging.INFO)
-    if command:
-        _file.note(f"{_now()} INFO command: {command}\n")
+    _file.note(f"{_now()} INFO command: {_command}; process {os.getpid()} on {socket.gethostname()}\n")
     try:
         yield
     except BaseException as error:

@@ -101,10 +101,11 @@ def save_weights(model: "keras.Model", file: Path) -> None:
 
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow, and sets its operations to be deterministic; its messages go to the log file, or nowhere."""
-    if "tensorflow" in sys.modules:
-        import tensorflow as tf
-    elif log_is_open():
+    """Imports TensorFlow, and sets its operations to be deterministic.
+
+    Its messages go to the log file; where there is none, those of its start go nowhere.
+    """
+    if "tensorflow" in sys.modules or log_is_open():
         import tensorflow as tf
     else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -29,8 +29,8 @@ def only_job(run: AnyPath) -> Iterator[None]:
     """Keeps a second job off the run; the lock ends with the process, however it ends.
 
     A directory that holds nothing but the lock afterwards is removed, with the empty ones above it that were
-    made for it. An object store has no locks: there, a second job on this computer is kept off, one on another
-    is not.
+    made for it. An object store has no locks: there, a second job on this computer is kept off, one on
+    another is not.
 
     Raises:
         Busy: another job holds the lock.
@@ -50,7 +50,7 @@ def only_job(run: AnyPath) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):  # of a directory that is not empty, or gone
-            if made and [entry.name for entry in run.iterdir()] == [LOCK]:
+            if made and os.listdir(made[0]) == [LOCK]:
                 file.unlink()
                 for folder in made:
                     folder.rmdir()

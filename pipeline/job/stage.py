@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
+from features.process import others_output
 from features.storage.artifact import (
     Artifact,
     begin,
@@ -52,14 +53,19 @@ def stage(
         log.info("%s: unchanged (%s)", kind, counts_of(found.summary))
         return found
     started = time.monotonic()
+
+    def filled(work: AnyPath) -> Mapping[str, object]:
+        with others_output():
+            return make(cast(Path, work))  # shared: `make` takes remote ones, too
+
     finish = functools.partial(seal, kind=kind, version=version, made_from=inputs)
     if isinstance(path, Path) or shared:
         work = begin(partial_of(path), inputs)
-        artifact = finish(path, summary=make(cast(Path, work)))  # shared: `make` takes remote ones, too
+        artifact = finish(path, summary=filled(work))
     else:
         with tempfile.TemporaryDirectory(prefix="shelfmark-") as scratch:
             here = Path(scratch) / path.name
-            finish(here, summary=make(cast(Path, begin(partial_of(here), inputs))))
+            finish(here, summary=filled(begin(partial_of(here), inputs)))
             remove(path)
             copy_tree(here, path)
         artifact = open_artifact(path, kind)
