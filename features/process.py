@@ -210,17 +210,15 @@ class _Signals:
 
     def _watch(self) -> None:
         """Ends the process GRACE seconds after the first signal, at once after a second SIGINT."""
-        deadline: float | None = None
+        first, deadline = 0, 0.0
         while True:
-            left = None if deadline is None else deadline - time.monotonic()
-            number = _read_byte(self._read, left)
+            number = _read_byte(self._read, deadline - time.monotonic() if first else None)
             if number == 0:
                 return
-            if number is None or (number == signal.SIGINT and deadline is not None):
-                status = 128 + (self.received or signal.SIGTERM)
-                _end_at_once(status)
-            elif number in self._before and deadline is None:
-                deadline = time.monotonic() + GRACE
+            if number is None or (number == signal.SIGINT and first):
+                _end_at_once(128 + first)
+            elif number in self._before and not first:
+                first, deadline = number, time.monotonic() + GRACE
 
 
 def _read_byte(descriptor: int, seconds: float | None) -> int | None:
@@ -447,13 +445,15 @@ class _LogFile:
 
     def close(self) -> None:
         """Gives the descriptors 1 and 2 back; waits until what was written to them is in the file."""
-        self.output.close()
+        with contextlib.suppress(OSError):
+            self.output.close()
         for number, kept in enumerate(self._kept, start=1):
             os.dup2(kept, number)
             os.close(kept)
         with contextlib.suppress(subprocess.TimeoutExpired):  # a child process may still hold the pipe
             self.writer.wait(timeout=1)
-        self.handler.stream.close()
+        with contextlib.suppress(OSError):
+            self.handler.stream.close()
 
 
 _file: _LogFile | None = None

@@ -21,14 +21,9 @@ if TYPE_CHECKING:
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
 ALARM = 3  # exit status
 CATEGORIZE_USES = ("ingest", "extract")  # sections of settings
-CATEGORIZE_LEAVES = (  # settings in them that are about training; the bundle says whether photos are mirrored, too
-    *(
-        "ingest.min_products",
-        "ingest.val_share",
-        "ingest.test_share",
-        "ingest.least_test",
-        "ingest.min_known",
-    ),
+CATEGORIZE_LEAVES = (  # settings in them that are about training, and one that the bundle has decided
+    *("ingest.min_products", "ingest.min_known"),
+    *("ingest.val_share", "ingest.test_share", "ingest.least_test"),
     "extract.flip",
 )
 

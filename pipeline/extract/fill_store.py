@@ -8,6 +8,7 @@ Beam's workers extract the same shards, see beam_worker.py.
 import errno
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -149,7 +150,7 @@ def fill(
             f"{store.path}: lacks images that were just extracted; expected no other job to remove shards; "
             "run the command again"
         )
-    return locations
+    return replace(locations, new=len(missing))
 
 
 def _with_progress(read: Read, shard: np.ndarray, done: int, progress: Progress) -> Iterator[Piece]:

@@ -9,6 +9,7 @@ from typing import Any
 from features.process import console
 
 log = logging.getLogger("shelfmark")
+facts: dict[str, int] = {}  # about the work of this command, which no artifact holds: new_images of extract
 EVERY = 30.0  # s between two lines of progress
 
 

@@ -3,7 +3,7 @@
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +18,7 @@ from features.storage.artifact import (
     seal,
 )
 from features.storage.paths import AnyPath, copy_tree, remove
-from pipeline.job.progress import log
+from pipeline.job.progress import facts, log
 
 
 def stage(
@@ -30,6 +30,7 @@ def stage(
     make: Callable[[Path], Mapping[str, object]],
     usable: Callable[[Artifact], bool] = lambda artifact: True,
     shared: bool = False,
+    noted: Collection[str] = (),
 ) -> Artifact:
     """The finished artifact at `path`: opened when made from the same inputs, else made by `make`.
 
@@ -43,6 +44,7 @@ def stage(
         usable: false when a finished artifact refers to something that is gone.
         shared: workers on other machines fill the working directory, so that on an object store it is there;
             else `make` gets a directory on the disk, whose files are copied when they are finished.
+        noted: `facts` that `make` leaves, for the log line: they depend on what was there before.
     """
     inputs = {
         name: value if isinstance(value, str) else digest_of(value) for name, value in made_from.items()
@@ -69,7 +71,8 @@ def stage(
             remove(path)
             copy_tree(here, path)
         artifact = open_artifact(path, kind)
-    log.info("%s: %s in %.1f s", kind, counts_of(artifact.summary), time.monotonic() - started)
+    counts = counts_of({**{name: f"{facts[name]:,}" for name in noted}, **artifact.summary})
+    log.info("%s: %s in %.1f s", kind, counts, time.monotonic() - started)
     return artifact
 
 
