@@ -36,6 +36,8 @@ from features.errors import ShelfmarkError, one_line
 log = logging.getLogger("shelfmark")
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses
+SECRET = re.compile(r"(?i)(notify\.url|[\w.-]*(?:secret|password|token|key)[\w.-]*)=.+")
+USER = re.compile(r"(://)[^/@\s]+@")
 ENDED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 _command = "python"  # the command line, for the log
 GRACE = 3.0  # s, for an orderly end after a signal; then the process ends itself
@@ -67,6 +69,11 @@ def add_common_options(command: click.Command) -> None:
 class Terminated(BaseException):
     """SIGTERM has come: the command ends, as with KeyboardInterrupt."""
 
+    status = TERMINATED
+
+    def __str__(self) -> str:
+        return f"{ENDED[TERMINATED]}; the same command continues the work"
+
 
 def run_command(
     command: click.Command,
@@ -92,7 +99,7 @@ def run_command(
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     global _command
-    _command = without_passwords([name, *arguments])
+    _command = shlex.join(without_secrets([name, *arguments]))
     debug, as_json = "--debug" in arguments, "--log-json" in arguments
     with _own_streams(), _console(("",) if debug else shown, as_json), _Signals() as signals:
         status = _status_of(command, name, arguments, obj, debug, signals)
@@ -149,13 +156,13 @@ def _show_error(message: str, status: int) -> None:
         print(f"error: {message}", file=console())
 
 
-def without_passwords(arguments: Sequence[str]) -> str:
-    """Returns a command line for people to read, without the passwords in its URLs.
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """A command without passwords, keys and the address that is notified.
 
-    >>> without_passwords(["shelfmark", "categorize", "a b.csv", "--output", "postgresql://me:secret@host/shop"])
-    "shelfmark categorize 'a b.csv' --output 'postgresql://me:***@host/shop'"
+    >>> without_secrets(["shelfmark", "--set", "notify.url=https://x/y", "--s3_secret_access_key=z", "http://a:b@c"])
+    ['shelfmark', '--set', 'notify.url=…', '--s3_secret_access_key=…', 'http://…@c']
     """
-    return shlex.join(re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", argument) for argument in arguments)
+    return [USER.sub(r"\1…@", SECRET.sub(r"\1=…", argument)) for argument in command]
 
 
 # Signals

@@ -251,8 +251,7 @@ def retrain(
     """
     from pipeline.retrain import retrain
 
-    retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed)
-    print(run.path / "report" / "index.html")
+    sys.exit(retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed).exit_status)
 
 
 @shelfmark.command()

@@ -14,8 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from features.process import without_passwords
-
 ROOT = Path(__file__).parents[1]
 DATE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 PROGRAM = """
@@ -295,9 +293,3 @@ def test_a_full_disk_under_the_log_does_not_fail_the_work():
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
     assert result(SAYS, "--log", "/dev/full")[:2] == (0, "result\n")
-
-
-def test_passwords_in_urls_are_not_logged():
-    assert (
-        without_passwords(["x", "postgresql://a:b@c/d", "s3://e/f"]) == "x 'postgresql://a:***@c/d' s3://e/f"
-    )

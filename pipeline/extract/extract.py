@@ -16,7 +16,6 @@ from pipeline.extract.fill_store import RecordReader, fill_store
 from pipeline.extract.index import read_digests, shards_of, write_index
 from pipeline.job.catalogue import views_of_store
 from pipeline.job.config import ExtractSettings
-from pipeline.job.progress import facts
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary
@@ -57,6 +56,7 @@ def extract_records(
         OSError: the disk is full, not writable, …
     """
     views = views_of_store(store, backbone.fingerprint, settings.flip)
+    new: list[int] = []
 
     def make(work: AnyPath) -> Mapping[str, object]:
         images = records.file("images.parquet")
@@ -68,7 +68,7 @@ def extract_records(
             return fill_store(view, digests, RecordReader(records), lambda: backbone, settings)
 
         locations = {name: filled(view) for name, view in views.items()}
-        facts["new_images"] = max(found.new for found in locations.values())
+        new.append(max(found.new for found in locations.values()))
         write_index(images, digests.values, locations, work / "index.parquet")
         return BottlenecksSummary(
             images=len(digests),
@@ -82,9 +82,8 @@ def extract_records(
     def usable(artifact: Artifact) -> bool:
         return all(shards_of(artifact, name) <= set(view.shards()) for name, view in views.items())
 
-    facts["new_images"] = 0
     inputs = {"records": records.digest, "fingerprint": backbone.fingerprint}
     return stage(
         out, kind="bottlenecks", version=VERSION, made_from=inputs | {"settings": settings.that_matter()},
-        make=make, usable=usable, shared=bool(beam), noted=("new_images",),
+        make=make, usable=usable, shared=bool(beam), noted=lambda: {"new_images": f"{new[0]:,}"},
     )  # fmt: skip

@@ -2,14 +2,11 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from features.process import console
 
 log = logging.getLogger("shelfmark")
-facts: dict[str, int] = {}  # about the work of this command, which no artifact holds: new_images of extract
 EVERY = 30.0  # s between two lines of progress
 
 
@@ -50,25 +47,3 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._bar:
             self._bar.stop()
-
-
-class _Collecting(logging.Handler):
-    """Keeps the messages of warnings."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
-@contextmanager
-def collected_warnings() -> Iterator[list[str]]:
-    """Yields a list to which the warnings that shelfmark logs meanwhile are added, in their order."""
-    handler = _Collecting()
-    log.addHandler(handler)
-    try:
-        yield handler.messages
-    finally:
-        log.removeHandler(handler)

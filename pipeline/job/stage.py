@@ -3,7 +3,7 @@
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +18,8 @@ from features.storage.artifact import (
     seal,
 )
 from features.storage.paths import AnyPath, copy_tree, remove
-from pipeline.job.progress import facts, log
+from pipeline.job.account import stage_account
+from pipeline.job.progress import log
 
 
 def stage(
@@ -30,7 +31,7 @@ def stage(
     make: Callable[[Path], Mapping[str, object]],
     usable: Callable[[Artifact], bool] = lambda artifact: True,
     shared: bool = False,
-    noted: Collection[str] = (),
+    noted: Callable[[], Mapping[str, object]] = dict,
 ) -> Artifact:
     """The finished artifact at `path`: opened when made from the same inputs, else made by `make`.
 
@@ -44,8 +45,25 @@ def stage(
         usable: false when a finished artifact refers to something that is gone.
         shared: workers on other machines fill the working directory, so that on an object store it is there;
             else `make` gets a directory on the disk, whose files are copied when they are finished.
-        noted: `facts` that `make` leaves, for the log line: they depend on what was there before.
+        noted: figures for the log line alone, as they depend on what was there before.
     """
+    with stage_account(path) as result:
+        artifact, result.made = _opened_or_made(path, kind, version, made_from, make, usable, shared, noted)
+        result.summary = artifact.summary
+    return artifact
+
+
+def _opened_or_made(
+    path: AnyPath,
+    kind: str,
+    version: int,
+    made_from: Mapping[str, object],
+    make: Callable[[Path], Mapping[str, object]],
+    usable: Callable[[Artifact], bool],
+    shared: bool,
+    noted: Callable[[], Mapping[str, object]],
+) -> tuple[Artifact, bool]:
+    """The artifact, and whether it was made."""
     inputs = {
         name: value if isinstance(value, str) else digest_of(value) for name, value in made_from.items()
     }
@@ -53,7 +71,7 @@ def stage(
     found = find_artifact(path)
     if found and found.kind == kind and found.made_from == inputs and usable(found):
         log.info("%s: unchanged (%s)", kind, counts_of(found.summary))
-        return found
+        return found, False
     started = time.monotonic()
 
     def filled(work: AnyPath) -> Mapping[str, object]:
@@ -71,9 +89,9 @@ def stage(
             remove(path)
             copy_tree(here, path)
         artifact = open_artifact(path, kind)
-    counts = counts_of({**{name: f"{facts[name]:,}" for name in noted}, **artifact.summary})
+    counts = counts_of({**noted(), **artifact.summary})
     log.info("%s: %s in %.1f s", kind, counts, time.monotonic() - started)
-    return artifact
+    return artifact, True
 
 
 def counts_of(summary: Mapping[str, object]) -> str:

@@ -76,12 +76,12 @@ def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
     """
     if verdict.candidate != verdict.current:  # else it was judged, and released, before
         write_whole(run.path / "verdict.json", json.dumps(asdict(verdict), indent=1).encode())
-    if not verdict.better:
-        log.info("release: kept the one in service: %s", verdict.reason)
+    if not verdict.release:
+        log.info("release: kept the one in service: %s", verdict.sentence)
         return None
     target = _copy(candidate, run.name, run.releases)
     put_into_service(run.releases, target.name)
-    log.info("release: %s is in service: %s", target.name, verdict.reason)
+    log.info("release: %s is in service: %s", target.name, verdict.sentence)
     return target
 
 
