@@ -62,7 +62,7 @@ class RunAccount(BaseModel):
 
     run: str
     outcome: Outcome
-    """released; unchanged: nothing new; kept: finished, and the old release stays; stopped: by a guard; failed."""
+    """unchanged: there was nothing new; kept: finished, and the old release stays; stopped: by a guard."""
     exit_status: int
     sentence: str
     """Why: the verdict's sentence, or the error."""
@@ -91,8 +91,8 @@ class RunAccount(BaseModel):
     new_images: int | None = None
     """Images whose bottlenecks this command computed; null where it did not come so far."""
     versions: dict[str, str] = {}
-    """Of shelfmark, Python and the packages that results depend on; `packages`: digest of the names and versions of all
-    that are installed."""
+    """Of shelfmark, Python and the packages that results depend on; `packages`: digest of the names and
+    versions of all that are installed."""
     warnings: list[str] = []
 
 
@@ -241,8 +241,8 @@ def _failure(error: BaseException) -> tuple[Outcome, int, str]:
     if isinstance(error, Exception):
         status = error.status if isinstance(error, ShelfmarkError) else 1
         return "stopped" if isinstance(error, Stopped) else "failed", status, one_line(error)
-    status = getattr(error, "status", getattr(error, "code", None))  # of a signal, and SystemExit
-    status = status if isinstance(status, int) else 1
+    code = getattr(error, "status", getattr(error, "code", None))  # of a signal, and SystemExit
+    status = code if isinstance(code, int) else 1
     return (
         "failed",
         status,
@@ -261,7 +261,7 @@ def _written(run: AnyPath, account: RunAccount) -> bytes:
 
 
 def read_account(run: AnyPath) -> RunAccount | None:
-    """The account of a run's directory; None where there is none: it is at work, was killed, or is an older one.
+    """The account in a run's directory; None where there is none: it is at work, was killed, or is older.
 
     Raises:
         ShelfmarkError: run.json is not an account.
@@ -272,7 +272,8 @@ def read_account(run: AnyPath) -> RunAccount | None:
         return None
     except ValidationError as error:
         raise ShelfmarkError(
-            f"{run / ACCOUNT}: not the account of a run; expected what `retrain` writes at its end; remove the file"
+            f"{run / ACCOUNT}: not the account of a run; expected what `retrain` "
+            "writes at its end; remove the file"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The lock that keeps a second job off a run."""
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +22,9 @@ def only_job(run: AnyPath) -> Iterator[None]:
     """
     import filelock
 
-    if isinstance(run, Remote):
-        name = f"shelfmark-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
-        lock = filelock.FileLock(Path(tempfile.gettempdir()) / name)
-    else:
+    if isinstance(run, Path):
         run.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(run / ".lock")
+    lock = filelock.FileLock(_lock_file(run))
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -37,3 +35,27 @@ def only_job(run: AnyPath) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def at_work(run: AnyPath) -> bool:
+    """Whether a job holds the lock now; leaves no lock where there is none."""
+    import fcntl
+
+    try:
+        file = os.open(_lock_file(run), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _lock_file(run: AnyPath) -> Path:
+    if isinstance(run, Remote):
+        name = f"shelfmark-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
+        return Path(tempfile.gettempdir()) / name
+    return run / ".lock"
