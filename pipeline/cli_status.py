@@ -35,21 +35,22 @@ def status(workspace: AnyPath, as_json: bool, debug: bool) -> None:
     Example:
       shelfmark status --workspace shop
     """
+    from pipeline.job.room import in_words
     from pipeline.status import status_of
 
     found = status_of(workspace)
     if as_json:
         print(found.model_dump_json(indent=1))
         return
-    sizes = ", ".join(f"{part} {_size(size)}" for part, size in found.size.items())
-    free = "" if found.free is None else f"; {_size(found.free)} free"
+    sizes = ", ".join(f"{part} {in_words(size)}" for part, size in found.size.items())
+    free = "" if found.free is None else f"; {in_words(found.free)} free"
     print(f"in service  {_service(found.service)}")
     for number, run in enumerate(found.runs):
         print(f"{'last runs' if not number else '':10}  {_run(run)}")
-    print(f"size        {_size(sum(found.size.values()))}: {sizes}{free}")
+    print(f"size        {in_words(sum(found.size.values()))}: {sizes}{free}")
     if found.clean is not None:
         what = f": {', '.join(found.clean.removals)}" if found.clean.removals else ""
-        print(f"clean       would free {_size(found.clean.bytes)}{_short(what)}")
+        print(f"clean       would free {in_words(found.clean.bytes)}{_short(what)}")
     for note in found.notes:
         print(f"note        {note}")
 
@@ -141,15 +142,6 @@ def _age(time: str | None) -> str:
     except (ValueError, TypeError):
         return ""
     return f" UTC, {days} days" if days > 1 else " UTC"
-
-
-def _size(size: int) -> str:
-    """Bytes in words.
-
-    >>> _size(999), _size(12_345_678), _size(7_654_000_000)
-    ('0.0 MB', '12.3 MB', '7.7 GB')
-    """
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _short(text: str) -> str:
