@@ -14,6 +14,7 @@ from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
 from pipeline.cli_options import PATH, Commands, stage_command, start_tensorflow
+from pipeline.cli_status import runs, status
 
 if TYPE_CHECKING:
     from pipeline.job.run import Run
@@ -307,6 +308,8 @@ def categorize(
 
 
 shelfmark.add_command(audit)
+shelfmark.add_command(status)
+shelfmark.add_command(runs)
 
 
 @shelfmark.command()

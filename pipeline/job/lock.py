@@ -35,11 +35,9 @@ def only_job(run: AnyPath) -> Iterator[None]:
     Raises:
         Busy: another job holds the lock.
     """
-    if isinstance(run, Remote):
-        name = f"shelfmark-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
-        file, made = Path(tempfile.gettempdir()) / name, list[Path]()
-    else:
-        file, made = run / LOCK, [run, *(above for above in run.parents if not above.exists())]
+    file, made = _lock_file(run), list[Path]()
+    if isinstance(run, Path):
+        made = [run, *(above for above in run.parents if not above.exists())]
     descriptor = _locked(file)
     if descriptor is None:
         raise Busy(
@@ -101,3 +99,25 @@ def _holder(file: Path) -> str:
         return f" (process {holder['process']} on {holder['host']} since {holder['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def at_work(run: AnyPath) -> bool:
+    """Whether a job holds the lock now; leaves no lock where there is none."""
+    try:
+        file = os.open(_lock_file(run), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _lock_file(run: AnyPath) -> Path:
+    if isinstance(run, Remote):
+        name = f"shelfmark-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
+        return Path(tempfile.gettempdir()) / name
+    return run / LOCK
