@@ -43,6 +43,60 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * float(binom.cdf(fewer, both, 0.5)))
 
 
+@dataclass(frozen=True, eq=False)
+class GroupChanges:
+    """How the products of each of several groups changed, each (groups,)."""
+
+    products: np.ndarray  # int
+    before: np.ndarray  # float, share that was correct; nan without products
+    after: np.ndarray  # float
+    gained: np.ndarray  # int, products that became correct
+    lost: np.ndarray  # int
+    p_value: np.ndarray  # float, of the exact test of McNemar
+    real: np.ndarray  # bool, by Holm's procedure over all groups with products
+
+
+def changes_by_group(
+    code: np.ndarray, before: np.ndarray, after: np.ndarray, groups: int, level: float
+) -> GroupChanges:
+    """Whether products became correct or wrong, group by group.
+
+    Args:
+        code: (n,) int, the group of each product, 0 to groups - 1.
+        before: (n,) bool, correct before.
+        after: (n,) bool.
+        groups: how many.
+        level: probability, at most, that any group is called really changed that is not.
+    """
+
+    def count(chosen: np.ndarray) -> np.ndarray:
+        return np.bincount(code[chosen], minlength=groups)
+
+    products = np.bincount(code, minlength=groups)
+    gained, lost = count(~before & after), count(before & ~after)
+    p_value = np.minimum(1.0, 2 * binom.cdf(np.minimum(gained, lost), gained + lost, 0.5))
+    some, real = products > 0, np.zeros(groups, bool)
+    real[some] = holm(p_value[some], level)
+    with np.errstate(invalid="ignore"):
+        shares = count(before) / products, count(after) / products
+    return GroupChanges(products, *shares, gained, lost, p_value, real)
+
+
+def holm(p_values: np.ndarray, level: float) -> np.ndarray:
+    """Which of several hypotheses Holm's procedure (1979) rejects, (n,) bool.
+
+    >>> holm(np.array([0.01, 0.04, 0.02]), 0.05)
+    array([ True,  True,  True])
+    >>> holm(np.array([0.01, 0.04, 0.03]), 0.05)
+    array([ True, False, False])
+    """
+    order = np.argsort(p_values, kind="stable")
+    passed = p_values[order] <= level / np.arange(len(order), 0, -1)
+    rejected = np.zeros(len(order), bool)
+    rejected[order[np.logical_and.accumulate(passed)]] = True
+    return rejected
+
+
 def difference_of_shares(before: np.ndarray, after: np.ndarray, certainty: float = 0.95) -> Difference:
     """The difference of two shares of the same products, with an interval.
 
