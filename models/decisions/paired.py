@@ -13,6 +13,8 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import binom
 
+from models.decisions.categories import holm
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -75,26 +77,10 @@ def changes_by_group(
     products = np.bincount(code, minlength=groups)
     gained, lost = count(~before & after), count(before & ~after)
     p_value = np.minimum(1.0, 2 * binom.cdf(np.minimum(gained, lost), gained + lost, 0.5))
-    some, real = products > 0, np.zeros(groups, bool)
-    real[some] = holm(p_value[some], level)
+    real = holm(p_value, level, int(np.count_nonzero(products)))
     with np.errstate(invalid="ignore"):
         shares = count(before) / products, count(after) / products
     return GroupChanges(products, *shares, gained, lost, p_value, real)
-
-
-def holm(p_values: np.ndarray, level: float) -> np.ndarray:
-    """Which of several hypotheses Holm's procedure (1979) rejects, (n,) bool.
-
-    >>> holm(np.array([0.01, 0.04, 0.02]), 0.05)
-    array([ True,  True,  True])
-    >>> holm(np.array([0.01, 0.04, 0.03]), 0.05)
-    array([ True, False, False])
-    """
-    order = np.argsort(p_values, kind="stable")
-    passed = p_values[order] <= level / np.arange(len(order), 0, -1)
-    rejected = np.zeros(len(order), bool)
-    rejected[order[np.logical_and.accumulate(passed)]] = True
-    return rejected
 
 
 def difference_of_shares(before: np.ndarray, after: np.ndarray, certainty: float = 0.95) -> Difference:
