@@ -5,6 +5,7 @@ those marked `calibrate` are part of that stage's.
 """
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -44,6 +45,13 @@ def _known_encoding(name: str) -> str:
     except LookupError as error:
         raise ValueError(f"{error}; expected one as utf-8, cp1252 or utf-16") from error
     return name
+
+
+def _web_address(url: str) -> str:
+    """The address of a web server, or "" for none."""
+    if url and not re.match(r"https?://[^/\s]+\S*$", url):
+        raise ValueError("not a web address; expected http://… or https://…")
+    return url
 
 
 class IngestSettings(Section):
@@ -453,6 +461,16 @@ class GuardSettings(Section):
     release. Raise it for a shop whose assortment changes with the season."""
 
 
+class NotifySettings(Section):
+    """Who is notified when `retrain` ends: the account of the run, run.json, is posted."""
+
+    url: Annotated[str, "speed", Field(exclude=True), AfterValidator(_web_address)] = ""
+    """Address, http:// or https://, that gets run.json by POST when `retrain` ends, however it ends; "" notifies
+    nobody. It is kept in no file of the workspace. Set it to a webhook of your chat, mail gateway or monitoring."""
+    timeout: Annotated[float, "speed", Field(gt=0, le=60)] = 10.0
+    """Seconds that each of three tries waits for the server. Raise it for a slow one."""
+
+
 class Config(BaseModel):
     """All settings of a run."""
 
@@ -476,6 +494,7 @@ class Config(BaseModel):
     gate: GateSettings = GateSettings()
     monitor: MonitorSettings = MonitorSettings()
     guard: GuardSettings = GuardSettings()
+    notify: NotifySettings = NotifySettings()
 
     def training(self) -> dict[str, Any]:
         """The settings of [train], what they leave open as head.recipe says."""

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from features.errors import ShelfmarkError, Stopped
 from features.storage.artifact import Artifact, find_artifact
 from features.storage.paths import AnyPath, read_range, write_whole
+from pipeline.job.account import RunAccount
 from pipeline.job.config import GuardSettings
 from pipeline.job.progress import log
 from pipeline.job.run import Run
@@ -199,7 +200,11 @@ def _mix(before: Feed, now: Feed, moved: Collection[str]) -> tuple[float, str]:
 
 
 def guard_feed(
-    run: Run, records: Artifact, accept: bool = False, moved: Collection[str] = NO_CATEGORIES
+    run: Run,
+    records: Artifact,
+    accept: bool = False,
+    moved: Collection[str] = NO_CATEGORIES,
+    account: RunAccount | None = None,
 ) -> FeedCheck | None:
     """Stops the run where its feed is not like that of the release in service.
 
@@ -208,6 +213,7 @@ def guard_feed(
         records: of the run.
         accept: go on all the same.
         moved: see `compare_feeds`.
+        account: gets the feed and the comparison, also where the run is stopped.
 
     Returns:
         The comparison; None where there is nothing to compare with.
@@ -215,10 +221,12 @@ def guard_feed(
     Raises:
         Stopped: the feed is beyond a limit of [guard], and is not accepted.
     """
-    before = _feed_in_service(run)
-    if before is None:
+    before, now = _feed_in_service(run), feed_of(records)
+    check = compare_feeds(before, now, run.config.guard, str(run.based_on), moved) if before else None
+    if account:
+        account.feed = _figures(now, check)
+    if check is None:
         return None
-    check = compare_feeds(before, feed_of(records), run.config.guard, str(run.based_on), moved)
     if check.stops and not accept:
         raise Stopped(
             f"feed: {check.reason}; expected a catalogue like that of release {check.against}, which stays "
@@ -227,6 +235,15 @@ def guard_feed(
     if check.stops:
         log.warning("feed: accepted as it is: %s", check.reason)
     return check
+
+
+def _figures(feed: Feed, check: FeedCheck | None) -> dict[str, object]:
+    """The feed and what changed, for run.json."""
+    return asdict(feed) | {
+        "categories": len(feed.categories),
+        "against": check.against if check else None,
+        "changes": [asdict(measure) for measure in check.measures] if check else [],
+    }
 
 
 def _feed_in_service(run: Run) -> Feed | None:
