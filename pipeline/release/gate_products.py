@@ -30,7 +30,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.product import TRAIN, VAL
 from features.storage.artifact import Artifact, find_artifact, open_artifact
 from features.storage.paths import local, write_whole
 from features.storage.store import Digests, digests_of
@@ -49,6 +48,7 @@ from pipeline.release.in_service import evaluate_in_service, part_of
 from pipeline.train.evaluated import Evaluated, evaluate_part
 
 VERSION = 1
+TRAIN, VAL, TEST = "train", "val", "test"  # parts of the split
 BOTH, NEW, GONE = "both", "new", "gone"
 PRODUCTS, SPEED = "products.parquet", "speed.json"
 COLUMNS = ("confidence", "correct", "accepted", "level", "node_correct")
@@ -74,7 +74,7 @@ def gate_products(run: Run, candidate: Bundle, current: Bundle) -> Artifact:
     def make(work: Path) -> Mapping[str, object]:
         week = _this_week(records, evaluation, in_service, share)
         known = _splits_of(current)
-        measured_before = known[known["split"] == ("test" if on == "test" else VAL)]["product_id"]
+        measured_before = known[known["split"] == (TEST if on == "test" else VAL)]["product_id"]
         rows, images, reason = week.products, week.images, missing
         if old:
             before = _measured_images(old, share)
@@ -181,7 +181,7 @@ class _Week:
 
 def _measured_images(records: Artifact, share: float) -> _Images:
     """The images that measure, as `measured_part` has them: of test; where there are none, of CERT."""
-    part = "test" if RecordsSummary.of(records).records["test"] else VAL
+    part = TEST if RecordsSummary.of(records).records[TEST] else VAL
     file = records.file("images.parquet")
     table = pq.read_table(file, columns=["product_id", "image_index", "split"], read_dictionary=["split"])
     record = np.flatnonzero(pc.equal(table["split"], part).to_numpy(zero_copy_only=False))
