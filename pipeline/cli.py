@@ -237,9 +237,15 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 @click.option(
     "--accept-feed", is_flag=True, help="Go on where the catalogue is unlike that of the release in service."
 )
+@click.option("--force", is_flag=True, help="Release the bundle, whatever the comparison says.")
 @stage_command
 def retrain(
-    run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, tune: bool, accept_feed: bool
+    run: "Run",
+    sources: tuple[str, ...],
+    taxonomy: AnyPath | None,
+    tune: bool,
+    accept_feed: bool,
+    force: bool,
 ) -> None:
     """Runs all stages and releases if better.
 
@@ -252,7 +258,8 @@ def retrain(
     """
     from pipeline.retrain import retrain
 
-    sys.exit(retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed).exit_status)
+    account = retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed, force=force)
+    sys.exit(account.exit_status)
 
 
 @shelfmark.command()
