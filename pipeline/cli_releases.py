@@ -14,14 +14,12 @@ _workspace = click.option(
 )
 _why = click.option("--why", metavar="TEXT", help="The reason, for releases/log.jsonl.")
 _who = click.option("--who", metavar="TEXT", help="Who decides, for the log; default: user@host.")
-_debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
 @click.command()
 @_workspace
 @click.option("--json", "as_json", is_flag=True, help="As JSON, with every time in service.")
-@_debug
-def releases(workspace: AnyPath, as_json: bool, debug: bool) -> None:
+def releases(workspace: AnyPath, as_json: bool) -> None:
     """Lists the releases.
 
     When each was in service (UTC), what it promised, and what it accepted of its own test products, with
@@ -58,8 +56,7 @@ def releases(workspace: AnyPath, as_json: bool, debug: bool) -> None:
 @_workspace
 @_why
 @_who
-@_debug
-def release(name: str, workspace: AnyPath, why: str | None, who: str | None, debug: bool) -> None:
+def release(name: str, workspace: AnyPath, why: str | None, who: str | None) -> None:
     """Puts a release into service.
 
     NAME is a release that is there, or a run whose bundle was kept out; for the latter --why is needed. It is
@@ -80,8 +77,7 @@ def release(name: str, workspace: AnyPath, why: str | None, who: str | None, deb
 @_workspace
 @_why
 @_who
-@_debug
-def rollback(name: str | None, workspace: AnyPath, why: str | None, who: str | None, debug: bool) -> None:
+def rollback(name: str | None, workspace: AnyPath, why: str | None, who: str | None) -> None:
     """Goes back to an earlier release.
 
     Without NAME it is the one that served before the one in service, by releases/log.jsonl; again, it is the

@@ -40,6 +40,28 @@ def in_service(releases: AnyPath) -> str | None:
     return None
 
 
+def require_in_service(workspace: AnyPath) -> str:
+    """Name of the release in service, whose files are there.
+
+    Raises:
+        ShelfmarkError: nothing is in service, or what is there is gone or damaged.
+    """
+    name = found_in_service(workspace / "releases")
+    if name is None:
+        raise ShelfmarkError(
+            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
+        )
+    return name
+
+
+def found_in_service(releases: AnyPath) -> str | None:
+    """Name of the release in service, None before the first; ShelfmarkError when it is gone or damaged."""
+    name = in_service(releases)
+    if name is not None:
+        require_whole(releases, name)
+    return name
+
+
 def _name_in(file: AnyPath) -> str:
     name = file.read_bytes().decode(errors="replace").strip()
     if not re.fullmatch(r"\w[\w.-]*", name):

@@ -20,11 +20,10 @@ service was based on: the gate measures on their records.
 
 import contextlib
 import datetime
-import os
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,20 +31,18 @@ import numpy as np
 
 from features.errors import Busy, ShelfmarkError
 from features.storage.artifact import INPUTS, find_artifact, partial_of
-from features.storage.object_stores import Stat
-from features.storage.paths import MARK, AnyPath, Remote, remove, stats
+from features.storage.paths import MARK, AnyPath, Remote, remove
 from features.storage.store import Digests, Store
 from pipeline.extract.index import read_digests, shards_of
-from pipeline.job.catalogue import FLIP
 from pipeline.job.config import RetentionSettings
-from pipeline.job.lock import only_job
+from pipeline.job.listing import Files, walk
+from pipeline.job.lock import LOCK, at_work, only_job
 from pipeline.job.progress import log
 from pipeline.job.release_log import Switch, history, newest_first, predecessor
 from pipeline.job.run import Run, saved_run
-from pipeline.job.summaries import BottlenecksSummary
+from pipeline.job.summaries import FLIP, BottlenecksSummary
 
 DAY = 86_400 * 10**9  # ns
-LOCK = ".lock"
 # a working directory on a disk, or photos fetched from the web
 AT_WORK = re.compile(r"((?:runs/[^/]+/|releases/|decisions/|)[^/]+\.(?:partial|fetched)|categorize/[^/]+)/")
 UNFINISHED_OUTPUT = re.compile(r".+\.(partial|fetched|lock|tmp)(/.+)?")
@@ -57,17 +54,6 @@ UNFINISHED = re.compile(
 DECISIONS = re.compile(
     r"decisions/([^/]+?)(?:/.+|\.rejects\.parquet|\.statistics\.json|\.parquet|\.csv|\.csv\.gz|\.jsonl)"
 )
-
-
-@dataclass(frozen=True)
-class Listed(Stat):
-    """Size and time of a file of the workspace, and which file it is on the disk."""
-
-    inode: tuple[int, int] = (0, 0)
-    links: int = 1  # names that the file has
-
-
-Files = dict[str, Listed]  # by the name below the workspace
 
 
 @dataclass(frozen=True)
@@ -112,12 +98,14 @@ def clean(workspace: AnyPath, settings: RetentionSettings, *, dry_run: bool = Fa
     Raises:
         ShelfmarkError: there is no workspace.
     """
-    files = _listing(workspace)
+    found = sorted(walk(workspace), key=lambda file: file[0])
+    files = {name: stat for name, stat, _ in found}
     runs = sorted({name.split("/")[1] for name in files if re.match("runs/[^/]+/.", name)})
     if not runs:
         raise ShelfmarkError(f"{workspace}: has no runs; expected a workspace; check --workspace")
     before = time.time_ns() - int(settings.store_days * DAY)
-    with contextlib.ExitStack() as locks:  # held: a job that began now would find half of its files
+    with contextlib.ExitStack() as held:  # a job that began now would find half of its files
+        locks = None if dry_run else held
         idle = {run for run in runs if _free(workspace / "runs" / run, locks)}
         surplus = sorted(_surplus_runs(workspace, files, runs, settings) & idle)
         kept = [run for run in runs if run not in surplus]
@@ -127,8 +115,8 @@ def clean(workspace: AnyPath, settings: RetentionSettings, *, dry_run: bool = Fa
         removals += _leftovers(workspace, left, _roots(set(runs) - idle), before, locks)
         removals += _shards(workspace, left, kept, before)
         with contextlib.ExitStack() as switching:  # for a moment only: a release may be waiting
-            releases = _releases(workspace, files, kept, settings, switching)
-            removals = _sized([*releases, *removals], files)
+            releases = _releases(workspace, files, kept, settings, None if dry_run else switching)
+            removals = _sized([*releases, *removals], files, {name: inode for name, _, inode in found})
             for one in removals[: len(releases)] if not dry_run else []:
                 _remove(workspace, one)
         for one in removals[len(releases) :] if not dry_run else []:
@@ -140,24 +128,10 @@ def _roots(runs: Iterable[str]) -> list[str]:
     return [f"runs/{run}/" for run in runs]
 
 
-def _listing(workspace: AnyPath) -> Files:
-    """Every file of the workspace; links are not followed."""
-    if isinstance(workspace, Remote):
-        return {name: Listed(stat.st_size, stat.st_mtime_ns) for name, stat in stats(workspace).items()}
-    files = {}
-    for folder, _, names in os.walk(workspace):
-        for name in names:
-            file = Path(folder, name)
-            with contextlib.suppress(FileNotFoundError):  # a running job's
-                stat = file.stat(follow_symlinks=False)
-                inode = stat.st_dev, stat.st_ino
-                listed = Listed(stat.st_size, stat.st_mtime_ns, inode, stat.st_nlink)
-                files[file.relative_to(workspace).as_posix()] = listed
-    return dict(sorted(files.items()))
-
-
-def _free(job: AnyPath, locks: contextlib.ExitStack) -> bool:
-    """Whether no job is at work there; then none begins until `locks` are released."""
+def _free(job: AnyPath, locks: contextlib.ExitStack | None) -> bool:
+    """Whether no job is at work there; then none begins until `locks`, where given, are released."""
+    if locks is None:
+        return not at_work(job)
     try:
         locks.enter_context(only_job(job))
     except Busy:
@@ -278,7 +252,7 @@ def _old_logs(files: Files, settings: RetentionSettings) -> list[Removal]:
 
 
 def _leftovers(
-    workspace: AnyPath, files: Files, busy: list[str], before: int, locks: contextlib.ExitStack
+    workspace: AnyPath, files: Files, busy: list[str], before: int, locks: contextlib.ExitStack | None
 ) -> list[Removal]:
     """Working files and directories, all of whose files are older than `before`."""
     working = defaultdict[str, list[str]](list)
@@ -295,8 +269,6 @@ def _leftovers(
         lock = _lock_of(where)
         if lock and lock not in free:
             free[lock] = _free(workspace / lock, locks)
-            if free[lock] and f"{lock}/{LOCK}" not in files:  # made by this command
-                locks.callback(remove, workspace / lock)
         if not lock or free[lock]:
             removals.append(Removal(where, names, folder="" if where in files else where))
     return removals
@@ -372,15 +344,15 @@ def _folder(files: Files, where: str) -> Removal:
     return Removal(where, [name for name in files if name.startswith(f"{where}/")], folder=where)
 
 
-def _sized(removals: list[Removal], files: Files) -> list[Removal]:
-    """The removals with their sizes: a file is free when the last of its names goes."""
-    gone = Counter[tuple[int, int]]()
+def _sized(removals: list[Removal], files: Files, inodes: Mapping[str, object]) -> list[Removal]:
+    """The removals with their sizes: a file is free when the last of its names in the workspace goes."""
+    names_left = Counter(inodes.values())
     sized = []
     for one in removals:
         size = 0
-        for file in (files[name] for name in one.names):
-            gone[file.inode] += 1
-            size += file.st_size if file.links == 1 or gone[file.inode] == file.links else 0
+        for name in one.names:
+            names_left[inodes[name]] -= 1
+            size += files[name].st_size if inodes[name] is None or not names_left[inodes[name]] else 0
         sized.append(replace(one, size=size))
     return sized
 

@@ -5,22 +5,21 @@ releases/<run>/     the same files, by hard links (<run>.2, … when the same ru
 releases/current    a link to the one in service, switched in one step, under a lock (switch.py)
 """
 
-import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
 from features.errors import Busy
 from features.storage.artifact import Artifact
-from features.storage.paths import AnyPath, write_whole
+from features.storage.paths import AnyPath
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS
 from models.decisions.releases import SPLITS, in_service, release_digest
 from models.heads.architectures import SET_FILES
 from pipeline.job.known_splits import write_splits
 from pipeline.job.progress import log
 from pipeline.job.release_log import switch
+from pipeline.job.room import require_disk
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BundleSummary, RecordsSummary
@@ -42,6 +41,9 @@ def pack(run: Run) -> Artifact:
     evaluation = run.artifact("evaluation", "evaluate", thresholds=thresholds)
 
     def make(work: Path) -> Mapping[str, object]:
+        copied = [name for name in (*HEAD_FILES, *SET_FILES) if name in head.files]
+        size = sum(head.files[name]["size"] for name in copied) + backbone.model.count_params() * 4  # float32
+        require_disk("pack", work, size)
         for name in (*HEAD_FILES, *SET_FILES):
             if name in HEAD_FILES or name in head.files:
                 shutil.copyfile(head.file(name), work / name)
@@ -78,14 +80,12 @@ def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
     Raises:
         Busy: meanwhile another release was put into service than the one that the verdict is about.
     """
-    if verdict.candidate != verdict.current:  # else it was judged, and released, before
-        write_whole(run.path / "verdict.json", json.dumps(asdict(verdict), indent=1).encode())
     if not verdict.release and not verdict.withdraw:
         log.info("release: kept the one in service: %s", verdict.sentence)
         return None
     with releases_locked(run.releases):
         now = in_service(run.releases)
-        if release_digest(run.releases, now) != verdict.current:
+        if now != verdict.current_name or release_digest(run.releases, now) not in (verdict.current, None):
             raise Busy(
                 f"release: {now or 'nothing'} is in service now, and the verdict of run {run.name} is about "
                 f"{verdict.current_name or 'nothing'}; expected no other switch meanwhile; run the same "
