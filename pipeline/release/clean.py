@@ -195,7 +195,7 @@ def _releases(
     files: Files,
     runs: list[str],
     settings: RetentionSettings,
-    locks: contextlib.ExitStack,
+    locks: contextlib.ExitStack | None,
 ) -> list[Removal]:
     """Releases that are old, and that neither rollbacks nor the runs need; locked against switches."""
     releases = workspace / "releases"
