@@ -172,7 +172,9 @@ def test_files_that_are_not_ours_are_never_removed(tmp_path: Path) -> None:
         require_output(f"{folder}/")
     write_all(open_output(f"{tmp_path}/ours/", "job", tmp_path / "work"))
     (tmp_path / "ours" / "notes.txt").write_text("mine")
-    with pytest.raises(ShelfmarkError, match=r"ours: holds notes\.txt, which is not of a folder of decisions"):
+    with pytest.raises(
+        ShelfmarkError, match=r"ours: holds notes\.txt, which is not of a folder of decisions"
+    ):
         open_output(f"{tmp_path}/ours", "next", tmp_path / "work")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ShelfmarkError, match="a file; expected the name of a folder"):

@@ -26,7 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.errors import ShelfmarkError
 from pipeline.job.decisions_file import JSON_ROWS, LATER, READ_ROWS, SCHEMA, json_text
@@ -102,7 +104,7 @@ class DecisionsTable:
             "expected postgresql+psycopg://USER@HOST/DATABASE#TABLE or …#SCHEMA.TABLE")  # fmt: skip
         if dialect == "sqlite" and (dot or not re.match(r"///.", rest) or rest.startswith("///:memory:")):
             raise ShelfmarkError(
-                f"{shown}: {'schemas are PostgreSQL’s' if dot else 'names no file'}; {advice}; correct it"
+                f"{shown}: {'schemas are of PostgreSQL' if dot else 'names no file'}; {advice}; correct it"
             )
         if dot and not schema:
             raise ShelfmarkError(f"{shown}: the name of the schema is empty; {advice}; correct it")
@@ -444,13 +446,44 @@ def _copy(connection: "sql.Connection", decisions: "sql.Table", rows: pa.Table) 
     )
     driver: Any = connection.connection.driver_connection
     with driver.cursor() as cursor, cursor.copy(f"COPY shelfmark_part ({columns}) FROM STDIN") as copy:
-        for batch in rows.to_batches(JSON_ROWS):
-            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                copy.write_row(row)
+        for batch in rows.to_batches(READ_ROWS):
+            copy.write(_copy_text(batch))
     connection.exec_driver_sql(
         f'INSERT INTO {target} ({columns}) SELECT {columns} FROM shelfmark_part ORDER BY product_id COLLATE "C" '
         f"ON CONFLICT (product_id) DO UPDATE SET {updates}"
     )
+
+
+def _copy_text(rows: pa.RecordBatch) -> str:
+    r"""The rows in COPY's text format: cells between tabs, \N for null.
+
+    Made a column at a time; psycopg's way, a value at a time, takes 7 s of Python for 100,000 rows instead of 0.7.
+
+    >>> _copy_text(pa.record_batch({"a": ["x\ty", None], "b": [['1"', "2"], []], "c": [0.5, None]}))
+    'x\\ty\t{"1\\\\"","2"}\t0.5\n\\N\t{}\t\\N\n'
+    """
+    cells = [
+        _array_text(one) if pa.types.is_list(one.type) else one.cast(pa.string()) for one in rows.columns
+    ]
+    for character, escaped in (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r")):
+        cells = [pc.replace_substring(one, character, escaped) for one in cells]
+    lines = pc.binary_join_element_wise(*cells, "\t", null_handling="replace", null_replacement=r"\N")
+    return "".join(f"{line}\n" for line in lines.to_pylist())
+
+
+def _array_text(lists: pa.ListArray) -> pa.StringArray:
+    """Lists as PostgreSQL writes arrays: {"apple","pear"}, {0.5,0.25}."""
+    values = lists.flatten()
+    if pa.types.is_string(values.type):
+        for character in ("\\", '"'):
+            values = pc.replace_substring(values, character, "\\" + character)
+        values = pc.binary_join_element_wise('"', values, '"', "")
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    values = pc.fill_null(values.cast(pa.string()), "NULL")
+    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, values), ",")
+    texts = pc.binary_join_element_wise("{", joined, "}", "")
+    return pc.if_else(pc.is_valid(lists), texts, pa.scalar(None, pa.string()))
 
 
 def _insert(connection: "sql.Connection", decisions: "sql.Table", rows: pa.Table) -> None:
@@ -493,10 +526,8 @@ def _takes(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, sql.ARRAY):
         return isinstance(found, sql.ARRAY) and _takes(found.item_type, wanted.item_type)
     if isinstance(wanted, sql.Double):
-        return (
-            (isinstance(found, sql.Float)
-            and not isinstance(found, sql.REAL | sql.Numeric))
-            or isinstance(found, sql.Double)
+        return (isinstance(found, sql.Float) and not isinstance(found, sql.REAL | sql.Numeric)) or isinstance(
+            found, sql.Double
         )
     return isinstance(found, sql.String if isinstance(wanted, sql.Text) else sql.Integer)
 
