@@ -6,7 +6,7 @@
     again   another job writes decisions about the same products over them
     read    all columns are read back, piece by piece
 
-Each is a process of its own; drawing is measured by itself and subtracted. The PostgreSQL server is that of the
+Each is a process of its own; the seconds of drawing are not counted. The PostgreSQL server is that of the
 tests, started for the measurement on the same computer, with its default settings. Writes
 results/decisions_output.json.
 """

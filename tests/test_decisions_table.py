@@ -21,7 +21,6 @@ from postgresql_server import Server
 from test_decisions import PIECES, WANTED, accepted
 
 from features.errors import ShelfmarkError
-from models.decisions.categorizer import unreadable
 from pipeline.job import decisions_table
 from pipeline.job.decisions_file import SCHEMA, decisions_digest, read_decisions
 from pipeline.job.decisions_output import decisions_source, open_output, require_output
@@ -252,13 +251,13 @@ def test_two_writers_of_the_same_products_both_end(url: str) -> None:
 
 
 def test_a_table_with_other_columns_is_refused_with_what_to_change(url: str) -> None:
-    text = "TEXT"
     execute(url, "CREATE TABLE t (product_id TEXT PRIMARY KEY, category TEXT)")
-    with pytest.raises(
-        ShelfmarkError,
-        match=rf"#t: the table has no column category_path; expected it as {text}; add it \(ALTER TABLE t ADD COLUMN category_path TEXT\)",
-    ):
+    with pytest.raises(ShelfmarkError) as error:
         require_output(f"{url}#t")
+    assert str(error.value).endswith(
+        "#t: the table has no column category_path; expected it as TEXT; add it "
+        "(ALTER TABLE t ADD COLUMN category_path TEXT), or name another table"
+    )
     write_all(f"{url}#u")
     execute(url, "ALTER TABLE u DROP COLUMN confidence", "ALTER TABLE u ADD COLUMN confidence INTEGER")
     with pytest.raises(ShelfmarkError, match=r"#u: column confidence is INTEGER; expected DOUBLE"):
@@ -269,12 +268,7 @@ def test_a_table_with_other_columns_is_refused_with_what_to_change(url: str) -> 
         ShelfmarkError, match="product_id is neither the primary key nor unique by itself; expected one"
     ):
         require_output(f"{url}#v")
-    execute(
-        url,
-        f"CREATE TABLE w ({columns}, PRIMARY KEY (product_id), shop TEXT NOT NULL)".replace(
-            ", PRIMARY KEY (product_id), shop TEXT NOT NULL", ", shop TEXT NOT NULL, PRIMARY KEY (product_id)"
-        ),
-    )
+    execute(url, f"CREATE TABLE w ({columns}, shop TEXT NOT NULL, PRIMARY KEY (product_id))")
     with pytest.raises(
         ShelfmarkError, match="column shop, which is not of shelfmark, is NOT NULL and has no default"
     ):
@@ -345,7 +339,7 @@ def test_urls_of_databases_are_not_taken_for_object_stores() -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("mysql://ann:secret@h/d#t", r"mysql://ann:\*\*\*@h/d#t: mysql is not supported; expected sqlite:///FILE#TABLE or"),
+        ("mysql://ann:secret@h/d#t", r"mysql://ann:\*\*\*@h/d#t: mysql is not supported; expected sqlite:"),
         ("postgresql+psycopg2://ann:secret@h/d", r"ann:\*\*\*@h/d: postgresql\+psycopg2 is not supported"),
         ("sqlite:///a.db#web.t", "schemas are of PostgreSQL; expected sqlite:///FILE#TABLE"),
         ("sqlite://#t", "names no file; expected sqlite:///FILE#TABLE"),
@@ -374,7 +368,7 @@ def test_passwords_are_hidden() -> None:
 
 def test_sqlite_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
-        ShelfmarkError, match=r"none/a\.db#t: unable to open database file; expected a file in a directory"
+        ShelfmarkError, match=r"none/a\.db#t: cannot be made in .*none; expected a directory that is there"
     ):
         require_output(f"sqlite:///{tmp_path}/none/a.db#t")
     (tmp_path / "a.csv").write_text("product_id,category\n" * 100)
@@ -394,7 +388,7 @@ def test_sqlite_that_is_full_is_one_line_and_goes_on(tmp_path: Path) -> None:
     def _limit(connection: Any) -> None:
         connection.exec_driver_sql("PRAGMA max_page_count = 1")
 
-    with pytest.raises(ShelfmarkError, match="database or disk is full; expected free space .*which goes on"):
+    with pytest.raises(ShelfmarkError, match=r"is full; expected free space .*which goes on"):
         output.write(1, many(1))
     assert open_output(target, "job", Path("unused")).written() == {0}
     write_all(target, [many(0), many(1)])
@@ -408,7 +402,7 @@ def test_sqlite_that_stays_locked_is_one_line(tmp_path: Path, monkeypatch: pytes
     with contextlib.closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(
-            ShelfmarkError, match="database is locked; expected the lock within .* which goes on"
+            ShelfmarkError, match=r"database is locked; expected the lock within .* which goes on"
         ):
             output.write(0, PARTS[0])
         other.execute("ROLLBACK")

@@ -235,7 +235,7 @@ def read_range(file: AnyPath, offset: int = 0, length: int = -1) -> bytes:
 def writing(file: AnyPath, ending: str = ".tmp") -> Iterator[Path]:
     """A working file on the disk that stands at `file`, whole, when the block ends without an error.
 
-    After an error what stood at `file` is still there, and the working file, named `file` + `ending`, is gone.
+    After an error what stood at `file` is still there, and the working file, `file` + `ending`, is gone.
     """
     try:
         if isinstance(file, Path):
