@@ -38,6 +38,9 @@ REMADE = {  # section → what a changed setting remakes
     "report": "the report",
     "compare": "rows of the comparison",
     "monitor": "nothing: it is of no run",
+    "guard": "nothing",
+    "gate": "nothing but the verdict",
+    "notify": "nothing",
 }
 MARKS = {"speed": "a change remakes nothing", "calibrate": "a change remakes the thresholds and what follows"}
 
@@ -71,9 +74,10 @@ COMMANDS = """\
 
 *Made from the texts of `--help` by `make docs`: change them there, not here.*
 
-Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage, 130 interrupted; `audit judge` has two
-more. Options after `--` are
-Beam's: [scale-out.md](scale-out.md).
+Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage, 4 stopped by a guard because what came in
+is not as expected, 75 another job is at work there, 130 interrupted; of `retrain`, 3 finished, and the old
+release stays; `audit judge` and `monitor` have their own. Options after `--` are Beam's:
+[scale-out.md](scale-out.md).
 """
 BENCHMARKS = """\
 # Benchmarks
@@ -158,6 +162,8 @@ def _values(schema: Mapping[str, Any]) -> str:
     if schema["type"] == "array":
         items = schema.get("prefixItems", [schema.get("items", {})])
         return f"list of {'two ' if len(items) == 2 else ''}numbers: {_values(items[0])}"
+    if schema["type"] == "object":
+        return f"table of names, each with a {_values(schema['additionalProperties'])}"
     kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
     words = {
         "minimum": "at least",

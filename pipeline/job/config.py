@@ -5,6 +5,7 @@ those marked `calibrate` are part of that stage's.
 """
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -44,6 +45,13 @@ def _known_encoding(name: str) -> str:
     except LookupError as error:
         raise ValueError(f"{error}; expected one as utf-8, cp1252 or utf-16") from error
     return name
+
+
+def _web_address(url: str) -> str:
+    """The address of a web server, or "" for none."""
+    if url and not re.match(r"https?://[^/\s]+\S*$", url):
+        raise ValueError("not a web address; expected http://… or https://…")
+    return url
 
 
 class IngestSettings(Section):
@@ -391,6 +399,29 @@ class CompareSettings(Section):
     it for several thousand categories, and give it hours."""
 
 
+class GateSettings(Section):
+    """When a new bundle replaces the release in service. What is compared, and how: docs/gate.md."""
+
+    when_equal: Literal["keep", "tree_changed", "release"] = "tree_changed"
+    """What happens to a bundle that cannot be distinguished from the release in service. `tree_changed`
+    releases it only when the categories have changed, so that new ones are decided about. Choose `release`
+    to have the newest one always; `keep` for the fewest changes."""
+    old_promise: Literal["keep", "withdraw"] = "keep"
+    """What happens to a release that was certified for a lower precision, or with less certainty, than
+    [calibration] asks for now, when the new bundle cannot be certified for that either. `keep`: it stays in
+    service, and every output says for which promise. `withdraw`: the new bundle replaces it, and every
+    product goes to a person until one is certified; choose it when the old promise is not good enough."""
+    floors: dict[str, Share] = {}
+    """Least share of the test products of a category, or of a branch of the tree, whose most likely category
+    is correct, as in `{"Food/Fruit" = 0.9}`. A bundle below one of them is never released. Name those in
+    which mistakes are expensive, and only such with dozens of test products."""
+    certainty: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """Certainty of the intervals and tests: a difference beyond them is no chance. Raise it to replace the
+    release less often; lower it for a small catalogue where nothing is ever distinguished."""
+    repetitions: Annotated[Positive, Field(ge=100)] = 1000
+    """Samples of the bootstrap that the intervals are made from. Raise it for steadier last digits."""
+
+
 class MonitorSettings(Section):
     """When `shelfmark monitor` raises an alarm. What is watched, and how: docs/monitoring.md."""
 
@@ -405,6 +436,39 @@ class MonitorSettings(Section):
     changes in small batches."""
     batches_per_year: Annotated[Positive, "speed"] = 52
     """Batches that are monitored in a year. Set 365 when you categorize every day."""
+
+
+class GuardSettings(Section):
+    """When `retrain` stops because the feed is unlike that of the release in service: docs/operations.md."""
+
+    least_products: Annotated[float, Field(ge=0, le=1), "speed"] = 0.5
+    """Least number of products, as a share of those of the release. Raise it when your catalogue never
+    shrinks; 0: any number is accepted."""
+    most_categories_gone: Annotated[float, Field(ge=0, le=1), "speed"] = 0.33
+    """Largest share of the release's categories that may have no product any more. Lower it when your tree
+    seldom changes; a tree that was renumbered needs `--mapping`, not a higher limit."""
+    least_images: Annotated[float, Field(ge=0, le=1), "speed"] = 0.5
+    """Least number of images a product, as a share of the release's. Raise it when photos are seldom
+    removed."""
+    most_rejected_more: Annotated[float, Field(ge=0, le=1), "speed"] = 0.05
+    """Largest rise of the share of rejected images; 0.05 is 5 points. `ingest.max_rejected` bounds the share
+    itself. Lower it when your photos are always readable."""
+    most_uncategorized_more: Annotated[float, Field(ge=0, le=1), "speed"] = 0.3
+    """Largest rise of the share of products without a category; 0.3 is 30 points. Raise it when new products
+    arrive in large deliveries."""
+    most_mix: Annotated[float, Field(ge=0, le=1), "speed"] = 0.5
+    """Largest share of the categorized products that would have to change their category for the mix of the
+    release. Raise it for a shop whose assortment changes with the season."""
+
+
+class NotifySettings(Section):
+    """Who is notified when `retrain` ends: the account of the run, run.json, is posted."""
+
+    url: Annotated[str, "speed", Field(exclude=True), AfterValidator(_web_address)] = ""
+    """Address, http:// or https://, that gets run.json by POST when `retrain` ends, however it ends; ""
+    notifies nobody. No file of the workspace keeps it. Set it to a webhook of your chat or monitoring."""
+    timeout: Annotated[float, "speed", Field(gt=0, le=60)] = 10.0
+    """Seconds that each of three tries waits for the server. Raise it for a slow one."""
 
 
 class Config(BaseModel):
@@ -427,7 +491,10 @@ class Config(BaseModel):
     suspects: SuspectsSettings = SuspectsSettings()
     report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
+    gate: GateSettings = GateSettings()
     monitor: MonitorSettings = MonitorSettings()
+    guard: GuardSettings = GuardSettings()
+    notify: NotifySettings = NotifySettings()
 
     def training(self) -> dict[str, Any]:
         """The settings of [train], what they leave open as head.recipe says."""

@@ -4,11 +4,9 @@ releases/<run>/    a copy of the run's bundle (<run>.2, … when the same run is
 releases/current   a link to the one in service, switched by one rename
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -17,18 +15,20 @@ from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
 from features.errors import ShelfmarkError
 from features.product import PARTS
 from features.storage.artifact import Artifact, find_artifact, partial_of
-from features.storage.paths import MARK, AnyPath, copy_tree, remove, write_whole
+from features.storage.paths import MARK, AnyPath, copy_tree, remove
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS
 from models.decisions.releases import SPLITS, put_into_service
 from models.heads.architectures import SET_FILES
 from pipeline.job.progress import log
+from pipeline.job.room import require_disk
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BundleSummary, RecordsSummary
 from pipeline.monitor.reference_files import write_reference
+from pipeline.release.feed import feed_of, write_feed
 from pipeline.release.judge import Verdict
 
-VERSION = 2
+VERSION = 3
 
 
 def pack(run: Run) -> Artifact:
@@ -40,6 +40,9 @@ def pack(run: Run) -> Artifact:
     evaluation = run.artifact("evaluation", "evaluate", thresholds=thresholds)
 
     def make(work: Path) -> Mapping[str, object]:
+        copied = [name for name in (*HEAD_FILES, *SET_FILES) if name in head.files]
+        size = sum(head.files[name]["size"] for name in copied) + backbone.model.count_params() * 4  # float32
+        require_disk("pack", work, size)
         for name in (*HEAD_FILES, *SET_FILES):
             if name in HEAD_FILES or name in head.files:
                 shutil.copyfile(head.file(name), work / name)
@@ -48,6 +51,7 @@ def pack(run: Run) -> Artifact:
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
         products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
+        write_feed(feed_of(records), work)
         write_reference(records, bottlenecks, evaluation, run.store, run.config.calibration.fit_share, work)
         return BundleSummary(
             backbone=backbone.name,
@@ -67,19 +71,17 @@ def pack(run: Run) -> Artifact:
 
 
 def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
-    """Keeps the verdict with the run, and puts the bundle into service if it is better.
+    """Puts the bundle into service if the verdict says so.
 
     Returns:
         The new release's directory, or None when the one in service stays.
     """
-    if verdict.candidate != verdict.current:  # else it was judged, and released, before
-        write_whole(run.path / "verdict.json", json.dumps(asdict(verdict), indent=1).encode())
-    if not verdict.better:
-        log.info("release: kept the one in service: %s", verdict.reason)
+    if not verdict.release:
+        log.info("release: kept the one in service: %s", verdict.sentence)
         return None
     target = _copy(candidate, run.name, run.releases)
     put_into_service(run.releases, target.name)
-    log.info("release: %s is in service: %s", target.name, verdict.reason)
+    log.info("release: %s is in service: %s", target.name, verdict.sentence)
     return target
 
 
