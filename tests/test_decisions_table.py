@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -318,6 +319,33 @@ def test_a_view_is_read(url: str) -> None:
     assert [row["product_id"] for row in read(f"{url}#w48")] == ["b"]
     with pytest.raises(ShelfmarkError, match="#w48: product_id is neither the primary key nor unique"):
         require_output(f"{url}#w48")
+
+
+# Documentation
+
+PAGE = (Path(__file__).parents[1] / "docs" / "decisions.md").read_text()
+
+
+def test_the_statements_of_the_documentation_run(url: str) -> None:
+    write_all(url, [decided(["a", "b"]), decided(["c"], release="2026-W48")])
+    counts, view = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+    found = execute(url, counts.replace(";", ""))
+    assert [row[:3] for row in found] == [("2026-W47", "accepted", 2), ("2026-W48", "accepted", 1)]
+    execute(url, view)
+    assert [row["product_id"] for row in read(f"{url}#decisions_2026_w48")] == ["c"]
+
+
+def test_the_python_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = open_output("decisions/", "job", tmp_path / "work")
+    output.write(0, decided(["a"]))
+    output.write(1, decided(["b"], status="review"))
+    output.finish(2)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["decisions"]["product_id"].tolist() == ["a", "b"]
+    assert names["accepted"]["product_id"].to_pylist() == ["a"]
 
 
 # Names
