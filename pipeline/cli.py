@@ -301,8 +301,6 @@ def categorize(
 
 
 shelfmark.add_command(audit)
-shelfmark.add_command(status)
-shelfmark.add_command(runs)
 
 
 @shelfmark.command()
@@ -346,6 +344,10 @@ def monitor(
     print(folder / "index.html")
     if found.alarm:
         sys.exit(ALARM)
+
+
+shelfmark.add_command(status)
+shelfmark.add_command(runs)
 
 
 @shelfmark.command()

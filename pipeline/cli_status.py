@@ -18,7 +18,7 @@ _workspace = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 _debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 COLUMNS = ("run", "when (UTC)", "outcome", "products", "acceptance", "precision", "seconds", "")
-LONGEST = 100  # characters of a sentence
+LONGEST = 100  # characters of a list
 
 
 @click.command()
@@ -98,7 +98,7 @@ def _service(service: "Service") -> str:
             f"precision {service.target:g} certified" if service.certified
             else f"not certified for precision {service.target:g}"
         )  # fmt: skip
-    parts += [_short(text) for text in (service.why, service.problem) if text]
+    parts += [text for text in (service.why, service.problem) if text]
     return "; ".join(parts)
 
 
@@ -109,7 +109,7 @@ def _run(run: "RunState") -> str:
         parts.append(f"accepts {run.acceptance:.1%}")
     if run.precision is not None:
         parts.append(f"precision {run.precision:.1%}")
-    return ", ".join(parts) + (f": {_short(run.sentence)}" if run.sentence else "")
+    return ", ".join(parts) + (f": {run.sentence}" if run.sentence else "")
 
 
 def _row(run: "RunState") -> Sequence[str]:

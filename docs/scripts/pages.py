@@ -39,6 +39,7 @@ REMADE = {  # section → what a changed setting remakes
     "compare": "rows of the comparison",
     "monitor": "nothing: it is of no run",
     "guard": "nothing",
+    "notify": "nothing",
 }
 MARKS = {"speed": "a change remakes nothing", "calibrate": "a change remakes the thresholds and what follows"}
 
