@@ -27,6 +27,7 @@ def retrain(
     tune: bool = False,
     *,
     accept_feed: bool = False,
+    force: bool = False,
 ) -> RunAccount:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
@@ -39,6 +40,7 @@ def retrain(
         beam: Beam's own options.
         tune: fine-tune the backbone first.
         accept_feed: go on with a feed that the guard would stop.
+        force: release the bundle whatever the verdict is.
 
     Returns:
         The account, which is run.json, too: its outcome is "released", "unchanged" or "kept".
@@ -61,7 +63,8 @@ def retrain(
             run
         )  # one pass of the head over the validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
-        verdict = judge(run, candidate)  # extracts the test images anew where the two backbones differ
+        # extracts the test images anew where the two backbones differ
+        verdict = judge(run, candidate, force=force)
         report(run)  # seconds
         account.verdict = asdict(verdict)
         release(run, candidate, verdict)

@@ -26,7 +26,7 @@ from features.errors import ShelfmarkError
 from features.records import read_pieces
 from features.storage.artifact import Artifact, digest_of
 from features.storage.paths import AnyPath, write_whole
-from features.storage.store import Digests, Store, StoredRows
+from features.storage.store import Digests, Shard, Store, StoredRows
 from models.decisions.categorizer import Predictor
 from models.decisions.confidence import fit_confidence
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
@@ -49,7 +49,7 @@ from pipeline.compare.results import Comparison, RowResult
 from pipeline.compare.summary import best_of, release_command, render
 from pipeline.job.catalogue import Part, divide, learnt_categories_of, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
-from pipeline.job.progress import log
+from pipeline.job.progress import Progress, log
 from pipeline.job.run import Run
 from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
 from pipeline.train.calibrate import choose_aggregation
@@ -385,7 +385,7 @@ def _hog(part: Part, records: Artifact) -> Part:
     order = np.lexsort([rows["offset"], rows["file"]])  # as they stand on the disk
     pixels = read_pixels(read_pieces(records.path, rows.iloc[order]), SIDE, batch=32)
     vectors = hog_vectors(pixels, len(rows))
-    return replace(part, rows=StoredRows([vectors], np.zeros(len(rows), np.int32), np.argsort(order)))
+    return replace(part, rows=StoredRows([Shard(vectors)], np.zeros(len(rows), np.int32), np.argsort(order)))
 
 
 def draw_products(part: Part, most: int, rng: np.random.Generator) -> Part:
@@ -424,8 +424,13 @@ def _train_head(data: ComparisonData, config: Config) -> _Trained:
     shape = shape_of(data.train, data.taxonomy, data.fingerprint, config)
     labels = labels_of(data.category, data.taxonomy, shape)
     train, fit = (Examples(part.rows, labels(part.product_id)) for part in (data.train, data.fit))
-    loss = loss_of(data.taxonomy, config)
-    head, history = fit_head(shape, train, fit if len(fit.labels) else None, recipe_of(config), loss)
+    loss, recipe, selecting = (
+        loss_of(data.taxonomy, config),
+        recipe_of(config),
+        fit if len(fit.labels) else None,
+    )
+    with Progress("train", recipe.epochs * len(train.labels)) as progress:
+        head, history = fit_head(shape, train, selecting, recipe, loss, progress=progress.to)
     return _Trained(head, head.model.count_params(), {"epochs": len(history["loss"])})
 
 

@@ -8,6 +8,7 @@ Beam's workers extract the same shards, see beam_worker.py.
 import errno
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -154,7 +155,7 @@ def fill(
         )
     if not store.flip:  # an image counts once
         count_new_images(len(missing))
-    return locations
+    return replace(locations, new=len(missing))
 
 
 def require_room(store: Store, shards: list[np.ndarray], backbone: Backbone) -> None:

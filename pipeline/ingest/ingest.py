@@ -25,12 +25,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from features.errors import ShelfmarkError
 from features.product import DROPPED, NONE, PARTS, SPLITS, CategoryPaths, SplitShares
 from features.spellings import log_merged
 from features.storage.artifact import KNOWN_DIGESTS, Artifact, file_digest
 from features.storage.paths import AnyPath, local, remove, sizes, write_whole, writing
-from models.taxonomy import build_taxonomy, homonyms, read_paths, write_taxonomy
+from models.taxonomy import build_taxonomy, homonyms, read_paths, require_taxonomy, write_taxonomy
 from pipeline.beam.process_pool import local_workers
 from pipeline.beam.run_units import run_units, unit_file
 from pipeline.ingest.check_images import (
@@ -108,7 +107,7 @@ def make_records(
     """
     opened = open_sources(sources, csv_options(settings))
     require_outside(out, opened)
-    _require_file(taxonomy)
+    require_taxonomy(taxonomy)
     fetched = out.with_name(out.name + ".fetched")
     job = _IngestJob(opened, settings, seed, taxonomy, known, beam)
     with local_workers():  # the same for both passes
@@ -140,13 +139,6 @@ class _IngestJob:
             "taxonomy": file_digest(self.taxonomy) if self.taxonomy else "none",
             "known": file_digest(self.known) if self.known else "none",
         }
-
-
-def _require_file(taxonomy: AnyPath | None) -> None:
-    if taxonomy and not taxonomy.is_file():
-        raise ShelfmarkError(
-            f"{taxonomy}: no such file; expected a CSV of category_id, category_level1, …; check --taxonomy"
-        )
 
 
 def _make(work: AnyPath, job: _IngestJob, fetched: AnyPath) -> Mapping[str, object]:

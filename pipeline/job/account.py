@@ -12,7 +12,6 @@ import functools
 import importlib.metadata
 import logging
 import platform
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, cast
@@ -21,6 +20,7 @@ import click
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features.errors import ShelfmarkError, Stopped, one_line
+from features.process import without_secrets
 from features.storage.artifact import digest_of
 from features.storage.paths import AnyPath, write_whole
 from models.decisions.releases import in_service
@@ -35,8 +35,6 @@ KEPT = 3  # exit status: finished, and the old release stays
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses: SIGINT, SIGTERM
 MOST_WARNINGS = 100
 PACKAGES = ("tensorflow", "keras", "apache-beam", "numpy", "pandas")
-SECRET = re.compile(r"(?i)(notify\.url|[\w.-]*(?:secret|password|token|key)[\w.-]*)=.+")
-USER = re.compile(r"(://)[^/@\s]+@")
 
 Outcome = Literal["released", "unchanged", "kept", "stopped", "failed"]
 Summaries = Mapping[str, object]
@@ -333,15 +331,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def without_secrets(command: Sequence[str]) -> list[str]:
-    """A command without passwords, keys and the address that is notified.
-
-    >>> without_secrets(["shelfmark", "--set", "notify.url=https://x/y", "--s3_secret_access_key=z", "http://a:b@c"])
-    ['shelfmark', '--set', 'notify.url=…', '--s3_secret_access_key=…', 'http://…@c']
-    """
-    return [USER.sub(r"\1…@", SECRET.sub(r"\1=…", argument)) for argument in command]
 
 
 @functools.cache

@@ -399,6 +399,29 @@ class CompareSettings(Section):
     it for several thousand categories, and give it hours."""
 
 
+class GateSettings(Section):
+    """When a new bundle replaces the release in service. What is compared, and how: docs/gate.md."""
+
+    when_equal: Literal["keep", "tree_changed", "release"] = "tree_changed"
+    """What happens to a bundle that cannot be distinguished from the release in service. `tree_changed`
+    releases it only when the categories have changed, so that new ones are decided about. Choose `release`
+    to have the newest one always; `keep` for the fewest changes."""
+    old_promise: Literal["keep", "withdraw"] = "keep"
+    """What happens to a release that was certified for a lower precision, or with less certainty, than
+    [calibration] asks for now, when the new bundle cannot be certified for that either. `keep`: it stays in
+    service, and every output says for which promise. `withdraw`: the new bundle replaces it, and every
+    product goes to a person until one is certified; choose it when the old promise is not good enough."""
+    floors: dict[str, Share] = {}
+    """Least share of the test products of a category, or of a branch of the tree, whose most likely category
+    is correct, as in `{"Food/Fruit" = 0.9}`. A bundle below one of them is never released. Name those in
+    which mistakes are expensive, and only such with dozens of test products."""
+    certainty: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """Certainty of the intervals and tests: a difference beyond them is no chance. Raise it to replace the
+    release less often; lower it for a small catalogue where nothing is ever distinguished."""
+    repetitions: Annotated[Positive, Field(ge=100)] = 1000
+    """Samples of the bootstrap that the intervals are made from. Raise it for steadier last digits."""
+
+
 class MonitorSettings(Section):
     """When `shelfmark monitor` raises an alarm. What is watched, and how: docs/monitoring.md."""
 
@@ -468,6 +491,7 @@ class Config(BaseModel):
     suspects: SuspectsSettings = SuspectsSettings()
     report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
+    gate: GateSettings = GateSettings()
     monitor: MonitorSettings = MonitorSettings()
     guard: GuardSettings = GuardSettings()
     notify: NotifySettings = NotifySettings()

@@ -4,11 +4,9 @@ releases/<run>/    a copy of the run's bundle (<run>.2, … when the same run is
 releases/current   a link to the one in service, switched by one rename
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +15,7 @@ from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
 from features.errors import ShelfmarkError
 from features.product import PARTS
 from features.storage.artifact import Artifact, find_artifact, partial_of
-from features.storage.paths import MARK, AnyPath, copy_tree, remove, write_whole
+from features.storage.paths import MARK, AnyPath, copy_tree, remove
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS
 from models.decisions.releases import SPLITS, put_into_service
 from models.heads.architectures import SET_FILES
@@ -73,13 +71,11 @@ def pack(run: Run) -> Artifact:
 
 
 def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
-    """Keeps the verdict with the run, and puts the bundle into service if it is better.
+    """Puts the bundle into service if the verdict says so.
 
     Returns:
         The new release's directory, or None when the one in service stays.
     """
-    if verdict.candidate != verdict.current:  # else it was judged, and released, before
-        write_whole(run.path / "verdict.json", json.dumps(asdict(verdict), indent=1).encode())
     if not verdict.release:
         log.info("release: kept the one in service: %s", verdict.sentence)
         return None

@@ -26,7 +26,7 @@ from models.heads.warm_start import misfit, warm_start
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.catalogue import Part, divide, learnt_categories_of, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
-from pipeline.job.progress import log
+from pipeline.job.progress import Progress, log
 from pipeline.job.room import TRAIN, TRAIN_IMAGE, warn_of_memory
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
@@ -142,8 +142,11 @@ def _without_suspects(training: _Training, config: Config, work: Path) -> tuple[
     if not share:
         return training, examples
     fold = divide(trained.product_id, trained.image_digest, 0.5).fit
-    loss = loss_of(training.taxonomy, config)
-    suspect = suspects(training.shape, examples, fold, recipe_of(config), share, loss, work, trained.views)
+    loss, recipe, views = loss_of(training.taxonomy, config), recipe_of(config), trained.views
+    with Progress("train on a half", recipe.epochs * len(examples.labels) // 2) as progress:
+        suspect = suspects(
+            training.shape, examples, fold, recipe, share, loss, work, views, progress=progress.to
+        )
     return replace(training, trained=trained.only(~suspect)), examples.only(~suspect)
 
 
@@ -165,10 +168,13 @@ def held_out_parts(
     trained = training.trained
     group = duplicate_groups(trained.product_id, trained.image_digest)
     fold = folds_of(group, config.suspects.folds)
-    loss = loss_of(training.taxonomy, config)
-    heads = held_out_heads(training.shape, training.examples(trained), fold, recipe_of(config), loss, work)
-    for head, held_out in heads:
-        yield trained.only(held_out), head
+    loss, recipe = loss_of(training.taxonomy, config), recipe_of(config)
+    with Progress("train without a fold", recipe.epochs * len(trained.product_id)) as progress:
+        heads = held_out_heads(
+            training.shape, training.examples(trained), fold, recipe, loss, work, progress=progress.to
+        )
+        for head, held_out in heads:
+            yield trained.only(held_out), head
 
 
 def _fit(
@@ -185,7 +191,8 @@ def _fit(
     if start:
         recipe = replace(recipe, epochs=config.train.warm_epochs or -(-recipe.epochs // 4))
     loss = loss_of(training.taxonomy, config)
-    return fit_head(training.shape, examples, selecting, recipe, loss, work, start)
+    with Progress("train", recipe.epochs * len(examples.labels)) as progress:
+        return fit_head(training.shape, examples, selecting, recipe, loss, work, start, progress.to)
 
 
 def start_of(before: Artifact, shape: HeadShape, taxonomy: Taxonomy) -> Callable[[keras.Model], None] | None:
@@ -223,4 +230,6 @@ def _fit_set_head(training: _Training, recipe: Recipe, work: Path) -> Head:
         return Examples(rows, training.taxonomy.index(category))
 
     selecting = examples(training.fit) if len(training.fit.product_id) else None
-    return fit_head(together, examples(training.trained), selecting, recipe, work=work)[0]
+    trained = examples(training.trained)
+    with Progress("train: together", recipe.epochs * len(trained.labels)) as progress:
+        return fit_head(together, trained, selecting, recipe, work=work, progress=progress.to)[0]
