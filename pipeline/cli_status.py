@@ -16,7 +16,6 @@ _workspace = click.option(
     "--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-_debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 COLUMNS = ("run", "when (UTC)", "outcome", "products", "acceptance", "precision", "seconds", "")
 LONGEST = 100  # characters of a list
 
@@ -24,8 +23,7 @@ LONGEST = 100  # characters of a list
 @click.command()
 @_workspace
 @_json
-@_debug
-def status(workspace: AnyPath, as_json: bool, debug: bool) -> None:
+def status(workspace: AnyPath, as_json: bool) -> None:
     """Shows what is in service, the last runs, the disk.
 
     Since when the release serves, what the last runs came to, how large the workspace is, and what `clean`
@@ -59,8 +57,7 @@ def status(workspace: AnyPath, as_json: bool, debug: bool) -> None:
 @_workspace
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the N newest runs; default: all.")
 @_json
-@_debug
-def runs(workspace: AnyPath, last: int | None, as_json: bool, debug: bool) -> None:
+def runs(workspace: AnyPath, last: int | None, as_json: bool) -> None:
     """Lists the runs: when, outcome, main figures.
 
     The newest is first; * marks the one whose release is in service.
