@@ -317,8 +317,6 @@ def categorize(
 
 
 shelfmark.add_command(audit)
-shelfmark.add_command(status)
-shelfmark.add_command(runs)
 
 
 @shelfmark.command()
@@ -367,7 +365,7 @@ def monitor(
         sys.exit(ALARM)
 
 
-for _command in (releases, release, rollback):
+for _command in (status, runs, releases, release, rollback):
     shelfmark.add_command(_command)
 
 
