@@ -158,9 +158,7 @@ def test_changes_by_group_are_those_of_each_group_by_itself() -> None:
     found = changes_by_group(code, before, after, 6, 0.05)
     for at in (0, 1, 2, 4, 5):
         here = code == at
-        gained, lost = (
-            int((one & ~other & here).sum()) for one, other in ((after, before), (before, after))
-        )
+        gained, lost = (int((one & ~other & here).sum()) for one, other in ((after, before), (before, after)))
         assert (found.gained[at], found.lost[at]) == (gained, lost)
         assert found.p_value[at] == pytest.approx(binomtest(gained, gained + lost).pvalue)
         assert found.after[at] == after[here].mean()
