@@ -10,16 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from features.errors import run_command
+from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
-from pipeline.cli_options import PATH, stage_command, start_tensorflow
+from pipeline.cli_options import PATH, Commands, stage_command, start_tensorflow
+from pipeline.cli_status import runs, status
 
 if TYPE_CHECKING:
     from pipeline.job.run import Run
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
 ALARM = 3  # exit status
+CATEGORIZE_USES = ("ingest", "extract")  # sections of settings
+CATEGORIZE_LEAVES = (  # settings in them that are about training, and one that the bundle has decided
+    *("ingest.min_products", "ingest.min_known"),
+    *("ingest.val_share", "ingest.test_share", "ingest.least_test"),
+    "extract.flip",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,11 +45,8 @@ _engine = click.option(
 _taxonomy = click.option("--taxonomy", type=PATH, help="CSV of category_id, category_level1, …")
 
 
-class _Commands(click.Group):
-    """Lists the commands in the order of the work, and applies Beam's options to object stores."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
+class _Commands(Commands):
+    """Applies Beam's options to object stores."""
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(context, args)
@@ -274,7 +278,6 @@ def retrain(
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def categorize(
     sources: tuple[str, ...],
     workspace: AnyPath,
@@ -282,7 +285,6 @@ def categorize(
     engine: str | None,
     file: Path | None,
     sets: tuple[str, ...],
-    debug: bool,
 ) -> None:
     """Categorizes every product of a source.
 
@@ -293,20 +295,28 @@ def categorize(
     Example:
       shelfmark categorize catalogue.bson --workspace shop --output decisions.parquet
     """
+    from pipeline.arguments import check_categorize
+    from pipeline.job.command_log import command_log, log_of_job
     from pipeline.job.load_config import load_config
 
-    config = load_config(file, sets, {"extract.engine": engine})
-    start_tensorflow(config.extract.engine)
-    from pipeline.release.categorize import categorize
-    from pipeline.release.in_service import require_release
-
-    counts = categorize(
-        list(sources), require_release(workspace), workspace / "store", output, config, _beam()
+    config = load_config(
+        file, sets, {"extract.engine": engine}, used=CATEGORIZE_USES, unused=CATEGORIZE_LEAVES
     )
+    check_categorize(workspace, sources, output, config)
+    with command_log(log_of_job(workspace, "categorize")):
+        start_tensorflow(config.extract.engine)
+        from pipeline.release.categorize import categorize
+        from pipeline.release.in_service import require_release
+
+        counts = categorize(
+            list(sources), require_release(workspace), workspace / "store", output, config, _beam()
+        )
     print(f"{output}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items()))
 
 
 shelfmark.add_command(audit)
+shelfmark.add_command(status)
+shelfmark.add_command(runs)
 
 
 @shelfmark.command()
@@ -322,7 +332,6 @@ shelfmark.add_command(audit)
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def monitor(
     workspace: AnyPath,
     decisions: tuple[AnyPath, ...],
@@ -330,7 +339,6 @@ def monitor(
     output: AnyPath | None,
     file: Path | None,
     sets: tuple[str, ...],
-    debug: bool,
 ) -> None:
     """Compares new decisions with the release.
 
@@ -344,7 +352,7 @@ def monitor(
     from pipeline.job.load_config import load_config
     from pipeline.monitor.monitor import alarm_line, monitor
 
-    settings = load_config(file, sets).monitor
+    settings = load_config(file, sets, used=("monitor",)).monitor
     found, folder = monitor(workspace, list(decisions), list(audits), output, settings)
     print(alarm_line(found))
     print(folder / "index.html")
@@ -363,8 +371,7 @@ def monitor(
     help="Keep shards and working files that are younger; default: 1.",
 )
 @click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def clean(workspace: AnyPath, keep: int | None, older: float, dry_run: bool, debug: bool) -> None:
+def clean(workspace: AnyPath, keep: int | None, older: float, dry_run: bool) -> None:
     """Removes what no run needs.
 
     That is: shards of the store that no run refers to, and working files of interrupted jobs. Shards that
@@ -391,8 +398,7 @@ def clean(workspace: AnyPath, keep: int | None, older: float, dry_run: bool, deb
     default=Path("demo-workspace"),
     help="Default: demo-workspace.",
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def demo(workspace: Path, debug: bool) -> None:
+def demo(workspace: Path) -> None:
     """Runs everything on a drawn catalogue.
 
     It draws photos of a small shop, retrains, categorizes, and prints the figures and where the report is.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.storage.paths import AnyPath
-from pipeline.cli_options import PATH, stage_command
+from pipeline.cli_options import PATH, Commands, stage_command
 
 if TYPE_CHECKING:
     from pipeline.job.run import Run
@@ -17,17 +17,9 @@ VERDICTS = {"proven": 0, "not proven": 3, "broken": 4}  # exit status of judge
 _share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 _target = click.option("--target", type=_share, default=0.9, help="Precision promised; default: 0.9.")
 _certainty = click.option("--certainty", type=_share, default=0.9, help="Of the verdict; default: 0.9.")
-_debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
-class _InOrder(click.Group):
-    """Lists the commands in the order of the work."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_InOrder)
+@click.group(cls=Commands)
 def audit() -> None:
     """Checks labels and decisions.
 
@@ -71,8 +63,7 @@ def suspects(run: "Run") -> None:
 @click.option(
     "--power", type=_share, default=0.8, help="Chance that the expected precision is proven; default: 0.8."
 )
-@_debug
-def plan(expected: tuple[float, ...], target: float, certainty: float, power: float, debug: bool) -> None:
+def plan(expected: tuple[float, ...], target: float, certainty: float, power: float) -> None:
     """Says how many decisions to check.
 
     \b
@@ -106,13 +97,11 @@ def plan(expected: tuple[float, ...], target: float, certainty: float, power: fl
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
-@_debug
 def draw(
     decisions: AnyPath,
     file: Path | None,
     sets: tuple[str, ...],
     photos: tuple[str, ...],
-    debug: bool,
     **given: Any,
 ) -> None:
     """Draws decisions for people to check.
@@ -129,7 +118,9 @@ def draw(
 
     if photos and not given["page"]:
         raise click.UsageError("--photos is for a page; expected --page, too")
-    sample = draw(decisions, photos=list(photos), settings=load_config(file, sets).ingest, **given)
+    sample = draw(
+        decisions, photos=list(photos), settings=load_config(file, sets, used=("ingest",)).ingest, **given
+    )
     print(
         f"{given['output']}: {len(sample.decisions):,} of {sample.drawn_from:,} {given['status']} decisions"
     )
@@ -139,8 +130,7 @@ def draw(
 @click.argument("file", type=PATH)
 @_target
 @_certainty
-@_debug
-def judge(file: AnyPath, target: float, certainty: float, debug: bool) -> None:
+def judge(file: AnyPath, target: float, certainty: float) -> None:
     """Says what checked decisions prove.
 
     FILE is the file of draw, filled in. Exit status: 0 the promise is proven, 3 it is not proven, 4 it is

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import click
 
-from features.errors import ShelfmarkError, run_command
+from features.errors import ShelfmarkError
+from features.process import add_common_options, run_command
 from features.storage.paths import STORE_OPTIONS, all_begin, any_path, use_beam_options
 
 log = logging.getLogger("shelfmark")
@@ -20,10 +21,11 @@ log = logging.getLogger("shelfmark")
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and leaves with its exit status; options after -- are for Beam's object stores."""
+    logging.getLogger().setLevel(logging.ERROR)  # of other packages
     logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    run_command(serve, "shelfmark-serve", arguments[:cut], obj=tuple(arguments[cut + 1 :]))
+    run_command(serve, "shelfmark-serve", arguments[:cut], obj=tuple(arguments[cut + 1 :]), shown=("",))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -36,10 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
     "--host", default="127.0.0.1", help="Address to listen at; default: 127.0.0.1, for this computer only."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Default: 8000; 0: any free one.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="shelfmark")
 @click.pass_obj
-def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bool) -> None:
+def serve(beam: tuple[str, ...], workspace: str, host: str, port: int) -> None:
     """Decides over HTTP about products from their photos, with the bundle in service.
 
     POST /v1/categorize takes the photos of one product in the multipart field images; GET /healthz
@@ -56,14 +57,9 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
     listener = _bind(host, port)
     if beam:
         use_beam_options(beam)  # before the workspace is read
-    from models.decisions.releases import in_service
+    from models.decisions.releases import require_in_service
 
-    releases = any_path(workspace) / "releases"
-    release = in_service(releases)  # before TensorFlow is imported, which takes seconds
-    if release is None:
-        raise ShelfmarkError(
-            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
-        )
+    release = require_in_service(any_path(workspace))  # before TensorFlow is imported, which takes seconds
     from features.engines.backbones import start_tensorflow
 
     start_tensorflow()
@@ -72,7 +68,7 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
     from models.decisions.bundle import open_bundle
     from serving.app import create_app
 
-    bundle = open_bundle(releases / release)
+    bundle = open_bundle(any_path(workspace) / "releases" / release)
     app = create_app(bundle)
     with _expect_free(host, port):  # another server may have taken it while this one was loading
         listener.listen()  # only now: until then connections are refused rather than kept waiting
@@ -81,6 +77,9 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
         log.warning("%s: %s", release, caveat)
     log.info("%s is served at http://%s:%d", release, f"[{at}]" if ":" in at else at, port)
     uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
+
+
+add_common_options(serve)
 
 
 def _bind(host: str, port: int) -> socket.socket:

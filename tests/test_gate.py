@@ -1,4 +1,4 @@
-"""The gate's numbers: two releases on the same products, against formulas, against counting, and by trying."""
+"""The gate's numbers: two releases on the same products, against formulas, against counting, by trying."""
 
 from dataclasses import replace
 

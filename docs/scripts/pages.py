@@ -40,6 +40,7 @@ REMADE = {  # section → what a changed setting remakes
     "monitor": "nothing: it is of no run",
     "guard": "nothing",
     "gate": "nothing but the verdict",
+    "notify": "nothing",
 }
 MARKS = {"speed": "a change remakes nothing", "calibrate": "a change remakes the thresholds and what follows"}
 

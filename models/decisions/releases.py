@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from features.errors import ShelfmarkError
+from features.storage.artifact import find_artifact
 from features.storage.paths import MARK, AnyPath, read_range, remove, sizes, write_whole
 
 SPLITS = "splits.parquet"  # in a bundle: product_id and split of every product it was made from
@@ -34,6 +35,31 @@ def in_service(releases: AnyPath) -> str | None:
         if copy.is_dir():
             return _release_of(copy)
     return None
+
+
+def require_in_service(workspace: AnyPath) -> str:
+    """Name of the release in service, whose files are there.
+
+    Raises:
+        ShelfmarkError: nothing is in service, or what is there is gone or damaged.
+    """
+    name = found_in_service(workspace / "releases")
+    if name is None:
+        raise ShelfmarkError(
+            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
+        )
+    return name
+
+
+def found_in_service(releases: AnyPath) -> str | None:
+    """Name of the release in service, None before the first; ShelfmarkError when it is gone or damaged."""
+    name = in_service(releases)
+    if name is not None and find_artifact(releases / name) is None:
+        raise ShelfmarkError(
+            f"{releases / CURRENT}: points to {name}, which is gone or damaged; expected a bundle; "
+            "point it to another release, or remove it to release anew"
+        )
+    return name
 
 
 def _name_in(file: AnyPath) -> str:

@@ -465,8 +465,8 @@ class NotifySettings(Section):
     """Who is notified when `retrain` ends: the account of the run, run.json, is posted."""
 
     url: Annotated[str, "speed", Field(exclude=True), AfterValidator(_web_address)] = ""
-    """Address, http:// or https://, that gets run.json by POST when `retrain` ends, however it ends; "" notifies
-    nobody. It is kept in no file of the workspace. Set it to a webhook of your chat, mail gateway or monitoring."""
+    """Address, http:// or https://, that gets run.json by POST when `retrain` ends, however it ends; ""
+    notifies nobody. No file of the workspace keeps it. Set it to a webhook of your chat or monitoring."""
     timeout: Annotated[float, "speed", Field(gt=0, le=60)] = 10.0
     """Seconds that each of three tries waits for the server. Raise it for a slow one."""
 

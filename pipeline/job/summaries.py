@@ -11,6 +11,8 @@ from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact
 from features.storage.paths import MARK
 
+FLIP = "flip_"  # before the names of the second view, here and in the index of the bottlenecks
+
 
 class Summary(BaseModel):
     """A summary; unknown keys, as a later version may write them, are left alone."""

@@ -12,7 +12,6 @@ of the one that it was based on, are always kept.
 """
 
 import contextlib
-import os
 import re
 import time
 from collections import defaultdict
@@ -23,15 +22,14 @@ import numpy as np
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import INPUTS, find_artifact, partial_of
-from features.storage.object_stores import Stat
-from features.storage.paths import MARK, AnyPath, Remote, remove, stats
+from features.storage.paths import MARK, AnyPath, Remote, remove
 from features.storage.store import Digests, Store
 from models.decisions.releases import in_service
 from pipeline.extract.index import read_digests, shards_of
-from pipeline.job.catalogue import FLIP
-from pipeline.job.lock import only_job
+from pipeline.job.listing import Files, files_of
+from pipeline.job.lock import at_work, only_job
 from pipeline.job.run import saved_run
-from pipeline.job.summaries import BottlenecksSummary
+from pipeline.job.summaries import FLIP, BottlenecksSummary
 
 DAY = 86_400 * 10**9  # ns
 # a working directory on a disk, or photos fetched from the web
@@ -40,8 +38,6 @@ CONFIG = re.compile("runs/[^/]+/config.json")  # written by every command
 UNFINISHED = re.compile(
     r"(runs/[^/]+/[^/]+|releases/[^/]+)/"
 )  # on an object store, where its mark is missing
-
-Files = dict[str, Stat]  # by the name below the workspace
 
 
 @dataclass(frozen=True)
@@ -66,18 +62,18 @@ def clean(workspace: AnyPath, *, keep: int | None, older: float, dry_run: bool) 
     Raises:
         ShelfmarkError: there is no workspace.
     """
-    files = _listing(workspace)
+    files = files_of(workspace)
     runs = sorted({name.split("/")[1] for name in files if re.match("runs/[^/]+/.", name)})
     if not runs:
         raise ShelfmarkError(f"{workspace}: has no runs; expected a workspace; check --workspace")
     before = time.time_ns() - int(older * DAY)
     with contextlib.ExitStack() as locks:  # held: a job that began now would find half of its files
-        idle = {run for run in runs if _free(workspace / "runs" / run, locks)}
+        idle = {run for run in runs if _free(workspace / "runs" / run, None if dry_run else locks)}
         kept = _kept(workspace, files, runs, keep)
         surplus = [run for run in runs if run in idle and run not in kept]
         removals = [_folder(files, f"runs/{run}") for run in surplus]
         left = {name: stat for name, stat in files.items() if not name.startswith(tuple(_roots(surplus)))}
-        removals += _leftovers(workspace, left, _roots(set(runs) - idle), before, locks)
+        removals += _leftovers(workspace, left, _roots(set(runs) - idle), before, None if dry_run else locks)
         removals += _shards(workspace, left, [run for run in runs if run not in surplus], before)
         for one in removals if not dry_run else []:
             _remove(workspace, one)
@@ -88,22 +84,10 @@ def _roots(runs: "set[str] | list[str]") -> list[str]:
     return [f"runs/{run}/" for run in runs]
 
 
-def _listing(workspace: AnyPath) -> Files:
-    """Every file of the workspace; links are not followed."""
-    if isinstance(workspace, Remote):
-        return stats(workspace)
-    files = {}
-    for folder, _, names in os.walk(workspace):
-        for name in names:
-            file = Path(folder, name)
-            with contextlib.suppress(FileNotFoundError):  # a running job's
-                stat = file.stat(follow_symlinks=False)
-                files[file.relative_to(workspace).as_posix()] = Stat(stat.st_size, stat.st_mtime_ns)
-    return dict(sorted(files.items()))
-
-
-def _free(job: AnyPath, locks: contextlib.ExitStack) -> bool:
-    """Whether no job is at work there; then none begins until `locks` are released."""
+def _free(job: AnyPath, locks: contextlib.ExitStack | None) -> bool:
+    """Whether no job is at work there; then none begins until `locks`, where given, are released."""
+    if locks is None:
+        return not at_work(job)
     try:
         locks.enter_context(only_job(job))
     except ShelfmarkError:
@@ -136,7 +120,7 @@ def _sources(release: str | None, runs: list[str]) -> set[str]:
 
 
 def _leftovers(
-    workspace: AnyPath, files: Files, busy: list[str], before: int, locks: contextlib.ExitStack
+    workspace: AnyPath, files: Files, busy: list[str], before: int, locks: contextlib.ExitStack | None
 ) -> list[Removal]:
     """Working files and directories, all of whose files are older than `before`."""
     working = defaultdict[str, list[str]](list)
@@ -154,7 +138,7 @@ def _leftovers(
             if output not in free:
                 lock = workspace / f"{output}.lock"
                 free[output] = _free(lock, locks)
-                if free[output]:
+                if free[output] and locks:
                     locks.callback(remove, lock)
             if not free[output]:
                 continue

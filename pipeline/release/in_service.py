@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from features.errors import ShelfmarkError
-from features.storage.artifact import Artifact, find_artifact
+from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store
 from models.decisions.bundle import Bundle, open_bundle
-from models.decisions.releases import in_service
+from models.decisions.releases import found_in_service, require_in_service
 from pipeline.extract.fill_store import RecordReader, rows_of
 from pipeline.extract.index import read_digests
 from pipeline.job.catalogue import Part, TrueCategories, measured_part
@@ -29,26 +28,14 @@ VERSION = 1
 
 
 def current_release(releases: AnyPath) -> Bundle | None:
-    """The bundle in service, or None before the first release."""
-    name = in_service(releases)
-    if name is None:
-        return None
-    if find_artifact(releases / name) is None:
-        raise ShelfmarkError(
-            f"{releases / 'current'}: points to {name}, which is gone or damaged; expected a bundle; "
-            "point it to another release, or remove it to release anew"
-        )
-    return open_bundle(releases / name)
+    """The bundle in service, or None before the first release; ShelfmarkError when it is gone or damaged."""
+    name = found_in_service(releases)
+    return None if name is None else open_bundle(releases / name)
 
 
 def require_release(workspace: AnyPath) -> Bundle:
     """The bundle in service; ShelfmarkError before the first release."""
-    bundle = current_release(workspace / "releases")
-    if bundle is None:
-        raise ShelfmarkError(
-            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
-        )
-    return bundle
+    return open_bundle(workspace / "releases" / require_in_service(workspace))
 
 
 def evaluate_in_service(run: Run, current: Bundle) -> Artifact:

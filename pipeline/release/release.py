@@ -20,6 +20,7 @@ from models.decisions.bundle import HEAD_FILES, THRESHOLDS
 from models.decisions.releases import SPLITS, put_into_service
 from models.heads.architectures import SET_FILES
 from pipeline.job.progress import log
+from pipeline.job.room import require_disk
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BundleSummary, RecordsSummary
@@ -39,6 +40,9 @@ def pack(run: Run) -> Artifact:
     evaluation = run.artifact("evaluation", "evaluate", thresholds=thresholds)
 
     def make(work: Path) -> Mapping[str, object]:
+        copied = [name for name in (*HEAD_FILES, *SET_FILES) if name in head.files]
+        size = sum(head.files[name]["size"] for name in copied) + backbone.model.count_params() * 4  # float32
+        require_disk("pack", work, size)
         for name in (*HEAD_FILES, *SET_FILES):
             if name in HEAD_FILES or name in head.files:
                 shutil.copyfile(head.file(name), work / name)
