@@ -76,7 +76,7 @@ def gate_products(run: Run, candidate: Bundle, current: Bundle, in_service: Arti
         if old:
             before = _measured_images(old, share)
             measured_before = pd.Series(before.product_id).drop_duplicates()
-            gone = before.only(~np.isin(before.product_id, rows["product_id"]))
+            gone = before.only(~pd.Series(before.product_id).isin(rows["product_id"]).to_numpy())
             try:
                 lost = _gone(run, records, old, gone, candidate, current)
                 images, rows = images.and_also(gone), pd.concat([rows, lost])
@@ -302,7 +302,7 @@ def _true_before(records: Artifact, old: Artifact, product_id: np.ndarray) -> Tr
 
 def _write_speed(run: Run, candidate: Bundle, current: Bundle, images: _Images, records: Artifact) -> None:
     """Writes speed.json: it differs from run to run, so it is part of no artifact, and decides nothing."""
-    some = images.only(np.isin(images.product_id, pd.unique(images.product_id)[:TIMED]))
+    some = images.only(pd.Series(images.product_id).isin(pd.unique(images.product_id)[:TIMED]).to_numpy())
     if len(some.product_id):
         after, before = (_seconds(bundle, some, records, run) for bundle in (candidate, current))
         values = {"seconds_per_product": after, "before": before, "ratio": after / before}
