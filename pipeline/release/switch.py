@@ -38,7 +38,7 @@ def releases_locked(releases: AnyPath) -> Iterator[None]:
             lock.enter_context(only_job(releases, WAIT))
         except Busy as error:
             raise Busy(
-                f"{releases}: another command has been switching releases for {WAIT:g} s; expected it to end; "
+                f"{releases}: another command has been switching releases for {WAIT:g} s; expected an end; "
                 "run the same command again"
             ) from error
         yield
