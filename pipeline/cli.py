@@ -230,8 +230,13 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 @_taxonomy
 @_engine
 @click.option("--finetune", "tune", is_flag=True, help="Tune the backbone first, on this week's products.")
+@click.option(
+    "--accept-feed", is_flag=True, help="Go on where the catalogue is unlike that of the release in service."
+)
 @stage_command
-def retrain(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, tune: bool) -> None:
+def retrain(
+    run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, tune: bool, accept_feed: bool
+) -> None:
     """Runs all stages and releases if better.
 
     The new bundle is released if it is better than the one in service. Run again, it repeats nothing; with
@@ -243,8 +248,7 @@ def retrain(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, tune
     """
     from pipeline.retrain import retrain
 
-    retrain(run, list(sources), taxonomy, _beam(), tune)
-    print(run.path / "report" / "index.html")
+    sys.exit(retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed).exit_status)
 
 
 @shelfmark.command()

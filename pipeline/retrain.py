@@ -1,10 +1,15 @@
 """The weekly run, on one page."""
 
+import sys
+from dataclasses import asdict
+
 from features.storage.paths import AnyPath
 from pipeline.audit.suspects import suspects
 from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
+from pipeline.job.account import RunAccount, account_of
 from pipeline.job.run import Run
+from pipeline.release.feed import guard_feed
 from pipeline.release.judge import judge
 from pipeline.release.release import pack, release
 from pipeline.report.report import report
@@ -20,7 +25,9 @@ def retrain(
     taxonomy: AnyPath | None = None,
     beam: tuple[str, ...] = (),
     tune: bool = False,
-) -> AnyPath | None:
+    *,
+    accept_feed: bool = False,
+) -> RunAccount:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
     Each stage opens what the stages before it have left in the run. A finished one is opened, not made again.
@@ -31,19 +38,31 @@ def retrain(
         taxonomy: CSV of the tree, for sources that do not hold it.
         beam: Beam's own options.
         tune: fine-tune the backbone first.
+        accept_feed: go on with a feed that the guard would stop.
 
     Returns:
-        The new release, or None when the one in service stays.
+        The account, which is run.json, too: its outcome is "released", "unchanged" or "kept".
+
+    Raises:
+        Stopped: the feed is not like that of the release in service.
     """
-    ingest(run, sources, taxonomy, beam)  # decodes every image once: as long as the processor takes for that
-    if tune:
-        finetune(run)  # longer than all the rest: epochs through the network, on pixels
-    extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing
-    train(run)  # epochs over the bottlenecks in memory: two minutes each for a million images on two cores
-    calibrate(run)  # one pass of the head over the validation images
-    evaluate(run)  # one pass of the head over all images
-    suspects(run)  # one pass of the head over the validation and test images, unless suspects.folds is set
-    candidate = pack(run)  # copies the head and the backbone's weights
-    verdict = judge(run, candidate)  # extracts the test images anew where the two backbones differ
-    report(run)  # seconds
-    return release(run, candidate, verdict)
+    with account_of(run.path, sys.argv, run.config.notify) as account:
+        records = ingest(run, sources, taxonomy, beam)  # decodes every image once
+        guard_feed(run, records, accept_feed, account=account)
+        if tune:
+            finetune(run)  # longer than all the rest: epochs through the network, on pixels
+        extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing
+        train(
+            run
+        )  # epochs over the bottlenecks in memory: two minutes each for a million images on two cores
+        calibrate(run)  # one pass of the head over the validation images
+        evaluate(run)  # one pass of the head over all images
+        suspects(
+            run
+        )  # one pass of the head over the validation and test images, unless suspects.folds is set
+        candidate = pack(run)  # copies the head and the backbone's weights
+        verdict = judge(run, candidate)  # extracts the test images anew where the two backbones differ
+        report(run)  # seconds
+        account.verdict = asdict(verdict)
+        release(run, candidate, verdict)
+    return account

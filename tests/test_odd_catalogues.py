@@ -101,7 +101,7 @@ def test_rows_that_cannot_be_used_are_counted_with_their_lines(tmp_path, ingest)
 def test_too_many_bad_rows_stop_the_run(tmp_path, ingest, capsys):
     photos(tmp_path)
     (tmp_path / "shop.csv").write_text(csv_text(rows()) + "q,ph/1.jpg\n" * 9)
-    ingest(tmp_path / "shop.csv", status=1)
+    ingest(tmp_path / "shop.csv", status=4)
     assert "9 of 53 images rejected (bad_row 9)" in error_line(capsys)
 
 
@@ -166,7 +166,7 @@ def test_a_catalogue_that_hardly_knows_the_release_in_service_stops(tmp_path, wo
     known.to_parquet(workspace / "releases" / "first" / "splits.parquet")
     photos(tmp_path)
     write_manifest(tmp_path / "shop.csv", rows())
-    ingest(tmp_path / "shop.csv", status=1)
+    ingest(tmp_path / "shop.csv", status=4)
     assert "0 of the 44 products of the release in service are among the 44" in error_line(capsys)
     assert ingest(tmp_path / "shop.csv", min_known=0).categories == {"A": 22, "B": 22}
 

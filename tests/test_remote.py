@@ -201,7 +201,7 @@ def test_the_whole_weekly_run_on_an_object_store_gives_the_digests_that_it_gives
         run = workspace / "runs" / "week"
         kinds = ("records", "bottlenecks", "head", "thresholds", "evaluation", "report", "bundle")
         digests.append({kind: find_artifact(run / kind).digest for kind in kinds})
-        assert json.loads(read_range(run / "verdict.json"))["better"]
+        assert json.loads(read_range(run / "verdict.json"))["release"]
         output = workspace / "decisions.parquet"
         assert run_here("categorize", str(drawn.catalogue), *found, "--output", str(output))[0] == 0
         decisions.append(pd.read_parquet(local(output)))

@@ -226,3 +226,29 @@ def test_engines_may_mix_and_are_counted(tmp_path: Path) -> None:
     store.append(digests(*"de"), rows_of("de"), engine="openvino bfloat16")
     assert find(store, *"abcdd").by_engine() == {"openvino bfloat16": 2, "tensorflow float32": 3}
     assert find(store, "e", "x").by_engine() == {"openvino bfloat16": 1}
+
+
+@pytest.mark.parametrize("width", [WIDTH, 8])  # 8: checksums of whole 64 bits
+def test_a_flipped_byte_is_noticed_wherever_it_is_and_the_other_rows_are_read(
+    tmp_path: Path, width: int
+) -> None:
+    store = Store(tmp_path / str(width))
+    rows = np.random.default_rng(3).normal(size=(3, width)).astype(np.float16)
+    file = store.path / f"{store.append(digests(*'abc'), rows, engine='e')}.npy"
+    whole = file.read_bytes()
+    data = len(whole) - rows.nbytes
+    for place in range(data + 2 * width, data + 4 * width):  # of row b
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        damaged = Store(store.path)
+        np.testing.assert_array_equal(rows_at(damaged, find(damaged, "a", "c"))[slice(None)], rows[[0, 2]])
+        with pytest.raises(
+            ShelfmarkError, match=r"\.npy: 1 of 3 bottlenecks are not what was .* remove the file"
+        ):
+            rows_at(damaged, find(damaged, *"abc"))[slice(None)]
+
+
+def test_shards_of_earlier_versions_have_no_checksums_and_are_read_all_the_same(tmp_path: Path) -> None:
+    store = filled(tmp_path, "abc")
+    file = tmp_path / f"{store.shards()[0]}.parquet"
+    pq.write_table(pq.read_table(file).select(["image_digest"]), file)
+    np.testing.assert_array_equal(rows_at(store, find(store, "cb"[0], "b"))[slice(None)], rows_of("cb"))

@@ -11,7 +11,7 @@ from trees import uneven_tree
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, open_artifact
-from features.storage.store import StoredRows
+from features.storage.store import Shard, StoredRows
 from models.heads.architectures import HeadShape, build_head, load_head
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.catalogue import Part
@@ -66,7 +66,9 @@ def test_weights_of_another_number_of_levels_are_refused() -> None:
 
 
 def test_training_images_whose_bottlenecks_are_zeros_alone_are_refused() -> None:
-    rows = StoredRows([np.zeros((4, 3), np.float16)], np.zeros(4, np.int32), np.arange(4, dtype=np.int32))
+    rows = StoredRows(
+        [Shard(np.zeros((4, 3), np.float16))], np.zeros(4, np.int32), np.arange(4, dtype=np.int32)
+    )
     learnt = Part(PRODUCTS, np.zeros((4, 32), np.uint8), rows)
     with pytest.raises(
         ShelfmarkError, match=r"all zero; .*random ones are for networks such as inception_v3"

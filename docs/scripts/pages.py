@@ -38,6 +38,7 @@ REMADE = {  # section → what a changed setting remakes
     "report": "the report",
     "compare": "rows of the comparison",
     "monitor": "nothing: it is of no run",
+    "guard": "nothing",
 }
 MARKS = {"speed": "a change remakes nothing", "calibrate": "a change remakes the thresholds and what follows"}
 
@@ -71,9 +72,10 @@ COMMANDS = """\
 
 *Made from the texts of `--help` by `make docs`: change them there, not here.*
 
-Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage, 130 interrupted; `audit judge` has two
-more. Options after `--` are
-Beam's: [scale-out.md](scale-out.md).
+Exit status: 0 done, 1 failed with one `error:` line, 2 wrong usage, 4 stopped by a guard because what came in
+is not as expected, 75 another job is at work there, 130 interrupted; of `retrain`, 3 finished, and the old
+release stays; `audit judge` and `monitor` have their own. Options after `--` are Beam's:
+[scale-out.md](scale-out.md).
 """
 BENCHMARKS = """\
 # Benchmarks

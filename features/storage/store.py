@@ -1,12 +1,14 @@
 """The store of bottlenecks: append-only shards, found by image digest.
 
     store/<fingerprint>/<shard>.npy       (n, d) float16, memory-mapped
-    store/<fingerprint>/<shard>.parquet   (n,) image_digest, binary(32); written last; its metadata name
-                                          the engine, and the store that it belongs to
+    store/<fingerprint>/<shard>.parquet   (n,) image_digest, binary(32), and checksum, uint64, of each row;
+                                          written last; its metadata name the engine, and the store that it
+                                          belongs to
     store/<fingerprint>/flip/             the same of the mirrored images
 
 A digest is the sha256 of the source's bytes. A shard's name is a hash of the digests in it, so a killed job
-writes the same shard again, and two jobs never clash. Without its parquet a shard is not there.
+writes the same shard again, and two jobs never clash. Without its parquet a shard is not there. Shards
+of earlier versions have no checksums; their rows are read unchecked.
 """
 
 import hashlib
@@ -22,7 +24,8 @@ from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, local, read_range, writing
 
 FLIP = "flip"
-SHARD = pa.schema([("image_digest", pa.binary(32))])
+SHARD = pa.schema([("image_digest", pa.binary(32)), ("checksum", pa.uint64())])
+UNCHECKED = pa.schema([("image_digest", pa.binary(32))])  # of earlier versions
 COMPARED = 2**20  # digests at a time
 SHARDS_AT_ONCE = (
     256  # shards at a time: one million digests in order take a quarter of the time of 4,096 each
@@ -140,7 +143,7 @@ class Store:
         self.path = path
         self.flip = path.name == FLIP
         self._owner = f"{path.parent.name}/{FLIP}" if self.flip else path.name
-        self._arrays: dict[str, np.ndarray] = {}
+        self._opened: dict[str, Shard] = {}
 
     def mirrored(self) -> "Store":
         """Returns the store of the mirrored images, a subdirectory of this one."""
@@ -178,9 +181,10 @@ class Store:
         file = self.path / f"{shard}.parquet"
         try:
             # of one column: a third of the time of read_table, which starts threads
-            table = pq.ParquetFile(pa.BufferReader(read_range(file))).read(use_threads=False)
-            metadata = table.schema.metadata or {}
-            whole = table.schema.equals(SHARD) and b"engine" in metadata
+            opened = pq.ParquetFile(pa.BufferReader(read_range(file)))
+            table = opened.read(columns=["image_digest"], use_threads=False)
+            metadata = opened.schema_arrow.metadata or {}
+            whole = any(map(opened.schema_arrow.equals, (SHARD, UNCHECKED))) and b"engine" in metadata
         except pa.ArrowInvalid:
             whole = False
         if not whole:
@@ -213,7 +217,8 @@ class Store:
         with writing(self.path / f"{name}.npy") as working:
             _save(bottlenecks, working)
         metadata = {"engine": engine, "store": self._owner}
-        table = pa.table([digest_array(digests)], schema=SHARD).replace_schema_metadata(metadata)
+        columns = [digest_array(digests), pa.array(row_sums(bottlenecks))]
+        table = pa.table(columns, schema=SHARD).replace_schema_metadata(metadata)
         with writing(self.path / f"{name}.parquet") as working:  # digests cannot be compressed
             pq.write_table(table, working, compression="none", use_dictionary=False)
         return name
@@ -233,20 +238,67 @@ class Store:
         used = np.unique(shard)
         index = np.zeros(len(names), np.int32)
         index[used] = np.arange(len(used))
-        return StoredRows([self._array(names[code]) for code in used], index[shard], row)
+        return StoredRows([self._open(names[code]) for code in used], index[shard], row)
 
-    def _array(self, shard: str) -> np.ndarray:
-        if shard not in self._arrays:
+    def _open(self, shard: str) -> "Shard":
+        if shard not in self._opened:
             file = self.path / f"{shard}.npy"
             try:
-                self._arrays[shard] = np.load(local(file), mmap_mode="r")
+                self._opened[shard] = Shard(np.load(local(file), mmap_mode="r"), self._sums(shard), file)
             except (OSError, ValueError, EOFError) as error:
                 advice = "" if isinstance(error, FileNotFoundError) else "remove it and "
                 raise ShelfmarkError(
                     f"{file}: cannot be read ({error}); expected a shard of bottlenecks; "
                     f"{advice}run extract again"
                 ) from error
-        return self._arrays[shard]
+        return self._opened[shard]
+
+    def _sums(self, shard: str) -> np.ndarray | None:
+        """The checksums of a shard's rows; None in a shard of an earlier version."""
+        opened = pq.ParquetFile(pa.BufferReader(read_range(self.path / f"{shard}.parquet")))
+        if "checksum" not in opened.schema_arrow.names:
+            return None
+        sums: np.ndarray = opened.read(columns=["checksum"], use_threads=False)["checksum"].to_numpy()
+        return sums
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An opened shard: (n, d) float16, and (n,) uint64 checksums of its rows where there are any."""
+
+    array: np.ndarray
+    sums: np.ndarray | None = None
+    file: AnyPath | None = None
+
+    def read(self, row: np.ndarray) -> np.ndarray:
+        """Returns (m, d) float16 of (m,) rows.
+
+        Raises:
+            ShelfmarkError: a row is not what was written.
+        """
+        rows: np.ndarray = self.array[row]
+        if self.sums is not None and (damaged := np.count_nonzero(row_sums(rows) != self.sums[row])):
+            raise ShelfmarkError(
+                f"{self.file}: {damaged:,} of {len(row):,} bottlenecks are not what was written there; "
+                "expected their checksums; remove the file and run the command again to extract them anew"
+            )
+        if isinstance(self.array, np.memmap):
+            self.array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        return rows
+
+
+def row_sums(bottlenecks: np.ndarray) -> np.ndarray:
+    """Returns (n,) uint64, the sum of each row's words modulo 2**64: one changed byte always changes it.
+
+    Args:
+        bottlenecks: (n, d) float16.
+
+    >>> row_sums(np.array([[1, 2, 3, 4]], np.float16)).tolist() == [0x4400_4200_4000_3C00]
+    True
+    """
+    words = np.uint64 if bottlenecks.shape[1] % 4 == 0 else np.uint16  # 64 bits at a time where they fit
+    sums: np.ndarray = np.ascontiguousarray(bottlenecks).view(words).sum(axis=1, dtype=np.uint64)
+    return sums
 
 
 def shard_name(digests: np.ndarray) -> str:
@@ -257,42 +309,40 @@ def shard_name(digests: np.ndarray) -> str:
 class StoredRows:
     """n bottlenecks scattered over shards; indexing with row numbers reads them."""
 
-    def __init__(self, arrays: list[np.ndarray], shard: np.ndarray, row: np.ndarray) -> None:
-        self._arrays, self._shard, self._row = arrays, shard, row
+    def __init__(self, shards: list[Shard], shard: np.ndarray, row: np.ndarray) -> None:
+        self._shards, self._shard, self._row = shards, shard, row
 
     def __len__(self) -> int:
         return len(self._row)
 
     def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
-        """Returns (m, d) float16 at constant memory use: mapped pages are released after each piece.
+        """Returns (m, d) float16, checked, at constant memory use: mapped pages are released piece by piece.
 
         They stay in the system's cache. While they are mapped they count as this process' memory, and reading
         a row maps the pages around it as well: 20,000 scattered rows had 3 GB mapped.
         """
         shard, row = self._shard[chosen], self._row[chosen]
-        out = np.empty((len(row), self._arrays[0].shape[1] if self._arrays else 0), np.float16)
+        out = np.empty((len(row), self._shards[0].array.shape[1] if self._shards else 0), np.float16)
         for start in range(0, len(row), PIECE):
             piece = slice(start, start + PIECE)
             for code in np.unique(shard[piece]):
-                here, array = shard[piece] == code, self._arrays[code]
-                out[piece][here] = array[row[piece][here]]
-                if isinstance(array, np.memmap):
-                    array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+                here = shard[piece] == code
+                out[piece][here] = self._shards[code].read(row[piece][here])
         return out
 
     def only(self, chosen: np.ndarray) -> "StoredRows":
         """Returns only the chosen rows: (n,) bool, or row numbers."""
-        return StoredRows(self._arrays, self._shard[chosen], self._row[chosen])
+        return StoredRows(self._shards, self._shard[chosen], self._row[chosen])
 
     def beside(self, other: "StoredRows") -> "StoredRows":
         """Returns (2n, d): each of these n rows, followed by the other's row of the same number."""
-        shard = np.stack([self._shard, other._shard + len(self._arrays)], axis=1)
+        shard = np.stack([self._shard, other._shard + len(self._shards)], axis=1)
         row = np.stack([self._row, other._row], axis=1)
-        return StoredRows(self._arrays + other._arrays, shard.reshape(-1), row.reshape(-1))
+        return StoredRows(self._shards + other._shards, shard.reshape(-1), row.reshape(-1))
 
     def load(self, most: int = 2 * 2**30) -> "StoredRows | np.ndarray":
         """Returns the bottlenecks in memory when they take at most `most` bytes, else these rows."""
-        size = len(self) * (self._arrays[0][0].nbytes if self._arrays else 0)
+        size = len(self) * (self._shards[0].array[0].nbytes if self._shards else 0)
         return self[slice(None)] if size <= most else self
 
 

@@ -26,7 +26,7 @@ from features.errors import ShelfmarkError
 from features.records import read_pieces
 from features.storage.artifact import Artifact, digest_of
 from features.storage.paths import AnyPath, write_whole
-from features.storage.store import Digests, Store, StoredRows
+from features.storage.store import Digests, Shard, Store, StoredRows
 from models.decisions.categorizer import Predictor
 from models.decisions.confidence import fit_confidence
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
@@ -385,7 +385,7 @@ def _hog(part: Part, records: Artifact) -> Part:
     order = np.lexsort([rows["offset"], rows["file"]])  # as they stand on the disk
     pixels = read_pixels(read_pieces(records.path, rows.iloc[order]), SIDE, batch=32)
     vectors = hog_vectors(pixels, len(rows))
-    return replace(part, rows=StoredRows([vectors], np.zeros(len(rows), np.int32), np.argsort(order)))
+    return replace(part, rows=StoredRows([Shard(vectors)], np.zeros(len(rows), np.int32), np.argsort(order)))
 
 
 def draw_products(part: Part, most: int, rng: np.random.Generator) -> Part:

@@ -21,6 +21,7 @@ from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact
 from features.storage.store import Digests, Locations, Store, StoredRows, shard_name
+from pipeline.job.account import count_new_images
 from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import Progress, log
 from pipeline.sources.image import Changed
@@ -149,6 +150,8 @@ def fill(
             f"{store.path}: lacks images that were just extracted; expected no other job to remove shards; "
             "run the command again"
         )
+    if not store.flip:  # an image counts once
+        count_new_images(len(missing))
     return locations
 
 

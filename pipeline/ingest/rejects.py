@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.errors import ShelfmarkError
+from features.errors import Stopped
 from features.storage.paths import AnyPath, local, writing
 from pipeline.ingest.check_images import CheckedImages
 from pipeline.ingest.index import NO_IMAGE, Index
@@ -39,7 +39,7 @@ def refuse_flood(index: Index, max_rejected: float, rejects: AnyPath) -> None:
         rejects: the table of all of them.
 
     Raises:
-        ShelfmarkError: with the three most common reasons, and an example of the first.
+        Stopped: with the three most common reasons, and an example of the first.
     """
     reasons = index.reasons()
     rejected, images = sum(reasons.values()), index.images()
@@ -47,7 +47,7 @@ def refuse_flood(index: Index, max_rejected: float, rejects: AnyPath) -> None:
         return
     common = ", ".join(f"{reason} {count:,}" for reason, count in list(reasons.items())[:3])
     table = pq.read_table(local(rejects), filters=[("reason", "==", next(iter(reasons)))])
-    raise ShelfmarkError(
+    raise Stopped(
         f"{rejected:,} of {images:,} images rejected ({common}), for example {table['source'][0]}: "
         f"{table['detail'][0]}; expected at most {max_rejected:.0%}; {rejects} lists them: "
         "correct the source, or raise ingest.max_rejected"

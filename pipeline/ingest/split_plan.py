@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.errors import ShelfmarkError
+from features.errors import ShelfmarkError, Stopped
 from features.product import (
     DROPPED,
     NONE,
@@ -135,12 +135,12 @@ def require_known(product_id: pa.Array, known: pa.Table, least: float) -> None:
         least: share of the smaller of both that is expected in both.
 
     Raises:
-        ShelfmarkError: fewer are.
+        Stopped: fewer are.
     """
     found = pc.sum(pc.is_in(known["product_id"].cast(pa.large_string()), value_set=product_id)).as_py() or 0
     smaller = min(len(known), len(product_id))
     if found < least * smaller:
-        raise ShelfmarkError(
+        raise Stopped(
             f"{found:,} of the {len(known):,} products of the release in service are among the "
             f"{len(product_id):,} of the sources, for example {product_id[0].as_py()!r}; expected at least "
             f"{least:.0%} of {smaller:,}, else products of test would be trained on; check the column of "

@@ -5,6 +5,7 @@ those marked `calibrate` are part of that stage's.
 """
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -44,6 +45,13 @@ def _known_encoding(name: str) -> str:
     except LookupError as error:
         raise ValueError(f"{error}; expected one as utf-8, cp1252 or utf-16") from error
     return name
+
+
+def _web_address(url: str) -> str:
+    """The address of a web server, or "" for none."""
+    if url and not re.match(r"https?://[^/\s]+\S*$", url):
+        raise ValueError("not a web address; expected http://… or https://…")
+    return url
 
 
 class IngestSettings(Section):
@@ -407,6 +415,39 @@ class MonitorSettings(Section):
     """Batches that are monitored in a year. Set 365 when you categorize every day."""
 
 
+class GuardSettings(Section):
+    """When `retrain` stops because the feed is unlike that of the release in service: docs/operations.md."""
+
+    least_products: Annotated[float, Field(ge=0, le=1), "speed"] = 0.5
+    """Least number of products, as a share of those of the release. Raise it when your catalogue never
+    shrinks; 0: any number is accepted."""
+    most_categories_gone: Annotated[float, Field(ge=0, le=1), "speed"] = 0.33
+    """Largest share of the release's categories that may have no product any more. Lower it when your tree
+    seldom changes; a tree that was renumbered needs `--mapping`, not a higher limit."""
+    least_images: Annotated[float, Field(ge=0, le=1), "speed"] = 0.5
+    """Least number of images a product, as a share of the release's. Raise it when photos are seldom
+    removed."""
+    most_rejected_more: Annotated[float, Field(ge=0, le=1), "speed"] = 0.05
+    """Largest rise of the share of rejected images; 0.05 is 5 points. `ingest.max_rejected` bounds the share
+    itself. Lower it when your photos are always readable."""
+    most_uncategorized_more: Annotated[float, Field(ge=0, le=1), "speed"] = 0.3
+    """Largest rise of the share of products without a category; 0.3 is 30 points. Raise it when new products
+    arrive in large deliveries."""
+    most_mix: Annotated[float, Field(ge=0, le=1), "speed"] = 0.5
+    """Largest share of the categorized products that would have to change their category for the mix of the
+    release. Raise it for a shop whose assortment changes with the season."""
+
+
+class NotifySettings(Section):
+    """Who is notified when `retrain` ends: the account of the run, run.json, is posted."""
+
+    url: Annotated[str, "speed", Field(exclude=True), AfterValidator(_web_address)] = ""
+    """Address, http:// or https://, that gets run.json by POST when `retrain` ends, however it ends; "" notifies
+    nobody. It is kept in no file of the workspace. Set it to a webhook of your chat, mail gateway or monitoring."""
+    timeout: Annotated[float, "speed", Field(gt=0, le=60)] = 10.0
+    """Seconds that each of three tries waits for the server. Raise it for a slow one."""
+
+
 class Config(BaseModel):
     """All settings of a run."""
 
@@ -428,6 +469,8 @@ class Config(BaseModel):
     report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
     monitor: MonitorSettings = MonitorSettings()
+    guard: GuardSettings = GuardSettings()
+    notify: NotifySettings = NotifySettings()
 
     def training(self) -> dict[str, Any]:
         """The settings of [train], what they leave open as head.recipe says."""

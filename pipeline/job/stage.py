@@ -17,6 +17,7 @@ from features.storage.artifact import (
     seal,
 )
 from features.storage.paths import AnyPath, copy_tree, remove
+from pipeline.job.account import stage_account
 from pipeline.job.progress import log
 
 
@@ -43,6 +44,22 @@ def stage(
         shared: workers on other machines fill the working directory, so that on an object store it is there;
             else `make` gets a directory on the disk, whose files are copied when they are finished.
     """
+    with stage_account(path) as result:
+        artifact, result.made = _opened_or_made(path, kind, version, made_from, make, usable, shared)
+        result.summary = artifact.summary
+    return artifact
+
+
+def _opened_or_made(
+    path: AnyPath,
+    kind: str,
+    version: int,
+    made_from: Mapping[str, object],
+    make: Callable[[Path], Mapping[str, object]],
+    usable: Callable[[Artifact], bool],
+    shared: bool,
+) -> tuple[Artifact, bool]:
+    """The artifact, and whether it was made."""
     inputs = {
         name: value if isinstance(value, str) else digest_of(value) for name, value in made_from.items()
     }
@@ -50,7 +67,7 @@ def stage(
     found = find_artifact(path)
     if found and found.kind == kind and found.made_from == inputs and usable(found):
         log.info("%s: unchanged (%s)", kind, counts_of(found.summary))
-        return found
+        return found, False
     started = time.monotonic()
     finish = functools.partial(seal, kind=kind, version=version, made_from=inputs)
     if isinstance(path, Path) or shared:
@@ -64,7 +81,7 @@ def stage(
             copy_tree(here, path)
         artifact = open_artifact(path, kind)
     log.info("%s: %s in %.1f s", kind, counts_of(artifact.summary), time.monotonic() - started)
-    return artifact
+    return artifact, True
 
 
 def counts_of(summary: Mapping[str, object]) -> str:

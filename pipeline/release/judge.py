@@ -16,8 +16,9 @@ from pipeline.release.in_service import current_release, evaluate_in_service
 class Verdict:
     """Whether a bundle goes into service, and why."""
 
-    better: bool
-    reason: str
+    outcome: str  # first, same, better or worse
+    release: bool
+    sentence: str
     candidate: str  # digest
     current: str | None  # digest
     judged_on: str  # test, or cert where there is no test part
@@ -32,9 +33,9 @@ def judge(run: Run, candidate: Artifact) -> Verdict:
     evaluation, current = run.artifact("evaluation", "evaluate"), current_release(run.releases)
     on = EvaluationSummary.of(evaluation).graded_on
     if current is None:
-        return Verdict(True, "nothing is in service yet", candidate.digest, None, on)
+        return Verdict("first", True, "nothing is in service yet", candidate.digest, None, on)
     if current.digest == candidate.digest:
-        return Verdict(False, "it is already in service", candidate.digest, current.digest, on)
+        return Verdict("same", False, "it is already in service", candidate.digest, current.digest, on)
     before = evaluate_in_service(run, current)
     rules = open_bundle(candidate.path).categorizer.rules, current.categorizer.rules
     target = rules[0].target
@@ -46,8 +47,9 @@ def judge(run: Run, candidate: Artifact) -> Verdict:
         f"{'' if certified else 'not '}certified, {rate:.1%} acceptable at {target:.0%}, {correct:.1%} right"
         for certified, rate, correct in merits
     )
-    reason = f"{new}; in service: {old}; measured on {on}"
-    return Verdict(merits[0] > merits[1], reason, candidate.digest, current.digest, on)
+    sentence = f"{new}; in service: {old}; measured on {on}"
+    better = merits[0] > merits[1]
+    return Verdict("better" if better else "worse", better, sentence, candidate.digest, current.digest, on)
 
 
 def _measured(artifact: Artifact, target: float) -> tuple[float, float]:

@@ -26,9 +26,10 @@ from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BundleSummary, RecordsSummary
 from pipeline.monitor.reference_files import write_reference
+from pipeline.release.feed import feed_of, write_feed
 from pipeline.release.judge import Verdict
 
-VERSION = 2
+VERSION = 3
 
 
 def pack(run: Run) -> Artifact:
@@ -48,6 +49,7 @@ def pack(run: Run) -> Artifact:
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
         products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
+        write_feed(feed_of(records), work)
         write_reference(records, bottlenecks, evaluation, run.store, run.config.calibration.fit_share, work)
         return BundleSummary(
             backbone=backbone.name,
@@ -74,12 +76,12 @@ def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
     """
     if verdict.candidate != verdict.current:  # else it was judged, and released, before
         write_whole(run.path / "verdict.json", json.dumps(asdict(verdict), indent=1).encode())
-    if not verdict.better:
-        log.info("release: kept the one in service: %s", verdict.reason)
+    if not verdict.release:
+        log.info("release: kept the one in service: %s", verdict.sentence)
         return None
     target = _copy(candidate, run.name, run.releases)
     put_into_service(run.releases, target.name)
-    log.info("release: %s is in service: %s", target.name, verdict.reason)
+    log.info("release: %s is in service: %s", target.name, verdict.sentence)
     return target
 
 
