@@ -7,9 +7,13 @@
     selectors further down     the rows that read the level above likewise; the others unchanged
 
 Which node a node was, TreeChanges say (models/taxonomy_changes.py): a category that was renamed or moved keeps
-its column; a merged one begins with the mean of its sources' columns, weighted by their training products; each
-part of a split one with the column of the whole, less the logarithm of the number of parts where columns have a
-bias, so that the parts together are as probable as the whole was. A coarser node is matched by all the names
+its column. A merged one begins with the mean of its sources' columns, weighted by their shares p of the training
+products, and the entropy of p on its bias: the largest linear function below the logarithm of its sources' summed
+exponentials (Jensen), which is what their probabilities together need. In a simulation (two of 30 categories
+merged, shares of 50, 75 and 95 %) log loss before any training was 0.342, 0.311 and 0.265; with the column of the
+largest source alone 0.489, 0.348 and 0.267, with the mean alone 0.374, 0.324 and 0.266. Each part of a split one
+begins with the column of the whole, and minus the logarithm of the number of parts on its bias, so that the parts
+together are as probable as the whole was. A coarser node is matched by all the names
 down to it, or, where no node had these, by the one node from which all of its categories come. The column of a removed node
 is dropped. No knowledge of held-out products is carried over: products keep their
 part from week to week, so last week's head was not trained on them either.
@@ -44,7 +48,7 @@ class Origins:
     """Where this week's nodes of a level come from, of last week's."""
 
     weights: sparse.csr_array  # (old nodes, nodes) float32; a column sums to 1, or to 0 for a new node
-    shift: np.ndarray  # (nodes,) float32, added to biases: minus the logarithm of the parts of a split one
+    shift: np.ndarray  # (nodes,) float32, added to biases of merged and split ones
 
     @property
     def known(self) -> np.ndarray:
@@ -187,8 +191,10 @@ def _category_origins(
         if category not in changes.sources and whole:
             shift[index] = -np.log(parts[whole[0]])
         sources.append([position[one] for one in of if one in position])
-    found = _origins(sources, len(old.categories), sizes)
-    return Origins(found.weights, shift)
+    weights = _origins(sources, len(old.categories), sizes).weights
+    entropy = weights.copy()
+    entropy.data = -entropy.data * np.log(entropy.data)
+    return Origins(weights, shift + entropy.sum(axis=0).astype(np.float32))
 
 
 def _origins(sources: list[list[int]], count: int, sizes: np.ndarray | None = None) -> Origins:
