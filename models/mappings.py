@@ -29,7 +29,19 @@ import yaml
 from features.delimited import header_name, is_delimited, rows_of, sniff
 from features.errors import ShelfmarkError
 from features.product import tidy_name
-from models.taxonomy_changes import ADD, DELETE, KINDS, SPLIT, Step, compose, followed, gaps, in_order, key, rings_of
+from models.taxonomy_changes import (
+    ADD,
+    DELETE,
+    KINDS,
+    SPLIT,
+    Step,
+    compose,
+    followed,
+    gaps,
+    in_order,
+    key,
+    rings_of,
+)
 
 log = logging.getLogger("shelfmark")
 
@@ -70,7 +82,9 @@ def read_mappings(files: Sequence[Path]) -> Step:
     """
     steps = in_order([step_of(rules) for file in files for rules in read_rules(file)])
     for before, after in gaps(steps):
-        log.warning("mappings: none leads from %s to %s; ids that changed in between are not found", before, after)
+        log.warning(
+            "mappings: none leads from %s to %s; ids that changed in between are not found", before, after
+        )
     return compose(steps)
 
 
@@ -137,11 +151,15 @@ def _csv(file: Path) -> RuleFile:
             raise ShelfmarkError(f"{file}: empty, or not a table; {FORMATS}; check --mapping")
         columns = list(map(header_name, header.cells))
         if not {"from", "to"} <= set(columns):
-            raise ShelfmarkError(f"{file}: columns {', '.join(columns)}; expected from,to[,kind]; correct them")
+            raise ShelfmarkError(
+                f"{file}: columns {', '.join(columns)}; expected from,to[,kind]; correct them"
+            )
         found = RuleFile(file.name)
         for row in rows:
             if row.problem:
-                raise _bad(file, f"line {row.line}", row.problem.partition(": ")[2], "a row of from,to[,kind]")
+                raise _bad(
+                    file, f"line {row.line}", row.problem.partition(": ")[2], "a row of from,to[,kind]"
+                )
             cells = dict(zip(columns, map(tidy_name, row.cells), strict=False))
             rule = _csv_rule(file, f"line {row.line}", cells)
             if rule:
@@ -178,9 +196,13 @@ def _yaml(file: Path, text: str) -> list[RuleFile]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}" if mark else "line 1"
-        raise _bad(file, where, f"no YAML: {' '.join((error.problem or str(error)).split())}", "Shopify's mapping") from error
+        raise _bad(
+            file, where, f"no YAML: {' '.join((error.problem or str(error)).split())}", "Shopify's mapping"
+        ) from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise _bad(file, "line 1", f"no YAML: {' '.join(str(error).split())[:200]}", "Shopify's mapping") from error
+        raise _bad(
+            file, "line 1", f"no YAML: {' '.join(str(error).split())[:200]}", "Shopify's mapping"
+        ) from error
     top = _fields(file, root, "input_taxonomy, output_taxonomy and rules")
     found = RuleFile(
         file.name, before=_version(file, top, "input_taxonomy"), after=_version(file, top, "output_taxonomy")
@@ -305,7 +327,9 @@ def _json_ids(file: Path, where: str, categories: Iterable[Any], labels: dict[st
     for category in categories:
         given = category.get("id") if isinstance(category, dict) else category
         if not isinstance(given, str) or not tidy_name(given):
-            raise _bad(file, where, "a category without an id", '{"id": "gid://shopify/TaxonomyCategory/el-7-15"}')
+            raise _bad(
+                file, where, "a category without an id", '{"id": "gid://shopify/TaxonomyCategory/el-7-15"}'
+            )
         if isinstance(category, dict) and isinstance(category.get("full_name"), str):
             labels[key(given)] = category["full_name"]
         yield key(given)

@@ -85,7 +85,9 @@ class Step:
         return frozenset(self.rules) | frozenset(self.rings)
 
 
-def followed(rules: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, tuple[str, ...]], set[str], dict[str, str]]:
+def followed(
+    rules: Mapping[str, tuple[str, ...]],
+) -> tuple[dict[str, tuple[str, ...]], set[str], dict[str, str]]:
     """Follows redirects to their ends: rules, splits and rings of a `Step`.
 
     Args:
@@ -410,7 +412,9 @@ def _named(change: Change, ledger: _Ledger, renamed: _Renamed, takers: Mapping[s
     where = f"from {' / '.join(old[:-1]) or 'the root'} to {' / '.join(new[:-1]) or 'the root'}"
     for depth in range(len(old) - 1, 0, -1):
         if (after := renamed.get(old[:depth])) and (*after, *old[depth:-1]) == new[:-1]:
-            return Change(change.category, RENAME, change.targets, f"the node above has another name: {where}")
+            return Change(
+                change.category, RENAME, change.targets, f"the node above has another name: {where}"
+            )
     return Change(change.category, MOVE, change.targets, change.reason or where)
 
 

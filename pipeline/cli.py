@@ -14,6 +14,7 @@ from features.errors import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
 from pipeline.cli_options import PATH, stage_command, start_tensorflow
+from pipeline.cli_taxonomy import mapping_options, taxonomy
 
 if TYPE_CHECKING:
     from pipeline.job.run import Run
@@ -35,7 +36,9 @@ _engine = click.option(
     type=click.Choice(["auto", "tensorflow", "openvino", "jax"]),
     help="What runs the backbone; default: auto, the fastest one installed.",
 )
-_taxonomy = click.option("--taxonomy", type=PATH, help="CSV of category_id, category_level1, …")
+_taxonomy = click.option(
+    "--taxonomy", type=PATH, help="CSV of category_id, category_level1, …, or a text as Google's."
+)
 
 
 class _Commands(click.Group):
@@ -70,8 +73,11 @@ def shelfmark() -> None:
 @shelfmark.command()
 @_sources
 @_taxonomy
+@mapping_options
 @stage_command
-def ingest(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None) -> None:
+def ingest(
+    run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, mappings: tuple[AnyPath, ...]
+) -> None:
     """Converts a catalogue to TFRecords.
 
     Every image is checked, and every product goes to train, val or test. SOURCE is a .bson file (Cdiscount),
@@ -83,7 +89,7 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None) -> No
     """
     from pipeline.ingest.ingest import ingest
 
-    ingest(run, list(sources), taxonomy, _beam())
+    ingest(run, list(sources), taxonomy, _beam(), mappings)
 
 
 @shelfmark.command()
@@ -228,6 +234,7 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 @shelfmark.command()
 @_sources
 @_taxonomy
+@mapping_options
 @_engine
 @click.option("--finetune", "tune", is_flag=True, help="Tune the backbone first, on this week's products.")
 @click.option(
@@ -235,7 +242,12 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 )
 @stage_command
 def retrain(
-    run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, tune: bool, accept_feed: bool
+    run: "Run",
+    sources: tuple[str, ...],
+    taxonomy: AnyPath | None,
+    mappings: tuple[AnyPath, ...],
+    tune: bool,
+    accept_feed: bool,
 ) -> None:
     """Runs all stages and releases if better.
 
@@ -248,7 +260,8 @@ def retrain(
     """
     from pipeline.retrain import retrain
 
-    sys.exit(retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed).exit_status)
+    account = retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed, mappings=mappings)
+    sys.exit(account.exit_status)
 
 
 @shelfmark.command()
@@ -300,6 +313,7 @@ def categorize(
 
 
 shelfmark.add_command(audit)
+shelfmark.add_command(taxonomy)
 
 
 @shelfmark.command()

@@ -1,6 +1,7 @@
 """The weekly run, on one page."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from features.storage.paths import AnyPath
@@ -12,6 +13,7 @@ from pipeline.job.run import Run
 from pipeline.release.feed import guard_feed
 from pipeline.release.judge import judge
 from pipeline.release.release import pack, release
+from pipeline.release.tree import moved_categories, tree_changes
 from pipeline.report.report import report
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
@@ -27,6 +29,7 @@ def retrain(
     tune: bool = False,
     *,
     accept_feed: bool = False,
+    mappings: Sequence[AnyPath] = (),
 ) -> RunAccount:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
@@ -39,6 +42,7 @@ def retrain(
         beam: Beam's own options.
         tune: fine-tune the backbone first.
         accept_feed: go on with a feed that the guard would stop.
+        mappings: files that say what became of categories.
 
     Returns:
         The account, which is run.json, too: its outcome is "released", "unchanged" or "kept".
@@ -47,8 +51,9 @@ def retrain(
         Stopped: the feed is not like that of the release in service.
     """
     with account_of(run.path, sys.argv, run.config.notify) as account:
-        records = ingest(run, sources, taxonomy, beam)  # decodes every image once
-        guard_feed(run, records, accept_feed, account=account)
+        records = ingest(run, sources, taxonomy, beam, mappings)  # decodes every image once
+        tree_changes(run)  # seconds
+        guard_feed(run, records, accept_feed, moved_categories(run), account=account)
         if tune:
             finetune(run)  # longer than all the rest: epochs through the network, on pixels
         extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing

@@ -192,9 +192,7 @@ def test_a_merged_category_starts_from_the_mean_of_its_sources_by_their_products
     now = tree(fruit="food", soap="home", vase="home")
     merged = changes(now, OLD, apple="fruit", leek="fruit")
     found = origins_of(now, OLD, 2, merged, np.array([30, 10, 5, 5]))
-    np.testing.assert_allclose(
-        found.weights.toarray(), [[0.75, 0, 0], [0.25, 0, 0], [0, 1, 0], [0, 0, 1]]
-    )
+    np.testing.assert_allclose(found.weights.toarray(), [[0.75, 0, 0], [0.25, 0, 0], [0, 1, 0], [0, 0, 1]])
     entropy = -0.75 * np.log(0.75) - 0.25 * np.log(0.25)
     np.testing.assert_allclose(found.shift, [entropy, 0, 0], rtol=1e-6)
 

@@ -87,7 +87,9 @@ class LevelOutcomes:
             raise ValueError(
                 f"a depth is not in 1 to {self.confidence.shape[1]}; expected a level of the tree"
             )
-        if self.withheld is not None and (self.withheld.shape != self.depth.shape or self.withheld.dtype != bool):
+        if self.withheld is not None and (
+            self.withheld.shape != self.depth.shape or self.withheld.dtype != bool
+        ):
             raise ValueError(
                 f"withheld is {self.withheld.dtype} of shape {self.withheld.shape}; expected a bool of each product"
             )

@@ -58,7 +58,9 @@ class Outcomes:
 
     def only(self, chosen: np.ndarray) -> "Outcomes":
         """The chosen products, (n,) bool."""
-        return Outcomes(*(column[chosen] for column in (self.product_id, self.group, self.confidence, self.correct)))
+        return Outcomes(
+            *(column[chosen] for column in (self.product_id, self.group, self.confidence, self.correct))
+        )
 
     @cached_property
     def ids(self) -> Names:

@@ -174,9 +174,7 @@ def origins_of(
     return _origins([[] if was < 0 else [was] for was in found], int(old.nodes[before - 1].max()) + 1)
 
 
-def _category_origins(
-    taxonomy: Taxonomy, old: Taxonomy, changes: TreeChanges, sizes: np.ndarray
-) -> Origins:
+def _category_origins(taxonomy: Taxonomy, old: Taxonomy, changes: TreeChanges, sizes: np.ndarray) -> Origins:
     """Those of the categories: their sources, or else the ones that were split into them."""
     position = {category: index for index, category in reversed(list(enumerate(old.categories)))}
     learnt = set(taxonomy.categories)

@@ -170,7 +170,9 @@ def _make(work: AnyPath, job: _IngestJob, fetched: AnyPath) -> Mapping[str, obje
     categories = frozenset(category for category, _ in paths) if job.taxonomy else None
     how = None
     if job.step:
-        given = sum((source.paths() for source in job.sources), start=CategoryPaths()) if job.taxonomy else paths
+        given = (
+            sum((source.paths() for source in job.sources), start=CategoryPaths()) if job.taxonomy else paths
+        )
         how = relabelling(job.step, given, paths if job.taxonomy else None)
         paths, categories = how.paths(paths), how.known()
     checked = check_images(job.sources, job.settings, work, job.beam, fetched, categories, renamed)

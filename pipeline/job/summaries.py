@@ -147,7 +147,16 @@ class TreeSummary(Summary):
     def changed(self) -> bool:
         """Whether the trees differ."""
         return any(
-            (self.renamed, self.moved, self.merged, self.split, self.deleted, self.dead, self.cyclic, self.added)
+            (
+                self.renamed,
+                self.moved,
+                self.merged,
+                self.split,
+                self.deleted,
+                self.dead,
+                self.cyclic,
+                self.added,
+            )
         )
 
 

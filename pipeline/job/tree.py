@@ -1,9 +1,9 @@
 """The tree of a run's records, and what changed since the release that the run is based on.
 
-    records/  taxonomy.csv, unlearnt.csv   the categories that have products
-              tree.csv                     the whole tree, where `--taxonomy` gave one
-              mapping.json                 what `--mapping` says, all files composed
-    release   taxonomy.csv, thresholds.json
+records/  taxonomy.csv, unlearnt.csv   the categories that have products
+          tree.csv                     the whole tree, where `--taxonomy` gave one
+          mapping.json                 what `--mapping` says, all files composed
+release   taxonomy.csv, thresholds.json
 """
 
 import json

@@ -37,15 +37,11 @@ def ladder(
         settings: section [calibration].
     """
     targets = sorted({*TARGETS, settings.precision})
-    found = certify_ladder(
-        fit.only(fit_open), cert.only(cert_open), targets, delta=delta, grid=settings.grid
-    )
+    found = certify_ladder(fit.only(fit_open), cert.only(cert_open), targets, delta=delta, grid=settings.grid)
     if cert_open.all():
         return found
     products = len(cert.one_per_group)
-    return tuple(
-        replace(one, products=products, acceptance_rate=one.accepted / products) for one in found
-    )
+    return tuple(replace(one, products=products, acceptance_rate=one.accepted / products) for one in found)
 
 
 def departments(
