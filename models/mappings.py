@@ -110,7 +110,7 @@ def step_of(file: RuleFile) -> Step:
         applied, splits = {old: new for old, new in rules.items() if old not in rings}, set[str]()
     else:
         applied, splits, rings = followed(rules)
-    splits |= {old for old in declared if applied.get(old)}
+    splits |= {old for old in declared if len(applied.get(old, ())) == 1}
     return Step(file.name, applied, frozenset(splits), rings, file.before, file.after, file.labels)
 
 

@@ -426,7 +426,7 @@ def _bare(category: str, place: tuple[str, ...]) -> tuple[str, ...]:
 def _renamed_nodes(
     pairs: Iterable[tuple[tuple[str, ...], tuple[str, ...]]], old: Places, new: Places | None
 ) -> _Renamed:
-    """Nodes that are gone, all of whose categories are below one node that was not there before.
+    """Nodes that are gone, all of whose categories, two or more, are below one node that was not there before.
 
     Args:
         pairs: old and new place of each category that has one target.
@@ -437,14 +437,14 @@ def _renamed_nodes(
         {place[:depth] for place in places.values() for depth in range(1, len(place) + 1)}
         for places in (new or {}, old)
     )
-    went: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
+    went: dict[tuple[str, ...], Counter[tuple[str, ...]]] = defaultdict(Counter)
     for before, after in pairs:
         for depth in range(1, min(len(before), len(after))):
-            went[before[:depth]].add(after[:depth])
+            went[before[:depth]][after[:depth]] += 1
     return {
         node: after
         for node, afters in went.items()
-        if len(afters) == 1 and node not in there and (after := next(iter(afters))) not in then
+        if len(afters) == 1 and afters.total() > 1 and node not in there and (after := next(iter(afters))) not in then
     }
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, writing
-from models.decisions.categorizer import ACCEPTED, PARENT, REVIEW
+from models.decisions.categorizer import ACCEPTED, PARENT, REVIEW, decisions_table
 from models.taxonomy_changes import FOR_PEOPLE, UNCHANGED, Change, Places, Step, key, tree_changes
 from pipeline.job.decisions_file import (
     REJECTS,
@@ -33,6 +33,8 @@ from pipeline.job.decisions_file import (
 
 BETWEEN = " / "  # names in a path
 LEDGER = ("product_id", "status_before", "status", "from", "to", "kind", "reason")
+CHANGEABLE = ("category", "status", "node_path", "node_level")  # what a change depends on
+UNDECIDED = {"status": REVIEW, "node": None, "node_path": None, "node_level": None}
 NODE_GONE, NODE_RENAMED = "node gone", "node renamed"  # kinds, beside those of categories
 
 Counts = Mapping[str, int]
@@ -63,7 +65,8 @@ def migrate(
         )
     paths: dict[str, str] = {}
     for piece in read_decisions(decisions, ["category", "category_path"]):
-        paths |= dict(piece.group_by(["category", "category_path"]).aggregate([]).to_pandas().dropna().values)
+        distinct = piece.group_by(["category", "category_path"]).aggregate([]).drop_null().to_pydict()
+        paths |= dict(zip(distinct["category"], distinct["category_path"], strict=True))
     migration = _Migration.of(paths, step, before, after)
     ledger = output.with_name(rejects_beside(output).name.removesuffix(REJECTS) + ".migrated.csv")
     counts: Counter[str] = Counter({UNCHANGED: 0})
@@ -73,9 +76,9 @@ def migrate(
         def pieces() -> Iterator[pd.DataFrame]:
             for piece in read_decisions(decisions, SCHEMA.names):
                 table, changed = migration.migrated(piece)
-                counts.update(changed["kind"].tolist())
+                counts.update(kind for *_, kind, _ in changed)
                 counts[UNCHANGED] += len(table) - len(changed)
-                changed.to_csv(working, mode="a", header=False, index=False)
+                pd.DataFrame(changed).to_csv(working, mode="a", header=False, index=False)
                 yield table
 
         write_decisions(pieces(), output)
@@ -115,48 +118,45 @@ class _Migration:
         changes = {change.category: change for change in tree_changes(places, after, step).changes}
         return cls({name: changes[name] for name in places}, paths, step, before, after)
 
-    def migrated(self, piece: pa.Table) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def migrated(self, piece: pa.Table) -> tuple[pd.DataFrame, list[tuple[object, ...]]]:
         """A piece of decisions carried over, columns of SCHEMA; and the rows of the ledger, columns LEDGER."""
-        table = piece.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype()}.get)
-        concerned = table["category"].map(self._is_changed).fillna(False).to_numpy(bool)
-        concerned |= (table["status"] == PARENT).to_numpy(bool)
-        rows = []
-        for at in concerned.nonzero()[0].tolist():
-            row = table.iloc[at]
-            new, noted = self._row(row)
-            if noted:
-                rows.append((row["product_id"], row["status"], new.get("status", row["status"]), *noted))
+        columns = {name: piece[name].to_pylist() for name in SCHEMA.names}
+        noted = []
+        for row, category in enumerate(columns["category"]):
+            status = columns["status"][row]
+            if category is None or (self.changes[category].target == category and status != PARENT):
+                continue
+            decision = {name: columns[name][row] for name in CHANGEABLE}
+            new, note = self._decided(decision)
+            if note:
+                product = columns["product_id"][row]
+                noted.append((product, status, new.get("status", status), *note))
             for name, value in new.items():
-                table.iat[at, table.columns.get_loc(name)] = value
-        return table, pd.DataFrame(rows, columns=list(LEDGER))
+                columns[name][row] = value
+        return decisions_table(**columns), noted
 
-    def _is_changed(self, category: str | None) -> bool:
-        return category is not None and self.changes[category].target != category
-
-    def _row(self, row: "pd.Series[Any]") -> tuple[dict[str, object], tuple[object, ...] | None]:
+    def _decided(self, decision: Mapping[str, Any]) -> tuple[dict[str, object], tuple[object, ...] | None]:
         """The values of a decision that are other ones now; and from, to, kind and reason of the ledger."""
-        category = str(row["category"])
+        category, status = decision["category"], decision["status"]
         change, new = self.changes[category], dict[str, object]()
-        noted: tuple[object, ...] | None = None
+        note: tuple[object, ...] | None = None
         if change.target is not None and change.target != category:
             target = self._category(change)
             new |= {"category": target.category, "category_path": target.path}
-            if row["status"] == ACCEPTED:
+            if status == ACCEPTED:
                 new |= {"node": target.category, "node_path": target.path, "node_level": target.level}
-            noted = (category, target.category, change.kind, change.reason)
+            note = (category, target.category, change.kind, change.reason)
         elif change.kind in FOR_PEOPLE:
-            noted = (category, " | ".join(change.targets), change.kind, change.reason)
-            if row["status"] == ACCEPTED:
-                new |= {"status": REVIEW, "node": None, "node_path": None, "node_level": None}
-        if row["status"] == PARENT:
-            node = self._node(str(row["node_path"]), int(str(row["node_level"])))
-            if node and node.path is None:
-                new |= {"status": REVIEW, "node": None, "node_path": None, "node_level": None}
-            elif node:
-                new |= {"node": node.category, "node_path": node.path, "node_level": node.level}
+            note = (category, " | ".join(change.targets), change.kind, change.reason)
+            if status == ACCEPTED:
+                new |= UNDECIDED
+        if status == PARENT:
+            node = self._node(decision["node_path"], decision["node_level"])
             if node:
-                noted = (row["node_path"], node.path, node.kind, node.reason)
-        return new, noted
+                decided = {"node": node.category, "node_path": node.path, "node_level": node.level}
+                new |= UNDECIDED if node.path is None else decided
+                note = (decision["node_path"], node.path, node.kind, node.reason)
+        return new, note
 
     def _category(self, change: Change) -> _Target:
         """The one target of a category; its path is null where nobody says it."""
