@@ -30,8 +30,8 @@ def mapping_of(records: Artifact) -> Step:
 
 
 def mapping_bytes(step: Step) -> bytes:
-    """The contents of mapping.json."""
-    values = TypeAdapter(Step).dump_python(step, mode="json")
+    """The contents of mapping.json, without the files' names: the same rules give the same bytes."""
+    values = TypeAdapter(Step).dump_python(replace(step, name=""), mode="json")
     values["splits"] = sorted(values["splits"])
     return json.dumps(values, ensure_ascii=False, indent=0, sort_keys=True).encode()
 

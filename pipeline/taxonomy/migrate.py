@@ -65,8 +65,9 @@ def migrate(
         )
     paths: dict[str, str] = {}
     for piece in read_decisions(decisions, ["category", "category_path"]):
-        distinct = piece.group_by(["category", "category_path"]).aggregate([]).drop_null().to_pydict()
-        paths |= dict(zip(distinct["category"], distinct["category_path"], strict=True))
+        distinct = piece.group_by(["category", "category_path"]).aggregate([]).to_pydict()
+        pairs = zip(distinct["category"], distinct["category_path"], strict=True)
+        paths |= {category: path or "" for category, path in pairs if category is not None}
     migration = _Migration.of(paths, step, before, after)
     ledger = output.with_name(rejects_beside(output).name.removesuffix(REJECTS) + ".migrated.csv")
     counts: Counter[str] = Counter({UNCHANGED: 0})
@@ -167,7 +168,7 @@ class _Migration:
         if label := self.step.labels.get(key(target)):
             names = [" ".join(name.split()) for name in label.split(">")]
             return _Target(change.kind, change.reason, target, BETWEEN.join(names), len(names))
-        return _Target(change.kind, change.reason, target, self.paths.get(target))
+        return _Target(change.kind, change.reason, target, self.paths.get(target) or None)
 
     def _node(self, path: str, level: int) -> _Target | None:
         """What becomes of a node above the categories; None where it stays."""
