@@ -1,6 +1,6 @@
 """Batch categorization beside the bare engine and the bare store, all new and all known, and its memory.
 
-    .venv/bin/python benchmarks/categorize.py [--images 1024] [--known 40000] [--rows 200000 2000000] [--repeats 3]
+    .venv/bin/python benchmarks/categorize.py [--images 1024] [--known 40000] [--rows 200000 2000000]
 
     new      photos of 180 px in a BSON file that no store knows → decisions; beside the engine alone on as
              many photos that are decoded and in memory
@@ -94,9 +94,9 @@ def _verdicts(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         found.append(verdict("all new: share of the bare engine's rate", least, 0.9, "", at_least=True))
     if "known" in results:
         least = min(row["of_read"] for row in results["known"])
-        found.append(verdict("all known: share of reading, hashing and the store", least, 0.95, "", at_least=True))
+        found.append(verdict("all known: share of reading and hashing", least, 0.95, "", at_least=True))
         least = min(row["of_whole"] for row in results["known"])
-        found.append(verdict("all known: share of a plain loop that decides", least, 0.95, "", at_least=True))
+        found.append(verdict("all known: share of a loop that decides", least, 0.95, "", at_least=True))
     if "memory" in results:
         small, large = (row["peak_mb"] for row in results["memory"])
         found.append(verdict("peak memory, ten times the products", large / small, 1.3, " times"))

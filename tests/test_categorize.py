@@ -130,7 +130,9 @@ class Batch:
     folder: Path
     bundle: Held
 
-    def __call__(self, source: str, name: str = "d.parquet", config: Config = CONFIG, **more: Any) -> pd.DataFrame:
+    def __call__(
+        self, source: str, name: str = "d.parquet", config: Config = CONFIG, **more: Any
+    ) -> pd.DataFrame:
         output = str(self.folder / name)
         self.counts = categorize([source], self.bundle, self.folder / "W" / "store", output, config, **more)
         return pd.read_parquet(output) if name.endswith(".parquet") else pd.DataFrame()
@@ -155,8 +157,6 @@ def alone(products: list[Drawn], bundle: Held) -> pd.DataFrame:
         photos = [picture for picture in product.pictures if picture]
         tables.append(categorize_photos(bundle.categorizer, engine, product.id, photos, Limits())[0])
     return pd.concat(tables).sort_values("product_id", ignore_index=True)
-
-
 
 
 @pytest.mark.parametrize("source", [shuffled, together])
@@ -188,7 +188,9 @@ def test_a_known_image_is_not_decoded_and_a_new_one_once(batch: Batch, decoded: 
     assert batch.store.shards() == before
 
 
-def test_parts_and_pieces_of_any_size_give_the_same_bytes(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_and_pieces_of_any_size_give_the_same_bytes(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = shuffled(batch.folder / "shop")
     batch(source)
     for part, piece in ((5, 7), (1000, 1000)):
@@ -222,7 +224,9 @@ def test_the_account_closes_and_rejects_name_images_by_product_and_index(
 
 def test_a_flood_of_rejects_stops_before_anything_is_decided(batch: Batch) -> None:
     products = [replace(one, pictures=(HTML,)) for one in PRODUCTS[:40]] + PRODUCTS[41:60]
-    with pytest.raises(Stopped, match=r"images rejected \(not_an_image 40.*rejects.parquet lists them") as stop:
+    with pytest.raises(
+        Stopped, match=r"images rejected \(not_an_image 40.*rejects.parquet lists them"
+    ) as stop:
         batch(together(batch.folder, products))
     listed = Path(str(stop.value).partition("40%; ")[2].partition(" lists")[0])
     assert len(pd.read_parquet(listed)) == 40
@@ -366,7 +370,9 @@ def first_pictures(source: str) -> list[Drawn]:
     """The products with their pictures in the order of the source, refused ones in place."""
     rows = pd.read_csv(source, dtype=str)
     order = {one.id: [] for one in PRODUCTS}  # type: dict[str, list[bytes | None]]
-    pictures = {f"photos/{one.id}-{n}.jpg": picture for one in PRODUCTS for n, picture in enumerate(one.pictures)}
+    pictures = {
+        f"photos/{one.id}-{n}.jpg": picture for one in PRODUCTS for n, picture in enumerate(one.pictures)
+    }
     for row in rows.itertuples():
         order[row.product_id].append(pictures[row.image])
     return [Drawn(one.id, "", tuple(order[one.id])) for one in PRODUCTS]
@@ -456,7 +462,9 @@ def test_pictures_within_a_table_are_copied_only_when_they_are_new(
     import pyarrow as pa
 
     rows = [(one.id, picture) for one in PRODUCTS for picture in one.pictures]
-    table = pa.table({"product_id": [row[0] for row in rows], "image": pa.array([row[1] for row in rows], pa.binary())})
+    table = pa.table(
+        {"product_id": [row[0] for row in rows], "image": pa.array([row[1] for row in rows], pa.binary())}
+    )
     pq.write_table(table, batch.folder / "shop.parquet", row_group_size=20)
     found, copies = [], []
     real = categorize_module.plan_new

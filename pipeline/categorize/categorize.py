@@ -1,9 +1,9 @@
 """Categorize: a decision for every product of a source, by the bundle in service, straight from the photos.
 
-    read      a segment of a source → rows, hashed; not decoded where the store knows the image   (read_units.py)
-    extract   distinct new images, decoded once → shards of the store, or refusals                (extract_new.py)
-    sort      rows of all units → parts of whole products, in the order of their ids              (sort_rows.py)
-    decide    part by part: bottlenecks → decisions, rejects, counts                              (decide.py)
+    read      a segment of a source → rows, hashed, not decoded where the store knows the image   read_units
+    extract   distinct new images, decoded once → shards of the store, or refusals                extract_new
+    sort      rows of all units → parts of whole products, in the order of their ids              sort_rows
+    decide    part by part: bottlenecks → decisions, rejects, counts                              decide
 
     NAME.parquet            one row a product, or a folder, or a table: pipeline/job/decisions_output.py
     NAME.rejects.parquet    the images that were refused, as in rejects.parquet
@@ -18,7 +18,7 @@ category given in the source is ignored.
 from collections.abc import Mapping
 
 from features.errors import ShelfmarkError
-from features.storage.artifact import begin, digest_of, find_artifact
+from features.storage.artifact import begin, digest_of
 from features.storage.paths import AnyPath, absolute, any_path, remove, write_whole
 from features.storage.store import Store
 from models.decisions.bundle import Bundle
@@ -30,21 +30,21 @@ from pipeline.categorize.decide import (
     write_all_rejects,
 )
 from pipeline.categorize.extract_new import Found, extract_new, plan_new
-from pipeline.categorize.keep_records import KIND, keep_records
+from pipeline.categorize.keep_records import keep_records
 from pipeline.categorize.known import index_decided, index_store
 from pipeline.categorize.read_units import DECIDED, KNOWN, read_sources
 from pipeline.categorize.sort_rows import PART_ROWS, SortedRows, sort_rows
+from pipeline.categorize.targets import require_targets
 from pipeline.ingest.check_images import forget_fetched, image_limits, roots_of
 from pipeline.ingest.rejects import refuse_flood_of
 from pipeline.job.config import Config
 from pipeline.job.decisions_file import decisions_digest, rejects_beside
-from pipeline.job.decisions_output import decisions_source, open_output, require_output
+from pipeline.job.decisions_output import decisions_source, open_output
 from pipeline.job.decisions_table import is_database
 from pipeline.job.lock import only_job
 from pipeline.job.progress import log
 from pipeline.job.stage import counts_of
 from pipeline.monitor.batch_statistics import BatchStatistics, PartImages, statistics_beside, statistics_json
-from pipeline.sources.outside import require_outside
 from pipeline.sources.source import Source, open_sources
 from pipeline.sources.tables import csv_options
 
@@ -82,32 +82,11 @@ def categorize(
         Busy: another job writes to this output.
     """
     opened = open_sources(sources, csv_options(config.ingest), may_be_empty=True)
-    table = is_database(output)
-    beside = [] if table else [any_path(output), rejects_beside(any_path(output))]
-    for path in (*beside, store.parent, *([records] if records else [])):
-        require_outside(path, opened)
-    require_output(output)
-    _require_other(output, only_new, records)
-    name = output if table else str(absolute(any_path(output)))
+    require_targets(opened, store.parent, output, only_new, records)
+    name = output if is_database(output) else str(absolute(any_path(output)))
     home = store.parent / "categorize" / digest_of(name)[:16]
     with only_job(home):
         return _Job(opened, bundle, store, output, config, beam, only_new, records, home).run()
-
-
-def _require_other(output: str, only_new: str | None, records: AnyPath | None) -> None:
-    """Raises a ShelfmarkError where something would be overwritten."""
-    if only_new is not None and not is_database(output) and any_path(only_new) == any_path(output):
-        raise ShelfmarkError(
-            f"{output}: is --only-new and --output, and would lose what it holds; expected two names (a table "
-            "of a database may be both); give another --output"
-        )
-    if records is not None and records.exists():
-        found = find_artifact(records)
-        if found is None or found.kind != KIND:
-            raise ShelfmarkError(
-                f"{records}: exists and holds no photos of categorize; expected a new directory; give another "
-                "--keep-records"
-            )
 
 
 class _Job:
@@ -222,8 +201,8 @@ class _Job:
         gone = outcomes.decided + outcomes.repeated + rejected + account.left_out
         if gone != account.images:
             raise ShelfmarkError(
-                f"{decisions_source(self.output)}: of {account.images:,} images {gone:,} are accounted for; expected all of them; "
-                "please report this"
+                f"{decisions_source(self.output)}: of {account.images:,} images {gone:,} are accounted for; "
+                "expected all of them; please report this"
             )
         for caveat in self.bundle.caveats:
             log.warning("decisions: of %s: %s", self.bundle.path.name, caveat)

@@ -27,7 +27,7 @@ Columns = Mapping[str, np.ndarray]
 
 
 def halves(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two (n,) uint64, the first and the second 64 bits of (n, 32) uint8, in the order of the bytes."""
+    """Returns two (n,) uint64, the first and the next 64 bits of (n, 32) uint8, in their order."""
     words = np.ascontiguousarray(digests[:, :16]).view(">u8").astype(np.uint64)
     return words[:, 0], words[:, 1]
 

@@ -1,6 +1,6 @@
 """The second pass: images that the store lacks are decoded, once, and go straight to the backbone.
 
-    _plan.arrow             a batch a shard of the store: digests of distinct new images, where their bytes are
+    _plan.arrow             a batch a shard of the store: digests of distinct new images, and their locations
     _new/<shard>.parquet    FOUND: what was found about the images of a planned shard; written last
     _failed/<shard>         why a shard could not be made
     _backbone.weights.h5    for Beam's workers
@@ -47,12 +47,23 @@ if TYPE_CHECKING:
 
 PLAN, NEW, FAILED, WEIGHTS = "_plan.arrow", "_new", "_failed", "_backbone.weights.h5"
 PLANNED = pa.schema(
-    [("image_digest", pa.binary(32)), ("file", pa.string()), ("offset", pa.int64())]
-    + [("length", pa.int32()), ("checksum", pa.uint32())]
+    [
+        ("image_digest", pa.binary(32)),
+        ("file", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int32()),
+        ("checksum", pa.uint32()),
+    ]
 )
 FOUND = pa.schema(
-    [("image_digest", pa.binary(32)), ("flat", pa.bool_()), ("width", pa.int32()), ("height", pa.int32())]
-    + [("reason", pa.string()), ("detail", pa.string())]
+    [
+        ("image_digest", pa.binary(32)),
+        ("flat", pa.bool_()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
 )
 SHARD = b"shard"  # in the metadata: name of the shard in the store, "" where all its images were refused
 AHEAD = 4  # images being decoded, times the cores

@@ -1,7 +1,7 @@
 """Keeps the photos of a batch as TFRecords, for those who want to see or use them later.
 
-    DIR/  part-00000.tfrecord …   records (features/records.py) without category, split "none"; products in order
-          images.parquet          product_id, image_index, image_digest, file, offset, length: for `read_pieces`
+    DIR/  part-00000.tfrecord …   records (features/records.py) without category, by product
+          images.parquet          product_id, image_index, image_digest, file, offset, length
           manifest.json
 
 A unit of work is a part. Photos are read and decoded once more: what decisions need is not their JPEGs.
@@ -24,16 +24,23 @@ from features.storage.artifact import begin, find_artifact, partial_of, seal
 from features.storage.paths import AnyPath, absolute, any_path, writing
 from pipeline.beam.run_units import run_units, unit_file, write_table
 from pipeline.categorize.sort_rows import SortedRows, read_part
+from pipeline.categorize.targets import PHOTOS
 from pipeline.ingest.check_images import image_limits
 from pipeline.ingest.index import image_indices
 from pipeline.job.config import IngestSettings
 from pipeline.job.progress import log
 from pipeline.sources.image import read_images, refuse_changed_container
 
-KIND, VERSION, ROWS = "photos", 1, "_rows"
+VERSION, ROWS = 1, "_rows"
 KEPT = pa.schema(
-    [("product_id", pa.string()), ("image_index", pa.int32()), ("image_digest", pa.binary(32))]
-    + [("file", pa.string()), ("offset", pa.int64()), ("length", pa.int64())]
+    [
+        ("product_id", pa.string()),
+        ("image_index", pa.int32()),
+        ("image_digest", pa.binary(32)),
+        ("file", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+    ]
 )
 
 
@@ -60,7 +67,7 @@ def keep_records(
     """
     made_from = {"job": job}
     found = find_artifact(out)
-    if found and found.kind == KIND and found.made_from == made_from:
+    if found and found.kind == PHOTOS and found.made_from == made_from:
         return
     work = begin(partial_of(out), made_from)
     do = functools.partial(
@@ -77,7 +84,7 @@ def keep_records(
                 table = pq.read_table(file)
             images += len(table)
             writer.write_table(table)
-    seal(out, kind=KIND, version=VERSION, made_from=made_from, summary={"images": images})
+    seal(out, kind=PHOTOS, version=VERSION, made_from=made_from, summary={"images": images})
     log.info("records: %s images in %s", f"{images:,}", out)
 
 

@@ -36,11 +36,22 @@ from pipeline.sources.urls import Fetching
 
 FOLDER, KNOWN, DECIDED = "_read", "_known", "decided"
 READ = pa.schema(
-    [("product_id", pa.string()), ("order_key", pa.int64()), ("file", pa.string())]
-    + [("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
-    + [("image_digest", pa.binary(32)), ("new", pa.bool_()), ("flat", pa.bool_())]
-    + [("width", pa.int32()), ("height", pa.int32()), ("kind", pa.string())]
-    + [("reason", pa.string()), ("detail", pa.string())]
+    [
+        ("product_id", pa.string()),
+        ("order_key", pa.int64()),
+        ("file", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int32()),
+        ("checksum", pa.uint32()),
+        ("image_digest", pa.binary(32)),
+        ("new", pa.bool_()),
+        ("flat", pa.bool_()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("kind", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
 )
 IMAGES, BYTES = 512, 2**24  # looked up together, at most
 

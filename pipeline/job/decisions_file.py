@@ -5,8 +5,8 @@
                    is an empty cell; a list is a JSON text: "[""apple"",""pear""]"
     .jsonl         UTF-8, one JSON object a line, with real lists and nulls
 
-`read_decisions` reads each of them back, piece by piece, and also a folder of parts (decisions_output.py) and a
-table of a database (decisions_table.py).
+`read_decisions` reads each of them back, piece by piece, and also a folder of parts (decisions_output.py) and
+a table of a database (decisions_table.py).
 
 Texts are written as they came, ids too: a spreadsheet may take one that begins with = for a formula.
 """
@@ -107,15 +107,35 @@ def read_decisions(source: AnyPath | StoredDecisions, columns: Sequence[str]) ->
         columns: of SCHEMA; one that the file is too old for is null.
 
     Raises:
-        ShelfmarkError: the decisions are missing or damaged, the suffix is none of the formats, or a column is
-            missing.
+        ShelfmarkError: the decisions are missing or damaged, the suffix is none of the formats, or a column
+            is missing.
     """
     if not isinstance(source, Path | Remote):
-        for piece in source.read(columns):
-            yield _of_schema(piece, columns, source)
+        with _reading(source):
+            for piece in source.read(columns):
+                yield _of_schema(piece, columns, source)
         return
     for file in parts_of(source) if source.is_dir() else [source]:
-        yield from _read_file(file, columns)
+        read = READERS[_ending(file)]
+        if not file.is_file():
+            raise ShelfmarkError(
+                f"{file}: no such file; expected decisions of `shelfmark categorize`; check the path"
+            )
+        with _reading(file), file.open("rb") as opened:
+            for piece in read(opened, columns):
+                yield _of_schema(piece, columns, file)
+
+
+@contextmanager
+def _reading(source: AnyPath | StoredDecisions) -> Iterator[None]:
+    """What shows that something is damaged becomes a ShelfmarkError."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise ShelfmarkError(
+            f"{source}: cannot be read ({' '.join(str(error).split())[:200]}); expected decisions as "
+            "`shelfmark categorize` writes them; make them again"
+        ) from error
 
 
 def parts_of(folder: AnyPath) -> list[AnyPath]:
@@ -141,27 +161,10 @@ def parts_of(folder: AnyPath) -> list[AnyPath]:
 
 
 def decisions_digest(source: AnyPath | StoredDecisions) -> str:
-    """Returns the sha256 (hex) of decisions: of the file, of the folder's list of parts, of a table's rows."""
+    """Returns the sha256 (hex) of the file, of the folder's list of parts, or of the table's rows."""
     if not isinstance(source, Path | Remote):
         return source.digest()
     return file_digest(source / FOLDER_MARK if source.is_dir() else source)
-
-
-def _read_file(file: AnyPath, columns: Sequence[str]) -> Iterator[pa.Table]:
-    read = READERS[_ending(file)]
-    if not file.is_file():
-        raise ShelfmarkError(
-            f"{file}: no such file; expected decisions of `shelfmark categorize`; check the path"
-        )
-    try:
-        with file.open("rb") as opened:
-            for piece in read(opened, columns):
-                yield _of_schema(piece, columns, file)
-    except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise ShelfmarkError(
-            f"{file}: cannot be read ({' '.join(str(error).split())[:200]}); expected decisions as "
-            "`shelfmark categorize` writes them; make the file again"
-        ) from error
 
 
 def _of_schema(piece: pa.Table, columns: Sequence[str], file: AnyPath | StoredDecisions) -> pa.Table:

@@ -1,17 +1,18 @@
-"""Where `categorize` puts decisions, part by part, so that a killed job goes on and nothing is lost or doubled.
+"""Where `categorize` puts decisions, part by part: a killed job goes on, and nothing is lost or doubled.
 
     decisions.csv                            one file, in one of the formats of decisions_file.py
     decisions/                               a folder of parts
       part-00000.parquet …                     in the order of the products
-      _manifest.json                           {"kind": "decisions", "version", "job", "rows", "files": {name: {size, sha256}}}
+      _manifest.json                           {"kind": "decisions", "version", "job", "rows",
+                                                "files": {name: {"size", "sha256"}}}
     postgresql+psycopg://host/shop#table     a table of a database, see decisions_table.py
 
 Of a file and a folder, the parts are kept in a working directory until all of them are there:
 
     WORK/_parts/   made_from.json {"job": …}   part-00000.parquet …
 
-`finish` then joins them into NAME.partial and renames it: what stood there before is there until then. The table
-gets each part at once, in a transaction.
+`finish` then joins them into NAME.partial and renames it: what stood there before is there until then. The
+table gets each part at once, in a transaction.
 
 Readers of folders of Parquet (pandas, pyarrow, DuckDB, Spark) leave names that begin with _ out.
 """
@@ -128,8 +129,8 @@ def _require_own(folder: AnyPath) -> None:
     for name in sizes(folder):
         if not ours or not (_part_number(name) or name in (FOLDER_MARK, UNFINISHED)):
             raise ShelfmarkError(
-                f"{folder}: holds {name}, which is not of a folder of decisions; expected a new folder, an empty "
-                "one, or one that `shelfmark categorize` has written; give another --output"
+                f"{folder}: holds {name}, which is not of a folder of decisions; expected a new folder, an "
+                "empty one, or one that `shelfmark categorize` has written; give another --output"
             )
 
 
@@ -200,8 +201,8 @@ class FolderOutput:
     def finish(self, parts: int) -> None:
         """Puts the parts and then the manifest into FOLDER.partial, and renames it.
 
-        On an object store, which cannot rename, they are put where they will stand: the old manifest is removed
-        first, the new one is written last.
+        On an object store, which cannot rename, they are put where they will stand: the old manifest is
+        removed first, the new one is written last.
         """
         files = self._parts.files(parts)
         folder, rows = partial_of(self._folder), 0
@@ -252,8 +253,8 @@ def _read_part(file: AnyPath) -> Iterator[pa.Table]:
             raise
         file.unlink(missing_ok=True)
         raise ShelfmarkError(
-            f"{file}: damaged ({' '.join(str(error).split())[:200]}); expected the part as it was written; it "
-            "is removed, so run the same command again"
+            f"{file}: damaged ({' '.join(str(error).split())[:200]}); expected the part as it was written; "
+            "it is removed, so run the same command again"
         ) from error
 
 
