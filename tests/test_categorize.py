@@ -518,7 +518,7 @@ def test_a_changed_byte_in_the_store_stops_the_batch(batch: Batch) -> None:
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ShelfmarkError, match="1 of .* bottlenecks are not what was written there"):
+    with pytest.raises(ShelfmarkError, match=r"1 of .* bottlenecks are not what was written there"):
         batch(source, "e.parquet")
     assert not (batch.folder / "e.parquet").exists()
 

@@ -213,7 +213,7 @@ class Store:
     def gather(
         self, names: list[str], shard: np.ndarray, row: np.ndarray, sums: np.ndarray, summed: np.ndarray
     ) -> np.ndarray:
-        """Returns (n, d) float16, bottlenecks in memory, shard after shard: of thousands one is open at a time.
+        """Returns (n, d) float16, bottlenecks in memory; of the shards one is open at a time.
 
         Args:
             names: of shards.
