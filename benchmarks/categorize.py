@@ -59,6 +59,9 @@ def main() -> None:
         return
     subjects = options.only or ["new", "known", "memory"]
     results: dict[str, Any] = {}
+    if options.only and RESULTS.is_file():  # the others stay
+        measured = json.loads(RESULTS.read_text())
+        results = {name: measured[name] for name in SUBJECTS if name in measured}
     if "new" in subjects:
         results["new"] = [_child(options, "new", each) for each in PER_PRODUCT]
     if "known" in subjects:

@@ -4,6 +4,10 @@ import functools
 import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -335,6 +339,34 @@ def test_the_command_decides_the_same_in_processes_and_on_beam(
         main([*command, "--output", str(tmp_path / "f.parquet")])
         pd.testing.assert_frame_equal(found, pd.read_parquet(tmp_path / "f.parquet"))
         assert sorted(sizes(workspace / "store")) == sorted(sizes(tmp_path / "V" / "store"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # four times TensorFlow's start
+def test_a_process_that_is_killed_again_and_again_gives_the_same_bytes(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    source = shuffled(tmp_path / "shop", draw_products({"1": 400}))
+    shutil.copytree(workspace / "releases", tmp_path / "V" / "releases", symlinks=True)
+
+    def command(folder: Path, *more: str) -> list[str]:
+        given = ["--workspace", str(folder), "--output", str(tmp_path / f"{folder.name}.parquet"), *more]
+        for setting in ("ingest.unit_images=50", "extract.shard_images=40", "extract.engine=tensorflow"):
+            given += ["--set", setting]
+        return ["categorize", source, *given]
+
+    for what, number in (("_new/*.parquet", signal.SIGKILL), ("_sorted/*.arrow", signal.SIGTERM)):
+        job = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *command(workspace)])
+        while job.poll() is None and not list(workspace.glob(f"categorize/*/work/{what}")):
+            time.sleep(0.002)
+        job.send_signal(number)
+        assert job.wait(60) in (-number, 128 + number, 0)
+    main(command(workspace))
+    main(command(tmp_path / "V"))
+    for suffix in (".parquet", ".rejects.parquet"):
+        assert (tmp_path / f"W{suffix}").read_bytes() == (tmp_path / f"V{suffix}").read_bytes()
+    assert sorted(sizes(workspace / "store")) == sorted(sizes(tmp_path / "V" / "store"))
 
 
 # The statistics
