@@ -185,7 +185,7 @@ def test_a_promise_that_cannot_be_kept_any_more_is_kept_or_withdrawn_as_the_sett
     assert not kept.promise.certified and kept.current_promise and kept.current_promise.target == 0.8
     assert (kept.outcome, kept.release, kept.withdraw) == ("worse", False, False)
     assert (
-        "release good was certified for 0.8 with certainty 0.9 only, 0.995 with certainty 0.9 is asked for"
+        "release good was certified for 0.8 with certainty 0.9 only, 0.995 with certainty 0.9 is required"
         in kept.sentence
     )
     assert kept.sentence.endswith("good serves with its old promise (gate.old_promise)")
@@ -195,13 +195,13 @@ def test_a_promise_that_cannot_be_kept_any_more_is_kept_or_withdrawn_as_the_sett
     assert "accepts nothing until a bundle is certified" in withdrawn.sentence
 
 
-def test_a_bundle_certified_for_what_is_asked_replaces_one_certified_for_less(
+def test_a_bundle_certified_for_what_is_required_replaces_one_certified_for_less(
     copy: Path, drawn_weights: Path
 ) -> None:
     recalibrated(copy, drawn_weights, "more", "calibration.precision=0.85")
     verdict = judged(copy, "more", drawn_weights, "calibration.precision=0.85")
     assert verdict.promise.certified and (verdict.outcome, verdict.release) == ("better", True)
-    assert "it alone is certified for what is asked for" in verdict.sentence
+    assert "it alone is certified for what is required" in verdict.sentence
 
 
 def damage(releases: Path, how: str) -> None:

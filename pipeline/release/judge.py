@@ -98,7 +98,7 @@ class Verdict:
     candidate: str  # digest
     current: str | None  # digest of the release in service; None where there is none, or it is lost
     current_name: str | None
-    asked: Promise  # what the settings ask for now
+    required: Promise  # what the settings require now
     promise: Promise
     current_promise: Promise | None
     tree_changed: bool
@@ -165,7 +165,7 @@ class _Judge:
         self.settings: GateSettings = run.config.gate
         self.artifact = artifact
         self.candidate = open_bundle(artifact.path)
-        self.asked = _asked(run.config.calibration)
+        self.required = _required(run.config.calibration)
         self.promise = _promise(self.candidate)
         self.name = in_service(run.releases)
         self.trees = list(TrueCategories.of(run.records()).trees)
@@ -213,17 +213,17 @@ class _Judge:
                 week=table["week"].to_numpy(),
                 category=table["path"].to_numpy(),
                 department=table["department"].to_numpy(),
-                target=self.asked.target,
+                target=self.required.target,
                 certainty=settings.certainty,
                 repetitions=settings.repetitions,
                 weight=table["weight"].to_numpy() if "weight" in table and table["weight"].any() else None,
             )
         old, withdraw = _promise(current), False
-        for_less = old.certified and not old.covers(self.asked)
+        for_less = old.certified and not old.covers(self.required)
         if for_less and settings.old_promise == "withdraw":
-            withdraw = not self.promise.covers(self.asked)
+            withdraw = not self.promise.covers(self.required)
         counted = replace(old, certified=False) if withdraw else old
-        result = outcome_of(self.asked, counted, self.promise, comparison, settings.certainty)
+        result = outcome_of(self.required, counted, self.promise, comparison, settings.certainty)
         equal = settings.when_equal == "release" or (
             settings.when_equal == "tree_changed" and self.tree_changed
         )
@@ -233,7 +233,7 @@ class _Judge:
         if for_less:
             clauses.append(
                 f"release {self.name} was certified for {_text(old)} only, "
-                f"{_text(self.asked)} is asked for now"
+                f"{_text(self.required)} is required now"
             )
         if summary.missing:
             clauses.append(
@@ -329,7 +329,7 @@ class _Judge:
             candidate=self.artifact.digest,
             current=found.digest if found else None,
             current_name=self.name,
-            asked=self.asked,
+            required=self.required,
             promise=self.promise,
             current_promise=current_promise,
             tree_changed=self.tree_changed,
@@ -390,7 +390,7 @@ def _floor_text(floor: Floor) -> str:
     )
 
 
-def _asked(settings: CalibrationSettings) -> Promise:
+def _required(settings: CalibrationSettings) -> Promise:
     return Promise(settings.precision, settings.delta, True)
 
 
