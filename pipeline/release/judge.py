@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from features.errors import ShelfmarkError
 from features.product import tidy_name
-from features.storage.artifact import Artifact, find_artifact
+from features.storage.artifact import Artifact, find_artifact, open_artifact
 from features.storage.paths import write_whole
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.gate import (
@@ -39,6 +39,7 @@ from pipeline.job.config import CalibrationSettings, GateSettings
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.summaries import GateSummary
+from pipeline.job.tree import changes_since, is_explained, mapping_of
 from pipeline.release.gate_products import decided, gate_products, read_products
 from pipeline.release.in_service import current_release, evaluate_in_service
 
@@ -58,6 +59,7 @@ class Products:
     new: int  # in this week's catalogue alone
     gone: int  # in that of the release in service alone
     unmeasured: int  # of these, not compared: the records are gone
+    unlabelled: int  # of these, left out: the category was split, or removed by a mapping
     left_out: int  # one of the two was trained on the product
     photo_left_out: int  # one of the two alone was trained on a photo of it
 
@@ -278,9 +280,13 @@ class _Judge:
         )
 
     def _categories_gone(self, current: Bundle) -> Names:
-        """The categories of the release in service that this week's catalogue does not have."""
-        tree = current.categorizer.predictor.taxonomy
+        """The categories of the release in service that this week lacks, unless the tree explains it."""
+        tree, records = current.categorizer.predictor.taxonomy, self.run.records()
+        step = mapping_of(records)
+        release = open_artifact(self.run.releases / current.path.name, "bundle")
+        moved = [one.category for one in changes_since(release, records).changes if is_explained(one, step)]
         there = np.any([one.index(tree.categories) >= 0 for one in self.trees[:-1]], axis=0)
+        there |= np.isin(tree.categories, moved)
         gone = [tree.label(at) for at in np.flatnonzero(~there).tolist()]
         return Names(len(gone), tuple(sorted(gone)[:NAMED]))
 
@@ -402,7 +408,7 @@ def _promise(bundle: Bundle) -> Promise:
 def _products(summary: GateSummary) -> Products:
     return Products(
         summary.measured_on, summary.products, summary.both, summary.new, summary.gone, summary.unmeasured,
-        summary.trained_on, summary.photo_trained_on,
+        summary.unlabelled, summary.trained_on, summary.photo_trained_on,
     )  # fmt: skip
 
 
