@@ -17,8 +17,10 @@ from models.decisions.categorizer import DecisionRules
 from models.heads.architectures import HeadShape
 from pipeline.compare.results import Comparison
 from pipeline.job.config import Config
+from pipeline.job.release_log import Switch
 from pipeline.job.run import SavedRun
 from pipeline.release.judge import Verdict
+from pipeline.release.trace import Trace
 from pipeline.train.figures import Metrics
 from serving.schemas import Decision, Health, Problem
 
@@ -33,8 +35,10 @@ DEFINITIONS = {
     "http-problem": Problem,  # what the service says when it refuses a request
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
     "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
+    "release-log": Switch,  # a line of releases/log.jsonl
     "settings": Config,  # the TOML file of --config, as JSON
     "thresholds": DecisionRules,  # runs/<run>/thresholds/thresholds.json, and in a bundle
+    "trace": Trace,  # trace.json, in a bundle
     "verdict": Verdict,  # runs/<run>/verdict.json
 }
 
