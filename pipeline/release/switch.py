@@ -94,8 +94,8 @@ def put_release(workspace: AnyPath, name: str, why: str | None, who: str | None)
             raise _unknown(releases, name)
         if why is None:
             raise ShelfmarkError(
-                f"{name}: a run whose bundle is no whole release; expected a reason to put it into service; give "
-                "--why with a sentence for releases/log.jsonl"
+                f"{name}: a run whose bundle is no whole release; expected a reason to put it into service; "
+                "give --why with a sentence for releases/log.jsonl"
             )
         _require_digests(bundle)
         target = link_bundle(bundle, name, releases)
