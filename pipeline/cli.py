@@ -13,11 +13,12 @@ import click
 from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
-from pipeline.cli_options import PATH, Commands, stage_command, start_tensorflow
+from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
 from pipeline.cli_releases import release, releases, rollback
 from pipeline.cli_status import runs, status
 
 if TYPE_CHECKING:
+    from pipeline.job.decisions_file import StoredDecisions
     from pipeline.job.run import Run
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
@@ -316,14 +317,17 @@ def categorize(
 
 
 shelfmark.add_command(audit)
-shelfmark.add_command(status)
-shelfmark.add_command(runs)
 
 
 @shelfmark.command()
 @click.option("--workspace", type=PATH, required=True, help="Directory with the release that decided.")
 @click.option(
-    "--decisions", type=PATH, multiple=True, required=True, metavar="FILE", help="Of a batch; repeatable."
+    "--decisions",
+    type=DECISIONS,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="Of a batch: a file, a folder or the URL of a table; repeatable.",
 )
 @click.option(
     "--audits", type=PATH, multiple=True, metavar="FILE.csv", help="Checked decisions of them; repeatable."
@@ -335,7 +339,7 @@ shelfmark.add_command(runs)
 )
 def monitor(
     workspace: AnyPath,
-    decisions: tuple[AnyPath, ...],
+    decisions: "tuple[AnyPath | StoredDecisions, ...]",
     audits: tuple[AnyPath, ...],
     output: AnyPath | None,
     file: Path | None,
@@ -361,7 +365,7 @@ def monitor(
         sys.exit(ALARM)
 
 
-for _command in (releases, release, rollback):
+for _command in (status, runs, releases, release, rollback):
     shelfmark.add_command(_command)
 
 

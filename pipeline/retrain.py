@@ -54,14 +54,10 @@ def retrain(
         if tune:
             finetune(run)  # longer than all the rest: epochs through the network, on pixels
         extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing
-        train(
-            run
-        )  # epochs over the bottlenecks in memory: two minutes each for a million images on two cores
+        train(run)  # epochs over bottlenecks in memory: two minutes each for a million images on two cores
         calibrate(run)  # one pass of the head over the validation images
         evaluate(run)  # one pass of the head over all images
-        suspects(
-            run
-        )  # one pass of the head over the validation and test images, unless suspects.folds is set
+        suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
         # extracts the test images anew where the two backbones differ
         verdict = judge(run, candidate, force=force)

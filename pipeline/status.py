@@ -204,7 +204,7 @@ def _would_free(workspace: AnyPath) -> tuple[CleanEstimate | None, str]:
 
     try:
         removals = clean(workspace, RetentionSettings(), dry_run=True)
-    except (ShelfmarkError, OSError) as error:
+    except Exception as error:  # of a damaged file, too: the rest is known
         return None, f"clean: {one_line(error)}"
     return CleanEstimate(bytes=sum(one.size for one in removals), removals=[one.what for one in removals]), ""
 

@@ -8,6 +8,7 @@ tests/test_schemas.py compares them with what this script makes.
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -16,11 +17,13 @@ from features.storage.artifact import ArtifactManifest
 from models.decisions.categorizer import DecisionRules
 from models.heads.architectures import HeadShape
 from pipeline.compare.results import Comparison
+from pipeline.job.account import RunAccount
 from pipeline.job.config import Config
 from pipeline.job.release_log import Switch
 from pipeline.job.run import SavedRun
 from pipeline.release.judge import Verdict
 from pipeline.release.trace import Trace
+from pipeline.status import RunState, Status
 from pipeline.train.figures import Metrics
 from serving.schemas import Decision, Health, Problem
 
@@ -36,16 +39,20 @@ DEFINITIONS = {
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
     "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
     "release-log": Switch,  # a line of releases/log.jsonl
+    "run": RunAccount,  # runs/<run>/run.json, and what notify.url gets
+    "runs": list[RunState],  # `shelfmark runs --json`
     "settings": Config,  # the TOML file of --config, as JSON
+    "status": Status,  # `shelfmark status --json`
     "thresholds": DecisionRules,  # runs/<run>/thresholds/thresholds.json, and in a bundle
     "trace": Trace,  # trace.json, in a bundle
     "verdict": Verdict,  # runs/<run>/verdict.json
 }
+MODES: dict[str, Literal["validation"]] = {"settings": "validation"}  # what people write, and we read
 
 
 def schema_of(name: str) -> str:
     """The schema of a file as text."""
-    schema = TypeAdapter(DEFINITIONS[name]).json_schema(mode="serialization")
+    schema = TypeAdapter(DEFINITIONS[name]).json_schema(mode=MODES.get(name, "serialization"))
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema, indent=1) + "\n"
 
 

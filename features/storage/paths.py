@@ -232,15 +232,15 @@ def read_range(file: AnyPath, offset: int = 0, length: int = -1) -> bytes:
 
 
 @contextmanager
-def writing(file: AnyPath) -> Iterator[Path]:
+def writing(file: AnyPath, ending: str = ".tmp") -> Iterator[Path]:
     """A working file on the disk that stands at `file`, whole, when the block ends without an error.
 
-    After an error what stood at `file` is still there, and the working file is gone.
+    After an error what stood at `file` is still there, and the working file, `file` + `ending`, is gone.
     """
     try:
         if isinstance(file, Path):
             file.parent.mkdir(parents=True, exist_ok=True)
-            working = file.with_name(file.name + ".tmp")
+            working = file.with_name(file.name + ending)
             try:
                 yield working
                 with open(working, "rb") as written:

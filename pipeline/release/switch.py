@@ -38,8 +38,8 @@ def releases_locked(releases: AnyPath) -> Iterator[None]:
             lock.enter_context(only_job(releases, WAIT))
         except Busy as error:
             raise Busy(
-                f"{releases}: another command has been switching releases for {WAIT:g} s; expected it to "
-                "end; run the same command again"
+                f"{releases}: another command has been switching releases for {WAIT:g} s; expected an end; "
+                "run the same command again"
             ) from error
         yield
 
