@@ -14,6 +14,7 @@ from object_store import object_store
 from features.storage.paths import any_path, copy_tree, write_whole
 from pipeline.cli import main
 from pipeline.job.lock import at_work, only_job
+from pipeline.job.release_log import Switch
 from pipeline.status import runs_of, status_of
 
 DAY = 86_400
@@ -58,13 +59,16 @@ def add_release(workspace: Path, name: str, log: bool = True) -> None:
     current.symlink_to(name)
     os.utime(current, (MONDAY, MONDAY), follow_symlinks=False)
     if log:
-        entries = [
-            {"when": "2026-11-16T02:10:00+00:00", "to": name, "who": "me", "why": "older"},
-            {"when": "2026-11-23T02:10:00+00:00", "to": name, "who": "retrain", "why": "better by 3 points"},
-            {"when": "2026-11-24T02:10:00+00:00", "to": "other"},
+        switches = [
+            Switch(when=when, who=who, action="release", before=before, to=to, why=why)
+            for when, who, before, to, why in [
+                ("2026-11-16T02:10:00+00:00", "me", None, name, "older"),
+                ("2026-11-17T02:10:00+00:00", "me", name, "other", "by mistake"),
+                ("2026-11-23T02:10:00+00:00", "retrain", "other", name, "better by 3 points"),
+            ]
         ]
-        text = "\n".join(json.dumps(entry) for entry in entries)
-        write(workspace / "releases" / "log.jsonl", f'{text}\n{{"when": "2026-11-2')  # cut off
+        text = "".join(one.to_line().decode() for one in switches)
+        write(workspace / "releases" / "log.jsonl", f'{text}{{"when": "2026-11-2')  # cut off
 
 
 @pytest.fixture
@@ -96,7 +100,8 @@ def test_what_is_in_service_since_when_and_why(workspace):
 def test_without_a_log_the_link_says_since_when(workspace):
     (workspace / "releases" / "log.jsonl").unlink()
     service = status_of(workspace).service
-    assert (service.since, service.why) == ("2026-11-23T02:00:00+00:00", None)
+    assert service.since == "2026-11-23T02:00:00+00:00" and service.who is None
+    assert service.why == "made without shelfmark, or before there was a log"
 
 
 def test_the_last_runs_are_the_newest_first(workspace):
