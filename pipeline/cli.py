@@ -13,9 +13,12 @@ import click
 from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
-from pipeline.cli_options import PATH, Commands, stage_command, start_tensorflow
+from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
+from pipeline.cli_releases import release, releases, rollback
+from pipeline.cli_status import runs, status
 
 if TYPE_CHECKING:
+    from pipeline.job.decisions_file import StoredDecisions
     from pipeline.job.run import Run
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
@@ -236,9 +239,15 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 @click.option(
     "--accept-feed", is_flag=True, help="Go on where the catalogue is unlike that of the release in service."
 )
+@click.option("--force", is_flag=True, help="Release the bundle, whatever the comparison says.")
 @stage_command
 def retrain(
-    run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, tune: bool, accept_feed: bool
+    run: "Run",
+    sources: tuple[str, ...],
+    taxonomy: AnyPath | None,
+    tune: bool,
+    accept_feed: bool,
+    force: bool,
 ) -> None:
     """Runs all stages and releases if better.
 
@@ -251,7 +260,8 @@ def retrain(
     """
     from pipeline.retrain import retrain
 
-    sys.exit(retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed).exit_status)
+    account = retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed, force=force)
+    sys.exit(account.exit_status)
 
 
 @shelfmark.command()
@@ -312,7 +322,12 @@ shelfmark.add_command(audit)
 @shelfmark.command()
 @click.option("--workspace", type=PATH, required=True, help="Directory with the release that decided.")
 @click.option(
-    "--decisions", type=PATH, multiple=True, required=True, metavar="FILE", help="Of a batch; repeatable."
+    "--decisions",
+    type=DECISIONS,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="Of a batch: a file, a folder or the URL of a table; repeatable.",
 )
 @click.option(
     "--audits", type=PATH, multiple=True, metavar="FILE.csv", help="Checked decisions of them; repeatable."
@@ -324,7 +339,7 @@ shelfmark.add_command(audit)
 )
 def monitor(
     workspace: AnyPath,
-    decisions: tuple[AnyPath, ...],
+    decisions: "tuple[AnyPath | StoredDecisions, ...]",
     audits: tuple[AnyPath, ...],
     output: AnyPath | None,
     file: Path | None,
@@ -350,31 +365,49 @@ def monitor(
         sys.exit(ALARM)
 
 
+for _command in (status, runs, releases, release, rollback):
+    shelfmark.add_command(_command)
+
+
 @shelfmark.command()
 @click.option("--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store.")
-@click.option("--keep", type=click.IntRange(min=1), help="Also remove all but the N most recent runs.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), help="As retention.runs: only the N most recent runs stay."
+)
 @click.option(
     "--older",
     type=click.FloatRange(min=0),
-    default=1.0,
     metavar="DAYS",
-    help="Keep shards and working files that are younger; default: 1.",
+    help="As retention.store_days: younger shards and working files stay.",
+)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
 @click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
-def clean(workspace: AnyPath, keep: int | None, older: float, dry_run: bool) -> None:
+def clean(
+    workspace: AnyPath,
+    keep: int | None,
+    older: float | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    dry_run: bool,
+) -> None:
     """Removes what no run needs.
 
-    That is: shards of the store that no run refers to, and working files of interrupted jobs. Shards that
-    categorize has added belong to no run: with --older 30 they save its work for a month. The runs of the
-    release in service, and of the one it was based on, always stay.
+    That is: shards of the store that no run refers to, working files of interrupted jobs, and what is older
+    than the section [retention] says. The release in service and the one before, with their runs, always
+    stay, and so does what a run is based on.
 
     \b
     Example:
       shelfmark clean --workspace shop --keep 4 --dry-run
     """
+    from pipeline.job.load_config import load_config
     from pipeline.release.clean import clean
 
-    removals = clean(workspace, keep=keep, older=older, dry_run=dry_run)
+    settings = load_config(file, sets, {"retention.runs": keep, "retention.store_days": older}).retention
+    removals = clean(workspace, settings, dry_run=dry_run)
     for one in removals:
         print(f"{one.what}: {one.size / 1e6:,.1f} MB")
     size = sum(one.size for one in removals)

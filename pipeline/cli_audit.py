@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.storage.paths import AnyPath
-from pipeline.cli_options import PATH, Commands, stage_command
+from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command
 
 if TYPE_CHECKING:
+    from pipeline.job.decisions_file import StoredDecisions
     from pipeline.job.run import Run
 
 VERDICTS = {"proven": 0, "not proven": 3, "broken": 4}  # exit status of judge
@@ -76,7 +77,7 @@ def plan(expected: tuple[float, ...], target: float, certainty: float, power: fl
 
 
 @audit.command()
-@click.argument("decisions", type=PATH)
+@click.argument("decisions", type=DECISIONS)
 @click.option("--products", type=click.IntRange(min=1), required=True, metavar="N", help="How many to draw.")
 @click.option("--output", type=PATH, required=True, help="FILE.csv to be filled in.")
 @click.option("--seed", type=int, default=0, help="Another one draws other products; default: 0.")
@@ -98,7 +99,7 @@ def plan(expected: tuple[float, ...], target: float, certainty: float, power: fl
     "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
 def draw(
-    decisions: AnyPath,
+    decisions: "AnyPath | StoredDecisions",
     file: Path | None,
     sets: tuple[str, ...],
     photos: tuple[str, ...],
@@ -106,7 +107,8 @@ def draw(
 ) -> None:
     """Draws decisions for people to check.
 
-    DECISIONS is a file of categorize. The drawn ones are a simple random sample of its accepted decisions.
+    DECISIONS is what categorize wrote: a file, a folder or the URL of a table. The drawn ones are a simple
+    random sample of its accepted decisions.
     Fill in the column correct (yes or no), or use the page, which saves such a file.
 
     \b

@@ -13,6 +13,7 @@ from features.process import add_common_options
 from features.storage.paths import AnyPath, any_path
 
 if TYPE_CHECKING:
+    from pipeline.job.decisions_file import StoredDecisions
     from pipeline.job.run import Run
 
 WITHOUT_TENSORFLOW = ("ingest", "report")
@@ -45,6 +46,22 @@ class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
 
 
 PATH = _PathType()
+
+
+class _DecisionsType(click.ParamType):  # type: ignore[type-arg]
+    """Decisions to be read: a path, or the URL of a table."""
+
+    name = "decisions"
+
+    def convert(self, value: Any, param: Any, context: Any) -> "AnyPath | StoredDecisions":
+        """Converts the text of the option."""
+        from pipeline.job.decisions_table import DecisionsTable, is_database
+
+        is_table = isinstance(value, str) and is_database(value)
+        return DecisionsTable.of(value) if is_table else PATH.convert(value, param, context)
+
+
+DECISIONS = _DecisionsType()
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -298,7 +298,7 @@ def test_a_manifest_whose_photos_are_not_there_is_a_flood_of_rejects(tmp_path, c
     (tmp_path / "shop.csv").write_text(
         "product_id,image,category\n" + "".join(f"{n},{n}.jpg,c\n" for n in range(50))
     )
-    assert ingest(tmp_path / "shop.csv", tmp_path / "W") == 1
+    assert ingest(tmp_path / "shop.csv", tmp_path / "W") == 4
     assert "50 of 50 images rejected (missing 50)" in error_line(capsys)
     assert finished(tmp_path / "W") == []
 

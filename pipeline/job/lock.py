@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,22 +26,26 @@ LOCK = ".lock"
 
 
 @contextmanager
-def only_job(run: AnyPath) -> Iterator[None]:
+def only_job(run: AnyPath, wait: float = 0.0) -> Iterator[None]:
     """Keeps a second job off the run; the lock ends with the process, however it ends.
 
     A directory that holds nothing but the lock afterwards is removed, with the empty ones above it that were
     made for it. An object store has no locks: there, a second job on this computer is kept off, one on
     another is not.
 
+    Args:
+        run: directory.
+        wait: seconds for which to wait for the other job's end.
+
     Raises:
         Busy: another job holds the lock.
     """
-    if isinstance(run, Remote):
-        name = f"shelfmark-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
-        file, made = Path(tempfile.gettempdir()) / name, list[Path]()
-    else:
-        file, made = run / LOCK, [run, *(above for above in run.parents if not above.exists())]
-    descriptor = _locked(file)
+    file, made = _lock_file(run), list[Path]()
+    if isinstance(run, Path):
+        made = [run, *(above for above in run.parents if not above.exists())]
+    until = time.monotonic() + wait
+    while (descriptor := _locked(file)) is None and time.monotonic() < until:
+        time.sleep(0.02)
     if descriptor is None:
         raise Busy(
             f"{run}: another job is running here{_holder(file)}; expected one job at a time; wait, or use "
@@ -101,3 +106,25 @@ def _holder(file: Path) -> str:
         return f" (process {holder['process']} on {holder['host']} since {holder['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def at_work(run: AnyPath) -> bool:
+    """Whether a job holds the lock now; leaves no lock where there is none."""
+    try:
+        file = os.open(_lock_file(run), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _lock_file(run: AnyPath) -> Path:
+    if isinstance(run, Remote):
+        name = f"shelfmark-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.lock"
+        return Path(tempfile.gettempdir()) / name
+    return run / LOCK

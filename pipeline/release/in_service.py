@@ -69,14 +69,30 @@ def _with_own_backbone(
     if bundle.fingerprint == BottlenecksSummary.of(bottlenecks).fingerprint and flip == (part.views == 2):
         return part
     part = part.first_view()
-    bottleneck_store, digests = Store(run.store / bundle.fingerprint), Digests(part.digest)
+    digests = Digests(part.digest)
     record = np.empty(len(digests), np.int64)
     number, row = digests.matches(read_digests(records.file("images.parquet")))
     record[number] = row
-    reader = RecordReader(records)
-    settings = run.config.extract
+    return part_of(bundle, part.product_id, digests, record, records, run)
+
+
+def part_of(
+    bundle: Bundle, product_id: np.ndarray, digests: Digests, record: np.ndarray, records: Artifact, run: Run
+) -> Part:
+    """Images with the bottlenecks of the bundle's backbone, in the views that its head takes.
+
+    Args:
+        bundle: whose backbone is loaded where the store lacks an image.
+        product_id: (n,) str, of each image; the images of a product stand together.
+        digests: of the n images.
+        record: (n,) int, their rows in images.parquet.
+        records: that hold them.
+        run: whose store and settings are used.
+    """
+    reader, flip = RecordReader(records), bundle.categorizer.flip
     rows = rows_of(
-        bottleneck_store, flip, digests, lambda chosen: reader(record[chosen]), bundle.backbone, settings
-    )
+        Store(run.store / bundle.fingerprint), flip, digests, lambda chosen: reader(record[chosen]),
+        bundle.backbone, run.config.extract,
+    )  # fmt: skip
     views = 2 if flip else 1
-    return Part(part.product_id.repeat(views), part.digest.repeat(views, axis=0), rows, views)
+    return Part(product_id.repeat(views), digests.values.repeat(views, axis=0), rows, views)

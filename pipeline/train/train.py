@@ -21,12 +21,13 @@ from features.storage.paths import AnyPath
 from models.decisions.predictions import product_bounds
 from models.decisions.validation_split import duplicate_groups, folds_of
 from models.heads.architectures import SET, Head, HeadShape, ProductRows, load_head
-from models.heads.training import Examples, Recipe, fit_head, held_out_heads, suspects
+from models.heads.training import WINDOW, Examples, Recipe, fit_head, held_out_heads, suspects
 from models.heads.warm_start import misfit, warm_start
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.catalogue import Part, divide, learnt_categories_of, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
 from pipeline.job.progress import Progress, log
+from pipeline.job.room import TRAIN, TRAIN_IMAGE, warn_of_memory
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, HeadSummary
@@ -67,6 +68,7 @@ def train_head(
 
     def make(work: Path) -> Mapping[str, object]:
         opened = _open_training(records, bottlenecks, store, config)
+        _warn_of_memory(opened.trained, recipe_of(config).memory)
         training, examples = _without_suspects(opened, config, work)
         start = start_of(before, training.shape, training.taxonomy) if before else None
         head, history = _fit(training, examples, start, config, work)
@@ -92,6 +94,15 @@ def train_head(
         "start": before.digest if before else "fresh",
     }
     return stage(out, kind="head", version=VERSION, made_from=made_from, make=make)
+
+
+def _warn_of_memory(trained: Part, most: int) -> None:
+    """Warns where the bottlenecks that stay in memory, `most` bytes or less, probably do not fit into it."""
+    images, whole = len(trained.product_id), len(trained.product_id) * trained.rows[:1].nbytes
+    held = whole if whole <= most else 2 * min(WINDOW, most)
+    warn_of_memory(
+        "train", TRAIN + TRAIN_IMAGE * images + held, "end other programs, or lower train.memory_gb"
+    )
 
 
 @dataclass(frozen=True)
