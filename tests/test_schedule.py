@@ -148,7 +148,7 @@ json.dump({
     "dag": dag.dag_id,
     "after": sorted(tasks["categorize"].upstream_task_ids),
     "skip": list(tasks["retrain"].skip_on_exit_code),
-    "rule": str(tasks["categorize"].trigger_rule),
+    "rule": tasks["categorize"].trigger_rule.value,
     "schedule": dag.schedule,
 }, open(sys.argv[2], "w"))
 """
