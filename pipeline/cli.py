@@ -16,6 +16,7 @@ from pipeline.cli_audit import audit
 from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
 from pipeline.cli_releases import release, releases, rollback
 from pipeline.cli_status import runs, status
+from pipeline.cli_taxonomy import mapping_options, taxonomy
 
 if TYPE_CHECKING:
     from pipeline.job.decisions_file import StoredDecisions
@@ -44,7 +45,9 @@ _engine = click.option(
     type=click.Choice(["auto", "tensorflow", "openvino", "jax"]),
     help="What runs the backbone; default: auto, the fastest one installed.",
 )
-_taxonomy = click.option("--taxonomy", type=PATH, help="CSV of category_id, category_level1, …")
+_taxonomy = click.option(
+    "--taxonomy", type=PATH, help="CSV of category_id, category_level1, …, or a text as Google's."
+)
 
 
 class _Commands(Commands):
@@ -76,8 +79,11 @@ def shelfmark() -> None:
 @shelfmark.command()
 @_sources
 @_taxonomy
+@mapping_options
 @stage_command
-def ingest(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None) -> None:
+def ingest(
+    run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, mappings: tuple[AnyPath, ...]
+) -> None:
     """Converts a catalogue to TFRecords.
 
     Every image is checked, and every product goes to train, val or test. SOURCE is a .bson file (Cdiscount),
@@ -89,7 +95,7 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None) -> No
     """
     from pipeline.ingest.ingest import ingest
 
-    ingest(run, list(sources), taxonomy, _beam())
+    ingest(run, list(sources), taxonomy, _beam(), mappings)
 
 
 @shelfmark.command()
@@ -234,6 +240,7 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 @shelfmark.command()
 @_sources
 @_taxonomy
+@mapping_options
 @_engine
 @click.option("--finetune", "tune", is_flag=True, help="Tune the backbone first, on this week's products.")
 @click.option(
@@ -245,6 +252,7 @@ def retrain(
     run: "Run",
     sources: tuple[str, ...],
     taxonomy: AnyPath | None,
+    mappings: tuple[AnyPath, ...],
     tune: bool,
     accept_feed: bool,
     force: bool,
@@ -260,7 +268,9 @@ def retrain(
     """
     from pipeline.retrain import retrain
 
-    account = retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed, force=force)
+    account = retrain(
+        run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed, force=force, mappings=mappings
+    )
     sys.exit(account.exit_status)
 
 
@@ -317,6 +327,7 @@ def categorize(
 
 
 shelfmark.add_command(audit)
+shelfmark.add_command(taxonomy)
 
 
 @shelfmark.command()

@@ -352,6 +352,10 @@ class CalibrationSettings(Section):
     """Share of the validation products that selects everything (FIT); the rest certifies (CERT). A quarter
     was best, or nearly, for 200 to 6,000 products (docs/experiments/calibration.md). Raise it when FIT has
     fewer than 60 products; training is made again, too."""
+    new_category_products: Annotated[int, Field(ge=0, strict=True)] = 50
+    """Products, in training and FIT together, that a new category, or a part of a split one, needs before its
+    products are accepted; until then they go to a person or stop at a level above. Raise it when new
+    categories are often wrong; 0 withholds none. The first release withholds none."""
 
 
 class SuspectsSettings(Section):
