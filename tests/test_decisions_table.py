@@ -145,6 +145,14 @@ def test_the_digest_depends_on_rows_and_not_on_their_order(url: str) -> None:
     )
     assert one == two != three
     assert len(one) == 64
+    execute(
+        url,
+        "CREATE VIEW few AS SELECT product_id, status FROM three",
+        "CREATE VIEW all_ids AS SELECT product_id FROM three",
+    )
+    assert decisions_digest(decisions_source(f"{url}#few")) != decisions_digest(
+        decisions_source(f"{url}#all_ids")
+    )
 
 
 # Jobs that are killed, and several of them
