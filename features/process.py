@@ -448,7 +448,7 @@ class _LogFile:
     def note(self, line: str) -> None:
         """Writes a line at once, without a lock."""
         with contextlib.suppress(OSError):
-            os.write(self._descriptor, line.encode())
+            os.write(self._descriptor, line.encode(errors="backslashreplace"))
 
     def close(self) -> None:
         """Gives the descriptors 1 and 2 back; waits until what was written to them is in the file."""

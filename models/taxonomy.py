@@ -2,12 +2,17 @@
 
     taxonomy.csv   category, level1 … levelN   names of the nodes; all the names down to a node identify it
                    depth                       only where a leaf has the name of its parent
+    *.txt          # Google_Product_Taxonomy_Version: 2021-09-21
+                   166 - Apparel & Accessories            as Google publishes its tree, and Shopify (with " : ")
+                   1604 - Apparel & Accessories > Clothing
 
 The finest level is the category itself. A leaf of a shallower branch is its own node at the deeper levels.
 """
 
 import logging
+import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 log = logging.getLogger("shelfmark")
+
+LISTING = re.compile(r"\ufeff?#.*taxonomy", re.IGNORECASE)  # the first line of a tree as text
+LISTED = re.compile(r"(\S+)\s+[-:]\s+(\S.*)")  # an id and its names
 
 
 @dataclass(frozen=True)
@@ -215,11 +223,55 @@ def require_taxonomy(file: AnyPath | None) -> None:
 
 
 def read_paths(file: Path) -> CategoryPaths:
-    """Reads the paths of a taxonomy file: `category_id` (or `category`) and levels, see `level_columns`.
+    """Reads the paths of a taxonomy file, a table or a text as Google's.
 
     Raises:
         ShelfmarkError: the file cannot be read, lacks the columns, or has one category under two parents.
     """
+    if is_listing(file):
+        paths = CategoryPaths((name, names) for _, name, names in listed(file))
+    else:
+        paths = _paths_of_table(file)
+    _require_one_parent(paths, file)
+    return paths
+
+
+def is_listing(file: Path) -> bool:
+    """Whether a file is a tree as text, as Google's; false for one that is not there."""
+    try:
+        with open(file, "rb") as opened:
+            first = opened.readline(1000)
+    except OSError:
+        return False
+    return bool(LISTING.match(first.decode(errors="replace")))
+
+
+def listed(file: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """Yields number of the line, id and names, from coarse to fine, of each category of a tree as text.
+
+    Raises:
+        ShelfmarkError: a line is no category, or the file is not UTF-8.
+    """
+    try:
+        with open(file, encoding="utf-8-sig") as text:
+            for number, line in enumerate(text, start=1):
+                if not line.strip() or line.startswith("#"):
+                    continue
+                found = LISTED.fullmatch(line.strip())
+                if not found:
+                    raise ShelfmarkError(
+                        f"{file}, line {number}: {line.strip()[:60]!r}; expected an id and names, as in '166 - Apparel "
+                        "& Accessories'; give the file with ids"
+                    )
+                yield number, tidy_name(found[1]), tuple(map(tidy_name, found[2].split(">")))
+    except UnicodeDecodeError as error:
+        raise ShelfmarkError(
+            f"{file}: not UTF-8 at byte {error.start}; expected a tree as text; save the file as UTF-8"
+        ) from error
+
+
+def _paths_of_table(file: Path) -> CategoryPaths:
+    """Reads the paths of a table of `category_id` (or `category`) and levels, see `level_columns`."""
     columns, rows = _cells(file)
     category = next((name for name in ("category_id", "category") if name in columns), None)
     levels = level_columns(columns)
@@ -245,7 +297,6 @@ def read_paths(file: Path) -> CategoryPaths:
             path = path[: int(row[depth])]
         paths[(name, tuple(filter(None, path)))] += 1
     log_merged(file.name, spellings)
-    _require_one_parent(paths, file)
     return paths
 
 

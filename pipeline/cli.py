@@ -14,7 +14,9 @@ from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
 from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
+from pipeline.cli_releases import release, releases, rollback
 from pipeline.cli_status import runs, status
+from pipeline.cli_taxonomy import mapping_options, taxonomy
 
 if TYPE_CHECKING:
     from pipeline.job.decisions_file import StoredDecisions
@@ -43,7 +45,9 @@ _engine = click.option(
     type=click.Choice(["auto", "tensorflow", "openvino", "jax"]),
     help="What runs the backbone; default: auto, the fastest one installed.",
 )
-_taxonomy = click.option("--taxonomy", type=PATH, help="CSV of category_id, category_level1, …")
+_taxonomy = click.option(
+    "--taxonomy", type=PATH, help="CSV of category_id, category_level1, …, or a text as Google's."
+)
 
 
 class _Commands(Commands):
@@ -75,8 +79,11 @@ def shelfmark() -> None:
 @shelfmark.command()
 @_sources
 @_taxonomy
+@mapping_options
 @stage_command
-def ingest(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None) -> None:
+def ingest(
+    run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None, mappings: tuple[AnyPath, ...]
+) -> None:
     """Converts a catalogue to TFRecords.
 
     Every image is checked, and every product goes to train, val or test. SOURCE is a .bson file (Cdiscount),
@@ -88,7 +95,7 @@ def ingest(run: "Run", sources: tuple[str, ...], taxonomy: AnyPath | None) -> No
     """
     from pipeline.ingest.ingest import ingest
 
-    ingest(run, list(sources), taxonomy, _beam())
+    ingest(run, list(sources), taxonomy, _beam(), mappings)
 
 
 @shelfmark.command()
@@ -233,6 +240,7 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 @shelfmark.command()
 @_sources
 @_taxonomy
+@mapping_options
 @_engine
 @click.option("--finetune", "tune", is_flag=True, help="Tune the backbone first, on this week's products.")
 @click.option(
@@ -244,6 +252,7 @@ def retrain(
     run: "Run",
     sources: tuple[str, ...],
     taxonomy: AnyPath | None,
+    mappings: tuple[AnyPath, ...],
     tune: bool,
     accept_feed: bool,
     force: bool,
@@ -259,7 +268,9 @@ def retrain(
     """
     from pipeline.retrain import retrain
 
-    account = retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed, force=force)
+    account = retrain(
+        run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed, force=force, mappings=mappings
+    )
     sys.exit(account.exit_status)
 
 
@@ -316,8 +327,7 @@ def categorize(
 
 
 shelfmark.add_command(audit)
-shelfmark.add_command(status)
-shelfmark.add_command(runs)
+shelfmark.add_command(taxonomy)
 
 
 @shelfmark.command()
@@ -366,31 +376,49 @@ def monitor(
         sys.exit(ALARM)
 
 
+for _command in (status, runs, releases, release, rollback):
+    shelfmark.add_command(_command)
+
+
 @shelfmark.command()
 @click.option("--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store.")
-@click.option("--keep", type=click.IntRange(min=1), help="Also remove all but the N most recent runs.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), help="As retention.runs: only the N most recent runs stay."
+)
 @click.option(
     "--older",
     type=click.FloatRange(min=0),
-    default=1.0,
     metavar="DAYS",
-    help="Keep shards and working files that are younger; default: 1.",
+    help="As retention.store_days: younger shards and working files stay.",
+)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
 @click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
-def clean(workspace: AnyPath, keep: int | None, older: float, dry_run: bool) -> None:
+def clean(
+    workspace: AnyPath,
+    keep: int | None,
+    older: float | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    dry_run: bool,
+) -> None:
     """Removes what no run needs.
 
-    That is: shards of the store that no run refers to, and working files of interrupted jobs. Shards that
-    categorize has added belong to no run: with --older 30 they save its work for a month. The runs of the
-    release in service, and of the one it was based on, always stay.
+    That is: shards of the store that no run refers to, working files of interrupted jobs, and what is older
+    than the section [retention] says. The release in service and the one before, with their runs, always
+    stay, and so does what a run is based on.
 
     \b
     Example:
       shelfmark clean --workspace shop --keep 4 --dry-run
     """
+    from pipeline.job.load_config import load_config
     from pipeline.release.clean import clean
 
-    removals = clean(workspace, keep=keep, older=older, dry_run=dry_run)
+    settings = load_config(file, sets, {"retention.runs": keep, "retention.store_days": older}).retention
+    removals = clean(workspace, settings, dry_run=dry_run)
     for one in removals:
         print(f"{one.what}: {one.size / 1e6:,.1f} MB")
     size = sum(one.size for one in removals)

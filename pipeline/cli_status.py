@@ -16,16 +16,14 @@ _workspace = click.option(
     "--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-_debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 COLUMNS = ("run", "when (UTC)", "outcome", "products", "acceptance", "precision", "seconds", "")
-LONGEST = 100  # characters of a sentence
+LONGEST = 100  # characters of a list
 
 
 @click.command()
 @_workspace
 @_json
-@_debug
-def status(workspace: AnyPath, as_json: bool, debug: bool) -> None:
+def status(workspace: AnyPath, as_json: bool) -> None:
     """Shows what is in service, the last runs, the disk.
 
     Since when the release serves, what the last runs came to, how large the workspace is, and what `clean`
@@ -59,8 +57,7 @@ def status(workspace: AnyPath, as_json: bool, debug: bool) -> None:
 @_workspace
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the N newest runs; default: all.")
 @_json
-@_debug
-def runs(workspace: AnyPath, last: int | None, as_json: bool, debug: bool) -> None:
+def runs(workspace: AnyPath, last: int | None, as_json: bool) -> None:
     """Lists the runs: when, outcome, main figures.
 
     The newest is first; * marks the one whose release is in service.
@@ -98,7 +95,7 @@ def _service(service: "Service") -> str:
             f"precision {service.target:g} certified" if service.certified
             else f"not certified for precision {service.target:g}"
         )  # fmt: skip
-    parts += [_short(text) for text in (service.why, service.problem) if text]
+    parts += [text for text in (service.why, service.problem) if text]
     return "; ".join(parts)
 
 
@@ -109,7 +106,7 @@ def _run(run: "RunState") -> str:
         parts.append(f"accepts {run.acceptance:.1%}")
     if run.precision is not None:
         parts.append(f"precision {run.precision:.1%}")
-    return ", ".join(parts) + (f": {_short(run.sentence)}" if run.sentence else "")
+    return ", ".join(parts) + (f": {run.sentence}" if run.sentence else "")
 
 
 def _row(run: "RunState") -> Sequence[str]:

@@ -1,6 +1,7 @@
 """The weekly run, on one page."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from features.storage.paths import AnyPath
@@ -9,9 +10,12 @@ from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
 from pipeline.job.account import RunAccount, account_of
 from pipeline.job.run import Run
+from pipeline.job.summaries import TreeSummary
+from pipeline.release.clean import clean_after
 from pipeline.release.feed import guard_feed
 from pipeline.release.judge import judge
 from pipeline.release.release import pack, release
+from pipeline.release.tree import moved_categories, tree_changes
 from pipeline.report.report import report
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
@@ -28,6 +32,7 @@ def retrain(
     *,
     accept_feed: bool = False,
     force: bool = False,
+    mappings: Sequence[AnyPath] = (),
 ) -> RunAccount:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
@@ -41,6 +46,7 @@ def retrain(
         tune: fine-tune the backbone first.
         accept_feed: go on with a feed that the guard would stop.
         force: release the bundle whatever the verdict is.
+        mappings: files that say what became of categories.
 
     Returns:
         The account, which is run.json, too: its outcome is "released", "unchanged" or "kept".
@@ -49,23 +55,21 @@ def retrain(
         Stopped: the feed is not like that of the release in service.
     """
     with account_of(run.path, sys.argv, run.config.notify) as account:
-        records = ingest(run, sources, taxonomy, beam)  # decodes every image once
-        guard_feed(run, records, accept_feed, account=account)
+        records = ingest(run, sources, taxonomy, beam, mappings)  # decodes every image once
+        tree = tree_changes(run)
+        guard_feed(run, records, accept_feed, moved_categories(run), account=account)
         if tune:
             finetune(run)  # longer than all the rest: epochs through the network, on pixels
         extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing
-        train(
-            run
-        )  # epochs over the bottlenecks in memory: two minutes each for a million images on two cores
+        train(run)  # epochs over bottlenecks in memory: two minutes each for a million images on two cores
         calibrate(run)  # one pass of the head over the validation images
         evaluate(run)  # one pass of the head over all images
-        suspects(
-            run
-        )  # one pass of the head over the validation and test images, unless suspects.folds is set
+        suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
         # extracts the test images anew where the two backbones differ
-        verdict = judge(run, candidate, force=force)
-        report(run)  # seconds
+        verdict = judge(run, candidate, force=force, tree_changed=TreeSummary.of(tree).changed)
         account.verdict = asdict(verdict)
+        report(run)  # seconds
         release(run, candidate, verdict)
+        clean_after(run)  # where retention.clean says so
     return account

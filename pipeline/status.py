@@ -35,7 +35,6 @@ THRESHOLDS = "thresholds.json"  # in a bundle, see models/decisions/bundle.py, w
 VERDICT = "verdict.json"  # in a run
 CONFIG = "config.json"  # in a run, written by every command
 RUNNING, UNFINISHED, DAMAGED = "running", "unfinished", "damaged"  # instead of an account's outcome
-OLDER = 1.0  # days: what `clean` spares by default
 READERS = 8  # requests to an object store at a time
 
 
@@ -200,11 +199,12 @@ def _used(files: Files) -> dict[str, int]:
 
 def _would_free(workspace: AnyPath) -> tuple[CleanEstimate | None, str]:
     """What `clean` would remove, or why that cannot be said."""
+    from pipeline.job.config import RetentionSettings
     from pipeline.release.clean import clean
 
     try:
-        removals = clean(workspace, keep=None, older=OLDER, dry_run=True)
-    except (ShelfmarkError, OSError) as error:
+        removals = clean(workspace, RetentionSettings(), dry_run=True)
+    except Exception as error:  # of a damaged file, too: the rest is known
         return None, f"clean: {one_line(error)}"
     return CleanEstimate(bytes=sum(one.size for one in removals), removals=[one.what for one in removals]), ""
 
@@ -223,7 +223,7 @@ def _service(workspace: AnyPath, files: Files) -> Service:
     entry: dict[str, Any] = next((one for one in reversed(_log(releases)) if one.get("to") == name), {})
     since = str(entry["when"]) if entry.get("when") else _utc(_link_time(releases / CURRENT, files))
     if f"releases/{name}/{MARK}" not in files:
-        problem = f"{releases / name} is gone or damaged; put it back, or point {CURRENT} to another release"
+        problem = f"{releases / name} is gone or damaged; put it back, or run `shelfmark rollback`"
     else:
         problem = None
     rules = releases / name / THRESHOLDS

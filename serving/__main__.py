@@ -54,29 +54,31 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int) -> None:
         raise click.UsageError(
             "expected after -- nothing but Beam's options of object stores, as --s3_endpoint_url=…"
         )
-    listener = _bind(host, port)
-    if beam:
-        use_beam_options(beam)  # before the workspace is read
-    from models.decisions.releases import require_in_service
+    with _bind(host, port) as listener:
+        if beam:
+            use_beam_options(beam)  # before the workspace is read
+        from models.decisions.releases import require_in_service
 
-    release = require_in_service(any_path(workspace))  # before TensorFlow is imported, which takes seconds
-    from features.engines.backbones import start_tensorflow
+        release = require_in_service(
+            any_path(workspace)
+        )  # before TensorFlow is imported, which takes seconds
+        from features.engines.backbones import start_tensorflow
 
-    start_tensorflow()
-    import uvicorn
+        start_tensorflow()
+        import uvicorn
 
-    from models.decisions.bundle import open_bundle
-    from serving.app import create_app
+        from models.decisions.bundle import open_bundle
+        from serving.app import create_app
 
-    bundle = open_bundle(any_path(workspace) / "releases" / release)
-    app = create_app(bundle)
-    with _expect_free(host, port):  # another server may have taken it while this one was loading
-        listener.listen()  # only now: until then connections are refused rather than kept waiting
-    at, port = listener.getsockname()[:2]
-    for caveat in bundle.caveats:
-        log.warning("%s: %s", release, caveat)
-    log.info("%s is served at http://%s:%d", release, f"[{at}]" if ":" in at else at, port)
-    uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
+        bundle = open_bundle(any_path(workspace) / "releases" / release)
+        app = create_app(bundle)
+        with _expect_free(host, port):  # another server may have taken it while this one was loading
+            listener.listen()  # only now: until then connections are refused rather than kept waiting
+        at, port = listener.getsockname()[:2]
+        for caveat in bundle.caveats:
+            log.warning("%s: %s", release, caveat)
+        log.info("%s is served at http://%s:%d", release, f"[{at}]" if ":" in at else at, port)
+        uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
 
 
 add_common_options(serve)
@@ -87,8 +89,12 @@ def _bind(host: str, port: int) -> socket.socket:
     with _expect_free(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     return listener
 
 

@@ -275,15 +275,28 @@ def test_secrets_are_not_in_the_command():
     ]  # fmt: skip
 
 
-def test_the_line_has_the_figures(run):
+@pytest.mark.parametrize(
+    ("certified", "comparison", "promise"),
+    [
+        (True, None, "certified 0.90, accepts 71.2% of the test products"),
+        (False, None, "not certified for 0.90, accepts 71.2% of the test products"),
+        (
+            True,
+            {"acceptance": {"before": 0.698, "after": 0.715}},
+            "certified 0.90, accepts 71.5% of the test products (before 69.8%)",
+        ),
+    ],
+)
+def test_the_line_has_the_figures(certified, comparison, promise):
     account = RunAccount(
         run="2026-W48", outcome="released", exit_status=0, sentence="", started="", ended="", seconds=252.4,
         command=[], release_now="2026-W48.2", new_images=310, records={"images": 2274},
-        thresholds={"certified": True}, evaluation={"graded_on": "test", "products": 1000, "accepted": 712},
+        evaluation={"graded_on": "test", "products": 1000, "accepted": 712},
+        verdict={"promise": {"target": 0.9, "certified": certified}, "comparison": comparison},
     )  # fmt: skip
     assert summary_line(Path("shop/runs/2026-W48"), account) == (
-        "2026-W48: released as 2026-W48.2; certified, accepts 71.2% of the test products; 2,274 images, "
-        "310 new; 4 min 12 s; shop/runs/2026-W48/report/index.html"
+        f"2026-W48: released as 2026-W48.2; {promise}; 2,274 images, 310 new; 4 min 12 s; "
+        "shop/runs/2026-W48/report/index.html"
     )
 
 

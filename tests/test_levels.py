@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.decisions.levels import LevelOutcomes, certify_levels, delta_share, stop_level, weights_along
-from models.decisions.thresholds import Certificate, certify
+from models.decisions.thresholds import Certificate, Outcomes, certify
 
 STRENGTHS = {"deep": (4.5, 2.5, 0.6), "even": (3.0, 2.2, 1.3), "parent": (3.0, 3.5, 0.3)}
 
@@ -198,7 +198,42 @@ def test_one_level_is_certified_as_ever() -> None:
 
 def shuffled(products: LevelOutcomes, rng: np.random.Generator) -> LevelOutcomes:
     order = rng.permutation(len(products.depth))
-    return LevelOutcomes(*(getattr(products, column.name)[order] for column in fields(products)))
+    columns = [getattr(products, column.name) for column in fields(products)]
+    return LevelOutcomes(*(None if column is None else column[order] for column in columns))
+
+
+def test_products_of_withheld_categories_are_no_part_of_what_the_leaf_certifies() -> None:
+    """Certified as if they were not there; but they are counted, and may stop at the parent."""
+    rng = np.random.default_rng(11)
+    fit, cert = two_levels(rng, 600, "fit"), two_levels(rng, 2400, "cert")
+    held = [rng.random(len(side.depth)) < 0.3 for side in (fit, cert)]
+    with_held = [replace(side, withheld=rows) for side, rows in zip((fit, cert), held, strict=True)]
+    parent, leaf = certify_levels(*with_held)
+    alone = certify(*(
+        Outcomes(side.product_id[~rows], side.group[~rows], side.confidence[~rows, -1], side.correct[~rows, -1])
+        for side, rows in zip((fit, cert), held, strict=True)
+    ), delta=0.1 * 0.8)  # fmt: skip
+    assert leaf.threshold is not None
+    assert (leaf.threshold, leaf.accepted, leaf.errors) == (alone.threshold, alone.accepted, alone.errors)
+    assert leaf.products == len(cert.depth) and leaf.acceptance_rate == leaf.accepted / len(cert.depth)
+    assert parent.threshold is not None
+    stopped = (cert.confidence[:, 0] >= parent.threshold) & (
+        held[1] | (cert.confidence[:, 1] < leaf.threshold)
+    )
+    assert parent.accepted == np.count_nonzero(stopped) and (stopped & held[1]).any()
+
+
+def two_levels(rng: np.random.Generator, products: int, name: str) -> LevelOutcomes:
+    """Products whose confidences are true; the parent is correct more often than the category."""
+    leaf = rng.beta(4, 1, products)
+    parent = leaf + (1 - leaf) * rng.beta(4, 1, products)
+    drawn = rng.random(products)
+    return LevelOutcomes(
+        np.array([f"{name}{number}" for number in range(products)], dtype=object),
+        np.array([f"{name}{number}" for number in range(products)], dtype=object),
+        np.stack([parent, leaf], axis=1).round(3), np.stack([drawn < parent, drawn < leaf], axis=1),
+        np.full(products, 2),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("digits", [6, 1])

@@ -8,8 +8,9 @@ import pytest
 
 from models.heads.architectures import STANDARD, Head, HeadShape, build_head
 from models.heads.training import Examples, Recipe, fit_head
-from models.heads.warm_start import CarriedOver, misfit, same_nodes, warm_start
+from models.heads.warm_start import CarriedOver, misfit, origins_of, warm_start
 from models.taxonomy import Taxonomy
+from models.taxonomy_changes import Step, TreeChanges, places_of, tree_changes
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 
@@ -25,6 +26,20 @@ NEW = tree(apple="food", kiwi="food", leek="garden", vase="home")  # soap gone, 
 MOVED = {"apple": "apple", "leek": "leek", "vase": "vase"}  # kept, by name
 KEPT = [(0, 0), (2, 1), (3, 3)]  # column now, column then, of apple, leek, vase
 NODES = [(0, 0), (2, 1)]  # food, home; garden (1) is new
+
+
+def changes(new: Taxonomy, old: Taxonomy, **rules: str) -> TreeChanges:
+    """From one tree to another, by ids, paths and rules like soap="candle vase"."""
+    step = Step(rules={category: tuple(targets.split()) for category, targets in rules.items()})
+    return tree_changes(places_of(old), places_of(new), step)
+
+
+def same_nodes(new: Taxonomy, old: Taxonomy, level: int) -> np.ndarray:
+    """Of each node of a level the one that it was; -1 of a new one."""
+    found = origins_of(new, old, level, changes(new, old), np.ones(len(old.categories)))
+    return np.where(found.known, found.weights.toarray().argmax(axis=0), -1) if len(found.weights.indices) else (
+        np.full(len(found.shift), -1)
+    )  # fmt: skip
 
 
 def shape(taxonomy: Taxonomy, kind: str = "flat", **changes) -> HeadShape:
@@ -170,4 +185,41 @@ def test_nodes_of_a_tree_whose_names_were_not_tidied_are_the_same_nodes():
     )
     now = tree(**{"Café": "Food", "Shoes": "Wear"})
     assert same_nodes(now, untidy, 1).tolist() == [0, 1]
-    assert same_nodes(now, untidy, 2).tolist() == [0, 1], "of two old spellings the first"
+    assert same_nodes(now, untidy, 2).tolist() == [0, 1]
+
+
+def test_a_merged_category_starts_from_the_mean_of_its_sources_by_their_products() -> None:
+    now = tree(fruit="food", soap="home", vase="home")
+    merged = changes(now, OLD, apple="fruit", leek="fruit")
+    found = origins_of(now, OLD, 2, merged, np.array([30, 10, 5, 5]))
+    np.testing.assert_allclose(found.weights.toarray(), [[0.75, 0, 0], [0.25, 0, 0], [0, 1, 0], [0, 0, 1]])
+    entropy = -0.75 * np.log(0.75) - 0.25 * np.log(0.25)
+    np.testing.assert_allclose(found.shift, [entropy, 0, 0], rtol=1e-6)
+
+
+def test_parts_of_a_split_category_are_together_as_probable_as_it_was() -> None:
+    keras.utils.set_random_seed(1)
+    old = Head(shape(OLD), build_head(shape(OLD)))
+    now = tree(apple="food", bar="home", flakes="home", leek="food", vase="home")
+    warm = build_head(shape(now))
+    carried = warm_start(warm, shape(now), now, old, OLD, changes(now, OLD, soap="bar flakes"))
+    assert carried == CarriedOver(kept=5, added=0, removed=0)
+    rows = np.random.default_rng(0).normal(0, 1, (9, 5)).astype(np.float32)
+    then, here = (softmax(head.logits(rows)) for head in (old, Head(shape(now), warm)))
+    np.testing.assert_allclose(here[:, [0, 3, 4]], then[:, [0, 1, 3]], rtol=1e-4)
+    np.testing.assert_allclose(here[:, 1] + here[:, 2], then[:, 2], rtol=1e-4)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def test_a_renamed_category_and_a_renamed_node_keep_their_weights() -> None:
+    now = tree(apple="groceries", leek="groceries", candle="home", vase="home")  # food renamed, soap → candle
+    of_nodes, of_categories = (
+        origins_of(now, OLD, level, changes(now, OLD, soap="candle"), np.ones(4)).weights.toarray()
+        for level in (1, 2)
+    )
+    assert of_nodes.tolist() == [[1, 0], [0, 1]]  # groceries was food
+    assert of_categories.argmax(axis=0).tolist() == [0, 2, 1, 3]  # apple, candle, leek, vase

@@ -38,6 +38,7 @@ REMADE = {  # section → what a changed setting remakes
     "report": "the report",
     "compare": "rows of the comparison",
     "monitor": "nothing: it is of no run",
+    "retention": "nothing",
     "guard": "nothing",
     "gate": "nothing but the verdict",
     "notify": "nothing",

@@ -70,6 +70,8 @@ class DecisionRules:
     fit: dict[Literal["products"], int]
     aggregation: str = "mean"  # of a product's images
     levels: dict[str, LevelRule] = field(default_factory=dict)  # level1 (coarsest) …, without the categories
+    # New or split categories with too little evidence: their confidence is 0, they are not accepted
+    withheld: tuple[str, ...] = ()
     # For planning, and used by nothing. Each certificate holds by itself:
     ladder: tuple[Certificate, ...] = ()  # other targets
     departments: tuple[Department, ...] = ()  # nodes of level 1, at the threshold of the category
@@ -158,8 +160,13 @@ class Categorizer:
         return self.predictor.predict(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
 
     def confidence(self, predictions: Predictions) -> np.ndarray:
-        """(n,) float64, calibrated probability that the most likely category is correct."""
-        return self.rules.confidence.confidence(self.predictor.evidence(predictions))
+        """(n,) float64, calibrated probability that the most likely category is correct.
+
+        It is 0 where that category is withheld: wherever a threshold is compared with it, in batch, HTTP,
+        evaluation and monitor, the product is then not accepted.
+        """
+        confidence = self.rules.confidence.confidence(self.predictor.evidence(predictions))
+        return np.where(self.withheld[predictions.top[:, 0]], 0.0, confidence)
 
     def level_confidences(self, predictions: Predictions) -> np.ndarray:
         """(n, N) float64: in the ancestor at each level, `confidence` last; 0 where there is no rule."""
@@ -187,6 +194,11 @@ class Categorizer:
             confidences: (n, N) of `level_confidences`.
         """
         return stop_level(confidences, self.predictor.taxonomy.depth[predictions.top[:, 0]], self.thresholds)
+
+    @cached_property
+    def withheld(self) -> np.ndarray:
+        """(C,) bool, categories that are not accepted: there is too little evidence about them yet."""
+        return np.isin(self.predictor.taxonomy.categories, list(self.rules.withheld))
 
     def decide(self, product_id: np.ndarray, predictions: Predictions) -> pd.DataFrame:
         """Decisions about n products, one row each, columns COLUMNS.

@@ -8,6 +8,9 @@
                    │ no
     review
 
+A product whose most likely category is withheld, because there is too little evidence about it yet, never
+stops at the category. Which categories are, no product of CERT may decide.
+
 Of the products that stop at a level, at least a share `target` has the correct node there; all levels
 together hold with probability 1 - delta over the draw of CERT. Which products reach the parent depends on t3,
 and that on CERT. The promise holds nevertheless:
@@ -67,6 +70,7 @@ class LevelOutcomes:
     depth: (
         np.ndarray
     )  # (n,) int, 1 to N, of the predicted category; level k < N is open to products deeper than k
+    withheld: np.ndarray | None = None  # (n,) bool, never accepted at the category; None: no product is
 
     def __post_init__(self) -> None:
         """Raises ValueError where the arrays do not hold exactly one row of each product."""
@@ -83,7 +87,20 @@ class LevelOutcomes:
             raise ValueError(
                 f"a depth is not in 1 to {self.confidence.shape[1]}; expected a level of the tree"
             )
+        if self.withheld is not None and (
+            self.withheld.shape != self.depth.shape or self.withheld.dtype != bool
+        ):
+            raise ValueError(
+                f"withheld is {self.withheld.dtype} of shape {self.withheld.shape}; expected a bool of each product"
+            )
         self.leaf()
+
+    def open_at(self, level: int) -> np.ndarray:
+        """(n,) bool: the products that may stop at a level."""
+        if level < self.confidence.shape[1]:
+            is_open: np.ndarray = self.depth > level
+            return is_open
+        return np.ones(len(self.depth), bool) if self.withheld is None else ~self.withheld
 
     def leaf(self) -> Outcomes:
         """The outcomes of the category. Raises ValueError where they do not hold one of each product."""
@@ -120,14 +137,14 @@ def certify_levels(
     if fit.confidence.shape[1] != levels:
         raise ValueError(f"{fit.confidence.shape[1]} levels in FIT, {levels} in CERT; expected the same")
     chosen = cert.leaf().one_per_group
-    confidence, correct, depth = cert.confidence[chosen], cert.correct[chosen], cert.depth[chosen]
+    confidence, correct = cert.confidence[chosen], cert.correct[chosen]
 
-    left_fit, left = np.ones(len(fit.depth), dtype=bool), np.ones(len(depth), dtype=bool)
+    left_fit, left = np.ones(len(fit.depth), dtype=bool), np.ones(len(chosen), dtype=bool)
     part, found = 1.0, []  # part: product of the finer levels' weights
     for level in range(levels, 0, -1):
-        column, leaf = level - 1, level == levels
+        column = level - 1
         share = delta * delta_share(level, levels)
-        of_fit, of_cert = left_fit & (leaf | (fit.depth > level)), left & (leaf | (depth > level))
+        of_fit, of_cert = left_fit & fit.open_at(level), left & cert.open_at(level)[chosen]
         products = (
             fit.confidence[of_fit, column], fit.correct[of_fit, column],
             confidence[of_cert, column], correct[of_cert, column],
@@ -135,7 +152,7 @@ def certify_levels(
         # how many are left is known when the finer level stops; how many of these are open here is not
         ratio = float(left.sum() / max(int(left_fit.sum()), 1))
         one = certify_products(*products, ratio, target=target, delta=share * part, grid=grid)
-        found.append(_of_all(one, share, products, len(fit.depth), len(depth)))
+        found.append(_of_all(one, share, products, len(fit.depth), len(chosen)))
         if level > 1:
             weights = weights_along(*products, ratio, target=target, delta=share * part, grid=grid)
             part *= weights.of(one.threshold)

@@ -56,6 +56,12 @@ class Outcomes:
         if self.ids.repeated:
             raise ValueError("a product_id occurs twice; expected a row per product, not per image")
 
+    def only(self, chosen: np.ndarray) -> "Outcomes":
+        """The chosen products, (n,) bool."""
+        return Outcomes(
+            *(column[chosen] for column in (self.product_id, self.group, self.confidence, self.correct))
+        )
+
     @cached_property
     def ids(self) -> Names:
         """The product ids."""

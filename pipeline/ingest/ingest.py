@@ -9,16 +9,18 @@
 
     records/  <part>-<i>-of-<n>.tfrecord
               images.parquet  products.parquet  rejects.parquet  duplicates.parquet
-              taxonomy.csv  unlearnt.csv  manifest.json
+              taxonomy.csv  unlearnt.csv  tree.csv  mapping.json  relabelled.parquet  manifest.json
 
     taxonomy.csv holds the categories with training products, unlearnt.csv the others, where there are any.
+    tree.csv is the whole tree of --taxonomy; mapping.json and relabelled.parquet are what --mapping says, and
+    the products whose category it changed (relabel.py).
 
 Every image of the sources is in exactly one of: records, rejects, products whose split is none or dropped.
 """
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,9 +29,11 @@ import pyarrow.parquet as pq
 
 from features.product import DROPPED, NONE, PARTS, SPLITS, CategoryPaths, SplitShares
 from features.spellings import log_merged
-from features.storage.artifact import KNOWN_DIGESTS, Artifact, file_digest
+from features.storage.artifact import KNOWN_DIGESTS, Artifact, digest_of, file_digest
 from features.storage.paths import AnyPath, local, remove, sizes, write_whole, writing
+from models.mappings import read_mappings
 from models.taxonomy import build_taxonomy, homonyms, read_paths, require_taxonomy, write_taxonomy
+from models.taxonomy_changes import Step
 from pipeline.beam.process_pool import local_workers
 from pipeline.beam.run_units import run_units, unit_file
 from pipeline.ingest.check_images import (
@@ -44,6 +48,7 @@ from pipeline.ingest.image_statistics import IMAGE_STATISTICS, image_statistics
 from pipeline.ingest.index import Index, tidied
 from pipeline.ingest.layout import RecordsLayout, lay_out, write_plan
 from pipeline.ingest.rejects import refuse_flood, write_rejects
+from pipeline.ingest.relabel import Relabelling, counts_of, log_relabelled, relabel, relabelling
 from pipeline.ingest.split_plan import (
     Products,
     learnt_categories,
@@ -60,23 +65,28 @@ from pipeline.job.room import INGEST, require_disk, warn_of_disk, warn_of_memory
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import RecordsSummary
+from pipeline.job.tree import MAPPING, WHOLE, mapping_bytes
 from pipeline.sources.image import ImageKey
 from pipeline.sources.names import AS_NAMED, Renamed, ambiguous, log_case_pairs
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import Source, open_sources
 from pipeline.sources.tables import csv_options
 
-VERSION = 5
+VERSION = 6
 
 
 def ingest(
-    run: Run, sources: list[str], taxonomy: AnyPath | None = None, beam: tuple[str, ...] = ()
+    run: Run,
+    sources: list[str],
+    taxonomy: AnyPath | None = None,
+    beam: tuple[str, ...] = (),
+    mappings: Sequence[AnyPath] = (),
 ) -> Artifact:
     """Converts sources to the run's records; arguments and errors as for `make_records`."""
     config = run.config
     return make_records(
         sources, run.path / "records", config.ingest,
-        seed=config.seed, taxonomy=taxonomy, known=run.known_splits(), beam=beam,
+        seed=config.seed, taxonomy=taxonomy, known=run.known_splits(), beam=beam, mappings=mappings,
     )  # fmt: skip
 
 
@@ -89,6 +99,7 @@ def make_records(
     taxonomy: AnyPath | None = None,
     known: Path | None = None,
     beam: tuple[str, ...] = (),
+    mappings: Sequence[AnyPath] = (),
 ) -> Artifact:
     """Converts sources to records.
 
@@ -97,19 +108,22 @@ def make_records(
         out: the artifact's directory.
         settings: the section [ingest].
         seed: order of the records.
-        taxonomy: a CSV of category_id, category_level1, …; None: the tree is taken from the sources.
+        taxonomy: a CSV of category_id, category_level1, …, or a text as Google's; None: the tree is taken from
+            the sources.
         known: splits.parquet of the release in service, whose products keep their part.
         beam: Beam's own options, over the local ones.
+        mappings: files that say what became of categories of the sources' tree (models/mappings.py).
 
     Raises:
-        ShelfmarkError: a source or the taxonomy cannot be read, too many images are rejected, or there is
+        ShelfmarkError: a source, the taxonomy or a mapping cannot be read, too many images are rejected, or there is
             nothing to train on.
     """
+    require_taxonomy(taxonomy)
+    step = read_mappings([local(file) for file in mappings]) if mappings else None
     opened = open_sources(sources, csv_options(settings))
     require_outside(out, opened)
-    require_taxonomy(taxonomy)
     fetched = out.with_name(out.name + ".fetched")
-    job = _IngestJob(opened, settings, seed, taxonomy, known, beam)
+    job = _IngestJob(opened, settings, seed, taxonomy, known, beam, step)
     with local_workers():  # the same for both passes
         records = stage(
             out, kind="records", version=VERSION, made_from=job.made_from(), shared=True,
@@ -130,6 +144,7 @@ class _IngestJob:
     taxonomy: AnyPath | None
     known: Path | None
     beam: tuple[str, ...]
+    step: Step | None  # what the mapping files say
 
     def made_from(self) -> dict[str, object]:
         """The inputs, of which the digests are kept."""
@@ -138,6 +153,7 @@ class _IngestJob:
             "settings": self.settings.that_matter() | {"seed": self.seed},
             "taxonomy": file_digest(self.taxonomy) if self.taxonomy else "none",
             "known": file_digest(self.known) if self.known else "none",
+            "mapping": digest_of(mapping_bytes(self.step).decode()) if self.step else "none",
         }
 
 
@@ -147,9 +163,16 @@ def _make(work: AnyPath, job: _IngestJob, fetched: AnyPath) -> Mapping[str, obje
     warn_of_memory("ingest", INGEST, "end other programs")
     paths, renamed = _paths(job.sources, job.taxonomy)
     categories = frozenset(category for category, _ in paths) if job.taxonomy else None
+    how = None
+    if job.step:
+        given = (
+            sum((source.paths() for source in job.sources), start=CategoryPaths()) if job.taxonomy else paths
+        )
+        how = relabelling(job.step, given, paths if job.taxonomy else None)
+        paths, categories = how.paths(paths), how.known()
     checked = check_images(job.sources, job.settings, work, job.beam, fetched, categories, renamed)
     while True:
-        summary, lost = _plan_and_write(checked, paths, renamed, job, work)
+        summary, lost = _plan_and_write(checked, paths, renamed, how, job, work)
         if not lost:
             return summary.to_dict()
         log.warning("records: %s images changed meanwhile and are now rejects", f"{len(lost):,}")
@@ -179,20 +202,33 @@ def _paths(sources: list[Source], taxonomy: AnyPath | None) -> tuple[CategoryPat
 
 
 def _plan_and_write(
-    checked: CheckedImages, paths: CategoryPaths, renamed: Renamed, job: _IngestJob, work: AnyPath
+    checked: CheckedImages,
+    paths: CategoryPaths,
+    renamed: Renamed,
+    how: Relabelling | None,
+    job: _IngestJob,
+    work: AnyPath,
 ) -> tuple[RecordsSummary, set[ImageKey]]:
     """Plans and writes the records; returns the summary, and the images that have changed meanwhile."""
     settings = job.settings
     index = _with_tidy_categories(checked.index(), {name for name, _ in renamed})
     write_rejects(checked, index, work / "rejects.parquet")
     refuse_flood(index, settings.max_rejected, work / "rejects.parquet")
+    carried = None
+    if how:
+        index, carried = _relabelled(index, how, work)
     products = _products(index, job)
     layout = lay_out(index, products, settings, job.seed)
     statistics = image_statistics(checked, index, layout.placeholder, categorized=True)
     write_whole(work / IMAGE_STATISTICS, json.dumps(statistics).encode())
     conflicts = _write_taxonomy(paths, products, work)
+    if job.taxonomy:
+        with writing(work / WHOLE) as working:
+            write_taxonomy(build_taxonomy(paths, {category for category, _ in paths})[0], working)
     ignored = sum(source.ignored() for source in job.sources)
     summary = _summary(index, products, layout, ignored, conflicts)
+    if carried:
+        summary = summary.model_copy(update=dict(zip(("relabelled", "unlabelled"), carried, strict=True)))
     del index  # its memory is for the pieces now
     kept = write_plan(checked, products, layout, work)
     there = sum(size for name, size in sizes(work).items() if name.endswith(".tfrecord"))
@@ -216,6 +252,19 @@ def _with_tidy_categories(index: Index, several: set[str]) -> Index:
     for name in sorted(several & set(category.values)):
         raise ambiguous(name, "the sources")
     return replace(index, category=category)
+
+
+def _relabelled(
+    index: Index, how: Relabelling, work: AnyPath
+) -> tuple[Index, tuple[dict[str, int], dict[str, int]]]:
+    """The index with the categories of the new tree, and how many products have another one or none."""
+    index, table = relabel(index, how)
+    with writing(work / "relabelled.parquet") as working:
+        pq.write_table(table, working)
+    write_whole(work / MAPPING, mapping_bytes(how.step))
+    carried = counts_of(table)
+    log_relabelled(*carried)
+    return index, carried
 
 
 def _products(index: Index, job: _IngestJob) -> Products:

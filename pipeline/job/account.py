@@ -20,7 +20,7 @@ import click
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features.errors import ShelfmarkError, Stopped, one_line
-from features.process import without_secrets
+from features.process import INTERRUPTED, TERMINATED, without_secrets
 from features.storage.artifact import digest_of
 from features.storage.paths import AnyPath, write_whole
 from models.decisions.releases import in_service
@@ -32,7 +32,6 @@ from pipeline.job.progress import log
 ACCOUNT = "run.json"
 REPORT = "report/index.html"
 KEPT = 3  # exit status: finished, and the old release stays
-INTERRUPTED, TERMINATED = 130, 143  # exit statuses: SIGINT, SIGTERM
 MOST_WARNINGS = 100
 PACKAGES = ("tensorflow", "keras", "apache-beam", "numpy", "pandas")
 
@@ -311,14 +310,25 @@ def summary_line(run: AnyPath, account: RunAccount, failed_in: str | None = None
 
 
 def _promise(account: RunAccount) -> list[str]:
-    """What the new bundle promises and does, in words; nothing where the command did not come so far."""
-    thresholds, evaluation = account.thresholds or {}, account.evaluation or {}
+    """What the new bundle promises and accepts, in words; nothing where the command did not come so far.
+
+    The rate of the release before is on the same products; without one, the rate is that of `evaluate`.
+    """
+    verdict, evaluation = account.verdict or {}, account.evaluation or {}
+    promise, comparison = verdict.get("promise"), verdict.get("comparison")
     products, accepted = evaluation.get("products"), evaluation.get("accepted")
-    if not thresholds or not isinstance(products, int) or not isinstance(accepted, int):
-        return []
-    certified = "certified" if thresholds.get("certified") else "not certified"
+    parts = []
+    if isinstance(promise, dict):
+        parts.append(
+            f"{'certified' if promise['certified'] else 'not certified for'} {promise['target']:.2f}"
+        )
     on = "test" if evaluation.get("graded_on") == "test" else "validation"
-    return [f"{certified}, accepts {accepted / max(1, products):.1%} of the {on} products"]
+    if isinstance(comparison, dict):
+        rate = comparison["acceptance"]
+        parts.append(f"accepts {rate['after']:.1%} of the {on} products (before {rate['before']:.1%})")
+    elif isinstance(products, int) and isinstance(accepted, int):
+        parts.append(f"accepts {accepted / max(1, products):.1%} of the {on} products")
+    return [", ".join(parts)] if parts else []
 
 
 def duration(seconds: float) -> str:

@@ -352,6 +352,10 @@ class CalibrationSettings(Section):
     """Share of the validation products that selects everything (FIT); the rest certifies (CERT). A quarter
     was best, or nearly, for 200 to 6,000 products (docs/experiments/calibration.md). Raise it when FIT has
     fewer than 60 products; training is made again, too."""
+    new_category_products: Annotated[int, Field(ge=0, strict=True)] = 50
+    """Products, in training and FIT together, that a new category, or a part of a split one, needs before its
+    products are accepted; until then they go to a person or stop at a level above. Raise it when new
+    categories are often wrong; 0 withholds none. The first release withholds none."""
 
 
 class SuspectsSettings(Section):
@@ -397,6 +401,38 @@ class CompareSettings(Section):
     svm_products: Positive = 20_000
     """Training products, at most, for the linear SVMs: one SVM for each category, over all rows each. Raise
     it for several thousand categories, and give it hours."""
+
+
+class RetentionSettings(Section):
+    """What `shelfmark clean` leaves in a workspace. What always stays: docs/operations.md."""
+
+    clean: Annotated[bool, "speed"] = False
+    """Clean at the end of each successful `retrain`. Set true when nobody watches the disk, together with
+    `runs` and `releases`."""
+    runs: Annotated[Positive | None, "speed"] = None
+    """Number of runs that stay, those used last; without it and `runs_days` all stay. Set 8 for two months of
+    weekly runs."""
+    runs_days: Annotated[Annotated[float, Field(ge=0)] | None, "speed"] = None
+    """Days for which a run stays after its last command, whatever their number. Set it where runs have to be
+    kept for a time."""
+    releases: Annotated[Positive | None, "speed"] = None
+    """Number of releases that stay, those put into service last; without it and `releases_days` all stay. Set
+    it together with `runs`: a release stays while a run is there that is based on it."""
+    releases_days: Annotated[Annotated[float, Field(ge=0)] | None, "speed"] = None
+    """Days for which a release stays after another one has replaced it. Set it to the time for which
+    decisions have to be explained."""
+    decisions: Annotated[Positive | None, "speed"] = None
+    """Number of outputs of `categorize` in WORKSPACE/decisions that stay, the newest; without it and
+    `decisions_days` all stay. Outputs elsewhere are never touched. Set it where a database has them, too."""
+    decisions_days: Annotated[Annotated[float, Field(ge=0)] | None, "speed"] = None
+    """Days for which these outputs stay, whatever their number. Set it to the time for which decisions have
+    to be explained."""
+    store_days: Annotated[float, Field(ge=0), "speed"] = 1.0
+    """Days for which bottlenecks that no run refers to stay, and working files of interrupted jobs. Set 30
+    when `categorize` gets the same products again and again: it need not extract them anew."""
+    logs_days: Annotated[float, Field(ge=0), "speed"] = 30.0
+    """Days for which logs in WORKSPACE/logs stay; the log of a run goes with the run. Raise it where logs
+    have to be kept."""
 
 
 class GateSettings(Section):
@@ -491,6 +527,7 @@ class Config(BaseModel):
     suspects: SuspectsSettings = SuspectsSettings()
     report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
+    retention: RetentionSettings = RetentionSettings()
     gate: GateSettings = GateSettings()
     monitor: MonitorSettings = MonitorSettings()
     guard: GuardSettings = GuardSettings()

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +26,16 @@ LOCK = ".lock"
 
 
 @contextmanager
-def only_job(run: AnyPath) -> Iterator[None]:
+def only_job(run: AnyPath, wait: float = 0.0) -> Iterator[None]:
     """Keeps a second job off the run; the lock ends with the process, however it ends.
 
     A directory that holds nothing but the lock afterwards is removed, with the empty ones above it that were
     made for it. An object store has no locks: there, a second job on this computer is kept off, one on
     another is not.
+
+    Args:
+        run: directory.
+        wait: seconds for which to wait for the other job's end.
 
     Raises:
         Busy: another job holds the lock.
@@ -38,7 +43,9 @@ def only_job(run: AnyPath) -> Iterator[None]:
     file, made = _lock_file(run), list[Path]()
     if isinstance(run, Path):
         made = [run, *(above for above in run.parents if not above.exists())]
-    descriptor = _locked(file)
+    until = time.monotonic() + wait
+    while (descriptor := _locked(file)) is None and time.monotonic() < until:
+        time.sleep(0.02)
     if descriptor is None:
         raise Busy(
             f"{run}: another job is running here{_holder(file)}; expected one job at a time; wait, or use "

@@ -61,6 +61,8 @@ class RecordsSummary(Summary):
     images_in_several_categories: int
     placeholder_images: int
     categories_in_two_places: int = 0
+    relabelled: dict[str, int] = {}  # products that have another category by a mapping, by kind of change
+    unlabelled: dict[str, int] = {}  # products that have none any more, likewise
 
 
 class BackboneSummary(Summary):
@@ -107,6 +109,7 @@ class ThresholdsSummary(Summary):
     acceptance_rate: float
     reason: str | None
     levels_certified: int = 0  # of those above the categories
+    withheld_categories: int = 0  # new or split ones that wait for evidence
 
 
 class EvaluationSummary(Summary):
@@ -140,6 +143,38 @@ class GateSummary(Summary):
     trained_on: int  # left out: one of the two was trained on the product
     photo_trained_on: int  # left out: one of the two alone was trained on a photo of it
     missing: str | None  # why the records of the release in service could not be used
+
+
+class TreeSummary(Summary):
+    """tree/: what became of the categories of the release in service; counts of categories."""
+
+    release: str | None  # None before the first one
+    unchanged: int
+    renamed: int
+    moved: int
+    merged: int
+    split: int
+    deleted: int
+    dead: int  # the mapping leads to none of the new tree
+    cyclic: int  # the mapping leads back
+    added: int
+    unproven: int = 0  # of this week's, that wait for evidence before they may be accepted
+
+    @property
+    def changed(self) -> bool:
+        """Whether the trees differ."""
+        return any(
+            (
+                self.renamed,
+                self.moved,
+                self.merged,
+                self.split,
+                self.deleted,
+                self.dead,
+                self.cyclic,
+                self.added,
+            )
+        )
 
 
 class SuspectsSummary(Summary):

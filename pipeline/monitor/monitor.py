@@ -142,7 +142,8 @@ def _release_of(workspace: AnyPath, decisions: Sequence[AnyPath | StoredDecision
         raise ShelfmarkError(
             f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
         )
-    if not re.fullmatch(r"\w[\w.-]*", name) or not (workspace / "releases" / name / MARK).is_file():
+    lost = not re.fullmatch(r"\w[\w.-]*", name) or not (workspace / "releases" / name / MARK).is_file()
+    if lost and name != current:  # `read_release` says what to do when the one in service is lost
         raise ShelfmarkError(
             f"{decisions[0]}: decided by release {name}, which this workspace does not have; expected "
             f"decisions of {current or 'one of its own'}; check --workspace, or categorize again"

@@ -44,7 +44,7 @@ from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import EvaluationSummary, GateSummary, RecordsSummary
-from pipeline.release.in_service import evaluate_in_service, part_of
+from pipeline.release.in_service import part_of
 from pipeline.train.evaluated import Evaluated, evaluate_part
 
 VERSION = 1
@@ -55,19 +55,16 @@ COLUMNS = ("confidence", "correct", "accepted", "level", "node_correct")
 TIMED = 2000  # products that the speed is measured on
 
 
-def gate_products(run: Run, candidate: Bundle, current: Bundle) -> Artifact:
+def gate_products(run: Run, candidate: Bundle, current: Bundle, in_service: Artifact) -> Artifact:
     """Decides about the test products of both weeks with both bundles.
 
     Args:
         run: of the candidate.
         candidate: the run's bundle.
         current: the release in service.
-
-    Raises:
-        ShelfmarkError: the release in service cannot decide about this week's products.
+        in_service: what it decides about this week's measured products, of `evaluate_in_service`.
     """
     records, evaluation = run.records(), run.artifact("evaluation", "evaluate")
-    in_service = evaluate_in_service(run, current)
     old, missing = _records_of(run, current)
     share, on = run.config.calibration.fit_share, EvaluationSummary.of(evaluation).graded_on
 
@@ -79,7 +76,7 @@ def gate_products(run: Run, candidate: Bundle, current: Bundle) -> Artifact:
         if old:
             before = _measured_images(old, share)
             measured_before = pd.Series(before.product_id).drop_duplicates()
-            gone = before.only(~np.isin(before.product_id, rows["product_id"]))
+            gone = before.only(~pd.Series(before.product_id).isin(rows["product_id"]).to_numpy())
             try:
                 lost = _gone(run, records, old, gone, candidate, current)
                 images, rows = images.and_also(gone), pd.concat([rows, lost])
@@ -305,7 +302,7 @@ def _true_before(records: Artifact, old: Artifact, product_id: np.ndarray) -> Tr
 
 def _write_speed(run: Run, candidate: Bundle, current: Bundle, images: _Images, records: Artifact) -> None:
     """Writes speed.json: it differs from run to run, so it is part of no artifact, and decides nothing."""
-    some = images.only(np.isin(images.product_id, pd.unique(images.product_id)[:TIMED]))
+    some = images.only(pd.Series(images.product_id).isin(pd.unique(images.product_id)[:TIMED]).to_numpy())
     if len(some.product_id):
         after, before = (_seconds(bundle, some, records, run) for bundle in (candidate, current))
         values = {"seconds_per_product": after, "before": before, "ratio": after / before}
@@ -344,7 +341,8 @@ def _trained_on(records: Artifact, known: pd.DataFrame, products: pd.DataFrame, 
     if len(gone):
         table = pq.read_table(file, columns=["product_id", "split"])
         now = table.filter(pc.is_in(table["product_id"], value_set=gone)).to_pandas()
-        trained |= ids.isin(now["product_id"][now["split"].isin([TRAIN, VAL])]).to_numpy()
+        used = now["product_id"][now["split"].isin([TRAIN, VAL])]
+        trained = trained | ids.isin(used).to_numpy()
     return trained
 
 

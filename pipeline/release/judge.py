@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from features.errors import Busy, ShelfmarkError, Stopped
+from features.errors import ShelfmarkError
 from features.product import tidy_name
 from features.storage.artifact import Artifact, find_artifact
 from features.storage.paths import write_whole
@@ -40,7 +40,7 @@ from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.summaries import GateSummary
 from pipeline.release.gate_products import decided, gate_products, read_products
-from pipeline.release.in_service import current_release
+from pipeline.release.in_service import current_release, evaluate_in_service
 
 __all__ = ["BETTER", "FIRST", "NOT_COMPARABLE", "NOT_TOLD_APART", "SAME", "WORSE", "Verdict", "judge"]
 FIRST, SAME, NOT_COMPARABLE = "first", "same", "not comparable"
@@ -180,17 +180,15 @@ class _Judge:
         try:
             current = current_release(self.run.releases)
             assert current is not None
-            gate = gate_products(self.run, self.candidate, current)
-        except (ShelfmarkError, ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
-            if isinstance(error, Stopped | Busy):
-                raise
+            decisions = evaluate_in_service(self.run, current)
+        except (ShelfmarkError, ValueError, KeyError, TypeError, FileNotFoundError) as error:
             reason = " ".join(str(error).split())
             text = (
                 f"not comparable: release {self.name} cannot decide about this week's products ({reason}); "
                 "it stays; put it back, or release this one by --force"
             )
             return self._without_comparison(NOT_COMPARABLE, text, found)
-        return self._compared(current, found, gate)
+        return self._compared(current, found, gate_products(self.run, self.candidate, current, decisions))
 
     # Without a comparison
 
@@ -265,7 +263,7 @@ class _Judge:
         if comparison is None:
             return f"{result.outcome}: {result.because}"
         before, after = comparison.all.before, comparison.all.after
-        gone = f", {summary.gone:,} of them gone this week" if summary.gone else ""
+        gone = f" ({summary.gone:,} of them gone this week)" if summary.gone else ""
         certainty = f"{self.settings.certainty:.0%}"
         return (
             f"{result.outcome} than release {self.name}: {result.because}; "

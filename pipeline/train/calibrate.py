@@ -4,12 +4,14 @@
 
 FIT gives aggregation, temperature, confidence models and, by out-of-fold confidences, grids and starts of the
 chains; CERT certifies and nothing else
-(models/decisions/thresholds.py, levels.py). Both hold products of categories that the head never learnt, as
+(models/decisions/thresholds.py, levels.py). A category that is new since the release in service, or a part of
+a split one, is withheld until training and FIT together have calibration.new_category_products products of it:
+counts that CERT has no part in, so that what it certifies under this rule holds. Both hold products of categories that the head never learnt, as
 the products to come do: wrong at the category, and correct above it where their branch is in the tree.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +41,10 @@ from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, ThresholdsSummary
+from pipeline.job.tree import unproven
 from pipeline.train.planning import departments, ladder, restriction
 
-VERSION = 5
+VERSION = 6
 MOST_LOGITS = 2**27  # numbers of FIT logits that the temperature is fitted on (half a gigabyte)
 
 
@@ -50,11 +53,18 @@ def calibrate(run: Run) -> Artifact:
     records = run.records()
     bottlenecks = run.bottlenecks(records)
     head, out = run.head(records, bottlenecks), run.path / "thresholds"
-    return calibrate_head(records, bottlenecks, head, run.store, out, run.config)
+    waiting = unproven(run, records)
+    return calibrate_head(records, bottlenecks, head, run.store, out, run.config, waiting)
 
 
 def calibrate_head(
-    records: Artifact, bottlenecks: Artifact, head: Artifact, store: AnyPath, out: AnyPath, config: Config
+    records: Artifact,
+    bottlenecks: Artifact,
+    head: Artifact,
+    store: AnyPath,
+    out: AnyPath,
+    config: Config,
+    waiting: Sequence[str] = (),
 ) -> Artifact:
     """Calibrates a head on the validation products.
 
@@ -65,13 +75,14 @@ def calibrate_head(
         store: directory of all stores.
         out: the artifact's directory.
         config: section [calibration], and head.aggregation.
+        waiting: categories that are withheld unless there is evidence enough, see `withheld_categories`.
     """
 
     def make(work: Path) -> Mapping[str, object]:
         predictor = load_predictor(head.folder())
         val = open_part(bottlenecks, store, "val")
         division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
-        rules = decision_rules(predictor, val, TrueCategories.of(records), division, config)
+        rules = decision_rules(predictor, val, TrueCategories.of(records), division, config, waiting)
         write_whole(work / THRESHOLDS, json.dumps(rules.to_dict(), indent=1, sort_keys=True).encode())
         certificate = rules.certificate
         _log_levels(rules)
@@ -83,6 +94,7 @@ def calibrate_head(
             acceptance_rate=certificate.acceptance_rate,
             reason=certificate.reason,
             levels_certified=sum(one.certificate.threshold is not None for one in rules.levels.values()),
+            withheld_categories=len(rules.withheld),
         ).to_dict()
 
     made_from = {
@@ -90,12 +102,18 @@ def calibrate_head(
         "fingerprint": BottlenecksSummary.of(bottlenecks).fingerprint,
         "head": head.digest,
         "settings": config.of_the_thresholds(),
+        "waiting": sorted(waiting),
     }
     return stage(out, kind="thresholds", version=VERSION, made_from=made_from, make=make)
 
 
 def decision_rules(
-    predictor: Predictor, val: Part, true: TrueCategories, division: Division, config: Config
+    predictor: Predictor,
+    val: Part,
+    true: TrueCategories,
+    division: Division,
+    config: Config,
+    waiting: Sequence[str] = (),
 ) -> DecisionRules:
     """How predictions become decisions, from the validation images.
 
@@ -105,6 +123,7 @@ def decision_rules(
         true: the categories.
         division: of the images into FIT and CERT.
         config: section [calibration], and head.aggregation.
+        waiting: see `withheld_categories`.
     """
     taxonomy, settings = predictor.taxonomy, config.calibration
     fit, cert = (
@@ -133,15 +152,17 @@ def decision_rules(
         model.confidence(predictor.evidence(cert_predictions, level))
         for level, model in enumerate(models, start=1)
     ]
+    withheld = withheld_categories(predictor, fit.nodes[:, -1], waiting, settings.new_category_products)
     outcomes = [
-        _level_outcomes(fit, fit_predictions, [left_out for _, left_out in fitted], taxonomy),
-        _level_outcomes(cert, cert_predictions, of_cert_levels, taxonomy),
+        _level_outcomes(fit, fit_predictions, [left_out for _, left_out in fitted], taxonomy, withheld),
+        _level_outcomes(cert, cert_predictions, of_cert_levels, taxonomy, withheld),
     ]
     certificates = certify_levels(
         *outcomes, target=settings.precision, delta=settings.delta, grid=settings.grid
     )
     of_fit, of_cert = (one.leaf() for one in outcomes)
     fit_category, cert_category = fit_predictions.top[:, 0], cert_predictions.top[:, 0]
+    fit_open, cert_open = ~withheld[fit_category], ~withheld[cert_category]
     return DecisionRules(
         model=predictor.model,
         labels=predictor.labels,
@@ -157,13 +178,38 @@ def decision_rules(
             for level, (model, certificate) in enumerate(zip(models, certificates, strict=True), start=1)
             if level < taxonomy.levels
         },
-        ladder=ladder(of_fit, of_cert, certificates[-1].delta, settings),
-        departments=departments(of_cert, cert_category, taxonomy, certificates[-1].threshold, settings),
-        restriction=restriction(of_fit, of_cert, fit_category, cert_category, taxonomy, settings),
+        withheld=tuple(taxonomy.categories[withheld].tolist()),
+        ladder=ladder(of_fit, of_cert, fit_open, cert_open, certificates[-1].delta, settings),
+        departments=departments(
+            of_cert, cert_open, cert_category, taxonomy, certificates[-1].threshold, settings
+        ),
+        restriction=restriction(of_fit, of_cert, fit_category, cert_category, taxonomy, settings, withheld),
     )
 
 
+def withheld_categories(
+    predictor: Predictor, fit_truth: np.ndarray, waiting: Sequence[str], least: int
+) -> np.ndarray:
+    """(C,) bool: the categories that wait for evidence and have too little of it.
+
+    Args:
+        predictor: with the numbers of training products.
+        fit_truth: (n,) int, true category of each product of FIT; -1 of one that the head does not know.
+        waiting: new categories, and parts of split ones.
+        least: products in training and FIT together that are evidence enough.
+    """
+    categories = predictor.taxonomy.categories
+    counts = predictor.sizes + np.bincount(fit_truth[fit_truth >= 0], minlength=len(categories))
+    withheld: np.ndarray = np.isin(categories, list(waiting)) & (counts < least)
+    return withheld
+
+
 def _log_levels(rules: DecisionRules) -> None:
+    if rules.withheld:
+        log.info(
+            "thresholds: %s new or split categories wait for evidence, their products for a person: %s",
+            f"{len(rules.withheld):,}", ", ".join(rules.withheld[:3]) + (" …" if len(rules.withheld) > 3 else ""),
+        )  # fmt: skip
     for level, rule in rules.levels.items():
         certificate = rule.certificate
         if certificate.threshold is None:
@@ -262,7 +308,11 @@ def _confidence_model(
 
 
 def _level_outcomes(
-    side: _Products, predictions: Predictions, confidence: list[np.ndarray], taxonomy: Taxonomy
+    side: _Products,
+    predictions: Predictions,
+    confidence: list[np.ndarray],
+    taxonomy: Taxonomy,
+    withheld: np.ndarray,
 ) -> LevelOutcomes:
     most_likely = predictions.top[:, 0]
     return LevelOutcomes(
@@ -271,4 +321,5 @@ def _level_outcomes(
         confidence=np.stack(confidence, axis=1),
         correct=side.nodes == taxonomy.nodes[:, most_likely].T,
         depth=taxonomy.depth[most_likely],
+        withheld=withheld[most_likely],
     )

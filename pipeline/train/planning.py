@@ -1,7 +1,10 @@
 """What calibrate says beside the rules in use, for planning: other targets, departments, the best categories.
 
-None of it decides anything, so trying many costs nothing: each certificate holds by itself.
+None of it decides anything, so trying many costs nothing: each certificate holds by itself. As in the rules in
+use, no product of a withheld category is accepted.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,15 +19,34 @@ KEPT_SHARE = 0.8  # of the categories predicted on FIT, as in figure 7 of the pa
 
 
 def ladder(
-    fit: Outcomes, cert: Outcomes, delta: float, settings: CalibrationSettings
+    fit: Outcomes,
+    cert: Outcomes,
+    fit_open: np.ndarray,
+    cert_open: np.ndarray,
+    delta: float,
+    settings: CalibrationSettings,
 ) -> tuple[Certificate, ...]:
-    """The certificates of TARGETS and of the target in use, ascending; `delta`: that of the categories."""
+    """The certificates of TARGETS and of the target in use, ascending.
+
+    Args:
+        fit: products of FIT.
+        cert: products of CERT.
+        fit_open: (n,) bool, those of FIT whose predicted category is not withheld.
+        cert_open: (m,) bool, of CERT's.
+        delta: that of the categories.
+        settings: section [calibration].
+    """
     targets = sorted({*TARGETS, settings.precision})
-    return certify_ladder(fit, cert, targets, delta=delta, grid=settings.grid)
+    found = certify_ladder(fit.only(fit_open), cert.only(cert_open), targets, delta=delta, grid=settings.grid)
+    if cert_open.all():
+        return found
+    products = len(cert.one_per_group)
+    return tuple(replace(one, products=products, acceptance_rate=one.accepted / products) for one in found)
 
 
 def departments(
     cert: Outcomes,
+    is_open: np.ndarray,
     predicted: np.ndarray,
     taxonomy: Taxonomy,
     threshold: float | None,
@@ -34,6 +56,7 @@ def departments(
 
     Args:
         cert: products of CERT.
+        is_open: (n,) bool, those whose most likely category is not withheld.
         predicted: (n,) int, their most likely categories.
         taxonomy: of the categories.
         threshold: of the categories; None where nothing is accepted.
@@ -42,6 +65,8 @@ def departments(
     nodes = taxonomy.nodes[0]
     _, first = np.unique(nodes, return_index=True)
     names = [taxonomy.label(index, 1) for index in first.tolist()]
+    if not is_open.all():
+        cert = replace(cert, confidence=np.where(is_open, cert.confidence, 0.0))
     return certify_departments(
         cert, nodes[predicted], names, threshold, target=settings.precision, delta=settings.delta
     )
@@ -54,6 +79,7 @@ def restriction(
     cert_predicted: np.ndarray,
     taxonomy: Taxonomy,
     settings: CalibrationSettings,
+    withheld: np.ndarray,
 ) -> KeptCategories:
     """The best categories by their precision on FIT, and what could be certified inside them.
 
@@ -64,12 +90,13 @@ def restriction(
         cert_predicted: (m,) int, of CERT's.
         taxonomy: of the categories.
         settings: section [calibration].
+        withheld: (C,) bool, categories that are not accepted.
     """
     predicted, correct = (
         np.bincount(category, minlength=len(taxonomy.categories))
         for category in (fit_predicted, fit_predicted[fit.correct])
     )
-    kept = restrict(predicted, correct, KEPT_SHARE).kept
+    kept = restrict(predicted, correct, KEPT_SHARE).kept & ~withheld
     certificate = certify_inside(
         fit, cert, kept[fit_predicted], kept[cert_predicted],
         target=settings.precision, delta=settings.delta, grid=settings.grid,

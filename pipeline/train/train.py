@@ -24,6 +24,7 @@ from models.heads.architectures import SET, Head, HeadShape, ProductRows, load_h
 from models.heads.training import WINDOW, Examples, Recipe, fit_head, held_out_heads, suspects
 from models.heads.warm_start import misfit, warm_start
 from models.taxonomy import Taxonomy, read_taxonomy
+from models.taxonomy_changes import TreeChanges
 from pipeline.job.catalogue import Part, divide, learnt_categories_of, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
 from pipeline.job.progress import Progress, log
@@ -31,9 +32,10 @@ from pipeline.job.room import TRAIN, TRAIN_IMAGE, warn_of_memory
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, HeadSummary
+from pipeline.job.tree import changes_since_release
 from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
 
-VERSION = 7
+VERSION = 8
 MOST_TOGETHER = 8  # images of a product that a set head reads; Cdiscount's products have four at most
 
 
@@ -41,7 +43,9 @@ def train(run: Run) -> Artifact:
     """Trains the run's head on its bottlenecks."""
     records, out = run.records(), run.path / "head"
     bottlenecks = run.bottlenecks(records)
-    return train_head(records, bottlenecks, run.store, out, run.config, run.bundle_before())
+    before = run.bundle_before()
+    changes = changes_since_release(run, records) if before else None
+    return train_head(records, bottlenecks, run.store, out, run.config, before, changes)
 
 
 def train_head(
@@ -51,6 +55,7 @@ def train_head(
     out: AnyPath,
     config: Config,
     before: Artifact | None = None,
+    changes: TreeChanges | None = None,
 ) -> Artifact:
     """Trains a head; an interrupted training continues at its last checkpoint.
 
@@ -61,6 +66,7 @@ def train_head(
         out: the artifact's directory.
         config: sections [head], [train], [calibration] and the seed.
         before: the bundle that the run is based on; with train.warm_start its head starts this one.
+        changes: of the tree since then.
     """
     if config.train.warm_start and before is None:
         log.warning("head: starts fresh: the run is based on no release")
@@ -70,7 +76,7 @@ def train_head(
         opened = _open_training(records, bottlenecks, store, config)
         _warn_of_memory(opened.trained, recipe_of(config).memory)
         training, examples = _without_suspects(opened, config, work)
-        start = start_of(before, training.shape, training.taxonomy) if before else None
+        start = start_of(before, training.shape, training.taxonomy, changes) if before else None
         head, history = _fit(training, examples, start, config, work)
         head.save(work)
         if _may_be_together(training.trained, config.head.aggregation):
@@ -195,7 +201,9 @@ def _fit(
         return fit_head(training.shape, examples, selecting, recipe, loss, work, start, progress.to)
 
 
-def start_of(before: Artifact, shape: HeadShape, taxonomy: Taxonomy) -> Callable[[keras.Model], None] | None:
+def start_of(
+    before: Artifact, shape: HeadShape, taxonomy: Taxonomy, changes: TreeChanges | None = None
+) -> Callable[[keras.Model], None] | None:
     """What puts a bundle's head into a fresh model; None, with a log line, where that head does not fit."""
     old = load_head(before.folder())
     if why := misfit(shape, old.shape):
@@ -203,7 +211,8 @@ def start_of(before: Artifact, shape: HeadShape, taxonomy: Taxonomy) -> Callable
         return None
 
     def start(model: keras.Model) -> None:
-        carried = warm_start(model, shape, taxonomy, old, read_taxonomy(before.file("taxonomy.csv")))
+        old_taxonomy, sizes = read_taxonomy(before.file("taxonomy.csv")), np.load(before.file("sizes.npy"))
+        carried = warm_start(model, shape, taxonomy, old, old_taxonomy, changes, sizes)
         log.info(
             "head: starts from %s: %s categories kept, %s added, %s removed",
             before.path.name, f"{carried.kept:,}", f"{carried.added:,}", f"{carried.removed:,}",

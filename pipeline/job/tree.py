@@ -1,0 +1,95 @@
+"""The tree of a run's records, and what changed since the release that the run is based on.
+
+records/  taxonomy.csv, unlearnt.csv   the categories that have products
+          tree.csv                     the whole tree, where `--taxonomy` gave one
+          mapping.json                 what `--mapping` says, all files composed
+release   taxonomy.csv, thresholds.json
+"""
+
+import json
+from dataclasses import replace
+
+from pydantic import TypeAdapter
+
+from features.errors import ShelfmarkError
+from features.storage.artifact import Artifact, find_artifact
+from models.decisions.bundle import THRESHOLDS, read_rules
+from models.taxonomy import read_taxonomy
+from models.taxonomy_changes import ADD, Places, Step, TreeChanges, key, places_of, tree_changes
+from pipeline.job.catalogue import UNLEARNT
+from pipeline.job.run import Run
+
+WHOLE, MAPPING = "tree.csv", "mapping.json"  # of the records
+
+
+def mapping_of(records: Artifact) -> Step:
+    """What the mapping files of the records say; nothing where none was given."""
+    if MAPPING not in records.files:
+        return Step()
+    return TypeAdapter(Step).validate_json(records.file(MAPPING).read_bytes())
+
+
+def mapping_bytes(step: Step) -> bytes:
+    """The contents of mapping.json, without the files' names: the same rules give the same bytes."""
+    values = TypeAdapter(Step).dump_python(replace(step, name=""), mode="json")
+    values["splits"] = sorted(values["splits"])
+    return json.dumps(values, ensure_ascii=False, indent=0, sort_keys=True).encode()
+
+
+def places_with_products(records: Artifact) -> Places:
+    """The categories of the records that have products, learnt or not."""
+    names = ["taxonomy.csv", *([UNLEARNT] if UNLEARNT in records.files else [])]
+    return {
+        category: place
+        for name in names
+        for category, place in places_of(read_taxonomy(records.file(name))).items()
+    }
+
+
+def changes_since_release(run: Run, records: Artifact) -> TreeChanges | None:
+    """What becomes of each category of the release that the run is based on; None where there is none.
+
+    Those added are the ones with products. A category that the whole tree of `--taxonomy` has is not gone
+    because no product has it this week.
+
+    Raises:
+        ShelfmarkError: the release is missing or damaged.
+    """
+    bundle = _release_of(run)
+    if bundle is None:
+        return None
+    old = places_of(read_taxonomy(bundle.file("taxonomy.csv")))
+    there, step = places_with_products(records), mapping_of(records)
+    whole = places_of(read_taxonomy(records.file(WHOLE))) if WHOLE in records.files else {}
+    if not whole:  # what the mapping names is taken to be in the tree
+        known = {key(category) for category in there}
+        whole = {new: () for targets in step.rules.values() for new in targets if new not in known}
+    found = tree_changes(old, {**whole, **there}, step)
+    return replace(
+        found,
+        changes=tuple(one for one in found.changes if one.kind != ADD or one.category in there),
+        new=tuple(category for category in found.new if category in there),
+    )
+
+
+def unproven(run: Run, records: Artifact) -> tuple[str, ...]:
+    """The categories that wait for evidence before they may be accepted; none before the first release.
+
+    Those are new since the release, parts of a split, or were waiting in the release already.
+    """
+    changes, bundle = changes_since_release(run, records), _release_of(run)
+    if changes is None or bundle is None:
+        return ()
+    return changes.unproven(read_rules(bundle.file(THRESHOLDS)).withheld)
+
+
+def _release_of(run: Run) -> Artifact | None:
+    if run.based_on is None:
+        return None
+    found = find_artifact(run.releases / run.based_on)
+    if found is None:
+        raise ShelfmarkError(
+            f"{run.releases / run.based_on}: missing or damaged; expected the release that run {run.name} is based "
+            "on; put it back, or point releases/current to another release and give another --run"
+        )
+    return found
