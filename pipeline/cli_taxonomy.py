@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, local
-from pipeline.cli_options import PATH
+from pipeline.cli_options import DECISIONS, PATH
+
+if TYPE_CHECKING:
+    from pipeline.job.decisions_file import StoredDecisions
 
 _mapping = click.option(
     "--mapping", "mappings", type=PATH, multiple=True, metavar="FILE",
@@ -112,14 +115,14 @@ def diff(before: AnyPath, after: AnyPath, mappings: tuple[AnyPath, ...], debug: 
 
 
 @taxonomy.command()
-@click.argument("decisions", type=PATH)
+@click.argument("decisions", type=DECISIONS)
 @_mapping
 @click.option("--before", type=PATH, metavar="TREE", help="The tree that was decided in; as for diff.")
 @click.option("--after", type=PATH, metavar="TREE", help="The new tree; as for diff.")
 @click.option("--output", type=PATH, required=True, help="FILE.parquet, .csv, .csv.gz or .jsonl.")
 @_debug
 def migrate(
-    decisions: AnyPath,
+    decisions: "AnyPath | StoredDecisions",
     mappings: tuple[AnyPath, ...],
     before: AnyPath | None,
     after: AnyPath | None,
@@ -128,9 +131,9 @@ def migrate(
 ) -> None:
     """Carries decisions over to the new tree.
 
-    DECISIONS is a file of categorize. Every product stays. A category with one target becomes it; decisions
-    about categories that were split, or of which nothing is left, go to a person. Beside the output,
-    NAME.migrated.csv says what was changed and why.
+    DECISIONS is a file, a folder or the URL of a table. Every product stays. A category with one target
+    becomes it; decisions about categories that were split, or of which nothing is left, go to a person.
+    Beside the output, NAME.migrated.csv says what was changed and why.
 
     \b
     Example:

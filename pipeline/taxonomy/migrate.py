@@ -25,6 +25,7 @@ from models.taxonomy_changes import FOR_PEOPLE, UNCHANGED, Change, Places, Step,
 from pipeline.job.decisions_file import (
     REJECTS,
     SCHEMA,
+    StoredDecisions,
     read_decisions,
     rejects_beside,
     require_format,
@@ -41,12 +42,16 @@ Counts = Mapping[str, int]
 
 
 def migrate(
-    decisions: AnyPath, output: AnyPath, step: Step, before: Places | None = None, after: Places | None = None
+    decisions: AnyPath | StoredDecisions,
+    output: AnyPath,
+    step: Step,
+    before: Places | None = None,
+    after: Places | None = None,
 ) -> tuple[Counts, AnyPath]:
     """Carries decisions over to the new tree.
 
     Args:
-        decisions: a file of `categorize`.
+        decisions: of `categorize`.
         output: for all of them, in the format of its suffix.
         step: what the mapping files say.
         before: the tree that was decided in; None: not known, and nothing is found by its path.
