@@ -24,13 +24,13 @@ from pydantic import BaseModel, ConfigDict
 from features.errors import ShelfmarkError, one_line
 from features.storage.object_stores import Stat
 from features.storage.paths import MARK, AnyPath, Remote, stats
-from models.decisions.releases import CURRENT, in_service
+from models.decisions.releases import in_service
 from pipeline.job.account import ACCOUNT, read_account
 from pipeline.job.listing import Files, walk
 from pipeline.job.lock import at_work
+from pipeline.job.release_log import history
 
 PARTS = ("store", "runs", "releases", "categorize", "monitor")  # of a workspace; the rest is "other"
-LOG = "log.jsonl"  # in releases/
 THRESHOLDS = "thresholds.json"  # in a bundle, see models/decisions/bundle.py, which takes long to import
 VERDICT = "verdict.json"  # in a run
 CONFIG = "config.json"  # in a run, written by every command
@@ -69,7 +69,7 @@ class Service(BaseModel):
     since: str | None = None
     """ISO 8601, UTC."""
     why: str | None = None
-    """As in releases/log.jsonl; null for releases of earlier versions."""
+    """As in releases/log.jsonl."""
     who: str | None = None
     target: float | None = None
     """Precision that it promises."""
@@ -216,49 +216,25 @@ def _service(workspace: AnyPath, files: Files) -> Service:
     releases = workspace / "releases"
     try:
         name = in_service(releases)
+        switches = history(releases)
     except (ShelfmarkError, OSError) as error:
         return Service(problem=one_line(error))
     if name is None:
         return Service()
-    entry: dict[str, Any] = next((one for one in reversed(_log(releases)) if one.get("to") == name), {})
-    since = str(entry["when"]) if entry.get("when") else _utc(_link_time(releases / CURRENT, files))
-    if f"releases/{name}/{MARK}" not in files:
-        problem = f"{releases / name} is gone or damaged; put it back, or run `shelfmark rollback`"
-    else:
-        problem = None
+    switch = switches[-1]  # to this release: `history` adds what the log lacks
+    whole = f"releases/{name}/{MARK}" in files
+    lost = f"{releases / name} is gone or damaged; put it back, or put another release into service"
     rules = releases / name / THRESHOLDS
     certificate = _json(rules, "certificate")
     return Service(
         release=name,
-        since=since,
-        why=_text(entry.get("why")),
-        who=_text(entry.get("who")),
+        since=switch.when,
+        why=switch.why,
+        who=switch.who,
         target=_number(_json(rules).get("target")),
         certified=certificate.get("threshold") is not None if certificate else None,
-        problem=problem,
+        problem=None if whole else lost,
     )
-
-
-def _log(releases: AnyPath) -> list[dict[str, Any]]:
-    """The lines of releases/log.jsonl; without those that are cut off or damaged."""
-    try:
-        lines = (releases / LOG).read_bytes().splitlines()
-    except OSError:
-        return []
-    entries = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            entries += [entry] if isinstance(entry, dict) else []
-    return entries
-
-
-def _link_time(current: AnyPath, files: Files) -> int:
-    """When releases/current was switched, in ns; 0 where that is not known."""
-    if isinstance(current, Path):
-        return current.lstat().st_mtime_ns
-    stat = files.get(f"releases/{CURRENT}")
-    return stat.st_mtime_ns if stat else 0
 
 
 # Runs
