@@ -7,7 +7,7 @@ IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 VENV_PACKAGE = import sys; print("python%d.%d-venv" % sys.version_info[:2])
 
 UV = .venv/bin/uv
-EXTRAS = aws bench browser compare dev docs jax openvino test
+EXTRAS = aws bench browser compare databases dev docs jax openvino postgresql test
 READY = .venv/ready
 
 # uv trusts the certificates and asks the index that pip does.
@@ -17,11 +17,11 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
 # Tests are many and small: one thread each is quicker than waking a pool for every matrix.
-test test-slow test-statistics test-browser test-runners test-flink coverage: export OMP_NUM_THREADS = 1
-test test-slow test-statistics test-browser test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
+test test-slow test-statistics test-browser test-databases test-runners test-flink coverage: export OMP_NUM_THREADS = 1
+test test-slow test-statistics test-browser test-databases test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: help setup demo test test-slow test-statistics test-browser test-runners test-flink coverage check docs lock clean
-.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate
+.PHONY: help setup demo test test-slow test-statistics test-browser test-databases test-runners test-flink coverage check docs lock clean
+.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-decisions
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -62,6 +62,9 @@ test-statistics: $(READY) ## simulations of the promises
 test-browser: $(READY) ## the pages in a headless Chromium (Debian and Ubuntu: apt install chromium)
 	.venv/bin/python -m pytest -q -m browser tests/test_browser.py tests/test_audit_page.py
 
+test-databases: $(READY) ## decisions in PostgreSQL and SQLite, on a server that the tests start
+	REQUIRE_DATABASES=1 .venv/bin/python -m pytest -q -m "databases or not databases" tests/test_decisions_table.py
+
 test-runners: $(READY) ## ingest and extract on every Beam runner that can be had here: Flink, Prism, job services, processes
 	.venv/bin/python -m pytest -q -m runners
 
@@ -89,7 +92,7 @@ docs: $(READY) ## the generated pages of docs/, then the site, in site/index.htm
 	.venv/bin/mkdocs build --strict
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest urls plan store extract engines_agree train train_noise calibrate small_shops drift; do \
+	@set -e; for bench in main_job ingest urls plan store extract engines_agree train train_noise calibrate decisions_output small_shops drift; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, pictures within Parquet, and the plan of 8 M products; 2.5 GB of disk
@@ -112,6 +115,9 @@ bench-train: $(READY) ## training beside scikit-learn and NumPy's products, and 
 
 bench-calibrate: $(READY) ## certificates, curves and tables of 2 M products in 8,000 categories, beside MAPIE and bare matrix products; 1 GB of disk
 	.venv/bin/python benchmarks/calibrate.py
+
+bench-decisions: $(READY) ## a million decisions into every kind of output; 2 GB of disk
+	.venv/bin/python benchmarks/decisions_output.py
 
 # All extras but gpu: a machine without one has no use for CUDA's gigabytes.
 lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit (newest: make lock UPGRADE=--upgrade)

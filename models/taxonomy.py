@@ -25,6 +25,7 @@ from features.delimited import header_name, rows_of, sniff
 from features.errors import ShelfmarkError
 from features.product import CategoryPaths, level_columns, tidy_name
 from features.spellings import log_merged
+from features.storage.paths import AnyPath
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -211,6 +212,14 @@ def homonyms(paths: CategoryPaths) -> dict[tuple[str, tuple[str, ...]], str]:
         if len(several) > 1
         for names in several
     }
+
+
+def require_taxonomy(file: AnyPath | None) -> None:
+    """Raises a ShelfmarkError when a taxonomy is given and there is no such file."""
+    if file and not file.is_file():
+        raise ShelfmarkError(
+            f"{file}: no such file; expected a CSV of category_id, category_level1, …; check --taxonomy"
+        )
 
 
 def read_paths(file: Path) -> CategoryPaths:

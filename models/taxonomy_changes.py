@@ -444,7 +444,10 @@ def _renamed_nodes(
     return {
         node: after
         for node, afters in went.items()
-        if len(afters) == 1 and afters.total() > 1 and node not in there and (after := next(iter(afters))) not in then
+        if len(afters) == 1
+        and afters.total() > 1
+        and node not in there
+        and (after := next(iter(afters))) not in then
     }
 
 

@@ -10,17 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from features.errors import run_command
+from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
-from pipeline.cli_options import PATH, stage_command, start_tensorflow
+from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
+from pipeline.cli_releases import release, releases, rollback
+from pipeline.cli_status import runs, status
 from pipeline.cli_taxonomy import mapping_options, taxonomy
 
 if TYPE_CHECKING:
+    from pipeline.job.decisions_file import StoredDecisions
     from pipeline.job.run import Run
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
 ALARM = 3  # exit status
+CATEGORIZE_USES = ("ingest", "extract")  # sections of settings
+CATEGORIZE_LEAVES = (  # settings in them that are about training, and one that the bundle has decided
+    *("ingest.min_products", "ingest.min_known"),
+    *("ingest.val_share", "ingest.test_share", "ingest.least_test"),
+    "extract.flip",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,11 +50,8 @@ _taxonomy = click.option(
 )
 
 
-class _Commands(click.Group):
-    """Lists the commands in the order of the work, and applies Beam's options to object stores."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
+class _Commands(Commands):
+    """Applies Beam's options to object stores."""
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(context, args)
@@ -240,6 +246,7 @@ def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
 @click.option(
     "--accept-feed", is_flag=True, help="Go on where the catalogue is unlike that of the release in service."
 )
+@click.option("--force", is_flag=True, help="Release the bundle, whatever the comparison says.")
 @stage_command
 def retrain(
     run: "Run",
@@ -248,6 +255,7 @@ def retrain(
     mappings: tuple[AnyPath, ...],
     tune: bool,
     accept_feed: bool,
+    force: bool,
 ) -> None:
     """Runs all stages and releases if better.
 
@@ -260,7 +268,9 @@ def retrain(
     """
     from pipeline.retrain import retrain
 
-    account = retrain(run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed, mappings=mappings)
+    account = retrain(
+        run, list(sources), taxonomy, _beam(), tune, accept_feed=accept_feed, force=force, mappings=mappings
+    )
     sys.exit(account.exit_status)
 
 
@@ -280,7 +290,6 @@ def retrain(
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def categorize(
     sources: tuple[str, ...],
     workspace: AnyPath,
@@ -288,7 +297,6 @@ def categorize(
     engine: str | None,
     file: Path | None,
     sets: tuple[str, ...],
-    debug: bool,
 ) -> None:
     """Categorizes every product of a source.
 
@@ -299,16 +307,22 @@ def categorize(
     Example:
       shelfmark categorize catalogue.bson --workspace shop --output decisions.parquet
     """
+    from pipeline.arguments import check_categorize
+    from pipeline.job.command_log import command_log, log_of_job
     from pipeline.job.load_config import load_config
 
-    config = load_config(file, sets, {"extract.engine": engine})
-    start_tensorflow(config.extract.engine)
-    from pipeline.release.categorize import categorize
-    from pipeline.release.in_service import require_release
-
-    counts = categorize(
-        list(sources), require_release(workspace), workspace / "store", output, config, _beam()
+    config = load_config(
+        file, sets, {"extract.engine": engine}, used=CATEGORIZE_USES, unused=CATEGORIZE_LEAVES
     )
+    check_categorize(workspace, sources, output, config)
+    with command_log(log_of_job(workspace, "categorize")):
+        start_tensorflow(config.extract.engine)
+        from pipeline.release.categorize import categorize
+        from pipeline.release.in_service import require_release
+
+        counts = categorize(
+            list(sources), require_release(workspace), workspace / "store", output, config, _beam()
+        )
     print(f"{output}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items()))
 
 
@@ -319,7 +333,12 @@ shelfmark.add_command(taxonomy)
 @shelfmark.command()
 @click.option("--workspace", type=PATH, required=True, help="Directory with the release that decided.")
 @click.option(
-    "--decisions", type=PATH, multiple=True, required=True, metavar="FILE", help="Of a batch; repeatable."
+    "--decisions",
+    type=DECISIONS,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="Of a batch: a file, a folder or the URL of a table; repeatable.",
 )
 @click.option(
     "--audits", type=PATH, multiple=True, metavar="FILE.csv", help="Checked decisions of them; repeatable."
@@ -329,15 +348,13 @@ shelfmark.add_command(taxonomy)
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def monitor(
     workspace: AnyPath,
-    decisions: tuple[AnyPath, ...],
+    decisions: "tuple[AnyPath | StoredDecisions, ...]",
     audits: tuple[AnyPath, ...],
     output: AnyPath | None,
     file: Path | None,
     sets: tuple[str, ...],
-    debug: bool,
 ) -> None:
     """Compares new decisions with the release.
 
@@ -351,7 +368,7 @@ def monitor(
     from pipeline.job.load_config import load_config
     from pipeline.monitor.monitor import alarm_line, monitor
 
-    settings = load_config(file, sets).monitor
+    settings = load_config(file, sets, used=("monitor",)).monitor
     found, folder = monitor(workspace, list(decisions), list(audits), output, settings)
     print(alarm_line(found))
     print(folder / "index.html")
@@ -359,32 +376,49 @@ def monitor(
         sys.exit(ALARM)
 
 
+for _command in (status, runs, releases, release, rollback):
+    shelfmark.add_command(_command)
+
+
 @shelfmark.command()
 @click.option("--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store.")
-@click.option("--keep", type=click.IntRange(min=1), help="Also remove all but the N most recent runs.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), help="As retention.runs: only the N most recent runs stay."
+)
 @click.option(
     "--older",
     type=click.FloatRange(min=0),
-    default=1.0,
     metavar="DAYS",
-    help="Keep shards and working files that are younger; default: 1.",
+    help="As retention.store_days: younger shards and working files stay.",
+)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
 @click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def clean(workspace: AnyPath, keep: int | None, older: float, dry_run: bool, debug: bool) -> None:
+def clean(
+    workspace: AnyPath,
+    keep: int | None,
+    older: float | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    dry_run: bool,
+) -> None:
     """Removes what no run needs.
 
-    That is: shards of the store that no run refers to, and working files of interrupted jobs. Shards that
-    categorize has added belong to no run: with --older 30 they save its work for a month. The runs of the
-    release in service, and of the one it was based on, always stay.
+    That is: shards of the store that no run refers to, working files of interrupted jobs, and what is older
+    than the section [retention] says. The release in service and the one before, with their runs, always
+    stay, and so does what a run is based on.
 
     \b
     Example:
       shelfmark clean --workspace shop --keep 4 --dry-run
     """
+    from pipeline.job.load_config import load_config
     from pipeline.release.clean import clean
 
-    removals = clean(workspace, keep=keep, older=older, dry_run=dry_run)
+    settings = load_config(file, sets, {"retention.runs": keep, "retention.store_days": older}).retention
+    removals = clean(workspace, settings, dry_run=dry_run)
     for one in removals:
         print(f"{one.what}: {one.size / 1e6:,.1f} MB")
     size = sum(one.size for one in removals)
@@ -398,8 +432,7 @@ def clean(workspace: AnyPath, keep: int | None, older: float, dry_run: bool, deb
     default=Path("demo-workspace"),
     help="Default: demo-workspace.",
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def demo(workspace: Path, debug: bool) -> None:
+def demo(workspace: Path) -> None:
     """Runs everything on a drawn catalogue.
 
     It draws photos of a small shop, retrains, categorizes, and prints the figures and where the report is.

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.storage.paths import AnyPath
-from pipeline.cli_options import PATH, stage_command
+from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command
 
 if TYPE_CHECKING:
+    from pipeline.job.decisions_file import StoredDecisions
     from pipeline.job.run import Run
 
 VERDICTS = {"proven": 0, "not proven": 3, "broken": 4}  # exit status of judge
@@ -17,17 +18,9 @@ VERDICTS = {"proven": 0, "not proven": 3, "broken": 4}  # exit status of judge
 _share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 _target = click.option("--target", type=_share, default=0.9, help="Precision promised; default: 0.9.")
 _certainty = click.option("--certainty", type=_share, default=0.9, help="Of the verdict; default: 0.9.")
-_debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
-class _InOrder(click.Group):
-    """Lists the commands in the order of the work."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_InOrder)
+@click.group(cls=Commands)
 def audit() -> None:
     """Checks labels and decisions.
 
@@ -71,8 +64,7 @@ def suspects(run: "Run") -> None:
 @click.option(
     "--power", type=_share, default=0.8, help="Chance that the expected precision is proven; default: 0.8."
 )
-@_debug
-def plan(expected: tuple[float, ...], target: float, certainty: float, power: float, debug: bool) -> None:
+def plan(expected: tuple[float, ...], target: float, certainty: float, power: float) -> None:
     """Says how many decisions to check.
 
     \b
@@ -85,7 +77,7 @@ def plan(expected: tuple[float, ...], target: float, certainty: float, power: fl
 
 
 @audit.command()
-@click.argument("decisions", type=PATH)
+@click.argument("decisions", type=DECISIONS)
 @click.option("--products", type=click.IntRange(min=1), required=True, metavar="N", help="How many to draw.")
 @click.option("--output", type=PATH, required=True, help="FILE.csv to be filled in.")
 @click.option("--seed", type=int, default=0, help="Another one draws other products; default: 0.")
@@ -106,18 +98,17 @@ def plan(expected: tuple[float, ...], target: float, certainty: float, power: fl
 @click.option(
     "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
 )
-@_debug
 def draw(
-    decisions: AnyPath,
+    decisions: "AnyPath | StoredDecisions",
     file: Path | None,
     sets: tuple[str, ...],
     photos: tuple[str, ...],
-    debug: bool,
     **given: Any,
 ) -> None:
     """Draws decisions for people to check.
 
-    DECISIONS is a file of categorize. The drawn ones are a simple random sample of its accepted decisions.
+    DECISIONS is what categorize wrote: a file, a folder or the URL of a table. The drawn ones are a simple
+    random sample of its accepted decisions.
     Fill in the column correct (yes or no), or use the page, which saves such a file.
 
     \b
@@ -129,7 +120,9 @@ def draw(
 
     if photos and not given["page"]:
         raise click.UsageError("--photos is for a page; expected --page, too")
-    sample = draw(decisions, photos=list(photos), settings=load_config(file, sets).ingest, **given)
+    sample = draw(
+        decisions, photos=list(photos), settings=load_config(file, sets, used=("ingest",)).ingest, **given
+    )
     print(
         f"{given['output']}: {len(sample.decisions):,} of {sample.drawn_from:,} {given['status']} decisions"
     )
@@ -139,8 +132,7 @@ def draw(
 @click.argument("file", type=PATH)
 @_target
 @_certainty
-@_debug
-def judge(file: AnyPath, target: float, certainty: float, debug: bool) -> None:
+def judge(file: AnyPath, target: float, certainty: float) -> None:
     """Says what checked decisions prove.
 
     FILE is the file of draw, filled in. Exit status: 0 the promise is proven, 3 it is not proven, 4 it is

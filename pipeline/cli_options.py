@@ -9,13 +9,28 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from features.errors import ShelfmarkError
+from features.process import add_common_options
 from features.storage.paths import AnyPath, any_path
 
 if TYPE_CHECKING:
+    from pipeline.job.decisions_file import StoredDecisions
     from pipeline.job.run import Run
 
 WITHOUT_TENSORFLOW = ("ingest", "report")
 FRESH = ("ingest", "retrain")  # begin with the default settings, not with the run's last ones
+
+
+class Commands(click.Group):
+    """Lists the commands in the order of the work; each has the options that all have."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Lists them in the order in which they were added."""
+        return list(self.commands)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Adds a command or a group of them."""
+        add_common_options(cmd)
+        super().add_command(cmd, name)
 
 
 class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
@@ -31,6 +46,22 @@ class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
 
 
 PATH = _PathType()
+
+
+class _DecisionsType(click.ParamType):  # type: ignore[type-arg]
+    """Decisions to be read: a path, or the URL of a table."""
+
+    name = "decisions"
+
+    def convert(self, value: Any, param: Any, context: Any) -> "AnyPath | StoredDecisions":
+        """Converts the text of the option."""
+        from pipeline.job.decisions_table import DecisionsTable, is_database
+
+        is_table = isinstance(value, str) and is_database(value)
+        return DecisionsTable.of(value) if is_table else PATH.convert(value, param, context)
+
+
+DECISIONS = _DecisionsType()
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +82,6 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--image-size", type=int, help="Side of the images in pixels; default: the network's own."
         ),
         click.option("--seed", type=int, help="Seed of everything random; default: 0."),
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -70,6 +100,8 @@ def _opened_run(
     """The run, locked; a FRESH command's settings go over the defaults, others' over the run's last ones."""
     import datetime
 
+    from pipeline.arguments import check_run
+    from pipeline.job.command_log import run_log
     from pipeline.job.load_config import load_config
     from pipeline.job.lock import only_job
     from pipeline.job.run import begin_run, default_name, saved_settings, settings_on_trial
@@ -86,10 +118,14 @@ def _opened_run(
     }  # fmt: skip
     base = {} if command in FRESH else saved_settings(workspace, name)
     config = load_config(file, sets, options, base)
-    if command not in WITHOUT_TENSORFLOW:
-        start_tensorflow(config.extract.engine)
-    with only_job(workspace / "runs" / name), settings_on_trial(workspace, name):
-        yield begin_run(workspace, name, config)
+    check_run(workspace, name, command, config, given.get("sources", ()), given.get("taxonomy"),
+              given.get("mappings", ()))  # fmt: skip
+    path = workspace / "runs" / name
+    with only_job(path), run_log(path), settings_on_trial(workspace, name):
+        run = begin_run(workspace, name, config)
+        if command not in WITHOUT_TENSORFLOW:
+            start_tensorflow(config.extract.engine)
+        yield run
 
 
 def stage_command(function: Callable[..., None]) -> Callable[..., None]:
@@ -97,16 +133,11 @@ def stage_command(function: Callable[..., None]) -> Callable[..., None]:
 
     @run_options
     def command(
-        workspace: AnyPath,
-        name: str | None,
-        file: Path | None,
-        sets: tuple[str, ...],
-        debug: bool,
-        **given: Any,
+        workspace: AnyPath, name: str | None, file: Path | None, sets: tuple[str, ...], **given: Any
     ) -> None:
         settings = {option: given.pop(option) for option in ("backbone", "weights", "image_size", "seed")}
         settings["engine"] = given.pop("engine", None)  # of the commands that extract
-        with _opened_run(name, workspace, file, sets, settings, function.__name__) as run:
+        with _opened_run(name, workspace, file, sets, settings | given, function.__name__) as run:
             function(run, **given)
 
     command.__name__, command.__doc__ = function.__name__, function.__doc__

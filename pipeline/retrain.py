@@ -30,6 +30,7 @@ def retrain(
     *,
     accept_feed: bool = False,
     mappings: Sequence[AnyPath] = (),
+    force: bool = False,
 ) -> RunAccount:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
@@ -43,6 +44,7 @@ def retrain(
         tune: fine-tune the backbone first.
         accept_feed: go on with a feed that the guard would stop.
         mappings: files that say what became of categories.
+        force: release the bundle whatever the verdict is.
 
     Returns:
         The account, which is run.json, too: its outcome is "released", "unchanged" or "kept".
@@ -57,16 +59,13 @@ def retrain(
         if tune:
             finetune(run)  # longer than all the rest: epochs through the network, on pixels
         extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing
-        train(
-            run
-        )  # epochs over the bottlenecks in memory: two minutes each for a million images on two cores
+        train(run)  # epochs over bottlenecks in memory: two minutes each for a million images on two cores
         calibrate(run)  # one pass of the head over the validation images
         evaluate(run)  # one pass of the head over all images
-        suspects(
-            run
-        )  # one pass of the head over the validation and test images, unless suspects.folds is set
+        suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
-        verdict = judge(run, candidate)  # extracts the test images anew where the two backbones differ
+        # extracts the test images anew where the two backbones differ
+        verdict = judge(run, candidate, force=force)
         report(run)  # seconds
         account.verdict = asdict(verdict)
         release(run, candidate, verdict)

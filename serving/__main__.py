@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import click
 
-from features.errors import ShelfmarkError, run_command
+from features.errors import ShelfmarkError
+from features.process import add_common_options, run_command
 from features.storage.paths import STORE_OPTIONS, all_begin, any_path, use_beam_options
 
 log = logging.getLogger("shelfmark")
@@ -20,10 +21,11 @@ log = logging.getLogger("shelfmark")
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and leaves with its exit status; options after -- are for Beam's object stores."""
+    logging.getLogger().setLevel(logging.ERROR)  # of other packages
     logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    run_command(serve, "shelfmark-serve", arguments[:cut], obj=tuple(arguments[cut + 1 :]))
+    run_command(serve, "shelfmark-serve", arguments[:cut], obj=tuple(arguments[cut + 1 :]), shown=("",))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -36,10 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
     "--host", default="127.0.0.1", help="Address to listen at; default: 127.0.0.1, for this computer only."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Default: 8000; 0: any free one.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="shelfmark")
 @click.pass_obj
-def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bool) -> None:
+def serve(beam: tuple[str, ...], workspace: str, host: str, port: int) -> None:
     """Decides over HTTP about products from their photos, with the bundle in service.
 
     POST /v1/categorize takes the photos of one product in the multipart field images; GET /healthz
@@ -53,34 +54,34 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, debug: bo
         raise click.UsageError(
             "expected after -- nothing but Beam's options of object stores, as --s3_endpoint_url=…"
         )
-    listener = _bind(host, port)
-    if beam:
-        use_beam_options(beam)  # before the workspace is read
-    from models.decisions.releases import in_service
+    with _bind(host, port) as listener:
+        if beam:
+            use_beam_options(beam)  # before the workspace is read
+        from models.decisions.releases import require_in_service
 
-    releases = any_path(workspace) / "releases"
-    release = in_service(releases)  # before TensorFlow is imported, which takes seconds
-    if release is None:
-        raise ShelfmarkError(
-            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
-        )
-    from features.engines.backbones import start_tensorflow
+        release = require_in_service(
+            any_path(workspace)
+        )  # before TensorFlow is imported, which takes seconds
+        from features.engines.backbones import start_tensorflow
 
-    start_tensorflow()
-    import uvicorn
+        start_tensorflow()
+        import uvicorn
 
-    from models.decisions.bundle import open_bundle
-    from serving.app import create_app
+        from models.decisions.bundle import open_bundle
+        from serving.app import create_app
 
-    bundle = open_bundle(releases / release)
-    app = create_app(bundle)
-    with _expect_free(host, port):  # another server may have taken it while this one was loading
-        listener.listen()  # only now: until then connections are refused rather than kept waiting
-    at, port = listener.getsockname()[:2]
-    for caveat in bundle.caveats:
-        log.warning("%s: %s", release, caveat)
-    log.info("%s is served at http://%s:%d", release, f"[{at}]" if ":" in at else at, port)
-    uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
+        bundle = open_bundle(any_path(workspace) / "releases" / release)
+        app = create_app(bundle)
+        with _expect_free(host, port):  # another server may have taken it while this one was loading
+            listener.listen()  # only now: until then connections are refused rather than kept waiting
+        at, port = listener.getsockname()[:2]
+        for caveat in bundle.caveats:
+            log.warning("%s: %s", release, caveat)
+        log.info("%s is served at http://%s:%d", release, f"[{at}]" if ":" in at else at, port)
+        uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
+
+
+add_common_options(serve)
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -88,8 +89,12 @@ def _bind(host: str, port: int) -> socket.socket:
     with _expect_free(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     return listener
 
 

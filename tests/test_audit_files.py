@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from catalogues import documents, draw_products, manifest_rows, photo, write_bson, write_files, write_manifest
 from PIL import Image
@@ -23,6 +24,7 @@ from pipeline.cli import main
 from pipeline.job.audits_file import COLUMNS, read_audits
 from pipeline.job.config import IngestSettings
 from pipeline.job.decisions_file import write_decisions
+from pipeline.job.decisions_output import open_output
 
 FORMATS = ["d.parquet", "d.csv", "d.csv.gz", "d.jsonl"]
 
@@ -76,6 +78,19 @@ def drawn(tmp_path: Path) -> Path:
 
 
 # Draw
+
+
+def test_a_folder_and_a_table_give_the_sample_of_the_file(tmp_path: Path) -> None:
+    decisions = pq.read_table(batch(tmp_path / "d.parquet"))
+    wanted = ids_of(tmp_path / "d.parquet", 40)
+    for target in (f"{tmp_path}/folder/", f"sqlite:///{tmp_path}/d.db"):
+        output = open_output(target, "job", tmp_path / "work")
+        output.write(0, decisions)
+        output.finish(1)
+        sample = tmp_path / "sample.csv"
+        assert status_of("audit", "draw", target, "--products", "40", "--output", str(sample)) == 0
+        assert pd.read_csv(sample, dtype=str)["product_id"].tolist() == wanted
+        sample.unlink()
 
 
 def test_a_sample_is_the_same_from_every_format_and_order(tmp_path: Path) -> None:

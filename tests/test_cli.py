@@ -15,6 +15,7 @@ import pytest
 from conftest import drawn_backbone
 from PIL import Image
 
+from features.errors import ShelfmarkError
 from pipeline.beam import run_units as units
 from pipeline.cli import main, shelfmark
 from pipeline.cli_audit import audit
@@ -185,7 +186,8 @@ def started(monkeypatch):
 @pytest.mark.parametrize("how", ["--engine", "--set", "--config", "config.json"])
 def test_the_engine_is_chosen_before_tensorflow_is_started(tmp_path, started, how):
     (tmp_path / "weekly.toml").write_text('[extract]\nengine = "jax"\n')
-    (tmp_path / "W" / "runs" / "r").mkdir(parents=True)
+    (tmp_path / "W" / "runs" / "r" / "records").mkdir(parents=True)
+    (tmp_path / "W" / "runs" / "r" / "records" / "manifest.json").touch()
     if how == "config.json":
         settings = '{"settings": {"extract": {"engine": "jax"}}}'
         (tmp_path / "W" / "runs" / "r" / "config.json").write_text(settings)
@@ -196,9 +198,17 @@ def test_the_engine_is_chosen_before_tensorflow_is_started(tmp_path, started, ho
 
 
 @pytest.mark.parametrize("command", ["retrain", "categorize"])
-def test_other_commands_choose_it_then_too(tmp_path, started, command):
+def test_other_commands_choose_it_then_too(tmp_path, photos, workspace, started, command, monkeypatch):
+    import pipeline.release.categorize
+    import pipeline.retrain
+
+    def work(*arguments, **options):
+        raise ShelfmarkError(f"begun after {started}")
+
+    monkeypatch.setattr(pipeline.retrain, "retrain", work)
+    monkeypatch.setattr(pipeline.release.categorize, "categorize", work)
     more = ["--output", str(tmp_path / "d.parquet")] if command == "categorize" else []
-    assert run(command, "none", "--engine", "jax", "--workspace", str(tmp_path), *more) == 1
+    assert run(command, str(photos), "--engine", "jax", "--workspace", str(workspace), *more) == 1
     assert started == ["use jax", "start"]
 
 
@@ -288,7 +298,7 @@ def test_a_manifest_whose_photos_are_not_there_is_a_flood_of_rejects(tmp_path, c
     (tmp_path / "shop.csv").write_text(
         "product_id,image,category\n" + "".join(f"{n},{n}.jpg,c\n" for n in range(50))
     )
-    assert ingest(tmp_path / "shop.csv", tmp_path / "W") == 1
+    assert ingest(tmp_path / "shop.csv", tmp_path / "W") == 4
     assert "50 of 50 images rejected (missing 50)" in error_line(capsys)
     assert finished(tmp_path / "W") == []
 
@@ -350,9 +360,9 @@ def test_a_refused_command_leaves_its_settings_nowhere(tmp_path, photos, before,
 
 
 def test_settings_of_what_was_finished_stay_when_the_rest_is_refused(tmp_path, photos):
-    workspace = ["--workspace", str(tmp_path / "W"), "--run", "r", "--backbone", "inception_v5"]
-    assert run("retrain", str(photos), *workspace) == 1
-    assert "inception_v5" in (tmp_path / "W" / "runs" / "r" / "config.json").read_text()
+    workspace = ["--workspace", str(tmp_path / "W"), "--run", "r", "--weights", "random"]
+    assert run("retrain", str(photos), *workspace, "--image-size", "40") == 1  # too small for Inception v3
+    assert '"image_size": 40' in (tmp_path / "W" / "runs" / "r" / "config.json").read_text()
     assert [file.parent.name for file in finished(tmp_path / "W")] == ["records"]
 
 

@@ -112,8 +112,9 @@ def test_a_feed_reads_back_as_it_was_written_and_a_damaged_one_is_one_line(tmp_p
 
 
 def test_a_first_run_and_a_release_of_an_earlier_version_have_nothing_to_compare_with(
-    tmp_path, caplog
+    tmp_path, caplog, monkeypatch
 ) -> None:
+    monkeypatch.setattr(feed_module, "feed_of", lambda records: BEFORE)
     first = Run(tmp_path, "2026-W47", Config(), None)
     run = Run(tmp_path, "2026-W48", Config(), "2026-W47")
     bundle = packed(run, None)

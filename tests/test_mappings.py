@@ -324,7 +324,7 @@ def test_migrate_refuses_to_write_over_what_it_reads(tmp_path: Path, capsys: pyt
     file, mapping = tmp_path / "d.csv", written(tmp_path / "m.csv", RULES)
     file.write_text("x")
     assert shelfmark("taxonomy", "migrate", file, "--mapping", mapping, "--output", file) == 1
-    assert "is the file that is read" in capsys.readouterr().err
+    assert "is what is read" in capsys.readouterr().err
     assert shelfmark("taxonomy", "migrate", file, "--output", tmp_path / "o.csv") == 2
 
 

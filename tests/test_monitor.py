@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from streams import CATEGORIES, Measured, Release, Stream, drawn_release
 
@@ -14,7 +15,8 @@ from models.decisions.categorizer import decisions_table, unreadable
 from models.decisions.drift.reference import Histogram
 from models.taxonomy import Taxonomy, write_taxonomy
 from pipeline.cli import main
-from pipeline.job.decisions_file import WRITERS, write_decisions
+from pipeline.job.decisions_file import SCHEMA, WRITERS, write_decisions
+from pipeline.job.decisions_output import open_output
 from pipeline.monitor.page import ERRORS, ESTIMATES, NAMES, SHIFTS
 
 WEEK = "2026-W48"
@@ -126,6 +128,25 @@ def test_a_batch_like_the_measured_products_gives_no_alarm(release, workspace, t
         "categories",
         "unreadable",
     }
+
+
+@pytest.mark.parametrize("name", ["folder/", "sqlite:///{}/d.db#week"])
+def test_a_folder_and_a_table_are_monitored_as_a_file_is(release, workspace, tmp_path, name, capsys):
+    measured = release.measured(np.random.default_rng([0, 9]), 500, Stream())
+    decisions = pa.Table.from_pandas(decisions_of(release, measured), SCHEMA, preserve_index=False)
+    target = name.format(tmp_path) if "://" in name else f"{tmp_path}/{name}"
+    output = open_output(target, "job", tmp_path / "work")
+    output.write(0, decisions)
+    output.finish(1)
+    assert run(workspace, "--decisions", target) == 0
+    assert f"no alarm: 1 batch compared with release {WEEK}" in capsys.readouterr().out
+    of_target = json.loads((workspace / "monitor" / WEEK / "monitor.json").read_text())["batches"][0]
+    write(release, tmp_path / "d.parquet", Stream())
+    assert run(workspace, "--decisions", tmp_path / "d.parquet", "--output", tmp_path / "m") == 0
+    of_file = json.loads((tmp_path / "m" / "monitor.json").read_text())["batches"][0]
+    differ = {"file": "", "digest": ""}
+    assert of_target | differ == of_file | differ
+    assert of_target["file"] == ("week" if "://" in name else "folder")
 
 
 def test_a_mix_that_halves_the_precision_is_an_alarm(release, workspace, tmp_path, capsys):

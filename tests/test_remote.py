@@ -136,7 +136,7 @@ def test_an_object_store_of_ones_own_is_named_behind_two_dashes(bucket, shop, tm
         "ingest", str(shop[1] / "photos"), "--workspace", workspace, "--run", "r", *small, *behind
     )
     assert found[0] == 0, found
-    assert any(line.startswith("records: products 44, images 44") for line in found[2]), found
+    assert any("Z records: products 44, images 44" in line for line in found[2]), found
     status, _, errors = command("report", "--workspace", workspace, "--run", "r", *behind)
     assert (status, errors) == (
         1,

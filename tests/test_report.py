@@ -419,6 +419,12 @@ def _renamed(table: pa.Table) -> pa.Table:
     return table.set_column(table.column_names.index("product_id"), "product_id", ids)
 
 
+def test_the_verdict_is_shown_as_it_is_written(run: Path) -> None:
+    assert "Verdict:" not in read(run).text
+    (run / "verdict.json").write_text(json.dumps({"sentence": "better than release <b>: it accepts more"}))
+    assert "Verdict: better than release <b>: it accepts more." in read(run).text
+
+
 def test_before_the_first_release_nothing_has_changed(run: Path) -> None:
     shutil.rmtree(run / "in_service")
     assert "No release was in service when this run began" in read(run).text

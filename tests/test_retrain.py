@@ -98,13 +98,61 @@ def test_run_again_does_nothing_again(shop):
     status, log = run_here(*retrain_arguments(folder, folder / "W"))
     after = {file: file.stat().st_mtime_ns for file in before}
     changed = [
-        file for file in before if before[file] != after[file] and file.is_file() and file.name != ".lock"
+        file
+        for file in before
+        if before[file] != after[file]
+        and file.is_file()
+        and file.name not in (".lock", "run.log", "run.json")
     ]
     assert status == 0
     assert [str(file) for file in changed if file.name not in ("verdict.json", "run.json")] == []
     kinds = ("records", "bottlenecks", "head", "thresholds", "evaluation", "report", "bundle")
     assert all(f"{kind}: unchanged" in log for kind in kinds)
     assert "already in service" in log
+
+
+def test_a_release_says_what_it_was_made_from_and_takes_no_space_of_its_own(shop):
+    folder, _, _ = shop
+    release, run = folder / "W" / "releases" / "week", folder / "W" / "runs" / "week"
+    trace = json.loads((release / "trace.json").read_text())
+    for kind in ("records", "bottlenecks", "head", "thresholds", "evaluation"):
+        assert (
+            trace["digests"][kind] == hashlib.sha256((run / kind / "manifest.json").read_bytes()).hexdigest()
+        )
+    assert trace["settings"]["ingest"]["min_products"] == 10
+    assert str(folder) not in (release / "trace.json").read_text()
+    (line,) = map(json.loads, (folder / "W" / "releases" / "log.jsonl").read_text().splitlines())
+    assert (line["action"], line["from"], line["to"], line["run"]) == ("release", None, "week", "week")
+    assert line["digest"] == hashlib.sha256((release / "manifest.json").read_bytes()).hexdigest()
+    for file in release.iterdir():
+        assert file.samefile(run / "bundle" / file.name)
+
+
+def test_the_account_says_what_came_in_and_what_it_took(shop, tmp_path, capsys, monkeypatch):
+    folder, _, _ = shop
+    workspace = tmp_path / "W"
+    shutil.copytree(folder / "W", workspace, symlinks=True)
+    monkeypatch.setattr("pipeline.job.notify.PAUSES", (0.0, 0.0))
+    shutil.rmtree(workspace / "runs" / "week" / "evaluation")  # remade, to the same digest
+    status, _ = run_here(
+        *retrain_arguments(folder, workspace, "--set", "notify.url=http://127.0.0.1:9/secret")
+    )
+    account = json.loads((workspace / "runs" / "week" / "run.json").read_text())
+    assert status == account["exit_status"] == 0
+    assert (account["outcome"], account["sentence"]) == ("unchanged", "it is already in service")
+    assert account["feed"]["products"] == account["records"]["products"] == 400
+    assert account["feed"]["against"] is None and account["feed"]["changes"] == []
+    assert account["new_images"] == 0 and account["release_now"] == "week"
+    assert account["evaluation"]["products"] > 0 and account["verdict"]["release"] is False
+    assert [one["name"] for one in account["stages"] if one["made"]] == ["evaluation"]
+    made = {one["name"]: one for one in account["stages"]}["evaluation"]
+    assert made["seconds"] > 0 and made["peak_memory_bytes"] > 10**8
+    assert "secret" not in (workspace / "runs" / "week" / "config.json").read_text()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("week: nothing new, week stays in service; ") and last.endswith(
+        "report/index.html"
+    )
+    assert "582 images, 0 new" in last
 
 
 def test_a_batch_is_compared_with_the_reference_in_the_bundle(shop, tmp_path):

@@ -504,7 +504,7 @@ def test_command_with_half_a_bundle_says_so(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "releases" / "current").symlink_to("half")
     status, message = stopped(capsys, "--workspace", str(tmp_path), "--port", "0")
     assert status == 1
-    assert re.fullmatch(r"error: .*half: no finished bundle here; .*\n", message)
+    assert re.fullmatch(r"error: .*current: points to half, which is gone or damaged; .*\n", message)
 
 
 def test_command_says_that_the_port_is_taken(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -563,7 +563,7 @@ def server(workspace: Path) -> Iterator[Server]:
         limit = threading.Timer(120, process.kill)
         limit.start()
         assert process.stderr is not None
-        line_of = re.compile(r"2026-W47 is served at (http://127\.0\.0\.1:\d+)\n")
+        line_of = re.compile(r"\S+Z 2026-W47 is served at (http://127\.0\.0\.1:\d+)\n")
         try:
             address = next(found[1] for line in process.stderr if (found := line_of.fullmatch(line)))
             limit.cancel()
@@ -584,6 +584,6 @@ def test_server_decides_refuses_and_stops(server: Server, bundle: Bundle, engine
         assert client.get("/healthz").json()["status"] == "ok"
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGTERM
+    assert process.returncode == 143
     assert '"POST /v1/categorize HTTP/1.1" 413' in errors
     assert "Traceback" not in errors

@@ -3,6 +3,7 @@
 import io
 import logging
 import multiprocessing
+import os
 import sys
 
 import pytest
@@ -132,7 +133,9 @@ def test_a_second_job_is_kept_off_the_run_until_the_first_ends(tmp_path):
         return answers.get(timeout=10)
 
     with only_job(tmp_path / "run"):
-        assert second().startswith(f"{tmp_path / 'run'}: another job is running here; ")
+        assert second().startswith(
+            f"{tmp_path / 'run'}: another job is running here (process {os.getpid()} on "
+        )
     assert second() == "at work"
 
 

@@ -38,7 +38,10 @@ REMADE = {  # section → what a changed setting remakes
     "report": "the report",
     "compare": "rows of the comparison",
     "monitor": "nothing: it is of no run",
+    "retention": "nothing",
     "guard": "nothing",
+    "gate": "nothing but the verdict",
+    "notify": "nothing",
 }
 MARKS = {"speed": "a change remakes nothing", "calibrate": "a change remakes the thresholds and what follows"}
 
@@ -160,6 +163,8 @@ def _values(schema: Mapping[str, Any]) -> str:
     if schema["type"] == "array":
         items = schema.get("prefixItems", [schema.get("items", {})])
         return f"list of {'two ' if len(items) == 2 else ''}numbers: {_values(items[0])}"
+    if schema["type"] == "object":
+        return f"table of names, each with a {_values(schema['additionalProperties'])}"
     kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
     words = {
         "minimum": "at least",

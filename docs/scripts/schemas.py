@@ -8,6 +8,7 @@ tests/test_schemas.py compares them with what this script makes.
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -16,9 +17,11 @@ from features.storage.artifact import ArtifactManifest
 from models.decisions.categorizer import DecisionRules
 from models.heads.architectures import HeadShape
 from pipeline.compare.results import Comparison
+from pipeline.job.account import RunAccount
 from pipeline.job.config import Config
 from pipeline.job.run import SavedRun
 from pipeline.release.judge import Verdict
+from pipeline.status import RunState, Status
 from pipeline.train.figures import Metrics
 from serving.schemas import Decision, Health, Problem
 
@@ -33,15 +36,19 @@ DEFINITIONS = {
     "http-problem": Problem,  # what the service says when it refuses a request
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
     "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
+    "run": RunAccount,  # runs/<run>/run.json, and what notify.url gets
+    "runs": list[RunState],  # `shelfmark runs --json`
     "settings": Config,  # the TOML file of --config, as JSON
+    "status": Status,  # `shelfmark status --json`
     "thresholds": DecisionRules,  # runs/<run>/thresholds/thresholds.json, and in a bundle
     "verdict": Verdict,  # runs/<run>/verdict.json
 }
+MODES: dict[str, Literal["validation"]] = {"settings": "validation"}  # what people write, and we read
 
 
 def schema_of(name: str) -> str:
     """The schema of a file as text."""
-    schema = TypeAdapter(DEFINITIONS[name]).json_schema(mode="serialization")
+    schema = TypeAdapter(DEFINITIONS[name]).json_schema(mode=MODES.get(name, "serialization"))
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema, indent=1) + "\n"
 
 

@@ -6,8 +6,11 @@ fingerprint can be mixed, others never.
     backbone.json   {"name", "image_size", "weights"}, in a bundle/ or backbone/ directory
 """
 
+import ast
+import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -15,7 +18,7 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,12 +28,14 @@ import numpy as np
 from features.engines.pixels import RESIZE
 from features.errors import ShelfmarkError
 from features.images.refusal import Limits
-from features.storage.paths import write_whole
+from features.process import log_is_open
+from features.storage.paths import any_path, write_whole
 
 if TYPE_CHECKING:
     import keras
 
 BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"
+HDF5 = b"\x89HDF\r\n\x1a\n"  # how every file in HDF5 begins
 TUNED = "fine-tuned "  # in backbone.json before the name of the weights that a backbone was tuned from
 IMAGE_SIZES = {  # px, what the weights were trained at; 224 for the rest
     "inceptionv3": 299, "xception": 299, "inceptionresnetv2": 299, "nasnetlarge": 331,
@@ -96,8 +101,11 @@ def save_weights(model: "keras.Model", file: Path) -> None:
 
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow without its start-up messages, and sets its operations to be deterministic."""
-    if "tensorflow" in sys.modules:
+    """Imports TensorFlow, and sets its operations to be deterministic.
+
+    Its messages go to the log file; where there is none, those of its start go nowhere.
+    """
+    if "tensorflow" in sys.modules or log_is_open():
         import tensorflow as tf
     else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -109,7 +117,55 @@ def start_tensorflow() -> None:
             os.dup2(kept, 2)
             os.close(kept)
             os.close(nothing)
+    import keras
+
+    keras.config.disable_interactive_logging()  # progress bars of downloads, where our commands print results
     tf.config.experimental.enable_op_determinism()
+
+
+def backbone_names() -> list[str]:
+    """Returns the names of `known_backbones`, read from the text of Keras: importing it takes seconds."""
+    spec = importlib.util.find_spec("keras")
+    assert spec and spec.submodule_search_locations
+    text = Path(spec.submodule_search_locations[0], "applications", "__init__.py").read_text()
+    imports = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
+    functions = [node for node in imports if (node.module or "").startswith("keras.src.applications.")]
+    return sorted(alias.name.lower() for node in functions for alias in node.names)
+
+
+def require_known(name: str, known: Collection[str]) -> str:
+    """Returns the key of a network in `known`: lower case without underscores.
+
+    Raises:
+        ShelfmarkError: it is not there.
+    """
+    key = name.lower().replace("_", "")
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ShelfmarkError(
+            f"backbone {name!r} is unknown{hint}; expected one of {', '.join(sorted(known))}; "
+            "correct --backbone"
+        )
+    return key
+
+
+def require_weights(weights: str) -> None:
+    """Checks what can be known of the setting without Keras: imagenet, random, or a file in HDF5.
+
+    Raises:
+        ShelfmarkError: no such file, or one in another format.
+    """
+    if weights in ("imagenet", "random"):
+        return
+    expected = "expected imagenet, random or a .weights.h5 file; correct --weights"
+    file = any_path(weights)
+    if not file.is_file():
+        raise ShelfmarkError(f"weights {weights}: no such file; {expected}")
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            if opened.read(len(HDF5)) != HDF5:
+                raise ShelfmarkError(f"weights {weights}: not a file in HDF5; {expected}")
 
 
 def known_backbones() -> dict[str, Callable[..., "keras.Model"]]:
@@ -134,12 +190,8 @@ def load_backbone(name: str, weights: str, image_size: int | None = None, seed: 
     """
     import keras
 
-    key = name.lower().replace("_", "")
     networks = known_backbones()
-    if key not in networks:
-        raise ShelfmarkError(
-            f"backbone {name!r} is unknown; expected one of {', '.join(sorted(networks))}; correct --backbone"
-        )
+    key = require_known(name, networks)
     size = image_size or IMAGE_SIZES.get(key, 224)
     keras.utils.set_random_seed(seed)
     network = _build(networks[key], name, weights, size)
@@ -165,11 +217,7 @@ def load_backbone(name: str, weights: str, image_size: int | None = None, seed: 
 
 def _build(network: Callable[..., "keras.Model"], name: str, weights: str, size: int) -> "keras.Model":
     source: str | None = {"random": None, "imagenet": "imagenet"}.get(weights, weights)
-    if source not in (None, "imagenet") and not Path(source).is_file():
-        raise ShelfmarkError(
-            f"weights {weights}: no such file; expected imagenet, random or a .weights.h5 file; "
-            "correct --weights"
-        )
+    require_weights(weights)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns of every layer that does not fit, before it raises

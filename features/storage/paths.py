@@ -232,15 +232,15 @@ def read_range(file: AnyPath, offset: int = 0, length: int = -1) -> bytes:
 
 
 @contextmanager
-def writing(file: AnyPath) -> Iterator[Path]:
+def writing(file: AnyPath, ending: str = ".tmp") -> Iterator[Path]:
     """A working file on the disk that stands at `file`, whole, when the block ends without an error.
 
-    After an error what stood at `file` is still there, and the working file is gone.
+    After an error what stood at `file` is still there, and the working file, `file` + `ending`, is gone.
     """
     try:
         if isinstance(file, Path):
             file.parent.mkdir(parents=True, exist_ok=True)
-            working = file.with_name(file.name + ".tmp")
+            working = file.with_name(file.name + ending)
             try:
                 yield working
                 with open(working, "rb") as written:
@@ -301,6 +301,31 @@ def copy_tree(source: AnyPath, target: AnyPath) -> None:
             raise ShelfmarkError(f"{source}/{name}: leads out of {target}; expected a name below; rename it")
         with writing(target / name) as working:
             _fetch(source / name, working)
+
+
+# errors of a file system that has no hard links, or none to there
+NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def link_tree(source: AnyPath, target: AnyPath) -> None:
+    """Makes every file below `source` stand below `target`, too, those named manifest.json last.
+
+    Both are then the same file on the disk (hard links); where there are no links, as on an object store, a
+    copy is made. `target` is new. No file of a finished directory is ever changed in place.
+
+    Raises:
+        ShelfmarkError: a name would lead out of `target`.
+    """
+    if isinstance(source, Path) and isinstance(target, Path):
+        try:
+            for name in sorted(sizes(source), key=lambda name: (PurePosixPath(name).name == MARK, name)):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(source / name, target / name)
+            return
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+    copy_tree(source, target)
 
 
 # Beam's options that say how object stores are reached, and those that need nothing of Beam but their text

@@ -123,6 +123,7 @@ class Locations:
     engines: list[str]  # that computed each shard
     shard: np.ndarray  # (n,) int32, index into `names`; -1 where the store lacks the image
     row: np.ndarray  # (n,) int32, row in the shard; -1 where the store lacks the image
+    new: int = 0  # different images that were extracted for this look-up
 
     def by_engine(self) -> dict[str, int]:
         """Returns the number of images that each engine computed."""

@@ -13,6 +13,8 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import binom
 
+from models.decisions.categories import holm
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -41,6 +43,44 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     fewer, both = min(gained, lost), gained + lost
     return min(1.0, 2 * float(binom.cdf(fewer, both, 0.5)))
+
+
+@dataclass(frozen=True, eq=False)
+class GroupChanges:
+    """How the products of each of several groups changed, each (groups,)."""
+
+    products: np.ndarray  # int
+    before: np.ndarray  # float, share that was correct; nan without products
+    after: np.ndarray  # float
+    gained: np.ndarray  # int, products that became correct
+    lost: np.ndarray  # int
+    p_value: np.ndarray  # float, of the exact test of McNemar
+    real: np.ndarray  # bool, by Holm's procedure over all groups with products
+
+
+def changes_by_group(
+    code: np.ndarray, before: np.ndarray, after: np.ndarray, groups: int, level: float
+) -> GroupChanges:
+    """Whether products became correct or wrong, group by group.
+
+    Args:
+        code: (n,) int, the group of each product, 0 to groups - 1.
+        before: (n,) bool, correct before.
+        after: (n,) bool.
+        groups: how many.
+        level: probability, at most, that any group is called really changed that is not.
+    """
+
+    def count(chosen: np.ndarray) -> np.ndarray:
+        return np.bincount(code[chosen], minlength=groups)
+
+    products = np.bincount(code, minlength=groups)
+    gained, lost = count(~before & after), count(before & ~after)
+    p_value = np.minimum(1.0, 2 * binom.cdf(np.minimum(gained, lost), gained + lost, 0.5))
+    real = holm(p_value, level, int(np.count_nonzero(products)))
+    with np.errstate(invalid="ignore"):
+        shares = count(before) / products, count(after) / products
+    return GroupChanges(products, *shares, gained, lost, p_value, real)
 
 
 def difference_of_shares(before: np.ndarray, after: np.ndarray, certainty: float = 0.95) -> Difference:

@@ -7,15 +7,19 @@ A tool that copies a workspace may turn the link into a directory: it is recogni
 from an object store has the file, which is read on a disk, too.
 """
 
+import hashlib
 import os
 import re
 from pathlib import Path
 
 from features.errors import ShelfmarkError
+from features.storage.artifact import Artifact, find_artifact
 from features.storage.paths import MARK, AnyPath, read_range, remove, sizes, write_whole
 
-SPLITS = "splits.parquet"  # in a bundle: product_id and split of every product it was made from
+SPLITS = "splits.parquet"  # in a bundle: product_id and split of every product that keeps its part
 CURRENT, ASIDE = "current", "current.old"  # aside: a copied directory while the link replaces it
+OUT = "current.out"  # a copied directory while it is taken out of service
+NOT_RELEASES = (CURRENT, ASIDE, OUT)
 
 
 def in_service(releases: AnyPath) -> str | None:
@@ -36,6 +40,28 @@ def in_service(releases: AnyPath) -> str | None:
     return None
 
 
+def require_in_service(workspace: AnyPath) -> str:
+    """Name of the release in service, whose files are there.
+
+    Raises:
+        ShelfmarkError: nothing is in service, or what is there is gone or damaged.
+    """
+    name = found_in_service(workspace / "releases")
+    if name is None:
+        raise ShelfmarkError(
+            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
+        )
+    return name
+
+
+def found_in_service(releases: AnyPath) -> str | None:
+    """Name of the release in service, None before the first; ShelfmarkError when it is gone or damaged."""
+    name = in_service(releases)
+    if name is not None:
+        require_whole(releases, name)
+    return name
+
+
 def _name_in(file: AnyPath) -> str:
     name = file.read_bytes().decode(errors="replace").strip()
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -52,12 +78,48 @@ def _release_of(copy: AnyPath) -> str:
     wanted = read_range(copy / MARK) if (copy / MARK).is_file() else None
     for name in sizes(releases) if wanted else ():
         folder, _, file = name.partition("/")
-        if file == MARK and folder not in (CURRENT, ASIDE) and read_range(releases / name) == wanted:
+        if file == MARK and folder not in NOT_RELEASES and read_range(releases / name) == wanted:
             return folder
     raise ShelfmarkError(
         f"{copy}: a directory, but not a copy of a release beside it; expected a link to a release, or on an "
         "object store a file with its name; replace the directory by one, or remove it to release again"
     )
+
+
+INSTEAD = "put its files back, or put another release into service with `shelfmark rollback`"
+
+
+def require_whole(releases: AnyPath, name: str, next_step: str = INSTEAD) -> Artifact:
+    """The bundle of a release.
+
+    Args:
+        releases: their directory.
+        name: of the release.
+        next_step: what the error says to do.
+
+    Raises:
+        ShelfmarkError: it is gone, or a file of it is missing or resized.
+    """
+    found = find_artifact(releases / name)
+    if found is None or found.kind != "bundle":
+        state = "damaged" if (releases / name / MARK).is_file() else "missing"
+        raise ShelfmarkError(
+            f"{releases / name}: {state}; expected the bundle of release {name}; {next_step}"
+        )
+    return found
+
+
+def release_digest(releases: AnyPath, name: str | None) -> str | None:
+    """Digest of a release's bundle, as in `Artifact`; None where the release, or its manifest, is missing."""
+    if name is None or not (releases / name / MARK).is_file():
+        return None
+    return hashlib.sha256(read_range(releases / name / MARK)).hexdigest()
+
+
+def release_names(releases: AnyPath) -> list[str]:
+    """Names of all releases that are there, whole or not, sorted."""
+    names = {name.partition("/")[0] for name in sizes(releases) if "/" in name}
+    return sorted(name for name in names if name not in NOT_RELEASES and not name.endswith(".partial"))
 
 
 def put_into_service(releases: AnyPath, name: str) -> None:
@@ -76,3 +138,22 @@ def put_into_service(releases: AnyPath, name: str) -> None:
     else:
         write_whole(current, name.encode())  # a file is read before a directory of this name
         remove(current)  # what stands below it
+
+
+def take_out_of_service(releases: AnyPath) -> None:
+    """Leaves nothing in service, in one step: `in_service` is then None."""
+    current, aside, out = (releases / name for name in NOT_RELEASES)
+    if isinstance(current, Path):
+        remove(out)
+        if os.path.lexists(current):
+            remove(aside)  # it would count once `current` is gone
+        counts = current if os.path.lexists(current) else Path(str(aside))
+        if counts.is_dir() and not counts.is_symlink():
+            os.rename(counts, str(out))
+        else:
+            counts.unlink(missing_ok=True)
+        remove(out)
+    elif current.exists():
+        write_whole(current, str(in_service(releases)).encode())  # it counts while what is below it goes
+        remove(current)
+        current.unlink(missing_ok=True)

@@ -106,6 +106,7 @@ def fit_head(
     loss: Loss | None = None,
     work: Path | None = None,
     start: Callable[[keras.Model], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[Head, dict[str, list[float]]]:
     """Trains a head.
 
@@ -118,6 +119,7 @@ def fit_head(
         loss: as in models/heads/losses.py; None: the cross-entropy of the logits, summed over the outputs.
         work: directory of the checkpoint, from which an interrupted training continues; None: no checkpoints.
         start: replaces the new model's weights, which are those of the seed; see models/heads/warm_start.py.
+        progress: called with the images trained on so far, summed over the epochs.
 
     Returns:
         The head, and its history: name → one number per epoch.
@@ -139,7 +141,7 @@ def fit_head(
     training = _DeviceExamples(train, recipe.memory)
     selecting = _DeviceExamples(fit, recipe.memory - training.held) if fit else None
     while not epochs.finished(recipe.epochs, recipe.patience if fit else None):
-        totals = _train_an_epoch(train_on, training, recipe, epochs.done)
+        totals = _train_an_epoch(train_on, training, recipe, epochs.done, progress)
         kept.set_weights(model.get_weights())
         epochs.end_epoch(totals, _evaluation(evaluate, selecting) if selecting else None)
     epochs.save()
@@ -161,16 +163,22 @@ def _initial_model(
 
 
 def _train_an_epoch(
-    train_on: Trainer, examples: "_DeviceExamples", recipe: Recipe, epoch: int
+    train_on: Trainer,
+    examples: "_DeviceExamples",
+    recipe: Recipe,
+    epoch: int,
+    progress: Callable[[int], None] | None,
 ) -> list[Tensor]:
     """Trains one epoch, numbered from 0, and returns the totals of its calls."""
     rng = np.random.default_rng([recipe.seed, epoch])
     order = order_of(rng, examples.labels, recipe)
-    totals = [
-        train_on(rows, labels, batches, mixes(rng, len(batches), recipe.mixup))
-        for rows, labels, images in examples.windows(order, recipe.batch)
-        for batches in _calls(rng.permutation(images), recipe.batch)
-    ]
+    totals, done = [], epoch * len(order)
+    for rows, labels, images in examples.windows(order, recipe.batch):
+        for batches in _calls(rng.permutation(images), recipe.batch):
+            totals.append(train_on(rows, labels, batches, mixes(rng, len(batches), recipe.mixup)))
+            done += batches.size
+            if progress:
+                progress(done)
     train_on.write_back()
     return totals
 
@@ -184,6 +192,7 @@ def suspects(
     loss: Loss | None = None,
     work: Path | None = None,
     views: int = 1,
+    progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """(n,) bool: the images whose labels are least probable for a head that was not trained on them.
 
@@ -201,9 +210,10 @@ def suspects(
         loss: as for `fit_head`.
         work: as for `fit_head`.
         views: rows of each image, one after the other; their losses are averaged.
+        progress: as for `fit_head`, for each head anew.
     """
     losses = np.zeros(len(train.labels), np.float32)
-    for head, held_out in held_out_heads(shape, train, fold, recipe, loss, work):
+    for head, held_out in held_out_heads(shape, train, fold, recipe, loss, work, progress):
         examples = _DeviceExamples(train.only(held_out), recipe.memory)
         losses[held_out] = _evaluation(evaluator(head.model), examples)[0]
     of_image = losses.reshape(-1, views).mean(axis=1)
@@ -219,6 +229,7 @@ def held_out_heads(
     recipe: Recipe,
     loss: Loss | None = None,
     work: Path | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Head, np.ndarray]]:
     """Yields for each fold a head that was trained on the other folds, and which images it may be tried on.
 
@@ -229,6 +240,7 @@ def held_out_heads(
         recipe: of every head.
         loss: as for `fit_head`.
         work: as for `fit_head`.
+        progress: as for `fit_head`, for each head anew.
 
     Yields:
         A head; (n,) bool: the images of the fold whose category the other folds have, too.
@@ -239,7 +251,8 @@ def held_out_heads(
         held_out = ~trained & np.isin(category, category[trained])
         if held_out.any():
             folder = work / f"_fold{number}" if work else None
-            yield fit_head(shape, train.only(trained), None, recipe, loss, folder)[0], held_out
+            others = train.only(trained)
+            yield fit_head(shape, others, None, recipe, loss, folder, progress=progress)[0], held_out
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from features.storage.paths import AnyPath
 from pipeline.audit.page import write_page
 from pipeline.job.audits_file import COLUMNS, write_audits
 from pipeline.job.config import IngestSettings
-from pipeline.job.decisions_file import SCHEMA, read_decisions
+from pipeline.job.decisions_file import SCHEMA, StoredDecisions, read_decisions
 
 READ = [name for name in COLUMNS if name in SCHEMA.names]
 
@@ -34,7 +34,7 @@ class Sample:
 
 
 def draw(
-    decisions: AnyPath,
+    decisions: AnyPath | StoredDecisions,
     products: int,
     output: AnyPath,
     *,
@@ -74,7 +74,9 @@ def draw(
     return sample
 
 
-def sample_of(decisions: AnyPath, products: int, seed: int = 0, status: str = "accepted") -> Sample:
+def sample_of(
+    decisions: AnyPath | StoredDecisions, products: int, seed: int = 0, status: str = "accepted"
+) -> Sample:
     """A simple random sample of the decisions with a status; the file is read once, piece by piece.
 
     Raises:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
+from features.process import log_is_open, others_output
 from features.storage.object_stores import s3_settings, use_s3_settings
 from features.storage.paths import AnyPath, Remote, any_path, sizes, writing
 from pipeline.beam.process_pool import give_back, local_workers
@@ -142,7 +143,14 @@ def _refusal(beam: tuple[str, ...], reason: str) -> ShelfmarkError:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences Beam, which shows a worker's error in 500 lines; they are in the error that it raises, too."""
+    """Keeps Beam's lines off standard error: a worker's error is 500 of them, and is raised, too.
+
+    With a log file they are there; without one nowhere.
+    """
+    if log_is_open():
+        with others_output():
+            yield
+        return
     root = logging.getLogger()
     before = root.level
     for logger in (root, logging.getLogger("apache_beam"), logging.getLogger("PrismJobServer")):

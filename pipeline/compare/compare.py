@@ -49,7 +49,7 @@ from pipeline.compare.results import Comparison, RowResult
 from pipeline.compare.summary import best_of, release_command, render
 from pipeline.job.catalogue import Part, divide, learnt_categories_of, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
-from pipeline.job.progress import log
+from pipeline.job.progress import Progress, log
 from pipeline.job.run import Run
 from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
 from pipeline.train.calibrate import choose_aggregation
@@ -424,8 +424,13 @@ def _train_head(data: ComparisonData, config: Config) -> _Trained:
     shape = shape_of(data.train, data.taxonomy, data.fingerprint, config)
     labels = labels_of(data.category, data.taxonomy, shape)
     train, fit = (Examples(part.rows, labels(part.product_id)) for part in (data.train, data.fit))
-    loss = loss_of(data.taxonomy, config)
-    head, history = fit_head(shape, train, fit if len(fit.labels) else None, recipe_of(config), loss)
+    loss, recipe, selecting = (
+        loss_of(data.taxonomy, config),
+        recipe_of(config),
+        fit if len(fit.labels) else None,
+    )
+    with Progress("train", recipe.epochs * len(train.labels)) as progress:
+        head, history = fit_head(shape, train, selecting, recipe, loss, progress=progress.to)
     return _Trained(head, head.model.count_params(), {"epochs": len(history["loss"])})
 
 

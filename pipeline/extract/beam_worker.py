@@ -27,6 +27,7 @@ from features.storage.store import Digests, Locations, Store, digest_array, dige
 from pipeline.beam.run_units import run_units
 from pipeline.extract.fill_store import RECORD, engine_of, fill, make_shard, require_all, spread, try_twice
 from pipeline.job.config import ExtractSettings
+from pipeline.job.room import require_disk
 
 if TYPE_CHECKING:
     from apache_beam.utils.shared import Shared
@@ -58,6 +59,7 @@ def fill_store_on_beam(
     def extract_shards(shards: list[np.ndarray]) -> None:
         from apache_beam.utils.shared import Shared
 
+        require_disk("extract", store.path, sum(map(len, shards)) * backbone.width * np.float16().nbytes)
         remove(work / FAILED)
         _write_missing(shards, digests.values, records.file("images.parquet"), work / MISSING)
         _save_weights(backbone, work / WEIGHTS)

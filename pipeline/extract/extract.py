@@ -56,6 +56,7 @@ def extract_records(
         OSError: the disk is full, not writable, …
     """
     views = views_of_store(store, backbone.fingerprint, settings.flip)
+    new: list[int] = []
 
     def make(work: AnyPath) -> Mapping[str, object]:
         images = records.file("images.parquet")
@@ -67,6 +68,7 @@ def extract_records(
             return fill_store(view, digests, RecordReader(records), lambda: backbone, settings)
 
         locations = {name: filled(view) for name, view in views.items()}
+        new.append(max(found.new for found in locations.values()))
         write_index(images, digests.values, locations, work / "index.parquet")
         return BottlenecksSummary(
             images=len(digests),
@@ -83,5 +85,5 @@ def extract_records(
     inputs = {"records": records.digest, "fingerprint": backbone.fingerprint}
     return stage(
         out, kind="bottlenecks", version=VERSION, made_from=inputs | {"settings": settings.that_matter()},
-        make=make, usable=usable, shared=bool(beam),
+        make=make, usable=usable, shared=bool(beam), noted=lambda: {"new_images": f"{new[0]:,}"},
     )  # fmt: skip

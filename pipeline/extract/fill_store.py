@@ -8,6 +8,7 @@ Beam's workers extract the same shards, see beam_worker.py.
 import errno
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from features.storage.store import Digests, Locations, Store, StoredRows, shard_
 from pipeline.job.account import count_new_images
 from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import Progress, log
+from pipeline.job.room import EXTRACT, require_disk, warn_of_memory
 from pipeline.sources.image import Changed
 
 RECORD = ("file", "offset", "length")  # columns of images.parquet: where a record is
@@ -61,6 +63,7 @@ def fill_store(
     def extract_shards(shards: list[np.ndarray]) -> None:
         failed: dict[str, str] = {}
         backbone = load()
+        require_room(store, shards, backbone)
         engine = engine_of(backbone, store, settings, lambda most: read(spread(np.concatenate(shards), most)))
         with Progress("extract", sum(map(len, shards))) as progress:
             for number, shard in enumerate(shards):
@@ -152,7 +155,17 @@ def fill(
         )
     if not store.flip:  # an image counts once
         count_new_images(len(missing))
-    return locations
+    return replace(locations, new=len(missing))
+
+
+def require_room(store: Store, shards: list[np.ndarray], backbone: Backbone) -> None:
+    """Refuses an extraction whose bottlenecks do not fit on the disk; warns where memory is short.
+
+    Raises:
+        ShelfmarkError: less is free than the bottlenecks of these shards take.
+    """
+    require_disk("extract", store.path, sum(map(len, shards)) * backbone.width * np.float16().nbytes)
+    warn_of_memory("extract", EXTRACT, "end other programs, or lower extract.batch")
 
 
 def _with_progress(read: Read, shard: np.ndarray, done: int, progress: Progress) -> Iterator[Piece]:

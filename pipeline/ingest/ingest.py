@@ -27,13 +27,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from features.errors import ShelfmarkError
 from features.product import DROPPED, NONE, PARTS, SPLITS, CategoryPaths, SplitShares
 from features.spellings import log_merged
 from features.storage.artifact import KNOWN_DIGESTS, Artifact, digest_of, file_digest
-from features.storage.paths import AnyPath, local, remove, write_whole, writing
+from features.storage.paths import AnyPath, local, remove, sizes, write_whole, writing
 from models.mappings import read_mappings
-from models.taxonomy import build_taxonomy, homonyms, read_paths, write_taxonomy
+from models.taxonomy import build_taxonomy, homonyms, read_paths, require_taxonomy, write_taxonomy
 from models.taxonomy_changes import Step
 from pipeline.beam.process_pool import local_workers
 from pipeline.beam.run_units import run_units, unit_file
@@ -62,6 +61,7 @@ from pipeline.ingest.write_records import IMAGES, ShardDigest, notes_of, write_s
 from pipeline.job.catalogue import UNLEARNT
 from pipeline.job.config import IngestSettings
 from pipeline.job.progress import log
+from pipeline.job.room import INGEST, require_disk, warn_of_disk, warn_of_memory
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import RecordsSummary
@@ -118,10 +118,10 @@ def make_records(
         ShelfmarkError: a source, the taxonomy or a mapping cannot be read, too many images are rejected, or there is
             nothing to train on.
     """
-    _require_file(taxonomy)
     step = read_mappings([local(file) for file in mappings]) if mappings else None
     opened = open_sources(sources, csv_options(settings))
     require_outside(out, opened)
+    require_taxonomy(taxonomy)
     fetched = out.with_name(out.name + ".fetched")
     job = _IngestJob(opened, settings, seed, taxonomy, known, beam, step)
     with local_workers():  # the same for both passes
@@ -157,15 +157,10 @@ class _IngestJob:
         }
 
 
-def _require_file(taxonomy: AnyPath | None) -> None:
-    if taxonomy and not taxonomy.is_file():
-        raise ShelfmarkError(
-            f"{taxonomy}: no such file; expected a CSV of category_id, category_level1, …; check --taxonomy"
-        )
-
-
 def _make(work: AnyPath, job: _IngestJob, fetched: AnyPath) -> Mapping[str, object]:
     """Fills the working directory; returns the summary. Images that change meanwhile become rejects."""
+    warn_of_disk("ingest", work, sum(_file_size(source.path) for source in job.sources))
+    warn_of_memory("ingest", INGEST, "end other programs")
     paths, renamed = _paths(job.sources, job.taxonomy)
     categories = frozenset(category for category, _ in paths) if job.taxonomy else None
     how = None
@@ -183,6 +178,11 @@ def _make(work: AnyPath, job: _IngestJob, fetched: AnyPath) -> Mapping[str, obje
         log.warning("records: %s images changed meanwhile and are now rejects", f"{len(lost):,}")
         _remove_shards(work)  # first: a job killed in between finds the same images lost again
         checked.reject(lost)
+
+
+def _file_size(source: AnyPath) -> int:
+    """Bytes of a source that is one file, about those of its photos; 0 for a folder."""
+    return source.stat().st_size if source.is_file() else 0
 
 
 def _paths(sources: list[Source], taxonomy: AnyPath | None) -> tuple[CategoryPaths, Renamed]:
@@ -230,7 +230,9 @@ def _plan_and_write(
     if carried:
         summary = summary.model_copy(update=dict(zip(("relabelled", "unlabelled"), carried, strict=True)))
     del index  # its memory is for the pieces now
-    write_plan(checked, products, layout, work)
+    kept = write_plan(checked, products, layout, work)
+    there = sum(size for name, size in sizes(work).items() if name.endswith(".tfrecord"))
+    require_disk("ingest", work, kept - there)
     parts = [part for part in PARTS if SPLITS.index(part) in products.split]
     return summary, _write_records(parts, layout.shards, job, work)
 

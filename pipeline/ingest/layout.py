@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.product import SPLITS
@@ -50,15 +51,20 @@ def lay_out(index: Index, products: Products, settings: IngestSettings, seed: in
     return RecordsLayout(shard, shards, index.product, index.image_index, placeholder, shared)
 
 
-def write_plan(checked: CheckedImages, products: Products, layout: RecordsLayout, work: AnyPath) -> None:
-    """Writes products, duplicates, and the planned rows in pieces for the writers."""
+def write_plan(checked: CheckedImages, products: Products, layout: RecordsLayout, work: AnyPath) -> int:
+    """Writes products, duplicates, and the planned rows in pieces for the writers.
+
+    Returns:
+        Bytes that the records will take at least: of the images that are kept as they are.
+    """
     _write_tables(products.table, len(products.split), products.schema, work / "products.parquet")
-    digests = _write_pieces(checked, products, layout, work / "_plan")
+    digests, kept = _write_pieces(checked, products, layout, work / "_plan")
 
     def duplicates(start: int, stop: int) -> pa.Table:
         return duplicates_table(layout.shared, digests, layout.placeholder, products, slice(start, stop))
 
     _write_tables(duplicates, len(layout.shared.row), DUPLICATES, work / "duplicates.parquet")
+    return kept
 
 
 def _write_tables(build: Callable[[int, int], pa.Table], rows: int, schema: pa.Schema, file: AnyPath) -> None:
@@ -70,9 +76,9 @@ def _write_tables(build: Callable[[int, int], pa.Table], rows: int, schema: pa.S
 
 def _write_pieces(
     checked: CheckedImages, products: Products, layout: RecordsLayout, folder: AnyPath
-) -> SharedDigests:
-    """Writes the planned rows as Arrow files; returns the digests of shared images, seen on the way."""
-    digests = SharedDigests(layout.shared)
+) -> tuple[SharedDigests, int]:
+    """Writes the planned rows as Arrow files; returns digests of shared images, and bytes of kept ones."""
+    digests, kept = SharedDigests(layout.shared), 0
     names = [
         name for name in PIECE.names if name in CHECKED.names and name not in ("category", "split", "seller")
     ]
@@ -83,12 +89,13 @@ def _write_pieces(
     for table in checked.tables(names):
         digests.see(start, table["image_digest"])
         waiting.append(_planned(table, start, products, layout))
+        kept += pc.sum(waiting[-1].filter(waiting[-1]["kept"])["length"]).as_py() or 0
         start += len(table)
         if start == len(layout.shard) or sum(map(len, waiting)) > PIECE_ROWS:
             _write_piece(pa.concat_tables(waiting), layout.shards, folder / f"piece-{written:04d}.arrow")
             written += 1
             waiting.clear()
-    return digests
+    return digests, kept
 
 
 def _planned(table: pa.Table, start: int, products: Products, layout: RecordsLayout) -> pa.Table:

@@ -8,18 +8,19 @@ earlier end is removed when the run goes on, so where there is none, `retrain` i
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import logging
 import platform
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import click
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features.errors import ShelfmarkError, Stopped, one_line
+from features.process import INTERRUPTED, TERMINATED, without_secrets
 from features.storage.artifact import digest_of
 from features.storage.paths import AnyPath, write_whole
 from models.decisions.releases import in_service
@@ -33,8 +34,6 @@ REPORT = "report/index.html"
 KEPT = 3  # exit status: finished, and the old release stays
 MOST_WARNINGS = 100
 PACKAGES = ("tensorflow", "keras", "apache-beam", "numpy", "pandas")
-SECRET = re.compile(r"(?i)(notify\.url|[\w.-]*(?:secret|password|token|key)[\w.-]*)=.+")
-USER = re.compile(r"(://)[^/@\s]+@")
 
 Outcome = Literal["released", "unchanged", "kept", "stopped", "failed"]
 Summaries = Mapping[str, object]
@@ -46,7 +45,7 @@ class StageAccount(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: str
-    """Its directory below the run's."""
+    """Its directory, below the run's."""
     made: bool
     """False: it was opened as an earlier command had made it, or it did not finish."""
     finished: bool
@@ -62,7 +61,7 @@ class RunAccount(BaseModel):
 
     run: str
     outcome: Outcome
-    """released; unchanged: nothing new; kept: finished, and the old release stays; stopped: by a guard; failed."""
+    """unchanged: there was nothing new; kept: finished, and the old release stays; stopped: by a guard."""
     exit_status: int
     sentence: str
     """Why: the verdict's sentence, or the error."""
@@ -91,8 +90,8 @@ class RunAccount(BaseModel):
     new_images: int | None = None
     """Images whose bottlenecks this command computed; null where it did not come so far."""
     versions: dict[str, str] = {}
-    """Of shelfmark, Python and the packages that results depend on; `packages`: digest of the names and versions of all
-    that are installed."""
+    """Of shelfmark, Python and the packages that results depend on; `packages`: digest of the names and
+    versions of all that are installed."""
     warnings: list[str] = []
 
 
@@ -114,9 +113,8 @@ class _Collector:
         self.failed_in: str | None = None  # name of a stage
 
     def name_of(self, path: AnyPath) -> str:
-        """A stage's name: its path below the run's directory."""
-        text, root = str(path), f"{self.run}/"
-        return text.removeprefix(root) if text.startswith(root) else path.name
+        """A stage's name: its path, below the run's directory where it is there."""
+        return str(path).removeprefix(f"{self.run}/")
 
 
 _collectors: list[_Collector] = []  # of this process: none, or one
@@ -216,7 +214,7 @@ def account_of(
                 print(summary_line(run, account, collector.failed_in), flush=True)
             if settings and settings.url:
                 short = account.exit_status > 128  # a signal's: the process has to end
-                notify(settings, written, attempts=1 if short else 3, limit=2 if short else 60)
+                notify(settings, written, attempts=1 if short else 3, limit=1.5 if short else 60)
 
 
 def _end(account: RunAccount, error: BaseException | None) -> None:
@@ -236,18 +234,26 @@ def _end(account: RunAccount, error: BaseException | None) -> None:
 
 def _failure(error: BaseException) -> tuple[Outcome, int, str]:
     """Outcome, exit status and sentence of an error, as features/errors.py ends with it."""
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return "failed", 130, "interrupted; the same command continues the work"
-    if isinstance(error, Exception):
-        status = error.status if isinstance(error, ShelfmarkError) else 1
-        return "stopped" if isinstance(error, Stopped) else "failed", status, one_line(error)
-    status = getattr(error, "status", getattr(error, "code", None))  # of a signal, and SystemExit
-    status = status if isinstance(status, int) else 1
-    return (
-        "failed",
-        status,
-        str(error) or f"ended by {type(error).__name__}; the same command continues the work",
-    )
+    ended = _end_of_process(error)
+    if isinstance(ended, SystemExit):
+        return "failed", ended.code if isinstance(ended.code, int) else 1, f"ended with {ended.code}"
+    if isinstance(ended, KeyboardInterrupt | click.Abort):
+        return "failed", INTERRUPTED, "interrupted; the same command continues the work"
+    if ended is not None:
+        return "failed", TERMINATED, "terminated; the same command continues the work"
+    status = error.status if isinstance(error, ShelfmarkError) else 1
+    return "stopped" if isinstance(error, Stopped) else "failed", status, one_line(cast(Exception, error))
+
+
+def _end_of_process(error: BaseException) -> BaseException | None:
+    """The error, or the one that it was made of, by which a process ends: no Exception, or click's Abort.
+
+    Keras and others make an error of their own of what a signal raises.
+    """
+    found: BaseException | None = error
+    while found is not None and isinstance(found, Exception) and not isinstance(found, click.Abort):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def _written(run: AnyPath, account: RunAccount) -> bytes:
@@ -261,7 +267,7 @@ def _written(run: AnyPath, account: RunAccount) -> bytes:
 
 
 def read_account(run: AnyPath) -> RunAccount | None:
-    """The account of a run's directory; None where there is none: it is at work, was killed, or is an older one.
+    """The account in a run's directory; None where there is none: it is at work, was killed, or is older.
 
     Raises:
         ShelfmarkError: run.json is not an account.
@@ -272,7 +278,8 @@ def read_account(run: AnyPath) -> RunAccount | None:
         return None
     except ValidationError as error:
         raise ShelfmarkError(
-            f"{run / ACCOUNT}: not the account of a run; expected what `retrain` writes at its end; remove the file"
+            f"{run / ACCOUNT}: not the account of a run; expected what `retrain` "
+            "writes at its end; remove the file"
         ) from error
 
 
@@ -303,14 +310,25 @@ def summary_line(run: AnyPath, account: RunAccount, failed_in: str | None = None
 
 
 def _promise(account: RunAccount) -> list[str]:
-    """What the new bundle promises and does, in words; nothing where the command did not come so far."""
-    thresholds, evaluation = account.thresholds or {}, account.evaluation or {}
+    """What the new bundle promises and accepts, in words; nothing where the command did not come so far.
+
+    The rate of the release before is on the same products; without one, the rate is that of `evaluate`.
+    """
+    verdict, evaluation = account.verdict or {}, account.evaluation or {}
+    promise, comparison = verdict.get("promise"), verdict.get("comparison")
     products, accepted = evaluation.get("products"), evaluation.get("accepted")
-    if not thresholds or not isinstance(products, int) or not isinstance(accepted, int):
-        return []
-    certified = "certified" if thresholds.get("certified") else "not certified"
+    parts = []
+    if isinstance(promise, dict):
+        parts.append(
+            f"{'certified' if promise['certified'] else 'not certified for'} {promise['target']:.2f}"
+        )
     on = "test" if evaluation.get("graded_on") == "test" else "validation"
-    return [f"{certified}, accepts {accepted / max(1, products):.1%} of the {on} products"]
+    if isinstance(comparison, dict):
+        rate = comparison["acceptance"]
+        parts.append(f"accepts {rate['after']:.1%} of the {on} products (before {rate['before']:.1%})")
+    elif isinstance(products, int) and isinstance(accepted, int):
+        parts.append(f"accepts {accepted / max(1, products):.1%} of the {on} products")
+    return [", ".join(parts)] if parts else []
 
 
 def duration(seconds: float) -> str:
@@ -325,15 +343,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def without_secrets(command: Sequence[str]) -> list[str]:
-    """A command without passwords, keys and the address that is notified.
-
-    >>> without_secrets(["shelfmark", "--set", "notify.url=https://x/y", "--s3_secret_access_key=z", "http://a:b@c"])
-    ['shelfmark', '--set', 'notify.url=…', '--s3_secret_access_key=…', 'http://…@c']
-    """
-    return [USER.sub(r"\1…@", SECRET.sub(r"\1=…", argument)) for argument in command]
-
-
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of shelfmark, Python and main packages, and the digest of all that are installed."""
     installed = {

@@ -21,9 +21,7 @@ from features.storage.store import Store, StoredRows, digests_of
 from models.decisions.validation_split import duplicate_groups, first_of_product, in_fit
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.config import Config
-from pipeline.job.summaries import BottlenecksSummary, RecordsSummary
-
-FLIP = "flip_"  # before the names of the second view in the index
+from pipeline.job.summaries import FLIP, BottlenecksSummary, RecordsSummary
 
 
 @dataclass(frozen=True)

@@ -403,6 +403,61 @@ class CompareSettings(Section):
     it for several thousand categories, and give it hours."""
 
 
+class RetentionSettings(Section):
+    """What `shelfmark clean` leaves in a workspace. What always stays: docs/operations.md."""
+
+    clean: Annotated[bool, "speed"] = False
+    """Clean at the end of each successful `retrain`. Set true when nobody watches the disk, together with
+    `runs` and `releases`."""
+    runs: Annotated[Positive | None, "speed"] = None
+    """Number of runs that stay, those used last; without it and `runs_days` all stay. Set 8 for two months of
+    weekly runs."""
+    runs_days: Annotated[Annotated[float, Field(ge=0)] | None, "speed"] = None
+    """Days for which a run stays after its last command, whatever their number. Set it where runs have to be
+    kept for a time."""
+    releases: Annotated[Positive | None, "speed"] = None
+    """Number of releases that stay, those put into service last; without it and `releases_days` all stay. Set
+    it together with `runs`: a release stays while a run is there that is based on it."""
+    releases_days: Annotated[Annotated[float, Field(ge=0)] | None, "speed"] = None
+    """Days for which a release stays after another one has replaced it. Set it to the time for which
+    decisions have to be explained."""
+    decisions: Annotated[Positive | None, "speed"] = None
+    """Number of outputs of `categorize` in WORKSPACE/decisions that stay, the newest; without it and
+    `decisions_days` all stay. Outputs elsewhere are never touched. Set it where a database has them, too."""
+    decisions_days: Annotated[Annotated[float, Field(ge=0)] | None, "speed"] = None
+    """Days for which these outputs stay, whatever their number. Set it to the time for which decisions have
+    to be explained."""
+    store_days: Annotated[float, Field(ge=0), "speed"] = 1.0
+    """Days for which bottlenecks that no run refers to stay, and working files of interrupted jobs. Set 30
+    when `categorize` gets the same products again and again: it need not extract them anew."""
+    logs_days: Annotated[float, Field(ge=0), "speed"] = 30.0
+    """Days for which logs in WORKSPACE/logs stay; the log of a run goes with the run. Raise it where logs
+    have to be kept."""
+
+
+class GateSettings(Section):
+    """When a new bundle replaces the release in service. What is compared, and how: docs/gate.md."""
+
+    when_equal: Literal["keep", "tree_changed", "release"] = "tree_changed"
+    """What happens to a bundle that cannot be distinguished from the release in service. `tree_changed`
+    releases it only when the categories have changed, so that new ones are decided about. Choose `release`
+    to have the newest one always; `keep` for the fewest changes."""
+    old_promise: Literal["keep", "withdraw"] = "keep"
+    """What happens to a release that was certified for a lower precision, or with less certainty, than
+    [calibration] asks for now, when the new bundle cannot be certified for that either. `keep`: it stays in
+    service, and every output says for which promise. `withdraw`: the new bundle replaces it, and every
+    product goes to a person until one is certified; choose it when the old promise is not good enough."""
+    floors: dict[str, Share] = {}
+    """Least share of the test products of a category, or of a branch of the tree, whose most likely category
+    is correct, as in `{"Food/Fruit" = 0.9}`. A bundle below one of them is never released. Name those in
+    which mistakes are expensive, and only such with dozens of test products."""
+    certainty: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """Certainty of the intervals and tests: a difference beyond them is no chance. Raise it to replace the
+    release less often; lower it for a small catalogue where nothing is ever distinguished."""
+    repetitions: Annotated[Positive, Field(ge=100)] = 1000
+    """Samples of the bootstrap that the intervals are made from. Raise it for steadier last digits."""
+
+
 class MonitorSettings(Section):
     """When `shelfmark monitor` raises an alarm. What is watched, and how: docs/monitoring.md."""
 
@@ -446,8 +501,8 @@ class NotifySettings(Section):
     """Who is notified when `retrain` ends: the account of the run, run.json, is posted."""
 
     url: Annotated[str, "speed", Field(exclude=True), AfterValidator(_web_address)] = ""
-    """Address, http:// or https://, that gets run.json by POST when `retrain` ends, however it ends; "" notifies
-    nobody. It is kept in no file of the workspace. Set it to a webhook of your chat, mail gateway or monitoring."""
+    """Address, http:// or https://, that gets run.json by POST when `retrain` ends, however it ends; ""
+    notifies nobody. No file of the workspace keeps it. Set it to a webhook of your chat or monitoring."""
     timeout: Annotated[float, "speed", Field(gt=0, le=60)] = 10.0
     """Seconds that each of three tries waits for the server. Raise it for a slow one."""
 
@@ -472,6 +527,8 @@ class Config(BaseModel):
     suspects: SuspectsSettings = SuspectsSettings()
     report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
+    retention: RetentionSettings = RetentionSettings()
+    gate: GateSettings = GateSettings()
     monitor: MonitorSettings = MonitorSettings()
     guard: GuardSettings = GuardSettings()
     notify: NotifySettings = NotifySettings()

@@ -5,7 +5,8 @@
                    is an empty cell; a list is a JSON text: "[""apple"",""pear""]"
     .jsonl         UTF-8, one JSON object a line, with real lists and nulls
 
-`read_decisions` reads each of them back, piece by piece.
+`read_decisions` reads each of them back, piece by piece, and also a folder of parts (decisions_output.py) and
+a table of a database (decisions_table.py).
 
 Texts are written as they came, ids too: a spreadsheet may take one that begins with = for a formula.
 """
@@ -15,9 +16,9 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO, Protocol, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -27,7 +28,8 @@ from pyarrow.json import ParseOptions as JsonOptions
 from pyarrow.json import read_json
 
 from features.errors import ShelfmarkError
-from features.storage.paths import AnyPath, writing
+from features.storage.artifact import file_digest
+from features.storage.paths import AnyPath, Remote, sizes, writing
 
 SCHEMA = pa.schema(
     [
@@ -48,15 +50,33 @@ SCHEMA = pa.schema(
     ]
 )
 REJECTS = ".rejects.parquet"  # what the name of the rejects beside the decisions ends with
+FOLDER_MARK = "_manifest.json"  # of a folder of parts, written last
 
 LATER = ("release",)  # columns that files of earlier versions lack
 
 JSON_ROWS = 2**12  # made Python objects at a time
 READ_ROWS = 2**15  # of a Parquet file, in memory at a time
 
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+json_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 Write = Callable[[pa.Table], None]
 Read = Callable[[BinaryIO, Sequence[str]], Iterator[pa.Table]]  # of the columns at least
+
+
+class StoredDecisions(Protocol):
+    """Decisions that are no file, such as a table of a database."""
+
+    @property
+    def name(self) -> str:
+        """What they are called where a file's name would stand."""
+        ...
+
+    def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yields the columns, of SCHEMA, piece by piece; null where a column of LATER is missing."""
+        ...
+
+    def digest(self) -> str:
+        """Returns the sha256 (hex) of all that is in them."""
+        ...
 
 
 def write_decisions(pieces: Iterable[pd.DataFrame], file: AnyPath) -> None:
@@ -69,39 +89,85 @@ def write_decisions(pieces: Iterable[pd.DataFrame], file: AnyPath) -> None:
     Raises:
         ShelfmarkError: the suffix is none of the formats.
     """
-    with writing(file) as working, WRITERS[_ending(file)](working) as write:
+    with writing(file) as working, file_writer(file, working) as write:
         for piece in pieces:
             write(pa.Table.from_pandas(piece, SCHEMA, preserve_index=False))
 
 
-def read_decisions(file: AnyPath, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yields the decisions of a file piece by piece, as `write_decisions` has written them.
+def file_writer(file: AnyPath, working: Path) -> AbstractContextManager[Write]:
+    """Opens `working` for decisions in the format that the suffix of `file` gives."""
+    return WRITERS[_ending(file)](working)
+
+
+def read_decisions(source: AnyPath | StoredDecisions, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yields decisions piece by piece, as `shelfmark categorize` has written them.
 
     Args:
-        file: its suffix gives the format.
+        source: a file, whose suffix gives the format, a folder of parts, or a table.
         columns: of SCHEMA; one that the file is too old for is null.
 
     Raises:
-        ShelfmarkError: the file is missing or damaged, its suffix is none of the formats, or a column is
-            missing.
+        ShelfmarkError: the decisions are missing or damaged, the suffix is none of the formats, or a column
+            is missing.
     """
-    read = READERS[_ending(file)]
-    if not file.is_file():
-        raise ShelfmarkError(
-            f"{file}: no such file; expected decisions of `shelfmark categorize`; check the path"
-        )
-    try:
-        with file.open("rb") as opened:
+    if not isinstance(source, Path | Remote):
+        with _reading(source):
+            for piece in source.read(columns):
+                yield _of_schema(piece, columns, source)
+        return
+    for file in parts_of(source) if source.is_dir() else [source]:
+        read = READERS[_ending(file)]
+        if not file.is_file():
+            raise ShelfmarkError(
+                f"{file}: no such file; expected decisions of `shelfmark categorize`; check the path"
+            )
+        with _reading(file), file.open("rb") as opened:
             for piece in read(opened, columns):
                 yield _of_schema(piece, columns, file)
+
+
+@contextmanager
+def _reading(source: AnyPath | StoredDecisions) -> Iterator[None]:
+    """What shows that something is damaged becomes a ShelfmarkError."""
+    try:
+        yield
     except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError, EOFError, gzip.BadGzipFile) as error:
         raise ShelfmarkError(
-            f"{file}: cannot be read ({' '.join(str(error).split())[:200]}); expected decisions as "
-            "`shelfmark categorize` writes them; make the file again"
+            f"{source}: cannot be read ({' '.join(str(error).split())[:200]}); expected decisions as "
+            "`shelfmark categorize` writes them; make them again"
         ) from error
 
 
-def _of_schema(piece: pa.Table, columns: Sequence[str], file: AnyPath) -> pa.Table:
+def parts_of(folder: AnyPath) -> list[AnyPath]:
+    """Returns the parts of a folder of decisions, in their order.
+
+    Raises:
+        ShelfmarkError: the folder is not finished, or a part is missing or has another size.
+    """
+    advice = "expected a folder that `shelfmark categorize` has finished; run its command again"
+    try:
+        files = json.loads((folder / FOLDER_MARK).read_bytes())["files"]
+        expected = {name: int(entry["size"]) for name, entry in files.items()}
+    except FileNotFoundError:
+        raise ShelfmarkError(f"{folder}: no {FOLDER_MARK} in it; {advice}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShelfmarkError(f"{folder}: {FOLDER_MARK} cannot be read; {advice}") from error
+    found = sizes(folder)
+    for name, size in expected.items():
+        if found.get(name) != size:
+            there = f"{found[name]:,} bytes instead of {size:,}" if name in found else "missing"
+            raise ShelfmarkError(f"{folder / name}: {there}; {advice}")
+    return [folder / name for name in expected]
+
+
+def decisions_digest(source: AnyPath | StoredDecisions) -> str:
+    """Returns the sha256 (hex) of the file, of the folder's list of parts, or of the table's rows."""
+    if not isinstance(source, Path | Remote):
+        return source.digest()
+    return file_digest(source / FOLDER_MARK if source.is_dir() else source)
+
+
+def _of_schema(piece: pa.Table, columns: Sequence[str], file: AnyPath | StoredDecisions) -> pa.Table:
     """The columns in the types of SCHEMA; a list that is a JSON text is decoded."""
     if missing := [name for name in columns if name not in (*piece.column_names, *LATER)]:
         raise ShelfmarkError(
@@ -129,8 +195,9 @@ def require_format(file: AnyPath) -> None:
 
 
 def rejects_beside(file: AnyPath) -> AnyPath:
-    """The file of the refused images: `a.rejects.parquet` beside `a.csv.gz`."""
-    return file.with_name(file.name[: -len(_ending(file))] + REJECTS)
+    """The file of the refused images: `a.rejects.parquet` beside `a.csv.gz`, and beside a folder `a/`."""
+    ending = next((one for one in WRITERS if file.name.lower().endswith(one)), "")
+    return file.with_name(file.name[: len(file.name) - len(ending)] + REJECTS)
 
 
 def _ending(file: AnyPath) -> str:
@@ -180,7 +247,7 @@ def _csv_writer(out: IO[bytes] | gzip.GzipFile) -> Iterator[Write]:
 
         def write(table: pa.Table) -> None:
             columns = [
-                pa.array(map(_json, column.to_pylist()), pa.string())
+                pa.array(map(json_text, column.to_pylist()), pa.string())
                 if pa.types.is_list(column.type)
                 else column
                 for column in table.columns
@@ -196,7 +263,7 @@ def _jsonl(file: Path) -> Iterator[Write]:
 
         def write(table: pa.Table) -> None:
             for batch in table.to_batches(JSON_ROWS):
-                out.writelines(_json(row) + "\n" for row in batch.to_pylist())
+                out.writelines(json_text(row) + "\n" for row in batch.to_pylist())
 
         yield write
 

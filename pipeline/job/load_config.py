@@ -4,6 +4,7 @@ import codecs
 import copy
 import difflib
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from features.errors import ShelfmarkError
 from pipeline.job.config import Config
+from pipeline.job.progress import log
 
 Values = dict[str, object]  # of settings, by section or by name
 
@@ -25,6 +27,8 @@ def load_config(
     sets: tuple[str, ...] = (),
     options: Values | None = None,
     base: Values | None = None,
+    used: Collection[str] | None = None,
+    unused: Collection[str] = (),
 ) -> Config:
     """The settings: defaults, then the TOML file, then options, then `section.name=value` texts.
 
@@ -35,9 +39,12 @@ def load_config(
         sets: as given to `--set`; with nothing after the "=" a setting gets its default.
         options: full name → value; None where not given.
         base: settings of the run so far, in place of the defaults.
+        used: sections that the command uses; None: all.
+        unused: full names of settings that it does not use, in these sections.
 
     Raises:
-        ShelfmarkError: the file cannot be read, or a setting is unknown or has a wrong value.
+        ShelfmarkError: the file cannot be read, a setting is unknown or has a wrong value, or one of `sets`
+            is not used.
     """
     values: Values = copy.deepcopy(base or {})
     _check(values, {})
@@ -54,7 +61,37 @@ def load_config(
         origin[name] = f"--set {text}"
     if "backbone" in values:  # what is relative by now is from the command line
         values["backbone"] = _with_whole_path(values["backbone"], Path.cwd())
-    return _check(values, origin)
+    config = _check(values, origin)
+    if used is not None:
+        _require_used(sets, origin, file, used, unused)
+    return config
+
+
+def _require_used(
+    sets: tuple[str, ...],
+    origin: dict[str, str],
+    file: Path | None,
+    used: Collection[str],
+    unused: Collection[str],
+) -> None:
+    """Refuses settings of the command line that the command does not use.
+
+    A file may be for several commands: a line in the log says what this one passes over.
+    """
+
+    def passed_over(name: str) -> str | None:
+        section = name.partition(".")[0]
+        return section if section not in used else name if name in unused else None
+
+    for text in sets:
+        if passed_over(text.partition("=")[0].strip()):
+            raise ShelfmarkError(
+                f"--set {text}: this command does not use it; expected settings of "
+                f"{' and '.join(f'[{section}]' for section in sorted(used))} that it uses; leave it out"
+            )
+    in_file = (name for name, where in origin.items() if where == str(file))
+    if names := sorted({passed for passed in map(passed_over, in_file) if passed}):
+        log.info("%s: this command does not use its %s", file, ", ".join(names))
 
 
 def _put_file(values: Values, origin: dict[str, str], file: Path) -> None:

@@ -1,7 +1,7 @@
 """Notify: sends the account of a run to a web address, for a mail gateway, a chat or a dashboard.
 
-One POST of run.json as application/json. Nothing here fails a run: what does not succeed is one line of the log,
-which names the server and not the rest of the address, because that is often a secret.
+One POST of run.json as application/json. Nothing here fails a run: what does not succeed is one line of the
+log, which names the server and not the rest of the address, because that is often a secret.
 """
 
 import base64

@@ -2,8 +2,8 @@
 
     config.json   {"run", "code_version", "based_on", "settings"}
 
-`based_on` is the release in service when the run began: its products keep their part. It does not change when
-the run continues after its own release.
+`based_on` is the release in service when the run began. It does not change when the run continues after its
+own release, or another one's. Which part of the split products keep: known_splits.py.
 """
 
 import datetime
@@ -30,7 +30,7 @@ from features.engines.backbones import (
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, digest_of, find_artifact, open_artifact
 from features.storage.paths import MARK, AnyPath, any_path, local, write_whole
-from models.decisions.releases import SPLITS, in_service
+from models.decisions.releases import in_service, require_whole
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
@@ -108,16 +108,22 @@ class Run:
         return self.artifact("thresholds", "calibrate", head=head)
 
     def known_splits(self) -> Path | None:
-        """product_id and split of the release that the run is based on."""
-        if self.based_on is None:
-            return None
-        splits = self.releases / self.based_on / SPLITS
-        if not splits.is_file():
-            raise ShelfmarkError(
-                f"{splits}: missing; expected the release that run {self.name} is based on; put it back, "
-                "or point releases/current to a release and give another --run"
-            )
-        return local(splits)
+        """product_id and split of the products that keep their part; None where no release knows any."""
+        from pipeline.job.known_splits import KNOWN, gather_splits, kept_splits  # pyarrow takes a second
+
+        file = self.path / KNOWN
+        if not (file.is_file() and (self.path / "records" / MARK).is_file()):
+            if self.based_on is not None:
+                self._release_before(self.based_on)
+            gather_splits(self.releases, self.based_on, file)
+        return kept_splits(file)
+
+    def _release_before(self, based_on: str) -> Artifact:
+        """The release that the run is based on; ShelfmarkError where it is lost or damaged."""
+        next_step = (
+            "put its files back, or run `shelfmark rollback`, then the same command with another --run"
+        )
+        return require_whole(self.releases, based_on, next_step)
 
     def bundle_before(self) -> Artifact | None:
         """The bundle that the run is based on; None without train.warm_start."""
@@ -149,7 +155,7 @@ class Run:
         if own := self.own_backbone():
             return _opened(own)
         if self.based_on is not None:
-            released = open_artifact(self.releases / self.based_on, "bundle")
+            released = self._release_before(self.based_on)
             if self._tuned_here(released):
                 log.info("backbone: the fine-tuned one of release %s", self.based_on)
                 return _opened(released)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
+from features.process import others_output
 from features.storage.artifact import (
     Artifact,
     begin,
@@ -30,6 +31,7 @@ def stage(
     make: Callable[[Path], Mapping[str, object]],
     usable: Callable[[Artifact], bool] = lambda artifact: True,
     shared: bool = False,
+    noted: Callable[[], Mapping[str, object]] = dict,
 ) -> Artifact:
     """The finished artifact at `path`: opened when made from the same inputs, else made by `make`.
 
@@ -43,9 +45,10 @@ def stage(
         usable: false when a finished artifact refers to something that is gone.
         shared: workers on other machines fill the working directory, so that on an object store it is there;
             else `make` gets a directory on the disk, whose files are copied when they are finished.
+        noted: figures for the log line alone, as they depend on what was there before.
     """
     with stage_account(path) as result:
-        artifact, result.made = _opened_or_made(path, kind, version, made_from, make, usable, shared)
+        artifact, result.made = _opened_or_made(path, kind, version, made_from, make, usable, shared, noted)
         result.summary = artifact.summary
     return artifact
 
@@ -58,6 +61,7 @@ def _opened_or_made(
     make: Callable[[Path], Mapping[str, object]],
     usable: Callable[[Artifact], bool],
     shared: bool,
+    noted: Callable[[], Mapping[str, object]],
 ) -> tuple[Artifact, bool]:
     """The artifact, and whether it was made."""
     inputs = {
@@ -69,18 +73,24 @@ def _opened_or_made(
         log.info("%s: unchanged (%s)", kind, counts_of(found.summary))
         return found, False
     started = time.monotonic()
+
+    def filled(work: AnyPath) -> Mapping[str, object]:
+        with others_output():
+            return make(cast(Path, work))  # shared: `make` takes remote ones, too
+
     finish = functools.partial(seal, kind=kind, version=version, made_from=inputs)
     if isinstance(path, Path) or shared:
         work = begin(partial_of(path), inputs)
-        artifact = finish(path, summary=make(cast(Path, work)))  # shared: `make` takes remote ones, too
+        artifact = finish(path, summary=filled(work))
     else:
         with tempfile.TemporaryDirectory(prefix="shelfmark-") as scratch:
             here = Path(scratch) / path.name
-            finish(here, summary=make(cast(Path, begin(partial_of(here), inputs))))
+            finish(here, summary=filled(begin(partial_of(here), inputs)))
             remove(path)
             copy_tree(here, path)
         artifact = open_artifact(path, kind)
-    log.info("%s: %s in %.1f s", kind, counts_of(artifact.summary), time.monotonic() - started)
+    counts = counts_of({**noted(), **artifact.summary})
+    log.info("%s: %s in %.1f s", kind, counts, time.monotonic() - started)
     return artifact, True
 
 

@@ -11,6 +11,8 @@ from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact
 from features.storage.paths import MARK
 
+FLIP = "flip_"  # before the names of the second view, here and in the index of the bottlenecks
+
 
 class Summary(BaseModel):
     """A summary; unknown keys, as a later version may write them, are left alone."""
@@ -158,6 +160,21 @@ class TreeSummary(Summary):
                 self.added,
             )
         )
+
+
+class GateSummary(Summary):
+    """gate/: the test products that two releases are compared on."""
+
+    release: str  # the one in service
+    measured_on: str  # of this week: test, or cert where there is no test part
+    products: int
+    both: int  # in this week's measured products and in those of the release in service
+    new: int  # in this week's alone
+    gone: int  # in those of the release in service alone
+    unmeasured: int  # in those of the release in service alone, but its records are not there
+    trained_on: int  # left out: one of the two was trained on the product
+    photo_trained_on: int  # left out: one of the two alone was trained on a photo of it
+    missing: str | None  # why the records of the release in service could not be used
 
 
 class SuspectsSummary(Summary):

@@ -11,6 +11,7 @@ The last two are of the last call; --output puts them elsewhere.
 import datetime
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from models.decisions.drift.eprocess import ALARM, Audited, evidence_of
 from models.decisions.drift.reference import Reference
 from models.decisions.releases import in_service
 from pipeline.job.config import MonitorSettings
+from pipeline.job.decisions_file import StoredDecisions
 from pipeline.job.lock import only_job
 from pipeline.job.progress import log
 from pipeline.monitor.history import (
@@ -82,7 +84,7 @@ class Monitoring:
 
 def monitor(
     workspace: AnyPath,
-    decisions: list[AnyPath],
+    decisions: Sequence[AnyPath | StoredDecisions],
     audits: list[AnyPath],
     output: AnyPath | None,
     settings: MonitorSettings,
@@ -91,7 +93,7 @@ def monitor(
 
     Args:
         workspace: with the release.
-        decisions: files of batches, each one batch, in the order of time; at least one.
+        decisions: of batches, each one batch, in the order of time; at least one.
         audits: CSV files of checked decisions of these batches.
         output: directory of page and JSON; None: beside the history.
         settings: the section [monitor].
@@ -124,7 +126,7 @@ def monitor(
     return found, target
 
 
-def _release_of(workspace: AnyPath, decisions: list[AnyPath]) -> str:
+def _release_of(workspace: AnyPath, decisions: Sequence[AnyPath | StoredDecisions]) -> str:
     """The release that decided all files; the one in service where they name none."""
     named = {release_of(file) for file in decisions}
     if len(named) > 1:
@@ -140,7 +142,8 @@ def _release_of(workspace: AnyPath, decisions: list[AnyPath]) -> str:
         raise ShelfmarkError(
             f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
         )
-    if not re.fullmatch(r"\w[\w.-]*", name) or not (workspace / "releases" / name / MARK).is_file():
+    lost = not re.fullmatch(r"\w[\w.-]*", name) or not (workspace / "releases" / name / MARK).is_file()
+    if lost and name != current:  # `read_release` says what to do when the one in service is lost
         raise ShelfmarkError(
             f"{decisions[0]}: decided by release {name}, which this workspace does not have; expected "
             f"decisions of {current or 'one of its own'}; check --workspace, or categorize again"

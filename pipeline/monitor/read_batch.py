@@ -6,19 +6,20 @@ audits.csv                     product_id, correct (yes/no, true/false, 1/0; emp
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import ShelfmarkError
-from features.storage.artifact import digest_of, file_digest
-from features.storage.paths import AnyPath
+from features.storage.artifact import digest_of
+from features.storage.paths import AnyPath, Remote
 from models.decisions.categorizer import ACCEPTED, UNREADABLE
 from models.decisions.drift.batch import Batch
 from models.decisions.drift.eprocess import Audited
 from pipeline.job.audits_file import read_audits as read_filled_in
-from pipeline.job.decisions_file import read_decisions
+from pipeline.job.decisions_file import StoredDecisions, decisions_digest, read_decisions
 from pipeline.job.progress import log
 from pipeline.monitor.batch_statistics import read_statistics
 from pipeline.monitor.reference_files import ReleaseReference, labels_of
@@ -37,7 +38,7 @@ class ReadBatch:
     accepted: pa.ChunkedArray  # ids of its accepted products
 
 
-def release_of(file: AnyPath) -> str | None:
+def release_of(file: AnyPath | StoredDecisions) -> str | None:
     """The release that decided: the one that the file names; None where it names none.
 
     Raises:
@@ -56,8 +57,8 @@ def release_of(file: AnyPath) -> str | None:
     return found.pop()
 
 
-def read_batch(file: AnyPath, release: ReleaseReference) -> ReadBatch:
-    """Counts the decisions of a file, and the statistics of photos beside it.
+def read_batch(file: AnyPath | StoredDecisions, release: ReleaseReference) -> ReadBatch:
+    """Counts the decisions of a file, folder or table, and the statistics of photos beside it.
 
     Raises:
         ShelfmarkError: a product is there twice, or the decisions are not the release's.
@@ -72,12 +73,14 @@ def read_batch(file: AnyPath, release: ReleaseReference) -> ReadBatch:
     _require_once(file, [chunk for column in ids for chunk in column.chunks])
     whole = Batch.together(parts, {})
     products = whole.readable + whole.unreadable
-    images = read_statistics(file, release, products, whole.unreadable)
+    images = {}
+    if isinstance(file, Path | Remote):  # nothing stands beside a table
+        images = read_statistics(file, release, products, whole.unreadable)
     accepted_ids = pa.chunked_array([chunk for column in accepted for chunk in column.chunks], pa.string())
-    return ReadBatch(file.name, file_digest(file), Batch.together([whole], images), accepted_ids)
+    return ReadBatch(file.name, decisions_digest(file), Batch.together([whole], images), accepted_ids)
 
 
-def _counted(file: AnyPath, release: ReleaseReference) -> Iterator[tuple[Batch, pa.Table]]:
+def _counted(file: AnyPath | StoredDecisions, release: ReleaseReference) -> Iterator[tuple[Batch, pa.Table]]:
     """The counts of each table of the file, and the table."""
     reference, taxonomy = release.reference, release.taxonomy
     branch_of = reference.branch_of(labels_of(taxonomy))
@@ -99,7 +102,11 @@ def _counted(file: AnyPath, release: ReleaseReference) -> Iterator[tuple[Batch, 
 
 
 def _require_own(
-    file: AnyPath, readable: pa.Table, category: np.ndarray, confidence: np.ndarray, release: ReleaseReference
+    file: AnyPath | StoredDecisions,
+    readable: pa.Table,
+    category: np.ndarray,
+    confidence: np.ndarray,
+    release: ReleaseReference,
 ) -> None:
     """Raises a ShelfmarkError where categories or thresholds are not the release's."""
     advice = (
@@ -120,7 +127,7 @@ def _require_own(
         )
 
 
-def _require_once(file: AnyPath, chunks: list[pa.Array]) -> None:
+def _require_once(file: AnyPath | StoredDecisions, chunks: list[pa.Array]) -> None:
     counts = pc.value_counts(pa.chunked_array(chunks, pa.string()))
     if not len(counts):
         raise ShelfmarkError(f"{file}: has no product; expected decisions about some; {AGAIN}")

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 
 from features.errors import ShelfmarkError
-from features.storage.artifact import Artifact, file_digest, open_artifact
+from features.storage.artifact import Artifact, file_digest
 from features.storage.paths import AnyPath, write_whole
 from models.decisions.bundle import THRESHOLDS, read_rules
 from models.decisions.drift.distances import centroids_of, distances
 from models.decisions.drift.reference import OTHERS, Histogram, Measured, Reference, make_reference
 from models.decisions.predictions import product_bounds
+from models.decisions.releases import require_whole
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.ingest.image_statistics import IMAGE_STATISTICS, IMAGES, SIDES, ImageStatistics
 from pipeline.job.catalogue import categories_of, measured_part, open_part
@@ -119,7 +120,7 @@ def read_release(releases: AnyPath, name: str) -> ReleaseReference:
     Raises:
         ShelfmarkError: the release is gone, damaged, or of a version that kept no reference.
     """
-    bundle = open_artifact(releases / name, "bundle")
+    bundle = require_whole(releases, name)
     if REFERENCE not in bundle.files:
         raise ShelfmarkError(
             f"{releases / name}: has no {REFERENCE}, because an earlier version packed it; expected the "

@@ -221,7 +221,10 @@ def guard_feed(
     Raises:
         Stopped: the feed is beyond a limit of [guard], and is not accepted.
     """
-    before, now = _feed_in_service(run), feed_of(records)
+    before = _feed_in_service(run)
+    if before is None and account is None:
+        return None
+    now = feed_of(records)
     check = compare_feeds(before, now, run.config.guard, str(run.based_on), moved) if before else None
     if account:
         account.feed = _figures(now, check)

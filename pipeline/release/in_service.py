@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from features.errors import ShelfmarkError
-from features.storage.artifact import Artifact, find_artifact
+from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store
 from models.decisions.bundle import Bundle, open_bundle
-from models.decisions.releases import in_service
+from models.decisions.releases import found_in_service, require_in_service
 from pipeline.extract.fill_store import RecordReader, rows_of
 from pipeline.extract.index import read_digests
 from pipeline.job.catalogue import Part, TrueCategories, measured_part
@@ -29,26 +28,14 @@ VERSION = 1
 
 
 def current_release(releases: AnyPath) -> Bundle | None:
-    """The bundle in service, or None before the first release."""
-    name = in_service(releases)
-    if name is None:
-        return None
-    if find_artifact(releases / name) is None:
-        raise ShelfmarkError(
-            f"{releases / 'current'}: points to {name}, which is gone or damaged; expected a bundle; "
-            "point it to another release, or remove it to release anew"
-        )
-    return open_bundle(releases / name)
+    """The bundle in service, or None before the first release; ShelfmarkError when it is gone or damaged."""
+    name = found_in_service(releases)
+    return None if name is None else open_bundle(releases / name)
 
 
 def require_release(workspace: AnyPath) -> Bundle:
     """The bundle in service; ShelfmarkError before the first release."""
-    bundle = current_release(workspace / "releases")
-    if bundle is None:
-        raise ShelfmarkError(
-            f"{workspace}: nothing is in service; expected releases/current; run `shelfmark retrain` first"
-        )
-    return bundle
+    return open_bundle(workspace / "releases" / require_in_service(workspace))
 
 
 def evaluate_in_service(run: Run, current: Bundle) -> Artifact:
@@ -82,14 +69,30 @@ def _with_own_backbone(
     if bundle.fingerprint == BottlenecksSummary.of(bottlenecks).fingerprint and flip == (part.views == 2):
         return part
     part = part.first_view()
-    bottleneck_store, digests = Store(run.store / bundle.fingerprint), Digests(part.digest)
+    digests = Digests(part.digest)
     record = np.empty(len(digests), np.int64)
     number, row = digests.matches(read_digests(records.file("images.parquet")))
     record[number] = row
-    reader = RecordReader(records)
-    settings = run.config.extract
+    return part_of(bundle, part.product_id, digests, record, records, run)
+
+
+def part_of(
+    bundle: Bundle, product_id: np.ndarray, digests: Digests, record: np.ndarray, records: Artifact, run: Run
+) -> Part:
+    """Images with the bottlenecks of the bundle's backbone, in the views that its head takes.
+
+    Args:
+        bundle: whose backbone is loaded where the store lacks an image.
+        product_id: (n,) str, of each image; the images of a product stand together.
+        digests: of the n images.
+        record: (n,) int, their rows in images.parquet.
+        records: that hold them.
+        run: whose store and settings are used.
+    """
+    reader, flip = RecordReader(records), bundle.categorizer.flip
     rows = rows_of(
-        bottleneck_store, flip, digests, lambda chosen: reader(record[chosen]), bundle.backbone, settings
-    )
+        Store(run.store / bundle.fingerprint), flip, digests, lambda chosen: reader(record[chosen]),
+        bundle.backbone, run.config.extract,
+    )  # fmt: skip
     views = 2 if flip else 1
-    return Part(part.product_id.repeat(views), part.digest.repeat(views, axis=0), rows, views)
+    return Part(product_id.repeat(views), digests.values.repeat(views, axis=0), rows, views)

@@ -1,63 +1,428 @@
-"""Judge: whether the run's bundle is better than the one in service, on the same products of this week."""
+"""Judge: whether the run's bundle replaces the release in service, and why; the verdict is kept in the run.
 
-from dataclasses import dataclass
+    runs/<run>/verdict.json    a Verdict
 
+candidate, release in service ─► gate/ (gate_products.py) ─► compare, outcome_of (models/decisions/gate.py)
+    ─► the settings [gate] and --force ─► Verdict
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
-from features.storage.artifact import Artifact
-from models.decisions.bundle import open_bundle
-from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
+from features.errors import ShelfmarkError
+from features.product import tidy_name
+from features.storage.artifact import Artifact, find_artifact
+from features.storage.paths import write_whole
+from models.decisions.bundle import Bundle, open_bundle
+from models.decisions.gate import (
+    BETTER,
+    NOT_TOLD_APART,
+    WORSE,
+    Comparison,
+    Figures,
+    Outcome,
+    Promise,
+    compare,
+    outcome_of,
+)
+from models.decisions.paired import Difference
+from models.decisions.releases import in_service
+from models.taxonomy import Taxonomy
+from pipeline.job.catalogue import TrueCategories
+from pipeline.job.config import CalibrationSettings, GateSettings
+from pipeline.job.progress import log
 from pipeline.job.run import Run
-from pipeline.job.summaries import EvaluationSummary
+from pipeline.job.summaries import GateSummary
+from pipeline.release.gate_products import decided, gate_products, read_products
 from pipeline.release.in_service import current_release, evaluate_in_service
+
+__all__ = ["BETTER", "FIRST", "NOT_COMPARABLE", "NOT_TOLD_APART", "SAME", "WORSE", "Verdict", "judge"]
+FIRST, SAME, NOT_COMPARABLE = "first", "same", "not comparable"
+VERDICT = "verdict.json"
+NAMED = 100  # names of categories in a verdict, at most
+
+
+@dataclass(frozen=True)
+class Products:
+    """The products that were compared, and those that were not."""
+
+    measured_on: str  # of this week: test, or cert where there is no test part
+    compared: int
+    both: int  # in both weeks
+    new: int  # in this week's catalogue alone
+    gone: int  # in that of the release in service alone
+    unmeasured: int  # of these, not compared: the records are gone
+    left_out: int  # one of the two was trained on the product
+    photo_left_out: int  # one of the two alone was trained on a photo of it
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of categories."""
+
+    count: int
+    names: tuple[str, ...]  # at most 100
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A category or branch with a floor in the settings."""
+
+    name: str
+    least: float  # share whose most likely category is correct
+    products: int  # test products
+    share: float | None  # of the candidate; None without products
+    known: bool  # the name is in this week's tree or in that of the release in service
+
+    @property
+    def kept(self) -> bool:
+        """Whether the candidate may be released: it is not below, and the name is known."""
+        return self.known and (self.share is None or self.share >= self.least)
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Whether a bundle goes into service, and why."""
 
-    outcome: str  # first, same, better or worse
-    release: bool
+    outcome: str  # first, same, better, worse, not told apart, not comparable
+    release: bool  # the candidate goes into service
+    forced: bool  # because of --force alone
+    withdraw: bool  # because the promise of the release in service no longer counts (gate.old_promise)
     sentence: str
     candidate: str  # digest
-    current: str | None  # digest
-    judged_on: str  # test, or cert where there is no test part
+    current: str | None  # digest of the release in service; None where there is none, or it is lost
+    current_name: str | None
+    asked: Promise  # what the settings ask for now
+    promise: Promise
+    current_promise: Promise | None
+    tree_changed: bool
+    bytes: int  # size of the bundle
+    current_bytes: int | None
+    products: Products | None
+    comparison: Comparison | None
+    categories_gone: Names | None  # learnt by the release in service, not in this week's tree
+    floors: tuple[Floor, ...]
 
 
-def judge(run: Run, candidate: Artifact) -> Verdict:
-    """Compares the run's bundle with the one in service on this week's measured products.
+def judge(run: Run, candidate: Artifact, *, force: bool = False, tree_changed: bool = False) -> Verdict:
+    """Compares the run's bundle with the release in service, and writes the verdict into the run.
 
-    A certified one is better than one that is not; then the one of which more could be accepted at the
-    candidate's promised precision, as measured there; then the more precise.
+    Both decide about the same test products: this week's, and those of the week of the release in service
+    that are gone since. When a bundle is better: `outcome_of` of models/decisions/gate.py. It is released if
+    it is better, or the first one; not distinguished from the one in service, as `gate.when_equal` says; and
+    never where a category is below its floor. The release in service can be impossible to use, because it is
+    damaged, lost, or of a version that is not read any more: then nothing is compared, and `force` decides.
+
+    Args:
+        run: with its finished evaluation.
+        candidate: the run's bundle.
+        force: release it whatever the comparison says.
+        tree_changed: the categories differ from those of the release in service.
     """
-    evaluation, current = run.artifact("evaluation", "evaluate"), current_release(run.releases)
-    on = EvaluationSummary.of(evaluation).graded_on
-    if current is None:
-        return Verdict("first", True, "nothing is in service yet", candidate.digest, None, on)
-    if current.digest == candidate.digest:
-        return Verdict("same", False, "it is already in service", candidate.digest, current.digest, on)
-    before = evaluate_in_service(run, current)
-    rules = open_bundle(candidate.path).categorizer.rules, current.categorizer.rules
-    target = rules[0].target
-    merits = [
-        (one.certificate.threshold is not None, *_measured(artifact, target))
-        for one, artifact in zip(rules, (evaluation, before), strict=True)
-    ]
-    new, old = (
-        f"{'' if certified else 'not '}certified, {rate:.1%} acceptable at {target:.0%}, {correct:.1%} right"
-        for certified, rate, correct in merits
-    )
-    sentence = f"{new}; in service: {old}; measured on {on}"
-    better = merits[0] > merits[1]
-    return Verdict("better" if better else "worse", better, sentence, candidate.digest, current.digest, on)
+    verdict = _Judge(run, candidate, force, tree_changed).verdict()
+    write_verdict(run, verdict)
+    return verdict
 
 
-def _measured(artifact: Artifact, target: float) -> tuple[float, float]:
-    """Share of the measured products that could be accepted at a precision; precision of all of them."""
-    confidence, correct = (
-        pd.read_parquet(artifact.file(f"{file}.parquet"), columns=[column])[column].to_numpy()
-        for file, column in (("decisions", "confidence"), ("measured", "correct"))
+def write_verdict(run: Run, verdict: Verdict) -> None:
+    """Writes verdict.json; the verdict that put the candidate into service stays when it is judged again."""
+    file = run.path / VERDICT
+    if verdict.outcome == SAME and file.is_file():
+        before = json.loads(file.read_bytes())
+        if before.get("candidate") == verdict.candidate and before.get("release"):
+            return
+    write_whole(file, json.dumps(asdict(verdict), indent=1).encode())
+
+
+def read_verdict(run: Run) -> Verdict | None:
+    """The verdict in the run; None without one.
+
+    Raises:
+        ShelfmarkError: it is not what `judge` writes.
+    """
+    file = run.path / VERDICT
+    try:
+        return TypeAdapter(Verdict).validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ShelfmarkError(
+            f"{file}: not a verdict of this version; expected what judge writes; remove it and run again"
+        ) from error
+
+
+class _Judge:
+    """What is known while a verdict is made."""
+
+    def __init__(self, run: Run, artifact: Artifact, force: bool, tree_changed: bool) -> None:
+        self.run, self.force, self.tree_changed = run, force, tree_changed
+        self.settings: GateSettings = run.config.gate
+        self.artifact = artifact
+        self.candidate = open_bundle(artifact.path)
+        self.asked = _asked(run.config.calibration)
+        self.promise = _promise(self.candidate)
+        self.name = in_service(run.releases)
+        self.trees = list(TrueCategories.of(run.records()).trees)
+
+    def verdict(self) -> Verdict:
+        """The verdict."""
+        if self.name is None:
+            return self._without_comparison(FIRST, "first: nothing is in service yet", None)
+        found = find_artifact(self.run.releases / self.name)
+        if found and found.digest == self.artifact.digest:
+            return self._made(SAME, False, f"same: it is already in service, as {self.name}", found, ())
+        try:
+            current = current_release(self.run.releases)
+            assert current is not None
+            decisions = evaluate_in_service(self.run, current)
+        except (ShelfmarkError, ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            reason = " ".join(str(error).split())
+            text = (
+                f"not comparable: release {self.name} cannot decide about this week's products ({reason}); "
+                "it stays; put it back, or release this one by --force"
+            )
+            return self._without_comparison(NOT_COMPARABLE, text, found)
+        return self._compared(current, found, gate_products(self.run, self.candidate, current, decisions))
+
+    # Without a comparison
+
+    def _without_comparison(self, outcome: str, text: str, found: Artifact | None) -> Verdict:
+        """Of the first bundle, and where the release in service cannot be used: floors count all the same."""
+        evaluation = self.run.artifact("evaluation", "evaluate")
+        names = ["true_category", "true_path", "correct"]
+        measured = pd.read_parquet(evaluation.file("measured.parquet"), columns=names)
+        floors = self._floors(*(measured[name].to_numpy() for name in names))
+        return self._made(outcome, outcome == FIRST, text, found, floors)
+
+    # With one
+
+    def _compared(self, current: Bundle, found: Artifact | None, gate: Artifact) -> Verdict:
+        table, summary, settings = read_products(gate), GateSummary.of(gate), self.settings
+        comparison = None
+        if len(table):
+            comparison = compare(
+                decided(table, "before"),
+                decided(table, "after"),
+                group=table["group"].to_numpy(),
+                week=table["week"].to_numpy(),
+                category=table["path"].to_numpy(),
+                department=table["department"].to_numpy(),
+                target=self.asked.target,
+                certainty=settings.certainty,
+                repetitions=settings.repetitions,
+                weight=table["weight"].to_numpy() if "weight" in table and table["weight"].any() else None,
+            )
+        old, withdraw = _promise(current), False
+        for_less = old.certified and not old.covers(self.asked)
+        if for_less and settings.old_promise == "withdraw":
+            withdraw = not self.promise.covers(self.asked)
+        counted = replace(old, certified=False) if withdraw else old
+        result = outcome_of(self.asked, counted, self.promise, comparison, settings.certainty)
+        equal = settings.when_equal == "release" or (
+            settings.when_equal == "tree_changed" and self.tree_changed
+        )
+        releases = result.outcome == BETTER or (result.outcome == NOT_TOLD_APART and equal)
+        self.trees.append(current.categorizer.predictor.taxonomy)
+        clauses = [self._difference(result, comparison, summary)]
+        if for_less:
+            clauses.append(
+                f"release {self.name} was certified for {_text(old)} only, "
+                f"{_text(self.asked)} is asked for now"
+            )
+        if summary.missing:
+            clauses.append(
+                f"only this week's products were compared: {summary.missing}"
+                + (f" ({summary.unmeasured:,} products)" if summary.unmeasured else "")
+            )
+        return self._made(
+            result.outcome,
+            releases or withdraw,
+            "; ".join(clauses),
+            found,
+            self._floors(*(table[name].to_numpy() for name in ("category", "path", "after_correct"))),
+            if_released="it takes its place and accepts nothing until a bundle is certified "
+            "(gate.old_promise)"
+            if withdraw
+            else "",
+            if_kept=f"{self.name} serves with its old promise (gate.old_promise)" if for_less else "",
+            withdraw=withdraw,
+            current_promise=old,
+            comparison=comparison,
+            products=_products(summary),
+            categories_gone=self._categories_gone(current),
+        )
+
+    def _difference(self, result: Outcome, comparison: Comparison | None, summary: GateSummary) -> str:
+        """The first clauses of the sentence, with its numbers."""
+        if comparison is None:
+            return f"{result.outcome}: {result.because}"
+        before, after = comparison.all.before, comparison.all.after
+        gone = f" ({summary.gone:,} of them gone this week)" if summary.gone else ""
+        certainty = f"{self.settings.certainty:.0%}"
+        return (
+            f"{result.outcome} than release {self.name}: {result.because}; "
+            if result.outcome in (BETTER, WORSE)
+            else f"not told apart from release {self.name}: {result.because}; "
+        ) + (
+            f"of {comparison.products:,} test products{gone} it accepts {after.acceptance_rate:.1%}, before "
+            f"{before.acceptance_rate:.1%} ({_points(comparison.acceptance, certainty)}); of the accepted "
+            f"{_share(after)} are correct, before {_share(before)}; acceptable at {comparison.target:g}: "
+            f"{comparison.achievable.after:.1%}, before {comparison.achievable.before:.1%} "
+            f"({_points(comparison.achievable, certainty)})"
+        )
+
+    def _categories_gone(self, current: Bundle) -> Names:
+        """The categories of the release in service that this week's catalogue does not have."""
+        tree = current.categorizer.predictor.taxonomy
+        there = np.any([one.index(tree.categories) >= 0 for one in self.trees[:-1]], axis=0)
+        gone = [tree.label(at) for at in np.flatnonzero(~there).tolist()]
+        return Names(len(gone), tuple(sorted(gone)[:NAMED]))
+
+    # Both
+
+    def _floors(self, category: np.ndarray, path: np.ndarray, correct: np.ndarray) -> tuple[Floor, ...]:
+        return floors_of(self.settings.floors, self.trees, category, path, correct)
+
+    def _made(
+        self,
+        outcome: str,
+        releases: bool,
+        sentence: str,
+        found: Artifact | None,
+        floors: tuple[Floor, ...],
+        *,
+        if_released: str = "",
+        if_kept: str = "",
+        withdraw: bool = False,
+        current_promise: Promise | None = None,
+        comparison: Comparison | None = None,
+        products: Products | None = None,
+        categories_gone: Names | None = None,
+    ) -> Verdict:
+        """The verdict, by floors and force."""
+        broken = [floor for floor in floors if not floor.kept]
+        allowed = releases and not broken
+        forced = self.force and not allowed and outcome != SAME
+        released = allowed or forced
+        clauses = [sentence, *(_floor_text(floor) for floor in broken)]
+        if last := if_released if released else if_kept:
+            clauses.append(last)
+        if if_kept and not released:
+            log.warning("gate: %s", if_kept)
+        for floor in floors:
+            if floor.kept and floor.share is None:
+                log.warning("gate: no test product of %s; its floor is not checked", floor.name)
+        if forced:
+            clauses.append("released by --force")
+        return Verdict(
+            outcome=outcome,
+            release=released,
+            forced=forced,
+            withdraw=withdraw and released,
+            sentence="; ".join(clauses),
+            candidate=self.artifact.digest,
+            current=found.digest if found else None,
+            current_name=self.name,
+            asked=self.asked,
+            promise=self.promise,
+            current_promise=current_promise,
+            tree_changed=self.tree_changed,
+            bytes=_bytes(self.artifact),
+            current_bytes=_bytes(found) if found else None,
+            products=products,
+            comparison=comparison,
+            categories_gone=categories_gone,
+            floors=floors,
+        )
+
+
+def floors_of(
+    least: Mapping[str, float],
+    trees: Iterable[Taxonomy],
+    category: np.ndarray,
+    path: np.ndarray,
+    correct: np.ndarray,
+) -> tuple[Floor, ...]:
+    """The floors of the settings, measured on n products.
+
+    Args:
+        least: by name: a category's id or path, or the path of a node above, its names joined by `/`.
+        trees: in which the names may be.
+        category: (n,) str, of the true categories.
+        path: (n,) str, their names joined by " / ".
+        correct: (n,) bool, whether the candidate's most likely category is the true one.
+    """
+    known = {_key(name) for tree in trees for name in tree.categories.tolist()}
+    for tree in trees:
+        for index in range(len(tree.categories)):
+            known |= {_key(tree.label(index, level)) for level in range(1, int(tree.depth[index]) + 1)}
+    codes, paths = pd.factorize(path)
+    ids, categories = pd.factorize(category)
+    own, above = [_key(str(name)) for name in categories], [_key(str(name)) for name in paths]
+    found = []
+    for name, floor in least.items():
+        key = _key(name)
+        under = np.array([one == key or one.startswith(f"{key}/") for one in above], bool)
+        here = under[codes] | np.array([one == key for one in own], bool)[ids]
+        products = int(np.count_nonzero(here))
+        share = float(correct[here].mean()) if products else None
+        found.append(Floor(name, floor, products, share, key in known))
+    return tuple(found)
+
+
+def _key(name: str) -> str:
+    """A path as it is compared: `Food / Fruit` is `Food/Fruit`."""
+    return re.sub(r"\s*/\s*", "/", tidy_name(name)).strip("/")
+
+
+def _floor_text(floor: Floor) -> str:
+    if not floor.known:
+        return f"gate.floors names {floor.name}, which is in no tree; correct the setting"
+    return (
+        f"{floor.name} is below its floor: of its {floor.products:,} test products "
+        f"{floor.share:.1%} are correct, at least {floor.least:.1%} is set (gate.floors)"
     )
-    if not len(correct):
-        return 0.0, 0.0
-    return acceptance_rate_at(acceptance_curve(confidence, correct), target)[0], precision(correct)
+
+
+def _asked(settings: CalibrationSettings) -> Promise:
+    return Promise(settings.precision, settings.delta, True)
+
+
+def _promise(bundle: Bundle) -> Promise:
+    rules = bundle.categorizer.rules
+    return Promise(rules.target, rules.delta, rules.certificate.threshold is not None)
+
+
+def _products(summary: GateSummary) -> Products:
+    return Products(
+        summary.measured_on, summary.products, summary.both, summary.new, summary.gone, summary.unmeasured,
+        summary.trained_on, summary.photo_trained_on,
+    )  # fmt: skip
+
+
+def _bytes(artifact: Artifact) -> int:
+    return sum(entry["size"] for entry in artifact.files.values())
+
+
+def _text(promise: Promise) -> str:
+    return f"{promise.target:g} with certainty {1 - promise.delta:g}"
+
+
+def _share(figures: Figures) -> str:
+    return "none" if figures.precision is None else f"{figures.precision:.1%}"
+
+
+def _points(difference: Difference, certainty: str) -> str:
+    """A difference in points with its interval.
+
+    >>> _points(Difference(0.5, 0.512, 0.003, 0.02), "95%")
+    '+1.2 points, 95% interval +0.3 to +2.0'
+    """
+    value, lower, upper = (100 * one for one in (difference.value, difference.lower, difference.upper))
+    return f"{value:+.1f} points, {certainty} interval {lower:+.1f} to {upper:+.1f}"

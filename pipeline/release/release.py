@@ -1,33 +1,33 @@
 """Release: pack the bundle, and put it into service if it was judged to be better than the one there.
 
-releases/<run>/    a copy of the run's bundle (<run>.2, … when the same run is released again)
-releases/current   a link to the one in service, switched by one rename
+runs/<run>/bundle/  what categorizing needs; trace.json: what it was made from; feed.json: what came in
+releases/<run>/     the same files, by hard links (<run>.2, … when the same run is released again)
+releases/current    a link to the one in service, switched in one step, under a lock (switch.py)
 """
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
-
 from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
-from features.errors import ShelfmarkError
-from features.product import PARTS
-from features.storage.artifact import Artifact, find_artifact, partial_of
-from features.storage.paths import MARK, AnyPath, copy_tree, remove, write_whole
+from features.errors import Busy
+from features.storage.artifact import Artifact
+from features.storage.paths import AnyPath
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS
-from models.decisions.releases import SPLITS, put_into_service
+from models.decisions.releases import SPLITS, in_service, release_digest
 from models.heads.architectures import SET_FILES
+from pipeline.job.known_splits import write_splits
 from pipeline.job.progress import log
+from pipeline.job.release_log import switch
+from pipeline.job.room import require_disk
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BundleSummary, RecordsSummary
 from pipeline.monitor.reference_files import write_reference
 from pipeline.release.feed import feed_of, write_feed
 from pipeline.release.judge import Verdict
+from pipeline.release.switch import link_bundle, releases_locked
+from pipeline.release.trace import trace_of, write_trace
 
 VERSION = 3
 
@@ -41,15 +41,18 @@ def pack(run: Run) -> Artifact:
     evaluation = run.artifact("evaluation", "evaluate", thresholds=thresholds)
 
     def make(work: Path) -> Mapping[str, object]:
+        copied = [name for name in (*HEAD_FILES, *SET_FILES) if name in head.files]
+        size = sum(head.files[name]["size"] for name in copied) + backbone.model.count_params() * 4  # float32
+        require_disk("pack", work, size)
         for name in (*HEAD_FILES, *SET_FILES):
             if name in HEAD_FILES or name in head.files:
                 shutil.copyfile(head.file(name), work / name)
         shutil.copyfile(thresholds.file(THRESHOLDS), work / THRESHOLDS)
         backbone.description().write(work / BACKBONE)
         backbone.save_weights(work / BACKBONE_WEIGHTS)
-        products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "split"])
-        products[products["split"].isin(PARTS)].to_parquet(work / SPLITS, index=False)
+        write_splits(records, run.known_splits(), work / SPLITS)
         write_feed(feed_of(records), work)
+        write_trace(trace_of(run.config, records, bottlenecks, head, thresholds, evaluation), work)
         write_reference(records, bottlenecks, evaluation, run.store, run.config.calibration.fit_share, work)
         return BundleSummary(
             backbone=backbone.name,
@@ -69,39 +72,32 @@ def pack(run: Run) -> Artifact:
 
 
 def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
-    """Keeps the verdict with the run, and puts the bundle into service if it is better.
+    """Does what the verdict says: puts the bundle into service, or leaves or takes out the one there.
 
     Returns:
-        The new release's directory, or None when the one in service stays.
+        The new release's directory, or None where the candidate is kept out.
+
+    Raises:
+        Busy: meanwhile another release was put into service than the one that the verdict is about.
     """
-    if verdict.candidate != verdict.current:  # else it was judged, and released, before
-        write_whole(run.path / "verdict.json", json.dumps(asdict(verdict), indent=1).encode())
-    if not verdict.release:
+    if not verdict.release and not verdict.withdraw:
         log.info("release: kept the one in service: %s", verdict.sentence)
         return None
-    target = _copy(candidate, run.name, run.releases)
-    put_into_service(run.releases, target.name)
+    with releases_locked(run.releases):
+        now = in_service(run.releases)
+        if now != verdict.current_name or release_digest(run.releases, now) not in (verdict.current, None):
+            raise Busy(
+                f"release: {now or 'nothing'} is in service now, and the verdict of run {run.name} is about "
+                f"{verdict.current_name or 'nothing'}; expected no other switch meanwhile; run the same "
+                "command again"
+            )
+        if not verdict.release:
+            switch(run.releases, None, "withdraw", verdict.sentence, run=run.name)
+            log.warning(
+                "release: %s is taken out of service, nothing is in service: %s", now, verdict.sentence
+            )
+            return None
+        target = link_bundle(candidate, run.name, run.releases)
+        switch(run.releases, target.name, "release", verdict.sentence, run=run.name)
     log.info("release: %s is in service: %s", target.name, verdict.sentence)
-    return target
-
-
-def _copy(candidate: Artifact, run: str, releases: AnyPath) -> AnyPath:
-    """The candidate's copy under releases/, made whole by one rename or by its manifest, copied last."""
-    releases.mkdir(parents=True, exist_ok=True)
-    names = (run if number == 1 else f"{run}.{number}" for number in range(1, 1000))
-    for name in names:
-        found = find_artifact(releases / name)
-        if found and found.digest == candidate.digest:
-            return releases / name
-        if not (releases / name / MARK).exists():
-            break
-    else:
-        raise ShelfmarkError(f"{releases}: {run} was released 999 times; expected fewer; give another --run")
-    target = releases / name
-    working = partial_of(target)
-    remove(working)
-    copy_tree(candidate.path, working)
-    if isinstance(target, Path):
-        remove(target)
-        os.rename(str(working), target)
     return target

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from models.decisions.paired import (
     Difference,
+    changes_by_group,
     difference_of_precisions,
     difference_of_shares,
     mcnemar,
@@ -111,28 +112,17 @@ def _departments(
     position = {name: index for index, name in enumerate(names)}
     of_category = np.array([position[department.get(str(value), "")] for value in true.values])
     code = of_category[true.code[rows]]
-    found = []
-    for index, name in enumerate(names):
-        here = code == index
-        if here.any():
-            gained = int(np.count_nonzero(~before[here] & after[here]))
-            lost = int(np.count_nonzero(before[here] & ~after[here]))
-            share = difference_of_shares(before[here], after[here])
-            found.append((name, int(here.sum()), share, gained, lost, mcnemar(gained, lost)))
-    real = holm(np.array([p for *_, p in found]), 0.05)
-    return tuple(DepartmentChange(*one, bool(yes)) for one, yes in zip(found, real, strict=True))
-
-
-def holm(p_values: np.ndarray, level: float) -> np.ndarray:
-    """Which of several hypotheses Holm's procedure (1979) rejects, (n,) bool.
-
-    >>> holm(np.array([0.01, 0.04, 0.02]), 0.05)
-    array([ True,  True,  True])
-    >>> holm(np.array([0.01, 0.04, 0.03]), 0.05)
-    array([ True, False, False])
-    """
-    order = np.argsort(p_values, kind="stable")
-    passed = p_values[order] <= level / np.arange(len(order), 0, -1)
-    rejected = np.zeros(len(order), bool)
-    rejected[order[np.logical_and.accumulate(passed)]] = True
-    return rejected
+    changes = changes_by_group(code, before, after, len(names), 0.05)
+    return tuple(
+        DepartmentChange(
+            name=name,
+            products=int(changes.products[at]),
+            share=difference_of_shares(before[code == at], after[code == at]),
+            gained=int(changes.gained[at]),
+            lost=int(changes.lost[at]),
+            p_value=float(changes.p_value[at]),
+            real=bool(changes.real[at]),
+        )
+        for at, name in enumerate(names)
+        if changes.products[at]
+    )

@@ -50,6 +50,7 @@ COLUMNS = {
 }
 SUSPECTS = "suspects/suspects.parquet"
 IN_SERVICE = "in_service/measured.parquet"
+VERDICT = "verdict.json"
 NOISE = "suspects/manifest.json"
 SUSPECT = (
     *("product_id", "category", "category_path", "proposed", "proposed_path"),
@@ -122,6 +123,7 @@ class ReportData:
     in_service: Products | None  # the same products by the release in service
     suspects: pd.DataFrame | None  # the most suspicious first
     noise: float | None  # estimated share of wrong labels; None where they were not looked for
+    verdict: str | None  # why the bundle is released or not, in English; None before it was judged
 
     @property
     def measured(self) -> PartFigures | None:
@@ -177,6 +179,7 @@ def load(run: AnyPath) -> ReportData:
         in_service=_read_products(run, "in_service") if (run / IN_SERVICE).is_file() else None,
         suspects=_read_table(run, SUSPECTS, SUSPECT) if (run / SUSPECTS).is_file() else None,
         noise=_read(run, NOISE, _parse_noise) if (run / NOISE).is_file() else None,
+        verdict=_read(run, VERDICT, _parse_verdict) if (run / VERDICT).is_file() else None,
         **tables,
     )
 
@@ -194,6 +197,10 @@ def _parse_run(data: bytes) -> SavedRun:
 
 def _parse_noise(data: bytes) -> float:
     return float(json.loads(data)["summary"]["noise"])
+
+
+def _parse_verdict(data: bytes) -> str:
+    return str(json.loads(data)["sentence"])
 
 
 def _read(run: AnyPath, name: str, parse: Callable[[bytes], Content]) -> Content:

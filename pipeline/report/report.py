@@ -4,6 +4,7 @@ data.load ─► page.build ─► page.render ─► report/index.html
 """
 
 import importlib.metadata
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from features.storage.artifact import Artifact, find_artifact, open_artifact
 from features.storage.paths import AnyPath
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
-from pipeline.report.data import ReportData, load
+from pipeline.report.data import VERDICT, ReportData, load
 from pipeline.report.language import language_of
 from pipeline.report.page import build, render
 from pipeline.report.two_runs import render_two
@@ -37,6 +38,8 @@ def report(run: Run, xlsx: bool = False) -> Artifact:
     made_from, data = _inputs(run) | {"xlsx": xlsx}, load(run.path)
     if not made_from["in_service"]:
         data = replace(data, in_service=None)
+    if not made_from["verdict"]:
+        data = replace(data, verdict=None)
     if not made_from["suspects"]:
         data = replace(data, suspects=None, noise=None)
 
@@ -87,6 +90,9 @@ def _inputs(run: Run) -> dict[str, object]:
         suspects = None  # by an earlier head
     if in_service and in_service.made_from.get("records") != records.digest:
         in_service = None  # about products of an earlier catalogue
+    verdict = json.loads((run.path / VERDICT).read_bytes()) if (run.path / VERDICT).is_file() else {}
+    bundle = find_artifact(run.path / "bundle")
+    judged = bundle and bundle.digest == verdict.get("candidate")
     return {
         "evaluation": evaluation.digest,
         "thresholds": thresholds.digest,
@@ -94,6 +100,7 @@ def _inputs(run: Run) -> dict[str, object]:
         "records": records.digest,
         "suspects": suspects.digest if suspects else "",
         "in_service": in_service.digest if in_service else "",
+        "verdict": verdict.get("sentence", "") if judged else "",  # else about an earlier bundle
         "language": language_of(run.config.report.language),
         "shown": [
             run.name,

@@ -551,6 +551,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "What changed since the release in service",
         "Ce qui a changé depuis la version en service",
     ),
+    "changes.verdict": ("Verdict:", "Verdict (en anglais) :"),
     "changes.none": (
         "No release was in service when this run began, so there is nothing to compare with.",
         "Aucune version n’était en service au début de ce lot : il n’y a rien à comparer.",

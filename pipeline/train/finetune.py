@@ -131,7 +131,9 @@ def _train_start_head(drawn: _Drawn, store: AnyPath, work: Path) -> Head:
     labels = labels_of(drawn.category, drawn.taxonomy, shape)
     train, *fit = (Examples(part.rows, labels(part.product_id)) for part in parts)
     recipe = recipe_of(drawn.config)
-    return fit_head(shape, train, fit[0] if fit else None, recipe, drawn.loss, work)[0]
+    with Progress("finetune: head", recipe.epochs * len(train.labels)) as progress:
+        fitted = fit[0] if fit else None
+        return fit_head(shape, train, fitted, recipe, drawn.loss, work, progress=progress.to)[0]
 
 
 def _tune(drawn: _Drawn, head: Head, work: Path) -> tuple[keras.Model, dict[str, list[float]]]:

@@ -21,13 +21,14 @@ from features.storage.paths import AnyPath
 from models.decisions.predictions import product_bounds
 from models.decisions.validation_split import duplicate_groups, folds_of
 from models.heads.architectures import SET, Head, HeadShape, ProductRows, load_head
-from models.heads.training import Examples, Recipe, fit_head, held_out_heads, suspects
+from models.heads.training import WINDOW, Examples, Recipe, fit_head, held_out_heads, suspects
 from models.heads.warm_start import misfit, warm_start
 from models.taxonomy import Taxonomy, read_taxonomy
 from models.taxonomy_changes import TreeChanges
 from pipeline.job.catalogue import Part, divide, learnt_categories_of, open_part, sizes_of, untrainable
 from pipeline.job.config import Config
-from pipeline.job.progress import log
+from pipeline.job.progress import Progress, log
+from pipeline.job.room import TRAIN, TRAIN_IMAGE, warn_of_memory
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, HeadSummary
@@ -73,6 +74,7 @@ def train_head(
 
     def make(work: Path) -> Mapping[str, object]:
         opened = _open_training(records, bottlenecks, store, config)
+        _warn_of_memory(opened.trained, recipe_of(config).memory)
         training, examples = _without_suspects(opened, config, work)
         start = start_of(before, training.shape, training.taxonomy, changes) if before else None
         head, history = _fit(training, examples, start, config, work)
@@ -98,6 +100,15 @@ def train_head(
         "start": before.digest if before else "fresh",
     }
     return stage(out, kind="head", version=VERSION, made_from=made_from, make=make)
+
+
+def _warn_of_memory(trained: Part, most: int) -> None:
+    """Warns where the bottlenecks that stay in memory, `most` bytes or less, probably do not fit into it."""
+    images, whole = len(trained.product_id), len(trained.product_id) * trained.rows[:1].nbytes
+    held = whole if whole <= most else 2 * min(WINDOW, most)
+    warn_of_memory(
+        "train", TRAIN + TRAIN_IMAGE * images + held, "end other programs, or lower train.memory_gb"
+    )
 
 
 @dataclass(frozen=True)
@@ -137,8 +148,11 @@ def _without_suspects(training: _Training, config: Config, work: Path) -> tuple[
     if not share:
         return training, examples
     fold = divide(trained.product_id, trained.image_digest, 0.5).fit
-    loss = loss_of(training.taxonomy, config)
-    suspect = suspects(training.shape, examples, fold, recipe_of(config), share, loss, work, trained.views)
+    loss, recipe, views = loss_of(training.taxonomy, config), recipe_of(config), trained.views
+    with Progress("train on a half", recipe.epochs * len(examples.labels) // 2) as progress:
+        suspect = suspects(
+            training.shape, examples, fold, recipe, share, loss, work, views, progress=progress.to
+        )
     return replace(training, trained=trained.only(~suspect)), examples.only(~suspect)
 
 
@@ -160,10 +174,13 @@ def held_out_parts(
     trained = training.trained
     group = duplicate_groups(trained.product_id, trained.image_digest)
     fold = folds_of(group, config.suspects.folds)
-    loss = loss_of(training.taxonomy, config)
-    heads = held_out_heads(training.shape, training.examples(trained), fold, recipe_of(config), loss, work)
-    for head, held_out in heads:
-        yield trained.only(held_out), head
+    loss, recipe = loss_of(training.taxonomy, config), recipe_of(config)
+    with Progress("train without a fold", recipe.epochs * len(trained.product_id)) as progress:
+        heads = held_out_heads(
+            training.shape, training.examples(trained), fold, recipe, loss, work, progress=progress.to
+        )
+        for head, held_out in heads:
+            yield trained.only(held_out), head
 
 
 def _fit(
@@ -180,7 +197,8 @@ def _fit(
     if start:
         recipe = replace(recipe, epochs=config.train.warm_epochs or -(-recipe.epochs // 4))
     loss = loss_of(training.taxonomy, config)
-    return fit_head(training.shape, examples, selecting, recipe, loss, work, start)
+    with Progress("train", recipe.epochs * len(examples.labels)) as progress:
+        return fit_head(training.shape, examples, selecting, recipe, loss, work, start, progress.to)
 
 
 def start_of(
@@ -221,4 +239,6 @@ def _fit_set_head(training: _Training, recipe: Recipe, work: Path) -> Head:
         return Examples(rows, training.taxonomy.index(category))
 
     selecting = examples(training.fit) if len(training.fit.product_id) else None
-    return fit_head(together, examples(training.trained), selecting, recipe, work=work)[0]
+    trained = examples(training.trained)
+    with Progress("train: together", recipe.epochs * len(trained.labels)) as progress:
+        return fit_head(together, trained, selecting, recipe, work=work, progress=progress.to)[0]
