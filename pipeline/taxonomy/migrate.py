@@ -84,7 +84,7 @@ def migrate(
         out, parts = open_output(output, job, Path(work)), 0
         for table in _large(read_decisions(decisions, SCHEMA.names)):
             carried, changed = migration.migrated(table)
-            counts.update(kind for *_, kind, _ in changed)
+            counts.update(str(kind) for *_, kind, _ in changed)
             counts[UNCHANGED] += len(carried) - len(changed)
             pd.DataFrame(changed).to_csv(working, mode="a", header=False, index=False)
             out.write(parts, carried)
