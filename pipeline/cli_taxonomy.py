@@ -20,7 +20,7 @@ _mapping = click.option(
 
 
 def mapping_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds `--mapping`, and a `--dry-run` that prints the ledger and opens no run, to a command with a run."""
+    """Adds `--mapping`, and a `--dry-run` that prints the ledger and opens no run, to a command."""
 
     @_mapping
     @click.option("--dry-run", is_flag=True, help="Print what --mapping does to each category, and stop.")
@@ -80,7 +80,8 @@ def check(file: AnyPath, levels: int | None) -> None:
     print("\n".join([*shown, *faults]))
     if faults:
         raise ShelfmarkError(
-            f"{file}: {len(faults):,} faults; expected none; correct the file, or use it as it is where they are meant"
+            f"{file}: {len(faults):,} faults; expected none; correct the file, or use it as it is where they "
+            "are meant"
         )
 
 
@@ -122,8 +123,8 @@ def migrate(
     """Carries decisions over to the new tree.
 
     DECISIONS are those of categorize: a file, a folder or a table. Every product stays. A category with one
-    target becomes it; decisions about categories that were split, or of which nothing is left, go to a person.
-    The ledger, NAME.migrated.csv beside the output, says what was changed and why.
+    target becomes it; decisions about categories that were split, or of which nothing is left, go to a
+    person. The ledger, NAME.migrated.csv beside the output, says what was changed and why.
 
     \b
     Example:

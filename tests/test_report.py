@@ -492,7 +492,8 @@ def test_what_changed_in_the_tree_is_a_table_in_both_languages(run: Path) -> Non
     (run / "tree").mkdir()
     (run / "tree" / "changes.csv").write_text(
         "category,kind,targets,reason,products_before,products_now,withheld\n"
-        f"0017,rename,NA,,120,130,no\n{HOSTILE},split,a | b,a person has to choose,80,0,no\n<b>new</b>,add,,,0,12,yes\n"
+        f"0017,rename,NA,,120,130,no\n{HOSTILE},split,a | b,a person has to choose,80,0,no\n"
+        "<b>new</b>,add,,,0,12,yes\n"
     )
     found = load(run).tree
     assert found is not None

@@ -63,7 +63,8 @@ DECIDED = ("product_id", "category", "category_path", "confidence", "status", "n
 MEASURED = ("product_id", "true_category", "true_path", "learnt", "unseen", "correct")
 STAGES = {
     **{"evaluation": "evaluate", "in_service": "retrain", "thresholds": "calibrate", "head": "train"},
-    "suspects": "audit suspects", "tree": "retrain",
+    "suspects": "audit suspects",
+    "tree": "retrain",
 }
 
 Content = TypeVar("Content")

@@ -4,10 +4,10 @@
                          └──► NAME.migrated.csv    product_id, status_before, status, from, to, kind, reason:
                                                    a row for each decision that is another one now
 
-A category with one target becomes it. The decision about a category that was split, or of which nothing is left,
-goes to a person: its status is review. A decision about a node above stays where a node of that path is in the
-new tree; where all categories of the node went below one other node, it becomes that one; else it goes to a
-person. What the head predicted (top_categories, confidence) stays as it was.
+A category with one target becomes it. The decision about a category that was split, or of which nothing is
+left, goes to a person: its status is review. A decision about a node above stays where a node of that path is
+in the new tree; where all categories of the node went below one other node, it becomes that one; else it goes
+to a person. What the head predicted (top_categories, confidence) stays as it was.
 """
 
 import re
@@ -147,7 +147,7 @@ class _Migration:
         return cls({name: changes[name] for name in places}, paths, step, before, after)
 
     def migrated(self, piece: pa.Table) -> tuple[pa.Table, list[tuple[object, ...]]]:
-        """A piece of decisions carried over, columns of SCHEMA; and the rows of the ledger, columns LEDGER."""
+        """A piece of decisions carried over, columns SCHEMA; and the rows of the ledger, columns LEDGER."""
         columns = {name: piece[name].to_pylist() for name in SCHEMA.names}
         noted = []
         for row, category in enumerate(columns["category"]):
