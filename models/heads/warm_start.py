@@ -10,8 +10,8 @@ Which node a node was, TreeChanges say (models/taxonomy_changes.py): a category 
 keeps its column. A merged one begins with the mean of its sources' columns, weighted by their shares p of the
 training products, and the entropy of p on its bias: the largest linear function below the logarithm of its
 sources' summed exponentials (Jensen), which is what their probabilities together need. In a simulation (two
-of 30 categories merged, shares of 50, 75 and 95 %) log loss before any training was 0.342, 0.311 and 0.265; with
-the column of the largest source alone 0.489, 0.348 and 0.267, with the mean alone 0.374, 0.324 and 0.266.
+of 30 categories merged, shares of 50, 75 and 95 %) log loss before any training was 0.342, 0.311 and 0.265;
+with the column of the largest source alone 0.489, 0.348 and 0.267; with the mean alone 0.374, 0.324, 0.266.
 Each part of a split one begins with the column of the whole, and minus the logarithm of the number of parts
 on its bias, so that the parts together are as probable as the whole was. A coarser node is matched by all the
 names down to it, or, where no node had these, by the one node from which all of its categories come. The
