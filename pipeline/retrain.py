@@ -10,6 +10,8 @@ from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
 from pipeline.job.account import RunAccount, account_of
 from pipeline.job.run import Run
+from pipeline.job.summaries import TreeSummary
+from pipeline.release.clean import clean_after
 from pipeline.release.feed import guard_feed
 from pipeline.release.judge import judge
 from pipeline.release.release import pack, release
@@ -29,8 +31,8 @@ def retrain(
     tune: bool = False,
     *,
     accept_feed: bool = False,
-    mappings: Sequence[AnyPath] = (),
     force: bool = False,
+    mappings: Sequence[AnyPath] = (),
 ) -> RunAccount:
     """Trains this week's bundle and releases it if it is better than the one in service.
 
@@ -43,8 +45,8 @@ def retrain(
         beam: Beam's own options.
         tune: fine-tune the backbone first.
         accept_feed: go on with a feed that the guard would stop.
-        mappings: files that say what became of categories.
         force: release the bundle whatever the verdict is.
+        mappings: files that say what became of categories.
 
     Returns:
         The account, which is run.json, too: its outcome is "released", "unchanged" or "kept".
@@ -54,7 +56,7 @@ def retrain(
     """
     with account_of(run.path, sys.argv, run.config.notify) as account:
         records = ingest(run, sources, taxonomy, beam, mappings)  # decodes every image once
-        tree_changes(run)  # seconds
+        tree = tree_changes(run)
         guard_feed(run, records, accept_feed, moved_categories(run), account=account)
         if tune:
             finetune(run)  # longer than all the rest: epochs through the network, on pixels
@@ -65,8 +67,9 @@ def retrain(
         suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
         # extracts the test images anew where the two backbones differ
-        verdict = judge(run, candidate, force=force)
-        report(run)  # seconds
+        verdict = judge(run, candidate, force=force, tree_changed=TreeSummary.of(tree).changed)
         account.verdict = asdict(verdict)
+        report(run)  # seconds
         release(run, candidate, verdict)
+        clean_after(run)  # where retention.clean says so
     return account

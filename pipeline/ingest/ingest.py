@@ -118,10 +118,10 @@ def make_records(
         ShelfmarkError: a source, the taxonomy or a mapping cannot be read, too many images are rejected, or
             there is nothing to train on.
     """
+    require_taxonomy(taxonomy)
     step = read_mappings([local(file) for file in mappings]) if mappings else None
     opened = open_sources(sources, csv_options(settings))
     require_outside(out, opened)
-    require_taxonomy(taxonomy)
     fetched = out.with_name(out.name + ".fetched")
     job = _IngestJob(opened, settings, seed, taxonomy, known, beam, step)
     with local_workers():  # the same for both passes

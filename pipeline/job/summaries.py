@@ -130,6 +130,21 @@ class InServiceSummary(Summary):
     products: int
 
 
+class GateSummary(Summary):
+    """gate/: the test products that two releases are compared on."""
+
+    release: str  # the one in service
+    measured_on: str  # of this week: test, or cert where there is no test part
+    products: int
+    both: int  # in this week's measured products and in those of the release in service
+    new: int  # in this week's alone
+    gone: int  # in those of the release in service alone
+    unmeasured: int  # in those of the release in service alone, but its records are not there
+    trained_on: int  # left out: one of the two was trained on the product
+    photo_trained_on: int  # left out: one of the two alone was trained on a photo of it
+    missing: str | None  # why the records of the release in service could not be used
+
+
 class TreeSummary(Summary):
     """tree/: what became of the categories of the release in service; counts of categories."""
 
@@ -160,21 +175,6 @@ class TreeSummary(Summary):
                 self.added,
             )
         )
-
-
-class GateSummary(Summary):
-    """gate/: the test products that two releases are compared on."""
-
-    release: str  # the one in service
-    measured_on: str  # of this week: test, or cert where there is no test part
-    products: int
-    both: int  # in this week's measured products and in those of the release in service
-    new: int  # in this week's alone
-    gone: int  # in those of the release in service alone
-    unmeasured: int  # in those of the release in service alone, but its records are not there
-    trained_on: int  # left out: one of the two was trained on the product
-    photo_trained_on: int  # left out: one of the two alone was trained on a photo of it
-    missing: str | None  # why the records of the release in service could not be used
 
 
 class SuspectsSummary(Summary):
