@@ -315,7 +315,7 @@ def test_without_a_test_part_the_products_of_cert_count(copy: Path, drawn_weight
 def test_categories_that_the_tree_has_changed_count_as_what_they_are_now(
     copy: Path, drawn_weights: Path
 ) -> None:
-    """lamp is lantern now, sofa is couch and has lost its test products, vase is removed by the mapping."""
+    """Lamp is lantern now, sofa is couch and has lost its test products, vase is removed by the mapping."""
     splits = pd.read_parquet(copy / "releases" / "good" / "splits.parquet").set_index("product_id")["split"]
     table = pd.read_csv(copy.parent / "whole.csv")
     tested = table["product_id"].map(splits) == "test"

@@ -109,7 +109,7 @@ def _release_of(run: Run) -> Artifact | None:
     found = find_artifact(run.releases / run.based_on)
     if found is None:
         raise ShelfmarkError(
-            f"{run.releases / run.based_on}: missing or damaged; expected the release that run {run.name} is based "
-            "on; put it back, or point releases/current to another release and give another --run"
+            f"{run.releases / run.based_on}: missing or damaged; expected the release that run {run.name} is "
+            "based on; put it back, or point releases/current to another release and give another --run"
         )
     return found
