@@ -14,8 +14,9 @@ splits.parquet of the release, products.parquet of the run ───────
 
 A product in both weeks has this week's photos and category. So a catalogue that has lost half of its
 categories loses: the release in service still knows those that are gone. Where the tree has changed,
-categories of before count as what they are now, in labels and in what the release in service decides; a
-product whose category was split, or removed by a mapping, has no true category any more and is left out.
+categories of before count as what they are now, in labels and in what the release in service decides, which
+accepts nothing into one that was split, or removed by a mapping. A product of such a category has no true
+category any more and is left out.
 """
 
 import json
@@ -285,7 +286,14 @@ def _decisions(artifact: Artifact, side: str) -> pd.DataFrame:
 
 
 def _as_now(products: pd.DataFrame, tree: _Tree) -> pd.DataFrame:
-    """What the release in service decides is correct, too, where its category is called the true one now."""
+    """What the release in service decides, carried over to the tree of now.
+
+    It is correct, too, where its category is called the true one now. Where its category was split, or
+    removed by a mapping, a person decides, as after `shelfmark taxonomy migrate`.
+    """
+    unknown = products["before_category"].isin(tree.unknown)
+    products["before_accepted"] &= ~unknown
+    products.loc[unknown, "before_confidence"] = 0.0
     if tree.now:
         correct = tree.carried(products["before_category"]) == products["category"]
         products["before_correct"] |= correct
