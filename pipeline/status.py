@@ -312,10 +312,6 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
 def _utc(time: int) -> str | None:
     """A time in ns as ISO 8601, UTC; None for 0."""
     return datetime.fromtimestamp(time / 1e9, UTC).isoformat(timespec="seconds") if time else None

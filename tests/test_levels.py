@@ -210,7 +210,9 @@ def test_products_of_withheld_categories_are_no_part_of_what_the_leaf_certifies(
     with_held = [replace(side, withheld=rows) for side, rows in zip((fit, cert), held, strict=True)]
     parent, leaf = certify_levels(*with_held)
     alone = certify(*(
-        Outcomes(side.product_id[~rows], side.group[~rows], side.confidence[~rows, -1], side.correct[~rows, -1])
+        Outcomes(
+            side.product_id[~rows], side.group[~rows], side.confidence[~rows, -1], side.correct[~rows, -1]
+        )
         for side, rows in zip((fit, cert), held, strict=True)
     ), delta=0.1 * 0.8)  # fmt: skip
     assert leaf.threshold is not None

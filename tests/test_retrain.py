@@ -368,10 +368,10 @@ def test_next_week_no_product_changes_its_part(shop, tmp_path):
 
 
 def test_two_jobs_cannot_meet_on_one_run(shop, capsys):
-    import filelock
+    from pipeline.job.lock import only_job
 
     folder, _, _ = shop
-    with filelock.FileLock(folder / "W" / "runs" / "week" / ".lock"):
+    with only_job(folder / "W" / "runs" / "week"):
         status, _ = run_here(*retrain_arguments(folder, folder / "W"))
     assert status == 75
     assert "another job is running here" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def relabelling(step: Step, given: CategoryPaths, tree: CategoryPaths | None) ->
 
 
 def relabel(index: Index, how: Relabelling) -> tuple[Index, pa.Table]:
-    """The index with the categories of the new tree; and RELABELLED, a row for each product and old category."""
+    """The index with the categories of the new tree; and RELABELLED, a row a product and old category."""
     values = index.category.values
     changes = how.changes_of(values[1:])
     codes = {"": 0}

@@ -121,7 +121,8 @@ class Run:
     def _release_before(self, based_on: str) -> Artifact:
         """The release that the run is based on; ShelfmarkError where it is lost or damaged."""
         next_step = (
-            "put its files back, or run `shelfmark rollback`, then the same command with another --run"
+            "put its files back, or put another one into service by `shelfmark rollback` or `shelfmark "
+            "release`, then run the same command with another --run"
         )
         return require_whole(self.releases, based_on, next_step)
 

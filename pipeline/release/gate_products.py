@@ -13,7 +13,9 @@ records of the release's run ─► measured products ─┴─► gone       �
 splits.parquet of the release, products.parquet of the run ───────┘
 
 A product in both weeks has this week's photos and category. So a catalogue that has lost half of its
-categories loses: the release in service still knows those that are gone.
+categories loses: the release in service still knows those that are gone. Where the tree has changed,
+categories of before count as what they are now, in labels and in what the release in service decides; a
+product whose category was split, or removed by a mapping, has no true category any more and is left out.
 """
 
 import json
@@ -39,11 +41,12 @@ from models.decisions.gate import Decided
 from models.decisions.predictions import product_bounds
 from models.decisions.releases import SPLITS
 from models.decisions.validation_split import duplicate_groups, first_of_product
-from pipeline.job.catalogue import TrueCategories, divide
+from pipeline.job.catalogue import TrueCategories, categories_of, divide
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import EvaluationSummary, GateSummary, RecordsSummary
+from pipeline.job.tree import changes_since, is_explained, mapping_of
 from pipeline.release.in_service import part_of
 from pipeline.train.evaluated import Evaluated, evaluate_part
 
@@ -66,10 +69,11 @@ def gate_products(run: Run, candidate: Bundle, current: Bundle, in_service: Arti
     """
     records, evaluation = run.records(), run.artifact("evaluation", "evaluate")
     old, missing = _records_of(run, current)
+    tree = _Tree.between(open_artifact(run.releases / current.path.name, "bundle"), records)
     share, on = run.config.calibration.fit_share, EvaluationSummary.of(evaluation).graded_on
 
     def make(work: Path) -> Mapping[str, object]:
-        week = _this_week(records, evaluation, in_service, share)
+        week, unlabelled = _this_week(records, evaluation, in_service, share, tree), 0
         known = _splits_of(current)
         measured_before = known[known["split"] == (TEST if on == "test" else VAL)]["product_id"]
         rows, images, reason = week.products, week.images, missing
@@ -78,7 +82,8 @@ def gate_products(run: Run, candidate: Bundle, current: Bundle, in_service: Arti
             measured_before = pd.Series(before.product_id).drop_duplicates()
             gone = before.only(~pd.Series(before.product_id).isin(rows["product_id"]).to_numpy())
             try:
-                lost = _gone(run, records, old, gone, candidate, current)
+                gone, unlabelled = _with_category(gone, records, old, tree)
+                lost = _gone(run, records, old, gone, candidate, current, tree)
                 images, rows = images.and_also(gone), pd.concat([rows, lost])
             except ShelfmarkError as error:
                 log.warning("gate: products of %s are left out: %s", current.path.name, error)
@@ -100,6 +105,7 @@ def gate_products(run: Run, candidate: Bundle, current: Bundle, in_service: Arti
             products=len(kept),
             **{name: int(weeks.get(name, 0)) for name in (BOTH, NEW, GONE)},
             unmeasured=len(lost_ids) if reason else 0,
+            unlabelled=unlabelled,
             trained_on=int(trained.sum()),
             photo_trained_on=int((photo & ~trained).sum()),
             missing=reason,
@@ -145,6 +151,25 @@ def _records_of(run: Run, current: Bundle) -> tuple[Artifact | None, str | None]
         if found and found.digest == wanted:
             return found, None
     return None, "the records of its run are gone"
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """What became of the categories of the release in service."""
+
+    now: Mapping[str, str]  # of the changed ones, where they became one: today's
+    unknown: frozenset[str]  # of which nobody knows what they are now
+
+    @classmethod
+    def between(cls, release: Artifact, records: Artifact) -> "_Tree":
+        step, changes = mapping_of(records), changes_since(release, records).changes
+        now = {one.category: one.target for one in changes if one.target not in (None, one.category)}
+        lost = {one.category for one in changes if one.target is None and is_explained(one, step)}
+        return cls({old: str(new) for old, new in now.items()}, frozenset(lost))
+
+    def carried(self, category: pd.Series) -> pd.Series:
+        """Categories of before as they are called now."""
+        return category.map(lambda name: self.now.get(name, name), na_action="ignore")
 
 
 # This week's products
@@ -202,7 +227,9 @@ def _hex(digest: np.ndarray) -> np.ndarray:
     return np.array([text[at : at + 64] for at in range(0, len(text), 64)], dtype=object)
 
 
-def _this_week(records: Artifact, evaluation: Artifact, in_service: Artifact, share: float) -> _Week:
+def _this_week(
+    records: Artifact, evaluation: Artifact, in_service: Artifact, share: float, tree: _Tree
+) -> _Week:
     """The measured products of the run, with what was decided about them."""
     names = ["product_id", "true_category", "true_path", "weight"]
     truth = pd.read_parquet(evaluation.file("measured.parquet"), columns=names)
@@ -210,6 +237,7 @@ def _this_week(records: Artifact, evaluation: Artifact, in_service: Artifact, sh
     products = _described(truth["product_id"].to_numpy(), true).assign(week=BOTH)
     for side, artifact in (("before", in_service), ("after", evaluation)):
         products = products.join(_decisions(artifact, side), on="product_id")
+    products = _as_now(products, tree)
     images = _measured_images(records, share)
     if not np.array_equal(np.unique(images.product_id), products["product_id"].sort_values()):
         raise ShelfmarkError(
@@ -240,7 +268,7 @@ def _described(product_id: np.ndarray, true: TrueCategories) -> pd.DataFrame:
 
 def _decisions(artifact: Artifact, side: str) -> pd.DataFrame:
     """COLUMNS by product_id, of evaluation/ or in_service/; their names begin with the side."""
-    names = ["product_id", "confidence", "status", "node_level"]
+    names = ["product_id", "category", "confidence", "status", "node_level"]
     rows = pd.read_parquet(artifact.file("decisions.parquet"), columns=names).set_index("product_id")
     measured = pd.read_parquet(
         artifact.file("measured.parquet"), columns=["product_id", "correct", "node_correct"]
@@ -252,17 +280,41 @@ def _decisions(artifact: Artifact, side: str) -> pd.DataFrame:
         "level": rows["node_level"].where(rows["status"] == PARENT).fillna(0).astype("int64"),
         "node_correct": measured["node_correct"].fillna(False).astype(bool),
     }
-    return pd.DataFrame({f"{side}_{name}": found[name] for name in COLUMNS})
+    decided = pd.DataFrame({f"{side}_{name}": found[name] for name in COLUMNS})
+    return decided.assign(**{f"{side}_category": rows["category"]})
+
+
+def _as_now(products: pd.DataFrame, tree: _Tree) -> pd.DataFrame:
+    """What the release in service decides is correct, too, where its category is called the true one now."""
+    if tree.now:
+        correct = tree.carried(products["before_category"]) == products["category"]
+        products["before_correct"] |= correct
+        products["before_node_correct"] |= correct & products["before_accepted"]
+    return products.drop(columns=["before_category", "after_category"])
 
 
 # Those that are gone
 
 
+def _with_category(images: _Images, records: Artifact, old: Artifact, tree: _Tree) -> tuple[_Images, int]:
+    """The images of products whose true category is known, and how many products have none any more."""
+    ids = pd.Series(pd.unique(images.product_id))
+    there = categories_of(records).reindex(ids).notna().to_numpy()
+    unknown = categories_of(old).reindex(ids).isin(tree.unknown).to_numpy() & ~there
+    return images.only(~pd.Series(images.product_id).isin(ids[unknown]).to_numpy()), int(unknown.sum())
+
+
 def _gone(
-    run: Run, records: Artifact, old: Artifact, gone: _Images, candidate: Bundle, current: Bundle
+    run: Run,
+    records: Artifact,
+    old: Artifact,
+    gone: _Images,
+    candidate: Bundle,
+    current: Bundle,
+    tree: _Tree,
 ) -> pd.DataFrame:
     """The measured products of the release's week that this week does not measure."""
-    true = _true_before(records, old, gone.product_id)
+    true = _true_before(records, old, gone.product_id, tree)
     products = _described(pd.unique(gone.product_id), true).assign(week=GONE)
     if not len(products):
         return products
@@ -270,8 +322,9 @@ def _gone(
     for side, bundle in (("before", current), ("after", candidate)):
         part = part_of(bundle, gone.product_id, digests, gone.record, old, run)
         found = evaluate_part(bundle.categorizer, part, true, set())
-        products = products.assign(**_columns(found, side))
-    return products
+        category = bundle.categorizer.predictor.taxonomy.categories[found.predictions.top[:, 0]]
+        products = products.assign(**_columns(found, side), **{f"{side}_category": category})
+    return _as_now(products, tree)
 
 
 def _columns(evaluated: Evaluated, side: str) -> dict[str, np.ndarray]:
@@ -285,16 +338,15 @@ def _columns(evaluated: Evaluated, side: str) -> dict[str, np.ndarray]:
     return {f"{side}_{name}": found[name] for name in COLUMNS}
 
 
-def _true_before(records: Artifact, old: Artifact, product_id: np.ndarray) -> TrueCategories:
+def _true_before(records: Artifact, old: Artifact, product_id: np.ndarray, tree: _Tree) -> TrueCategories:
     """The categories of products of earlier records: this week's where they still have one."""
     now, before = TrueCategories.of(records), TrueCategories.of(old)
     ids = pd.unique(product_id)
-    category = now.category.reindex(ids).fillna(before.category.reindex(ids))
-    known = np.concatenate([tree.categories for tree in now.trees])
-    trees = tuple(tree.only(~np.isin(tree.categories, known)) for tree in before.trees)
-    return TrueCategories(
-        category, (*now.trees, *(tree for tree in trees if len(tree.categories))), before.weight
-    )
+    category = now.category.reindex(ids).fillna(tree.carried(before.category.reindex(ids)))
+    known = np.concatenate([one.categories for one in now.trees])
+    others = [one.only(~np.isin(one.categories, known)) for one in before.trees]
+    trees = (*now.trees, *(one for one in others if len(one.categories)))
+    return TrueCategories(category, trees, before.weight)
 
 
 # Speed

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from features.errors import ShelfmarkError
 from features.product import tidy_name
-from features.storage.artifact import Artifact, find_artifact
+from features.storage.artifact import Artifact, find_artifact, open_artifact
 from features.storage.paths import write_whole
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.gate import (
@@ -39,6 +39,7 @@ from pipeline.job.config import CalibrationSettings, GateSettings
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.summaries import GateSummary
+from pipeline.job.tree import changes_since, is_explained, mapping_of
 from pipeline.release.gate_products import decided, gate_products, read_products
 from pipeline.release.in_service import current_release, evaluate_in_service
 
@@ -58,6 +59,7 @@ class Products:
     new: int  # in this week's catalogue alone
     gone: int  # in that of the release in service alone
     unmeasured: int  # of these, not compared: the records are gone
+    unlabelled: int  # of these, left out: the category was split, or removed by a mapping
     left_out: int  # one of the two was trained on the product
     photo_left_out: int  # one of the two alone was trained on a photo of it
 
@@ -98,7 +100,7 @@ class Verdict:
     candidate: str  # digest
     current: str | None  # digest of the release in service; None where there is none, or it is lost
     current_name: str | None
-    asked: Promise  # what the settings ask for now
+    required: Promise  # what the settings require now
     promise: Promise
     current_promise: Promise | None
     tree_changed: bool
@@ -165,7 +167,7 @@ class _Judge:
         self.settings: GateSettings = run.config.gate
         self.artifact = artifact
         self.candidate = open_bundle(artifact.path)
-        self.asked = _asked(run.config.calibration)
+        self.required = _required(run.config.calibration)
         self.promise = _promise(self.candidate)
         self.name = in_service(run.releases)
         self.trees = list(TrueCategories.of(run.records()).trees)
@@ -213,17 +215,17 @@ class _Judge:
                 week=table["week"].to_numpy(),
                 category=table["path"].to_numpy(),
                 department=table["department"].to_numpy(),
-                target=self.asked.target,
+                target=self.required.target,
                 certainty=settings.certainty,
                 repetitions=settings.repetitions,
                 weight=table["weight"].to_numpy() if "weight" in table and table["weight"].any() else None,
             )
         old, withdraw = _promise(current), False
-        for_less = old.certified and not old.covers(self.asked)
+        for_less = old.certified and not old.covers(self.required)
         if for_less and settings.old_promise == "withdraw":
-            withdraw = not self.promise.covers(self.asked)
+            withdraw = not self.promise.covers(self.required)
         counted = replace(old, certified=False) if withdraw else old
-        result = outcome_of(self.asked, counted, self.promise, comparison, settings.certainty)
+        result = outcome_of(self.required, counted, self.promise, comparison, settings.certainty)
         equal = settings.when_equal == "release" or (
             settings.when_equal == "tree_changed" and self.tree_changed
         )
@@ -233,7 +235,7 @@ class _Judge:
         if for_less:
             clauses.append(
                 f"release {self.name} was certified for {_text(old)} only, "
-                f"{_text(self.asked)} is asked for now"
+                f"{_text(self.required)} is required now"
             )
         if summary.missing:
             clauses.append(
@@ -278,9 +280,13 @@ class _Judge:
         )
 
     def _categories_gone(self, current: Bundle) -> Names:
-        """The categories of the release in service that this week's catalogue does not have."""
-        tree = current.categorizer.predictor.taxonomy
+        """The categories of the release in service that this week lacks, unless the tree explains it."""
+        tree, records = current.categorizer.predictor.taxonomy, self.run.records()
+        step = mapping_of(records)
+        release = open_artifact(self.run.releases / current.path.name, "bundle")
+        moved = [one.category for one in changes_since(release, records).changes if is_explained(one, step)]
         there = np.any([one.index(tree.categories) >= 0 for one in self.trees[:-1]], axis=0)
+        there |= np.isin(tree.categories, moved)
         gone = [tree.label(at) for at in np.flatnonzero(~there).tolist()]
         return Names(len(gone), tuple(sorted(gone)[:NAMED]))
 
@@ -329,7 +335,7 @@ class _Judge:
             candidate=self.artifact.digest,
             current=found.digest if found else None,
             current_name=self.name,
-            asked=self.asked,
+            required=self.required,
             promise=self.promise,
             current_promise=current_promise,
             tree_changed=self.tree_changed,
@@ -390,7 +396,7 @@ def _floor_text(floor: Floor) -> str:
     )
 
 
-def _asked(settings: CalibrationSettings) -> Promise:
+def _required(settings: CalibrationSettings) -> Promise:
     return Promise(settings.precision, settings.delta, True)
 
 
@@ -402,7 +408,7 @@ def _promise(bundle: Bundle) -> Promise:
 def _products(summary: GateSummary) -> Products:
     return Products(
         summary.measured_on, summary.products, summary.both, summary.new, summary.gone, summary.unmeasured,
-        summary.trained_on, summary.photo_trained_on,
+        summary.unlabelled, summary.trained_on, summary.photo_trained_on,
     )  # fmt: skip
 
 
