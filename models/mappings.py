@@ -1,7 +1,7 @@
 """Mapping files: what becomes of each category of an old tree, as teams and catalogues write it.
 
-    .csv .tsv (.gz)  from,to[,kind]     a row a target: two rows of one category split it; an empty `to` deletes it.
-                                        Redirects: a target that is itself redirected is followed to the end
+    .csv .tsv (.gz)  from,to[,kind]     a row a target: two rows of one category split it; an empty `to`
+                                        deletes it. Redirects: a target that is itself redirected is followed
     .yml .yaml       Shopify's          input_taxonomy: shopify/2025-12
                                         output_taxonomy: shopify/2026-02
                                         rules:
@@ -99,8 +99,8 @@ def step_of(file: RuleFile) -> Step:
     for rule in file.rules:
         if file.before and rule.old in rules and rules[rule.old] != rule.new:
             raise ShelfmarkError(
-                f"{file.name}, {rule.where}: {rule.old} has a rule at {where[rule.old]} already; expected one rule "
-                "for each category; remove one"
+                f"{file.name}, {rule.where}: {rule.old} has a rule at {where[rule.old]} already; expected "
+                "one rule for each category; remove one"
             )
         rules[rule.old] = tuple(dict.fromkeys((*rules.get(rule.old, ()), *rule.new)))
         where.setdefault(rule.old, rule.where)

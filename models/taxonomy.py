@@ -3,7 +3,7 @@
     taxonomy.csv   category, level1 … levelN   names of the nodes; all the names down to a node identify it
                    depth                       only where a leaf has the name of its parent
     *.txt          # Google_Product_Taxonomy_Version: 2021-09-21
-                   166 - Apparel & Accessories            as Google publishes its tree, and Shopify (with " : ")
+                   166 - Apparel & Accessories          as Google publishes its tree, and Shopify (with " : ")
                    1604 - Apparel & Accessories > Clothing
 
 The finest level is the category itself. A leaf of a shallower branch is its own node at the deeper levels.
@@ -260,8 +260,8 @@ def listed(file: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
                 found = LISTED.fullmatch(line.strip())
                 if not found:
                     raise ShelfmarkError(
-                        f"{file}, line {number}: {line.strip()[:60]!r}; expected an id and names, as in '166 - Apparel "
-                        "& Accessories'; give the file with ids"
+                        f"{file}, line {number}: {line.strip()[:60]!r}; expected an id and names, as in "
+                        "'166 - Apparel & Accessories'; give the file with ids"
                     )
                 yield number, tidy_name(found[1]), tuple(map(tidy_name, found[2].split(">")))
     except UnicodeDecodeError as error:

@@ -426,7 +426,7 @@ def _bare(category: str, place: tuple[str, ...]) -> tuple[str, ...]:
 def _renamed_nodes(
     pairs: Iterable[tuple[tuple[str, ...], tuple[str, ...]]], old: Places, new: Places | None
 ) -> _Renamed:
-    """Nodes that are gone, all of whose categories, two or more, are below one node that was not there before.
+    """Nodes that are gone, and whose categories, two or more, are all below one node that is new.
 
     Args:
         pairs: old and new place of each category that has one target.
@@ -444,7 +444,10 @@ def _renamed_nodes(
     return {
         node: after
         for node, afters in went.items()
-        if len(afters) == 1 and afters.total() > 1 and node not in there and (after := next(iter(afters))) not in then
+        if len(afters) == 1
+        and afters.total() > 1
+        and node not in there
+        and (after := next(iter(afters))) not in then
     }
 
 
@@ -460,13 +463,13 @@ def in_order(steps: Sequence[Step]) -> list[Step]:
     for one, two in itertools.pairwise(versioned):
         if _version(one.before) == _version(two.before):
             raise ShelfmarkError(
-                f"{one.name} and {two.name}: both begin at {one.before}; expected one mapping for each version; "
-                "give one of them"
+                f"{one.name} and {two.name}: both begin at {one.before}; expected one mapping for each "
+                "version; give one of them"
             )
         if _taxonomy(one.after) != _taxonomy(two.before):
             raise ShelfmarkError(
-                f"{two.name}: begins at {two.before}, but {one.name} ends at {one.after}; expected mappings of one "
-                "taxonomy, each to the next version; give those"
+                f"{two.name}: begins at {two.before}, but {one.name} ends at {one.after}; expected mappings "
+                "of one taxonomy, each to the next version; give those"
             )
     waiting = iter(versioned)
     return [next(waiting) if step.before else step for step in steps]

@@ -35,6 +35,7 @@ def check_run(
     config: Config,
     sources: Sequence[str] = (),
     taxonomy: AnyPath | None = None,
+    mappings: Sequence[AnyPath] = (),
 ) -> None:
     """Checks a command that works on a run.
 
@@ -45,6 +46,7 @@ def check_run(
         config: its settings.
         sources: as for ingest.
         taxonomy: likewise.
+        mappings: likewise.
 
     Raises:
         ShelfmarkError: something is missing or of another kind.
@@ -61,6 +63,12 @@ def check_run(
         check_backbone(config.backbone)
     if sources:
         _check_sources(sources, run / "records", taxonomy, config)
+    if mappings:
+        from features.storage.paths import local
+        from models.mappings import read_mappings
+
+        with _silent():
+            read_mappings([local(file) for file in mappings])
 
 
 def check_categorize(

@@ -461,10 +461,13 @@ def demo(workspace: Path) -> None:
     Example:
       shelfmark demo --workspace demo
     """
-    start_tensorflow()
-    from pipeline.demo.demo import demo
+    from pipeline.job.command_log import command_log, log_of_job
 
-    demo(workspace)
+    with command_log(log_of_job(workspace, "demo")):
+        start_tensorflow()
+        from pipeline.demo.demo import demo
+
+        demo(workspace)
 
 
 def _beam() -> tuple[str, ...]:

@@ -118,7 +118,8 @@ def _opened_run(
     }  # fmt: skip
     base = {} if command in FRESH else saved_settings(workspace, name)
     config = load_config(file, sets, options, base)
-    check_run(workspace, name, command, config, given.get("sources", ()), given.get("taxonomy"))
+    check_run(workspace, name, command, config, given.get("sources", ()), given.get("taxonomy"),
+              given.get("mappings", ()))  # fmt: skip
     path = workspace / "runs" / name
     with only_job(path), run_log(path), settings_on_trial(workspace, name):
         run = begin_run(workspace, name, config)

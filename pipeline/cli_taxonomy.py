@@ -2,23 +2,25 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, local
-from pipeline.cli_options import PATH
+from pipeline.cli_options import DECISIONS, PATH, Commands
+
+if TYPE_CHECKING:
+    from pipeline.job.decisions_file import StoredDecisions
 
 _mapping = click.option(
     "--mapping", "mappings", type=PATH, multiple=True, metavar="FILE",
     help="What became of categories: CSV of from,to[,kind], or Shopify's YAML or JSON; repeatable.",
 )  # fmt: skip
-_debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
 def mapping_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds `--mapping`, and a `--dry-run` that prints the ledger and opens no run, to a command with a run."""
+    """Adds `--mapping`, and a `--dry-run` that prints the ledger and opens no run, to a command."""
 
     @_mapping
     @click.option("--dry-run", is_flag=True, help="Print what --mapping does to each category, and stop.")
@@ -40,14 +42,7 @@ def mapping_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-class _InOrder(click.Group):
-    """Lists the commands in the order of the work."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_InOrder)
+@click.group(cls=Commands)
 def taxonomy() -> None:
     """Checks and compares trees of categories.
 
@@ -68,8 +63,7 @@ def taxonomy() -> None:
     metavar="N",
     help="A category that is deeper is a fault; default: none.",
 )
-@_debug
-def check(file: AnyPath, levels: int | None, debug: bool) -> None:
+def check(file: AnyPath, levels: int | None) -> None:
     """Finds what is wrong with a tree or a mapping.
 
     FILE is a taxonomy (CSV of category_id, category_level1, …; or a text as Google's) or a mapping. Faults
@@ -86,7 +80,8 @@ def check(file: AnyPath, levels: int | None, debug: bool) -> None:
     print("\n".join([*shown, *faults]))
     if faults:
         raise ShelfmarkError(
-            f"{file}: {len(faults):,} faults; expected none; correct the file, or use it as it is where they are meant"
+            f"{file}: {len(faults):,} faults; expected none; correct the file, or use it as it is where they "
+            "are meant"
         )
 
 
@@ -94,8 +89,7 @@ def check(file: AnyPath, levels: int | None, debug: bool) -> None:
 @click.argument("before", type=PATH)
 @click.argument("after", type=PATH)
 @_mapping
-@_debug
-def diff(before: AnyPath, after: AnyPath, mappings: tuple[AnyPath, ...], debug: bool) -> None:
+def diff(before: AnyPath, after: AnyPath, mappings: tuple[AnyPath, ...]) -> None:
     """Says what changed between two trees.
 
     BEFORE and AFTER are each a taxonomy (CSV, or a text as Google's), or the directory of a run, of a release
@@ -112,25 +106,25 @@ def diff(before: AnyPath, after: AnyPath, mappings: tuple[AnyPath, ...], debug: 
 
 
 @taxonomy.command()
-@click.argument("decisions", type=PATH)
+@click.argument("decisions", type=DECISIONS)
 @_mapping
 @click.option("--before", type=PATH, metavar="TREE", help="The tree that was decided in; as for diff.")
 @click.option("--after", type=PATH, metavar="TREE", help="The new tree; as for diff.")
-@click.option("--output", type=PATH, required=True, help="FILE.parquet, .csv, .csv.gz or .jsonl.")
-@_debug
+@click.option("--output", required=True, help="For all decisions: a file, FOLDER/ or the URL of a table.")
+@click.option("--ledger", type=PATH, metavar="FILE.csv", help="What was changed; default: beside the output.")
 def migrate(
-    decisions: AnyPath,
+    decisions: "AnyPath | StoredDecisions",
     mappings: tuple[AnyPath, ...],
     before: AnyPath | None,
     after: AnyPath | None,
-    output: AnyPath,
-    debug: bool,
+    output: str,
+    ledger: AnyPath | None,
 ) -> None:
     """Carries decisions over to the new tree.
 
-    DECISIONS is a file of categorize. Every product stays. A category with one target becomes it; decisions
-    about categories that were split, or of which nothing is left, go to a person. Beside the output,
-    NAME.migrated.csv says what was changed and why.
+    DECISIONS are those of categorize: a file, a folder or a table. Every product stays. A category with one
+    target becomes it; decisions about categories that were split, or of which nothing is left, go to a
+    person. The ledger, NAME.migrated.csv beside the output, says what was changed and why.
 
     \b
     Example:
@@ -139,10 +133,13 @@ def migrate(
     if not mappings and after is None:
         raise click.UsageError("nothing says what changed; expected --mapping or --after")
     from pipeline.taxonomy.ledger import read_steps
-    from pipeline.taxonomy.migrate import migrate
+    from pipeline.taxonomy.migrate import ledger_beside, migrate
     from pipeline.taxonomy.trees import open_tree
 
+    ledger = ledger or ledger_beside(output)
+    if ledger is None:
+        raise click.UsageError("beside a table no ledger can be; expected --ledger FILE.csv")
     trees = [open_tree(tree) if tree else None for tree in (before, after)]
-    counts, ledger = migrate(decisions, output, read_steps(mappings), *trees)
+    counts = migrate(decisions, output, ledger, read_steps(mappings), *trees)
     print(f"{output}: " + ", ".join(f"{kind} {count:,}" for kind, count in counts.items()))
     print(ledger)

@@ -363,7 +363,7 @@ def test_settings_of_what_was_finished_stay_when_the_rest_is_refused(tmp_path, p
     workspace = ["--workspace", str(tmp_path / "W"), "--run", "r", "--weights", "random"]
     assert run("retrain", str(photos), *workspace, "--image-size", "40") == 1  # too small for Inception v3
     assert '"image_size": 40' in (tmp_path / "W" / "runs" / "r" / "config.json").read_text()
-    assert [file.parent.name for file in finished(tmp_path / "W")] == ["records"]
+    assert [file.parent.name for file in finished(tmp_path / "W")] == ["records", "tree"]
 
 
 def test_an_internal_fault_is_one_line_and_a_traceback_only_with_debug(tmp_path, photos, capsys, monkeypatch):

@@ -488,6 +488,30 @@ def places(text: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
+def test_what_changed_in_the_tree_is_a_table_in_both_languages(run: Path) -> None:
+    (run / "tree").mkdir()
+    (run / "tree" / "changes.csv").write_text(
+        "category,kind,targets,reason,products_before,products_now,withheld\n"
+        f"0017,rename,NA,,120,130,no\n{HOSTILE},split,a | b,a person has to choose,80,0,no\n"
+        "<b>new</b>,add,,,0,12,yes\n"
+    )
+    found = load(run).tree
+    assert found is not None
+    shown = build(load(run), run / "records").tables["tree"]
+    assert [list(row) for row in shown.rows] == [
+        ["0017", "tree.rename", "NA", 120, 130, False],
+        [HOSTILE, "tree.split", "a | b", 80, 0, False],
+        ["<b>new</b>", "tree.add", None, 0, 12, True],
+    ]
+    assert "What changed in the tree" in read(run).text
+    use(run, language="fr")
+    assert "Ce qui a changé dans l’arborescence" in read(run).text
+    (run / "tree" / "changes.csv").write_text(
+        "category,kind,targets,reason,products_before,products_now,withheld\n"
+    )
+    assert "L’arborescence est la même" in read(run).text
+
+
 def test_no_text_is_forgotten_in_french() -> None:
     for key, (english, french) in TEXTS.items():
         assert english.strip() and french.strip(), key

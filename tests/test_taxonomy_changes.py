@@ -1,5 +1,6 @@
 """What becomes of each category: kinds, chains, and trees from files, compared with slow plain reckoning."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -125,7 +126,9 @@ def test_a_level_that_only_repeats_the_category_changes_nothing() -> None:
 def test_ids_are_compared_without_shopifys_prefix_and_keep_the_spelling_of_the_new_tree() -> None:
     full = "gid://shopify/TaxonomyCategory/"
     new = {f"{full}hb-1": ("Health", "Scale"), f"{full}aa": ("Apparel",)}
-    found = tree_changes({"el-7": ("Electronics", "Scale"), "aa": ("Apparel",)}, new, rules(**{"el-7": "hb-1"}))
+    found = tree_changes(
+        {"el-7": ("Electronics", "Scale"), "aa": ("Apparel",)}, new, rules(**{"el-7": "hb-1"})
+    )
     assert kinds(found) == {"aa": f"unchanged {full}aa", "el-7": f"move {full}hb-1"}
 
 
@@ -221,7 +224,7 @@ def test_a_ring_is_what_leads_back_to_itself_over_others(rules_of: dict[str, tup
     for old, ring in rings_of(rules_of).items():
         way = ring.split(" → ")
         assert way[0] == way[-1] == old
-        for one, two in zip(way, way[1:], strict=False):
+        for one, two in itertools.pairwise(way):
             assert "…" in (one, two) or two in rules_of[one]
 
 
@@ -255,7 +258,9 @@ def test_a_chain_ends_where_its_files_one_after_the_other_end(steps: list[Step],
         assert set(chain.rules.get(start, (start,))) == here
 
 
-TREES = st.dictionaries(NAMES, st.lists(st.sampled_from("XYZ"), min_size=1, max_size=3).map(tuple), max_size=8)
+TREES = st.dictionaries(
+    NAMES, st.lists(st.sampled_from("XYZ"), min_size=1, max_size=3).map(tuple), max_size=8
+)
 
 
 @given(TREES, TREES, RULES.map(as_step))
@@ -339,8 +344,21 @@ def test_cdiscounts_tree_with_drawn_changes() -> None:
     new[second] = ("ELSEWHERE", *old[second][1:])
     for gone in (third, fourth, fifth, sixth):
         del new[gone]
-    new |= {"merged": ("M", "M", "M"), "part1": ("P", "P", "1"), "part2": ("P", "P", "2"), "new": ("N", "N", "N")}
+    new |= {
+        "merged": ("M", "M", "M"),
+        "part1": ("P", "P", "1"),
+        "part2": ("P", "P", "2"),
+        "new": ("N", "N", "N"),
+    }
     found = tree_changes(old, new, rules(**{third: "merged", fourth: "merged", fifth: "part1 part2"}))
     counts = {kind: count for kind, count in found.counts().items() if count}
-    assert counts == {"unchanged": 5264, "rename": 1, "move": 1, "merge": 2, "split": 1, "delete": 1, "add": 1}
+    assert counts == {
+        "unchanged": 5264,
+        "rename": 1,
+        "move": 1,
+        "merge": 2,
+        "split": 1,
+        "delete": 1,
+        "add": 1,
+    }
     assert kinds(found)[seventh] == f"unchanged {seventh}"

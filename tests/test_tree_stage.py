@@ -92,7 +92,11 @@ def test_labels_of_the_old_tree_are_carried_over_and_counted(tmp_path: Path) -> 
     }
     assert set(moved.loc[moved["to"].isna(), "from"]) == {"soap"}
     tree = pd.read_csv(records.file("taxonomy.csv"))
-    assert tree.values.tolist() == [["bar", "home", "bar"], ["fruit", "food", "fruit"], ["urn", "home", "urn"]]
+    assert tree.values.tolist() == [
+        ["bar", "home", "bar"],
+        ["fruit", "food", "fruit"],
+        ["urn", "home", "urn"],
+    ]
     assert mapping_of(records).rules["soap"] == ("bar", "flakes")
 
 
@@ -112,11 +116,15 @@ def test_the_order_of_mapping_files_with_versions_and_a_second_run_change_nothin
     assert small(tmp_path, products).digest != one.digest
 
 
-def test_with_a_taxonomy_dead_targets_and_deleted_categories_leave_products_without_category(tmp_path: Path) -> None:
+def test_with_a_taxonomy_dead_targets_and_deleted_categories_leave_products_without_category(
+    tmp_path: Path,
+) -> None:
     """And a category that neither tree nor mapping knows is rejected, as it is without a mapping."""
     products = draw_products({"apple": 12, "soap": 9, "vase": 8, "leek": 7, "kite": 2})
     tree = tmp_path / "tree.csv"
-    tree.write_text("category_id,category_level1,category_level2\nfruit,food,fruit\nleek,food,leek\nlamp,home,lamp\n")
+    tree.write_text(
+        "category_id,category_level1,category_level2\nfruit,food,fruit\nleek,food,leek\nlamp,home,lamp\n"
+    )
     file = mapping(tmp_path, "from,to\napple,fruit\nsoap,nowhere\nvase,\n")
     records = make_records(
         [str(manifest(tmp_path, products))], tmp_path / "records",
@@ -133,7 +141,10 @@ def test_ids_with_shopifys_prefix_find_the_bare_ones_of_the_taxonomy(tmp_path: P
     full = "gid://shopify/TaxonomyCategory/"
     products = draw_products({f"{full}aa-1": 12, "el-7": 9})
     tree = tmp_path / "tree.txt"
-    tree.write_text("# Shopify Product Taxonomy - Categories: 2026-02\naa-1 : Apparel > Clothing\nhb-1 : Health > Scales\n")
+    tree.write_text(
+        "# Shopify Product Taxonomy - Categories: 2026-02\n"
+        "aa-1 : Apparel > Clothing\nhb-1 : Health > Scales\n"
+    )
     records = make_records(
         [str(write_manifest(tmp_path / "shop.csv", manifest_rows(tmp_path, products)))], tmp_path / "records",
         IngestSettings(min_products=5, least_test=2), taxonomy=tree,
@@ -185,11 +196,12 @@ def run(workspace: Path, tmp_path: Path) -> Run:
     """A run based on release `first`, whose six categories are conftest.TREE."""
     run = Run(workspace, "w2", Config(), "first")
     names = sorted(conftest.TREE)
+    rules = [(0, "merged"), (1, "merged"), (2, "part1"), (2, "part2")]
     kept = {name: 12 for name in names[2:]}
     PARENTS.update(conftest.TREE | {"merged": conftest.TREE[names[0]]})
     records = small(
         tmp_path, draw_products({names[0]: 12, names[1]: 9, **kept, "kite": 10}),
-        mappings=[mapping(tmp_path, f"from,to\n{names[0]},merged\n{names[1]},merged\n{names[2]},part1\n{names[2]},part2\n")],
+        mappings=[mapping(tmp_path, "from,to\n" + "".join(f"{names[at]},{new}\n" for at, new in rules))],
     )  # fmt: skip
     run.path.mkdir(parents=True)
     records.path.rename(run.path / "records")
@@ -263,7 +275,10 @@ def weeks(drawn_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     (folder / "weekly.toml").write_text(SETTINGS.format(weights=drawn_weights))
     first = draw_products(COUNTS)
     more = draw_products({"bar": 20, "flakes": 70, "kite": 20}, first=1000)
-    for name, products, extra in (("w1", first, []), ("w2", first + more, ["--mapping", str(mapping(folder))])):
+    for name, products, extra in (
+        ("w1", first, []),
+        ("w2", first + more, ["--mapping", str(mapping(folder))]),
+    ):
         status, log = run_here(
             "retrain", str(manifest(folder / name, products)), "--workspace", str(folder / "W"),
             "--config", str(folder / "weekly.toml"), "--run", name, "--accept-feed", *extra,
@@ -293,8 +308,10 @@ def test_the_first_release_withholds_nothing(weeks: Path) -> None:
     assert not TreeSummary.of(open_artifact(weeks / "W" / "runs" / "w1" / "tree", "tree")).changed
 
 
-def test_a_category_that_waits_in_a_release_waits_on_and_one_that_had_its_evidence_does_not(weeks: Path) -> None:
-    """Week 3 on the release of week 2, with the same catalogue: flakes is not new any more, and has enough."""
+def test_a_category_that_waits_in_a_release_waits_on_and_one_that_had_its_evidence_does_not(
+    weeks: Path,
+) -> None:
+    """Week 3 on the release of week 2, with the same catalogue: flakes is not new any more."""
     workspace = weeks / "W"
     shutil.copytree(workspace / "runs" / "w2" / "bundle", workspace / "releases" / "like-w2")
     shutil.copytree(workspace / "runs" / "w2" / "records", workspace / "runs" / "w3" / "records")
@@ -325,7 +342,12 @@ def test_dry_run_prints_the_ledger_and_does_nothing_else(
 
 def test_changes_of_a_run_can_be_compared_as_trees(weeks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = weeks / "W" / "runs"
-    assert run_here("taxonomy", "diff", str(runs / "w1"), str(runs / "w2"), "--mapping", str(weeks / "renamed.csv"))[0] == 0
+    assert (
+        run_here(
+            "taxonomy", "diff", str(runs / "w1"), str(runs / "w2"), "--mapping", str(weeks / "renamed.csv")
+        )[0]
+        == 0
+    )
     assert capsys.readouterr().out.splitlines() == [
         "rename  vase → urn",
         "merge   apple → fruit",

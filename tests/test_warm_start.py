@@ -37,9 +37,9 @@ def changes(new: Taxonomy, old: Taxonomy, **rules: str) -> TreeChanges:
 def same_nodes(new: Taxonomy, old: Taxonomy, level: int) -> np.ndarray:
     """Of each node of a level the one that it was; -1 of a new one."""
     found = origins_of(new, old, level, changes(new, old), np.ones(len(old.categories)))
-    return np.where(found.known, found.weights.toarray().argmax(axis=0), -1) if len(found.weights.indices) else (
-        np.full(len(found.shift), -1)
-    )  # fmt: skip
+    if not len(found.weights.indices):
+        return np.full(len(found.shift), -1)
+    return np.where(found.known, found.weights.toarray().argmax(axis=0), -1)
 
 
 def shape(taxonomy: Taxonomy, kind: str = "flat", **changes) -> HeadShape:

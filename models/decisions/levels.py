@@ -91,7 +91,8 @@ class LevelOutcomes:
             self.withheld.shape != self.depth.shape or self.withheld.dtype != bool
         ):
             raise ValueError(
-                f"withheld is {self.withheld.dtype} of shape {self.withheld.shape}; expected a bool of each product"
+                f"withheld is {self.withheld.dtype} of shape {self.withheld.shape}; expected a bool of each "
+                "product"
             )
         self.leaf()
 

@@ -6,16 +6,16 @@
     logits, scores        a column for each node, that of the node it was; of an added node the random one
     selectors further down     the rows that read the level above likewise; the others unchanged
 
-Which node a node was, TreeChanges say (models/taxonomy_changes.py): a category that was renamed or moved keeps
-its column. A merged one begins with the mean of its sources' columns, weighted by their shares p of the training
-products, and the entropy of p on its bias: the largest linear function below the logarithm of its sources' summed
-exponentials (Jensen), which is what their probabilities together need. In a simulation (two of 30 categories
-merged, shares of 50, 75 and 95 %) log loss before any training was 0.342, 0.311 and 0.265; with the column of the
-largest source alone 0.489, 0.348 and 0.267, with the mean alone 0.374, 0.324 and 0.266. Each part of a split one
-begins with the column of the whole, and minus the logarithm of the number of parts on its bias, so that the parts
-together are as probable as the whole was. A coarser node is matched by all the names
-down to it, or, where no node had these, by the one node from which all of its categories come. The column of a removed node
-is dropped. No knowledge of held-out products is carried over: products keep their
+Which node a node was, TreeChanges say (models/taxonomy_changes.py): a category that was renamed or moved
+keeps its column. A merged one begins with the mean of its sources' columns, weighted by their shares p of the
+training products, and the entropy of p on its bias: the largest linear function below the logarithm of its
+sources' summed exponentials (Jensen), which is what their probabilities together need. In a simulation (two
+of 30 categories merged, shares of 50, 75 and 95 %) log loss before any training was 0.342, 0.311 and 0.265;
+with the column of the largest source alone 0.489, 0.348 and 0.267; with the mean alone 0.374, 0.324, 0.266.
+Each part of a split one begins with the column of the whole, and minus the logarithm of the number of parts
+on its bias, so that the parts together are as probable as the whole was. A coarser node is matched by all the
+names down to it, or, where no node had these, by the one node from which all of its categories come. The
+column of a removed node is dropped. No knowledge of held-out products is carried over: products keep their
 part from week to week, so last week's head was not trained on them either.
 """
 

@@ -108,15 +108,15 @@ def make_records(
         out: the artifact's directory.
         settings: the section [ingest].
         seed: order of the records.
-        taxonomy: a CSV of category_id, category_level1, …, or a text as Google's; None: the tree is taken from
+        taxonomy: a CSV of category_id, category_level1, …, or a text as Google's; None: the tree is that of
             the sources.
         known: splits.parquet of the release in service, whose products keep their part.
         beam: Beam's own options, over the local ones.
         mappings: files that say what became of categories of the sources' tree (models/mappings.py).
 
     Raises:
-        ShelfmarkError: a source, the taxonomy or a mapping cannot be read, too many images are rejected, or there is
-            nothing to train on.
+        ShelfmarkError: a source, the taxonomy or a mapping cannot be read, too many images are rejected, or
+            there is nothing to train on.
     """
     require_taxonomy(taxonomy)
     step = read_mappings([local(file) for file in mappings]) if mappings else None

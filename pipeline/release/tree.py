@@ -30,14 +30,13 @@ from models.taxonomy_changes import (
     SPLIT,
     UNCHANGED,
     TreeChanges,
-    key,
 )
 from pipeline.job.catalogue import categories_of
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import TreeSummary
-from pipeline.job.tree import changes_since_release, mapping_of, unproven
+from pipeline.job.tree import changes_since_release, is_explained, mapping_of, unproven
 
 VERSION = 1
 CHANGES = "changes.csv"
@@ -114,9 +113,7 @@ def moved_categories(run: Run) -> frozenset[str]:
     records = run.records()
     found, step = changes_since_release(run, records), mapping_of(records)
     return frozenset(
-        change.category
-        for change in (found.changes if found else ())
-        if change.kind not in (UNCHANGED, ADD, DELETE) or key(change.category) in step.inputs
+        change.category for change in (found.changes if found else ()) if is_explained(change, step)
     )
 
 
@@ -126,6 +123,6 @@ def _log_changes(found: TreeChanges | None) -> None:
         changes = [change for change in (found.changes if found else ()) if change.kind == kind]
         if changes:
             log.warning(
-                "tree: %s categories %s, for example %s (%s)",
-                f"{len(changes):,}", COUNTED[kind], changes[0].category, changes[0].reason,
+                "tree: %s: %s, for example %s (%s)",
+                COUNTED[kind], f"{len(changes):,}", changes[0].category, changes[0].reason,
             )  # fmt: skip

@@ -6,6 +6,7 @@ runs/<run>/config.json                  run, code_version, based_on, settings
            thresholds/thresholds.json   temperature, confidence model; certificates of levels and targets
            evaluation/metrics.json      train, val, cert, test; graded_on, independent, weights, backbone
            evaluation/*.parquet         curves, categories, confusions, ladder, unlearnt; decisions, measured
+           tree/changes.csv             categories that are not what they were in the release in service
            in_service/*.parquet         decisions and measured of the release in service, where there was one
            suspects/                    labels in doubt and how many are wrong, where they were looked for
     └─ load ─► ReportData
@@ -49,6 +50,8 @@ COLUMNS = {
     "head/history.csv": ("epoch", "loss", "accuracy"),  # and val_loss, val_accuracy where FIT has products
 }
 SUSPECTS = "suspects/suspects.parquet"
+TREE = "tree/changes.csv"
+CHANGE = ("category", "kind", "targets", "products_before", "products_now", "withheld")
 IN_SERVICE = "in_service/measured.parquet"
 VERDICT = "verdict.json"
 NOISE = "suspects/manifest.json"
@@ -61,6 +64,7 @@ MEASURED = ("product_id", "true_category", "true_path", "learnt", "unseen", "cor
 STAGES = {
     **{"evaluation": "evaluate", "in_service": "retrain", "thresholds": "calibrate", "head": "train"},
     "suspects": "audit suspects",
+    "tree": "retrain",
 }
 
 Content = TypeVar("Content")
@@ -122,6 +126,7 @@ class ReportData:
     products: Products  # the measured ones
     in_service: Products | None  # the same products by the release in service
     suspects: pd.DataFrame | None  # the most suspicious first
+    tree: pd.DataFrame | None  # changed categories; None where the trees were not compared
     noise: float | None  # estimated share of wrong labels; None where they were not looked for
     verdict: str | None  # why the bundle is released or not, in English; None before it was judged
 
@@ -178,6 +183,7 @@ def load(run: AnyPath) -> ReportData:
         products=_read_products(run, "evaluation"),
         in_service=_read_products(run, "in_service") if (run / IN_SERVICE).is_file() else None,
         suspects=_read_table(run, SUSPECTS, SUSPECT) if (run / SUSPECTS).is_file() else None,
+        tree=_read_table(run, TREE, CHANGE) if (run / TREE).is_file() else None,
         noise=_read(run, NOISE, _parse_noise) if (run / NOISE).is_file() else None,
         verdict=_read(run, VERDICT, _parse_verdict) if (run / VERDICT).is_file() else None,
         **tables,
@@ -222,7 +228,12 @@ def _read(run: AnyPath, name: str, parse: Callable[[bytes], Content]) -> Content
 def _read_table(run: AnyPath, name: str, columns: Sequence[str]) -> pd.DataFrame:
     try:
         file = local(run / name)
-        table = pd.read_csv(file) if name.endswith(".csv") else pd.read_parquet(file)
+        texts = dict.fromkeys(("category", "targets"), str)  # ids may be digits
+        table = (
+            pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
+            if name.endswith(".csv")
+            else pd.read_parquet(file)
+        )
     except (OSError, ValueError) as error:
         raise _unusable(run, name, error) from error
     missing = [column for column in columns if column not in table]

@@ -136,6 +136,8 @@ def _tables(shown: Shown, choice: Choice, wrong: np.ndarray, changes: Changes | 
     found.append(tables.account_table(shown))
     if len(data.unlearnt):
         found.append(tables.unlearnt_table(shown))
+    if data.tree is not None and len(data.tree):
+        found.append(tables.tree_table(shown, data.tree))
     if changes and data.in_service:
         found += [tables.changes_table(shown, changes), tables.changed_departments_table(shown, changes)]
         for name in ("became_correct", "became_wrong"):

@@ -40,6 +40,8 @@ def report(run: Run, xlsx: bool = False) -> Artifact:
         data = replace(data, in_service=None)
     if not made_from["verdict"]:
         data = replace(data, verdict=None)
+    if not made_from["tree"]:
+        data = replace(data, tree=None)
     if not made_from["suspects"]:
         data = replace(data, suspects=None, noise=None)
 
@@ -86,6 +88,9 @@ def _inputs(run: Run) -> dict[str, object]:
     head = run.require_settings("head", "train", run.config.of_the_head())
     run.require_settings("thresholds", "calibrate", run.config.of_the_thresholds())
     suspects, in_service = find_artifact(run.path / "suspects"), find_artifact(run.path / "in_service")
+    tree = find_artifact(run.path / "tree")
+    if tree and tree.made_from.get("records") != records.digest:
+        tree = None
     if suspects and suspects.made_from.get("head") != head.digest:
         suspects = None  # by an earlier head
     if in_service and in_service.made_from.get("records") != records.digest:
@@ -100,6 +105,7 @@ def _inputs(run: Run) -> dict[str, object]:
         "records": records.digest,
         "suspects": suspects.digest if suspects else "",
         "in_service": in_service.digest if in_service else "",
+        "tree": tree.digest if tree else "",
         "verdict": verdict.get("sentence", "") if judged else "",  # else about an earlier bundle
         "language": language_of(run.config.report.language),
         "shown": [

@@ -404,6 +404,32 @@ def unlearnt_table(shown: Shown) -> Table:
 # Changes
 
 
+def tree_table(shown: Shown, tree: pd.DataFrame) -> Table:
+    """The categories that are not what they were in the release in service."""
+    words = shown.words
+    kinds = {
+        "rename": "tree.rename", "move": "tree.move", "merge": "tree.merge", "split": "tree.split",
+        "delete": "tree.delete", "dead": "tree.dead", "cyclic": "tree.cyclic", "add": "tree.add",
+    }  # fmt: skip
+    values = [
+        tree["category"].tolist(),
+        [kinds[kind] for kind in tree["kind"]],
+        [None if pd.isna(targets) else targets for targets in tree["targets"]],
+        tree["products_before"].tolist(),
+        tree["products_now"].tolist(),
+        [withheld == "yes" for withheld in tree["withheld"]],
+    ]
+    columns = [
+        shown.column("category_id", "code"),
+        shown.column("change", "status"),
+        shown.column("new_category", "code"),
+        shown.column("products_before", "count"),
+        shown.column("products_now", "count"),
+        shown.column("waits", "flag"),
+    ]
+    return Table("tree", words("tree.title"), columns, _rows(values), shown=25, filter=1)
+
+
 def _sides(shown: Shown, sides: tuple[str, str] | None) -> list[Column]:
     """Columns of shares before and now, or of two runs by their names."""
     titles = sides or (shown.words("col.before"), shown.words("col.after"))

@@ -546,6 +546,29 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Every category with measured products was learnt.",
         "Toutes les catégories avec des produits mesurés ont été apprises.",
     ),
+    # The tree
+    "tree.title": ("What changed in the tree", "Ce qui a changé dans l’arborescence"),
+    "tree.text": (
+        "Categories that are not what they were in release {release}. Products of a split category have none "
+        "until the catalogue gives them one. A category that is new, or a part of a split one, may wait: its "
+        "products go to people until there are enough of them to learn from.",
+        "Catégories qui ne sont plus ce qu’elles étaient dans la version {release}. Les produits d’une "
+        "catégorie divisée n’en ont plus jusqu’à ce que le catalogue leur en donne une. Une catégorie "
+        "nouvelle, ou issue d’une division, peut attendre : ses produits vont à des personnes jusqu’à ce "
+        "qu’il y en ait assez pour apprendre.",
+    ),
+    "tree.none": (
+        "The tree is the same as in release {release}.",
+        "L’arborescence est la même que dans la version {release}.",
+    ),
+    "tree.rename": ("renamed", "renommée"),
+    "tree.move": ("moved", "déplacée"),
+    "tree.merge": ("merged", "réunie avec une autre"),
+    "tree.split": ("split", "divisée"),
+    "tree.delete": ("gone", "disparue"),
+    "tree.dead": ("leads nowhere", "ne mène nulle part"),
+    "tree.cyclic": ("leads back to itself", "revient à elle-même"),
+    "tree.add": ("new", "nouvelle"),
     # Changes
     "changes.title": (
         "What changed since the release in service",
@@ -762,6 +785,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "col.summed1": ("Correct, categories summed", "Corrects, catégories additionnées"),
     "col.agrees": ("Agrees with the category", "Concorde avec la catégorie"),
     "col.category": ("Category", "Catégorie"),
+    "col.change": ("Change", "Changement"),
+    "col.new_category": ("Category now", "Catégorie actuelle"),
+    "col.products_before": ("Training products before", "Produits d’entraînement avant"),
+    "col.products_now": ("Products now", "Produits maintenant"),
+    "col.waits": ("Waits for evidence", "Attend des preuves"),
     "col.category_id": ("Category id", "Identifiant de la catégorie"),
     "col.status": ("Status", "Statut"),
     "col.train_products": ("Training products", "Produits d’entraînement"),

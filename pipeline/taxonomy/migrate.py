@@ -1,36 +1,37 @@
 """Decisions that point to categories which are gone: carried over to the new tree, or to a person.
 
-    DECISIONS ── every row ─► OUTPUT                 the same products, the same columns
-                         └──► OUTPUT.migrated.csv    product_id, status_before, status, from, to, kind, reason:
-                                                     a row for each decision that is another one now
+    DECISIONS ── every row ─► OUTPUT               the same products, the same columns
+                         └──► NAME.migrated.csv    product_id, status_before, status, from, to, kind, reason:
+                                                   a row for each decision that is another one now
 
-A category with one target becomes it. The decision about a category that was split, or of which nothing is left,
-goes to a person: its status is review. A decision about a node above stays where a node of that path is in the
-new tree; where all categories of the node went below one other node, it becomes that one; else it goes to a
-person. What the head predicted (top_categories, confidence) stays as it was.
+A category with one target becomes it. The decision about a category that was split, or of which nothing is
+left, goes to a person: its status is review. A decision about a node above stays where a node of that path is
+in the new tree; where all categories of the node went below one other node, it becomes that one; else it goes
+to a person. What the head predicted (top_categories, confidence) stays as it was.
 """
 
+import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from features.errors import ShelfmarkError
-from features.storage.paths import AnyPath, writing
-from models.decisions.categorizer import ACCEPTED, PARENT, REVIEW, decisions_table
+from features.storage.artifact import digest_of
+from features.storage.paths import AnyPath, any_path, writing
+from models.decisions.categorizer import ACCEPTED, PARENT, REVIEW
 from models.taxonomy_changes import FOR_PEOPLE, UNCHANGED, Change, Places, Step, key, tree_changes
-from pipeline.job.decisions_file import (
-    REJECTS,
-    SCHEMA,
-    read_decisions,
-    rejects_beside,
-    require_format,
-    write_decisions,
-)
+from pipeline.job.decisions_file import SCHEMA, StoredDecisions, decisions_digest, read_decisions
+from pipeline.job.decisions_output import open_output, require_output
+from pipeline.job.decisions_table import is_database
+from pipeline.job.tree import mapping_bytes
 
+PART_ROWS = 2**18  # of the output, in memory at a time
 BETWEEN = " / "  # names in a path
 LEDGER = ("product_id", "status_before", "status", "from", "to", "kind", "reason")
 CHANGEABLE = ("category", "status", "node_path", "node_level")  # what a change depends on
@@ -41,49 +42,75 @@ Counts = Mapping[str, int]
 
 
 def migrate(
-    decisions: AnyPath, output: AnyPath, step: Step, before: Places | None = None, after: Places | None = None
-) -> tuple[Counts, AnyPath]:
+    decisions: AnyPath | StoredDecisions,
+    output: str,
+    ledger: AnyPath,
+    step: Step,
+    before: Places | None = None,
+    after: Places | None = None,
+) -> Counts:
     """Carries decisions over to the new tree.
 
     Args:
-        decisions: a file of `categorize`.
-        output: for all of them, in the format of its suffix.
+        decisions: of `categorize`: a file, a folder or a table.
+        output: where all of them go, likewise, see `open_output`.
+        ledger: a CSV for what was changed.
         step: what the mapping files say.
         before: the tree that was decided in; None: not known, and nothing is found by its path.
         after: the new tree; None: what the mapping names, and all that it says nothing about, is in it.
 
     Returns:
-        How many decisions each kind of change has, `unchanged` first; and where the ledger is.
+        How many decisions each kind of change has, `unchanged` first.
 
     Raises:
-        ShelfmarkError: the decisions cannot be read, or the output is one of them.
+        ShelfmarkError: the decisions cannot be read, or the output cannot be written or is what is read.
     """
-    require_format(output)
-    if str(output) == str(decisions):
+    if output.rstrip("/") == str(decisions):
         raise ShelfmarkError(
-            f"{output}: is the file that is read; expected another one for the result; give another --output"
+            f"{output}: is what is read; expected another one for the result; give another --output"
         )
+    require_output(output)
     paths: dict[str, str] = {}
     for piece in read_decisions(decisions, ["category", "category_path"]):
         distinct = piece.group_by(["category", "category_path"]).aggregate([]).to_pydict()
         pairs = zip(distinct["category"], distinct["category_path"], strict=True)
         paths |= {category: path or "" for category, path in pairs if category is not None}
     migration = _Migration.of(paths, step, before, after)
-    ledger = output.with_name(rejects_beside(output).name.removesuffix(REJECTS) + ".migrated.csv")
     counts: Counter[str] = Counter({UNCHANGED: 0})
-    with writing(ledger) as working:
+    with tempfile.TemporaryDirectory(prefix="shelfmark-") as work, writing(ledger) as working:
         pd.DataFrame(columns=list(LEDGER)).to_csv(working, index=False)
+        rules = [mapping_bytes(step).decode(), before, after]
+        job = digest_of(["migrate", decisions_digest(decisions), *rules])
+        out, parts = open_output(output, job, Path(work)), 0
+        for table in _large(read_decisions(decisions, SCHEMA.names)):
+            carried, changed = migration.migrated(table)
+            counts.update(str(kind) for *_, kind, _ in changed)
+            counts[UNCHANGED] += len(carried) - len(changed)
+            pd.DataFrame(changed).to_csv(working, mode="a", header=False, index=False)
+            out.write(parts, carried)
+            parts += 1
+        out.finish(parts)
+    return counts
 
-        def pieces() -> Iterator[pd.DataFrame]:
-            for piece in read_decisions(decisions, SCHEMA.names):
-                table, changed = migration.migrated(piece)
-                counts.update(kind for *_, kind, _ in changed)
-                counts[UNCHANGED] += len(table) - len(changed)
-                pd.DataFrame(changed).to_csv(working, mode="a", header=False, index=False)
-                yield table
 
-        write_decisions(pieces(), output)
-    return counts, ledger
+def _large(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The pieces, joined to tables of about PART_ROWS rows."""
+    waiting: list[pa.Table] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(map(len, waiting)) >= PART_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def ledger_beside(output: str) -> AnyPath | None:
+    """The ledger beside a file or folder, `a.migrated.csv` beside `a.parquet`; None of a table's URL."""
+    if is_database(output):
+        return None
+    path = any_path(output.rstrip("/"))
+    return path.with_name(re.sub(r"\.(parquet|csv|csv\.gz|jsonl)$", "", path.name) + ".migrated.csv")
 
 
 @dataclass(frozen=True)
@@ -119,8 +146,8 @@ class _Migration:
         changes = {change.category: change for change in tree_changes(places, after, step).changes}
         return cls({name: changes[name] for name in places}, paths, step, before, after)
 
-    def migrated(self, piece: pa.Table) -> tuple[pd.DataFrame, list[tuple[object, ...]]]:
-        """A piece of decisions carried over, columns of SCHEMA; and the rows of the ledger, columns LEDGER."""
+    def migrated(self, piece: pa.Table) -> tuple[pa.Table, list[tuple[object, ...]]]:
+        """A piece of decisions carried over, columns SCHEMA; and the rows of the ledger, columns LEDGER."""
         columns = {name: piece[name].to_pylist() for name in SCHEMA.names}
         noted = []
         for row, category in enumerate(columns["category"]):
@@ -134,7 +161,7 @@ class _Migration:
                 noted.append((product, status, new.get("status", status), *note))
             for name, value in new.items():
                 columns[name][row] = value
-        return decisions_table(**columns), noted
+        return pa.table(columns, schema=SCHEMA), noted
 
     def _decided(self, decision: Mapping[str, Any]) -> tuple[dict[str, object], tuple[object, ...] | None]:
         """The values of a decision that are other ones now; and from, to, kind and reason of the ledger."""

@@ -19,8 +19,8 @@ def open_tree(path: AnyPath) -> Places:
     """The place of each category of a tree.
 
     Args:
-        path: of a CSV of category_id, category_level1, …, of a text as Google's, or the directory of a run, of
-            a release or of a workspace, whose release in service is then taken.
+        path: of a CSV of category_id, category_level1, …, of a text as Google's, or the directory of a run,
+            of a release or of a workspace, whose release in service is then taken.
 
     Raises:
         ShelfmarkError: it is none of these, or cannot be read.

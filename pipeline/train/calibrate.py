@@ -4,10 +4,12 @@
 
 FIT gives aggregation, temperature, confidence models and, by out-of-fold confidences, grids and starts of the
 chains; CERT certifies and nothing else
-(models/decisions/thresholds.py, levels.py). A category that is new since the release in service, or a part of
-a split one, is withheld until training and FIT together have calibration.new_category_products products of it:
-counts that CERT has no part in, so that what it certifies under this rule holds. Both hold products of categories that the head never learnt, as
+(models/decisions/thresholds.py, levels.py). Both hold products of categories that the head never learnt, as
 the products to come do: wrong at the category, and correct above it where their branch is in the tree.
+
+A category that is new since the release in service, or a part of a split one, is withheld until training and
+FIT together have calibration.new_category_products products of it. CERT has no part in these counts, so that
+what it certifies under this rule holds.
 """
 
 import json
@@ -208,7 +210,8 @@ def _log_levels(rules: DecisionRules) -> None:
     if rules.withheld:
         log.info(
             "thresholds: %s new or split categories wait for evidence, their products for a person: %s",
-            f"{len(rules.withheld):,}", ", ".join(rules.withheld[:3]) + (" …" if len(rules.withheld) > 3 else ""),
+            f"{len(rules.withheld):,}",
+            ", ".join(rules.withheld[:3]) + (" …" if len(rules.withheld) > 3 else ""),
         )  # fmt: skip
     for level, rule in rules.levels.items():
         certificate = rule.certificate

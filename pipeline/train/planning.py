@@ -1,7 +1,7 @@
 """What calibrate says beside the rules in use, for planning: other targets, departments, the best categories.
 
-None of it decides anything, so trying many costs nothing: each certificate holds by itself. As in the rules in
-use, no product of a withheld category is accepted.
+None of it decides anything, so trying many costs nothing: each certificate holds by itself. As in the rules
+in use, no product of a withheld category is accepted.
 """
 
 from dataclasses import replace
