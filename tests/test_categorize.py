@@ -51,7 +51,6 @@ from pipeline.categorize.digest_index import DigestIndex, build_index
 from pipeline.cli import main
 from pipeline.extract import fill_store as shards_module
 from pipeline.job.config import Config
-from pipeline.job.lock import only_job
 from pipeline.monitor import batch_statistics
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
@@ -306,14 +305,18 @@ def test_shards_that_are_gone_meanwhile_are_extracted_again(
     pd.testing.assert_frame_equal(batch(source, "e.parquet"), wanted)
 
 
-def test_a_second_job_with_the_same_output_is_busy(batch: Batch) -> None:
-    source = together(batch.folder)
-    batch(source)
-    (home,) = (batch.folder / "W" / "categorize").iterdir()
-    with only_job(home):
-        with pytest.raises(Busy, match="another job is running here"):
+def test_a_second_job_with_the_same_output_is_busy(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, real, seen = together(batch.folder), categorize_module.plan_new, []
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(categorize_module, "plan_new", real)
+        with pytest.raises(Busy):
             batch(source)
-        batch(source, "other.parquet")
+        seen.append(len(batch(source, "other.parquet")))
+        return real(*arguments)
+
+    monkeypatch.setattr(categorize_module, "plan_new", meanwhile)
+    assert [len(batch(source))] == seen == [60]
 
 
 @pytest.mark.slow
