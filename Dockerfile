@@ -6,6 +6,7 @@
 #     --health-cmd 'python -c "import urllib.request as u; u.urlopen(\"http://127.0.0.1:8000/healthz\")"' \
 #     shelfmark shelfmark-serve --workspace /data --host 0.0.0.0
 #
+# No init is needed: process 1 handles SIGTERM itself, and its children are its own workers.
 # The health check is the server's, so it stands with its command: a job answers no HTTP.
 # As a Beam worker, in an image of its own:
 #
@@ -15,7 +16,7 @@
 
 # Installed into the system's Python: Beam's boot makes an environment that sees those packages, and no other's.
 FROM python:3.11-slim
-ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=2
+ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 RUN useradd --create-home --uid 1000 shelfmark && install --directory --owner shelfmark /data
 WORKDIR /opt/shelfmark
 

@@ -13,6 +13,7 @@ results/decisions_output.json.
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -56,7 +57,11 @@ def main() -> None:
         for name, one in results.items()
     ]
     print(table(["output", "new, rows/s", "again, rows/s", "read, rows/s", "peak memory"], rows))
-    found = conditions("pyarrow", "sqlalchemy", "psycopg") | {"products": options.products, "rows/s": results}
+    found = conditions("pyarrow", "sqlalchemy", "psycopg") | {
+        "products": options.products,
+        "load average": round(os.getloadavg()[2]),  # of 15 minutes: what else the computer did
+        "rows/s": results,
+    }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,13 +24,13 @@ from pydantic import BaseModel, ConfigDict
 from features.errors import ShelfmarkError, one_line
 from features.storage.object_stores import Stat
 from features.storage.paths import MARK, AnyPath, Remote, stats
-from models.decisions.releases import CURRENT, in_service
+from models.decisions.releases import in_service
 from pipeline.job.account import ACCOUNT, read_account
-from pipeline.job.listing import Files, walk
+from pipeline.job.listing import Files, Found, walk
 from pipeline.job.lock import at_work
+from pipeline.job.release_log import history
 
 PARTS = ("store", "runs", "releases", "categorize", "monitor")  # of a workspace; the rest is "other"
-LOG = "log.jsonl"  # in releases/
 THRESHOLDS = "thresholds.json"  # in a bundle, see models/decisions/bundle.py, which takes long to import
 VERDICT = "verdict.json"  # in a run
 CONFIG = "config.json"  # in a run, written by every command
@@ -69,7 +69,7 @@ class Service(BaseModel):
     since: str | None = None
     """ISO 8601, UTC."""
     why: str | None = None
-    """As in releases/log.jsonl; null for releases of earlier versions."""
+    """As in releases/log.jsonl."""
     who: str | None = None
     target: float | None = None
     """Precision that it promises."""
@@ -115,17 +115,18 @@ def status_of(workspace: AnyPath, last: int = 5) -> Status:
     Raises:
         ShelfmarkError: there is no workspace.
     """
-    files, size = _listing(workspace)
+    found = list(walk(workspace))
+    files = {name: stat for name, stat, _ in found}
     used = _used(files)
     service = _service(workspace, files)
     if not used and service.release is None and service.problem is None:
         raise _no_workspace(workspace)
-    estimate, note = _would_free(workspace) if used else (None, "")
+    estimate, note = _would_free(workspace, found) if used else (None, "")
     return Status(
         workspace=str(workspace),
         service=service,
         runs=_states(workspace, files, used, list(used)[:last], service.release),
-        size=size,
+        size=_size_of(found),
         free=shutil.disk_usage(workspace).free if isinstance(workspace, Path) else None,
         clean=estimate,
         notes=[note] if note else [],
@@ -160,18 +161,16 @@ def _no_workspace(workspace: AnyPath) -> ShelfmarkError:
 # Files
 
 
-def _listing(workspace: AnyPath) -> tuple[Files, dict[str, int]]:
-    """Every file, and the bytes of each part of the workspace."""
-    files: dict[str, Stat] = {}
+def _size_of(found: Iterable[Found]) -> dict[str, int]:
+    """The bytes of each part of the workspace."""
     size, seen = defaultdict[str, int](int), set[tuple[int, int]]()
-    for name, stat, inode in walk(workspace):
-        files[name] = stat
+    for name, stat, inode in found:
         if inode not in seen:
             part = name.partition("/")[0]
             size[part if part in PARTS else "other"] += stat.st_size
         if inode is not None:
             seen.add(inode)
-    return files, {part: size[part] for part in (*PARTS, "other") if size[part]}
+    return {part: size[part] for part in (*PARTS, "other") if size[part]}
 
 
 def _run_files(workspace: AnyPath) -> Files:
@@ -197,13 +196,13 @@ def _used(files: Files) -> dict[str, int]:
     return dict(sorted(used.items(), key=lambda item: (item[1], item[0]), reverse=True))
 
 
-def _would_free(workspace: AnyPath) -> tuple[CleanEstimate | None, str]:
+def _would_free(workspace: AnyPath, found: list[Found]) -> tuple[CleanEstimate | None, str]:
     """What `clean` would remove, or why that cannot be said."""
     from pipeline.job.config import RetentionSettings
     from pipeline.release.clean import clean
 
     try:
-        removals = clean(workspace, RetentionSettings(), dry_run=True)
+        removals = clean(workspace, RetentionSettings(), dry_run=True, found=found)
     except Exception as error:  # of a damaged file, too: the rest is known
         return None, f"clean: {one_line(error)}"
     return CleanEstimate(bytes=sum(one.size for one in removals), removals=[one.what for one in removals]), ""
@@ -216,49 +215,25 @@ def _service(workspace: AnyPath, files: Files) -> Service:
     releases = workspace / "releases"
     try:
         name = in_service(releases)
+        switches = history(releases)
     except (ShelfmarkError, OSError) as error:
         return Service(problem=one_line(error))
     if name is None:
         return Service()
-    entry: dict[str, Any] = next((one for one in reversed(_log(releases)) if one.get("to") == name), {})
-    since = str(entry["when"]) if entry.get("when") else _utc(_link_time(releases / CURRENT, files))
-    if f"releases/{name}/{MARK}" not in files:
-        problem = f"{releases / name} is gone or damaged; put it back, or run `shelfmark rollback`"
-    else:
-        problem = None
+    switch = switches[-1]  # to this release: `history` adds what the log lacks
+    whole = f"releases/{name}/{MARK}" in files
+    lost = f"{releases / name} is gone or damaged; put it back, or put another release into service"
     rules = releases / name / THRESHOLDS
     certificate = _json(rules, "certificate")
     return Service(
         release=name,
-        since=since,
-        why=_text(entry.get("why")),
-        who=_text(entry.get("who")),
+        since=switch.when,
+        why=switch.why,
+        who=switch.who,
         target=_number(_json(rules).get("target")),
         certified=certificate.get("threshold") is not None if certificate else None,
-        problem=problem,
+        problem=None if whole else lost,
     )
-
-
-def _log(releases: AnyPath) -> list[dict[str, Any]]:
-    """The lines of releases/log.jsonl; without those that are cut off or damaged."""
-    try:
-        lines = (releases / LOG).read_bytes().splitlines()
-    except OSError:
-        return []
-    entries = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            entries += [entry] if isinstance(entry, dict) else []
-    return entries
-
-
-def _link_time(current: AnyPath, files: Files) -> int:
-    """When releases/current was switched, in ns; 0 where that is not known."""
-    if isinstance(current, Path):
-        return current.lstat().st_mtime_ns
-    stat = files.get(f"releases/{CURRENT}")
-    return stat.st_mtime_ns if stat else 0
 
 
 # Runs
@@ -335,10 +310,6 @@ def _json(file: AnyPath, key: str = "") -> dict[str, Any]:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def _utc(time: int) -> str | None:

@@ -199,14 +199,14 @@ def test_the_engine_is_chosen_before_tensorflow_is_started(tmp_path, started, ho
 
 @pytest.mark.parametrize("command", ["retrain", "categorize"])
 def test_other_commands_choose_it_then_too(tmp_path, photos, workspace, started, command, monkeypatch):
-    import pipeline.release.categorize
+    import pipeline.categorize.categorize
     import pipeline.retrain
 
     def work(*arguments, **options):
         raise ShelfmarkError(f"begun after {started}")
 
     monkeypatch.setattr(pipeline.retrain, "retrain", work)
-    monkeypatch.setattr(pipeline.release.categorize, "categorize", work)
+    monkeypatch.setattr(pipeline.categorize.categorize, "categorize", work)
     more = ["--output", str(tmp_path / "d.parquet")] if command == "categorize" else []
     assert run(command, str(photos), "--engine", "jax", "--workspace", str(workspace), *more) == 1
     assert started == ["use jax", "start"]

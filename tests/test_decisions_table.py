@@ -22,6 +22,7 @@ from postgresql_server import Server
 from test_decisions import PIECES, WANTED, accepted
 
 from features.errors import ShelfmarkError
+from pipeline.cli import main
 from pipeline.job import decisions_table
 from pipeline.job.decisions_file import SCHEMA, decisions_digest, read_decisions
 from pipeline.job.decisions_output import decisions_source, open_output, require_output
@@ -145,6 +146,14 @@ def test_the_digest_depends_on_rows_and_not_on_their_order(url: str) -> None:
     )
     assert one == two != three
     assert len(one) == 64
+    execute(
+        url,
+        "CREATE VIEW few AS SELECT product_id, status FROM three",
+        "CREATE VIEW all_ids AS SELECT product_id FROM three",
+    )
+    assert decisions_digest(decisions_source(f"{url}#few")) != decisions_digest(
+        decisions_source(f"{url}#all_ids")
+    )
 
 
 # Jobs that are killed, and several of them
@@ -348,6 +357,14 @@ def test_the_python_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytes
     assert names["accepted"]["product_id"].to_pylist() == ["a"]
 
 
+def test_decisions_of_a_table_are_carried_over_to_a_new_tree(url: str, tmp_path: Path) -> None:
+    write_all(url, [decided(["a", "b"])])
+    (tmp_path / "m.csv").write_text("from,to\nmilk,fresh milk\n")
+    output = str(tmp_path / "new.parquet")
+    main(["taxonomy", "migrate", url, "--mapping", str(tmp_path / "m.csv"), "--output", output])
+    assert {row["category"] for row in read(output)} == {"fresh milk"}
+
+
 # Names
 
 
@@ -490,10 +507,8 @@ def test_what_postgresql_refuses_is_one_line_without_the_password(server: Server
         (gone, r"database .nothing. does not exist; expected a database that answers; check"),
         (closed, r"onnection refused.*; expected a database that answers; check that it runs"),
     ]:
-        started = time.monotonic()
         with pytest.raises(ShelfmarkError, match=message) as error:
             require_output(target)
-        assert time.monotonic() - started < 3
         assert "\n" not in str(error.value)
         for word in ("s3cret", "wr0ng"):
             assert word not in str(error.value)

@@ -19,7 +19,7 @@ from models.decisions.gate import (
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at
 from models.decisions.paired import changes_by_group, difference_of_shares
 
-ASKED = Promise(0.9, 0.1, True)
+REQUIRED = Promise(0.9, 0.1, True)
 NOTHING = Promise(0.9, 0.1, False)
 FOR_LESS = Promise(0.85, 0.1, True)
 
@@ -54,8 +54,8 @@ def compared(before: Decided, after: Decided, **given) -> Comparison:
     return compare(before, after, **(columns | settings | given))
 
 
-def verdict(comparison: Comparison, before: Promise = ASKED, after: Promise = ASKED) -> str:
-    return outcome_of(ASKED, before, after, comparison, 0.95).outcome
+def verdict(comparison: Comparison, before: Promise = REQUIRED, after: Promise = REQUIRED) -> str:
+    return outcome_of(REQUIRED, before, after, comparison, 0.95).outcome
 
 
 # Figures
@@ -175,7 +175,7 @@ def test_no_products_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(0.2, BETTER), (-0.2, WORSE), (0.0, NOT_TOLD_APART)])
-@pytest.mark.parametrize("promise", [ASKED, NOTHING])
+@pytest.mark.parametrize("promise", [REQUIRED, NOTHING])
 def test_better_and_worse_models_are_found_and_equal_ones_are_not(
     gain: float, expected: str, promise: Promise
 ) -> None:
@@ -196,10 +196,10 @@ def test_equal_models_are_called_better_or_worse_as_rarely_as_chance_allows() ->
 def test_one_that_is_certified_is_better_than_one_that_is_not_whatever_they_accept() -> None:
     before, after = drawn(1000, seed=7)
     fewer = replace(after, accepted=after.confidence >= 0.95)
-    assert verdict(compared(before, fewer), NOTHING, ASKED) == BETTER
-    assert verdict(compared(before, fewer), FOR_LESS, ASKED) == BETTER
-    assert verdict(compared(fewer, before), ASKED, NOTHING) == WORSE
-    assert verdict(compared(fewer, before), ASKED, FOR_LESS) == WORSE
+    assert verdict(compared(before, fewer), NOTHING, REQUIRED) == BETTER
+    assert verdict(compared(before, fewer), FOR_LESS, REQUIRED) == BETTER
+    assert verdict(compared(fewer, before), REQUIRED, NOTHING) == WORSE
+    assert verdict(compared(fewer, before), REQUIRED, FOR_LESS) == WORSE
     assert verdict(compared(fewer, before), FOR_LESS, NOTHING) == WORSE
 
 
@@ -209,7 +209,7 @@ def test_accepting_more_is_not_better_where_the_accepted_are_below_the_target() 
     found = compared(before, loose)
     assert found.acceptance.lower > 0.1 and found.below_target_after
     assert verdict(found) == WORSE
-    assert verdict(found, NOTHING, ASKED) == WORSE  # its certificate does not hold on these products
+    assert verdict(found, NOTHING, REQUIRED) == WORSE  # its certificate does not hold on these products
     assert verdict(compared(loose, before)) == BETTER
 
 
@@ -254,14 +254,14 @@ def test_four_products_are_not_enough_for_a_difference() -> None:
 
 def test_without_products_only_the_certificates_count() -> None:
     def outcome(before: Promise, after: Promise) -> str:
-        return outcome_of(ASKED, before, after, None, 0.95).outcome
+        return outcome_of(REQUIRED, before, after, None, 0.95).outcome
 
-    assert outcome(NOTHING, ASKED) == BETTER
-    assert outcome(ASKED, NOTHING) == WORSE
-    assert outcome(ASKED, ASKED) == outcome(NOTHING, NOTHING) == NOT_TOLD_APART
+    assert outcome(NOTHING, REQUIRED) == BETTER
+    assert outcome(REQUIRED, NOTHING) == WORSE
+    assert outcome(REQUIRED, REQUIRED) == outcome(NOTHING, NOTHING) == NOT_TOLD_APART
 
 
-def test_a_promise_covers_what_asks_for_no_more() -> None:
+def test_a_promise_covers_what_requires_no_more() -> None:
     assert Promise(0.9, 0.1, True).covers(Promise(0.9, 0.1, True))
     assert not Promise(0.9, 0.1, True).covers(Promise(0.95, 0.1, True))
     assert not Promise(0.9, 0.1, False).covers(Promise(0.8, 0.2, True))

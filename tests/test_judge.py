@@ -60,10 +60,10 @@ def draw_shop(folder: Path, departments: tuple[str, ...] = ("Food", "Home")) -> 
     return write_manifest(folder / f"{'whole' if len(departments) > 1 else 'half'}.csv", kept)
 
 
-def made(workspace: Path, name: str, source: Path, config: Config) -> tuple[Run, Artifact]:
+def made(workspace: Path, name: str, source: Path, config: Config, *mappings: Path) -> tuple[Run, Artifact]:
     """A run up to its bundle."""
     run = begin_run(workspace, name, config)
-    ingest(run, [str(source)])
+    ingest(run, [str(source)], mappings=mappings)
     for stage in (extract, train, calibrate, evaluate):
         stage(run)
     return run, pack(run)
@@ -185,7 +185,7 @@ def test_a_promise_that_cannot_be_kept_any_more_is_kept_or_withdrawn_as_the_sett
     assert not kept.promise.certified and kept.current_promise and kept.current_promise.target == 0.8
     assert (kept.outcome, kept.release, kept.withdraw) == ("worse", False, False)
     assert (
-        "release good was certified for 0.8 with certainty 0.9 only, 0.995 with certainty 0.9 is asked for"
+        "release good was certified for 0.8 with certainty 0.9 only, 0.995 with certainty 0.9 is required"
         in kept.sentence
     )
     assert kept.sentence.endswith("good serves with its old promise (gate.old_promise)")
@@ -195,13 +195,13 @@ def test_a_promise_that_cannot_be_kept_any_more_is_kept_or_withdrawn_as_the_sett
     assert "accepts nothing until a bundle is certified" in withdrawn.sentence
 
 
-def test_a_bundle_certified_for_what_is_asked_replaces_one_certified_for_less(
+def test_a_bundle_certified_for_what_is_required_replaces_one_certified_for_less(
     copy: Path, drawn_weights: Path
 ) -> None:
     recalibrated(copy, drawn_weights, "more", "calibration.precision=0.85")
     verdict = judged(copy, "more", drawn_weights, "calibration.precision=0.85")
     assert verdict.promise.certified and (verdict.outcome, verdict.release) == ("better", True)
-    assert "it alone is certified for what is asked for" in verdict.sentence
+    assert "it alone is certified for what is required" in verdict.sentence
 
 
 def damage(releases: Path, how: str) -> None:
@@ -241,19 +241,22 @@ def test_a_release_that_cannot_decide_any_more_stays_until_force_replaces_it(
     assert in_service(copy / "releases") == "next"
 
 
-def test_where_the_old_records_are_gone_only_this_weeks_products_count_and_it_is_said(
+def test_where_the_old_records_are_gone_bundle_and_store_take_their_place(
     copy: Path, drawn_weights: Path
 ) -> None:
+    whole = judged(copy, "half", drawn_weights)
     shutil.rmtree(copy / "runs" / "good")
     verdict = judged(copy, "half", drawn_weights)
-    assert verdict.products and verdict.comparison
-    assert (verdict.products.gone, verdict.products.unmeasured, verdict.products.both) == (0, 48, 48)
-    assert "gone" not in verdict.comparison.weeks
-    assert (
-        "only this week's products were compared: the records of its run are gone (48 products)"
-        in verdict.sentence
-    )
-    assert verdict.categories_gone and verdict.categories_gone.count == 4
+    assert verdict == whole
+
+
+def test_a_run_that_is_repeated_with_half_of_the_feed_loses_although_it_has_replaced_its_records(
+    copy: Path, drawn_weights: Path
+) -> None:
+    """The default name of a run is the week: a job that runs every day goes on with the same one."""
+    verdict = judge(*made(copy, "good", copy.parent / "half.csv", config_of(drawn_weights)))
+    assert verdict.products and verdict.products.gone == 48
+    assert (verdict.outcome, verdict.release, verdict.current_name) == ("worse", False, "good")
 
 
 def test_another_backbone_extracts_the_gone_products_from_the_records_of_their_run(
@@ -272,6 +275,14 @@ def test_another_backbone_extracts_the_gone_products_from_the_records_of_their_r
     again = judge(run, candidate)
     assert again.products and (again.products.gone, again.products.unmeasured) == (0, 48)
     assert "only this week's products were compared: the records of its run cannot be read" in again.sentence
+    shutil.rmtree(shard.parent)
+    last = judge(run, candidate)
+    assert (
+        "only this week's products were compared: the records of its run are gone (48 products)"
+        in last.sentence
+    )
+    assert last.comparison and "gone" not in last.comparison.weeks
+    assert last.categories_gone and last.categories_gone.count == 4
 
 
 def test_products_that_one_of_the_two_was_trained_on_are_left_out(
@@ -310,6 +321,31 @@ def test_without_a_test_part_the_products_of_cert_count(copy: Path, drawn_weight
     assert verdict.products.left_out > 0  # test products of the release in service that are in FIT now
     compared = pd.read_parquet(copy / "runs" / "without" / "gate" / "products.parquet")
     assert set(splits[compared["product_id"]]) == {"val", "test"}
+
+
+def test_categories_that_the_tree_has_changed_count_as_what_they_are_now(
+    copy: Path, drawn_weights: Path
+) -> None:
+    """Lamp is lantern now, sofa is couch and has lost its test products, vase is removed by the mapping."""
+    splits = pd.read_parquet(copy / "releases" / "good" / "splits.parquet").set_index("product_id")["split"]
+    table = pd.read_csv(copy.parent / "whole.csv")
+    tested = table["product_id"].map(splits) == "test"
+    names = {"lamp": "lantern", "sofa": "couch"}
+    table = table.assign(**{name: table[name].replace(names) for name in ("category", "level2")})
+    table = table[~(tested & (table["category"] == "couch")) & (table["category"] != "vase")]
+    table.to_csv(copy.parent / "renamed.csv", index=False)
+    mapping = copy.parent / "mapping.csv"
+    mapping.write_text("from,to\nlamp,lantern\nsofa,couch\nvase,\n")
+    run, candidate = made(copy, "renamed", copy.parent / "renamed.csv", config_of(drawn_weights), mapping)
+    verdict = judge(run, candidate, tree_changed=True)
+    assert verdict.products and verdict.comparison and verdict.categories_gone
+    assert (verdict.products.gone, verdict.products.unlabelled) == (12, 12)
+    assert verdict.categories_gone.count == 0
+    gone = verdict.comparison.weeks["gone"]
+    assert gone.before.correct > 0.7 and gone.after.correct > 0.7
+    table = pd.read_parquet(run.path / "gate" / "products.parquet").groupby("category")["before_correct"]
+    assert table.mean()["lantern"] > 0.7 and table.mean()["couch"] > 0.7
+    assert set(table.groups) == {"apple", "leek", "milk", "oats", "lantern", "soap", "couch"}
 
 
 def test_floors_keep_a_bundle_out_and_are_measured_by_category_and_branch(

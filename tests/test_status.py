@@ -58,12 +58,12 @@ def add_release(workspace: Path, name: str, log: bool = True) -> None:
     current.symlink_to(name)
     os.utime(current, (MONDAY, MONDAY), follow_symlinks=False)
     if log:
+        entry = {"action": "release", "from": None, "to": name, "who": "me@host"}
         entries = [
-            {"when": "2026-11-16T02:10:00+00:00", "to": name, "who": "me", "why": "older"},
-            {"when": "2026-11-23T02:10:00+00:00", "to": name, "who": "retrain", "why": "better by 3 points"},
-            {"when": "2026-11-24T02:10:00+00:00", "to": "other"},
+            entry | {"when": "2026-11-16T02:10:00+00:00", "to": "other", "why": "older"},
+            entry | {"when": "2026-11-23T02:10:00+00:00", "why": "better by 3 points"},
         ]
-        text = "\n".join(json.dumps(entry) for entry in entries)
+        text = "\n".join(json.dumps(one) for one in entries)
         write(workspace / "releases" / "log.jsonl", f'{text}\n{{"when": "2026-11-2')  # cut off
 
 
@@ -89,14 +89,15 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_what_is_in_service_since_when_and_why(workspace):
     service = status_of(workspace).service
     assert (service.release, service.since) == ("2026-W48", "2026-11-23T02:10:00+00:00")
-    assert (service.who, service.why) == ("retrain", "better by 3 points")
+    assert (service.who, service.why) == ("me@host", "better by 3 points")
     assert (service.target, service.certified, service.problem) == (0.9, True, None)
 
 
 def test_without_a_log_the_link_says_since_when(workspace):
     (workspace / "releases" / "log.jsonl").unlink()
     service = status_of(workspace).service
-    assert (service.since, service.why) == ("2026-11-23T02:00:00+00:00", None)
+    assert service.since == "2026-11-23T02:00:00+00:00"
+    assert service.why == "made without shelfmark, or before there was a log"
 
 
 def test_the_last_runs_are_the_newest_first(workspace):

@@ -70,7 +70,10 @@ def test_the_bundle_of_a_run_that_was_kept_out_needs_a_reason(
 ) -> None:
     arguments = ("release", "2026-W48", "--workspace", str(workspace))
     status, printed = run(capsys, *arguments)
-    assert status == 1 and "error: 2026-W48: its bundle was kept out of service; expected a reason" in printed
+    assert (
+        status == 1
+        and "error: 2026-W48: a run whose bundle is no whole release; expected a reason" in printed
+    )
     assert not (workspace / "releases" / "2026-W48").exists()
     assert run(capsys, *arguments, "--why", "new categories")[0] == 0
     last = history(workspace / "releases")[-1]
@@ -100,7 +103,7 @@ def test_what_is_no_release_is_refused(
 def test_the_first_release_has_no_predecessor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw_releases(tmp_path, "a")
     status, printed = run(capsys, "rollback", "--workspace", str(tmp_path))
-    assert status == 1 and "no release served before the one in service" in printed and "(a)" in printed
+    assert status == 1 and "no whole release served before the one in service" in printed and "(a)" in printed
 
 
 def test_what_is_no_workspace_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +144,22 @@ def test_the_release_in_service_is_lost_and_a_rollback_helps(
     assert run(capsys, "release", "2026-W47", *at)[0] == 1
     assert run(capsys, "rollback", *at)[0] == 0
     assert in_service(releases) == "2026-W46"
+
+
+@pytest.mark.parametrize(("lost", "name"), [("all of it", "a"), ("a file", "a.2")])
+def test_the_only_release_is_lost_and_is_linked_again_from_its_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str, name: str
+) -> None:
+    releases, at = tmp_path / "releases", ("--workspace", str(tmp_path))
+    bundle = draw_bundle(tmp_path / "runs" / "a" / "bundle")
+    assert run(capsys, "release", "a", *at, "--why", "the first one")[0] == 0
+    assert (releases / "a").is_dir()
+    shutil.rmtree(releases / "a") if lost == "all of it" else (releases / "a" / "head.json").unlink()
+    status, printed = run(capsys, "rollback", *at)
+    assert status == 1 and "or a run by `shelfmark release RUN --why …`" in printed
+    assert run(capsys, "release", "a", *at, "--why", "it was lost")[0] == 0
+    found = find_artifact(releases / name)
+    assert found and found.digest == bundle.digest and in_service(releases) == name
 
 
 @pytest.mark.parametrize("damage", ["gone", "shorter", "other bytes"])

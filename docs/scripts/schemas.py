@@ -19,8 +19,10 @@ from models.heads.architectures import HeadShape
 from pipeline.compare.results import Comparison
 from pipeline.job.account import RunAccount
 from pipeline.job.config import Config
+from pipeline.job.release_log import Switch
 from pipeline.job.run import SavedRun
 from pipeline.release.judge import Verdict
+from pipeline.release.trace import Trace
 from pipeline.status import RunState, Status
 from pipeline.train.figures import Metrics
 from serving.schemas import Decision, Health, Problem
@@ -36,11 +38,13 @@ DEFINITIONS = {
     "http-problem": Problem,  # what the service says when it refuses a request
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
     "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
+    "release-log": Switch,  # a line of releases/log.jsonl
     "run": RunAccount,  # runs/<run>/run.json, and what notify.url gets
     "runs": list[RunState],  # `shelfmark runs --json`
     "settings": Config,  # the TOML file of --config, as JSON
     "status": Status,  # `shelfmark status --json`
     "thresholds": DecisionRules,  # runs/<run>/thresholds/thresholds.json, and in a bundle
+    "trace": Trace,  # trace.json, in a bundle
     "verdict": Verdict,  # runs/<run>/verdict.json
 }
 MODES: dict[str, Literal["validation"]] = {"settings": "validation"}  # what people write, and we read

@@ -2,10 +2,10 @@
 
     before, after   what each decides about n products: Decided
     group           products that share a photo are resampled together
-    asked           target and certainty of today's settings
+    required        target and certainty of today's settings
 
     before, after, group ──► compare ─► Comparison: paired intervals, levels, departments, categories
-    promises, asked, Comparison ──► outcome_of ─► better | worse | not told apart, and why
+    promises, required, Comparison ──► outcome_of ─► better | worse | not told apart, and why
 
 `before` is the release in service, `after` the candidate. Nothing here depends on the order of the products.
 """
@@ -118,14 +118,14 @@ class Comparison:
 
     products: int
     groups: int  # of products that share photos
-    target: float  # precision that is asked for now
+    target: float  # precision that is required now
     acceptance: Difference  # with the threshold of each
     acceptance_p_value: float  # of McNemar's exact test, one product of each group
     achievable: Difference  # acceptance rate where the measured precision is the target, thresholds set aside
     precision: Difference | None  # of the accepted; None where one side accepts nothing
     correct: Difference  # share whose most likely category is correct
     correct_p_value: float
-    below_target_before: bool  # the accepted are less precise than asked for, beyond chance
+    below_target_before: bool  # the accepted are less precise than required, beyond chance
     below_target_after: bool
     all: BeforeAfter
     weighted: BeforeAfter | None  # shares counted by weight; None where products have no weights
@@ -162,7 +162,7 @@ def compare(
         week: (n,) str, "both", "new" or "gone".
         category: (n,) str, names of the true categories.
         department: (n,) str, names of their departments.
-        target: precision that is asked for.
+        target: precision that is required.
         certainty: of intervals and tests, 0 to 1.
         repetitions: of the bootstrap.
         weight: (n,) float, at least 0; None: every product counts as one.
@@ -368,11 +368,11 @@ class Outcome:
 
 
 def outcome_of(
-    asked: Promise, before: Promise, after: Promise, comparison: Comparison | None, certainty: float
+    required: Promise, before: Promise, after: Promise, comparison: Comparison | None, certainty: float
 ) -> Outcome:
     """Whether the candidate is better than the release in service, by the first rule that applies.
 
-    1. One of them is certified for what is asked for now, the other is not: the certified one is better.
+    1. One of them is certified for what is required now, the other is not: the certified one is better.
        The candidate only if its accepted products are not below the target on the products of both, beyond
        chance; else it is worse where the release in service keeps to the target. In the same way one that is
        certified for less is better than one that is not certified at all, and accepts nothing.
@@ -387,24 +387,24 @@ def outcome_of(
     exact test has a p-value of at most 1 - certainty, too, as intervals of few products are too short.
 
     Args:
-        asked: target and certainty of today's settings.
+        required: target and certainty of today's settings.
         before: promise of the release in service.
         after: promise of the candidate.
         comparison: on the same products; None where there is none.
         certainty: of the tests.
     """
-    kept_before, kept_after = before.covers(asked), after.covers(asked)
+    kept_before, kept_after = before.covers(required), after.covers(required)
     if kept_before and not kept_after:
-        return Outcome(WORSE, "the release in service is certified for what is asked for, and it is not")
+        return Outcome(WORSE, "the release in service is certified for what is required, and it is not")
     if before.certified and not after.certified:
         return Outcome(WORSE, "it is not certified and would accept nothing")
     if comparison is None:
         if kept_after and not kept_before:
-            return Outcome(BETTER, "it alone is certified for what is asked for")
+            return Outcome(BETTER, "it alone is certified for what is required")
         return Outcome(NOT_TOLD_APART, "there is no product to compare them on")
     below_before, below_after = comparison.below_target_before, comparison.below_target_after
     if kept_after and not kept_before and not below_after:
-        return Outcome(BETTER, "it alone is certified for what is asked for")
+        return Outcome(BETTER, "it alone is certified for what is required")
     if kept_after and below_after and not below_before:
         return Outcome(WORSE, "what it accepts is less precise than the target, beyond chance")
     if kept_before and kept_after and below_before and not below_after:

@@ -86,7 +86,7 @@ def _release_of(copy: AnyPath) -> str:
     )
 
 
-INSTEAD = "put its files back, or put another release into service with `shelfmark rollback`"
+INSTEAD = "put its files back, or put another one into service by `shelfmark rollback` or `shelfmark release`"
 
 
 def require_whole(releases: AnyPath, name: str, next_step: str = INSTEAD) -> Artifact:

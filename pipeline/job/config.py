@@ -444,7 +444,7 @@ class GateSettings(Section):
     to have the newest one always; `keep` for the fewest changes."""
     old_promise: Literal["keep", "withdraw"] = "keep"
     """What happens to a release that was certified for a lower precision, or with less certainty, than
-    [calibration] asks for now, when the new bundle cannot be certified for that either. `keep`: it stays in
+    [calibration] requires now, when the new bundle cannot be certified for that either. `keep`: it stays in
     service, and every output says for which promise. `withdraw`: the new bundle replaces it, and every
     product goes to a person until one is certified; choose it when the old promise is not good enough."""
     floors: dict[str, Share] = {}

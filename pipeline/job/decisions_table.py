@@ -22,8 +22,8 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -133,7 +133,7 @@ class DecisionsTable:
 
     # Reading
 
-    def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def read(self, columns: Sequence[str]) -> Generator[pa.Table]:
         """Yields the columns piece by piece, lists of SQLite as JSON texts; rows come in no order.
 
         Raises:
@@ -162,9 +162,14 @@ class DecisionsTable:
                     yield pa.table({name: pa.array(next(values), kind) for name, kind in kinds.items()})
 
     def digest(self) -> str:
-        """Returns the sha256 (hex) of the rows, in whatever order the database gives them."""
+        """Returns a digest (64 hex digits) of the rows, in whatever order the database gives them.
+
+        It is the sum of their sha256; a view may have some of the columns only.
+        """
         total = 0
-        for piece in self.read(SCHEMA.names):
+        with closing(self.read([])) as names:
+            there = next(names).column_names
+        for piece in self.read([name for name in SCHEMA.names if name in there]):
             for row in piece.to_pylist():
                 total += int.from_bytes(hashlib.sha256(json_text(row).encode()).digest())
         return f"{total % 2**256:064x}"

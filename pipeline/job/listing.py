@@ -8,6 +8,9 @@ from features.storage.object_stores import Stat
 from features.storage.paths import AnyPath, Remote, stats
 
 Files = Mapping[str, Stat]  # by the name below the workspace
+Found = tuple[
+    str, Stat, tuple[int, int] | None
+]  # name, size and time, and what identifies one of several names
 
 
 def files_of(folder: AnyPath) -> dict[str, Stat]:
@@ -15,7 +18,7 @@ def files_of(folder: AnyPath) -> dict[str, Stat]:
     return dict(sorted((name, stat) for name, stat, _ in walk(folder)))
 
 
-def walk(folder: AnyPath) -> Iterator[tuple[str, Stat, tuple[int, int] | None]]:
+def walk(folder: AnyPath) -> Iterator[Found]:
     """Name below the folder, size and time of every file, and what identifies one with several names.
 
     Texts, not Paths: of 30,000 files these alone take half a second.

@@ -65,8 +65,8 @@ def only_job(run: AnyPath, wait: float = 0.0) -> Iterator[None]:
 def _locked(file: Path) -> int | None:
     """Opens and locks the file, which is made where it is not there; None: another process holds the lock."""
     while True:
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
             continue  # a job that ended has just removed the directory

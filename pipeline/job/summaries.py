@@ -140,6 +140,7 @@ class GateSummary(Summary):
     new: int  # in this week's alone
     gone: int  # in those of the release in service alone
     unmeasured: int  # in those of the release in service alone, but its records are not there
+    unlabelled: int  # left out: its category was split, or a mapping removed it
     trained_on: int  # left out: one of the two was trained on the product
     photo_trained_on: int  # left out: one of the two alone was trained on a photo of it
     missing: str | None  # why the records of the release in service could not be used

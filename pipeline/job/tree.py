@@ -11,11 +11,21 @@ from dataclasses import replace
 
 from pydantic import TypeAdapter
 
-from features.errors import ShelfmarkError
-from features.storage.artifact import Artifact, find_artifact
+from features.storage.artifact import Artifact
 from models.decisions.bundle import THRESHOLDS, read_rules
 from models.taxonomy import read_taxonomy
-from models.taxonomy_changes import ADD, Places, Step, TreeChanges, key, places_of, tree_changes
+from models.taxonomy_changes import (
+    ADD,
+    DELETE,
+    UNCHANGED,
+    Change,
+    Places,
+    Step,
+    TreeChanges,
+    key,
+    places_of,
+    tree_changes,
+)
 from pipeline.job.catalogue import UNLEARNT
 from pipeline.job.run import Run
 
@@ -49,15 +59,19 @@ def places_with_products(records: Artifact) -> Places:
 def changes_since_release(run: Run, records: Artifact) -> TreeChanges | None:
     """What becomes of each category of the release that the run is based on; None where there is none.
 
-    Those added are the ones with products. A category that the whole tree of `--taxonomy` has is not gone
-    because no product has it this week.
-
     Raises:
         ShelfmarkError: the release is missing or damaged.
     """
-    bundle = _release_of(run)
-    if bundle is None:
-        return None
+    bundle = run.release_before()
+    return changes_since(bundle, records) if bundle else None
+
+
+def changes_since(bundle: Artifact, records: Artifact) -> TreeChanges:
+    """What becomes of each category that a bundle has learnt.
+
+    Those added are the ones with products. A category that the whole tree of `--taxonomy` has is not gone
+    because no product has it this week.
+    """
     old = places_of(read_taxonomy(bundle.file("taxonomy.csv")))
     there, step = places_with_products(records), mapping_of(records)
     whole = places_of(read_taxonomy(records.file(WHOLE))) if WHOLE in records.files else {}
@@ -72,24 +86,17 @@ def changes_since_release(run: Run, records: Artifact) -> TreeChanges | None:
     )
 
 
+def is_explained(change: Change, step: Step) -> bool:
+    """Whether the tree explains why a category is not there: another name or place, or a mapping says so."""
+    return change.kind not in (UNCHANGED, ADD, DELETE) or key(change.category) in step.inputs
+
+
 def unproven(run: Run, records: Artifact) -> tuple[str, ...]:
     """The categories that wait for evidence before they may be accepted; none before the first release.
 
     Those are new since the release, parts of a split, or were waiting in the release already.
     """
-    changes, bundle = changes_since_release(run, records), _release_of(run)
+    changes, bundle = changes_since_release(run, records), run.release_before()
     if changes is None or bundle is None:
         return ()
     return changes.unproven(read_rules(bundle.file(THRESHOLDS)).withheld)
-
-
-def _release_of(run: Run) -> Artifact | None:
-    if run.based_on is None:
-        return None
-    found = find_artifact(run.releases / run.based_on)
-    if found is None:
-        raise ShelfmarkError(
-            f"{run.releases / run.based_on}: missing or damaged; expected the release that run {run.name} is "
-            "based on; put it back, or point releases/current to another release and give another --run"
-        )
-    return found

@@ -35,7 +35,7 @@ from features.storage.paths import MARK, AnyPath, Remote, remove
 from features.storage.store import Digests, Store
 from pipeline.extract.index import read_digests, shards_of
 from pipeline.job.config import RetentionSettings
-from pipeline.job.listing import Files, walk
+from pipeline.job.listing import Files, Found, walk
 from pipeline.job.lock import LOCK, at_work, only_job
 from pipeline.job.progress import log
 from pipeline.job.release_log import Switch, history, newest_first, predecessor
@@ -84,13 +84,20 @@ def clean_after(run: Run) -> list[Removal]:
     return removals
 
 
-def clean(workspace: AnyPath, settings: RetentionSettings, *, dry_run: bool = False) -> list[Removal]:
+def clean(
+    workspace: AnyPath,
+    settings: RetentionSettings,
+    *,
+    dry_run: bool = False,
+    found: Iterable[Found] | None = None,
+) -> list[Removal]:
     """Removes runs, releases, decisions, logs, leftovers and shards.
 
     Args:
         workspace: of runs, releases and the store.
         settings: what stays.
         dry_run: remove nothing.
+        found: every file, where the caller has walked the workspace already.
 
     Returns:
         What was removed, or would be.
@@ -98,7 +105,7 @@ def clean(workspace: AnyPath, settings: RetentionSettings, *, dry_run: bool = Fa
     Raises:
         ShelfmarkError: there is no workspace.
     """
-    found = sorted(walk(workspace), key=lambda file: file[0])
+    found = sorted(walk(workspace) if found is None else found, key=lambda file: file[0])
     files = {name: stat for name, stat, _ in found}
     runs = sorted({name.split("/")[1] for name in files if re.match("runs/[^/]+/.", name)})
     if not runs:

@@ -32,13 +32,14 @@ from models.decisions.gate import (
     outcome_of,
 )
 from models.decisions.paired import Difference
-from models.decisions.releases import in_service
+from models.decisions.releases import in_service, release_digest
 from models.taxonomy import Taxonomy
 from pipeline.job.catalogue import TrueCategories
 from pipeline.job.config import CalibrationSettings, GateSettings
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.summaries import GateSummary
+from pipeline.job.tree import changes_since, is_explained, mapping_of
 from pipeline.release.gate_products import decided, gate_products, read_products
 from pipeline.release.in_service import current_release, evaluate_in_service
 
@@ -58,6 +59,7 @@ class Products:
     new: int  # in this week's catalogue alone
     gone: int  # in that of the release in service alone
     unmeasured: int  # of these, not compared: the records are gone
+    unlabelled: int  # of these, left out: the category was split, or removed by a mapping
     left_out: int  # one of the two was trained on the product
     photo_left_out: int  # one of the two alone was trained on a photo of it
 
@@ -98,7 +100,7 @@ class Verdict:
     candidate: str  # digest
     current: str | None  # digest of the release in service; None where there is none, or it is lost
     current_name: str | None
-    asked: Promise  # what the settings ask for now
+    required: Promise  # what the settings require now
     promise: Promise
     current_promise: Promise | None
     tree_changed: bool
@@ -164,19 +166,23 @@ class _Judge:
         self.run, self.force, self.tree_changed = run, force, tree_changed
         self.settings: GateSettings = run.config.gate
         self.artifact = artifact
+        if artifact.made_from["evaluation"] != run.artifact("evaluation", "evaluate").digest:
+            raise ShelfmarkError(
+                f"{artifact.path}: made from another evaluation; expected the run's; run `shelfmark retrain`"
+            )
         self.candidate = open_bundle(artifact.path)
-        self.asked = _asked(run.config.calibration)
+        self.required = _required(run.config.calibration)
         self.promise = _promise(self.candidate)
         self.name = in_service(run.releases)
+        self.found = find_artifact(run.releases / self.name) if self.name else None  # None where damaged
         self.trees = list(TrueCategories.of(run.records()).trees)
 
     def verdict(self) -> Verdict:
         """The verdict."""
         if self.name is None:
-            return self._without_comparison(FIRST, "first: nothing is in service yet", None)
-        found = find_artifact(self.run.releases / self.name)
-        if found and found.digest == self.artifact.digest:
-            return self._made(SAME, False, f"same: it is already in service, as {self.name}", found, ())
+            return self._without_comparison(FIRST, "first: nothing is in service yet")
+        if self.found and self.found.digest == self.artifact.digest:
+            return self._made(SAME, False, f"same: it is already in service, as {self.name}", ())
         try:
             current = current_release(self.run.releases)
             assert current is not None
@@ -187,22 +193,22 @@ class _Judge:
                 f"not comparable: release {self.name} cannot decide about this week's products ({reason}); "
                 "it stays; put it back, or release this one by --force"
             )
-            return self._without_comparison(NOT_COMPARABLE, text, found)
-        return self._compared(current, found, gate_products(self.run, self.candidate, current, decisions))
+            return self._without_comparison(NOT_COMPARABLE, text)
+        return self._compared(current, gate_products(self.run, self.candidate, current, decisions))
 
     # Without a comparison
 
-    def _without_comparison(self, outcome: str, text: str, found: Artifact | None) -> Verdict:
+    def _without_comparison(self, outcome: str, text: str) -> Verdict:
         """Of the first bundle, and where the release in service cannot be used: floors count all the same."""
         evaluation = self.run.artifact("evaluation", "evaluate")
         names = ["true_category", "true_path", "correct"]
         measured = pd.read_parquet(evaluation.file("measured.parquet"), columns=names)
         floors = self._floors(*(measured[name].to_numpy() for name in names))
-        return self._made(outcome, outcome == FIRST, text, found, floors)
+        return self._made(outcome, outcome == FIRST, text, floors)
 
     # With one
 
-    def _compared(self, current: Bundle, found: Artifact | None, gate: Artifact) -> Verdict:
+    def _compared(self, current: Bundle, gate: Artifact) -> Verdict:
         table, summary, settings = read_products(gate), GateSummary.of(gate), self.settings
         comparison = None
         if len(table):
@@ -213,17 +219,17 @@ class _Judge:
                 week=table["week"].to_numpy(),
                 category=table["path"].to_numpy(),
                 department=table["department"].to_numpy(),
-                target=self.asked.target,
+                target=self.required.target,
                 certainty=settings.certainty,
                 repetitions=settings.repetitions,
                 weight=table["weight"].to_numpy() if "weight" in table and table["weight"].any() else None,
             )
         old, withdraw = _promise(current), False
-        for_less = old.certified and not old.covers(self.asked)
+        for_less = old.certified and not old.covers(self.required)
         if for_less and settings.old_promise == "withdraw":
-            withdraw = not self.promise.covers(self.asked)
+            withdraw = not self.promise.covers(self.required)
         counted = replace(old, certified=False) if withdraw else old
-        result = outcome_of(self.asked, counted, self.promise, comparison, settings.certainty)
+        result = outcome_of(self.required, counted, self.promise, comparison, settings.certainty)
         equal = settings.when_equal == "release" or (
             settings.when_equal == "tree_changed" and self.tree_changed
         )
@@ -233,7 +239,7 @@ class _Judge:
         if for_less:
             clauses.append(
                 f"release {self.name} was certified for {_text(old)} only, "
-                f"{_text(self.asked)} is asked for now"
+                f"{_text(self.required)} is required now"
             )
         if summary.missing:
             clauses.append(
@@ -244,7 +250,6 @@ class _Judge:
             result.outcome,
             releases or withdraw,
             "; ".join(clauses),
-            found,
             self._floors(*(table[name].to_numpy() for name in ("category", "path", "after_correct"))),
             if_released="it takes its place and accepts nothing until a bundle is certified "
             "(gate.old_promise)"
@@ -278,9 +283,15 @@ class _Judge:
         )
 
     def _categories_gone(self, current: Bundle) -> Names:
-        """The categories of the release in service that this week's catalogue does not have."""
-        tree = current.categorizer.predictor.taxonomy
+        """The categories of the release in service that this week lacks, unless the tree explains it."""
+        tree, records = current.categorizer.predictor.taxonomy, self.run.records()
+        step = mapping_of(records)
+        assert self.found
+        moved = [
+            one.category for one in changes_since(self.found, records).changes if is_explained(one, step)
+        ]
         there = np.any([one.index(tree.categories) >= 0 for one in self.trees[:-1]], axis=0)
+        there |= np.isin(tree.categories, moved)
         gone = [tree.label(at) for at in np.flatnonzero(~there).tolist()]
         return Names(len(gone), tuple(sorted(gone)[:NAMED]))
 
@@ -294,7 +305,6 @@ class _Judge:
         outcome: str,
         releases: bool,
         sentence: str,
-        found: Artifact | None,
         floors: tuple[Floor, ...],
         *,
         if_released: str = "",
@@ -327,14 +337,14 @@ class _Judge:
             withdraw=withdraw and released,
             sentence="; ".join(clauses),
             candidate=self.artifact.digest,
-            current=found.digest if found else None,
+            current=release_digest(self.run.releases, self.name),
             current_name=self.name,
-            asked=self.asked,
+            required=self.required,
             promise=self.promise,
             current_promise=current_promise,
             tree_changed=self.tree_changed,
             bytes=_bytes(self.artifact),
-            current_bytes=_bytes(found) if found else None,
+            current_bytes=_bytes(self.found) if self.found else None,
             products=products,
             comparison=comparison,
             categories_gone=categories_gone,
@@ -390,7 +400,7 @@ def _floor_text(floor: Floor) -> str:
     )
 
 
-def _asked(settings: CalibrationSettings) -> Promise:
+def _required(settings: CalibrationSettings) -> Promise:
     return Promise(settings.precision, settings.delta, True)
 
 
@@ -402,7 +412,7 @@ def _promise(bundle: Bundle) -> Promise:
 def _products(summary: GateSummary) -> Products:
     return Products(
         summary.measured_on, summary.products, summary.both, summary.new, summary.gone, summary.unmeasured,
-        summary.trained_on, summary.photo_trained_on,
+        summary.unlabelled, summary.trained_on, summary.photo_trained_on,
     )  # fmt: skip
 
 

@@ -69,12 +69,12 @@ def link_bundle(bundle: Artifact, run: str, releases: AnyPath) -> AnyPath:
 
 
 def put_release(workspace: AnyPath, name: str, why: str | None, who: str | None) -> Switch | None:
-    """Puts a release into service, or the bundle of a run that was kept out.
+    """Puts a release into service, or the bundle of a run: one that was kept out, or whose release is lost.
 
     Args:
         workspace: of runs and releases.
         name: of a release that is there, else of a run.
-        why: for the log; needed where a run's bundle was kept out.
+        why: for the log; needed for a run's bundle.
         who: for the log; None: user@host.
 
     Returns:
@@ -85,16 +85,17 @@ def put_release(workspace: AnyPath, name: str, why: str | None, who: str | None)
     """
     releases = _releases_of(workspace)
     with releases_locked(releases):
-        if name in release_names(releases):
-            return _switch_to(releases, name, "switch", why or "put into service by hand", who)
+        there = name in release_names(releases)
         named = re.fullmatch(r"\w[\w.-]*", name)
         bundle = find_artifact(workspace / "runs" / name / "bundle") if named else None
+        if there and (bundle is None or find_artifact(releases / name)):
+            return _switch_to(releases, name, "switch", why or "put into service by hand", who)
         if bundle is None or bundle.kind != "bundle":
             raise _unknown(releases, name)
         if why is None:
             raise ShelfmarkError(
-                f"{name}: its bundle was kept out of service; expected a reason to overrule that; give --why "
-                "with a sentence for releases/log.jsonl"
+                f"{name}: a run whose bundle is no whole release; expected a reason to put it into service; "
+                "give --why with a sentence for releases/log.jsonl"
             )
         _require_digests(bundle)
         target = link_bundle(bundle, name, releases)
@@ -145,8 +146,8 @@ def _before(releases: AnyPath) -> str:
         )
     there = ", ".join(newest_first(releases, switches)) or "none"
     raise ShelfmarkError(
-        f"{releases}: no release served before the one in service; expected one in releases/log.jsonl; name "
-        f"one of those that are there ({there})"
+        f"{releases}: no whole release served before the one in service; expected one in log.jsonl; name one "
+        f"of those that are there ({there}), or a run by `shelfmark release RUN --why …`"
     )
 
 

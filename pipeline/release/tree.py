@@ -30,14 +30,13 @@ from models.taxonomy_changes import (
     SPLIT,
     UNCHANGED,
     TreeChanges,
-    key,
 )
 from pipeline.job.catalogue import categories_of
 from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import TreeSummary
-from pipeline.job.tree import changes_since_release, mapping_of, unproven
+from pipeline.job.tree import changes_since_release, is_explained, mapping_of, unproven
 
 VERSION = 1
 CHANGES = "changes.csv"
@@ -114,9 +113,7 @@ def moved_categories(run: Run) -> frozenset[str]:
     records = run.records()
     found, step = changes_since_release(run, records), mapping_of(records)
     return frozenset(
-        change.category
-        for change in (found.changes if found else ())
-        if change.kind not in (UNCHANGED, ADD, DELETE) or key(change.category) in step.inputs
+        change.category for change in (found.changes if found else ()) if is_explained(change, step)
     )
 
 
