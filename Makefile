@@ -21,7 +21,7 @@ test test-slow test-statistics test-browser test-databases test-runners test-fli
 test test-slow test-statistics test-browser test-databases test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
 .PHONY: help setup demo test test-slow test-statistics test-browser test-databases test-runners test-flink coverage check docs lock clean
-.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-decisions
+.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-categorize bench-decisions
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -92,7 +92,7 @@ docs: $(READY) ## the generated pages of docs/, then the site, in site/index.htm
 	.venv/bin/mkdocs build --strict
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest urls plan store extract engines_agree train train_noise calibrate decisions_output small_shops drift; do \
+	@set -e; for bench in main_job ingest urls plan store extract engines_agree train train_noise calibrate categorize decisions_output small_shops drift; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, pictures within Parquet, and the plan of 8 M products; 2.5 GB of disk
@@ -112,6 +112,9 @@ bench-extract: $(READY) ## extraction beside the backbone alone, then what engin
 
 bench-train: $(READY) ## training beside scikit-learn and NumPy's products, and 2 M bottlenecks from the disk; 8 GB of disk
 	.venv/bin/python benchmarks/train.py
+
+bench-categorize: $(READY) ## a batch beside the bare engine and the bare store, all new and all known, and its memory; 2 GB of disk
+	.venv/bin/python benchmarks/categorize.py
 
 bench-calibrate: $(READY) ## certificates, curves and tables of 2 M products in 8,000 categories, beside MAPIE and bare matrix products; 1 GB of disk
 	.venv/bin/python benchmarks/calibrate.py

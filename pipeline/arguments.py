@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from features.errors import ShelfmarkError
-from features.storage.paths import MARK, AnyPath
+from features.storage.paths import MARK, AnyPath, Remote, any_path
 from pipeline.job.config import BackboneSettings, Config
 from pipeline.job.progress import log
 
@@ -71,21 +71,33 @@ def check_run(
             read_mappings([local(file) for file in mappings])
 
 
-def check_categorize(workspace: AnyPath, sources: Sequence[str], output: AnyPath, config: Config) -> None:
+def check_categorize(
+    workspace: AnyPath,
+    sources: Sequence[str],
+    output: str,
+    config: Config,
+    only_new: str | None = None,
+    records: AnyPath | None = None,
+) -> None:
     """Checks the arguments of categorize; errors as for `check_run`."""
     from models.decisions.releases import require_in_service
-    from pipeline.job.decisions_file import rejects_beside, require_format
-    from pipeline.sources.outside import require_outside
+    from pipeline.categorize.targets import require_targets
+    from pipeline.job.decisions_output import decisions_source
+    from pipeline.job.decisions_table import is_database
     from pipeline.sources.source import open_sources
     from pipeline.sources.tables import csv_options
 
     check_workspace(workspace)
     require_in_service(workspace)
-    require_format(output)
-    _check_writable(output)
     opened = open_sources(list(sources), csv_options(config.ingest), may_be_empty=True)
-    for path in (output, rejects_beside(output), workspace / "store"):
-        require_outside(path, opened)
+    require_targets(opened, workspace, output, only_new, records)
+    for path in [] if is_database(output) else [any_path(output)]:
+        _check_writable(path)
+    earlier = None if only_new is None else decisions_source(only_new)
+    if isinstance(earlier, Path | Remote) and not earlier.exists():
+        raise ShelfmarkError(
+            f"{earlier}: no such file; expected decisions of `shelfmark categorize`; check --only-new"
+        )
 
 
 def check_workspace(workspace: AnyPath, is_made: bool = False) -> None:

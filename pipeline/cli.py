@@ -283,7 +283,20 @@ def retrain(
     help="Directory with the release in service.",
 )
 @click.option(
-    "--output", type=PATH, required=True, help="FILE.parquet, .csv, .csv.gz or .jsonl for the decisions."
+    "--output",
+    required=True,
+    metavar="TARGET",
+    help="For the decisions: FILE.parquet, .csv, .csv.gz or .jsonl; FOLDER/ for parts; or a table, as in "
+    "sqlite:///FILE#TABLE.",
+)
+@click.option(
+    "--only-new",
+    metavar="DECISIONS",
+    help="Leave out products that the release in service has decided about there, by their ids: not whether "
+    "their photos are the same. Unreadable ones are tried again.",
+)
+@click.option(
+    "--keep-records", "records", type=PATH, metavar="DIR", help="Keep the photos as TFRecords in DIR."
 )
 @_engine
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
@@ -293,7 +306,9 @@ def retrain(
 def categorize(
     sources: tuple[str, ...],
     workspace: AnyPath,
-    output: AnyPath,
+    output: str,
+    only_new: str | None,
+    records: AnyPath | None,
     engine: str | None,
     file: Path | None,
     sets: tuple[str, ...],
@@ -301,7 +316,8 @@ def categorize(
     """Categorizes every product of a source.
 
     The bundle in service decides. Each product gets one row: accepted, parent, review or unreadable. A
-    category given in the source is ignored. Options after -- are Beam's.
+    category given in the source is ignored. Photos that the store knows are not decoded again. Options after
+    -- are Beam's.
 
     \b
     Example:
@@ -309,21 +325,25 @@ def categorize(
     """
     from pipeline.arguments import check_categorize
     from pipeline.job.command_log import command_log, log_of_job
+    from pipeline.job.decisions_output import decisions_source
     from pipeline.job.load_config import load_config
 
     config = load_config(
         file, sets, {"extract.engine": engine}, used=CATEGORIZE_USES, unused=CATEGORIZE_LEAVES
     )
-    check_categorize(workspace, sources, output, config)
+    check_categorize(workspace, sources, output, config, only_new, records)
     with command_log(log_of_job(workspace, "categorize")):
         start_tensorflow(config.extract.engine)
-        from pipeline.release.categorize import categorize
+        from pipeline.categorize.categorize import categorize
         from pipeline.release.in_service import require_release
 
         counts = categorize(
-            list(sources), require_release(workspace), workspace / "store", output, config, _beam()
-        )
-    print(f"{output}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items()))
+            list(sources), require_release(workspace), workspace / "store", output, config, _beam(),
+            only_new=only_new, records=records,
+        )  # fmt: skip
+    print(
+        f"{decisions_source(output)}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items())
+    )
 
 
 shelfmark.add_command(audit)

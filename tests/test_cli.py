@@ -199,14 +199,14 @@ def test_the_engine_is_chosen_before_tensorflow_is_started(tmp_path, started, ho
 
 @pytest.mark.parametrize("command", ["retrain", "categorize"])
 def test_other_commands_choose_it_then_too(tmp_path, photos, workspace, started, command, monkeypatch):
-    import pipeline.release.categorize
+    import pipeline.categorize.categorize
     import pipeline.retrain
 
     def work(*arguments, **options):
         raise ShelfmarkError(f"begun after {started}")
 
     monkeypatch.setattr(pipeline.retrain, "retrain", work)
-    monkeypatch.setattr(pipeline.release.categorize, "categorize", work)
+    monkeypatch.setattr(pipeline.categorize.categorize, "categorize", work)
     more = ["--output", str(tmp_path / "d.parquet")] if command == "categorize" else []
     assert run(command, str(photos), "--engine", "jax", "--workspace", str(workspace), *more) == 1
     assert started == ["use jax", "start"]
@@ -363,7 +363,7 @@ def test_settings_of_what_was_finished_stay_when_the_rest_is_refused(tmp_path, p
     workspace = ["--workspace", str(tmp_path / "W"), "--run", "r", "--weights", "random"]
     assert run("retrain", str(photos), *workspace, "--image-size", "40") == 1  # too small for Inception v3
     assert '"image_size": 40' in (tmp_path / "W" / "runs" / "r" / "config.json").read_text()
-    assert [file.parent.name for file in finished(tmp_path / "W")] == ["records"]
+    assert [file.parent.name for file in finished(tmp_path / "W")] == ["records", "tree"]
 
 
 def test_an_internal_fault_is_one_line_and_a_traceback_only_with_debug(tmp_path, photos, capsys, monkeypatch):

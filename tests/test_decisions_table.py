@@ -507,10 +507,8 @@ def test_what_postgresql_refuses_is_one_line_without_the_password(server: Server
         (gone, r"database .nothing. does not exist; expected a database that answers; check"),
         (closed, r"onnection refused.*; expected a database that answers; check that it runs"),
     ]:
-        started = time.monotonic()
         with pytest.raises(ShelfmarkError, match=message) as error:
             require_output(target)
-        assert time.monotonic() - started < 3
         assert "\n" not in str(error.value)
         for word in ("s3cret", "wr0ng"):
             assert word not in str(error.value)

@@ -241,19 +241,22 @@ def test_a_release_that_cannot_decide_any_more_stays_until_force_replaces_it(
     assert in_service(copy / "releases") == "next"
 
 
-def test_where_the_old_records_are_gone_only_this_weeks_products_count_and_it_is_said(
+def test_where_the_old_records_are_gone_bundle_and_store_take_their_place(
     copy: Path, drawn_weights: Path
 ) -> None:
+    whole = judged(copy, "half", drawn_weights)
     shutil.rmtree(copy / "runs" / "good")
     verdict = judged(copy, "half", drawn_weights)
-    assert verdict.products and verdict.comparison
-    assert (verdict.products.gone, verdict.products.unmeasured, verdict.products.both) == (0, 48, 48)
-    assert "gone" not in verdict.comparison.weeks
-    assert (
-        "only this week's products were compared: the records of its run are gone (48 products)"
-        in verdict.sentence
-    )
-    assert verdict.categories_gone and verdict.categories_gone.count == 4
+    assert verdict == whole
+
+
+def test_a_run_that_is_repeated_with_half_of_the_feed_loses_although_it_has_replaced_its_records(
+    copy: Path, drawn_weights: Path
+) -> None:
+    """The default name of a run is the week: a job that runs every day goes on with the same one."""
+    verdict = judge(*made(copy, "good", copy.parent / "half.csv", config_of(drawn_weights)))
+    assert verdict.products and verdict.products.gone == 48
+    assert (verdict.outcome, verdict.release, verdict.current_name) == ("worse", False, "good")
 
 
 def test_another_backbone_extracts_the_gone_products_from_the_records_of_their_run(
@@ -272,6 +275,14 @@ def test_another_backbone_extracts_the_gone_products_from_the_records_of_their_r
     again = judge(run, candidate)
     assert again.products and (again.products.gone, again.products.unmeasured) == (0, 48)
     assert "only this week's products were compared: the records of its run cannot be read" in again.sentence
+    shutil.rmtree(shard.parent)
+    last = judge(run, candidate)
+    assert (
+        "only this week's products were compared: the records of its run are gone (48 products)"
+        in last.sentence
+    )
+    assert last.comparison and "gone" not in last.comparison.weeks
+    assert last.categories_gone and last.categories_gone.count == 4
 
 
 def test_products_that_one_of_the_two_was_trained_on_are_left_out(

@@ -225,6 +225,29 @@ def test_products_of_withheld_categories_are_no_part_of_what_the_leaf_certifies(
     assert parent.accepted == np.count_nonzero(stopped) and (stopped & held[1]).any()
 
 
+@pytest.mark.parametrize("runs", [25, pytest.param(300, marks=pytest.mark.statistics)])
+@pytest.mark.parametrize("count", [300, 1500])
+def test_promises_hold_where_categories_that_are_often_wrong_are_withheld(count: int, runs: int) -> None:
+    """A fifth of the wrong products is withheld, and a twentieth of the correct ones."""
+    confidence, correct, depth = world("even")
+    held = np.random.default_rng(40).random(len(depth)) < np.where(correct[:, -1], 0.05, 0.2)
+    rng, broken = np.random.default_rng(41), []
+    decided = np.column_stack([confidence[:, :-1], np.where(held, 0.0, confidence[:, -1])])
+    for _ in range(runs):
+        sides = []
+        for name, size in (("fit", count // 4), ("cert", count - count // 4)):
+            rows = rng.integers(0, len(depth), size)
+            side = draw.level_outcomes(confidence[rows], correct[rows], depth[rows], name)
+            sides.append(replace(side, withheld=held[rows]))
+        found = certify_levels(*sides)
+        assert found[-1].threshold is None or found[-1].threshold > 0
+        broken.append(judged(found, (decided, correct, depth))[0])
+    print(count, "products: broken", np.mean(broken, axis=0).round(3))
+    for level in range(1, len(broken[0]) + 1):
+        share = delta_share(level, len(broken[0]))
+        assert np.mean(broken, axis=0)[level - 1] <= allowed(0.1 * share, runs)
+
+
 def two_levels(rng: np.random.Generator, products: int, name: str) -> LevelOutcomes:
     """Products whose confidences are true; the parent is correct more often than the category."""
     leaf = rng.beta(4, 1, products)

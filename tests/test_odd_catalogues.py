@@ -535,16 +535,16 @@ def decisions(tmp_path, workspace, source, name="decisions.parquet", status=0):
 def test_a_photo_that_vanishes_while_products_are_categorized_is_counted_too(
     tmp_path, workspace, monkeypatch
 ):
-    from pipeline.release import categorize
+    from pipeline.categorize import categorize
 
     shop = write_files(tmp_path / "shop", {f"{n}.jpg": photo(n) for n in range(20)})
-    real = categorize._write_rejects
+    real = categorize.extract_new
 
     def and_then(*arguments):
         (shop / "3.jpg").unlink(missing_ok=True)
         return real(*arguments)
 
-    monkeypatch.setattr(categorize, "_write_rejects", and_then)
+    monkeypatch.setattr(categorize, "extract_new", and_then)
     status = decisions(tmp_path, workspace, "shop").set_index("product_id")["status"]
     assert len(status) == 20 and status[status == "unreadable"].index.tolist() == ["3.jpg"]
     assert pd.read_parquet(tmp_path / "decisions.rejects.parquet")["reason"].tolist() == ["changed"]

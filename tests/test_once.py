@@ -22,6 +22,7 @@ from test_ingest import in_a_loop
 from features.storage.artifact import Artifact
 from models.decisions.bundle import THRESHOLDS, load_predictor, read_rules
 from models.decisions.categorizer import Categorizer
+from pipeline.categorize.categorize import categorize
 from pipeline.extract import fill_store as shards_module
 from pipeline.extract.extract import extract_records
 from pipeline.ingest import check_images as check_module
@@ -29,7 +30,6 @@ from pipeline.ingest import ingest as ingest_module
 from pipeline.ingest.ingest import make_records
 from pipeline.job.catalogue import categories_of, open_part
 from pipeline.job.config import Config, ExtractSettings
-from pipeline.release.categorize import categorize
 from pipeline.train.calibrate import calibrate_head
 from pipeline.train.evaluate import evaluate_head
 from pipeline.train.finetune import draw_images
@@ -128,7 +128,7 @@ def week_of(folder: Path, times: int) -> Week:
     )
     bundle = Held(Categorizer(load_predictor(head.path), read_rules(thresholds.file(THRESHOLDS))), folder)
     with light():
-        categorize([str(folder / "catalogue.csv")], bundle, store, folder / "out" / "d.parquet", CONFIG)
+        categorize([str(folder / "catalogue.csv")], bundle, store, str(folder / "out" / "d.parquet"), CONFIG)
     decisions = pd.read_parquet(folder / "out" / "d.parquet")
     return Week(folder, records, bottlenecks, head, thresholds, evaluation, decisions)
 
@@ -209,7 +209,7 @@ def test_trees_decide_the_same_in_calibration_evaluation_and_batch(
     bundle = Held(Categorizer(load_predictor(once.head.path), rules), once.folder)
     with light():
         out = tmp_path / "d.parquet"
-        categorize([str(once.folder / "catalogue.csv")], bundle, once.folder / "store", out, CONFIG)
+        categorize([str(once.folder / "catalogue.csv")], bundle, once.folder / "store", str(out), CONFIG)
     measured = pd.read_parquet(evaluation.file("decisions.parquet")).set_index("product_id")
     decided = pd.read_parquet(out).set_index("product_id").loc[measured.index]
     assert decided["confidence"].nunique() > 3

@@ -9,8 +9,8 @@ from catalogues import photo, write_files, write_manifest
 
 from features.errors import ShelfmarkError
 from features.storage.paths import any_path
+from pipeline.categorize.categorize import categorize
 from pipeline.job.config import Config
-from pipeline.release.categorize import categorize
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import open_source, open_sources
 
@@ -105,5 +105,5 @@ def test_categorize_refuses_to_write_into_its_sources_before_any_work(
     before = sorted(os.walk(shop))
     bundle: Any = None  # it is not even looked at
     with pytest.raises(ShelfmarkError, match=r"expected a path outside of all sources; give another one"):
-        categorize([str(shop / source)], bundle, shop / workspace / "store", shop / output, Config())
+        categorize([str(shop / source)], bundle, shop / workspace / "store", str(shop / output), Config())
     assert sorted(os.walk(shop)) == before

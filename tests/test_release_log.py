@@ -189,7 +189,7 @@ def test_killed_at_random_moments_it_leaves_one_whole_release_in_service_and_a_w
         assert switches[-1].to == name
         assert [one.before for one in switches[1:]] == [one.to for one in switches[:-1]]
         assert "found" not in {one.action for one in switches}, "nothing was switched without its line"
-    assert len(switches) > 20
+    assert len(switches) >= 10, "each job switched before it was killed"
 
 
 def test_on_an_object_store_the_log_is_the_same(tmp_path: Path) -> None:

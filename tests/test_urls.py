@@ -354,4 +354,4 @@ def test_categorize_reads_urls_and_requests_the_unreachable_again(server, tmp_pa
     assert "unreadable" not in pd.read_csv(output)["status"].tolist()
     assert server.counts.pop("/broken/1/1.jpg") == 2
     assert set(server.counts.values()) == {1}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["W", "d.csv", "shop.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["W", "d.csv", "d.rejects.parquet", "shop.csv"]

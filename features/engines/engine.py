@@ -59,6 +59,30 @@ def extract(
     return rows[:count]
 
 
+def extract_readable(engine: Engine, pieces: Iterable[Piece], most: int, flip: bool = False) -> np.ndarray:
+    """Computes the bottlenecks of images of which some may turn out unreadable, in order.
+
+    Args:
+        engine: of a backbone.
+        pieces: of strict JPEGs.
+        most: how many images they hold at most.
+        flip: of the images mirrored, left to right.
+
+    Returns:
+        (n, d) float16, of the n images that there are.
+    """
+    counts: list[int] = []
+
+    def counted() -> Iterator[Piece]:
+        for piece in pieces:
+            counts.append(len(piece.starts))
+            yield piece
+
+    rows: np.ndarray = np.empty((-(-most // engine.batch) * engine.batch, engine.width), np.float16)
+    engine.fill(read_pixels(counted(), engine.size, engine.batch, flip), rows)
+    return rows[: sum(counts)]
+
+
 def _counted(pieces: Iterable[Piece], count: int) -> Iterator[Piece]:
     seen = 0
     for piece in pieces:

@@ -13,6 +13,7 @@ of earlier versions have no checksums; their rows are read unchecked.
 
 import hashlib
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,6 +201,47 @@ class Store:
             )
         return digests_of(table["image_digest"]), metadata[b"engine"].decode()
 
+    def each_shard(self) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+        """Yields name, digests (n, 32) uint8 and checksums (n,) uint64 of each shard, None where it has none.
+
+        Raises:
+            ShelfmarkError: a shard cannot be read, or belongs to another store.
+        """
+        for name in self.shards():
+            yield name, self._read(name)[0], self._sums(name)
+
+    def gather(
+        self, names: list[str], shard: np.ndarray, row: np.ndarray, sums: np.ndarray, summed: np.ndarray
+    ) -> np.ndarray:
+        """Returns (n, d) float16, bottlenecks in memory; of the shards one is open at a time.
+
+        Args:
+            names: of shards.
+            shard: (n,) int, index into `names`.
+            row: (n,) int, row in the shard.
+            sums: (n,) uint64, checksums of the rows.
+            summed: (n,) bool, whether there is one.
+
+        Raises:
+            ShelfmarkError: a shard is gone or damaged.
+        """
+        order = np.lexsort((row, shard))
+        bounds = np.flatnonzero(np.diff(shard[order], prepend=-1))
+        out = np.empty((0, 0), np.float16)
+        for its in np.split(order, bounds[1:]) if len(order) else []:
+            name = names[shard[its[0]]]
+            file = self.path / f"{name}.npy"
+            array = _mapped(file)
+            known = sums[its] if summed[its[0]] else None
+            if not out.size:
+                out = np.empty((len(row), array.shape[1]), np.float16)
+            for start in range(0, len(its), PIECE):
+                piece = its[start : start + PIECE]
+                rows = Shard(array, None, file).read(row[piece])
+                _require_sums(rows, None if known is None else known[start : start + PIECE], file)
+                out[piece] = rows
+        return out
+
     def append(self, digests: np.ndarray, bottlenecks: np.ndarray, engine: str) -> str:
         """Adds a shard.
 
@@ -244,14 +286,7 @@ class Store:
     def _open(self, shard: str) -> "Shard":
         if shard not in self._opened:
             file = self.path / f"{shard}.npy"
-            try:
-                self._opened[shard] = Shard(np.load(local(file), mmap_mode="r"), self._sums(shard), file)
-            except (OSError, ValueError, EOFError) as error:
-                advice = "" if isinstance(error, FileNotFoundError) else "remove it and "
-                raise ShelfmarkError(
-                    f"{file}: cannot be read ({error}); expected a shard of bottlenecks; "
-                    f"{advice}run extract again"
-                ) from error
+            self._opened[shard] = Shard(_mapped(file), self._sums(shard), file)
         return self._opened[shard]
 
     def _sums(self, shard: str) -> np.ndarray | None:
@@ -278,14 +313,31 @@ class Shard:
             ShelfmarkError: a row is not what was written.
         """
         rows: np.ndarray = self.array[row]
-        if self.sums is not None and (damaged := np.count_nonzero(row_sums(rows) != self.sums[row])):
-            raise ShelfmarkError(
-                f"{self.file}: {damaged:,} of {len(row):,} bottlenecks are not what was written there; "
-                "expected their checksums; remove the file and run the command again to extract them anew"
-            )
+        _require_sums(rows, None if self.sums is None else self.sums[row], self.file)
         if isinstance(self.array, np.memmap):
             self.array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
         return rows
+
+
+def _mapped(file: AnyPath) -> np.ndarray:
+    """The (n, d) float16 of a shard, memory-mapped."""
+    try:
+        array: np.ndarray = np.load(local(file), mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        advice = "" if isinstance(error, FileNotFoundError) else "remove it and "
+        raise ShelfmarkError(
+            f"{file}: cannot be read ({error}); expected a shard of bottlenecks; {advice}run extract again"
+        ) from error
+    return array
+
+
+def _require_sums(rows: np.ndarray, sums: np.ndarray | None, file: AnyPath | None) -> None:
+    """Raises a ShelfmarkError where rows do not have these checksums; without any, they are not compared."""
+    if sums is not None and (damaged := np.count_nonzero(row_sums(rows) != sums)):
+        raise ShelfmarkError(
+            f"{file}: {damaged:,} of {len(rows):,} bottlenecks are not what was written there; "
+            "expected their checksums; remove the file and run the command again to extract them anew"
+        )
 
 
 def row_sums(bottlenecks: np.ndarray) -> np.ndarray:

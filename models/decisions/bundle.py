@@ -1,11 +1,12 @@
 """The bundle: everything that categorizing needs, in one directory.
 
     bundle/  head.json  head.weights.h5  (set.json  set.weights.h5)  sizes.npy  taxonomy.csv  thresholds.json
-             backbone.json  backbone.weights.h5  splits.parquet  reference.json  centroids.npy  feed.json
-             trace.json  manifest.json
+             backbone.json  backbone.weights.h5  splits.parquet  reference.json  centroids.npy
+             measured.parquet  feed.json  trace.json  manifest.json
 
 trace.json says what the bundle was made from (pipeline/release/trace.py), feed.json what came in that week.
 reference.json and centroids.npy are what new batches are compared with (pipeline/monitor/reference_files.py).
+measured.parquet holds the measured products, on which a later bundle is compared with this one.
 splits.parquet (product_id, split) keeps every product in its part of the split in the weeks to come.
 """
 

@@ -10,13 +10,13 @@ from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
 from models.decisions.categorizer import ACCEPTED, PARENT, REVIEW, UNREADABLE
 from models.decisions.thresholds import Certificate
+from pipeline.categorize.categorize import categorize
 from pipeline.demo.drawn_catalogue import DrawnCatalogue, draw_catalogue
 from pipeline.job.config import Config
 from pipeline.job.load_config import load_config
 from pipeline.job.lock import only_job
 from pipeline.job.progress import log
 from pipeline.job.run import begin_run, default_name
-from pipeline.release.categorize import categorize
 from pipeline.release.in_service import require_release
 from pipeline.report.data import load
 from pipeline.retrain import retrain
@@ -40,7 +40,7 @@ def demo(workspace: Path) -> None:
         run = begin_run(workspace, name, config)
         retrain(run, [str(drawn.catalogue)], drawn.taxonomy)
     output = workspace / "decisions.parquet"
-    categorize([str(drawn.catalogue)], require_release(workspace), run.store, output, config)
+    categorize([str(drawn.catalogue)], require_release(workspace), run.store, str(output), config)
     data = load(workspace / "runs" / name)
     assert data.metrics.test, "a drawn catalogue has test products"
     print(

@@ -205,11 +205,11 @@ def make_shard(
     Ingest has decoded every image: here nothing is rejected, and `extract` refuses more or fewer images.
     """
     bottlenecks = extract(engine, read(), len(digests), flip=store.flip)
-    _require_use(bottlenecks, weights, store)
+    require_use(bottlenecks, weights, store)
     store.append(digests, bottlenecks, engine=engine.name)
 
 
-def _require_use(bottlenecks: np.ndarray, weights: str, store: Store) -> None:
+def require_use(bottlenecks: np.ndarray, weights: str, store: Store) -> None:
     """Raises _Useless about numbers that are not finite, and about a store that would begin with zeros.
 
     Later a shard may be all zero: it can be the one of a single image.

@@ -93,9 +93,7 @@ class CheckedImages:
 
     def names(self, file: pa.ChunkedArray) -> pa.ChunkedArray:
         """Files as people call them, without the path above the source: the source may be moved next week."""
-        for root in self.roots:
-            file = pc.replace_substring_regex(file, "^" + re.escape(root), "")
-        return file
+        return without_roots(file, self.roots)
 
     def reject(self, images: Collection[ImageKey]) -> None:
         """Turns readable images into rejects with the reason `changed`."""
@@ -105,6 +103,13 @@ class CheckedImages:
                 table = pq.read_table(opened)
             if pc.any(pc.is_in(table["file"], files)).as_py():
                 write_table(_rejected(table, images), path)
+
+
+def without_roots(file: pa.ChunkedArray, roots: list[str]) -> pa.ChunkedArray:
+    """Paths of files without these beginnings."""
+    for root in roots:
+        file = pc.replace_substring_regex(file, "^" + re.escape(root), "")
+    return file
 
 
 def _rejected(table: pa.Table, images: Collection[ImageKey]) -> pa.Table:
@@ -141,6 +146,26 @@ def check_images(
         renamed: see Source.segments.
     """
     folder = work / FOLDER
+    fetching = fetching_of(settings, fetched)
+    segments = segments_of(sources, settings, folder, fetching, renamed)
+    do = functools.partial(
+        check_unit, limits=image_limits(settings), categories=categories, fetching=fetching
+    )
+    run_units("check images", segments, do, folder, beam)
+    return CheckedImages([unit_file(folder, number) for number in range(len(segments))], roots_of(sources))
+
+
+def segments_of(
+    sources: list[Source],
+    settings: "IngestSettings",
+    folder: AnyPath,
+    fetching: Fetching,
+    renamed: Renamed = AS_NAMED,
+) -> list[Segment]:
+    """The segments of the sources; listings, and the units that are made of the segments, are in `folder`.
+
+    Units with photos that could not be reached are removed, so that they are tried again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for listing in folder.glob("listing-*"):
         listing.unlink()
@@ -149,15 +174,14 @@ def check_images(
         for source in sources
         for segment in source.segments(folder, settings.unit_bytes, settings.unit_images, renamed)
     ]
-    fetching = fetching_of(settings, fetched)
     if any(segment.root for segment in segments):  # of listings, which may hold web addresses
         _forget_unfetched(folder, fetching.cache)
-    do = functools.partial(
-        check_unit, limits=image_limits(settings), categories=categories, fetching=fetching
-    )
-    run_units("check images", segments, do, folder, beam)
-    roots = {f"{root}/": None for source in sources for root in _spellings(source.path.parent)}
-    return CheckedImages([unit_file(folder, number) for number in range(len(segments))], list(roots))
+    return segments
+
+
+def roots_of(sources: list[Source]) -> list[str]:
+    """How the paths of the sources' files begin."""
+    return list({f"{root}/": None for source in sources for root in _spellings(source.path.parent)})
 
 
 def _spellings(root: AnyPath) -> list[str]:
@@ -208,7 +232,7 @@ def check_unit(
     if segment.pictures:
         copies = done.with_suffix(".pictures")
         with writing(copies) as working, open(working, "wb") as file:
-            images = (_copied(image, file, path_text(copies)) for image in read_segment(segment, fetching))
+            images = (copied(image, file, path_text(copies)) for image in read_segment(segment, fetching))
             rows = list(_rows(images, limits, categories))
     else:
         rows = list(_rows(read_segment(segment, fetching), limits, categories))
@@ -216,7 +240,7 @@ def check_unit(
     write_table(pa.table(list(map(list, columns)) or [[]] * len(CHECKED), schema=CHECKED), done)
 
 
-def _copied(image: SourceImage, file: BinaryIO, name: str) -> SourceImage:
+def copied(image: SourceImage, file: BinaryIO, name: str) -> SourceImage:
     """The image; its bytes are added to `file`, called `name`, where no range of the source holds them."""
     if image.offset >= 0 or not image.data:
         return image

@@ -1,5 +1,7 @@
 """Rejects: the table of the refused images, and the stop when they are too many."""
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,18 +33,23 @@ def write_rejects(checked: CheckedImages, index: Index, rejects: AnyPath) -> int
 
 
 def refuse_flood(index: Index, max_rejected: float, rejects: AnyPath) -> None:
+    """Stops when more than `max_rejected` of the images of an index are rejected; see `refuse_flood_of`."""
+    refuse_flood_of(index.reasons(), index.images(), max_rejected, rejects)
+
+
+def refuse_flood_of(reasons: Mapping[str, int], images: int, max_rejected: float, rejects: AnyPath) -> None:
     """Stops when more than `max_rejected` of the images are rejected.
 
     Args:
-        index: of all rows.
+        reasons: rejected images by reason, the most common first.
+        images: of all.
         max_rejected: share.
-        rejects: the table of all of them.
+        rejects: the table of all rejected ones.
 
     Raises:
         Stopped: with the three most common reasons, and an example of the first.
     """
-    reasons = index.reasons()
-    rejected, images = sum(reasons.values()), index.images()
+    rejected = sum(reasons.values())
     if rejected <= max_rejected * images:
         return
     common = ", ".join(f"{reason} {count:,}" for reason, count in list(reasons.items())[:3])

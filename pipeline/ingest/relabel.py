@@ -7,7 +7,6 @@ A product whose old category was split, deleted, or leads nowhere has no categor
 one it is. It gets a decision like any other.
 """
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -110,24 +109,27 @@ def relabel(index: Index, how: Relabelling) -> tuple[Index, pa.Table]:
     category = Coded(list(codes), to[index.category.code])
     changed = np.array([name in changes for name in values])
     rows = np.flatnonzero(changed[index.category.code] & (index.product >= 0))
-    pairs = np.unique(np.stack([index.product[rows], index.category.code[rows]]), axis=1)
-    product, old = pairs[0], [changes[values[code]] for code in pairs[1].tolist()]
+    pairs = np.unique(index.product[rows] * np.int64(len(values)) + index.category.code[rows])
+    product, old = np.divmod(pairs, len(values))
+    of_code = [changes.get(name, Change("", "")) for name in values]
+    columns = [
+        pa.array([getattr(change, name) for change in of_code], pa.string()).take(pa.array(old))
+        for name in ("category", "target", "kind", "reason")
+    ]
     table = pa.table(
-        [
-            index.product_id.take(pa.array(product)).cast(pa.string()),
-            *([getattr(change, name) for change in old] for name in ("category", "target", "kind", "reason")),
-        ],
-        schema=RELABELLED,
+        [index.product_id.take(pa.array(product)).cast(pa.string()), *columns], schema=RELABELLED
     )
     return replace(index, category=category), table
 
 
 def counts_of(table: pa.Table) -> tuple[dict[str, int], dict[str, int]]:
     """Products by kind: those that have another category now, and those that have none any more."""
-    kinds = Counter(zip(table["kind"].to_pylist(), table["to"].is_null().to_pylist(), strict=True))
+    counted = [
+        table.filter(chosen)["kind"].value_counts().to_pylist()
+        for chosen in (table["to"].is_valid(), table["to"].is_null())
+    ]
     relabelled, unlabelled = (
-        {kind: count for (kind, gone), count in sorted(kinds.items()) if gone == wanted}
-        for wanted in (False, True)
+        dict(sorted((str(one["values"]), int(one["counts"])) for one in counts)) for counts in counted
     )
     return relabelled, unlabelled
 

@@ -113,18 +113,23 @@ class Run:
 
         file = self.path / KNOWN
         if not (file.is_file() and (self.path / "records" / MARK).is_file()):
-            if self.based_on is not None:
-                self._release_before(self.based_on)
+            self.release_before()  # where it is lost, its products could get other parts
             gather_splits(self.releases, self.based_on, file)
         return kept_splits(file)
 
-    def _release_before(self, based_on: str) -> Artifact:
-        """The release that the run is based on; ShelfmarkError where it is lost or damaged."""
+    def release_before(self) -> Artifact | None:
+        """The release that the run is based on; None where nothing was in service.
+
+        Raises:
+            ShelfmarkError: it is lost or damaged.
+        """
+        if self.based_on is None:
+            return None
         next_step = (
             "put its files back, or put another one into service by `shelfmark rollback` or `shelfmark "
             "release`, then run the same command with another --run"
         )
-        return require_whole(self.releases, based_on, next_step)
+        return require_whole(self.releases, self.based_on, next_step)
 
     def bundle_before(self) -> Artifact | None:
         """The bundle that the run is based on; None without train.warm_start."""
@@ -155,11 +160,10 @@ class Run:
         """
         if own := self.own_backbone():
             return _opened(own)
-        if self.based_on is not None:
-            released = self._release_before(self.based_on)
-            if self._tuned_here(released):
-                log.info("backbone: the fine-tuned one of release %s", self.based_on)
-                return _opened(released)
+        released = self.release_before()
+        if released and self._tuned_here(released):
+            log.info("backbone: the fine-tuned one of release %s", self.based_on)
+            return _opened(released)
         return self.untuned_backbone()
 
     def own_backbone(self) -> Artifact | None:

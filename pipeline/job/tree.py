@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from pydantic import TypeAdapter
 
-from features.errors import ShelfmarkError
-from features.storage.artifact import Artifact, find_artifact
+from features.storage.artifact import Artifact
 from models.decisions.bundle import THRESHOLDS, read_rules
 from models.taxonomy import read_taxonomy
 from models.taxonomy_changes import (
@@ -63,7 +62,7 @@ def changes_since_release(run: Run, records: Artifact) -> TreeChanges | None:
     Raises:
         ShelfmarkError: the release is missing or damaged.
     """
-    bundle = _release_of(run)
+    bundle = run.release_before()
     return changes_since(bundle, records) if bundle else None
 
 
@@ -97,19 +96,7 @@ def unproven(run: Run, records: Artifact) -> tuple[str, ...]:
 
     Those are new since the release, parts of a split, or were waiting in the release already.
     """
-    changes, bundle = changes_since_release(run, records), _release_of(run)
+    changes, bundle = changes_since_release(run, records), run.release_before()
     if changes is None or bundle is None:
         return ()
     return changes.unproven(read_rules(bundle.file(THRESHOLDS)).withheld)
-
-
-def _release_of(run: Run) -> Artifact | None:
-    if run.based_on is None:
-        return None
-    found = find_artifact(run.releases / run.based_on)
-    if found is None:
-        raise ShelfmarkError(
-            f"{run.releases / run.based_on}: missing or damaged; expected the release that run {run.name} is "
-            "based on; put it back, or point releases/current to another release and give another --run"
-        )
-    return found

@@ -12,10 +12,13 @@ this week's records          ─► measured products ─┬─► both, new ─
 records of the release's run ─► measured products ─┴─► gone       ├─► left out: those that one was trained on
 splits.parquet of the release, products.parquet of the run ───────┘
 
+Where the records of the release's run are gone, its bundle's measured.parquet and the store take their place.
+
 A product in both weeks has this week's photos and category. So a catalogue that has lost half of its
 categories loses: the release in service still knows those that are gone. Where the tree has changed,
-categories of before count as what they are now, in labels and in what the release in service decides; a
-product whose category was split, or removed by a mapping, has no true category any more and is left out.
+categories of before count as what they are now, in labels and in what the release in service decides, which
+accepts nothing into one that was split, or removed by a mapping. A product of such a category has no true
+category any more and is left out.
 """
 
 import json
@@ -34,13 +37,14 @@ import pyarrow.parquet as pq
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, find_artifact, open_artifact
 from features.storage.paths import local, write_whole
-from features.storage.store import Digests, digests_of
+from features.storage.store import Digests, digest_array, digests_of
 from models.decisions.bundle import Bundle
 from models.decisions.categorizer import ACCEPTED, PARENT
 from models.decisions.gate import Decided
 from models.decisions.predictions import product_bounds
 from models.decisions.releases import SPLITS
 from models.decisions.validation_split import duplicate_groups, first_of_product
+from models.taxonomy import read_taxonomy
 from pipeline.job.catalogue import TrueCategories, categories_of, divide
 from pipeline.job.progress import log
 from pipeline.job.run import Run
@@ -53,6 +57,8 @@ from pipeline.train.evaluated import Evaluated, evaluate_part
 VERSION = 1
 TRAIN, VAL, TEST = "train", "val", "test"  # parts of the split
 BOTH, NEW, GONE = "both", "new", "gone"
+GONE_RECORDS = "the records of its run are gone"
+MEASURED = "measured.parquet"  # of a bundle
 PRODUCTS, SPEED = "products.parquet", "speed.json"
 COLUMNS = ("confidence", "correct", "accepted", "level", "node_correct")
 TIMED = 2000  # products that the speed is measured on
@@ -68,26 +74,32 @@ def gate_products(run: Run, candidate: Bundle, current: Bundle, in_service: Arti
         in_service: what it decides about this week's measured products, of `evaluate_in_service`.
     """
     records, evaluation = run.records(), run.artifact("evaluation", "evaluate")
-    old, missing = _records_of(run, current)
-    tree = _Tree.between(open_artifact(run.releases / current.path.name, "bundle"), records)
+    release = open_artifact(run.releases / current.path.name, "bundle")
     share, on = run.config.calibration.fit_share, EvaluationSummary.of(evaluation).graded_on
+    old = _records_of(run, release)
+    tree = _Tree.between(release, records)
 
     def make(work: Path) -> Mapping[str, object]:
         week, unlabelled = _this_week(records, evaluation, in_service, share, tree), 0
         known = _splits_of(current)
         measured_before = known[known["split"] == (TEST if on == "test" else VAL)]["product_id"]
-        rows, images, reason = week.products, week.images, missing
-        if old:
-            before = _measured_images(old, share)
-            measured_before = pd.Series(before.product_id).drop_duplicates()
-            gone = before.only(~pd.Series(before.product_id).isin(rows["product_id"]).to_numpy())
+        rows, images, reason = week.products, week.images, None
+        before = _before(release, old, share)
+        if before is None:
+            reason = GONE_RECORDS
+        else:
+            measured_before = pd.Series(before.images.product_id).drop_duplicates()
+            there = pd.Series(before.images.product_id).isin(rows["product_id"])
+            gone = before.images.only(~there.to_numpy())
             try:
-                gone, unlabelled = _with_category(gone, records, old, tree)
-                lost = _gone(run, records, old, gone, candidate, current, tree)
+                gone, unlabelled = _with_category(gone, records, before, tree)
+                lost = _gone(run, records, before, gone, candidate, current, tree)
                 images, rows = images.and_also(gone), pd.concat([rows, lost])
             except ShelfmarkError as error:
                 log.warning("gate: products of %s are left out: %s", current.path.name, error)
-                reason = "the records of its run cannot be read"
+                reason = "the records of its run cannot be read" if old else GONE_RECORDS
+        if "weight" in rows:
+            rows["weight"] = rows["weight"].fillna(0.0)
         products = rows.sort_values("product_id", ignore_index=True)
         ids = products["product_id"]
         lost_ids = measured_before[~measured_before.isin(ids)]
@@ -122,7 +134,7 @@ def gate_products(run: Run, candidate: Bundle, current: Bundle, in_service: Arti
     }
 
     def usable(artifact: Artifact) -> bool:  # what could not be read may be there again
-        return GateSummary.of(artifact).missing == missing
+        return GateSummary.of(artifact).missing is None
 
     return stage(
         run.path / "gate", kind="gate", version=VERSION, made_from=made_from, make=make, usable=usable
@@ -139,18 +151,55 @@ def decided(products: pd.DataFrame, side: str) -> Decided:
     return Decided(*(products[f"{side}_{name}"].to_numpy() for name in COLUMNS))
 
 
-def _records_of(run: Run, current: Bundle) -> tuple[Artifact | None, str | None]:
-    """The records that a release was made from, where they are still there; else why not."""
-    name = current.path.name
-    release = open_artifact(run.releases / name, "bundle")
-    wanted, own = release.made_from.get("records"), run.records()
+def write_measured(records: Artifact, share: float, work: Path) -> None:
+    """Writes measured.parquet of a bundle: product_id, category and image_digest of the measured images.
+
+    By it a later week compares on them while the store has their bottlenecks, also when the records have
+    been replaced, as those of a run that is repeated every day of its week are.
+    """
+    images = _measured_images(records, share)
+    category = categories_of(records).reindex(images.product_id).to_numpy()
+    columns = {
+        "product_id": pa.array(images.product_id, pa.string()),
+        "category": pa.array(category, pa.string()),
+        "image_digest": digest_array(images.digest),
+    }
+    pq.write_table(pa.table(columns), work / MEASURED)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """The measured products of the release in service."""
+
+    images: "_Images"
+    true: TrueCategories
+    records: Artifact | None  # None: they are gone
+
+
+def _before(release: Artifact, old: Artifact | None, share: float) -> _Before | None:
+    """By the records of the release's run, or by what its bundle says; None where neither is there."""
+    if old:
+        return _Before(_measured_images(old, share), TrueCategories.of(old), old)
+    if MEASURED not in release.files:
+        return None
+    table = pq.read_table(release.file(MEASURED))
+    ids = table["product_id"].to_numpy().astype(object)
+    images = _Images(ids, digests_of(table["image_digest"]), np.full(len(ids), -1))
+    category = pd.Series(table["category"].to_numpy(), index=ids)
+    tree = read_taxonomy(release.file("taxonomy.csv"))
+    return _Before(images, TrueCategories(category[~category.index.duplicated()], (tree,)), None)
+
+
+def _records_of(run: Run, release: Artifact) -> Artifact | None:
+    """The records that a release was made from, where they are still there."""
+    name, wanted, own = release.path.name, release.made_from.get("records"), run.records()
     if own.digest == wanted:
-        return own, None
+        return own
     for folder in dict.fromkeys((name, re.sub(r"\.\d+$", "", name))):  # released again: 2026-W47.2
         found = find_artifact(run.workspace / "runs" / folder / "records")
         if found and found.digest == wanted:
-            return found, None
-    return None, "the records of its run are gone"
+            return found
+    return None
 
 
 @dataclass(frozen=True)
@@ -285,7 +334,14 @@ def _decisions(artifact: Artifact, side: str) -> pd.DataFrame:
 
 
 def _as_now(products: pd.DataFrame, tree: _Tree) -> pd.DataFrame:
-    """What the release in service decides is correct, too, where its category is called the true one now."""
+    """What the release in service decides, carried over to the tree of now.
+
+    It is correct, too, where its category is called the true one now. Where its category was split, or
+    removed by a mapping, a person decides, as after `shelfmark taxonomy migrate`.
+    """
+    unknown = products["before_category"].isin(tree.unknown)
+    products["before_accepted"] &= ~unknown
+    products.loc[unknown, "before_confidence"] = 0.0
     if tree.now:
         correct = tree.carried(products["before_category"]) == products["category"]
         products["before_correct"] |= correct
@@ -296,31 +352,31 @@ def _as_now(products: pd.DataFrame, tree: _Tree) -> pd.DataFrame:
 # Those that are gone
 
 
-def _with_category(images: _Images, records: Artifact, old: Artifact, tree: _Tree) -> tuple[_Images, int]:
+def _with_category(images: _Images, records: Artifact, before: _Before, tree: _Tree) -> tuple[_Images, int]:
     """The images of products whose true category is known, and how many products have none any more."""
     ids = pd.Series(pd.unique(images.product_id))
     there = categories_of(records).reindex(ids).notna().to_numpy()
-    unknown = categories_of(old).reindex(ids).isin(tree.unknown).to_numpy() & ~there
+    unknown = before.true.category.reindex(ids).isin(tree.unknown).to_numpy() & ~there
     return images.only(~pd.Series(images.product_id).isin(ids[unknown]).to_numpy()), int(unknown.sum())
 
 
 def _gone(
     run: Run,
     records: Artifact,
-    old: Artifact,
+    before: _Before,
     gone: _Images,
     candidate: Bundle,
     current: Bundle,
     tree: _Tree,
 ) -> pd.DataFrame:
     """The measured products of the release's week that this week does not measure."""
-    true = _true_before(records, old, gone.product_id, tree)
+    true = _true_before(records, before.true, gone.product_id, tree)
     products = _described(pd.unique(gone.product_id), true).assign(week=GONE)
     if not len(products):
         return products
     digests = Digests(gone.digest)
     for side, bundle in (("before", current), ("after", candidate)):
-        part = part_of(bundle, gone.product_id, digests, gone.record, old, run)
+        part = part_of(bundle, gone.product_id, digests, gone.record, before.records, run)
         found = evaluate_part(bundle.categorizer, part, true, set())
         category = bundle.categorizer.predictor.taxonomy.categories[found.predictions.top[:, 0]]
         products = products.assign(**_columns(found, side), **{f"{side}_category": category})
@@ -338,10 +394,11 @@ def _columns(evaluated: Evaluated, side: str) -> dict[str, np.ndarray]:
     return {f"{side}_{name}": found[name] for name in COLUMNS}
 
 
-def _true_before(records: Artifact, old: Artifact, product_id: np.ndarray, tree: _Tree) -> TrueCategories:
+def _true_before(
+    records: Artifact, before: TrueCategories, product_id: np.ndarray, tree: _Tree
+) -> TrueCategories:
     """The categories of products of earlier records: this week's where they still have one."""
-    now, before = TrueCategories.of(records), TrueCategories.of(old)
-    ids = pd.unique(product_id)
+    now, ids = TrueCategories.of(records), pd.unique(product_id)
     category = now.category.reindex(ids).fillna(tree.carried(before.category.reindex(ids)))
     known = np.concatenate([one.categories for one in now.trees])
     others = [one.only(~np.isin(one.categories, known)) for one in before.trees]

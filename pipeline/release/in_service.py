@@ -5,11 +5,13 @@
 So a new bundle is compared with it product by product: by `judge`, and by the report.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from features.errors import ShelfmarkError
+from features.records import Piece
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store
@@ -77,7 +79,12 @@ def _with_own_backbone(
 
 
 def part_of(
-    bundle: Bundle, product_id: np.ndarray, digests: Digests, record: np.ndarray, records: Artifact, run: Run
+    bundle: Bundle,
+    product_id: np.ndarray,
+    digests: Digests,
+    record: np.ndarray,
+    records: Artifact | None,
+    run: Run,
 ) -> Part:
     """Images with the bottlenecks of the bundle's backbone, in the views that its head takes.
 
@@ -86,13 +93,23 @@ def part_of(
         product_id: (n,) str, of each image; the images of a product stand together.
         digests: of the n images.
         record: (n,) int, their rows in images.parquet.
-        records: that hold them.
+        records: that hold them; None: the store must.
         run: whose store and settings are used.
+
+    Raises:
+        ShelfmarkError: the store lacks an image, and the records do not have it either.
     """
-    reader, flip = RecordReader(records), bundle.categorizer.flip
-    rows = rows_of(
-        Store(run.store / bundle.fingerprint), flip, digests, lambda chosen: reader(record[chosen]),
-        bundle.backbone, run.config.extract,
-    )  # fmt: skip
+    reader, flip = RecordReader(records) if records else None, bundle.categorizer.flip
+
+    def read(chosen: np.ndarray) -> Iterator[Piece]:
+        if reader is None:
+            raise ShelfmarkError(
+                f"{run.store / bundle.fingerprint}: lacks {len(chosen):,} images whose records are gone; "
+                "expected their bottlenecks; put the records back"
+            )
+        return reader(record[chosen])
+
+    bottleneck_store = Store(run.store / bundle.fingerprint)
+    rows = rows_of(bottleneck_store, flip, digests, read, bundle.backbone, run.config.extract)
     views = 2 if flip else 1
     return Part(product_id.repeat(views), digests.values.repeat(views, axis=0), rows, views)

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from features.errors import ShelfmarkError
 from features.product import tidy_name
-from features.storage.artifact import Artifact, find_artifact, open_artifact
+from features.storage.artifact import Artifact, find_artifact
 from features.storage.paths import write_whole
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.gate import (
@@ -32,7 +32,7 @@ from models.decisions.gate import (
     outcome_of,
 )
 from models.decisions.paired import Difference
-from models.decisions.releases import in_service
+from models.decisions.releases import in_service, release_digest
 from models.taxonomy import Taxonomy
 from pipeline.job.catalogue import TrueCategories
 from pipeline.job.config import CalibrationSettings, GateSettings
@@ -166,19 +166,23 @@ class _Judge:
         self.run, self.force, self.tree_changed = run, force, tree_changed
         self.settings: GateSettings = run.config.gate
         self.artifact = artifact
+        if artifact.made_from["evaluation"] != run.artifact("evaluation", "evaluate").digest:
+            raise ShelfmarkError(
+                f"{artifact.path}: made from another evaluation; expected the run's; run `shelfmark retrain`"
+            )
         self.candidate = open_bundle(artifact.path)
         self.required = _required(run.config.calibration)
         self.promise = _promise(self.candidate)
         self.name = in_service(run.releases)
+        self.found = find_artifact(run.releases / self.name) if self.name else None  # None where damaged
         self.trees = list(TrueCategories.of(run.records()).trees)
 
     def verdict(self) -> Verdict:
         """The verdict."""
         if self.name is None:
-            return self._without_comparison(FIRST, "first: nothing is in service yet", None)
-        found = find_artifact(self.run.releases / self.name)
-        if found and found.digest == self.artifact.digest:
-            return self._made(SAME, False, f"same: it is already in service, as {self.name}", found, ())
+            return self._without_comparison(FIRST, "first: nothing is in service yet")
+        if self.found and self.found.digest == self.artifact.digest:
+            return self._made(SAME, False, f"same: it is already in service, as {self.name}", ())
         try:
             current = current_release(self.run.releases)
             assert current is not None
@@ -189,22 +193,22 @@ class _Judge:
                 f"not comparable: release {self.name} cannot decide about this week's products ({reason}); "
                 "it stays; put it back, or release this one by --force"
             )
-            return self._without_comparison(NOT_COMPARABLE, text, found)
-        return self._compared(current, found, gate_products(self.run, self.candidate, current, decisions))
+            return self._without_comparison(NOT_COMPARABLE, text)
+        return self._compared(current, gate_products(self.run, self.candidate, current, decisions))
 
     # Without a comparison
 
-    def _without_comparison(self, outcome: str, text: str, found: Artifact | None) -> Verdict:
+    def _without_comparison(self, outcome: str, text: str) -> Verdict:
         """Of the first bundle, and where the release in service cannot be used: floors count all the same."""
         evaluation = self.run.artifact("evaluation", "evaluate")
         names = ["true_category", "true_path", "correct"]
         measured = pd.read_parquet(evaluation.file("measured.parquet"), columns=names)
         floors = self._floors(*(measured[name].to_numpy() for name in names))
-        return self._made(outcome, outcome == FIRST, text, found, floors)
+        return self._made(outcome, outcome == FIRST, text, floors)
 
     # With one
 
-    def _compared(self, current: Bundle, found: Artifact | None, gate: Artifact) -> Verdict:
+    def _compared(self, current: Bundle, gate: Artifact) -> Verdict:
         table, summary, settings = read_products(gate), GateSummary.of(gate), self.settings
         comparison = None
         if len(table):
@@ -246,7 +250,6 @@ class _Judge:
             result.outcome,
             releases or withdraw,
             "; ".join(clauses),
-            found,
             self._floors(*(table[name].to_numpy() for name in ("category", "path", "after_correct"))),
             if_released="it takes its place and accepts nothing until a bundle is certified "
             "(gate.old_promise)"
@@ -283,8 +286,10 @@ class _Judge:
         """The categories of the release in service that this week lacks, unless the tree explains it."""
         tree, records = current.categorizer.predictor.taxonomy, self.run.records()
         step = mapping_of(records)
-        release = open_artifact(self.run.releases / current.path.name, "bundle")
-        moved = [one.category for one in changes_since(release, records).changes if is_explained(one, step)]
+        assert self.found
+        moved = [
+            one.category for one in changes_since(self.found, records).changes if is_explained(one, step)
+        ]
         there = np.any([one.index(tree.categories) >= 0 for one in self.trees[:-1]], axis=0)
         there |= np.isin(tree.categories, moved)
         gone = [tree.label(at) for at in np.flatnonzero(~there).tolist()]
@@ -300,7 +305,6 @@ class _Judge:
         outcome: str,
         releases: bool,
         sentence: str,
-        found: Artifact | None,
         floors: tuple[Floor, ...],
         *,
         if_released: str = "",
@@ -333,14 +337,14 @@ class _Judge:
             withdraw=withdraw and released,
             sentence="; ".join(clauses),
             candidate=self.artifact.digest,
-            current=found.digest if found else None,
+            current=release_digest(self.run.releases, self.name),
             current_name=self.name,
             required=self.required,
             promise=self.promise,
             current_promise=current_promise,
             tree_changed=self.tree_changed,
             bytes=_bytes(self.artifact),
-            current_bytes=_bytes(found) if found else None,
+            current_bytes=_bytes(self.found) if self.found else None,
             products=products,
             comparison=comparison,
             categories_gone=categories_gone,

@@ -25,11 +25,12 @@ from pipeline.job.stage import stage
 from pipeline.job.summaries import BundleSummary, RecordsSummary
 from pipeline.monitor.reference_files import write_reference
 from pipeline.release.feed import feed_of, write_feed
+from pipeline.release.gate_products import write_measured
 from pipeline.release.judge import Verdict
 from pipeline.release.switch import link_bundle, releases_locked
 from pipeline.release.trace import trace_of, write_trace
 
-VERSION = 3
+VERSION = 4
 
 
 def pack(run: Run) -> Artifact:
@@ -51,6 +52,7 @@ def pack(run: Run) -> Artifact:
         backbone.description().write(work / BACKBONE)
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         write_splits(records, run.known_splits(), work / SPLITS)
+        write_measured(records, run.config.calibration.fit_share, work)
         write_feed(feed_of(records), work)
         write_trace(trace_of(run.config, records, bottlenecks, head, thresholds, evaluation), work)
         write_reference(records, bottlenecks, evaluation, run.store, run.config.calibration.fit_share, work)

@@ -123,6 +123,6 @@ def _log_changes(found: TreeChanges | None) -> None:
         changes = [change for change in (found.changes if found else ()) if change.kind == kind]
         if changes:
             log.warning(
-                "tree: %s categories %s, for example %s (%s)",
-                f"{len(changes):,}", COUNTED[kind], changes[0].category, changes[0].reason,
+                "tree: %s: %s, for example %s (%s)",
+                COUNTED[kind], f"{len(changes):,}", changes[0].category, changes[0].reason,
             )  # fmt: skip

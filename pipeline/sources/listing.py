@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +26,8 @@ from pipeline.sources.urls import Fetching, fetch_urls, is_url
 
 TEXTS = ("product_id", "image", "category", "split", "seller", "problem")
 LISTING = pa.schema([*((name, pa.string()) for name in TEXTS), ("weight", pa.float64())])
+LEFT_OUT = "left_out"  # the reason of an image that was not to be read
+Chosen = Callable[[list[str]], frozenset[str]]  # ids of products → the chosen ones
 PICTURES = 64  # read at a time from a Parquet file
 READ_BUFFER = 2**20  # bytes of a column at a time: without it, a whole row group's pictures are in memory
 
@@ -56,16 +58,24 @@ def write_listing(
     return [Segment(path_text(file), group, group + 1, path_text(root)) for group in range(groups)]
 
 
-def read_listing(segment: Segment, fetching: Fetching | None = None) -> Iterator[SourceImage]:
-    """The images of a segment, with their bytes; those at web addresses are fetched as `fetching` says."""
+def read_listing(
+    segment: Segment, fetching: Fetching | None = None, left_out: Chosen | None = None
+) -> Iterator[SourceImage]:
+    """The images of a segment, with their bytes; those at web addresses are fetched as `fetching` says.
+
+    Of products that `left_out` chooses, no image is read or fetched: its reason is `left_out`.
+    """
     with any_path(segment.file).open("rb") as file:
         rows = pq.ParquetFile(file).read_row_group(segment.start).to_pylist()
+    left = left_out([row["product_id"] for row in rows]) if left_out else frozenset[str]()
     pictures = _pictures(segment) if segment.pictures else iter([None] * len(rows))
-    fetched = _fetched(rows, segment, fetching)
+    fetched = _fetched([row for row in rows if row["product_id"] not in left], segment, fetching)
     for row, picture in zip(rows, pictures, strict=True):
         image, problem, product_id = row.pop("image"), row.pop("problem"), row.pop("product_id")
         if problem:
             yield SourceImage("", file=image, reason="bad_row", detail=problem)
+        elif product_id in left:
+            yield SourceImage(product_id, reason=LEFT_OUT)
         elif picture is not None:
             yield SourceImage(product_id, **row, file=image or segment.pictures, offset=-1, data=picture)
         elif fetching and is_url(image):

@@ -19,7 +19,7 @@ from features.storage.paths import AnyPath, any_path
 from pipeline.sources.bson_file import BsonFile, read_bson
 from pipeline.sources.folder import Folder, shards_in
 from pipeline.sources.image import Segment, SourceImage
-from pipeline.sources.listing import read_listing
+from pipeline.sources.listing import Chosen, read_listing
 from pipeline.sources.manifest import Manifest
 from pipeline.sources.names import AS_NAMED, Renamed
 from pipeline.sources.tables import DETECTED, CsvOptions
@@ -109,8 +109,16 @@ def open_sources(
     return sources
 
 
-def read_segment(segment: Segment, fetching: Fetching | None = None) -> Iterator[SourceImage]:
-    """The images of a segment in the source's order; a product without any comes once, as `no_image`."""
+def read_segment(
+    segment: Segment, fetching: Fetching | None = None, left_out: Chosen | None = None
+) -> Iterator[SourceImage]:
+    """The images of a segment in the source's order; a product without any comes once, as `no_image`.
+
+    Args:
+        segment: of a source.
+        fetching: how photos are fetched from web addresses.
+        left_out: products whose images a listing need not read; a BSON has them read already.
+    """
     if segment.file.lower().endswith(".bson"):
         return read_bson(segment)
-    return read_listing(segment, fetching)
+    return read_listing(segment, fetching, left_out)

@@ -1,0 +1,221 @@
+"""Categorize: a decision for every product of a source, by the bundle in service, straight from the photos.
+
+    read      a segment of a source → rows, hashed, not decoded where the store knows the image   read_units
+    extract   distinct new images, decoded once → shards of the store, or refusals                extract_new
+    sort      rows of all units → parts of whole products, in the order of their ids              sort_rows
+    decide    part by part: bottlenecks → decisions, rejects, counts                              decide
+
+    NAME.parquet            one row a product, or a folder, or a table: pipeline/job/decisions_output.py
+    NAME.rejects.parquet    the images that were refused, as in rejects.parquet
+    NAME.statistics.json    what the photos are like, for `shelfmark monitor`: monitor/batch_statistics.py
+    WORKSPACE/categorize/<of the output>/   while at work; rejects and statistics of a table stay there
+      fetched/              photos fetched from the web, while some could not be reached
+
+Memory does not grow with the batch. Killed at any time, the same command goes on and gives the same bytes. A
+category given in the source is ignored.
+"""
+
+from collections.abc import Mapping
+
+from features.errors import ShelfmarkError
+from features.storage.artifact import begin, digest_of
+from features.storage.paths import AnyPath, absolute, any_path, remove, write_whole
+from features.storage.store import Store
+from models.decisions.bundle import Bundle
+from pipeline.categorize.decide import (
+    Bottlenecks,
+    Outcomes,
+    decide_parts,
+    join_rejects,
+    write_all_rejects,
+)
+from pipeline.categorize.extract_new import Found, extract_new, plan_new
+from pipeline.categorize.keep_records import keep_records
+from pipeline.categorize.known import index_decided, index_store
+from pipeline.categorize.read_units import DECIDED, KNOWN, read_sources
+from pipeline.categorize.sort_rows import PART_ROWS, SortedRows, sort_rows
+from pipeline.categorize.targets import require_targets
+from pipeline.ingest.check_images import forget_fetched, image_limits, roots_of
+from pipeline.ingest.rejects import refuse_flood_of
+from pipeline.job.config import Config
+from pipeline.job.decisions_file import decisions_digest, rejects_beside
+from pipeline.job.decisions_output import decisions_source, open_output
+from pipeline.job.decisions_table import is_database
+from pipeline.job.lock import only_job
+from pipeline.job.progress import log
+from pipeline.job.stage import counts_of
+from pipeline.monitor.batch_statistics import BatchStatistics, PartImages, statistics_beside, statistics_json
+from pipeline.sources.source import Source, open_sources
+from pipeline.sources.tables import csv_options
+
+VERSION = 5
+
+
+def categorize(
+    sources: list[str],
+    bundle: Bundle,
+    store: AnyPath,
+    output: str,
+    config: Config,
+    beam: tuple[str, ...] = (),
+    *,
+    only_new: str | None = None,
+    records: AnyPath | None = None,
+) -> Mapping[str, int]:
+    """Decides about every product of the sources.
+
+    Args:
+        sources: paths or URLs of BSON files, folders, manifests; they may be empty.
+        bundle: in service.
+        store: directory of all stores; new images are added to the bundle's.
+        output: of the decisions, see pipeline/job/decisions_output.py.
+        config: sections [ingest] and [extract].
+        beam: Beam's own options; with any of them, its workers read and extract.
+        only_new: earlier decisions; products that the same release decided about are left out.
+        records: directory for the photos as TFRecords; None: they are not kept.
+
+    Returns:
+        Products by status. Their sum, and the products left out, is the number of products that came in.
+
+    Raises:
+        ShelfmarkError: the output or another argument is refused, too many images are, …
+        Busy: another job writes to this output.
+    """
+    opened = open_sources(sources, csv_options(config.ingest), may_be_empty=True)
+    require_targets(opened, store.parent, output, only_new, records)
+    name = output if is_database(output) else str(absolute(any_path(output)))
+    home = store.parent / "categorize" / digest_of(name)[:16]
+    with only_job(home):
+        return _Job(opened, bundle, store, output, config, beam, only_new, records, home).run()
+
+
+class _Job:
+    """A batch."""
+
+    def __init__(
+        self,
+        sources: list[Source],
+        bundle: Bundle,
+        store: AnyPath,
+        output: str,
+        config: Config,
+        beam: tuple[str, ...],
+        only_new: str | None,
+        records: AnyPath | None,
+        home: AnyPath,
+    ) -> None:
+        self.sources, self.bundle, self.output, self.config = sources, bundle, output, config
+        self.beam, self.only_new, self.records, self.home = beam, only_new, records, home
+        flip, main = bundle.categorizer.flip, Store(store / bundle.fingerprint)
+        self.views = [main, main.mirrored()] if flip else [main]
+        self.roots, self.fetched = roots_of(sources), home / "fetched"
+        made_from = {
+            "sources": digest_of([[source.name, source.digest()] for source in sources]),
+            "settings": digest_of(config.ingest.that_matter()),
+            "bundle": f"{bundle.digest} {bundle.categorizer.release}",
+            "only_new": _digest_of_decisions(only_new),
+            "records": str(records),
+            "version": f"{VERSION} {PART_ROWS}",
+        }
+        self.job = digest_of(made_from)
+        self.work = begin(home / "work", made_from)
+
+    def run(self) -> Mapping[str, int]:
+        """Runs all passes; products by status."""
+        units = read_sources(
+            self.sources, self.config.ingest, self.work, self.fetched, views=self._index(),
+            only_new=self.only_new is not None, keep_all=self.records is not None, beam=self.beam,
+        )  # fmt: skip
+        rows = self._extracted(units)
+        self._refuse_flood(rows)
+        if self.records is not None:
+            keep_records(rows, self.config.ingest, self.records, self.job, self.beam)
+        output = open_output(self.output, self.job, self.work)
+        statistics = PartImages.of(self.bundle)
+        outcomes = decide_parts(
+            rows, Bottlenecks(self.work / KNOWN, self._named), self.bundle, output, statistics,
+            self.roots, self.work,
+        )  # fmt: skip
+        self._write_beside(rows, outcomes, statistics)
+        output.finish(rows.parts)
+        remove(self.work)
+        forget_fetched(self.fetched, rows.account.rejects)
+        return self._told(rows, outcomes)
+
+    def _index(self) -> int:
+        """Indexes what is known; returns the number of views."""
+        known = self.work / KNOWN
+        known.mkdir(parents=True, exist_ok=True)
+        self._index_store()
+        if self.only_new is not None and not (known / f"{DECIDED}.rest.npy").is_file():
+            count = index_decided(self.only_new, self.bundle.categorizer.release, known)
+            log.info("only new: %s products were decided by this release before", f"{count:,}")
+        return len(self.views)
+
+    def _index_store(self) -> None:
+        known = self.work / KNOWN
+        self._named = [(store, index_store(store, known, view)) for view, store in enumerate(self.views)]
+
+    def _extracted(self, units: list[AnyPath]) -> SortedRows:
+        """Extracts what is new; returns the rows by parts."""
+        settings = self.config.extract
+        shards = plan_new(units, self.work, settings.shard_images)
+        limits, flip = image_limits(self.config.ingest), len(self.views) > 1
+        marks = extract_new(
+            shards, self.work, self.views[0], flip, self.bundle.backbone, settings, limits, self.beam
+        )
+        if marks:
+            self._index_store()
+        found = Found(marks, self.work)
+        return sort_rows(units, found, self.work, self.config.ingest.placeholder_products)
+
+    def _refuse_flood(self, rows: SortedRows) -> None:
+        """Stops when too many images are refused; the table of them is in the workspace then."""
+        account, most = rows.account, self.config.ingest.max_rejected
+        if account.rejects.total() > most * account.images:
+            write_all_rejects(rows, self.roots, self.work)
+            file = self.home / "rejects.parquet"
+            join_rejects(rows.parts, self.work, file)
+            refuse_flood_of(dict(account.rejects.most_common()), account.images, most, file)
+
+    def _write_beside(self, rows: SortedRows, outcomes: Outcomes, statistics: PartImages | None) -> None:
+        """Writes the rejects and the statistics; a table of a database has nothing beside it."""
+        table = is_database(self.output)
+        rejects = self.home / "rejects.parquet" if table else rejects_beside(any_path(self.output))
+        beside = self.home / "statistics.json" if table else statistics_beside(any_path(self.output))
+        (self.home / "rejects.parquet").unlink(missing_ok=True)  # of a batch that was stopped
+        join_rejects(rows.parts, self.work, rejects)
+        if table and rows.account.rejects:
+            log.warning("decisions: %s lists the refused images", rejects)
+        if statistics is None:
+            beside.unlink(missing_ok=True)
+            return
+        statuses = outcomes.statuses
+        counts: BatchStatistics = outcomes.statistics or statistics.nothing()
+        write_whole(beside, statistics_json(self.bundle, statuses.total(), statuses["unreadable"], counts))
+
+    def _told(self, rows: SortedRows, outcomes: Outcomes) -> Mapping[str, int]:
+        """Logs the account, which closes; products by status."""
+        account, counts = rows.account, dict(sorted(outcomes.statuses.items()))
+        rejected = account.rejects.total()
+        gone = outcomes.decided + outcomes.repeated + rejected + account.left_out
+        if gone != account.images:
+            raise ShelfmarkError(
+                f"{decisions_source(self.output)}: of {account.images:,} images {gone:,} are accounted for; "
+                "expected all of them; please report this"
+            )
+        for caveat in self.bundle.caveats:
+            log.warning("decisions: of %s: %s", self.bundle.path.name, caveat)
+        summary = {"products": outcomes.statuses.total()} | counts | {
+            "left_out": outcomes.left_out, "images": account.images, "repeated_images": outcomes.repeated,
+            "rejected_images": rejected, "ignored": sum(source.ignored() for source in self.sources),
+        }  # fmt: skip
+        log.info("decisions: %s", counts_of(summary))
+        return counts
+
+
+def _digest_of_decisions(only_new: str | None) -> str:
+    """What is known of earlier decisions; a table may be the output itself, which changes it."""
+    if only_new is None or is_database(only_new):
+        return str(only_new)
+    return decisions_digest(decisions_source(only_new))

@@ -1,0 +1,234 @@
+"""Part by part: bottlenecks from the store, predictions, decisions; the rejects and the counts of each part.
+
+_done/part-00000.parquet   REJECTS, and `row`, by which they are in the sources' order
+_done/part-00000.json      counts: products by status, images, and those of batch_statistics.py; written last
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.errors import ShelfmarkError
+from features.storage.paths import AnyPath, write_whole, writing
+from features.storage.store import Store, digests_of
+from models.decisions.bundle import Bundle
+from models.decisions.categorizer import unreadable
+from models.decisions.predictions import product_bounds
+from models.decisions.validation_split import first_of_product
+from pipeline.beam.run_units import write_table
+from pipeline.categorize.digest_index import DigestIndex, halves
+from pipeline.categorize.known import LOCATION, unpacked
+from pipeline.categorize.read_units import view_name
+from pipeline.categorize.sort_rows import SortedRows
+from pipeline.ingest.check_images import without_roots
+from pipeline.ingest.index import NO_IMAGE, image_indices
+from pipeline.ingest.rejects import REJECTS
+from pipeline.job.decisions_file import SCHEMA
+from pipeline.job.decisions_output import DecisionsOutput
+from pipeline.job.progress import Progress
+from pipeline.monitor.batch_statistics import BatchStatistics, PartImages
+from pipeline.sources.listing import LEFT_OUT
+
+DONE = "_done"
+PART_REJECTS = pa.schema([*REJECTS, ("row", pa.int64())])
+
+
+class Bottlenecks:
+    """The bottlenecks of images, by their digests, from the views of a store."""
+
+    def __init__(self, known: AnyPath, views: list[tuple[Store, list[str]]]) -> None:
+        """Opens the indices in `known`, of each view and the names of its shards."""
+        self._views = [
+            (store, names, DigestIndex(known, view_name(view), list(LOCATION)))
+            for view, (store, names) in enumerate(views)
+        ]
+
+    def rows(self, digests: np.ndarray) -> np.ndarray:
+        """(n, d) float16 of (n, 32) digests, with two views (2n, d): each image's, then its mirrored one's.
+
+        Raises:
+            ShelfmarkError: one is gone, or damaged.
+        """
+        found = [self._of_view(*view, digests) for view in self._views]
+        return found[0] if len(found) == 1 else np.stack(found, axis=1).reshape(-1, found[0].shape[1])
+
+    @staticmethod
+    def _of_view(store: Store, names: list[str], index: DigestIndex, digests: np.ndarray) -> np.ndarray:
+        at = index.find(digests)
+        if (at < 0).any():
+            raise ShelfmarkError(
+                f"{store.path}: lacks {np.count_nonzero(at < 0):,} images that were there; expected no other "
+                "job to remove shards; run the command again"
+            )
+        shard, row, summed = unpacked(index.take("place", at))
+        return store.gather(names, shard, row, index.take("sum", at), summed)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a part with what is asked of each."""
+
+    rows: pa.Table  # SORTED
+    product: np.ndarray  # (n,) int, position among the part's products; -1 where the source gives no id
+    product_id: np.ndarray  # (p,) object
+    left_out: np.ndarray  # (p,) bool
+    image_index: np.ndarray  # (n,) int32
+    good: np.ndarray  # (n,) bool, readable
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> "_Part":
+        ids = rows["product_id"].to_numpy()
+        named = ids != ""
+        bounds = product_bounds(ids[named])
+        product = np.full(len(rows), -1, np.int64)
+        product[named] = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+        reason = rows["reason"]
+        left_out = np.zeros(len(bounds) - 1, bool)
+        left_out[product[pc.equal(reason, LEFT_OUT).to_numpy() & named]] = True
+        return cls(
+            rows, product, ids[named][bounds[:-1]], left_out,
+            image_indices(product), pc.equal(reason, "").to_numpy() & named,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of the products and images."""
+
+    statuses: Counter[str]
+    left_out: int  # products
+    decided: int  # images
+    repeated: int  # images that their product has more than once
+    statistics: BatchStatistics | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the file of a part holds."""
+        statistics = self.statistics.to_dict() if self.statistics else None
+        return {**self.__dict__, "statuses": dict(sorted(self.statuses.items())), "statistics": statistics}
+
+    @classmethod
+    def together(cls, parts: list[dict[str, Any]]) -> "Outcomes":
+        """The sum of what files of parts hold."""
+        statuses = Counter[str]()
+        for part in parts:
+            statuses.update(part["statuses"])
+        found = [BatchStatistics.from_dict(part["statistics"]) for part in parts if part["statistics"]]
+        left_out, decided, repeated = (
+            sum(part[name] for part in parts) for name in ("left_out", "decided", "repeated")
+        )
+        return cls(statuses, left_out, decided, repeated, BatchStatistics.together(found) if found else None)
+
+
+def decide_parts(
+    rows: SortedRows,
+    bottlenecks: Bottlenecks,
+    bundle: Bundle,
+    output: DecisionsOutput,
+    statistics: PartImages | None,
+    roots: list[str],
+    work: AnyPath,
+) -> Outcomes:
+    """Decides about the products of all parts that are not written yet.
+
+    Args:
+        rows: sorted.
+        bottlenecks: of all their readable images.
+        bundle: decides.
+        output: takes the decisions.
+        statistics: counts the photos of a part; None where the bundle has no reference.
+        roots: what is above the sources.
+        work: working directory.
+    """
+    written, done = output.written(), work / DONE
+    done.mkdir(parents=True, exist_ok=True)
+    found = []
+    with Progress("decide", rows.account.rows) as progress:
+        seen = 0
+        for number in range(rows.parts):
+            file = done / f"part-{number:05d}.json"
+            if number not in written or not file.is_file():
+                part = _Part.of(rows.part(number))
+                decisions, outcomes = _decided(part, rows, bottlenecks, bundle, statistics)
+                write_rejects(part, roots, file.with_suffix(".parquet"))
+                write_whole(file, json.dumps(outcomes.to_dict()).encode())
+                output.write(number, decisions)
+                seen += len(part.rows)
+            else:
+                seen += rows.account.rows // rows.parts
+            progress.to(min(seen, rows.account.rows))
+            found.append(json.loads(file.read_bytes()))
+    return Outcomes.together(found)
+
+
+def _decided(
+    part: _Part, rows: SortedRows, bottlenecks: Bottlenecks, bundle: Bundle, statistics: PartImages | None
+) -> tuple[pa.Table, Outcomes]:
+    """Decisions about the products of a part, sorted by product, and what became of them."""
+    categorizer = bundle.categorizer
+    product, digests = part.product[part.good], digests_of(part.rows["image_digest"])[part.good]
+    first = first_of_product(product, digests)
+    product, digests = product[first], digests[first]
+    bounds = product_bounds(product)
+    readable = np.zeros(len(part.product_id), bool)
+    readable[product] = True
+    pieces = []
+    matrix = np.empty((0, 0), np.float16)
+    views = 2 if categorizer.flip else 1
+    if len(digests):
+        matrix = bottlenecks.rows(digests)
+        predictions = categorizer.predict(matrix, bounds * views)
+        pieces.append(categorizer.decide(part.product_id[readable], predictions))
+    silent = part.product_id[~readable & ~part.left_out]
+    pieces.append(unreadable(silent, categorizer.release))
+    table = pd.concat([one for one in pieces if len(one)] or pieces[:1])
+    table = table.sort_values("product_id", ignore_index=True)
+    counted = None
+    if statistics:
+        placeholder = part.good & np.isin(halves(digests_of(part.rows["image_digest"]))[0], rows.placeholders)
+        counted = statistics.count(
+            part.rows, part.product, part.image_index, part.good, placeholder, matrix, bounds[:-1] * views
+        )
+    outcomes = Outcomes(
+        statuses=Counter(table["status"].tolist()),
+        left_out=int(part.left_out.sum()),
+        decided=len(digests),
+        repeated=int(part.good.sum()) - len(digests),
+        statistics=counted,
+    )
+    return pa.Table.from_pandas(table, SCHEMA, preserve_index=False), outcomes
+
+
+# Rejects
+
+
+def write_rejects(part: _Part, roots: list[str], file: AnyPath) -> None:
+    """Writes the refused images of a part."""
+    rows = part.rows.append_column("image_index", pa.array(part.image_index))
+    passed = pc.is_in(rows["reason"], pa.array(["", NO_IMAGE, LEFT_OUT]))
+    rows = rows.filter(pc.invert(passed))
+    rows = rows.append_column("source", without_roots(rows["file"], roots))
+    rows = rows.take(pc.sort_indices(rows["row"]))
+    write_table(rows.select(PART_REJECTS.names).cast(PART_REJECTS), file)
+
+
+def write_all_rejects(rows: SortedRows, roots: list[str], work: AnyPath) -> None:
+    """Writes the refused images of all parts, before anything is decided."""
+    for number in range(rows.parts):
+        write_rejects(_Part.of(rows.part(number)), roots, work / DONE / f"part-{number:05d}.parquet")
+
+
+def join_rejects(parts: int, work: AnyPath, file: AnyPath) -> None:
+    """Writes the table of the refused images, part by part, each in the sources' order."""
+    with writing(file) as working, pq.ParquetWriter(working, REJECTS) as writer:
+        for number in range(parts):
+            with (work / DONE / f"part-{number:05d}.parquet").open("rb") as opened:
+                table = pq.read_table(opened, columns=REJECTS.names)
+            if len(table):
+                writer.write_table(table)
