@@ -37,7 +37,14 @@ from features.storage.paths import AnyPath, absolute, any_path, local, remove, w
 from features.storage.store import Store, digests_of, shard_name
 from pipeline.beam.run_units import run_units, write_table
 from pipeline.categorize.digest_index import DigestIndex, build_index
-from pipeline.extract.fill_store import MOST_FAILED, engine_of, require_use, spread, try_twice
+from pipeline.extract.fill_store import (
+    MOST_FAILED,
+    engine_of,
+    require_room,
+    require_use,
+    spread,
+    try_twice,
+)
 from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import Progress
 from pipeline.sources.image import read_images, refuse_changed_container
@@ -157,6 +164,10 @@ def extract_new(
         return marks
     remove(work / FAILED)
     backbone = load()
+    with pa.memory_map(str(local(work / PLAN))) as plan:
+        images = pa.ipc.open_file(plan).read_all().num_rows
+    for view in (store, store.mirrored()) if flip else (store,):
+        require_room(view, images, backbone)
     job = _Job(
         str(absolute(work)), str(absolute(store.path)), flip,
         backbone.name, backbone.weights, backbone.image_size, backbone.fingerprint, settings, limits,

@@ -63,7 +63,7 @@ def fill_store(
     def extract_shards(shards: list[np.ndarray]) -> None:
         failed: dict[str, str] = {}
         backbone = load()
-        require_room(store, shards, backbone)
+        require_room(store, sum(map(len, shards)), backbone)
         engine = engine_of(backbone, store, settings, lambda most: read(spread(np.concatenate(shards), most)))
         with Progress("extract", sum(map(len, shards))) as progress:
             for number, shard in enumerate(shards):
@@ -158,13 +158,13 @@ def fill(
     return replace(locations, new=len(missing))
 
 
-def require_room(store: Store, shards: list[np.ndarray], backbone: Backbone) -> None:
+def require_room(store: Store, images: int, backbone: Backbone) -> None:
     """Refuses an extraction whose bottlenecks do not fit on the disk; warns where memory is short.
 
     Raises:
-        ShelfmarkError: less is free than the bottlenecks of these shards take.
+        ShelfmarkError: less is free than the bottlenecks of these images take.
     """
-    require_disk("extract", store.path, sum(map(len, shards)) * backbone.width * np.float16().nbytes)
+    require_disk("extract", store.path, images * backbone.width * np.float16().nbytes)
     warn_of_memory("extract", EXTRACT, "end other programs, or lower extract.batch")
 
 
