@@ -106,7 +106,8 @@ def _run(run: "RunState") -> str:
         parts.append(f"accepts {run.acceptance:.1%}")
     if run.precision is not None:
         parts.append(f"precision {run.precision:.1%}")
-    return ", ".join(parts) + (f": {run.sentence}" if run.sentence else "")
+    reason = run.sentence.partition("; ")[0]  # the rest is figures, in run.json
+    return ", ".join(parts) + (f": {reason}" if reason else "")
 
 
 def _row(run: "RunState") -> Sequence[str]:

@@ -31,11 +31,12 @@ def mapping_options(command: Callable[..., None]) -> Callable[..., None]:
             return
         if not given["mappings"]:
             raise click.UsageError("--dry-run shows what a mapping does; expected --mapping, too")
+        from models.decisions.releases import in_service
         from pipeline.taxonomy.ledger import compare, lines_of, read_steps
         from pipeline.taxonomy.trees import open_tree
 
-        releases, taxonomy = given["workspace"] / "releases", given["taxonomy"]
-        before = open_tree(given["workspace"]) if (releases / "current").exists() else {}
+        workspace, taxonomy = given["workspace"], given["taxonomy"]
+        before = open_tree(workspace) if in_service(workspace / "releases") else {}
         after = open_tree(taxonomy) if taxonomy else None
         print("\n".join(lines_of(compare(before, after, read_steps(given["mappings"])))))
 

@@ -37,9 +37,16 @@ def test_a_feed_that_lost_categories_stops_and_names_the_largest_of_them() -> No
     assert check(half()) == ["categories", "mix"]
     found = compare_feeds(BEFORE, half(), GuardSettings(), "2026-W47")
     assert (
-        "2 of 4 categories are gone (50%, at most 33% expected): Fruit/Pear (33 products), " in found.reason
+        "2 of 4 categories are gone, with under a tenth of their products left (50%, at most 33% expected): "
+        in found.reason
     )
-    assert "Fruit/Lemon (32 products)" in found.reason
+    assert "Fruit/Pear (33 products), Fruit/Lemon (32 products)" in found.reason
+
+
+def test_a_category_that_wrong_labels_alone_keep_there_is_gone() -> None:
+    nearly = replace(BEFORE, categories=half().categories | {"Fruit/Pear": 3, "Fruit/Lemon": 3})
+    assert check(nearly) == ["categories"]
+    assert check(replace(nearly, categories=nearly.categories | {"Fruit/Lemon": 4})) == []
 
 
 def test_a_third_of_the_categories_is_the_limit_and_a_quarter_passes() -> None:
@@ -71,12 +78,12 @@ def test_a_renumbered_tree_passes_where_the_mapping_says_so() -> None:
 
 
 def test_a_changed_mix_of_the_same_categories_stops_and_shows_the_shares() -> None:
-    shifted = dict(zip(FRUIT, (1, 1, 1, 300), strict=True))
+    shifted = dict(zip(FRUIT, (4, 4, 4, 300), strict=True))
     found = compare_feeds(BEFORE, replace(BEFORE, categories=shifted), GuardSettings(), "2026-W47")
     assert [measure.name for measure in found.measures if measure.stops] == ["mix"]
-    # 300 of 303 are pears now, 33 of 126 were: 0.990 - 0.262 have to move
-    assert found.measures[-1].now == pytest.approx(300 / 303 - 33 / 126)
-    assert "Fruit/Pear 26.2% → 99.0%" in found.reason
+    # 300 of 312 are pears now, 33 of 126 were: 0.962 - 0.262 have to move
+    assert found.measures[-1].now == pytest.approx(300 / 312 - 33 / 126)
+    assert "Fruit/Pear 26.2% → 96.2%" in found.reason
 
 
 def test_the_run_stops_with_status_4_or_goes_on_with_a_warning(tmp_path, monkeypatch, caplog) -> None:

@@ -214,7 +214,7 @@ def test_changes_against_the_release_are_a_table_and_counts(run: Run) -> None:
     summary = TreeSummary.of(tree)
     assert summary == TreeSummary(
         release="first", unchanged=3, renamed=0, moved=0, merged=2, split=1, deleted=0, dead=0, cyclic=0,
-        added=1, unproven=1,
+        added=1, unproven=1, changed=True,
     )  # fmt: skip
     assert summary.changed
     rows = pd.read_csv(tree.file("changes.csv"), keep_default_na=False)

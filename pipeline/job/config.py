@@ -481,8 +481,8 @@ class GuardSettings(Section):
     """Least number of products, as a share of those of the release. Raise it when your catalogue never
     shrinks; 0: any number is accepted."""
     most_categories_gone: Annotated[float, Field(ge=0, le=1), "speed"] = 0.33
-    """Largest share of the release's categories that may have no product any more. Lower it when your tree
-    seldom changes; a tree that was renumbered needs `--mapping`, not a higher limit."""
+    """Largest share of the release's categories that may have lost over nine tenths of their products. Lower
+    it when your tree seldom changes; a tree that was renumbered needs `--mapping`, not a higher limit."""
     least_images: Annotated[float, Field(ge=0, le=1), "speed"] = 0.5
     """Least number of images a product, as a share of the release's. Raise it when photos are seldom
     removed."""

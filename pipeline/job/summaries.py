@@ -160,22 +160,7 @@ class TreeSummary(Summary):
     cyclic: int  # the mapping leads back
     added: int
     unproven: int = 0  # of this week's, that wait for evidence before they may be accepted
-
-    @property
-    def changed(self) -> bool:
-        """Whether the trees differ."""
-        return any(
-            (
-                self.renamed,
-                self.moved,
-                self.merged,
-                self.split,
-                self.deleted,
-                self.dead,
-                self.cyclic,
-                self.added,
-            )
-        )
+    changed: bool = False  # the categories that a head learns, or their places, are others
 
 
 class SuspectsSummary(Summary):

@@ -46,14 +46,19 @@ def mapping_bytes(step: Step) -> bytes:
     return json.dumps(values, ensure_ascii=False, indent=0, sort_keys=True).encode()
 
 
-def places_with_products(records: Artifact) -> Places:
-    """The categories of the records that have products, learnt or not."""
-    names = ["taxonomy.csv", *([UNLEARNT] if UNLEARNT in records.files else [])]
-    return {
-        category: place
-        for name in names
-        for category, place in places_of(read_taxonomy(records.file(name))).items()
-    }
+def places_with_products(artifact: Artifact) -> Places:
+    """The categories of records or of a bundle that have products, learnt or not."""
+    return {**learnt_places(artifact), **_unlearnt_places(artifact)}
+
+
+def learnt_places(artifact: Artifact) -> Places:
+    """The categories of records or of a bundle that a head learns."""
+    return places_of(read_taxonomy(artifact.file("taxonomy.csv")))
+
+
+def _unlearnt_places(artifact: Artifact) -> Places:
+    """The other ones; nothing in a bundle of an earlier version."""
+    return places_of(read_taxonomy(artifact.file(UNLEARNT))) if UNLEARNT in artifact.files else {}
 
 
 def changes_since_release(run: Run, records: Artifact) -> TreeChanges | None:
@@ -67,12 +72,12 @@ def changes_since_release(run: Run, records: Artifact) -> TreeChanges | None:
 
 
 def changes_since(bundle: Artifact, records: Artifact) -> TreeChanges:
-    """What becomes of each category that a bundle has learnt.
+    """What becomes of each category that a bundle knew, learnt or not.
 
     Those added are the ones with products. A category that the whole tree of `--taxonomy` has is not gone
     because no product has it this week.
     """
-    old = places_of(read_taxonomy(bundle.file("taxonomy.csv")))
+    old = places_with_products(bundle)
     there, step = places_with_products(records), mapping_of(records)
     whole = places_of(read_taxonomy(records.file(WHOLE))) if WHOLE in records.files else {}
     if not whole:  # what the mapping names is taken to be in the tree
@@ -94,9 +99,11 @@ def is_explained(change: Change, step: Step) -> bool:
 def unproven(run: Run, records: Artifact) -> tuple[str, ...]:
     """The categories that wait for evidence before they may be accepted; none before the first release.
 
-    Those are new since the release, parts of a split, or were waiting in the release already.
+    Those are new since the release, parts of a split, or had no evidence in the release: they were waiting
+    there already, or too small to be learnt.
     """
     changes, bundle = changes_since_release(run, records), run.release_before()
     if changes is None or bundle is None:
         return ()
-    return changes.unproven(read_rules(bundle.file(THRESHOLDS)).withheld)
+    waiting = read_rules(bundle.file(THRESHOLDS)).withheld
+    return changes.unproven([*waiting, *_unlearnt_places(bundle)])

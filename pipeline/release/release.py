@@ -16,6 +16,7 @@ from features.storage.paths import AnyPath
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS
 from models.decisions.releases import SPLITS, in_service, release_digest
 from models.heads.architectures import SET_FILES
+from pipeline.job.catalogue import UNLEARNT
 from pipeline.job.known_splits import write_splits
 from pipeline.job.progress import log
 from pipeline.job.release_log import switch
@@ -49,6 +50,8 @@ def pack(run: Run) -> Artifact:
             if name in HEAD_FILES or name in head.files:
                 shutil.copyfile(head.file(name), work / name)
         shutil.copyfile(thresholds.file(THRESHOLDS), work / THRESHOLDS)
+        if UNLEARNT in records.files:  # next week's tree is compared with all categories
+            shutil.copyfile(records.file(UNLEARNT), work / UNLEARNT)
         backbone.description().write(work / BACKBONE)
         backbone.save_weights(work / BACKBONE_WEIGHTS)
         write_splits(records, run.known_splits(), work / SPLITS)

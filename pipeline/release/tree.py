@@ -36,7 +36,7 @@ from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import TreeSummary
-from pipeline.job.tree import changes_since_release, is_explained, mapping_of, unproven
+from pipeline.job.tree import changes_since_release, is_explained, learnt_places, mapping_of, unproven
 
 VERSION = 1
 CHANGES = "changes.csv"
@@ -60,13 +60,16 @@ def tree_changes(run: Run) -> Artifact:
     def make(work: Path) -> Mapping[str, object]:
         if found is None or bundle is None:
             pd.DataFrame(columns=list(COLUMNS)).to_csv(work / CHANGES, index=False)
-            return TreeSummary(release=None, **dict.fromkeys(COUNTED.values(), 0)).to_dict()
+            none: dict[str, object] = {"release": None, **dict.fromkeys(COUNTED.values(), 0)}
+            return TreeSummary.model_validate(none).to_dict()
         waiting = unproven(run, records)
         changes_table(found, categories_of(records), _sizes_of(bundle), waiting).to_csv(
             work / CHANGES, index=False
         )
         counts = {COUNTED[kind]: count for kind, count in found.counts().items()}
-        return TreeSummary(release=str(run.based_on), **counts, unproven=len(waiting)).to_dict()
+        changed = learnt_places(bundle) != learnt_places(records)
+        values = {"release": run.based_on, **counts, "unproven": len(waiting), "changed": changed}
+        return TreeSummary.model_validate(values).to_dict()
 
     made_from = {"records": records.digest, "release": bundle.digest if bundle else "none"}
     artifact = stage(run.path / "tree", kind="tree", version=VERSION, made_from=made_from, make=make)

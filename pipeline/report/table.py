@@ -67,10 +67,10 @@ class Table:
     details: bool = False  # rows open
     marked: frozenset[int] = field(default_factory=frozenset)  # rows that stand out
 
-    def statuses(self) -> set[str]:
-        """The keys of the texts in it."""
+    def statuses(self) -> list[str]:
+        """The keys of the texts in it, in an order that is the same in every process."""
         columns = [index for index, column in enumerate(self.columns) if column.kind == "status"]
-        return {row[index] for row in self.rows for index in columns}
+        return sorted({row[index] for row in self.rows for index in columns})
 
     def script(self) -> dict[str, Any]:
         """What the page's script gets."""

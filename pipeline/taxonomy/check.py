@@ -11,8 +11,6 @@ from models.mappings import RuleFile, read_rules
 from models.taxonomy import is_listing, listed, read_paths
 from models.taxonomy_changes import key, rings_of
 
-SHOWN = 20  # faults of a kind
-
 Row = tuple[str, str, tuple[str, ...]]  # where, id, names from coarse to fine, as they are written
 
 
@@ -97,7 +95,8 @@ def _faults(rows: list[Row], most_levels: int | None) -> Iterator[str]:
             found["path"].append(f"{' / '.join(path)}: is the place of {len(ids):,} categories: {shown}")
     found["case"] += _by_case("categories", at)
     found["case"] += _by_case("names", {name for path in ids_of for name in _nodes(path)})
-    yield from _limited(found)
+    for faults in found.values():
+        yield from faults
 
 
 def _nodes(path: tuple[str, ...]) -> Iterator[str]:
@@ -113,13 +112,6 @@ def _by_case(what: str, names: Iterable[str]) -> Iterator[str]:
     for several in same.values():
         if len(several) > 1:
             yield f"{what} that differ in upper and lower case alone: {' and '.join(map(repr, several[:3]))}"
-
-
-def _limited(found: dict[str, list[str]]) -> Iterator[str]:
-    for faults in found.values():
-        yield from faults[:SHOWN]
-        if len(faults) > SHOWN:
-            yield f"… and {len(faults) - SHOWN:,} more like this"
 
 
 def _check_mapping(files: list[RuleFile]) -> tuple[list[str], list[str]]:
@@ -142,4 +134,4 @@ def _check_mapping(files: list[RuleFile]) -> tuple[list[str], list[str]]:
         rings = rings_of({old: tuple(new) for old, new in rules.items()})
         found["cycles"] += [f"{first[old]}: {old}: a cycle: {ring}" for old, ring in rings.items()]
         found["case"] += _by_case("categories", {*rules, *(one for new in rules.values() for one in new)})
-    return shown, list(_limited(found))
+    return shown, [fault for faults in found.values() for fault in faults]
