@@ -85,7 +85,7 @@ def categorize(
     require_targets(opened, store.parent, output, only_new, records)
     name = output if is_database(output) else str(absolute(any_path(output)))
     home = store.parent / "categorize" / digest_of(name)[:16]
-    with only_job(home):
+    with only_job(home, other="--output"):
         return _Job(opened, bundle, store, output, config, beam, only_new, records, home).run()
 
 
@@ -216,6 +216,7 @@ class _Job:
 
 def _digest_of_decisions(only_new: str | None) -> str:
     """What is known of earlier decisions; a table may be the output itself, which changes it."""
-    if only_new is None or is_database(only_new):
-        return str(only_new)
-    return decisions_digest(decisions_source(only_new))
+    if only_new is None:
+        return "none"
+    earlier = decisions_source(only_new)
+    return str(earlier) if is_database(only_new) else decisions_digest(earlier)  # without the password

@@ -26,7 +26,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def only_job(run: AnyPath, wait: float = 0.0) -> Iterator[None]:
+def only_job(run: AnyPath, wait: float = 0.0, other: str = "--run") -> Iterator[None]:
     """Keeps a second job off the run; the lock ends with the process, however it ends.
 
     A directory that holds nothing but the lock afterwards is removed, with the empty ones above it that were
@@ -36,6 +36,7 @@ def only_job(run: AnyPath, wait: float = 0.0) -> Iterator[None]:
     Args:
         run: directory.
         wait: seconds for which to wait for the other job's end.
+        other: the option that gives a job another place.
 
     Raises:
         Busy: another job holds the lock.
@@ -49,7 +50,7 @@ def only_job(run: AnyPath, wait: float = 0.0) -> Iterator[None]:
     if descriptor is None:
         raise Busy(
             f"{run}: another job is running here{_holder(file)}; expected one job at a time; wait, or use "
-            "another --run"
+            f"another {other}"
         )
     try:
         yield
