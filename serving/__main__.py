@@ -21,11 +21,16 @@ log = logging.getLogger("shelfmark")
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and leaves with its exit status; options after -- are for Beam's object stores."""
-    logging.getLogger().setLevel(logging.ERROR)  # of other packages
     logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    run_command(serve, "shelfmark-serve", arguments[:cut], obj=tuple(arguments[cut + 1 :]), shown=("",))
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)  # of other packages
+    try:
+        run_command(serve, "shelfmark-serve", arguments[:cut], obj=tuple(arguments[cut + 1 :]), shown=("",))
+    finally:
+        root.setLevel(before)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -163,7 +163,11 @@ def test_ids_that_a_program_made_fractions_are_whole_numbers(tmp_path, ingest, c
 
 def test_a_catalogue_that_hardly_knows_the_release_in_service_stops(tmp_path, workspace, capsys, ingest):
     known = pd.DataFrame({"product_id": [f"{n}" for n in range(44)], "split": "train"})
-    known.to_parquet(workspace / "releases" / "first" / "splits.parquet")
+    release = workspace / "releases" / "first"
+    known.to_parquet(release / "splits.parquet")
+    manifest = json.loads((release / "manifest.json").read_text())
+    manifest["files"]["splits.parquet"]["size"] = (release / "splits.parquet").stat().st_size
+    (release / "manifest.json").write_text(json.dumps(manifest))
     photos(tmp_path)
     write_manifest(tmp_path / "shop.csv", rows())
     ingest(tmp_path / "shop.csv", status=4)
@@ -507,11 +511,12 @@ def test_a_photo_that_vanishes_or_changes_meanwhile_is_a_counted_reject(
     real = ingest_module.write_plan
 
     def and_then(*arguments):
-        real(*arguments)
+        kept = real(*arguments)
         for n in (3, 4):
             file = shop / "AB"[n % 2] / f"{n}.jpg"
             if file.exists():
                 file.unlink() if what == "vanish" else file.write_bytes(photo(100))
+        return kept
 
     monkeypatch.setattr(ingest_module, "write_plan", and_then)
     records = ingest(shop)

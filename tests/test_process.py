@@ -41,6 +41,8 @@ def start(
     command = [*before, sys.executable, "-c", text, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    # SIGINT is ignored by what a shell has put into the background, as the tests may be
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload]
 
 

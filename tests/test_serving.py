@@ -504,7 +504,9 @@ def test_command_with_half_a_bundle_says_so(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "releases" / "current").symlink_to("half")
     status, message = stopped(capsys, "--workspace", str(tmp_path), "--port", "0")
     assert status == 1
-    assert re.fullmatch(r"error: .*current: points to half, which is gone or damaged; .*\n", message)
+    assert re.fullmatch(
+        r"error: .*releases/half: missing; expected the bundle of release half; .*\n", message
+    )
 
 
 def test_command_says_that_the_port_is_taken(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

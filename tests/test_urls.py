@@ -283,7 +283,7 @@ def test_the_same_command_requests_what_was_unreachable_again_and_nothing_else(s
 def test_a_server_that_is_down_stops_the_run_and_what_was_fetched_stays(server, tmp_path, capsys):
     source = catalogue(tmp_path, server)
     server.down = True
-    assert ingest(source, tmp_path / "W") == 1
+    assert ingest(source, tmp_path / "W") == 4
     assert "44 of 44 images rejected (unreachable 44)" in error_line(capsys)
     server.down = False
     assert ingest(source, tmp_path / "W") == 0
@@ -294,7 +294,7 @@ def test_a_server_that_is_down_stops_the_run_and_what_was_fetched_stays(server, 
 def test_photos_that_have_gone_from_the_cache_are_fetched_again(server, tmp_path):
     source = catalogue(tmp_path, server, ["/broken/1/1.jpg"] * 5)
     refused = ("--set", "ingest.max_rejected=0")
-    assert ingest(source, tmp_path / "W", *refused) == 1
+    assert ingest(source, tmp_path / "W", *refused) == 4
     shutil.rmtree(tmp_path / "W/runs/r/records.fetched")
     assert ingest(source, tmp_path / "W", *refused) == 0
     assert account(tmp_path / "W") == (49, {})

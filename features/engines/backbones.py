@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import keras
 
 BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"
-HDF5 = b"\x89HDF\r\n\x1a\n"  # how every file in HDF5 begins
+FORMATS = (b"\x89HDF\r\n\x1a\n", b"PK\x03\x04")  # how HDF5 and Keras' archives begin
 TUNED = "fine-tuned "  # in backbone.json before the name of the weights that a backbone was tuned from
 IMAGE_SIZES = {  # px, what the weights were trained at; 224 for the rest
     "inceptionv3": 299, "xception": 299, "inceptionresnetv2": 299, "nasnetlarge": 331,
@@ -151,7 +151,7 @@ def require_known(name: str, known: Collection[str]) -> str:
 
 
 def require_weights(weights: str) -> None:
-    """Checks what can be known of the setting without Keras: imagenet, random, or a file in HDF5.
+    """Checks what can be known of the setting without Keras: imagenet, random, or a file of weights.
 
     Raises:
         ShelfmarkError: no such file, or one in another format.
@@ -164,8 +164,8 @@ def require_weights(weights: str) -> None:
         raise ShelfmarkError(f"weights {weights}: no such file; {expected}")
     if isinstance(file, Path):
         with file.open("rb") as opened:
-            if opened.read(len(HDF5)) != HDF5:
-                raise ShelfmarkError(f"weights {weights}: not a file in HDF5; {expected}")
+            if not opened.read(8).startswith(FORMATS):
+                raise ShelfmarkError(f"weights {weights}: not a file of weights; {expected}")
 
 
 def known_backbones() -> dict[str, Callable[..., "keras.Model"]]:
