@@ -14,7 +14,7 @@ from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
 from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
-from pipeline.cli_releases import release, releases, rollback
+from pipeline.cli_releases import release, releases, rollback, withdraw
 from pipeline.cli_status import runs, status
 from pipeline.cli_taxonomy import mapping_options, taxonomy
 
@@ -396,7 +396,7 @@ def monitor(
         sys.exit(ALARM)
 
 
-for _command in (status, runs, releases, release, rollback):
+for _command in (status, runs, releases, release, rollback, withdraw):
     shelfmark.add_command(_command)
 
 

@@ -1,4 +1,4 @@
-"""The commands about releases: which there are, another one into service, back to the one before."""
+"""The commands about releases: which there are, another one into service, back to the one before, none."""
 
 import json
 import sys
@@ -91,3 +91,23 @@ def rollback(name: str | None, workspace: AnyPath, why: str | None, who: str | N
 
     made = roll_back(workspace, name, why, who)
     print(made.to_sentence() if made else f"{name} is in service already")
+
+
+@click.command()
+@_workspace
+@click.option("--why", metavar="TEXT", required=True, help="The reason, for releases/log.jsonl.")
+@_who
+def withdraw(workspace: AnyPath, why: str, who: str | None) -> None:
+    """Takes the release in service out of service.
+
+    From then on nothing is decided automatically: `categorize` ends with an error, and servers do at their
+    next start. `shelfmark rollback` puts it back; the next `retrain` releases its bundle.
+
+    \b
+    Example:
+      shelfmark withdraw --workspace shop --why "labels of two departments were mixed up"
+    """
+    from pipeline.release.switch import withdraw
+
+    made = withdraw(workspace, why, who)
+    print(made.to_sentence() if made else "nothing is in service")

@@ -274,7 +274,6 @@ class Drawn:
     current: str | None
     current_name: str | None
     release: bool = True
-    withdraw: bool = False
     sentence: str = "better"
 
 
@@ -314,28 +313,23 @@ def test_of_two_runs_that_release_at_once_the_second_has_to_be_judged_again(work
     assert [one.to for one in history(releases)][-2:] == ["2026-W47", first]
 
 
-def test_a_verdict_can_take_the_release_out_of_service(
+def test_a_release_is_taken_out_of_service_and_put_back(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    releases = workspace / "releases"
-    bundle, current = (
-        find_artifact(workspace / path) for path in ("runs/2026-W48/bundle", "releases/2026-W47")
-    )
-    assert bundle and current
-    kept = Drawn(bundle.digest, current.digest, "2026-W47", release=False)
-    assert released(workspace, "2026-W48", kept, bundle) is None and in_service(releases) == "2026-W47"
-    out = Drawn(bundle.digest, current.digest, "2026-W47", False, True, "not certified for 95 %")
-    assert released(workspace, "2026-W48", out, bundle) is None and in_service(releases) is None
+    releases, place = workspace / "releases", ("--workspace", str(workspace))
+    status, printed = run(capsys, "withdraw", *place)
+    assert status == 2 and "--why" in printed
+    status, printed = run(capsys, "withdraw", *place, "--why", "labels mixed up", "--who", "ada")
+    assert status == 0 and "2026-W47" in printed and in_service(releases) is None
     last = history(releases)[-1]
-    assert (last.action, last.before, last.to, last.why) == (
-        *("withdraw", "2026-W47", None, "not certified for 95 %"),
+    assert (last.action, last.who, last.before, last.to, last.why) == (
+        *("withdraw", "ada", "2026-W47", None, "labels mixed up"),
     )
-    status, printed = run(
-        capsys, "categorize", str(workspace), "--workspace", str(workspace), "--output", "d.csv"
-    )
+    status, printed = run(capsys, "categorize", str(workspace), *place, "--output", "d.csv")
     assert status == 1 and "nothing is in service" in printed
-    assert run(capsys, "rollback", "--workspace", str(workspace))[0] == 0
-    assert in_service(releases) == "2026-W47"
+    assert run(capsys, "withdraw", *place, "--why", "again") == (0, "nothing is in service\n")
+    assert history(releases)[-1] == last
+    assert run(capsys, "rollback", *place)[0] == 0 and in_service(releases) == "2026-W47"
 
 
 # Lists

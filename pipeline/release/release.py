@@ -77,7 +77,7 @@ def pack(run: Run) -> Artifact:
 
 
 def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
-    """Does what the verdict says: puts the bundle into service, or leaves or takes out the one there.
+    """Does what the verdict says: puts the bundle into service, or leaves the one there.
 
     Returns:
         The new release's directory, or None where the candidate is kept out.
@@ -85,7 +85,7 @@ def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
     Raises:
         Busy: meanwhile another release was put into service than the one that the verdict is about.
     """
-    if not verdict.release and not verdict.withdraw:
+    if not verdict.release:
         log.info("release: kept the one in service: %s", verdict.sentence)
         return None
     with releases_locked(run.releases):
@@ -96,12 +96,6 @@ def release(run: Run, candidate: Artifact, verdict: Verdict) -> AnyPath | None:
                 f"{verdict.current_name or 'nothing'}; expected no other switch meanwhile; run the same "
                 "command again"
             )
-        if not verdict.release:
-            switch(run.releases, None, "withdraw", verdict.sentence, run=run.name)
-            log.warning(
-                "release: %s is taken out of service, nothing is in service: %s", now, verdict.sentence
-            )
-            return None
         target = link_bundle(candidate, run.name, run.releases)
         switch(run.releases, target.name, "release", verdict.sentence, run=run.name)
     log.info("release: %s is in service: %s", target.name, verdict.sentence)

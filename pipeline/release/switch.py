@@ -126,6 +126,24 @@ def roll_back(workspace: AnyPath, name: str | None, why: str | None, who: str | 
         return _switch_to(releases, name, "rollback", why or "rolled back by hand", who)
 
 
+def withdraw(workspace: AnyPath, why: str, who: str | None) -> Switch | None:
+    """Takes the release in service out of service: from then on nothing is decided automatically.
+
+    Args:
+        workspace: of releases.
+        why: for the log.
+        who: for the log; None: user@host.
+
+    Returns:
+        The line of the log; None where nothing is in service.
+    """
+    releases = _releases_of(workspace)
+    with releases_locked(releases):
+        if in_service(releases) is None:
+            return None
+        return switch(releases, None, "withdraw", why, who=who)
+
+
 def _releases_of(workspace: AnyPath) -> AnyPath:
     """The directory of releases; ShelfmarkError where nothing of a workspace is."""
     if not (workspace / "releases").is_dir() and not (workspace / "runs").is_dir():
