@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 from catalogues import HTML, documents, draw_products, write_bson
@@ -311,6 +312,34 @@ def test_the_bottlenecks_are_those_of_one_process(ingested, tmp_path, runner, re
     manifest = "runs/r/bottlenecks/manifest.json"
     assert (tmp_path / manifest).read_text() == (ingested / manifest).read_text()
     assert shards_of(tmp_path) == shards_of(ingested)
+
+
+# The same decisions
+
+
+def decide(drawn: Path, workspace: Path, output: Path, beam: tuple[str, ...]) -> tuple[int, str]:
+    words = ["categorize", str(drawn / "catalogue.bson"), "--workspace", str(workspace), "--output"]
+    sets = ("ingest.unit_bytes=30000", "extract.shard_images=50")
+    command = [*words, str(output), *(text for name in sets for text in ("--set", name))]
+    with started(shelfmark(*command, "--", *beam)) as job:
+        return end(job)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_the_decisions_are_those_made_without_beam(drawn, tmp_path, workspace, runner, request):
+    shutil.copytree(workspace, tmp_path / "alone", symlinks=True)
+    status, said = decide(drawn, tmp_path / "alone", tmp_path / "alone.parquet", ())
+    assert status == 0, said
+    beam = request.getfixturevalue(runner)
+    status, said = decide(drawn, workspace, tmp_path / "on_beam.parquet", beam)
+    assert status == 0, said
+    decided = pd.read_parquet(tmp_path / "on_beam.parquet")
+    assert len(decided) == 180 and set(decided["status"]) == {"review", "unreadable"}
+    for ending in (".parquet", ".rejects.parquet", ".statistics.json"):
+        files = [tmp_path / f"{name}{ending}" for name in ("alone", "on_beam")]
+        assert files[0].exists() == files[1].exists()
+        assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()
 
 
 # Errors and ends
