@@ -103,15 +103,28 @@ def run_command(
     debug, as_json = "--debug" in arguments, "--log-json" in arguments
     with _own_streams(), _console(("",) if debug else shown, as_json), _Signals() as signals:
         status = _status_of(command, name, arguments, obj, debug, signals)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # nobody reads any more
-                stream.flush()
+        status = _flushed(status)
         if signals.received:
             atexit._run_exitfuncs()
             _end_children()
             os._exit(128 + signals.received)  # threads of Beam or of TensorFlow could wait for ever
     if status is not None:
         sys.exit(status)
+
+
+def _flushed(status: int | None) -> int | None:
+    """Writes what is left for both streams; 1 instead of None where standard output cannot be written."""
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        pass  # nobody reads any more
+    except OSError as error:
+        if status is None:
+            status = 1
+            _show_error(f"standard output: {error.strerror}; expected to write there; check its disk", status)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    return status
 
 
 def _status_of(

@@ -341,9 +341,8 @@ def categorize(
             list(sources), require_release(workspace), workspace / "store", output, config, _beam(),
             only_new=only_new, records=records,
         )  # fmt: skip
-    print(
-        f"{decisions_source(output)}: " + ", ".join(f"{status} {count:,}" for status, count in counts.items())
-    )
+    told = ", ".join(f"{status} {count:,}" for status, count in counts.items()) or "0 products"
+    print(f"{decisions_source(output)}: {told}")
 
 
 shelfmark.add_command(audit)

@@ -95,7 +95,8 @@ def _service(service: "Service") -> str:
             f"precision {service.target:g} certified" if service.certified
             else f"not certified for precision {service.target:g}"
         )  # fmt: skip
-    parts += [text for text in (service.why, service.problem) if text]
+    why = (service.why or "").partition("; ")[0]  # the rest is figures, in releases/log.jsonl
+    parts += [text for text in (why, service.problem) if text]
     return "; ".join(parts)
 
 

@@ -10,12 +10,12 @@ from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
 from pipeline.job.account import RunAccount, account_of
 from pipeline.job.run import Run
-from pipeline.job.summaries import TreeSummary
 from pipeline.release.clean import clean_after
 from pipeline.release.feed import guard_feed
 from pipeline.release.judge import judge
 from pipeline.release.release import pack, release
-from pipeline.release.tree import moved_categories, tree_changes
+from pipeline.release.switch import require_undamaged
+from pipeline.release.tree import differs_from_service, moved_categories, tree_changes
 from pipeline.report.report import report
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
@@ -53,10 +53,13 @@ def retrain(
 
     Raises:
         Stopped: the feed is not like that of the release in service.
+        ShelfmarkError: the release in service is damaged, and `force` is not given.
     """
     with account_of(run.path, sys.argv, run.config.notify) as account:
+        if not force:
+            require_undamaged(run.releases)
         records = ingest(run, sources, taxonomy, beam, mappings)  # decodes every image once
-        tree = tree_changes(run)
+        tree_changes(run)
         guard_feed(run, records, accept_feed, moved_categories(run), account=account)
         if tune:
             finetune(run)  # longer than all the rest: epochs through the network, on pixels
@@ -67,7 +70,7 @@ def retrain(
         suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
         # extracts the test images anew where the two backbones differ
-        verdict = judge(run, candidate, force=force, tree_changed=TreeSummary.of(tree).changed)
+        verdict = judge(run, candidate, force=force, tree_changed=differs_from_service(run))
         account.verdict = asdict(verdict)
         report(run)  # seconds
         release(run, candidate, verdict)

@@ -22,10 +22,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from features.errors import ShelfmarkError, one_line
+from features.storage.artifact import find_artifact
 from features.storage.object_stores import Stat
 from features.storage.paths import MARK, AnyPath, Remote, stats
 from models.decisions.releases import in_service
-from pipeline.job.account import ACCOUNT, read_account
+from pipeline.job.account import ACCOUNT, RunAccount, read_account
 from pipeline.job.listing import Files, Found, walk
 from pipeline.job.lock import at_work
 from pipeline.job.release_log import history
@@ -115,10 +116,12 @@ def status_of(workspace: AnyPath, last: int = 5) -> Status:
     Raises:
         ShelfmarkError: there is no workspace.
     """
+    if isinstance(workspace, Path) and not workspace.is_dir():
+        raise _no_workspace(workspace)
     found = list(walk(workspace))
     files = {name: stat for name, stat, _ in found}
     used = _used(files)
-    service = _service(workspace, files)
+    service = _service(workspace)
     if not used and service.release is None and service.problem is None:
         raise _no_workspace(workspace)
     estimate, note = _would_free(workspace, found) if used else (None, "")
@@ -211,7 +214,7 @@ def _would_free(workspace: AnyPath, found: list[Found]) -> tuple[CleanEstimate |
 # What is in service
 
 
-def _service(workspace: AnyPath, files: Files) -> Service:
+def _service(workspace: AnyPath) -> Service:
     releases = workspace / "releases"
     try:
         name = in_service(releases)
@@ -221,7 +224,7 @@ def _service(workspace: AnyPath, files: Files) -> Service:
     if name is None:
         return Service()
     switch = switches[-1]  # to this release: `history` adds what the log lacks
-    whole = f"releases/{name}/{MARK}" in files
+    whole = find_artifact(releases / name) is not None
     lost = f"{releases / name} is gone or damaged; put it back, or put another release into service"
     rules = releases / name / THRESHOLDS
     certificate = _json(rules, "certificate")
@@ -271,7 +274,9 @@ def _state(run: AnyPath, used: int, judged: bool, release: str | None) -> RunSta
     except (ShelfmarkError, OSError) as error:
         return RunState(outcome=DAMAGED, sentence=one_line(error), **known)
     if account is not None:
-        known |= {"when": account.ended, "seconds": account.seconds}
+        if account.earlier:  # that command did the work, and the last one found nothing new
+            account = RunAccount.model_validate(account.earlier)
+        known["seconds"] = account.seconds
         figures = _figures(account.records or {}, account.evaluation or {})
         return RunState(outcome=account.outcome, sentence=account.sentence, **known | figures)
     figures = _figures(_json(run / "records" / MARK, "summary"), _json(run / "evaluation" / MARK, "summary"))

@@ -93,6 +93,8 @@ class RunAccount(BaseModel):
     """Of shelfmark, Python and the packages that results depend on; `packages`: digest of the names and
     versions of all that are installed."""
     warnings: list[str] = []
+    earlier: dict[str, object] | None = None
+    """The account of the command that did the work, where this one found nothing new."""
 
 
 SUMMARIES = (
@@ -187,7 +189,7 @@ def account_of(
     Yields:
         The account; the block sets `feed` and `verdict`.
     """
-    began, releases = time.monotonic(), run.parent.parent / "releases"
+    began, releases, earlier = time.monotonic(), run.parent.parent / "releases", _earlier(run)
     (run / ACCOUNT).unlink(missing_ok=True)
     before = in_service(releases)
     account = RunAccount(
@@ -206,6 +208,8 @@ def account_of(
         finally:
             _collectors.remove(collector)
             _end(account, error)
+            if account.outcome == "unchanged":
+                account.earlier = earlier
             account.ended, account.seconds = _now(), round(time.monotonic() - began, 3)
             with contextlib.suppress(Exception):  # of releases/current: it is the block's, too
                 account.release_now = in_service(releases)
@@ -215,6 +219,17 @@ def account_of(
             if settings and settings.url:
                 short = account.exit_status > 128  # a signal's: the process has to end
                 notify(settings, written, attempts=1 if short else 3, limit=1.5 if short else 60)
+
+
+def _earlier(run: AnyPath) -> dict[str, object] | None:
+    """The account that the run has, or the one within it; None without one, and for a failed command's."""
+    try:
+        account = read_account(run)
+    except (ShelfmarkError, OSError):
+        return None
+    if account is None or account.outcome not in ("released", "unchanged"):
+        return None
+    return account.earlier if account.outcome == "unchanged" else account.model_dump(mode="json")
 
 
 def _end(account: RunAccount, error: BaseException | None) -> None:

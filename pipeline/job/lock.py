@@ -99,7 +99,8 @@ def _write_holder(descriptor: int) -> None:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     holder = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
     os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps(holder).encode())
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without its text, and `clean` has to run
+        os.write(descriptor, json.dumps(holder).encode())
 
 
 def _holder(file: Path) -> str:

@@ -107,6 +107,19 @@ def switch(
     return made
 
 
+def taken_out(switches: Sequence[Switch], digest: str) -> Switch | None:
+    """The switch by which a person took this bundle out of service, where it was not put back since.
+
+    Args:
+        switches: all of them, in their order.
+        digest: of the bundle.
+    """
+    for one, after in zip(reversed(switches[:-1]), reversed(switches), strict=False):
+        if one.digest == digest:
+            return after if after.action != "release" else None
+    return None
+
+
 def predecessor(switches: Sequence[Switch]) -> str | None:
     """The release that served before the one in service was put there; None where there was none.
 

@@ -111,4 +111,4 @@ def counts_of(summary: Mapping[str, object]) -> str:
             parts += [f"{label} {value:,}"] if value else []
         elif value is not None:
             parts.append(f"{label} {value}")
-    return ", ".join(parts)
+    return ", ".join(parts) or "nothing"

@@ -37,6 +37,7 @@ from models.taxonomy import Taxonomy
 from pipeline.job.catalogue import TrueCategories
 from pipeline.job.config import CalibrationSettings, GateSettings
 from pipeline.job.progress import log
+from pipeline.job.release_log import history, taken_out
 from pipeline.job.run import Run
 from pipeline.job.summaries import GateSummary
 from pipeline.job.tree import changes_since, is_explained, mapping_of
@@ -159,6 +160,13 @@ def read_verdict(run: Run) -> Verdict | None:
         ) from error
 
 
+EQUAL = {  # why a bundle that is not told apart is released, by gate.when_equal
+    "keep": "",
+    "tree_changed": "it takes its place because the categories have changed (gate.when_equal)",
+    "release": "it takes its place as the newer one (gate.when_equal)",
+}
+
+
 class _Judge:
     """What is known while a verdict is made."""
 
@@ -176,6 +184,7 @@ class _Judge:
         self.name = in_service(run.releases)
         self.found = find_artifact(run.releases / self.name) if self.name else None  # None where damaged
         self.trees = list(TrueCategories.of(run.records()).trees)
+        self.taken_out = taken_out(history(run.releases), artifact.digest)
 
     def verdict(self) -> Verdict:
         """The verdict."""
@@ -254,6 +263,8 @@ class _Judge:
             if_released="it takes its place and accepts nothing until a bundle is certified "
             "(gate.old_promise)"
             if withdraw
+            else EQUAL[settings.when_equal]
+            if result.outcome == NOT_TOLD_APART
             else "",
             if_kept=f"{self.name} serves with its old promise (gate.old_promise)" if for_less else "",
             withdraw=withdraw,
@@ -317,7 +328,7 @@ class _Judge:
     ) -> Verdict:
         """The verdict, by floors and force."""
         broken = [floor for floor in floors if not floor.kept]
-        allowed = releases and not broken
+        allowed = releases and not broken and self.taken_out is None
         forced = self.force and not allowed and outcome != SAME
         released = allowed or forced
         clauses = [sentence, *(_floor_text(floor) for floor in broken)]
@@ -325,6 +336,11 @@ class _Judge:
             clauses.append(last)
         if if_kept and not released:
             log.warning("gate: %s", if_kept)
+        if self.taken_out and not released and outcome != SAME:
+            clauses.append(
+                f"{self.taken_out.who or 'somebody'} has taken this bundle out of service on "
+                f"{self.taken_out.when[:10]} ({self.taken_out.why}); --force puts it back"
+            )
         for floor in floors:
             if floor.kept and floor.share is None:
                 log.warning("gate: no test product of %s; its floor is not checked", floor.name)

@@ -144,6 +144,13 @@ def withdraw(workspace: AnyPath, why: str, who: str | None) -> Switch | None:
         return switch(releases, None, "withdraw", why, who=who)
 
 
+def require_undamaged(releases: AnyPath) -> None:
+    """Raises ShelfmarkError where the release in service is gone or damaged: none can be compared with it."""
+    name = in_service(releases)
+    if name is not None:
+        _require_digests(require_whole(releases, name))
+
+
 def _releases_of(workspace: AnyPath) -> AnyPath:
     """The directory of releases; ShelfmarkError where nothing of a workspace is."""
     if not (workspace / "releases").is_dir() and not (workspace / "runs").is_dir():

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from features.storage.artifact import Artifact, find_artifact
+from models.decisions.releases import in_service
 from models.taxonomy import read_taxonomy
 from models.taxonomy_changes import (
     ADD,
@@ -106,6 +107,16 @@ def changes_table(
             "yes" if set(targets) & set(waiting) else "no",
         ))  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def differs_from_service(run: Run) -> bool:
+    """Whether the categories that a head learns, or their places, are others than in the release in service.
+
+    A run that goes on after its own release is based on the one before.
+    """
+    name = in_service(run.releases)
+    bundle = find_artifact(run.releases / name) if name else None
+    return bundle is not None and learnt_places(bundle) != learnt_places(run.records())
 
 
 def moved_categories(run: Run) -> frozenset[str]:

@@ -586,6 +586,14 @@ TEXTS: dict[str, tuple[str, str]] = {
         "chacun avec son seuil. Les intervalles sont appariés, à 95 % : s’ils contiennent 0, cela peut être "
         "le hasard.",
     ),
+    "changes.tree": (
+        "The release is shown here as it decided. The verdict carries its decisions over to the tree of this "
+        "week: what it accepts into a split category counts as left to a person, and products of the weeks "
+        "before count, too. So the figures differ.",
+        "La version est montrée ici telle qu’elle a décidé. Le verdict transpose ses décisions dans l’arbre "
+        "de cette semaine : ce qu’elle accepte dans une catégorie scindée compte comme laissé à une "
+        "personne, et des produits des semaines passées comptent aussi. Les chiffres diffèrent donc.",
+    ),
     "changes.mcnemar": (
         "Products that became correct: {gained}; that became wrong: {lost} (McNemar’s exact test: p {p}). "
         "{verdict}",

@@ -29,6 +29,8 @@ def check(file: Path, most_levels: int | None = None) -> tuple[list[str], list[s
     """
     if not file.is_file():
         raise ShelfmarkError(f"{file}: no such file; expected a taxonomy or a mapping; check the path")
+    if not is_listing(file) and is_delimited(file.name) and not _header(file):
+        raise ShelfmarkError(f"{file}: empty; expected a header and a line a category; make the file again")
     if not is_listing(file) and (not is_delimited(file.name) or {"from", "to"} <= set(_header(file))):
         return _check_mapping(read_rules(file))
     rows = list(_rows(file))
