@@ -371,3 +371,16 @@ def test_the_outer_block_has_the_peak_of_the_inner_one():
 @pytest.fixture(autouse=True)
 def at_info(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "shelfmark")
+
+
+# Found again
+
+
+def test_a_command_that_finds_nothing_new_keeps_the_account_of_the_one_that_did_the_work(run):
+    for verdict, outcomes in ((BETTER, ("released", None)), (SAME, ("unchanged", "released")),
+                              (SAME, ("unchanged", "released")), (WORSE, ("kept", None))):  # fmt: skip
+        with account_of(run, ["shelfmark"]) as account:
+            account.verdict = verdict
+        found = account_file(run)
+        earlier = found["earlier"] and found["earlier"]["outcome"]
+        assert (found["outcome"], earlier) == outcomes

@@ -238,6 +238,9 @@ def shelfmark(*arguments: object) -> int:
 def test_check_ends_with_1_when_there_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shelfmark("taxonomy", "check", written(tmp_path / "m.csv", "from,to\na,b\n")) == 0
     assert capsys.readouterr().out == "1 rules\n"
+    for text in ("", " \n"):
+        assert shelfmark("taxonomy", "check", written(tmp_path / "e.csv", text)) == 1
+        assert "e.csv: empty; expected a header" in capsys.readouterr().err
     assert shelfmark("taxonomy", "check", written(tmp_path / "n.csv", "from,to\na,b\nb,a\n")) == 1
     said = capsys.readouterr()
     assert "a cycle: a → b → a" in said.out and "n.csv: 2 faults; expected none" in said.err

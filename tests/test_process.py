@@ -295,3 +295,13 @@ def test_a_full_disk_under_the_log_does_not_fail_the_work():
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
     assert result(SAYS, "--log", "/dev/full")[:2] == (0, "result\n")
+
+
+def test_what_cannot_be_written_to_standard_output_is_an_error(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = start("print('a line')", stdout=full)
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert err.strip().endswith(
+        "error: standard output: No space left on device; expected to write there; check its disk"
+    )

@@ -17,7 +17,16 @@ from features.storage.artifact import find_artifact
 from features.storage.paths import any_path, copy_tree, read_range
 from models.decisions.releases import in_service, put_into_service, release_names
 from pipeline.job import release_log
-from pipeline.job.release_log import LOG, Switch, history, newest_first, predecessor, predecessors, switch
+from pipeline.job.release_log import (
+    LOG,
+    Switch,
+    history,
+    newest_first,
+    predecessor,
+    predecessors,
+    switch,
+    taken_out,
+)
 
 
 def lines(releases: Path) -> list[tuple[str | None, str | None]]:
@@ -50,6 +59,27 @@ def test_nothing_is_in_service_after_a_withdrawal_until_the_next_release(tmp_pat
 
 
 STEPS = ["write_whole", "put_into_service", "_to_disk", "_add", "unlink"]
+
+
+def test_a_bundle_that_a_person_took_out_is_known_until_it_is_put_back(tmp_path: Path) -> None:
+    releases = tmp_path / "releases"
+    digests = {name: draw_bundle(releases / name).digest for name in ("a", "b", "c")}
+
+    def out(name: str) -> str | None:
+        found = taken_out(history(releases), digests[name])
+        return found.action if found else None
+
+    for name in ("a", "b"):
+        switch(releases, name, "release", "better")
+    assert out("a") is None and out("b") is None and out("c") is None
+    switch(releases, "a", "rollback", "confuses boots")
+    assert out("a") is None and out("b") == "rollback"
+    switch(releases, "c", "release", "better")
+    assert out("b") == "rollback" and out("a") is None
+    switch(releases, "b", "switch", "by hand")
+    assert out("b") is None and out("c") == "switch"
+    switch(releases, None, "withdraw", "labels mixed up")
+    assert out("b") == "withdraw"
 
 
 def die_before(step: str, patch: pytest.MonkeyPatch) -> None:

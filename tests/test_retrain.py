@@ -375,3 +375,22 @@ def test_two_jobs_cannot_meet_on_one_run(shop, capsys):
         status, _ = run_here(*retrain_arguments(folder, folder / "W"))
     assert status == 75
     assert "another job is running here" in capsys.readouterr().err
+
+
+def test_a_damaged_release_in_service_is_noticed_before_any_work(shop, tmp_path, capsys):
+    folder, _, _ = shop
+    workspace = tmp_path / "W"
+    shutil.copytree(folder / "W", workspace, symlinks=True)
+    file = workspace / "releases" / "week" / "head.weights.h5"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+    arguments = retrain_arguments(folder, workspace)
+    arguments[arguments.index("week")] = "next"
+    status, log = run_here(*arguments)
+    assert status == 1 and "records" not in log
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(
+        f"error: {file}: damaged; expected the digest that the manifest gives; put the file back"
+    )

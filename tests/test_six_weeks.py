@@ -145,6 +145,13 @@ def test_six_weeks_that_nobody_attends_to(drawn_weights, tmp_path):
     assert weeks.in_service() == last
     require_promise(weeks, 6)
 
+    assert run_here("rollback", "--workspace", str(weeks.workspace), "--why", "confuses mugs")[0] == 0
+    status, found = weeks.retrain(6)  # what a person took out stays out
+    assert (status, found["outcome"]) == (KEPT, "kept") and weeks.in_service() != last
+    assert "has taken this bundle out of service" in found["sentence"]
+    assert "(confuses mugs); --force puts it back" in found["sentence"]
+    assert run_here("release", last, "--workspace", str(weeks.workspace))[0] == 0
+
     require_kept_parts(weeks)
     require_one_extraction(weeks)
     require_log(weeks, last)

@@ -1,5 +1,6 @@
 """Stages: what is finished is opened, what is interrupted goes on, what has changed is remade; one job."""
 
+import errno
 import io
 import logging
 import multiprocessing
@@ -8,9 +9,9 @@ import sys
 
 import pytest
 
-from features.errors import ShelfmarkError
+from features.errors import Busy, ShelfmarkError
 from features.storage.artifact import open_artifact
-from pipeline.job.lock import only_job
+from pipeline.job.lock import at_work, only_job
 from pipeline.job.progress import Progress
 from pipeline.job.stage import stage
 
@@ -170,3 +171,16 @@ def test_progress_is_a_bar_on_a_terminal_and_stays_there_when_stderr_is_taken_aw
         progress._bar.refresh()
         monkeypatch.setattr(sys, "stderr", terminal)
     assert "extract" in terminal.getvalue() and "2500/5000" in terminal.getvalue() and messages() == []
+
+
+def test_a_lock_holds_on_a_full_disk_without_its_text(tmp_path, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.job.lock.os.write", full)
+    (tmp_path / "run" / "files").mkdir(parents=True)
+    with only_job(tmp_path / "run"):
+        assert at_work(tmp_path / "run")
+        with pytest.raises(Busy, match="another job is running here; expected"), only_job(tmp_path / "run"):
+            pass
+    assert not at_work(tmp_path / "run")

@@ -114,9 +114,11 @@ def taken_out(switches: Sequence[Switch], digest: str) -> Switch | None:
         switches: all of them, in their order.
         digest: of the bundle.
     """
-    for one, after in zip(reversed(switches[:-1]), reversed(switches), strict=False):
+    after: Switch | None = None
+    for one in reversed(switches):
         if one.digest == digest:
-            return after if after.action != "release" else None
+            return after if after and after.action != "release" else None
+        after = one
     return None
 
 
