@@ -40,6 +40,7 @@ SECRET = re.compile(r"(?i)(notify\.url|[\w.-]*(?:secret|password|token|key)[\w.-
 USER = re.compile(r"(://)[^/@\s]+@")
 ENDED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 _command = "python"  # the command line, for the log
+_began: float | None = None  # when it began, by time.monotonic
 GRACE = 3.0  # s, for an orderly end after a signal; then the process ends itself
 
 
@@ -98,8 +99,8 @@ def run_command(
     # Arrow's own allocator keeps what is freed: ingest's peak was 556 MB with it, 460 with the system's
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    global _command
-    _command = shlex.join(without_secrets([name, *arguments]))
+    global _command, _began
+    _command, _began = shlex.join(without_secrets([name, *arguments])), time.monotonic()
     debug, as_json = "--debug" in arguments, "--log-json" in arguments
     with _own_streams(), _console(("",) if debug else shown, as_json), _Signals() as signals:
         status = _status_of(command, name, arguments, obj, debug, signals)
@@ -108,8 +109,14 @@ def run_command(
             atexit._run_exitfuncs()
             _end_children()
             os._exit(128 + signals.received)  # threads of Beam or of TensorFlow could wait for ever
+    _began = None
     if status is not None:
         sys.exit(status)
+
+
+def seconds_of_command() -> float:
+    """Seconds since this process began its command, loading of packages included; 0 outside of one."""
+    return 0.0 if _began is None else time.monotonic() - _began
 
 
 def _flushed(status: int | None) -> int | None:

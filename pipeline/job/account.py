@@ -20,7 +20,7 @@ import click
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from features.errors import ShelfmarkError, Stopped, one_line
-from features.process import INTERRUPTED, TERMINATED, without_secrets
+from features.process import INTERRUPTED, TERMINATED, seconds_of_command, without_secrets
 from features.storage.artifact import digest_of
 from features.storage.paths import AnyPath, write_whole
 from models.decisions.releases import in_service
@@ -189,12 +189,14 @@ def account_of(
     Yields:
         The account; the block sets `feed` and `verdict`.
     """
-    began, releases, earlier = time.monotonic(), run.parent.parent / "releases", _earlier(run)
+    before_us = seconds_of_command()  # that TensorFlow took to load, for the most part
+    began, releases, earlier = time.monotonic() - before_us, run.parent.parent / "releases", _earlier(run)
     (run / ACCOUNT).unlink(missing_ok=True)
     before = in_service(releases)
     account = RunAccount(
-        run=run.name, outcome="failed", exit_status=1, sentence="", started=_now(), ended="", seconds=0,
-        command=without_secrets(command), release_before=before, release_now=before, versions=versions(),
+        run=run.name, outcome="failed", exit_status=1, sentence="", started=_now(-before_us), ended="",
+        seconds=0, command=without_secrets(command), release_before=before, release_now=before,
+        versions=versions(),
     )  # fmt: skip
     with PeakMemory() as memory, _warnings_into(account):
         collector = _Collector(run, account, memory)
@@ -386,5 +388,6 @@ def _warnings_into(account: RunAccount) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def _now(after: float = 0.0) -> str:
+    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=after)
+    return now.isoformat(timespec="seconds")
