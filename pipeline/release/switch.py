@@ -90,6 +90,11 @@ def put_release(workspace: AnyPath, name: str, why: str | None, who: str | None)
         bundle = find_artifact(workspace / "runs" / name / "bundle") if named else None
         if there and (bundle is None or find_artifact(releases / name)):
             return _switch_to(releases, name, "switch", why or "put into service by hand", who)
+        if named and bundle is None and (workspace / "runs" / name).is_dir():
+            raise ShelfmarkError(
+                f"{name}: a run without a bundle, because it was stopped, has failed or is at work; expected "
+                "one that has come to its verdict; `shelfmark runs` lists them"
+            )
         if bundle is None or bundle.kind != "bundle":
             raise _unknown(releases, name)
         if why is None:
