@@ -131,7 +131,7 @@ REFUSED = [
     ("retrain none.bson --workspace X", "none.bson: no such file or folder"),
     ("retrain photos --workspace X --backbone inceptin_v3", "did you mean inceptionv3?"),
     ("retrain photos --workspace X --weights none.weights.h5", "none.weights.h5: no such file"),
-    ("retrain photos --workspace X --weights tree.csv", "tree.csv: not a file in HDF5"),
+    ("retrain photos --workspace X --weights tree.csv", "tree.csv: not a file of weights"),
     ("retrain photos --workspace X --taxonomy none.csv", "none.csv: no such file"),
     ("retrain photos --workspace X --taxonomy tree.csv", "tree.csv: columns a, b; expected category_id"),
     ("retrain photos --workspace tree.csv", "tree.csv: not a directory"),
