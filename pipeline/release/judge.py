@@ -119,8 +119,9 @@ def judge(run: Run, candidate: Artifact, *, force: bool = False, tree_changed: b
     Both decide about the same test products: this week's, and those of the week of the release in service
     that are gone since. When a bundle is better: `outcome_of` of models/decisions/gate.py. It is released if
     it is better, or the first one; not distinguished from the one in service, as `gate.when_equal` says; and
-    never where a category is below its floor. The release in service can be impossible to use, because it is
-    damaged, lost, or of a version that is not read any more: then nothing is compared, and `force` decides.
+    never where a category is below its floor, or a person has taken this very bundle out of service. The
+    release in service can be impossible to use, because it is damaged, lost, or of a version that is not read
+    any more: then nothing is compared, and `force` decides.
 
     Args:
         run: with its finished evaluation.
