@@ -10,7 +10,6 @@ Nothing is locked or written, so both may be called while jobs are at work, as o
 
 import contextlib
 import json
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -25,15 +24,14 @@ from features.errors import ShelfmarkError, one_line
 from features.storage.artifact import find_artifact
 from features.storage.object_stores import Stat
 from features.storage.paths import MARK, AnyPath, Remote, stats
-from models.decisions.releases import in_service
-from pipeline.job.account import ACCOUNT, RunAccount, read_account
+from models.decisions.releases import in_service, runs_named
+from pipeline.job.account import ACCOUNT, VERDICT, RunAccount, read_account
 from pipeline.job.listing import Files, Found, walk
 from pipeline.job.lock import at_work
 from pipeline.job.release_log import history
 
 PARTS = ("store", "runs", "releases", "categorize", "monitor")  # of a workspace; the rest is "other"
 THRESHOLDS = "thresholds.json"  # in a bundle, see models/decisions/bundle.py, which takes long to import
-VERDICT = "verdict.json"  # in a run
 CONFIG = "config.json"  # in a run, written by every command
 RUNNING, UNFINISHED, DAMAGED = "running", "unfinished", "damaged"  # instead of an account's outcome
 READERS = 8  # requests to an object store at a time
@@ -226,15 +224,17 @@ def _service(workspace: AnyPath) -> Service:
     switch = switches[-1]  # to this release: `history` adds what the log lacks
     whole = find_artifact(releases / name) is not None
     lost = f"{releases / name} is gone or damaged; put it back, or put another release into service"
-    rules = releases / name / THRESHOLDS
-    certificate = _json(rules, "certificate")
+    rules = _json(releases / name / THRESHOLDS)
+    certificate = rules.get("certificate")
     return Service(
         release=name,
         since=switch.when,
         why=switch.why,
         who=switch.who,
-        target=_number(_json(rules).get("target")),
-        certified=certificate.get("threshold") is not None if certificate else None,
+        target=_number(rules.get("target")),
+        certified=certificate.get("threshold") is not None
+        if certificate and isinstance(certificate, dict)
+        else None,
         problem=None if whole else lost,
     )
 
@@ -265,7 +265,7 @@ def _state(run: AnyPath, used: int, judged: bool, release: str | None) -> RunSta
         judged: verdict.json is of that command, or of a later one.
         release: in service.
     """
-    serves = release is not None and re.fullmatch(rf"{re.escape(run.name)}(\.\d+)?", release) is not None
+    serves = release is not None and run.name in runs_named(release)
     known: dict[str, Any] = {"run": run.name, "when": _utc(used), "in_service": serves}
     if at_work(run):
         return RunState(outcome=RUNNING, sentence="", **known)

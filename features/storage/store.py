@@ -52,6 +52,16 @@ def _digests(values: pa.Array) -> np.ndarray:
     return held[values.offset : values.offset + len(values)]
 
 
+def hex_of(digests: np.ndarray) -> np.ndarray:
+    """Returns (n,) str, sha256 hex, of (n, 32) uint8: 120 bytes a digest.
+
+    >>> hex_of(np.full((1, 32), 255, np.uint8))[0] == "ff" * 32
+    True
+    """
+    text = digests.tobytes().hex()
+    return np.array([text[at : at + 64] for at in range(0, len(text), 64)], dtype=object)
+
+
 def digest_array(digests: np.ndarray) -> pa.Array:
     """Returns (n, 32) uint8 as binary(32)."""
     data = pa.py_buffer(np.ascontiguousarray(digests))

@@ -122,6 +122,15 @@ def release_names(releases: AnyPath) -> list[str]:
     return sorted(name for name in names if name not in NOT_RELEASES and not name.endswith(".partial"))
 
 
+def runs_named(release: str) -> tuple[str, ...]:
+    """Names that the run of a release can have: released again, a run's has a number.
+
+    >>> runs_named("2026-W47"), runs_named("2026-W47.2")
+    (('2026-W47',), ('2026-W47.2', '2026-W47'))
+    """
+    return tuple(dict.fromkeys((release, re.sub(r"\.\d+$", "", release))))
+
+
 def put_into_service(releases: AnyPath, name: str) -> None:
     """Makes releases/current point to a release, in one step: at any moment the old or the new one counts."""
     current, aside = releases / CURRENT, releases / ASIDE

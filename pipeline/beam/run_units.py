@@ -185,3 +185,15 @@ def write_table(table: pa.Table, file: AnyPath) -> None:
     """Writes a Parquet file whole or not at all."""
     with writing(file) as working:
         pq.write_table(table, working)
+
+
+def write_rows(rows: list[Any], schema: pa.Schema, file: AnyPath) -> None:
+    """Writes rows, tuples with a value for each column of the schema, as `write_table` does."""
+    columns = zip(*rows, strict=True)
+    write_table(pa.table(list(map(list, columns)) or [[]] * len(schema), schema=schema), file)
+
+
+def rows_in(file: AnyPath) -> int:
+    """The number of rows of a Parquet file."""
+    with file.open("rb") as opened:
+        return int(pq.read_metadata(opened).num_rows)

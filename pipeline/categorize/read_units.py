@@ -25,7 +25,7 @@ from features.images.refusal import Limits, Refused
 from features.product import order_key
 from features.storage.paths import AnyPath, any_path, remove, writing
 from features.storage.store import digests_of
-from pipeline.beam.run_units import run_units, unit_file, write_table
+from pipeline.beam.run_units import run_units, unit_file, write_rows
 from pipeline.categorize.digest_index import DigestIndex, text_digests
 from pipeline.ingest.check_images import NO_DIGEST, copied, fetching_of, image_limits, segments_of
 from pipeline.job.config import IngestSettings
@@ -147,8 +147,7 @@ def read_unit(segment: Segment, done: AnyPath, *, job: _Job) -> None:
             rows = list(_rows(segment, job, file, path_text(copies)))
     else:
         rows = list(_rows(segment, job))
-    columns = zip(*rows, strict=True)
-    write_table(pa.table(list(map(list, columns)) or [[]] * len(READ), schema=READ), done)
+    write_rows(rows, READ, done)
 
 
 def _rows(segment: Segment, job: _Job, copies: BinaryIO | None = None, name: str = "") -> Iterator[ReadRow]:

@@ -12,7 +12,6 @@ killed.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from features.storage.paths import AnyPath, local, remove, writing
 from features.storage.store import digests_of
+from pipeline.beam.run_units import rows_in
 from pipeline.categorize.digest_index import KEY, SortedRuns, halves
 from pipeline.categorize.extract_new import Found
 from pipeline.categorize.read_units import READ
@@ -118,7 +118,7 @@ def sort_rows(units: list[AnyPath], found: Found, work: AnyPath, placeholder_pro
 
 def _cuts(units: list[AnyPath]) -> np.ndarray:
     """(parts - 1,) object, ids at which the parts begin; from a sample spread over all rows."""
-    total = sum(_rows_in(unit) for unit in units)
+    total = sum(map(rows_in, units))
     parts = -(-total // PART_ROWS)
     step, start = max(1, total // max(1, parts * SAMPLE)), 0
     sample: list[str] = []
@@ -130,11 +130,6 @@ def _cuts(units: list[AnyPath]) -> np.ndarray:
     ordered = np.array(sorted(sample), dtype=object)
     places = [len(ordered) * at // parts for at in range(1, parts)]
     return np.unique(ordered[places]) if places else ordered[:0]
-
-
-def _rows_in(unit: AnyPath) -> int:
-    with unit.open("rb") as file:
-        return int(pq.read_metadata(file).num_rows)
 
 
 def _write_piece(rows: pa.Table, cuts: np.ndarray, piece: AnyPath) -> None:
@@ -184,8 +179,3 @@ class _SharedImages(SortedRuns):
             found.append(key[count >= self._limit])
         self.close()
         return np.concatenate(found)
-
-
-def rows_of_parts(rows: SortedRows) -> Iterator[pa.Table]:
-    """The rows of every part, one in memory at a time."""
-    return (rows.part(number) for number in range(rows.parts))

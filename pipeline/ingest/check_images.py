@@ -24,7 +24,7 @@ from features.images.normalise import kind_of, normalise
 from features.images.refusal import Limits, Refused
 from features.product import order_key, tidy_name
 from features.storage.paths import AnyPath, absolute, any_path, remove, sizes, writing
-from pipeline.beam.run_units import run_units, unit_file, write_table
+from pipeline.beam.run_units import rows_in, run_units, unit_file, write_rows, write_table
 from pipeline.ingest.index import COLUMNS, Index, build_index
 from pipeline.job.progress import log
 from pipeline.sources.image import ImageKey, Segment, SourceImage, path_text
@@ -89,7 +89,7 @@ class CheckedImages:
 
     def index(self) -> Index:
         """What the plan keeps of the rows."""
-        return build_index(self.tables(COLUMNS), sum(map(_rows_in, self.files)))
+        return build_index(self.tables(COLUMNS), sum(map(rows_in, self.files)))
 
     def names(self, file: pa.ChunkedArray) -> pa.ChunkedArray:
         """Files as people call them, without the path above the source: the source may be moved next week."""
@@ -118,11 +118,6 @@ def _rejected(table: pa.Table, images: Collection[ImageKey]) -> pa.Table:
         if (row["file"], row["offset"]) in images and not row["reason"]:
             row |= {"reason": "changed", "detail": "gone, or not the same, when it was read again"}
     return pa.Table.from_pylist(rows, CHECKED)
-
-
-def _rows_in(path: AnyPath) -> int:
-    with path.open("rb") as file:
-        return int(pq.read_metadata(file).num_rows)
 
 
 def check_images(
@@ -236,8 +231,7 @@ def check_unit(
             rows = list(_rows(images, limits, categories))
     else:
         rows = list(_rows(read_segment(segment, fetching), limits, categories))
-    columns = zip(*rows, strict=True)
-    write_table(pa.table(list(map(list, columns)) or [[]] * len(CHECKED), schema=CHECKED), done)
+    write_rows(rows, CHECKED, done)
 
 
 def copied(image: SourceImage, file: BinaryIO, name: str) -> SourceImage:

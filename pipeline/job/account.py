@@ -29,7 +29,7 @@ from pipeline.job.memory import Peak, PeakMemory
 from pipeline.job.notify import notify
 from pipeline.job.progress import log
 
-ACCOUNT = "run.json"
+ACCOUNT, VERDICT = "run.json", "verdict.json"  # in a run
 REPORT = "report/index.html"
 KEPT = 3  # exit status: finished, and the old release stays
 MOST_WARNINGS = 100

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
-from features.storage.store import Store, StoredRows, digests_of
+from features.storage.store import Store, StoredRows, digests_of, hex_of
 from models.decisions.validation_split import duplicate_groups, first_of_product, in_fit
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.config import Config
@@ -40,8 +40,7 @@ class Part:
     @property
     def image_digest(self) -> np.ndarray:
         """(n,) str, sha256 hex: 120 bytes an image, made at each call."""
-        text = self.digest.tobytes().hex()
-        return np.array([text[at : at + 64] for at in range(0, len(text), 64)], dtype=object)
+        return hex_of(self.digest)
 
     def only(self, chosen: np.ndarray) -> "Part":
         """The chosen rows, (n,) bool."""

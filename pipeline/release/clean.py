@@ -33,6 +33,7 @@ from features.errors import Busy, ShelfmarkError
 from features.storage.artifact import INPUTS, find_artifact, partial_of
 from features.storage.paths import MARK, AnyPath, Remote, remove
 from features.storage.store import Digests, Store
+from models.decisions.releases import runs_named
 from pipeline.extract.index import read_digests, shards_of
 from pipeline.job.config import RetentionSettings
 from pipeline.job.listing import Files, Found, walk
@@ -193,8 +194,8 @@ def _needed_runs(workspace: AnyPath, runs: list[str]) -> set[str]:
 
 
 def _sources(release: str | None, runs: list[str]) -> set[str]:
-    """The runs that a release can be of: released again, a run's has a number, as in 2026-W47.2."""
-    return {run for run in runs if release and re.fullmatch(re.escape(run) + r"(\.\d+)?", release)}
+    """The runs that a release can be of."""
+    return set(runs_named(release) if release else ()).intersection(runs)
 
 
 def _releases(

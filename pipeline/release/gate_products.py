@@ -22,7 +22,6 @@ category any more and is left out.
 """
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,12 +36,12 @@ import pyarrow.parquet as pq
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, find_artifact, open_artifact
 from features.storage.paths import local, write_whole
-from features.storage.store import Digests, digest_array, digests_of
+from features.storage.store import Digests, digest_array, digests_of, hex_of
 from models.decisions.bundle import Bundle
 from models.decisions.categorizer import ACCEPTED, PARENT
 from models.decisions.gate import Decided
 from models.decisions.predictions import product_bounds
-from models.decisions.releases import SPLITS
+from models.decisions.releases import SPLITS, runs_named
 from models.decisions.validation_split import duplicate_groups, first_of_product
 from models.taxonomy import read_taxonomy
 from pipeline.job.catalogue import TrueCategories, categories_of, divide
@@ -195,7 +194,7 @@ def _records_of(run: Run, release: Artifact) -> Artifact | None:
     name, wanted, own = release.path.name, release.made_from.get("records"), run.records()
     if own.digest == wanted:
         return own
-    for folder in dict.fromkeys((name, re.sub(r"\.\d+$", "", name))):  # released again: 2026-W47.2
+    for folder in runs_named(name):
         found = find_artifact(run.workspace / "runs" / folder / "records")
         if found and found.digest == wanted:
             return found
@@ -266,14 +265,8 @@ def _measured_images(records: Artifact, share: float) -> _Images:
     images = _Images(product_id, digest[order], record[order])
     images = images.only(first_of_product(pd.factorize(product_id)[0], images.digest))
     if part == VAL:
-        images = images.only(divide(images.product_id, _hex(images.digest), share).cert)
+        images = images.only(divide(images.product_id, hex_of(images.digest), share).cert)
     return images
-
-
-def _hex(digest: np.ndarray) -> np.ndarray:
-    """(n,) str of (n, 32) uint8."""
-    text = digest.tobytes().hex()
-    return np.array([text[at : at + 64] for at in range(0, len(text), 64)], dtype=object)
 
 
 def _this_week(
@@ -480,6 +473,6 @@ def _in_training(digests: Digests, records: Artifact) -> np.ndarray:
 
 def _groups(images: _Images, ids: pd.Series) -> np.ndarray:
     """(n,) str, the group of each product: the same for those that share a photo."""
-    group = pd.Series(duplicate_groups(images.product_id, _hex(images.digest)))
+    group = pd.Series(duplicate_groups(images.product_id, hex_of(images.digest)))
     by_product: np.ndarray = group.groupby(images.product_id).first().reindex(ids).to_numpy()
     return by_product

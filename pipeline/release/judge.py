@@ -34,6 +34,7 @@ from models.decisions.gate import (
 from models.decisions.paired import Difference
 from models.decisions.releases import in_service, release_digest
 from models.taxonomy import Taxonomy
+from pipeline.job.account import VERDICT
 from pipeline.job.catalogue import TrueCategories
 from pipeline.job.config import CalibrationSettings, GateSettings
 from pipeline.job.progress import log
@@ -46,7 +47,6 @@ from pipeline.release.in_service import current_release, evaluate_in_service
 
 __all__ = ["BETTER", "FIRST", "NOT_COMPARABLE", "NOT_TOLD_APART", "SAME", "WORSE", "Verdict", "judge"]
 FIRST, SAME, NOT_COMPARABLE = "first", "same", "not comparable"
-VERDICT = "verdict.json"
 NAMED = 100  # names of categories in a verdict, at most
 
 

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, local
 from models.decisions.categorizer import DecisionRules
+from pipeline.job.account import VERDICT
 from pipeline.job.run import SavedRun
 from pipeline.job.summaries import RecordsSummary
 from pipeline.train.figures import Metrics, PartFigures
@@ -53,7 +54,6 @@ SUSPECTS = "suspects/suspects.parquet"
 TREE = "tree/changes.csv"
 CHANGE = ("category", "kind", "targets", "products_before", "products_now", "withheld")
 IN_SERVICE = "in_service/measured.parquet"
-VERDICT = "verdict.json"
 NOISE = "suspects/manifest.json"
 SUSPECT = (
     *("product_id", "category", "category_path", "proposed", "proposed_path"),

@@ -12,9 +12,10 @@ from pathlib import Path
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, find_artifact, open_artifact
 from features.storage.paths import AnyPath
+from pipeline.job.account import VERDICT
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
-from pipeline.report.data import VERDICT, ReportData, load
+from pipeline.report.data import ReportData, load
 from pipeline.report.language import language_of
 from pipeline.report.page import build, render
 from pipeline.report.two_runs import render_two
