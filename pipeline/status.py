@@ -14,7 +14,6 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from pipeline.job.account import ACCOUNT, VERDICT, RunAccount, read_account
 from pipeline.job.listing import Files, Found, walk
 from pipeline.job.lock import at_work
 from pipeline.job.release_log import history
+from pipeline.job.times import utc
 
 PARTS = ("store", "runs", "releases", "categorize", "monitor")  # of a workspace; the rest is "other"
 THRESHOLDS = "thresholds.json"  # in a bundle, see models/decisions/bundle.py, which takes long to import
@@ -266,7 +266,7 @@ def _state(run: AnyPath, used: int, judged: bool, release: str | None) -> RunSta
         release: in service.
     """
     serves = release is not None and run.name in runs_named(release)
-    known: dict[str, Any] = {"run": run.name, "when": _utc(used), "in_service": serves}
+    known: dict[str, Any] = {"run": run.name, "when": utc(used / 1e9) if used else None, "in_service": serves}
     if at_work(run):
         return RunState(outcome=RUNNING, sentence="", **known)
     try:
@@ -315,8 +315,3 @@ def _json(file: AnyPath, key: str = "") -> dict[str, Any]:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _utc(time: int) -> str | None:
-    """A time in ns as ISO 8601, UTC; None for 0."""
-    return datetime.fromtimestamp(time / 1e9, UTC).isoformat(timespec="seconds") if time else None

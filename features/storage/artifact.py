@@ -86,6 +86,19 @@ def file_digest(path: AnyPath) -> str:
         return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
 
 
+def damaged_file(artifact: Artifact, folder: Path) -> str | None:
+    """Returns the first file that has not the digest that the manifest gives; None where all have it.
+
+    Args:
+        artifact: with the manifest.
+        folder: of its files on the disk.
+    """
+    for name, entry in artifact.files.items():
+        if file_digest(folder / name) != entry["sha256"]:
+            return name
+    return None
+
+
 def find_artifact(path: AnyPath) -> Artifact | None:
     """Returns the finished artifact at `path`; None without one, or when a file is missing or resized."""
     try:

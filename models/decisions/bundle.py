@@ -19,7 +19,7 @@ import numpy as np
 
 from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS, Backbone, read_backbone
 from features.errors import ShelfmarkError
-from features.storage.artifact import digest_of, file_digest, open_artifact
+from features.storage.artifact import damaged_file, digest_of, file_digest, open_artifact
 from features.storage.paths import AnyPath
 from models.decisions.categorizer import Categorizer, DecisionRules, Predictor
 from models.heads.architectures import SET_FILES, STRUCTURE, WEIGHTS, load_head
@@ -81,12 +81,11 @@ def open_bundle(path: AnyPath) -> Bundle:
     """
     artifact = open_artifact(path, "bundle")
     folder = artifact.folder()
-    for name, entry in artifact.files.items():
-        if file_digest(folder / name) != entry["sha256"]:
-            raise ShelfmarkError(
-                f"{folder / name}: damaged; expected the digest that the manifest gives; "
-                "put another release into service, or train again"
-            )
+    if name := damaged_file(artifact, folder):
+        raise ShelfmarkError(
+            f"{folder / name}: damaged; expected the digest that the manifest gives; "
+            "put another release into service, or train again"
+        )
     predictor = load_predictor(folder)
     categorizer = Categorizer(predictor, read_rules(folder / THRESHOLDS), path.name)
     caveats = _caveats(artifact.summary)

@@ -13,9 +13,8 @@ after the other, because the backbone uses all cores by itself.
 import functools
 import os
 import tempfile
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,20 +25,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.engines.backbones import Backbone, load_backbone, start_tensorflow
-from features.engines.choose import use_engine
+from features.engines.backbones import Backbone
 from features.engines.engine import Engine, extract, extract_readable
-from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import Limits, Refused
 from features.records import Piece, pieces_of
-from features.storage.paths import AnyPath, absolute, any_path, local, remove, write_whole, writing
+from features.storage.paths import AnyPath, absolute, any_path, local, remove, writing
 from features.storage.store import Store, digests_of, shard_name
 from pipeline.beam.run_units import run_units, write_table
 from pipeline.categorize.digest_index import DigestIndex, build_index
+from pipeline.extract.beam_worker import FAILED, LoadedNetwork, SharedNetwork, failures, share_network
 from pipeline.extract.fill_store import (
     MOST_FAILED,
     engine_of,
+    require_all,
     require_room,
     require_use,
     spread,
@@ -52,7 +51,7 @@ from pipeline.sources.image import read_images, refuse_changed_container
 if TYPE_CHECKING:
     from apache_beam.utils.shared import Shared
 
-PLAN, NEW, FAILED, WEIGHTS = "_plan.arrow", "_new", "_failed", "_backbone.weights.h5"
+PLAN, NEW = "_plan.arrow", "_new"
 PLANNED = pa.schema(
     [
         ("image_digest", pa.binary(32)),
@@ -168,15 +167,12 @@ def extract_new(
         images = pa.ipc.open_file(plan).read_all().num_rows
     for view in (store, store.mirrored()) if flip else (store,):
         require_room(view, images, backbone)
-    job = _Job(
-        str(absolute(work)), str(absolute(store.path)), flip,
-        backbone.name, backbone.weights, backbone.image_size, backbone.fingerprint, settings, limits,
-    )  # fmt: skip
+    job = _Job(str(absolute(work)), str(absolute(store.path)), flip, backbone.weights, limits)
     if beam:
-        failed = _on_beam(job, backbone, marks, beam)
+        failed = _on_beam(job, backbone, store, settings, marks, beam)
     else:
         failed = _here(job, engine_of(backbone, store, settings, functools.partial(_sample, job)), marks)
-    _require_all(store, failed)
+    require_all(store, failed, "the bottlenecks of all new images")
     return marks
 
 
@@ -198,23 +194,17 @@ class _Job:
     work: str  # working directory
     store: str
     flip: bool
-    backbone: str  # as in keras.applications
-    weights: str  # what its weights are called; they are in `work`
-    image_size: int  # px
-    fingerprint: str
-    settings: ExtractSettings
+    weights: str  # what the network's weights are called
     limits: Limits
 
 
 def _here(job: _Job, engine: Engine, marks: list[AnyPath]) -> dict[str, str]:
     """Makes the shards in this process; returns why some could not be made."""
     failed: dict[str, str] = {}
-    total = sum(len(_planned(job, number)) for number in range(len(marks)))
-    done = 0
-    with Progress("extract", total) as progress:
+    images = [len(_planned(job, number)) for number in range(len(marks))]
+    with Progress("extract", sum(images)) as progress:
         for number, mark in enumerate(marks):
-            progress.to(done)
-            done += len(_planned(job, number))
+            progress.to(sum(images[:number]))
             if mark.is_file():
                 continue
             if reason := try_twice(functools.partial(make_shard, number, mark, job, engine)):
@@ -224,59 +214,30 @@ def _here(job: _Job, engine: Engine, marks: list[AnyPath]) -> dict[str, str]:
     return failed
 
 
-def _on_beam(job: _Job, backbone: Backbone, marks: list[AnyPath], beam: tuple[str, ...]) -> dict[str, str]:
+def _on_beam(
+    job: _Job,
+    backbone: Backbone,
+    store: Store,
+    settings: ExtractSettings,
+    marks: list[AnyPath],
+    beam: tuple[str, ...],
+) -> dict[str, str]:
     """Makes the shards by Beam's workers; returns why some could not be made."""
     from apache_beam.utils.shared import Shared
 
     work = any_path(job.work)
-    with tempfile.TemporaryDirectory() as scratch:
-        weights = Path(scratch, WEIGHTS)
-        backbone.save_weights(weights)
-        write_whole(work / WEIGHTS, weights.read_bytes())
-    if job.settings.precision == "int8":  # fitted once, for all workers
-        engine_of(backbone, Store(any_path(job.store)), job.settings, functools.partial(_sample, job))
-    do = functools.partial(_make_unit, job=job, loaded=Shared())
+    network = share_network(backbone, work, store, settings, functools.partial(_sample, job))
+    do = functools.partial(_make_unit, job=job, network=network, loaded=Shared())
     names = [mark.name for mark in marks]
     run_units("extract", list(range(len(marks))), do, work / NEW, beam, names)
-    return {file.name: file.read_text() for file in (work / FAILED).glob("*")}
+    return failures(work)
 
 
-class _Loaded:
-    """The network of a worker process; a shard at a time, for it uses all cores by itself."""
-
-    def __init__(self, job: _Job) -> None:
-        use_engine(job.settings.engine)
-        start_tensorflow()
-        self.turn = threading.Lock()
-        weights = any_path(job.work) / WEIGHTS
-        backbone = load_backbone(job.backbone, str(local(weights)), job.image_size)
-        if backbone.fingerprint != job.fingerprint:
-            raise ShelfmarkError(
-                f"{weights}: has fingerprint {backbone.fingerprint} in a worker; expected "
-                f"{job.fingerprint}; install the command's versions of shelfmark and Keras there"
-            )
-        self.engine = engine_of(
-            backbone, Store(any_path(job.store)), job.settings, functools.partial(_sample, job)
-        )
-
-
-def _make_unit(number: int, mark: AnyPath, *, job: _Job, loaded: "Shared") -> None:
-    """Makes a shard in a worker; when that fails, the reason goes into a file and the job continues."""
-    here: _Loaded = loaded.acquire(functools.partial(_Loaded, job))
-    with here.turn:
-        reason = try_twice(functools.partial(make_shard, number, mark, job, here.engine))
-    if reason:
-        write_whole(any_path(job.work) / FAILED / mark.stem, reason.encode())
-
-
-def _require_all(store: Store, failed: Mapping[str, str]) -> None:
-    """Raises a ShelfmarkError about the first of the failed shards, name → reason."""
-    for name in sorted(failed)[:1]:
-        others = f"; {len(failed) - 1} others failed, too" if len(failed) > 1 else ""
-        raise ShelfmarkError(
-            f"{store.path}: shard {name} failed twice ({failed[name]}){others}; expected the bottlenecks of "
-            "all new images; correct the cause and run the command again, which makes what is missing"
-        )
+def _make_unit(number: int, mark: AnyPath, *, job: _Job, network: SharedNetwork, loaded: "Shared") -> None:
+    """Makes a shard in a worker."""
+    store, sample = Store(any_path(job.store)), functools.partial(_sample, job)
+    here: LoadedNetwork = loaded.acquire(functools.partial(LoadedNetwork, network, store, sample))
+    here.make(mark.stem, functools.partial(make_shard, number, mark, job, here.engine))
 
 
 # One shard

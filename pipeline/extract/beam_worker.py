@@ -8,7 +8,7 @@ bottlenecks.partial/  _missing.arrow         a batch a shard: digests of images,
 import functools
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,17 +62,13 @@ def fill_store_on_beam(
         require_disk("extract", store.path, sum(map(len, shards)) * backbone.width * np.float16().nbytes)
         remove(work / FAILED)
         _write_missing(shards, digests.values, records.file("images.parquet"), work / MISSING)
-        _save_weights(backbone, work / WEIGHTS)
-        if settings.precision == "int8":  # fitted once, for all workers
-            engine_of(backbone, store, settings, functools.partial(_sample, records))
-        job = _Job(
-            str(absolute(records.path)), str(absolute(work)),
-            backbone.name, backbone.weights, backbone.image_size, backbone.fingerprint, settings,
-        )  # fmt: skip
+        sample = functools.partial(_sample, records)
+        network = share_network(backbone, work, store, settings, sample)
+        job = _Job(str(absolute(records.path)), str(absolute(work)), network)
         do = functools.partial(_make_unit, job=job, loaded=Shared())
         marks = [f"{shard_name(digests.values[shard])}.parquet" for shard in shards]
         run_units("extract", list(range(len(shards))), do, absolute(store.path), beam, marks)
-        require_all(store, {file.name: file.read_text() for file in (work / FAILED).glob("*")})
+        require_all(store, failures(work))
 
     return fill(store, digests, settings, extract_shards)
 
@@ -83,29 +79,7 @@ class _Job:
 
     records: str  # path of the records
     work: str  # path of the working directory
-    backbone: str  # as in keras.applications
-    weights: str  # what its weights are called; they are in `work`
-    image_size: int  # px
-    fingerprint: str
-    settings: ExtractSettings
-
-
-class _Loaded:
-    """The network of a worker process; a shard at a time, for it uses all cores by itself."""
-
-    def __init__(self, job: _Job, store: Store) -> None:
-        use_engine(job.settings.engine)
-        start_tensorflow()
-        self.turn = threading.Lock()
-        weights = any_path(job.work) / WEIGHTS
-        backbone = load_backbone(job.backbone, str(local(weights)), job.image_size)
-        if backbone.fingerprint != job.fingerprint:
-            raise ShelfmarkError(
-                f"{weights}: has fingerprint {backbone.fingerprint} in a worker; expected "
-                f"{job.fingerprint}; install the command's versions of shelfmark and Keras there"
-            )
-        sample = functools.partial(_sample, open_artifact(any_path(job.records), "records"))
-        self.engine = engine_of(backbone, store, job.settings, sample)
+    network: "SharedNetwork"
 
 
 def _write_missing(shards: list[np.ndarray], digests: np.ndarray, images: Path, file: AnyPath) -> None:
@@ -124,18 +98,16 @@ def _sample(records: Artifact, most: int) -> Iterator[Piece]:
     return read_pieces(records.path, rows.take(pa.array(spread(np.arange(len(rows)), most))).to_pandas())
 
 
-def _save_weights(backbone: Backbone, file: AnyPath) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        weights = Path(scratch, file.name)
-        backbone.save_weights(weights)
-        write_whole(file, weights.read_bytes())
+def _sample_of_records(records: str, most: int) -> Iterator[Piece]:
+    return _sample(open_artifact(any_path(records), "records"), most)
 
 
 def _make_unit(number: int, mark: AnyPath, *, job: _Job, loaded: "Shared") -> None:
     """Makes a shard in a worker; when that fails, the reason goes into a file and the job continues."""
     work = any_path(job.work)
     store = Store(mark.parent)
-    here: _Loaded = loaded.acquire(functools.partial(_Loaded, job, store))
+    sample = functools.partial(_sample_of_records, job.records)
+    here: LoadedNetwork = loaded.acquire(functools.partial(LoadedNetwork, job.network, store, sample))
     with (work / MISSING).open("rb") as file:
         rows = pa.Table.from_batches([pa.ipc.open_file(file).get_batch(number)])
     digests = digests_of(rows["image_digest"])
@@ -144,7 +116,83 @@ def _make_unit(number: int, mark: AnyPath, *, job: _Job, loaded: "Shared") -> No
     def read() -> Iterator[Piece]:
         return read_pieces(any_path(job.records), records)
 
-    with here.turn:
-        reason = try_twice(lambda: make_shard(store, digests, read, here.engine, job.weights))
-    if reason:
-        write_whole(work / FAILED / mark.stem, reason.encode())
+    here.make(mark.stem, lambda: make_shard(store, digests, read, here.engine, job.network.weights))
+
+
+# The network of a worker
+
+
+@dataclass(frozen=True)
+class SharedNetwork:
+    """A network as workers get it: its weights are in a directory that they see."""
+
+    work: str  # the directory
+    backbone: str  # as in keras.applications
+    weights: str  # what its weights are called
+    image_size: int  # px
+    fingerprint: str
+    settings: ExtractSettings
+
+
+def share_network(
+    backbone: Backbone,
+    work: AnyPath,
+    store: Store,
+    settings: ExtractSettings,
+    sample: Callable[[int], Iterator[Piece]],
+) -> SharedNetwork:
+    """Saves a network for workers; int8 is fitted here once, for all of them.
+
+    Args:
+        backbone: the network.
+        work: directory that workers see.
+        store: of the backbone.
+        settings: the section [extract].
+        sample: see `engine_of`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = Path(scratch, WEIGHTS)
+        backbone.save_weights(weights)
+        write_whole(work / WEIGHTS, weights.read_bytes())
+    if settings.precision == "int8":
+        engine_of(backbone, store, settings, sample)
+    return SharedNetwork(
+        str(absolute(work)), backbone.name, backbone.weights, backbone.image_size, backbone.fingerprint,
+        settings,
+    )  # fmt: skip
+
+
+class LoadedNetwork:
+    """The network of a worker process; a shard at a time, for it uses all cores by itself."""
+
+    def __init__(
+        self, network: SharedNetwork, store: Store, sample: Callable[[int], Iterator[Piece]]
+    ) -> None:
+        """Loads the network.
+
+        Raises:
+            ShelfmarkError: it is another one here.
+        """
+        use_engine(network.settings.engine)
+        start_tensorflow()
+        self._turn, self._work = threading.Lock(), any_path(network.work)
+        weights = self._work / WEIGHTS
+        backbone = load_backbone(network.backbone, str(local(weights)), network.image_size)
+        if backbone.fingerprint != network.fingerprint:
+            raise ShelfmarkError(
+                f"{weights}: has fingerprint {backbone.fingerprint} in a worker; expected "
+                f"{network.fingerprint}; install the command's versions of shelfmark and Keras there"
+            )
+        self.engine = engine_of(backbone, store, network.settings, sample)
+
+    def make(self, shard: str, make: Callable[[], object]) -> None:
+        """Makes a shard; when that fails twice, the reason goes into a file and the job continues."""
+        with self._turn:
+            reason = try_twice(make)
+        if reason:
+            write_whole(self._work / FAILED / shard, reason.encode())
+
+
+def failures(work: AnyPath) -> dict[str, str]:
+    """Why shards could not be made by workers, by their names."""
+    return {file.name: file.read_text() for file in (work / FAILED).glob("*")}

@@ -246,11 +246,13 @@ def try_twice(make: Callable[[], object]) -> str:
     return reason
 
 
-def require_all(store: Store, failed: Mapping[str, str]) -> None:
+def require_all(
+    store: Store, failed: Mapping[str, str], expected: str = "every image of the records"
+) -> None:
     """Raises a ShelfmarkError about the first of the failed shards, name → reason."""
     for name in sorted(failed)[:1]:
         others = f"; {len(failed) - 1} others failed, too" if len(failed) > 1 else ""
         raise ShelfmarkError(
-            f"{store.path}: shard {name} failed twice ({failed[name]}){others}; expected every image of the "
-            "records; correct the cause and run the command again, which makes what is missing"
+            f"{store.path}: shard {name} failed twice ({failed[name]}){others}; expected {expected}; correct "
+            "the cause and run the command again, which makes what is missing"
         )

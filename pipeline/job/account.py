@@ -7,7 +7,6 @@ earlier end is removed when the run goes on, so where there is none, `retrain` i
 """
 
 import contextlib
-import datetime
 import functools
 import importlib.metadata
 import logging
@@ -28,6 +27,7 @@ from pipeline.job.config import NotifySettings
 from pipeline.job.memory import Peak, PeakMemory
 from pipeline.job.notify import notify
 from pipeline.job.progress import log
+from pipeline.job.times import utc
 
 ACCOUNT, VERDICT = "run.json", "verdict.json"  # in a run
 REPORT = "report/index.html"
@@ -194,9 +194,9 @@ def account_of(
     (run / ACCOUNT).unlink(missing_ok=True)
     before = in_service(releases)
     account = RunAccount(
-        run=run.name, outcome="failed", exit_status=1, sentence="", started=_now(-before_us), ended="",
-        seconds=0, command=without_secrets(command), release_before=before, release_now=before,
-        versions=versions(),
+        run=run.name, outcome="failed", exit_status=1, sentence="", started=utc(time.time() - before_us),
+        ended="", seconds=0, command=without_secrets(command),
+        release_before=before, release_now=before, versions=versions(),
     )  # fmt: skip
     with PeakMemory() as memory, _warnings_into(account):
         collector = _Collector(run, account, memory)
@@ -212,7 +212,7 @@ def account_of(
             _end(account, error)
             if account.outcome == "unchanged":
                 account.earlier = earlier
-            account.ended, account.seconds = _now(), round(time.monotonic() - began, 3)
+            account.ended, account.seconds = utc(), round(time.monotonic() - began, 3)
             with contextlib.suppress(Exception):  # of releases/current: it is the block's, too
                 account.release_now = in_service(releases)
             written = _written(run, account)
@@ -386,8 +386,3 @@ def _warnings_into(account: RunAccount) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-
-
-def _now(after: float = 0.0) -> str:
-    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=after)
-    return now.isoformat(timespec="seconds")

@@ -11,7 +11,6 @@ shelfmark, such as a link set by hand, is found by the next one, and added with 
 count in their order, not by their time, because clocks may go back.
 """
 
-import datetime
 import getpass
 import json
 import os
@@ -33,6 +32,7 @@ from models.decisions.releases import (
     take_out_of_service,
 )
 from pipeline.job.progress import log
+from pipeline.job.times import utc
 
 LOG, AT_WORK = "log.jsonl", "switch.json"
 Action = Literal["release", "rollback", "switch", "withdraw", "found"]
@@ -93,7 +93,7 @@ def switch(
         _add(releases / LOG, left)
         written.append(left)
     made = Switch(
-        when=_now(), who=who or user_at_host(), action=action, before=written[-1].to if written else None,
+        when=utc(), who=who or user_at_host(), action=action, before=written[-1].to if written else None,
         to=to, why=why, run=run, digest=release_digest(releases, to),
     )  # fmt: skip
     write_whole(releases / AT_WORK, made.to_line())
@@ -165,10 +165,6 @@ def user_at_host() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 def _written(releases: AnyPath) -> list[Switch]:
     """The lines of log.jsonl; one that cannot be read is left out, with a warning."""
     file = releases / LOG
@@ -211,12 +207,12 @@ def _at_work(releases: AnyPath) -> Switch | None:
 def _found(releases: AnyPath, before: str | None, now: str | None) -> Switch:
     """A switch that the log lacks, with the time of releases/current."""
     current = releases / CURRENT
-    when = _now()
+    when = utc()
     if now is not None and (not isinstance(current, Path) or os.path.lexists(current)):
         stat = os.lstat(current) if isinstance(current, Path) else None
         seconds = stat.st_mtime if stat else current.stat().st_mtime_ns / 1e9 if current.is_file() else None
         if seconds is not None:
-            when = datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+            when = utc(seconds)
     return Switch(
         when=when, who=None, action="found", before=before, to=now,
         why="made without shelfmark, or before there was a log", digest=release_digest(releases, now),

@@ -47,51 +47,42 @@ def stage(
             else `make` gets a directory on the disk, whose files are copied when they are finished.
         noted: figures for the log line alone, as they depend on what was there before.
     """
-    with stage_account(path) as result:
-        artifact, result.made = _opened_or_made(path, kind, version, made_from, make, usable, shared, noted)
-        result.summary = artifact.summary
-    return artifact
-
-
-def _opened_or_made(
-    path: AnyPath,
-    kind: str,
-    version: int,
-    made_from: Mapping[str, object],
-    make: Callable[[Path], Mapping[str, object]],
-    usable: Callable[[Artifact], bool],
-    shared: bool,
-    noted: Callable[[], Mapping[str, object]],
-) -> tuple[Artifact, bool]:
-    """The artifact, and whether it was made."""
     inputs = {
         name: value if isinstance(value, str) else digest_of(value) for name, value in made_from.items()
     }
     inputs["stage"] = f"{kind} {version}"
-    found = find_artifact(path)
-    if found and found.kind == kind and found.made_from == inputs and usable(found):
-        log.info("%s: unchanged (%s)", kind, counts_of(found.summary))
-        return found, False
-    started = time.monotonic()
-
-    def filled(work: AnyPath) -> Mapping[str, object]:
+    with stage_account(path) as result:
+        found = find_artifact(path)
+        if found and found.kind == kind and found.made_from == inputs and usable(found):
+            log.info("%s: unchanged (%s)", kind, counts_of(found.summary))
+            result.summary = found.summary
+            return found
+        started = time.monotonic()
         with others_output():
-            return make(cast(Path, work))  # shared: `make` takes remote ones, too
+            made = _made(path, inputs, make, shared, functools.partial(seal, kind=kind, version=version))
+        counts = counts_of({**noted(), **made.summary})
+        log.info("%s: %s in %.1f s", kind, counts, time.monotonic() - started)
+        result.made, result.summary = True, made.summary
+        return made
 
-    finish = functools.partial(seal, kind=kind, version=version, made_from=inputs)
+
+def _made(
+    path: AnyPath,
+    inputs: Mapping[str, str],
+    make: Callable[[Path], Mapping[str, object]],
+    shared: bool,
+    finish: Callable[..., Artifact],
+) -> Artifact:
+    """The artifact, made and sealed by `finish`; other arguments as of `stage`."""
     if isinstance(path, Path) or shared:
-        work = begin(partial_of(path), inputs)
-        artifact = finish(path, summary=filled(work))
-    else:
-        with tempfile.TemporaryDirectory(prefix="shelfmark-") as scratch:
-            here = Path(scratch) / path.name
-            finish(here, summary=filled(begin(partial_of(here), inputs)))
-            remove(path)
-            copy_tree(here, path)
-        artifact = open_artifact(path, kind)
-    counts = counts_of({**noted(), **artifact.summary})
-    log.info("%s: %s in %.1f s", kind, counts, time.monotonic() - started)
-    return artifact, True
+        work = cast(Path, begin(partial_of(path), inputs))  # shared: `make` takes remote ones, too
+        return finish(path, made_from=inputs, summary=make(work))
+    with tempfile.TemporaryDirectory(prefix="shelfmark-") as scratch:
+        here = Path(scratch) / path.name
+        made = finish(here, made_from=inputs, summary=make(cast(Path, begin(partial_of(here), inputs))))
+        remove(path)
+        copy_tree(here, path)
+    return open_artifact(path, made.kind)
 
 
 def counts_of(summary: Mapping[str, object]) -> str:

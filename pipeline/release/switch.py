@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from features.errors import Busy, ShelfmarkError
-from features.storage.artifact import Artifact, file_digest, find_artifact, partial_of
+from features.storage.artifact import Artifact, damaged_file, find_artifact, partial_of
 from features.storage.paths import MARK, AnyPath, link_tree, remove
 from models.decisions.releases import in_service, release_names, require_whole
 from pipeline.job.lock import only_job
@@ -196,12 +196,11 @@ def _switch_to(
 
 def _require_digests(bundle: Artifact) -> None:
     """Raises ShelfmarkError where a file is not what the manifest says; on an object store sizes count."""
-    for name, entry in bundle.files.items():
-        if isinstance(bundle.path, Path) and file_digest(bundle.path / name) != entry["sha256"]:
-            raise ShelfmarkError(
-                f"{bundle.path / name}: damaged; expected the digest that the manifest gives; put the file "
-                "back, or put another release into service"
-            )
+    if isinstance(bundle.path, Path) and (name := damaged_file(bundle, bundle.path)):
+        raise ShelfmarkError(
+            f"{bundle.path / name}: damaged; expected the digest that the manifest gives; put the file "
+            "back, or put another release into service"
+        )
 
 
 def _unknown(releases: AnyPath, name: str) -> ShelfmarkError:
