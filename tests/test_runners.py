@@ -372,7 +372,7 @@ def test_a_units_error_is_one_error_line(changed, tmp_path, runner, request):
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     wanted = (
         f"error: {changed}/catalogue.bson: changed while it was read; "
-        "expected a file that nobody writes to; run the command again"
+        "expected a file that no program writes to; run the command again"
     )
     assert (status, errors) == (1, [wanted])
     if runner != "prism":  # whose other bundle may still be failing as the command ends
