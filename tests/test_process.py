@@ -20,7 +20,8 @@ PROGRAM = """
 import click, hashlib, logging, os, subprocess, sys, threading, time, warnings
 from pathlib import Path
 from features.errors import ShelfmarkError, Stopped
-from features.process import add_common_options, console, log_to, others_output, run_command
+from features.output import console, log_to, others_output
+from features.process import add_common_options, run_command
 log = logging.getLogger("shelfmark")
 
 @click.command()

@@ -28,7 +28,7 @@ import numpy as np
 from features.engines.pixels import RESIZE
 from features.errors import ShelfmarkError
 from features.images.refusal import Limits
-from features.process import log_is_open
+from features.output import log_is_open
 from features.storage.paths import any_path, write_whole
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
-from features.process import log_is_open, others_output
+from features.output import log_is_open, others_output
 from features.storage.object_stores import s3_settings, use_s3_settings
 from features.storage.paths import AnyPath, Remote, any_path, sizes, writing
 from pipeline.beam.process_pool import give_back, local_workers

@@ -1,4 +1,4 @@
-"""The log that a command leaves in its workspace: see features/process.py for what is in it.
+"""The log that a command leaves in its workspace: see features/output.py for what is in it.
 
 runs/<run>/run.log             of all commands on the run, one after the other
 logs/categorize-<time>-<process>.log
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from features.errors import ShelfmarkError
-from features.process import log_to
+from features.output import log_to
 from features.storage.paths import AnyPath, write_whole
 from pipeline.job.progress import log
 

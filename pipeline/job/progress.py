@@ -4,7 +4,7 @@ import logging
 import time
 from typing import Any
 
-from features.process import console
+from features.output import console
 
 log = logging.getLogger("shelfmark")
 EVERY = 30.0  # s between two lines of progress

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
-from features.process import others_output
+from features.output import others_output
 from features.storage.artifact import (
     Artifact,
     begin,
