@@ -19,18 +19,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from postgresql_server import Server
-from test_decisions import PIECES, WANTED, accepted
+from test_decisions import WANTED, accepted
+from test_decisions_output import PARTS, read
+from test_decisions_output import write_all as write_parts
 
 from features.errors import ShelfmarkError
 from pipeline.cli import main
 from pipeline.job import decisions_table
-from pipeline.job.decisions_file import SCHEMA, decisions_digest, read_decisions
+from pipeline.job.decisions_file import SCHEMA, decisions_digest
 from pipeline.job.decisions_output import decisions_source, open_output, require_output
 from pipeline.job.decisions_table import hide_password, is_database
 
 sql = pytest.importorskip("sqlalchemy")
 
-PARTS = [pa.Table.from_pandas(piece, SCHEMA, preserve_index=False) for piece in PIECES]
 KILLS = 20
 
 
@@ -74,15 +75,7 @@ def by_product(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_all(target: str, parts: list[pa.Table] = PARTS, job: str = "job") -> None:
-    output = open_output(target, job, Path("unused"))
-    for number, part in enumerate(parts):
-        if number not in output.written():
-            output.write(number, part)
-    output.finish(len(parts))
-
-
-def read(target: str, columns: list[str] = SCHEMA.names) -> list[dict[str, Any]]:
-    return [row for piece in read_decisions(decisions_source(target), columns) for row in piece.to_pylist()]
+    write_parts(open_output(target, job, Path("unused")), parts)
 
 
 def decided(ids: list[str], **changed: Any) -> pa.Table:

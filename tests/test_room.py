@@ -23,6 +23,7 @@ def test_free_is_what_the_system_says_also_for_a_directory_to_come(tmp_path):
 def test_a_disk_that_says_nothing_refuses_nothing(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(0, 0, 0))
+    assert free_disk(tmp_path) is None
     require_disk("extract", tmp_path, 10**18)
 
 

@@ -79,24 +79,14 @@ def gate_products(run: Run, candidate: Bundle, current: Bundle, in_service: Arti
     tree = _Tree.between(release, records)
 
     def make(work: Path) -> Mapping[str, object]:
-        week, unlabelled = _this_week(records, evaluation, in_service, share, tree), 0
-        known = _splits_of(current)
-        measured_before = known[known["split"] == (TEST if on == "test" else VAL)]["product_id"]
-        rows, images, reason = week.products, week.images, None
+        week, known = _this_week(records, evaluation, in_service, share, tree), _splits_of(current)
         before = _before(release, old, share)
-        if before is None:
-            reason = GONE_RECORDS
+        both = _with_gone(week, before, run, candidate, current, tree)
+        if before is None:  # what its measured products were, by their part alone
+            measured_before = known[known["split"] == (TEST if on == "test" else VAL)]["product_id"]
         else:
             measured_before = pd.Series(before.images.product_id).drop_duplicates()
-            there = pd.Series(before.images.product_id).isin(rows["product_id"])
-            gone = before.images.only(~there.to_numpy())
-            try:
-                gone, unlabelled = _with_category(gone, records, before, tree)
-                lost = _gone(run, records, before, gone, candidate, current, tree)
-                images, rows = images.and_also(gone), pd.concat([rows, lost])
-            except ShelfmarkError as error:
-                log.warning("gate: products of %s are left out: %s", current.path.name, error)
-                reason = "the records of its run cannot be read" if old else GONE_RECORDS
+        rows, images = both.products, both.images
         if "weight" in rows:
             rows["weight"] = rows["weight"].fillna(0.0)
         products = rows.sort_values("product_id", ignore_index=True)
@@ -115,11 +105,11 @@ def gate_products(run: Run, candidate: Bundle, current: Bundle, in_service: Arti
             measured_on=on,
             products=len(kept),
             **{name: int(weeks.get(name, 0)) for name in (BOTH, NEW, GONE)},
-            unmeasured=len(lost_ids) if reason else 0,
-            unlabelled=unlabelled,
+            unmeasured=len(lost_ids) if both.missing else 0,
+            unlabelled=both.unlabelled,
             trained_on=int(trained.sum()),
             photo_trained_on=int((photo & ~trained).sum()),
-            missing=reason,
+            missing=both.missing,
         ).to_dict()
 
     made_from = {
@@ -343,6 +333,35 @@ def _as_now(products: pd.DataFrame, tree: _Tree) -> pd.DataFrame:
 
 
 # Those that are gone
+
+
+@dataclass(frozen=True)
+class _BothWeeks:
+    """The products of both weeks."""
+
+    products: pd.DataFrame  # as products.parquet, without `group`
+    images: _Images
+    unlabelled: int  # gone products left out: they have no true category any more
+    missing: str | None  # why the products that are gone are not there
+
+
+def _with_gone(
+    week: _Week, before: _Before | None, run: Run, candidate: Bundle, current: Bundle, tree: _Tree
+) -> _BothWeeks:
+    """This week's products, and those that are gone since the week before, with the decisions about them."""
+    if before is None:
+        return _BothWeeks(week.products, week.images, 0, GONE_RECORDS)
+    records, unlabelled = run.records(), 0
+    there = pd.Series(before.images.product_id).isin(week.products["product_id"])
+    gone = before.images.only(~there.to_numpy())
+    try:
+        gone, unlabelled = _with_category(gone, records, before, tree)
+        lost = _gone(run, records, before, gone, candidate, current, tree)
+    except ShelfmarkError as error:
+        log.warning("gate: products of %s are left out: %s", current.path.name, error)
+        missing = "the records of its run cannot be read" if before.records else GONE_RECORDS
+        return _BothWeeks(week.products, week.images, unlabelled, missing)
+    return _BothWeeks(pd.concat([week.products, lost]), week.images.and_also(gone), unlabelled, None)
 
 
 def _with_category(images: _Images, records: Artifact, before: _Before, tree: _Tree) -> tuple[_Images, int]:
