@@ -213,6 +213,8 @@ def open_session(onnx: bytes) -> "onnxruntime.InferenceSession":
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = os.cpu_count() or 1
+    # its threads would keep the cores busy while they wait, and photos are decoded on the same cores
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(onnx, settings, providers=["CPUExecutionProvider"])
 
 
