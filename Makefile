@@ -7,7 +7,7 @@ IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 VENV_PACKAGE = import sys; print("python%d.%d-venv" % sys.version_info[:2])
 
 UV = .venv/bin/uv
-EXTRAS = aws bench browser compare databases dev docs jax openvino postgresql test
+EXTRAS = aws bench browser compare databases dev docs hub jax onnx openvino postgresql test
 READY = .venv/ready
 
 # uv trusts the certificates and asks the index that pip does.

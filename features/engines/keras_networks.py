@@ -64,11 +64,20 @@ def read_network(name: BackboneName, file: Path, size: int) -> "keras.Model":
         ShelfmarkError: they do not fit.
     """
     network = named(cut(_whole(name, "random", size), name), name)
+    load_weights(network, file, name, size)
+    return network
+
+
+def load_weights(network: "keras.Model", file: Path, name: BackboneName, size: int) -> None:
+    """Loads weights that `save_weights` wrote.
+
+    Raises:
+        ShelfmarkError: they do not fit.
+    """
     try:
         network.load_weights(file)
     except (OSError, ValueError) as error:
         raise WeightsDoNotFit(str(file), name, size, error) from error
-    return network
 
 
 class WeightsDoNotFit(ShelfmarkError):
