@@ -4,10 +4,10 @@
     FILE.onnx[@TENSOR[+TENSOR…]]  clip/vision.onnx   vision.onnx@image_embeds
     hub:DIRECTORY                 hub:presets/siglip_base
 
-NETWORK is a name of keras.applications, in snake or camel case; FILE.onnx an encoder in ONNX's format;
-DIRECTORY a preset of KerasHub. Without layers a backbone ends where its
-network does, in a globally pooled map; with them it ends at these layers, pooled and side by side, and
-nothing after them is computed.
+NETWORK is a name of keras.applications or of features/networks, in snake or camel case; FILE.onnx an encoder
+in ONNX's format; DIRECTORY a preset of KerasHub. Without layers a backbone ends where its network does, in a
+globally pooled map; with them it ends at these layers, pooled and side by side, and nothing after them is
+computed.
 """
 
 import ast
@@ -21,9 +21,11 @@ from pathlib import Path
 from features.engines.keras_hub import require_hub, require_preset
 from features.engines.onnx_file import require_onnx
 from features.errors import ShelfmarkError
+from features.networks.family import NETWORKS
 from features.storage.paths import any_path
 
 ONNX, HUB = ".onnx", "hub:"
+OF_TORCH = (".pth", ".safetensors")  # torchvision's files of weights, for features/networks
 FORMATS = (b"\x89HDF\r\n\x1a\n", b"PK\x03\x04")  # how HDF5 and Keras' archives begin
 IMAGE_SIZES = {  # px, what the weights were trained at; 224 for the rest
     "inceptionv3": 299, "xception": 299, "inceptionresnetv2": 299, "nasnetlarge": 331,
@@ -62,7 +64,8 @@ class BackboneName:
 
     def image_size(self, given: int | None) -> int:
         """px: the given size, else the network's own; not of a file, which says its own."""
-        return given or IMAGE_SIZES.get(self.network, 224)
+        own = NETWORKS[self.network].image_size if self.network in NETWORKS else 224
+        return given or IMAGE_SIZES.get(self.network, own)
 
     def with_folder(self, folder: Path) -> str:
         """The name of a file or preset with its whole path, where the path is relative to a folder.
@@ -115,13 +118,13 @@ def without_folder(text: str) -> str:
 
 
 def backbone_names() -> list[str]:
-    """Returns the names of all networks, read from the text of Keras."""
+    """Returns the names of all networks; those of keras.applications are read from the text of Keras."""
     spec = importlib.util.find_spec("keras")
     assert spec and spec.submodule_search_locations
     text = Path(spec.submodule_search_locations[0], "applications", "__init__.py").read_text()
     imports = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
     functions = [node for node in imports if (node.module or "").startswith("keras.src.applications.")]
-    return sorted(alias.name.lower() for node in functions for alias in node.names)
+    return sorted([*NETWORKS, *(alias.name.lower() for node in functions for alias in node.names)])
 
 
 def require_known(network: str, known: Collection[str] | None = None) -> str:
@@ -150,7 +153,7 @@ def require_backbone(name: str, weights: str) -> None:
     """
     parsed = parse_name(name)
     if not is_file_name(name):
-        require_weights(weights)
+        require_weights(weights, parsed.network)
         return
     if parsed.is_onnx and not Path(parsed.path).is_file():
         raise ShelfmarkError(
@@ -173,19 +176,35 @@ def require_no_weights(name: BackboneName, weights: str) -> None:
         )
 
 
-def require_weights(weights: str) -> None:
+def require_weights(weights: str, network: str) -> None:
     """Checks what can be known of the setting without Keras: imagenet, random, or a file of weights.
 
+    Args:
+        weights: the setting.
+        network: as BackboneName.network.
+
     Raises:
-        ShelfmarkError: no such file, or one in another format.
+        ShelfmarkError: no such file, or one that this network cannot have.
     """
+    own = network in NETWORKS  # features/networks
+    if weights == "imagenet" and own:
+        raise ShelfmarkError(
+            f"ImageNet weights of {network} are not published for Keras; expected a file; give --weights "
+            "FILE.pth (torchvision's) or FILE.weights.h5, or --weights random to train it from scratch"
+        )
     if weights in ("imagenet", "random"):
         return
-    expected = "expected imagenet, random or a .weights.h5 file; correct --weights"
+    formats = "a .weights.h5, .pth or .safetensors file" if own else "imagenet, random or a .weights.h5 file"
+    expected = f"expected {formats}; correct --weights"
     file = any_path(weights)
     if not file.is_file():
         raise ShelfmarkError(f"weights {weights}: no such file; {expected}")
-    if isinstance(file, Path):
+    if file.suffix in OF_TORCH and not own:
+        raise ShelfmarkError(
+            f"weights {weights}: PyTorch's, for torchvision's networks; expected {formats} of {network}; give "
+            f"those, or one of {', '.join(NETWORKS)} by --backbone"
+        )
+    if isinstance(file, Path) and file.suffix not in OF_TORCH:
         with file.open("rb") as opened:
             if not opened.read(8).startswith(FORMATS):
                 raise ShelfmarkError(f"weights {weights}: not a file of weights; {expected}")

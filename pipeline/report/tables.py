@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.engines.backbone_names import parse_name, without_folder
+from features.engines.backbone_names import parse_name
 from models.decisions.boosting import Boosting
 from models.decisions.categorizer import DecisionRules
 from models.decisions.thresholds import Certificate
@@ -632,11 +632,9 @@ def used_settings(config: Config, aggregation: str, words: Words) -> Iterator[tu
         values["train"]["warm_epochs"] = config.train.warm_epochs or -(-values["train"]["epochs"] // 4)
     values["report"]["language"] = words.language
     values["head"] |= {"loss": config.loss(), "aggregation": aggregation}
-    name, size = parse_name(config.backbone.name), config.backbone.image_size
-    values["backbone"]["name"] = without_folder(config.backbone.name)
-    values["backbone"]["image_size"] = (
-        (size or words("settings.detected")) if name.path else name.image_size(size)
-    )
+    backbone, size = parse_name(config.backbone.name), config.backbone.image_size
+    own = words("settings.detected") if backbone.path else backbone.image_size(None)
+    values["backbone"] |= {"name": str(backbone), "image_size": size or own}
     for name in ("csv_delimiter", "csv_encoding"):
         values["ingest"][name] = values["ingest"][name] or words("settings.detected")
     if config.head.kind != "flat":
