@@ -123,7 +123,7 @@ bench-calibrate: $(READY) ## certificates, curves and tables of 2 M products in 
 bench-decisions: $(READY) ## a million decisions into every kind of output; 2 GB of disk
 	.venv/bin/python benchmarks/decisions_output.py
 
-# All extras but gpu: a machine without one has no use for CUDA's gigabytes.
+# All extras but gpu and torch: a computer without a GPU has no use for CUDA's gigabytes.
 lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit (newest: make lock UPGRADE=--upgrade)
 	$(UV) pip compile setup.cfg $(EXTRAS:%=--extra %) --universal --python-version 3.11 --fork-strategy fewest \
 	  --generate-hashes --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
