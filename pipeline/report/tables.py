@@ -632,10 +632,10 @@ def used_settings(config: Config, aggregation: str, words: Words) -> Iterator[tu
         values["train"]["warm_epochs"] = config.train.warm_epochs or -(-values["train"]["epochs"] // 4)
     values["report"]["language"] = words.language
     values["head"] |= {"loss": config.loss(), "aggregation": aggregation}
-    name, size = parse_name(config.backbone.name), config.backbone.image_size
+    network, size = parse_name(config.backbone.name), config.backbone.image_size
     values["backbone"]["name"] = without_folder(config.backbone.name)
     values["backbone"]["image_size"] = (
-        (size or words("settings.detected")) if name.path else name.image_size(size)
+        (size or words("settings.detected")) if network.path else network.image_size(size)
     )
     for name in ("csv_delimiter", "csv_encoding"):
         values["ingest"][name] = values["ingest"][name] or words("settings.detected")
