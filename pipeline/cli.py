@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
 _sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 _engine = click.option(
     "--engine",
-    type=click.Choice(["auto", "tensorflow", "openvino", "jax"]),
+    type=click.Choice(["auto", "tensorflow", "openvino", "onnxruntime", "jax"]),
     help="What runs the backbone; default: auto, the fastest one installed.",
 )
 _taxonomy = click.option(

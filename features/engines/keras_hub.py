@@ -125,8 +125,8 @@ def read_hub_network(structure: dict[str, Any]) -> "keras.Model":
         network: keras.Model = keras.saving.deserialize_keras_object(structure)
     except Exception as error:  # TypeError, ValueError, KeyError: whatever its classes raise
         raise ShelfmarkError(
-            f"the backbone's network cannot be built ({_first_line(error)}); expected the version of KerasHub "
-            "that wrote it; install this version"
+            f"the backbone's network cannot be built ({_first_line(error)}); expected the version of "
+            "KerasHub that wrote it; install this version"
         ) from error
     return network
 
