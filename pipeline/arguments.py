@@ -126,9 +126,9 @@ def _check_writable(path: AnyPath) -> None:
 
 def check_backbone(settings: BackboneSettings) -> None:
     """Checks the network's name and the file of its weights."""
-    from features.engines.backbones import backbone_names, require_known, require_weights
+    from features.engines.backbone_names import parse_name, require_weights
 
-    require_known(settings.name, backbone_names())
+    parse_name(settings.name)
     require_weights(settings.weights)
 
 

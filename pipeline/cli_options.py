@@ -76,7 +76,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--set", "sets", multiple=True, metavar="SECTION.NAME=VALUE", help="One setting, over --config."
         ),
-        click.option("--backbone", help="Network of keras.applications; default: inception_v3."),
+        click.option(
+            "--backbone", help="Network, or NETWORK@LAYER, as in inception_v3@mixed5; default: inception_v3."
+        ),
         click.option("--weights", help="imagenet, random, or a .weights.h5 file; default: imagenet."),
         click.option(
             "--image-size", type=int, help="Side of the images in pixels; default: the network's own."

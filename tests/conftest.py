@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from catalogues import drawn_image, encoded
 
-from features.engines.backbones import Backbone, load_backbone, start_tensorflow
+from features.engines.backbones import Backbone, KerasBackbone, load_backbone, start_tensorflow
 from features.engines.pixels import read_pixels
 from features.records import pieces_of
 from features.storage.artifact import Artifact, begin, digest_of, file_digest, partial_of, seal
@@ -61,10 +61,11 @@ def mobilenet(quiet_tensorflow: None) -> Backbone:
     return load_backbone("mobilenet", "random", 32)
 
 
-def drawn_backbone(seed: int, size: int = 32, name: str = "mobilenet") -> Backbone:
+def drawn_backbone(seed: int, size: int = 32, name: str = "mobilenet") -> KerasBackbone:
     """A network with different outputs for different photos: with Keras' random weights MobileNet's are 0."""
     backbone = load_backbone(name, "random", size, seed)
-    network, rng = backbone.model.get_layer(backbone.name), np.random.default_rng(seed)
+    assert isinstance(backbone, KerasBackbone)
+    network, rng = backbone.network, np.random.default_rng(seed)
     weights = network.get_weights()
     for at, kernel in enumerate(weights):
         if kernel.ndim == 4:  # He et al. 2015; depthwise kernels have one output for each input
@@ -115,7 +116,6 @@ def make_bundle(
     scale: float = 1.0,
 ) -> Artifact:
     """Puts a bundle together without the pipeline; `tree` is category → its parent, in the alphabet."""
-    from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
     from models.decisions.bundle import HEAD_FILES, THRESHOLDS
     from models.decisions.categorizer import DecisionRules
     from models.decisions.confidence import ConfidenceModel
@@ -140,9 +140,7 @@ def make_bundle(
         fit={"products": 0},
     )
     (work / THRESHOLDS).write_text(json.dumps(rules.to_dict()))
-    values = {"name": backbone.name, "image_size": backbone.image_size, "weights": backbone.weights}
-    (work / BACKBONE).write_text(json.dumps(values))
-    backbone.save_weights(work / BACKBONE_WEIGHTS)
+    backbone.save(work)
     pd.DataFrame({"product_id": ["p"], "split": ["train"]}).to_parquet(work / SPLITS, index=False)
     return seal(
         path,

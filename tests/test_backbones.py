@@ -1,6 +1,8 @@
 """Backbones give keras.applications' own numbers, and their fingerprint identifies them."""
 
+import functools
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import conftest
@@ -8,7 +10,9 @@ import keras
 import numpy as np
 import pytest
 
-from features.engines.backbones import IMAGE_SIZES, Backbone, known_backbones, load_backbone
+from features.engines.backbone_names import IMAGE_SIZES
+from features.engines.backbones import Backbone, KerasBackbone, load_backbone, read_backbone
+from features.engines.keras_networks import known_backbones
 from features.errors import ShelfmarkError
 from features.storage.artifact import file_digest
 
@@ -137,6 +141,123 @@ def test_weights_are_saved_in_the_same_bytes_however_many_networks_came_before(t
     assert file_digest(tmp_path / "one.weights.h5") == file_digest(tmp_path / "two.weights.h5")
 
 
+# Ends at inner layers
+
+
+@pytest.fixture
+def pixels(photo: conftest.Photo) -> np.ndarray:
+    return conftest.pixels_of([photo(1), photo(2)], 32)
+
+
+@pytest.fixture(scope="module")
+def whole() -> KerasBackbone:
+    return conftest.drawn_backbone(4)
+
+
+Ending = Callable[[str], KerasBackbone]
+
+
+@pytest.fixture(scope="module")
+def ending_at(whole: KerasBackbone, tmp_path_factory: pytest.TempPathFactory) -> Ending:
+    """The same network, ending at these layers, from a file of the whole one's weights."""
+    file = tmp_path_factory.mktemp("whole") / "whole.weights.h5"
+    whole.save_weights(file)
+
+    @functools.cache
+    def load(layers: str) -> KerasBackbone:
+        ending = load_backbone(f"mobilenet@{layers}", str(file), 32)
+        assert isinstance(ending, KerasBackbone)
+        return ending
+
+    return load
+
+
+def mean_after(layer: str, backbone: KerasBackbone, pixels: np.ndarray) -> np.ndarray:
+    """The layer's map in Keras' own network with the same weights, averaged over its cells."""
+    own = keras.applications.MobileNet(
+        include_top=False, pooling="avg", weights=None, input_shape=(32, 32, 3)
+    )
+    own.set_weights(backbone.network.get_weights())
+    scaled = keras.applications.mobilenet.preprocess_input(pixels.astype(np.float32))
+    found = keras.Model(own.input, own.get_layer(layer).output)(scaled, training=False)
+    return np.asarray(found).mean(axis=(1, 2))
+
+
+def test_backbone_that_ends_at_a_layer_gives_the_mean_of_its_map(
+    whole: KerasBackbone, ending_at: Ending, pixels: np.ndarray
+) -> None:
+    ending = ending_at("conv_pw_6_relu")
+    assert (ending.name, ending.width) == ("mobilenet@conv_pw_6_relu", 512)
+    assert ending.fingerprint.startswith("mobilenet-conv_pw_6_relu-32-")
+    assert_same(ending.bottlenecks(pixels), mean_after("conv_pw_6_relu", whole, pixels))
+
+
+def test_several_ends_stand_side_by_side(whole: KerasBackbone, ending_at: Ending, pixels: np.ndarray) -> None:
+    ending = ending_at("conv_pw_6_relu+conv_pw_3_relu")
+    assert ending.width == 512 + 128
+    expected = [mean_after(layer, whole, pixels) for layer in ("conv_pw_6_relu", "conv_pw_3_relu")]
+    assert_same(ending.bottlenecks(pixels), np.concatenate(expected, axis=1))
+
+
+def test_nothing_after_the_end_is_part_of_the_network(whole: KerasBackbone, ending_at: Ending) -> None:
+    ending = ending_at("conv_pw_6_relu")
+    convolutions = [layer for layer in ending.network.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert len(convolutions) == 1 + 6  # the first one, and one of each of six pairs
+    assert ending.network.count_params() < whole.network.count_params() / 4
+    assert ending.stored_bytes == ending.network.count_params() * 4
+
+
+def test_backbone_that_ends_at_a_layer_is_saved_and_read_with_its_fingerprint(
+    ending_at: Ending, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    ending = ending_at("conv_pw_6_relu+conv_pw_3_relu")
+    (tmp_path / "saved").mkdir()
+    ending.save(tmp_path / "saved")
+    again = read_backbone(tmp_path / "saved", ending.fingerprint)
+    np.testing.assert_array_equal(again.bottlenecks(pixels), ending.bottlenecks(pixels))
+    by_file = load_backbone(ending.name, str(tmp_path / "saved" / "backbone.weights.h5"), 32)
+    assert by_file.fingerprint == ending.fingerprint
+    with pytest.raises(ShelfmarkError, match=f"has fingerprint {ending.fingerprint}; expected other"):
+        read_backbone(tmp_path / "saved", "other")
+
+
+def test_every_end_has_a_fingerprint_of_its_own(whole: KerasBackbone, ending_at: Ending) -> None:
+    ends = ["conv_pw_6_relu", "conv_pw_6", "conv_pw_3_relu+conv_pw_6_relu", "conv_pw_6_relu+conv_pw_3_relu"]
+    assert len({ending_at(end).fingerprint for end in ends} | {whole.fingerprint}) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "mobilenet@conv_pw_66_relu",
+            r"mobilenet has no layer 'conv_pw_66_relu'; .* instance conv_pw_6_relu",
+        ),
+        ("mobilenet@", "a layer without a name; expected NETWORK@LAYER"),
+        ("mobilenet@conv_pw_6_relu+", "a layer without a name; expected NETWORK@LAYER"),
+        ("mobilenet_v5@conv_pw_6_relu", "'mobilenet_v5' is unknown"),
+    ],
+)
+def test_ends_that_are_not_there_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ShelfmarkError, match=message):
+        load_backbone(name, "random", 32)
+
+
+def test_map_before_the_pooling_has_the_bottleneck_as_its_mean(photo: conftest.Photo) -> None:
+    backbone = conftest.drawn_backbone(4, size=96)
+    pixels = conftest.pixels_of([photo(1), photo(2)], 96)
+    maps = np.asarray(backbone.maps().predict_on_batch(pixels))
+    assert maps.shape == (2, 3, 3, 1024)
+    assert_same(maps.mean(axis=(1, 2)), backbone.bottlenecks(pixels))
+
+
+def test_network_with_two_ends_has_no_single_map() -> None:
+    two = load_backbone("mobilenet@conv_pw_6_relu+conv_pw_3_relu", "random", 32)
+    assert isinstance(two, KerasBackbone)
+    with pytest.raises(ShelfmarkError, match=r"not the mean of one map; .* name one layer after the @"):
+        two.maps()
+
+
 # Weights that cannot be had
 
 
@@ -166,7 +287,7 @@ def test_weights_of_another_network_are_refused_in_one_line(
 ) -> None:
     mobilenet.save_weights(tmp_path / "mobilenet.weights.h5")
     with pytest.raises(
-        ShelfmarkError, match=r"do not fit mobilenet_v2 at 32 px .* give this network"
+        ShelfmarkError, match=r"do not fit mobilenetv2 at 32 px .* give this network"
     ) as refused:
         load_backbone("mobilenet_v2", str(tmp_path / "mobilenet.weights.h5"), 32)
     assert "\n" not in str(refused.value)
@@ -174,7 +295,7 @@ def test_weights_of_another_network_are_refused_in_one_line(
 
 
 def test_image_size_that_the_network_cannot_take_is_refused() -> None:
-    with pytest.raises(ShelfmarkError, match=r"do not fit inception_v3 at 32 px .*at least 75x75"):
+    with pytest.raises(ShelfmarkError, match=r"do not fit inceptionv3 at 32 px .*at least 75x75"):
         load_backbone("inception_v3", "random", 32)
 
 

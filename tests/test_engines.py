@@ -119,6 +119,13 @@ def test_networks_with_depthwise_convolutions_take_bfloat16_for_the_other_ones_a
     }
 
 
+def test_ends_side_by_side_stay_float32_as_each_of_them(quiet_tensorflow: None) -> None:
+    two = load_backbone("vgg16@block1_pool+block2_pool", "random", 32)
+    lowered = in_precision(two.model, "bf16")
+    assert lowered.get_layer(two.network.name).get_layer("joined").compute_dtype == "float32"
+    assert lowered.output.dtype == "float32"
+
+
 def test_tensorflow_gives_the_bits_of_keras(
     made: Callable[..., Engine], backbone: Backbone, jpegs: list[bytes]
 ) -> None:

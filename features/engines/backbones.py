@@ -1,73 +1,37 @@
-"""Frozen backbones: any network of keras.applications, without its output layer, globally average-pooled.
+"""Frozen backbones: a network without its output layer, pooled; pixels in, bottlenecks out.
 
 The fingerprint is a hash of architecture, weights, preprocessing and image size: bottlenecks with the same
 fingerprint can be mixed, others never.
 
-    backbone.json   {"name", "image_size", "weights"}, in a bundle/ or backbone/ directory
+    backbone.json          {"name", "image_size", "weights"}, in a bundle/ or backbone/ directory
+    backbone.weights.h5    of the network that ends where the name says
 """
 
-import ast
-import difflib
 import hashlib
-import importlib
-import importlib.util
-import inspect
 import json
 import os
 import sys
 import tempfile
-import types
-import warnings
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from features.engines.backbone_names import BackboneName, parse_name
+from features.engines.keras_networks import build_network, preprocessing, read_network
 from features.engines.pixels import RESIZE
 from features.errors import ShelfmarkError
 from features.images.refusal import Limits
 from features.output import log_is_open
-from features.storage.paths import any_path, write_whole
+from features.storage.paths import AnyPath, local, write_whole
 
 if TYPE_CHECKING:
     import keras
 
 BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"
-FORMATS = (b"\x89HDF\r\n\x1a\n", b"PK\x03\x04")  # how HDF5 and Keras' archives begin
 TUNED = "fine-tuned "  # in backbone.json before the name of the weights that a backbone was tuned from
-IMAGE_SIZES = {  # px, what the weights were trained at; 224 for the rest
-    "inceptionv3": 299, "xception": 299, "inceptionresnetv2": 299, "nasnetlarge": 331,
-    "efficientnetb1": 240, "efficientnetb2": 260, "efficientnetb3": 300, "efficientnetb4": 380,
-    "efficientnetb5": 456, "efficientnetb6": 528, "efficientnetb7": 600,
-    "efficientnetv2b1": 240, "efficientnetv2b2": 260, "efficientnetv2b3": 300,
-    "efficientnetv2s": 384, "efficientnetv2m": 480, "efficientnetv2l": 480,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A frozen network that turns images into bottlenecks."""
-
-    name: str  # as in keras.applications, in lower case without underscores
-    weights: str  # "imagenet", "random", or the file's name: for people; the fingerprint identifies them
-    image_size: int  # px, height and width
-    width: int  # d, numbers in a bottleneck
-    fingerprint: str  # name-size-hash; names the directory in the store
-    model: "keras.Model"  # (n, size, size, 3) 0..255 → (n, d) float32, preprocessing inside
-
-    def description(self) -> "BackboneDescription":
-        """Returns what backbone.json says of it."""
-        return BackboneDescription(self.name, self.image_size, self.weights)
-
-    def bottlenecks(self, pixels: np.ndarray) -> np.ndarray:
-        """Computes bottlenecks: (n, size, size, 3) uint8 → (n, d) float32."""
-        return np.asarray(self.model.predict_on_batch(pixels), dtype=np.float32)
-
-    def save_weights(self, file: Path) -> None:
-        """Writes the weights (`.weights.h5`), for `load_backbone(weights=file)`."""
-        save_weights(self.model.get_layer(self.name), file)
 
 
 @dataclass(frozen=True)
@@ -87,6 +51,91 @@ class BackboneDescription:
     def write(self, file: Path) -> None:
         """Writes backbone.json."""
         write_whole(file, json.dumps(asdict(self), indent=1).encode())
+
+
+@dataclass(frozen=True)
+class Backbone(ABC):
+    """A frozen network that turns images into bottlenecks."""
+
+    name: str  # network and ends, as BackboneName writes them
+    weights: str  # "imagenet", "random", or the file's name: for people; the fingerprint identifies them
+    image_size: int  # px, height and width
+    width: int  # d, numbers in a bottleneck
+    fingerprint: str  # name-size-hash; names the directory in the store
+
+    def description(self) -> BackboneDescription:
+        """Returns what backbone.json says of it."""
+        return BackboneDescription(self.name, self.image_size, self.weights)
+
+    @property
+    @abstractmethod
+    def stored_bytes(self) -> int:
+        """Bytes of its weights on the disk, about."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes backbone.json and the weights into a directory, for `read_backbone`."""
+
+    @abstractmethod
+    def bottlenecks(self, pixels: np.ndarray) -> np.ndarray:
+        """Computes bottlenecks: (n, size, size, 3) uint8 → (n, d) float32."""
+
+
+@dataclass(frozen=True)
+class KerasBackbone(Backbone):
+    """A network of Keras."""
+
+    network: "keras.Model"  # (n, size, size, 3) scaled → (n, d) float32
+    model: "keras.Model"  # (n, size, size, 3) 0..255 → (n, d) float32, preprocessing inside
+
+    @property
+    def stored_bytes(self) -> int:
+        """See Backbone; float32."""
+        return int(self.network.count_params()) * 4
+
+    def save(self, folder: Path) -> None:
+        """See Backbone."""
+        self.description().write(folder / BACKBONE)
+        self.save_weights(folder / BACKBONE_WEIGHTS)
+
+    def save_weights(self, file: Path) -> None:
+        """Writes the weights (`.weights.h5`), for `load_backbone(weights=file)`."""
+        save_weights(self.network, file)
+
+    def bottlenecks(self, pixels: np.ndarray) -> np.ndarray:
+        """See Backbone."""
+        return np.asarray(self.model.predict_on_batch(pixels), dtype=np.float32)
+
+    def maps(self) -> "keras.Model":
+        """Returns (n, size, size, 3) 0..255 → (n, h, w, d) float32, the map whose mean is the bottleneck.
+
+        Raises:
+            ShelfmarkError: the bottleneck is no mean of one map.
+        """
+        import keras
+
+        pooling = self.network.layers[-1]
+        if not isinstance(pooling, keras.layers.GlobalAveragePooling2D):
+            raise ShelfmarkError(
+                f"backbone {self.name}: its bottleneck is not the mean of one map; expected a network that "
+                "ends in a single pooled map; name one layer after the @"
+            )
+        maps = keras.Model(self.network.input, pooling.input)
+        return with_preprocessing(maps, self.name, self.image_size)
+
+
+def require_keras(backbone: Backbone, purpose: str) -> KerasBackbone:
+    """Returns the backbone, a network of Keras.
+
+    Raises:
+        ShelfmarkError: it is another one; the message says what it is needed for.
+    """
+    if not isinstance(backbone, KerasBackbone):
+        raise ShelfmarkError(
+            f"backbone {backbone.name}: cannot be used {purpose}; expected a network of Keras; "
+            "give another --backbone"
+        )
+    return backbone
 
 
 def save_weights(model: "keras.Model", file: Path) -> None:
@@ -123,64 +172,11 @@ def start_tensorflow() -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def backbone_names() -> list[str]:
-    """Returns the names of `known_backbones`, read from the text of Keras: importing it takes seconds."""
-    spec = importlib.util.find_spec("keras")
-    assert spec and spec.submodule_search_locations
-    text = Path(spec.submodule_search_locations[0], "applications", "__init__.py").read_text()
-    imports = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
-    functions = [node for node in imports if (node.module or "").startswith("keras.src.applications.")]
-    return sorted(alias.name.lower() for node in functions for alias in node.names)
-
-
-def require_known(name: str, known: Collection[str]) -> str:
-    """Returns the key of a network in `known`: lower case without underscores.
-
-    Raises:
-        ShelfmarkError: it is not there.
-    """
-    key = name.lower().replace("_", "")
-    if key not in known:
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ShelfmarkError(
-            f"backbone {name!r} is unknown{hint}; expected one of {', '.join(sorted(known))}; "
-            "correct --backbone"
-        )
-    return key
-
-
-def require_weights(weights: str) -> None:
-    """Checks what can be known of the setting without Keras: imagenet, random, or a file of weights.
-
-    Raises:
-        ShelfmarkError: no such file, or one in another format.
-    """
-    if weights in ("imagenet", "random"):
-        return
-    expected = "expected imagenet, random or a .weights.h5 file; correct --weights"
-    file = any_path(weights)
-    if not file.is_file():
-        raise ShelfmarkError(f"weights {weights}: no such file; {expected}")
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            if not opened.read(8).startswith(FORMATS):
-                raise ShelfmarkError(f"weights {weights}: not a file of weights; {expected}")
-
-
-def known_backbones() -> dict[str, Callable[..., "keras.Model"]]:
-    """Returns every network of keras.applications by its lower-case name without underscores."""
-    from keras import applications
-
-    functions = inspect.getmembers(applications, inspect.isfunction)
-    return {name.lower(): function for name, function in functions}
-
-
 def load_backbone(name: str, weights: str, image_size: int | None = None, seed: int = 0) -> Backbone:
     """Builds a backbone.
 
     Args:
-        name: as in keras.applications, in snake or camel case: inception_v3, mobilenet, EfficientNetV2B0.
+        name: as `parse_name` reads it: inception_v3, mobilenet, EfficientNetV2B0, inception_v3@mixed5.
         weights: `imagenet` (Keras downloads them), `random`, or a `.weights.h5` file (network without top).
         image_size: px; None: the network's own.
         seed: of random weights.
@@ -190,63 +186,65 @@ def load_backbone(name: str, weights: str, image_size: int | None = None, seed: 
     """
     import keras
 
-    networks = known_backbones()
-    key = require_known(name, networks)
-    size = image_size or IMAGE_SIZES.get(key, 224)
+    parsed = parse_name(name)
+    size = parsed.image_size(image_size)
     keras.utils.set_random_seed(seed)
-    network = _build(networks[key], name, weights, size)
+    return keras_backbone(build_network(parsed, weights, size), parsed, Path(weights).name, size)
+
+
+def read_backbone(folder: AnyPath, fingerprint: str) -> Backbone:
+    """Reads what `Backbone.save` wrote: the backbone of a bundle/ or backbone/ directory.
+
+    Raises:
+        ShelfmarkError: it is not the one of this fingerprint.
+    """
+    description = BackboneDescription.read(local(folder / BACKBONE))
+    name, size = parse_name(description.name), description.image_size
+    network = read_network(name, local(folder / BACKBONE_WEIGHTS), size)
+    backbone = keras_backbone(network, name, description.weights, size)
+    if backbone.fingerprint != fingerprint:
+        raise ShelfmarkError(
+            f"{folder}: its backbone has fingerprint {backbone.fingerprint}; expected "
+            f"{fingerprint}; run extract and train again with this version"
+        )
+    return backbone
+
+
+def keras_backbone(network: "keras.Model", name: BackboneName, weights: str, size: int) -> KerasBackbone:
+    """Returns the backbone of a network that ends where the name says; its layers become frozen.
+
+    Args:
+        network: (n, size, size, 3) scaled → (n, d).
+        name: of the backbone.
+        weights: what they are called.
+        size: px.
+    """
     network.trainable = False
-    module = importlib.import_module("keras.applications." + networks[key].__module__.rpartition(".")[2])
     identity = {
-        "network": key,
+        "network": str(name),
         "size": size,
         "resize": RESIZE,
         "photos": Limits().max_side,
         "weights": _weights_digest(network),
     }
     digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:12]
-    return Backbone(
-        name=key,
-        weights=Path(weights).name,
+    return KerasBackbone(
+        name=str(name),
+        weights=weights,
         image_size=size,
         width=network.output_shape[-1],
-        fingerprint=f"{key}-{size}-{digest}",
-        model=_with_preprocessing(network, module, key, size),
+        fingerprint=f"{name.slug}-{size}-{digest}",
+        network=network,
+        model=with_preprocessing(network, str(name), size),
     )
 
 
-def _build(network: Callable[..., "keras.Model"], name: str, weights: str, size: int) -> "keras.Model":
-    source: str | None = {"random": None, "imagenet": "imagenet"}.get(weights, weights)
-    require_weights(weights)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns of every layer that does not fit, before it raises
-            return network(include_top=False, pooling="avg", input_shape=(size, size, 3), weights=source)
-    except Exception as error:  # Keras raises bare Exceptions for downloads, ValueError and h5py's for files
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if source == "imagenet" and not isinstance(error, ValueError):  # ValueError: the image size, for one
-            raise ShelfmarkError(
-                f"ImageNet weights of {name} cannot be downloaded ({reason}); expected a network or a "
-                "cached copy; give --weights FILE.weights.h5 (the network without its top, from "
-                "keras.applications, from a computer that has them), or --weights random to try the pipeline "
-                "with meaningless features"
-            ) from error
-        raise ShelfmarkError(
-            f"weights {weights}: do not fit {name} at {size} px ({reason}); give this network's own"
-        ) from error
-
-
-def _with_preprocessing(
-    network: "keras.Model", module: types.ModuleType, name: str, size: int
-) -> "keras.Model":
+def with_preprocessing(network: "keras.Model", name: str, size: int) -> "keras.Model":
+    """Returns the network for (n, size, size, 3) pixels 0..255, scaled as the backbone of this name does."""
     import keras
 
     pixels = keras.Input((size, size, 3), dtype="float32", name="pixels")
-    network.name = name
-    # Keras numbers names over the whole process, and a weights file holds them
-    for number, layer in enumerate(network.layers):
-        layer.name = f"layer_{number}"
-    return keras.Model(pixels, network(module.preprocess_input(pixels), training=False))
+    return keras.Model(pixels, network(preprocessing(parse_name(name).network)(pixels), training=False))
 
 
 def _weights_digest(network: "keras.Model") -> str:
@@ -255,19 +253,3 @@ def _weights_digest(network: "keras.Model") -> str:
         digest.update(repr((array.shape, str(array.dtype))).encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def read_backbone(structure: Path, weights: Path, fingerprint: str) -> Backbone:
-    """Reads the backbone of a bundle/ or backbone/ directory.
-
-    Raises:
-        ShelfmarkError: it is not the one of this fingerprint.
-    """
-    description = BackboneDescription.read(structure)
-    backbone = load_backbone(description.name, str(weights), description.image_size)
-    if backbone.fingerprint != fingerprint:
-        raise ShelfmarkError(
-            f"{structure.parent}: its backbone has fingerprint {backbone.fingerprint}; expected "
-            f"{fingerprint}; run extract and train again with this version"
-        )
-    return replace(backbone, weights=description.weights)

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import os
 
-from features.engines.backbones import Backbone
+from features.engines.backbones import Backbone, require_keras
 from features.engines.engine import Engine, require_package
 from features.engines.jax import Jax
 from features.engines.openvino import Int8Calibration, load_openvino
@@ -55,9 +55,9 @@ def choose_engine(
     if name == "openvino":
         chosen = load_openvino(backbone, batch, precision, calibration)
     elif name == "jax":
-        chosen = Jax(backbone, batch, precision)
+        chosen = Jax(require_keras(backbone, "with engine jax"), batch, precision)
     else:
-        chosen = TensorFlow(backbone, batch, precision)
+        chosen = TensorFlow(require_keras(backbone, "with engine tensorflow"), batch, precision)
     log.info("engine: %s: %s", chosen.name, why)
     return chosen
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.engines.backbones import Backbone
+from features.engines.backbones import KerasBackbone
 from features.engines.engine import round_into
 from features.engines.tensorflow import in_precision
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Jax:
     """The backbone compiled by JAX; one batch is computed while the one before is copied back."""
 
-    def __init__(self, backbone: Backbone, batch: int, precision: str) -> None:
+    def __init__(self, backbone: KerasBackbone, batch: int, precision: str) -> None:
         import jax
 
         if importlib.util.find_spec("tensorflow"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.engines.backbones import Backbone
+from features.engines.backbones import Backbone, require_keras
 from features.engines.engine import require_package, round_into
 from features.engines.openvino_graphs import ready_for_bfloat16, transpose_late
 from features.engines.pixels import read_pixels
@@ -146,10 +146,11 @@ def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
     import openvino
     import tensorflow as tf
 
+    model = require_keras(backbone, "with engine openvino").model
     shape = (request, backbone.image_size, backbone.image_size, 3)
 
     def network(pixels: tf.Tensor) -> tf.Tensor:
-        return backbone.model(tf.cast(pixels, tf.float32), training=False)
+        return model(tf.cast(pixels, tf.float32), training=False)
 
     function = tf.function(network, input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
     traced = function.get_concrete_function()

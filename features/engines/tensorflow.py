@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.engines.backbones import Backbone
+from features.engines.backbones import KerasBackbone
 from features.engines.engine import round_into
+from features.engines.keras_networks import JOINED
 
 if TYPE_CHECKING:
     import keras
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class TensorFlow:
     """The backbone as Keras runs it."""
 
-    def __init__(self, backbone: Backbone, batch: int, precision: str) -> None:
+    def __init__(self, backbone: KerasBackbone, batch: int, precision: str) -> None:
         precision = precision if precision != "auto" else "bf16" if has_gpu() else "fp32"
         self.name = f"tensorflow {precision}"
         self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
@@ -47,13 +48,14 @@ def in_precision(model: "keras.Model", precision: str) -> "keras.Model":
     if precision == "fp32":
         return model
 
-    exact = (keras.layers.InputLayer, keras.layers.GlobalAveragePooling2D)
+    pooling = (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D)
+    exact = (keras.layers.InputLayer, *pooling)
     depthwise = any(isinstance(layer, keras.layers.DepthwiseConv2D) for layer in model._flatten_layers())
     lower = keras.layers.Conv2D if depthwise else keras.layers.Layer
 
     def lowered(layer: keras.Layer) -> keras.Layer:
         config = layer.get_config()
-        if isinstance(layer, lower) and not isinstance(layer, exact):
+        if isinstance(layer, lower) and not isinstance(layer, exact) and layer.name != JOINED:
             config["dtype"] = "mixed_bfloat16"
         return type(layer).from_config(config)
 

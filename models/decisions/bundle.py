@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS, Backbone, read_backbone
+from features.engines.backbones import Backbone, read_backbone
 from features.errors import ShelfmarkError
 from features.storage.artifact import damaged_file, digest_of, file_digest, open_artifact
 from features.storage.paths import AnyPath
@@ -41,7 +41,7 @@ class Bundle:
 
     def backbone(self) -> Backbone:
         """The bundle's backbone, with the weights it was extracted with."""
-        return read_backbone(self.path / BACKBONE, self.path / BACKBONE_WEIGHTS, self.fingerprint)
+        return read_backbone(self.path, self.fingerprint)
 
 
 def load_predictor(folder: Path) -> Predictor:

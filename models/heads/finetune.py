@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from features.engines.backbones import Backbone
+from features.engines.backbones import KerasBackbone
 from features.engines.tensorflow import in_precision
 from features.errors import ShelfmarkError
 from models.heads.architectures import Head
@@ -109,7 +109,7 @@ def frozen_count(share: float, layers: int) -> int:
 
 
 def tune_backbone(
-    backbone: Backbone,
+    backbone: KerasBackbone,
     head: Head,
     train: Photos,
     fit: Photos | None,
@@ -160,13 +160,13 @@ def tune_backbone(
     return network, epochs.history
 
 
-def _partly_frozen(backbone: Backbone, share: float) -> keras.Model:
+def _partly_frozen(backbone: KerasBackbone, share: float) -> keras.Model:
     """The backbone's network, its first layers frozen.
 
     Raises:
         ShelfmarkError: nothing is left to tune.
     """
-    network = backbone.model.get_layer(backbone.name)
+    network = backbone.network
     frozen = freeze(network, share)
     if not network.trainable_weights:
         raise ShelfmarkError(

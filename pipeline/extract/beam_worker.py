@@ -1,7 +1,7 @@
 """Fill the store by Beam's workers: a process holds one network, the graph carries numbers of shards alone.
 
 bottlenecks.partial/  _missing.arrow         a batch a shard: digests of images, where their records are
-                      _backbone.weights.h5   for the workers, who check its fingerprint
+                      _backbone/             for the workers, who check its fingerprint
                       _failed/<shard>        why a shard could not be made
 """
 
@@ -17,12 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.engines.backbones import Backbone, load_backbone, start_tensorflow
+from features.engines.backbones import Backbone, read_backbone, start_tensorflow
 from features.engines.choose import use_engine
-from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact, open_artifact
-from features.storage.paths import AnyPath, absolute, any_path, local, remove, write_whole, writing
+from features.storage.paths import AnyPath, absolute, any_path, remove, write_whole, writing
 from features.storage.store import Digests, Locations, Store, digest_array, digests_of, shard_name
 from pipeline.beam.run_units import run_units
 from pipeline.extract.fill_store import RECORD, engine_of, fill, make_shard, require_all, spread, try_twice
@@ -32,7 +31,7 @@ from pipeline.job.room import require_disk
 if TYPE_CHECKING:
     from apache_beam.utils.shared import Shared
 
-MISSING, WEIGHTS, FAILED = "_missing.arrow", "_backbone.weights.h5", "_failed"
+MISSING, NETWORK, FAILED = "_missing.arrow", "_backbone", "_failed"
 
 
 def fill_store_on_beam(
@@ -127,9 +126,7 @@ class SharedNetwork:
     """A network as workers get it: its weights are in a directory that they see."""
 
     work: str  # the directory
-    backbone: str  # as in keras.applications
     weights: str  # what its weights are called
-    image_size: int  # px
     fingerprint: str
     settings: ExtractSettings
 
@@ -151,15 +148,12 @@ def share_network(
         sample: see `engine_of`.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        weights = Path(scratch, WEIGHTS)
-        backbone.save_weights(weights)
-        write_whole(work / WEIGHTS, weights.read_bytes())
+        backbone.save(Path(scratch))
+        for file in Path(scratch).iterdir():
+            write_whole(work / NETWORK / file.name, file.read_bytes())
     if settings.precision == "int8":
         engine_of(backbone, store, settings, sample)
-    return SharedNetwork(
-        str(absolute(work)), backbone.name, backbone.weights, backbone.image_size, backbone.fingerprint,
-        settings,
-    )  # fmt: skip
+    return SharedNetwork(str(absolute(work)), backbone.weights, backbone.fingerprint, settings)
 
 
 class LoadedNetwork:
@@ -176,13 +170,7 @@ class LoadedNetwork:
         use_engine(network.settings.engine)
         start_tensorflow()
         self._turn, self._work = threading.Lock(), any_path(network.work)
-        weights = self._work / WEIGHTS
-        backbone = load_backbone(network.backbone, str(local(weights)), network.image_size)
-        if backbone.fingerprint != network.fingerprint:
-            raise ShelfmarkError(
-                f"{weights}: has fingerprint {backbone.fingerprint} in a worker; expected "
-                f"{network.fingerprint}; install the command's versions of shelfmark and Keras there"
-            )
+        backbone = read_backbone(self._work / NETWORK, network.fingerprint)
         self.engine = engine_of(backbone, store, network.settings, sample)
 
     def make(self, shard: str, make: Callable[[], object]) -> None:

@@ -126,9 +126,9 @@ class BackboneSettings(Section):
     """The frozen network that turns an image into a vector."""
 
     name: str = "inception_v3"
-    """Network, by its name in `keras.applications` in snake case. Choose a smaller one, such as
-    `mobilenet`, when
-    extraction takes too long, and compare the evaluations of two runs."""
+    """Network, by its name in `keras.applications` in snake case; with `@` and names of its layers, joined
+    by `+`, it ends there: `inception_v3@mixed5`. Choose a smaller one, such as `mobilenet`, when extraction
+    takes too long; `shelfmark compare --backbones` shows which is best on your catalogue."""
     weights: str = "imagenet"
     """`imagenet` (downloaded by Keras), `random`, or a `.weights.h5` file of the network without its top; a
     path in a TOML file is relative to that file. Name a file when this machine cannot reach Keras' weights;

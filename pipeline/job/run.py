@@ -17,10 +17,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from features.engines.backbone_names import parse_name
 from features.engines.backbones import (
     BACKBONE,
-    BACKBONE_WEIGHTS,
-    IMAGE_SIZES,
     TUNED,
     Backbone,
     BackboneDescription,
@@ -182,9 +181,9 @@ class Run:
     def _tuned_here(self, artifact: Artifact) -> bool:
         """Whether a backbone/ or bundle/ holds a backbone that was tuned from the one of the settings."""
         settings = self.config.backbone
-        key = settings.name.lower().replace("_", "")
-        size = settings.image_size or IMAGE_SIZES.get(key, 224)
-        expected = BackboneDescription(key, size, TUNED + Path(settings.weights).name)
+        name = parse_name(settings.name)
+        size, weights = name.image_size(settings.image_size), TUNED + Path(settings.weights).name
+        expected = BackboneDescription(str(name), size, weights)
         return BackboneDescription.read(artifact.file(BACKBONE)) == expected
 
     def artifact(self, kind: str, command: str, **made_from: Artifact) -> Artifact:
@@ -217,8 +216,7 @@ class Run:
 
 def _opened(artifact: Artifact) -> Backbone:
     """The backbone in a backbone/ or bundle/."""
-    structure, weights = artifact.file(BACKBONE), artifact.file(BACKBONE_WEIGHTS)
-    return read_backbone(structure, weights, str(artifact.summary["fingerprint"]))
+    return read_backbone(artifact.path, str(artifact.summary["fingerprint"]))
 
 
 def default_name(today: datetime.date) -> str:

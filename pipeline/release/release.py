@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from features.engines.backbones import BACKBONE, BACKBONE_WEIGHTS
 from features.errors import Busy
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
@@ -44,16 +43,15 @@ def pack(run: Run) -> Artifact:
 
     def make(work: Path) -> Mapping[str, object]:
         copied = [name for name in (*HEAD_FILES, *SET_FILES) if name in head.files]
-        size = sum(head.files[name]["size"] for name in copied) + backbone.model.count_params() * 4  # float32
-        require_disk("pack", work, size)
+        size = sum(head.files[name]["size"] for name in copied)
+        require_disk("pack", work, size + backbone.stored_bytes)
         for name in (*HEAD_FILES, *SET_FILES):
             if name in HEAD_FILES or name in head.files:
                 shutil.copyfile(head.file(name), work / name)
         shutil.copyfile(thresholds.file(THRESHOLDS), work / THRESHOLDS)
         if UNLEARNT in records.files:  # next week's tree is compared with all categories
             shutil.copyfile(records.file(UNLEARNT), work / UNLEARNT)
-        backbone.description().write(work / BACKBONE)
-        backbone.save_weights(work / BACKBONE_WEIGHTS)
+        backbone.save(work)
         write_splits(records, run.known_splits(), work / SPLITS)
         write_measured(records, run.config.calibration.fit_share, work)
         write_feed(feed_of(records), work)

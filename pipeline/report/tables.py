@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.engines.backbones import IMAGE_SIZES
+from features.engines.backbone_names import parse_name
 from models.decisions.boosting import Boosting
 from models.decisions.categorizer import DecisionRules
 from models.decisions.thresholds import Certificate
@@ -627,13 +627,12 @@ def settings_table(shown: Shown) -> Table:
 def used_settings(config: Config, aggregation: str, words: Words) -> Iterator[tuple[str, str]]:
     """section.name and the value that was used as text, in the order of the settings."""
     values: dict[str, Any] = config.model_dump()
-    key = config.backbone.name.lower().replace("_", "")
     values["train"] |= config.training()
     if config.train.warm_start:
         values["train"]["warm_epochs"] = config.train.warm_epochs or -(-values["train"]["epochs"] // 4)
     values["report"]["language"] = words.language
     values["head"] |= {"loss": config.loss(), "aggregation": aggregation}
-    values["backbone"]["image_size"] = config.backbone.image_size or IMAGE_SIZES.get(key, 224)
+    values["backbone"]["image_size"] = parse_name(config.backbone.name).image_size(config.backbone.image_size)
     for name in ("csv_delimiter", "csv_encoding"):
         values["ingest"][name] = values["ingest"][name] or words("settings.detected")
     if config.head.kind != "flat":

@@ -18,14 +18,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from features.engines.backbone_names import parse_name
 from features.engines.backbones import (
-    BACKBONE,
-    BACKBONE_WEIGHTS,
     TUNED,
     Backbone,
-    BackboneDescription,
-    load_backbone,
-    save_weights,
+    KerasBackbone,
+    keras_backbone,
+    require_keras,
 )
 from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
@@ -54,11 +53,12 @@ VERSION = 3
 def finetune(run: Run) -> Artifact:
     """Tunes the backbone of the settings on the run's products."""
     out = run.path / "backbone"
-    return finetune_backbone(run.records(), run.untuned_backbone(), run.store, out, run.config)
+    base = require_keras(run.untuned_backbone(), "as the start of fine-tuning")
+    return finetune_backbone(run.records(), base, run.store, out, run.config)
 
 
 def finetune_backbone(
-    records: Artifact, base: Backbone, store: AnyPath, out: AnyPath, config: Config
+    records: Artifact, base: KerasBackbone, store: AnyPath, out: AnyPath, config: Config
 ) -> Artifact:
     """Tunes a backbone on the products of the records.
 
@@ -70,21 +70,20 @@ def finetune_backbone(
         config: sections [finetune], [head], [train], [extract], [calibration] and the seed.
     """
     settings = config.finetune
-    layers = len(base.model.get_layer(base.name).layers)
+    layers = len(base.network.layers)
     frozen = frozen_count(settings.frozen_share, layers)
 
     def make(work: Path) -> Mapping[str, object]:
         drawn = _draw(records, base, config)
         head = _train_start_head(drawn, store, work / "_head")
         network, history = _tune(drawn, head, work)
-        save_weights(network, work / BACKBONE_WEIGHTS)
-        tuned = load_backbone(base.name, str(work / BACKBONE_WEIGHTS), base.image_size)
-        BackboneDescription(base.name, base.image_size, TUNED + base.weights).write(work / BACKBONE)
+        tuned = keras_backbone(network, parse_name(base.name), TUNED + base.weights, base.image_size)
+        tuned.save(work)
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
         return BackboneSummary(
             fingerprint=tuned.fingerprint,
             backbone=base.name,
-            weights=TUNED + base.weights,
+            weights=tuned.weights,
             layers=layers,
             frozen=frozen,
             products=int(drawn.train["product_id"].nunique()),
@@ -105,7 +104,7 @@ class _Drawn:
     """The drawn images, and what is needed to train on them."""
 
     records: Artifact
-    base: Backbone
+    base: KerasBackbone
     config: Config
     taxonomy: Taxonomy
     category: pd.Series  # by product_id
@@ -114,7 +113,7 @@ class _Drawn:
     loss: Loss | None
 
 
-def _draw(records: Artifact, base: Backbone, config: Config) -> _Drawn:
+def _draw(records: Artifact, base: KerasBackbone, config: Config) -> _Drawn:
     taxonomy, category = learnt_categories_of(records)
     train, fit = draw_images(records, category, config)
     return _Drawn(records, base, config, taxonomy, category, train, fit, loss_of(taxonomy, config))

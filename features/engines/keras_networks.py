@@ -1,0 +1,162 @@
+"""Networks of Keras, cut at their ends: scaled pixels in, bottlenecks out.
+
+    image (n, size, size, 3) ─► layers … mixed4 ─► pooled ─┐
+                                          mixed5 ─► pooled ─┴► side by side (n, d)
+
+Layers after the last end are not part of the network, so that no engine computes them. Those of the network
+get names that do not depend on how many networks were built before: a file of weights holds them.
+"""
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from features.engines.backbone_names import BackboneName, require_weights
+from features.errors import ShelfmarkError
+
+if TYPE_CHECKING:
+    import keras
+
+JOINED = "joined"  # the layer that puts several ends side by side; its numbers stay float32, as pooled ones
+
+
+def known_backbones() -> dict[str, Callable[..., "keras.Model"]]:
+    """Returns every network of keras.applications by its lower-case name without underscores."""
+    from keras import applications
+
+    functions = inspect.getmembers(applications, inspect.isfunction)
+    return {name.lower(): function for name, function in functions}
+
+
+def build_network(name: BackboneName, weights: str, size: int) -> "keras.Model":
+    """Builds a network without its output layer, ending where its name says.
+
+    Args:
+        name: network and ends.
+        weights: `imagenet` (Keras downloads them), `random` (from Keras' seed), or a file of the whole
+            network without top, or of the one that ends here.
+        size: px.
+
+    Raises:
+        ShelfmarkError: no such layer, or weights that cannot be had or do not fit.
+    """
+    require_weights(weights)
+    if weights in ("imagenet", "random") or not name.layers:
+        return named(cut(_whole(name, weights, size), name), name)
+    try:
+        return named(cut(_whole(name, weights, size), name), name)
+    except WeightsDoNotFit as error:
+        network = named(cut(_whole(name, "random", size), name), name)
+        try:
+            network.load_weights(weights)
+        except (OSError, ValueError):
+            raise error from None
+        return network
+
+
+def read_network(name: BackboneName, file: Path, size: int) -> "keras.Model":
+    """Builds the network whose weights `save_weights` wrote.
+
+    Raises:
+        ShelfmarkError: they do not fit.
+    """
+    network = named(cut(_whole(name, "random", size), name), name)
+    try:
+        network.load_weights(file)
+    except (OSError, ValueError) as error:
+        raise WeightsDoNotFit(str(file), name, size, error) from error
+    return network
+
+
+class WeightsDoNotFit(ShelfmarkError):
+    """A file of weights of another network."""
+
+    def __init__(self, weights: str, name: BackboneName, size: int, error: Exception) -> None:
+        super().__init__(
+            f"weights {weights}: do not fit {name} at {size} px ({_first_line(error)}); "
+            "give this network's own"
+        )
+
+
+def preprocessing(network: str) -> "Callable[[keras.KerasTensor], keras.KerasTensor]":
+    """Returns what scales pixels 0..255 for a network, as its weights were trained."""
+    module = importlib.import_module(
+        "keras.applications." + known_backbones()[network].__module__.rpartition(".")[2]
+    )
+    scale: Callable[[keras.KerasTensor], keras.KerasTensor] = module.preprocess_input
+    return scale
+
+
+def cut(network: "keras.Model", name: BackboneName) -> "keras.Model":
+    """Returns the network up to the layers of its name, each pooled, side by side.
+
+    Raises:
+        ShelfmarkError: no such layer.
+    """
+    import keras
+
+    if not name.layers:
+        return network
+    ends = [_pooled(_layer(network, layer, name).output) for layer in name.layers]
+    joined = keras.layers.Concatenate(name=JOINED)(ends) if len(ends) > 1 else ends[0]
+    return keras.Model(network.input, joined)
+
+
+def _layer(network: "keras.Model", layer: str, name: BackboneName) -> "keras.Layer":
+    names = [one.name for one in network.layers]
+    if layer not in names:
+        some = ", ".join(_suggested(layer, names))
+        raise ShelfmarkError(
+            f"backbone {name}: {name.network} has no layer {layer!r}; expected one of its {len(names)}, "
+            f"for instance {some}; correct what follows the @"
+        )
+    return network.get_layer(layer)
+
+
+def _suggested(layer: str, names: list[str]) -> list[str]:
+    """Up to six names of layers: near ones, else some from the end."""
+    import difflib
+
+    near = difflib.get_close_matches(layer, names, n=6, cutoff=0.5)
+    return near or names[-6:]
+
+
+def _pooled(output: "keras.KerasTensor") -> "keras.KerasTensor":
+    """(n, h, w, d) or (n, tokens, d) → (n, d), the mean; (n, d) as it is."""
+    import keras
+
+    pooling = {4: keras.layers.GlobalAveragePooling2D, 3: keras.layers.GlobalAveragePooling1D}
+    return pooling[len(output.shape)]()(output) if len(output.shape) > 2 else output
+
+
+def named(network: "keras.Model", name: BackboneName) -> "keras.Model":
+    """Gives network and layers names that depend on nothing but the network."""
+    network.name = name.slug
+    for number, layer in enumerate(network.layers):
+        if layer.name != JOINED:
+            layer.name = f"layer_{number}"
+    return network
+
+
+def _whole(name: BackboneName, weights: str, size: int) -> "keras.Model":
+    build, source = known_backbones()[name.network], {"random": None}.get(weights, weights)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of every layer that does not fit, before it raises
+            return build(include_top=False, pooling="avg", input_shape=(size, size, 3), weights=source)
+    except Exception as error:  # Keras raises bare Exceptions for downloads, ValueError and h5py's for files
+        if source == "imagenet" and not isinstance(error, ValueError):  # ValueError: the image size, for one
+            raise ShelfmarkError(
+                f"ImageNet weights of {name.network} cannot be downloaded ({_first_line(error)}); expected a "
+                "network or a cached copy; give --weights FILE.weights.h5 (the network without its top, from "
+                "keras.applications, from a computer that has them), or --weights random to try the pipeline "
+                "with meaningless features"
+            ) from error
+        raise WeightsDoNotFit(weights, name, size, error) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
