@@ -30,6 +30,7 @@ Pool = Literal["before", "after"]
 Cover = tuple[int, int]  # (h, w) cells of a map that stand for one vector of h · w · c numbers
 ONE_CELL: Cover = (1, 1)
 POOLINGS = {"GlobalAveragePooling2D": "AveragePooling2D", "GlobalMaxPooling2D": "MaxPooling2D"}
+ADAPTIVE = "AdaptiveAveragePooling2D"
 ANY_COVER = (  # layers that do the same to each number
     *("Dropout", "GaussianNoise", "GaussianDropout", "Activation", "ReLU", "LeakyReLU", "ELU", "Identity"),
     *("ActivityRegularization", "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"),
@@ -120,7 +121,7 @@ class _Conversion:
             model,
             input_tensors=keras.tree.map_structure(lambda _: maps, model.input),
             clone_function=lambda layer: layer,
-            call_function=functools.partial(self._call, _inner_poolings(model)),
+            call_function=functools.partial(self._call, _inner(model)),
         )
         return converted
 
@@ -130,7 +131,7 @@ class _Conversion:
         return tensor
 
     def _call(self, inner: set[int], operation: Any, *args: Any, **kwargs: Any) -> Any:
-        """What an operation of the dense model gives; `inner` are ids of poolings that stay as they are."""
+        """What an operation of the dense model gives; `inner` is of `_inner`."""
         import keras
 
         inputs = [one for one in keras.tree.flatten((args, kwargs)) if id(one) in self.covers]
@@ -138,8 +139,12 @@ class _Conversion:
         if len(covers) > 1:
             raise _refusal(operation, "it joins maps and vectors", "inputs of one kind")
         cover = covers.pop() if covers else None
-        converted = cover is not None or isinstance(operation, keras.Model)
-        if converted or (_ends_maps(operation) and id(operation) not in inner):
+        ends = _ends_maps(operation)
+        if ends and id(operation) in inner:
+            if type(operation).__name__ not in POOLINGS:
+                raise _refusal(operation, "its vector goes back into a map", "a vector that stays one")
+            ends = False
+        if ends or cover is not None or isinstance(operation, keras.Model):
             return self.layer(operation, args[0], cover)
         _require_any_size(operation)
         try:
@@ -165,7 +170,7 @@ class _Conversion:
             return outputs
         if kind in POOLINGS:
             return self._note(self._pooled(layer)(x), None if layer.keepdims else ONE_CELL)
-        if kind in ("Flatten", "Reshape", "AdaptiveAveragePooling2D"):
+        if kind in ("Flatten", "Reshape", ADAPTIVE):
             return self._note(keras.layers.Identity(name=layer.name)(x), _flattened(layer, cover))
         if kind == "Dense":
             assert cover is not None
@@ -260,13 +265,13 @@ OF_A_CELL: Mapping[str, Callable[[Any], "keras.Layer"]] = {  # layers over a vec
 def _ends_maps(operation: Any) -> bool:
     """Whether an operation of the dense model turns a map into one vector."""
     kind = type(operation).__name__
-    if kind not in (*POOLINGS, "Flatten", "Reshape", "AdaptiveAveragePooling2D"):
+    if kind not in (*POOLINGS, "Flatten", "Reshape", ADAPTIVE):
         return False
     return len(operation.input.shape) == 4
 
 
-def _inner_poolings(model: "keras.Model") -> set[int]:
-    """Ids of global poolings whose result goes back into a map, as in squeeze-and-excitation blocks."""
+def _inner(model: "keras.Model") -> set[int]:
+    """Ids of layers whose vector goes back into a map, as the pooling of squeeze-and-excitation blocks."""
     import keras
 
     readers: dict[int, list[Any]] = {}
@@ -275,12 +280,12 @@ def _inner_poolings(model: "keras.Model") -> set[int]:
             for tensor in keras.tree.flatten(operation.input):
                 readers.setdefault(id(tensor), []).append(operation)
     inner = set()
-    for pooling in model.operations:
-        waiting, seen = [pooling] if type(pooling).__name__ in POOLINGS else [], set()
+    for end in model.operations:
+        waiting, seen = [end] if _ends_maps(end) and type(end).__name__ != ADAPTIVE else [], set()
         while waiting:
             outputs = keras.tree.flatten(waiting.pop().output)
             if any(len(one.shape) == 4 and tuple(one.shape[1:3]) != (1, 1) for one in outputs):
-                inner.add(id(pooling))
+                inner.add(id(end))
                 break
             following = [reader for one in outputs for reader in readers.get(id(one), ())]
             waiting += [one for one in following if id(one) not in seen]
