@@ -169,13 +169,17 @@ def calibrate(run: "Run") -> None:
 def evaluate(run: "Run") -> None:
     """Measures precision on held-out products.
 
+    For the report it also makes maps of where the network looked in some photos, see report.maps.
+
     \b
     Example:
       shelfmark evaluate --workspace shop
     """
+    from pipeline.look.maps import maps
     from pipeline.train.evaluate import evaluate
 
     evaluate(run)
+    maps(run)
 
 
 @shelfmark.command()

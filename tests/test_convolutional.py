@@ -1,4 +1,4 @@
-"""Convolutional networks and heads give the dense answer at the training size, and one a location beyond it."""
+"""Convolutional networks and heads give the dense answer at the training size, beyond it one a location."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ def alexnet(size: int, classes: int) -> keras.Model:
 
 
 def valid_network(size: int) -> keras.Model:
-    """Without padding, at stride 4: a location of a larger image sees what a crop at 4 times its index shows."""
+    """Without padding, at stride 4: a location of a larger image sees the crop at 4 times its index."""
     scaled = keras.Input((size, size, 3))
     x = layers.Conv2D(8, 5, strides=2, activation="relu")(scaled)
     x = layers.MaxPooling2D(2)(layers.BatchNormalization()(x))
@@ -167,7 +167,9 @@ def test_models_inside_a_model_are_converted(quiet_tensorflow: None) -> None:
     images = keras.Input((32, 32, 3))
     scaling = keras.Sequential([keras.Input((32, 32, 3)), layers.Rescaling(1 / 255)])
     flat = keras.Sequential([keras.Input((5, 5, 12)), layers.Flatten(), layers.Dropout(0.2)])
-    top = keras.Sequential([keras.Input((300,)), layers.Dense(6), layers.BatchNormalization(), layers.PReLU()])
+    top = keras.Sequential(
+        [keras.Input((300,)), layers.Dense(6), layers.BatchNormalization(), layers.PReLU()]
+    )
     dense = drawn(keras.Model(images, layers.Softmax()(top(flat(valid_network(32)(scaling(images)))))))
     assert close(answer(convolutionize(dense), photos(2, 32, 32))[:, 0, 0], answer(dense, photos(2, 32, 32)))
     assert answer(convolutionize(dense), photos(1, 40, 36)).shape == (1, 3, 2, 6)
@@ -185,7 +187,9 @@ def test_models_inside_a_model_are_converted(quiet_tensorflow: None) -> None:
     ],
     ids=["flatten", "mean", "maximum"],
 )
-def test_each_location_is_the_network_on_its_crop(top: tuple[layers.Layer, ...], quiet_tensorflow: None) -> None:
+def test_each_location_is_the_network_on_its_crop(
+    top: tuple[layers.Layer, ...], quiet_tensorflow: None
+) -> None:
     fresh = [type(layer).from_config(layer.get_config()) for layer in top]
     dense = drawn(with_top(valid_network(28), *fresh))
     image = photos(1, 44, 36) / 255
@@ -232,7 +236,9 @@ def refused(model: keras.Model) -> str:
         (layers.Reshape((5, 60), name="culprit"), "turns"),
     ],
 )
-def test_a_layer_between_map_and_dense_is_named(layer: layers.Layer, why: str, quiet_tensorflow: None) -> None:
+def test_a_layer_between_map_and_dense_is_named(
+    layer: layers.Layer, why: str, quiet_tensorflow: None
+) -> None:
     again = type(layer).from_config(layer.get_config())
     message = refused(with_top(valid_network(32), layers.Flatten(), again))
     assert message.startswith("culprit: ") and why in message

@@ -150,6 +150,12 @@ class Categorizer:
         """Whether it predicts from two bottlenecks of each image: of the image, then of the mirrored one."""
         return self.predictor.head.shape.flip
 
+    @property
+    def head(self) -> Head:
+        """The head that predicts the categories: the set head where it was chosen, else the other one."""
+        set_head = self.predictor.set_head if self.rules.aggregation == SET else None
+        return set_head or self.predictor.head
+
     def bottlenecks(self, engine: Engine, jpegs: Sequence[bytes], source: str) -> np.ndarray:
         """(n, d) float16 of n strict JPEGs; with `flip` (2 · n, d), two rows of each image.
 

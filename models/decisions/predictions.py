@@ -126,16 +126,17 @@ def level_probabilities(
     """(n, nodes) float64 probabilities of n products, for each level that the head has, coarse to fine.
 
     Args:
-        bottlenecks: (images, d) of a few products, all in memory.
+        head: as for `predict`, like all others.
+        bottlenecks: (images, d), of a few products: all in memory.
         bounds: (n + 1,), from 0.
-
-    The other arguments are those of `predict`.
+        temperature: see there.
+        aggregation: see there.
+        set_head: see there.
     """
     images = np.diff(bounds)
     image_wise = "mean" if aggregation == SET else aggregation
     levels = [
-        product_probabilities(logits, images, temperature, image_wise)
-        for logits in head.outputs(bottlenecks)
+        product_probabilities(logits, images, temperature, image_wise) for logits in head.outputs(bottlenecks)
     ]
     if aggregation == SET:
         assert set_head is not None

@@ -1,15 +1,30 @@
 """Where a network looked: what each location of a photo says for a category.
 
-    photo ─► backbone ─► last map (h, w, d) ─► convolutional head ─► logits (h, w, C)
+photo ─► backbone ─► last map (h, w, d) ─► convolutional head ─► logits (h, w, C)
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from features.engines.backbones import Backbone, require_keras
+from features.engines.pixels import read_pixels
+from features.records import pieces_of
 from models.heads.architectures import Head
 from models.heads.convolutional import convolutional_head
 
 BATCH = 8  # photos
+
+
+def heat_of(evidence: np.ndarray) -> np.ndarray:
+    """(h, w) float 0..1: the evidence as a share of its largest value; 0 where it is against the category.
+
+    >>> heat_of(np.array([[-1.0, 0.0], [1.0, 2.0]])).tolist()
+    [[0.0, 0.0], [0.5, 1.0]]
+    """
+    positive = np.maximum(evidence.astype(np.float64), 0)
+    heat: np.ndarray = positive / (positive.max() or 1.0)
+    return heat
 
 
 class ClassMaps:
@@ -21,9 +36,23 @@ class ClassMaps:
         Raises:
             ShelfmarkError: it is another one.
         """
+        self._size = backbone.image_size
         self._maps = require_keras(backbone, "to show where it looked").maps()
         self._head = convolutional_head(head)
         self._flip = head.shape.flip
+
+    def heats(self, jpegs: Sequence[bytes], category: np.ndarray) -> list[np.ndarray]:
+        """(h, w) float64 0..1 of each photo: what each location says for a category, see `heat_of`.
+
+        Args:
+            jpegs: n strict ones, as `normalise` gives them.
+            category: (n,) int, of each photo.
+        """
+        heats: list[np.ndarray] = []
+        for pixels in read_pixels(pieces_of(jpegs, "photo"), self._size, BATCH):
+            chosen = category[len(heats) : len(heats) + BATCH]
+            heats += [heat_of(one) for one in self.evidence(pixels[: len(chosen)], chosen)]
+        return heats
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """(n, size, size, 3) uint8 → (n, h, w, C) float32; of a head that reads mirrored images, the mean."""
@@ -41,7 +70,8 @@ class ClassMaps:
         """
         logits = self.logits(pixels)
         chosen = np.take_along_axis(logits, category[:, None, None, None], axis=-1)[..., 0]
-        return chosen - logits.mean(axis=-1)
+        evidence: np.ndarray = chosen - logits.mean(axis=-1)
+        return evidence
 
     def _logits(self, pixels: np.ndarray) -> np.ndarray:
         parts = []

@@ -3,14 +3,14 @@
     dense         map (n, h, w, c) ── Flatten ──────────► Dense(u)            (n, u)
     convolutional map (n, H, W, c) ── convolution h × w ► convolution 1 × 1   (n, H - h + 1, W - w + 1, u)
 
-The kernel of the first convolution covers the map of the training size, so that a map of this size gives one
-cell with the same answer (Sermanet et al., "OverFeat", ICLR 2014; lecture EE-559 7.2, Fleuret, 2018).
+The kernel of the first convolution covers the map of the training size, so that a map of this size gives
+one cell with the same answer (Sermanet et al., "OverFeat", ICLR 2014; lecture EE-559 7.2, Fleuret, 2018).
 
-Global pooling is linear, so a head of one Dense layer may be applied before or after it: the mean of the logits
-at the locations is the logits of the mean. With ReLU, softmax or another non-linear layer in the head the two
-differ, except where the map has one cell. `pool` says which is computed:
+Global average pooling is linear, so a head of one Dense layer may be applied before or after it: the mean of
+the logits at the locations is the logits of the mean. With ReLU, softmax or another non-linear layer in the
+head the two differ, except where the map has one cell. `pool` says which is computed:
 
-    before   the mean of each window of the training map's size, then the head: the dense answer of each window
+    before   the mean of each window of the training map's size, then the head: the dense answer of the window
     after    the head at each location: where the network sees which category
 """
 
@@ -50,8 +50,8 @@ def convolutionize(model: "keras.Model", pool: Pool = "before") -> "keras.Model"
             maximum) of each window of the training map's size, or at each location without pooling.
 
     Returns:
-        A model (n, H, W, c) → (n, rows, columns, u) of each output (n, u) of the dense one; one row and column
-        at the training size, if `pool` is "before".
+        A model (n, H, W, c) → (n, rows, columns, u) of each output (n, u) of the dense one; one row and
+        column at the training size, if `pool` is "before".
 
     Raises:
         ShelfmarkError: a layer cannot be converted; the message names it.

@@ -1,6 +1,6 @@
 """A map of where a network looked, over the photo: drawn with Pillow and NumPy.
 
-    evidence (h, w) ─► heat (h, w) 0..1 ─► bicubic, to the photo's size ─► colours of viridis ─┐
+    heat (h, w) 0..1 ─► bicubic, to the photo's size ─► colours of viridis ─┐
     photo ─► grey, light ──────────────────────────────────────────────────────────────────────┴─► overlay
 
 Viridis gets lighter from end to end, so it is read alike with any colour vision and printed in grey.
@@ -20,17 +20,6 @@ VIRIDIS = np.array(
 OPACITY = 0.6  # of the colours over the photo
 
 
-def heat_of(evidence: np.ndarray) -> np.ndarray:
-    """(h, w) float 0..1: the evidence as a share of its largest value; 0 where it is against the category.
-
-    >>> heat_of(np.array([[-1.0, 0.0], [1.0, 2.0]])).tolist()
-    [[0.0, 0.0], [0.5, 1.0]]
-    """
-    positive = np.maximum(evidence.astype(np.float64), 0)
-    heat: np.ndarray = positive / (positive.max() or 1.0)
-    return heat
-
-
 def colours(heat: np.ndarray) -> np.ndarray:
     """Any shape, 0..1 → the same shape, 3: uint8 colours.
 
@@ -39,7 +28,8 @@ def colours(heat: np.ndarray) -> np.ndarray:
     """
     at = np.linspace(0, 1, len(VIRIDIS))
     channels = [np.interp(heat, at, VIRIDIS[:, channel]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    shades: np.ndarray = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return shades
 
 
 def overlay(photo: Image.Image, heat: np.ndarray) -> Image.Image:

@@ -18,8 +18,8 @@ def find_bundle(workspace: AnyPath, name: str | None) -> AnyPath:
             return path
     known = ", ".join(release_names(workspace / "releases")) or "none so far"
     raise ShelfmarkError(
-        f"--release {name}: neither a release nor a run with a bundle; expected one of {known}, or such a run; "
-        "correct --release"
+        f"--release {name}: neither a release nor a run with a bundle; expected one of {known}, or such a "
+        "run; correct --release"
     )
 
 

@@ -16,18 +16,14 @@ from PIL import Image
 
 from features.engines.backbones import Backbone
 from features.engines.choose import choose_engine
-from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import LIMITS, Refused
-from features.records import pieces_of
 from features.storage.paths import AnyPath, write_whole
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.categorizer import UNREADABLE
 from models.decisions.confidence import DECIMALS
-from models.heads.architectures import SET
 from models.heads.class_maps import ClassMaps
-from pipeline.job.heat_map import heat_of
 from pipeline.look.find import name_of
 from pipeline.look.picture import draw_picture, png
 
@@ -83,7 +79,7 @@ def look(path: AnyPath, photos: Sequence[AnyPath], top: int, output: AnyPath) ->
     if not jpegs:
         others = f", and none of the other {len(photos) - 1} can be" if len(photos) > 1 else ""
         raise ShelfmarkError(
-            f"{photos[0]}: cannot be used ({read[0]}){others}; expected photos; give other files"
+            f"{photos[0]}: cannot be used ({read[0]!s}){others}; expected photos; give other files"
         )
     backbone = bundle.backbone()
     best, decided = _decide(bundle, backbone, jpegs, top)
@@ -150,18 +146,11 @@ def _heats(
     bundle: Bundle, backbone: Backbone, jpegs: Sequence[bytes], category: np.ndarray
 ) -> tuple[list[np.ndarray] | None, str | None]:
     """(h, w) 0..1 of each photo, of its category; or None and the reason."""
-    predictor = bundle.categorizer.predictor
-    of_a_set = bundle.categorizer.rules.aggregation == SET
     try:
-        maps = ClassMaps(backbone, (predictor.set_head if of_a_set else None) or predictor.head)
+        maps = ClassMaps(backbone, bundle.categorizer.head)
     except ShelfmarkError as error:
         return None, f"no maps: {error}"
-    batches = read_pixels(pieces_of(jpegs, "photo"), backbone.image_size, BATCH)
-    heats: list[np.ndarray] = []
-    for start, pixels in zip(range(0, len(jpegs), BATCH), batches, strict=True):
-        chosen = category[start : start + BATCH]
-        heats += [heat_of(one) for one in maps.evidence(pixels[: len(chosen)], chosen)]
-    return heats, None
+    return maps.heats(jpegs, category), None
 
 
 def _file_names(photos: Sequence[AnyPath]) -> list[str]:

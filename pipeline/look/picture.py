@@ -1,13 +1,13 @@
 """The picture of `shelfmark look`: the photo, and beside it the map of the best category, with a scale.
 
-    ┌───────────────────────────────┐
-    │ Fruit / Apple / Golden  62.1% │
-    │ ┌───────────┐   ┌───────────┐ │
-    │ │   photo   │   │  map over │ │
-    │ │           │   │   photo   │ │
-    │ └───────────┘   └───────────┘ │
-    │                less ▒▒▓▓ more │
-    └───────────────────────────────┘
+┌───────────────────────────────┐
+│ Fruit / Apple / Golden  62.1% │
+│ ┌───────────┐   ┌───────────┐ │
+│ │   photo   │   │  map over │ │
+│ │           │   │   photo   │ │
+│ └───────────┘   └───────────┘ │
+│                less ▒▒▓▓ more │
+└───────────────────────────────┘
 """
 
 import io
@@ -60,7 +60,9 @@ def png(picture: Image.Image) -> bytes:
 def _scale(paper: Image.Image, draw: ImageDraw.ImageDraw, top: int) -> None:
     """The colours from little evidence to much, at the right."""
     font = _font(13)
-    bar = Image.fromarray(np.broadcast_to(colours(np.linspace(0, 1, SCALE[0])), (SCALE[1], SCALE[0], 3)).copy())
+    bar = Image.fromarray(
+        np.broadcast_to(colours(np.linspace(0, 1, SCALE[0])), (SCALE[1], SCALE[0], 3)).copy()
+    )
     right = paper.width - MARGIN - round(draw.textlength(MORE, font))
     draw.text((right, top), MORE, INK, font)
     left = right - 6 - SCALE[0]
