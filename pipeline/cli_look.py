@@ -1,7 +1,5 @@
 """The command that shows what the network says about single photos, and where it looked."""
 
-import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -10,7 +8,7 @@ from features.storage.paths import AnyPath
 from pipeline.cli_options import PATH, start_tensorflow
 
 if TYPE_CHECKING:
-    from pipeline.look.look import Look
+    from pipeline.look.results import PhotoResult
 
 
 @click.command()
@@ -51,17 +49,17 @@ def look(
         start_tensorflow()
         from pipeline.look.look import look
 
-        looks = look(bundle, photos, top, output or workspace / "look" / name_of(bundle))
+        found = look(bundle, photos, top, output or workspace / "look" / name_of(bundle))
     if as_json:
-        print(json.dumps(asdict(looks), indent=1, ensure_ascii=False))
+        print(found.model_dump_json(indent=1))
         return
-    for one in looks.photos:
+    for one in found.photos:
         _print(one)
-    if looks.note is not None:
-        print(looks.note)
+    if found.note is not None:
+        print(found.note)
 
 
-def _print(one: "Look") -> None:
+def _print(one: "PhotoResult") -> None:
     """A photo: the decision, the best categories, the picture."""
     if one.refused is not None:
         print(f"{one.photo}: refused: {one.refused}\n")

@@ -10,6 +10,7 @@ from keras import layers
 
 from features.errors import ShelfmarkError
 from models.heads.architectures import ARCHITECTURES, Head, HeadShape, build_head
+from models.heads.class_maps import ClassMaps
 from models.heads.convolutional import convolutional_head, convolutionize
 
 PARENTS = ((0, 0), (0, 0, 1), (0, 1, 2, 2))  # 2, 3 and 4 nodes
@@ -151,9 +152,25 @@ def test_the_whole_vgg19_gives_the_dense_answer(quiet_tensorflow: None) -> None:
 
 
 def test_squeeze_and_excitation_stays_inside(quiet_tensorflow: None) -> None:
-    dense = drawn(keras.applications.EfficientNetB0(weights=None, input_shape=(64, 64, 3), classes=5))
+    body = valid_network(32)
+    squeezed = layers.Reshape((1, 1, 12))(layers.GlobalAveragePooling2D(name="squeeze")(body.output))
+    gates = layers.Conv2D(12, 1, activation="sigmoid")(layers.Conv2D(3, 1, activation="relu")(squeezed))
+    end = layers.GlobalAveragePooling2D(name="end")(layers.Multiply()([body.output, gates]))
+    dense = drawn(keras.Model(body.input, layers.Dense(5)(end)))
+    images = photos(2, 32, 32) / 255
+    convolutional = convolutionize(dense)
+    assert close(answer(convolutional, images)[:, 0, 0], answer(dense, images))
+    assert type(convolutional.get_layer("squeeze")) is layers.GlobalAveragePooling2D
+    assert type(convolutional.get_layer("end")) is layers.AveragePooling2D
+    assert answer(convolutional, photos(1, 48, 40)).shape == (1, 5, 3, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["EfficientNetB0", "MobileNetV3Small", "ConvNeXtTiny", "DenseNet121"])
+def test_networks_of_keras_give_the_dense_answer(name: str, quiet_tensorflow: None) -> None:
+    network = getattr(keras.applications, name)(weights=None, input_shape=(64, 64, 3), classes=5)
     images = photos(2, 64, 64)
-    assert close(answer(convolutionize(dense), images)[:, 0, 0], answer(dense, images))
+    assert close(answer(convolutionize(network), images)[:, 0, 0], answer(network, images))
 
 
 def test_a_reshape_of_one_cell_is_passed(quiet_tensorflow: None) -> None:
@@ -217,6 +234,28 @@ def test_mean_of_logits_is_logits_of_the_mean_only_for_a_linear_head(quiet_tenso
         kernel.assign(np.random.default_rng(2).normal(size=kernel.shape))
     gap = np.abs(answer(convolutionize(curved, pool="after"), image).mean((1, 2)) - answer(curved, image))
     assert gap.max() > 1e-3
+
+
+# Maps of a backbone
+
+
+def test_maps_are_the_logits_of_the_cells_whose_mean_is_the_bottleneck(quiet_tensorflow: None) -> None:
+    backbone = drawn_backbone(3, 96)
+    head = drawn_head(backbone.width)
+    pixels = photos(2, 96, 96).astype(np.uint8)
+    maps = ClassMaps(backbone, head).logits(pixels)
+    assert maps.shape == (2, 3, 3, 4)
+    cells = backbone.maps().predict_on_batch(pixels.astype(np.float32)).reshape(-1, backbone.width)
+    assert close(maps.reshape(-1, 4), head.logits(cells))
+    assert close(backbone.bottlenecks(pixels), cells.reshape(2, 9, -1).mean(axis=1))
+
+
+def test_maps_of_a_head_that_reads_mirrored_images_are_the_mean_of_both(quiet_tensorflow: None) -> None:
+    backbone = drawn_backbone(3, 96)
+    plain, mirrored = (drawn_head(backbone.width, flip=flip) for flip in (False, True))
+    pixels = photos(1, 96, 96).astype(np.uint8)
+    one, other = (ClassMaps(backbone, plain).logits(view) for view in (pixels, pixels[:, :, ::-1]))
+    assert close(ClassMaps(backbone, mirrored).logits(pixels), (one + other[:, :, ::-1]) / 2)
 
 
 # What cannot be converted
@@ -284,4 +323,5 @@ def test_two_inputs_and_a_class_of_its_own_are_refused(quiet_tensorflow: None) -
     one, two = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
     assert "2 inputs" in refused(keras.Model([one, two], layers.Add()([one, two])))
     assert "its layers are not known" in refused(keras.Model(one, Own()(one)))
-    assert "1 inputs" in refused(keras.Model(vector := keras.Input((8,)), layers.Dense(2)(vector)))
+    vector = keras.Input((8,))
+    assert "1 inputs, the first (None, 8)" in refused(keras.Model(vector, layers.Dense(2)(vector)))

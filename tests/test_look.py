@@ -1,4 +1,4 @@
-"""`shelfmark look`: the best categories of a photo, the decision of `categorize`, where the network looked."""
+"""`shelfmark look`: best categories of a photo, the decision of `categorize`, where the network looked."""
 
 import io
 import json
@@ -18,8 +18,9 @@ from pipeline.cli import main
 from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.job.heat_map import VIRIDIS, overlay
 from pipeline.look import look as looking
-from pipeline.look.look import Look, Looks, look
+from pipeline.look.look import look
 from pipeline.look.picture import SIDE, draw_picture
+from pipeline.look.results import LookResult, PhotoResult
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def photos(photo: Photo, tmp_path: Path) -> list[Path]:
     return files
 
 
-def shown(photos: list[Path], workspace: Path, output: Path, top: int = 15) -> Looks:
+def shown(photos: list[Path], workspace: Path, output: Path, top: int = 15) -> LookResult:
     return look(workspace / "releases" / "first", photos, top, output)
 
 
@@ -76,7 +77,9 @@ def test_a_photo_that_cannot_be_used_is_listed_with_its_reason(
     assert [one.photo for one in found.photos] == [str(one) for one in given]
     reasons = [one.refused and one.refused.split(":")[0] for one in found.photos]
     assert reasons == ["not_an_image", None, "missing", "missing", None]
-    assert found.photos[0] == Look(str(text), found.photos[0].refused, "unreadable", 0.0, None)
+    assert found.photos[0] == PhotoResult(
+        photo=str(text), refused=found.photos[0].refused, status="unreadable", confidence=0, decision=None
+    )
     alone = shown(photos[2:], workspace, tmp_path / "alone").photos[0]
     assert found.photos[4].best == alone.best
 

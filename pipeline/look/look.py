@@ -8,7 +8,6 @@ Each photo is a product of its own. The decision is that of `shelfmark categoriz
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -26,42 +25,12 @@ from models.decisions.confidence import DECIMALS
 from models.heads.class_maps import ClassMaps
 from pipeline.look.find import name_of
 from pipeline.look.picture import draw_picture, png
+from pipeline.look.results import LookResult, PhotoResult, ScoredCategory
 
 BATCH = 8  # photos at a time
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A category with its probability."""
-
-    category: str
-    path: str  # its names from coarse to fine
-    probability: float
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the bundle says about one photo; of a refused one only the reason."""
-
-    photo: str
-    refused: str | None  # the reason and its detail
-    status: str  # accepted, parent, review; unreadable
-    confidence: float
-    decision: str | None  # path of what was decided; None: a person decides
-    best: tuple[Scored, ...] = ()  # most likely first
-    picture: str | None = None  # where the picture is
-
-
-@dataclass(frozen=True)
-class Looks:
-    """Of all photos."""
-
-    release: str
-    note: str | None  # why there are no maps
-    photos: tuple[Look, ...]
-
-
-def look(path: AnyPath, photos: Sequence[AnyPath], top: int, output: AnyPath) -> Looks:
+def look(path: AnyPath, photos: Sequence[AnyPath], top: int, output: AnyPath) -> LookResult:
     """Looks at photos, and writes a picture of each to `output`.
 
     Args:
@@ -90,16 +59,23 @@ def look(path: AnyPath, photos: Sequence[AnyPath], top: int, output: AnyPath) ->
     found, at = [], 0
     for photo, one in zip(photos, read, strict=True):
         if isinstance(one, Refused):
-            found.append(Look(str(photo), str(one), UNREADABLE, 0.0, None))
+            found.append(
+                PhotoResult(
+                    photo=str(photo), refused=str(one), status=UNREADABLE, confidence=0.0, decision=None
+                )
+            )
             continue
-        scored = tuple(Scored(str(categories[c]), str(paths[c]), round(p, DECIMALS)) for c, p in best[at])
+        scored = tuple(
+            ScoredCategory(category=str(categories[c]), path=str(paths[c]), probability=round(p, DECIMALS))
+            for c, p in best[at]
+        )
         title = f"{scored[0].path}  {scored[0].probability:.1%}"
         with Image.open(io.BytesIO(one)) as opened:
             picture = draw_picture(opened.convert("RGB"), None if heats is None else heats[at], title)
         write_whole(output / names[at], png(picture))
         row = decided.iloc[at]
         found.append(
-            Look(
+            PhotoResult(
                 photo=str(photo),
                 refused=None,
                 status=row["status"],
@@ -110,7 +86,7 @@ def look(path: AnyPath, photos: Sequence[AnyPath], top: int, output: AnyPath) ->
             )
         )
         at += 1
-    return Looks(name_of(path), note, tuple(found))
+    return LookResult(release=name_of(path), note=note, photos=tuple(found))
 
 
 def _read(photo: AnyPath) -> bytes | Refused:

@@ -17,27 +17,30 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.job.heat_map import colours, overlay
 
-SIDE, MARGIN, LINE = 360, 16, 26  # px: the photo's longer side, the space around it, a line of text
+SIDE, MARGIN, LINE = 360, 16, 26  # px: a photo's longer side, the space around it, a line of text
 SCALE = (120, 12)  # px
 PAPER, INK = (255, 255, 255), (32, 40, 48)
 LESS, MORE = "little evidence", "much"
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf")  # where one is installed: more letters
 
 
-def draw_picture(photo: Image.Image, heat: np.ndarray | None, title: str) -> Image.Image:
+def draw_picture(
+    photo: Image.Image, heat: np.ndarray | None, title: str, side: int = SIDE
+) -> Image.Image:
     """Draws the picture; without a map the photo alone under its title.
 
     Args:
         photo: RGB.
         heat: (h, w) 0..1, of the whole photo.
-        title: one line; cut where it is too long.
+        title: one line; its beginning is cut off where it is too long.
+        side: px, the longer side of the photo.
     """
-    scale = SIDE / max(photo.size)
+    scale = side / max(photo.size)
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     photo = photo.resize(size, Image.Resampling.LANCZOS)
     panels = [photo] if heat is None else [photo, overlay(photo, heat)]
     width = MARGIN + sum(panel.width + MARGIN for panel in panels)
-    width = max(width, 2 * SIDE // 3)  # a narrow photo leaves room for its title
+    width = max(width, 2 * side // 3)  # a narrow photo leaves room for its title
     foot = 0 if heat is None else LINE
     paper = Image.new("RGB", (width, MARGIN // 2 + LINE + size[1] + foot + MARGIN), PAPER)
     draw, font = ImageDraw.Draw(paper), _font()
