@@ -13,6 +13,7 @@ import click
 from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
+from pipeline.cli_look import look
 from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
 from pipeline.cli_releases import release, releases, rollback, withdraw
 from pipeline.cli_status import runs, status
@@ -168,13 +169,17 @@ def calibrate(run: "Run") -> None:
 def evaluate(run: "Run") -> None:
     """Measures precision on held-out products.
 
+    For the report it also makes maps of where the network looked in some photos, see report.maps.
+
     \b
     Example:
       shelfmark evaluate --workspace shop
     """
+    from pipeline.look.maps import maps
     from pipeline.train.evaluate import evaluate
 
     evaluate(run)
+    maps(run)
 
 
 @shelfmark.command()
@@ -345,6 +350,7 @@ def categorize(
     print(f"{decisions_source(output)}: {told}")
 
 
+shelfmark.add_command(look)
 shelfmark.add_command(audit)
 shelfmark.add_command(taxonomy)
 
