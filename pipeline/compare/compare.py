@@ -32,7 +32,7 @@ from models.decisions.confidence import fit_confidence
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
 from models.decisions.predictions import Classifier, Predictions, product_bounds
 from models.heads.architectures import FLAT, Head
-from models.heads.baselines import SIDE, LinearSvm, choose_svm, hog_vectors, require_hog
+from models.heads.baselines import SIDE, LinearSvm, choose_svm, hog_vectors, require_hog, trained_svms
 from models.heads.training import Examples, fit_head
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.compare.classifiers import (
@@ -319,7 +319,7 @@ def _digest_of_inputs(variant: Variant, data: ComparisonData, inputs: Comparison
             "head": config_of(spec, config).of_the_head()
             if spec.architecture
             else [config.seed, config.train.placeholders],
-            "baseline": None if spec.architecture else config.compare.model_dump(),
+            "baseline": None if spec.architecture else config.compare.model_dump() | {"solver": "newton"},
             "calibration": [calibration.fit_share, calibration.precision, wanted_aggregation(config)],
             "categories": inputs.categories,
         }
@@ -384,7 +384,8 @@ def _hog(part: Part, records: Artifact) -> Part:
     rows = images.set_index("image_digest").loc[part.image_digest]
     order = np.lexsort([rows["offset"], rows["file"]])  # as they stand on the disk
     pixels = read_pixels(read_pieces(records.path, rows.iloc[order]), SIDE, batch=32)
-    vectors = hog_vectors(pixels, len(rows))
+    with Progress("HOG", len(rows)) as progress:
+        vectors = hog_vectors(pixels, len(rows), progress.to)
     return replace(part, rows=StoredRows([Shard(vectors)], np.zeros(len(rows), np.int32), np.argsort(order)))
 
 
@@ -409,14 +410,15 @@ class _Trained:
 
 
 def _train(spec: ClassifierSpec, data: ComparisonData, config: Config) -> _Trained:
-    return _train_head(data, config) if spec.architecture else _train_svm(data, config)
+    return _train_head(data, config) if spec.architecture else _train_svm(data)
 
 
-def _train_svm(data: ComparisonData, config: Config) -> _Trained:
-    svm, penalty = choose_svm(
-        data.train.rows[:], data.truth(data.train), data.fit.rows, data.truth(data.fit),
-        len(data.taxonomy.categories), config.seed,
-    )  # fmt: skip
+def _train_svm(data: ComparisonData) -> _Trained:
+    truth, fit_truth = data.truth(data.train), data.truth(data.fit)
+    with Progress("SVMs", trained_svms(truth, fit_truth)) as progress:
+        svm, penalty = choose_svm(
+            data.train.rows[:], truth, data.fit.rows, fit_truth, len(data.taxonomy.categories), progress.to
+        )
     return _Trained(svm, svm.parameters, {"C": penalty})
 
 
