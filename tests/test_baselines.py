@@ -92,7 +92,8 @@ def test_penalty_is_the_best_one_on_fit() -> None:
     fit, fit_labels = draw(2, 300, noise=2.0)
     svm, penalty = choose_svm(rows, labels, fit, fit_labels, 4)
     correct = [
-        np.mean(each.logits(fit).argmax(axis=1) == fit_labels) for each in fit_svms(rows, labels, 4, PENALTIES)
+        np.mean(each.logits(fit).argmax(axis=1) == fit_labels)
+        for each in fit_svms(rows, labels, 4, PENALTIES)
     ]
     assert penalty == PENALTIES[int(np.argmax(correct))]
     assert np.mean(svm.logits(fit).argmax(axis=1) == fit_labels) == max(correct)

@@ -123,7 +123,12 @@ def fit_svms(
     found = solve_svms((rows - mean) / deviation, number, penalties, solved)
     return [
         LinearSvm(
-            mean, deviation, weights[:-1].astype(np.float32), weights[-1].astype(np.float32), trained, categories
+            mean,
+            deviation,
+            weights[:-1].astype(np.float32),
+            weights[-1].astype(np.float32),
+            trained,
+            categories,
         )
         for weights in found
     ]

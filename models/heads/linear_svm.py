@@ -15,6 +15,7 @@ conjugate gradients. All it does is multiply large matrices, which uses all core
 Measured on 2,640 rows of 1,764 numbers, 81 categories and three penalties: docs/compare.md.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -60,13 +61,16 @@ def solve_svms(
     done = 0
     for some in _blocks(count, max(1, NUMBERS // len(data))):
         target = np.where(labels[:, None] == some, 1.0, -1.0)
-        start = np.zeros((data.shape[1], len(some)))
+        here = np.zeros((data.shape[1], len(some)))
         for penalty, factor, found in zip(penalties, factors, weights, strict=True):
-            for start, open_ in _newton(data, target, penalty, factor, start):
-                solved(done + len(some) - open_)
-            found[:, some] = start
+            finished = functools.partial(_add, solved, done)
+            here = found[:, some] = _newton(data, target, penalty, factor, here, finished)
             done += len(some)
     return weights
+
+
+def _add(solved: Callable[[int], object], done: int, more: int) -> None:
+    solved(done + more)
 
 
 def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
@@ -76,9 +80,14 @@ def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
 
 
 def _newton(
-    data: np.ndarray, target: np.ndarray, penalty: float, factor: Cholesky, start: np.ndarray
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Newton's method for k SVMs together.
+    data: np.ndarray,
+    target: np.ndarray,
+    penalty: float,
+    factor: Cholesky,
+    start: np.ndarray,
+    finished: Callable[[int], object],
+) -> np.ndarray:
+    """(d, k) float64: the weights of k SVMs, by Newton's method for all together.
 
     Args:
         data: (n, d) float64.
@@ -86,9 +95,7 @@ def _newton(
         penalty: C.
         factor: of 2 C · dataᵀ data + 1.
         start: (d, k) float64, weights to start from.
-
-    Yields:
-        (d, k) weights so far, and how many of the k SVMs are not finished; in the end 0.
+        finished: called with the number of finished SVMs after each step.
 
     Raises:
         ArithmeticError: it does not converge.
@@ -101,12 +108,12 @@ def _newton(
         length = np.linalg.norm(gradient, axis=0)
         left = length > TOLERANCE
         unfinished = unfinished[left]
-        yield weights, len(unfinished)
+        finished(target.shape[1] - len(unfinished))
         if not len(unfinished):
-            return
+            return weights
         y, value, w, violates = y[:, left], value[:, left], w[:, left], violates[:, left]
         gradient, length = gradient[:, left], length[left]
-        # Coarse at first, so that few products are spent far from the solution; a third of TOLERANCE at last
+        # Coarse at first, so that few multiplications are spent far from the solution; a third of TOLERANCE at last
         exact = np.maximum(np.minimum(0.1, np.sqrt(length / len(data))) * length, TOLERANCE / 3)
         step, change = _direction(data, violates, penalty, factor, gradient, exact)
         size = _step_size(y, value, w, penalty, step, change, gradient)
@@ -161,8 +168,9 @@ def _direction(
 
 
 def _divide(above: np.ndarray, below: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """above / below; 0 elsewhere, and where `below` is 0."""
-    return np.divide(above, below, out=np.zeros_like(above), where=where & (below != 0))
+    """Above / below; 0 elsewhere, and where `below` is 0."""
+    shares: np.ndarray = np.divide(above, below, out=np.zeros_like(above), where=where & (below != 0))
+    return shares
 
 
 def _step_size(
@@ -181,7 +189,8 @@ def _step_size(
 
     def function(size: np.ndarray) -> np.ndarray:
         violation = np.maximum(0, 1 - y * (value + size * change))
-        return 0.5 * ((w + size * step) ** 2).sum(axis=0) + penalty * (violation**2).sum(axis=0)
+        total: np.ndarray = 0.5 * ((w + size * step) ** 2).sum(axis=0) + penalty * (violation**2).sum(axis=0)
+        return total
 
     size = np.ones(y.shape[1])
     before, slope = function(np.zeros_like(size)), (gradient * step).sum(axis=0)
