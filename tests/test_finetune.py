@@ -17,7 +17,7 @@ from test_extract import records_of
 from test_retrain import run_here
 from trees import uneven_tree
 
-from features.engines.backbones import BACKBONE_WEIGHTS, Backbone, load_backbone, save_weights
+from features.engines.backbones import BACKBONE_WEIGHTS, KerasBackbone, load_backbone, save_weights
 from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
 from features.records import pieces_of
@@ -50,7 +50,7 @@ LEVELS = ["separate", "multitask", "taxonnet"]
 TREE = uneven_tree()
 
 
-def tiny() -> Backbone:
+def tiny() -> KerasBackbone:
     """A backbone of 11 layers: three times convolution, batch normalization and ReLU, pooled to 8 numbers."""
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input((SIZE, SIZE, 3))
@@ -62,11 +62,11 @@ def tiny() -> Backbone:
     network.trainable = False
     pixels = keras.Input((SIZE, SIZE, 3), dtype="float32")
     model = keras.Model(pixels, network(pixels / 127.5 - 1.0, training=False))
-    return Backbone("tiny", "random", SIZE, 8, "tiny-16", model)
+    return KerasBackbone("tiny", "random", SIZE, 8, "tiny-16", network, model)
 
 
-def network_of(backbone: Backbone) -> keras.Model:
-    return backbone.model.get_layer(backbone.name)
+def network_of(backbone: KerasBackbone) -> keras.Model:
+    return backbone.network
 
 
 def weights_of(network: keras.Model) -> list[list[np.ndarray]]:
@@ -439,7 +439,7 @@ def test_a_run_reads_its_own_backbone_and_later_weeks_that_of_the_release(
 
 
 def test_a_release_whose_backbone_was_not_tuned_leaves_the_one_of_the_settings(
-    mobilenet: Backbone, lively: Path, tmp_path: Path
+    mobilenet: KerasBackbone, lively: Path, tmp_path: Path
 ) -> None:
     make_bundle(tmp_path / "releases" / "before", mobilenet, threshold=0.5)
     (tmp_path / "releases" / "current").symlink_to("before")
