@@ -16,7 +16,7 @@ Measured on 2,640 rows of 1,764 numbers, 81 categories and three penalties: docs
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -26,7 +26,8 @@ from scipy.linalg import cho_factor, cho_solve
 TOLERANCE = 1e-5
 MOST_STEPS = 200  # of Newton's method; the data of the benchmarks need 10
 MOST_INNER = 500  # steps of conjugate gradients in one of them; likewise 90
-NUMBERS = 2**23  # rows × categories worked on together: six arrays of 64 MB
+TOGETHER = 64  # categories at most: more are no quicker, and progress shows less often
+NUMBERS = 2**23  # rows × categories at most: six arrays of 64 MB
 
 Cholesky = tuple[np.ndarray, bool]  # as of SciPy's cho_factor
 
@@ -59,7 +60,7 @@ def solve_svms(
     factors = [cho_factor(2 * penalty * gram + np.eye(len(gram))) for penalty in penalties]
     weights = [np.zeros((data.shape[1], count)) for _ in penalties]
     done = 0
-    for some in _blocks(count, max(1, NUMBERS // len(data))):
+    for some in _blocks(count, max(1, min(TOGETHER, NUMBERS // len(data)))):
         target = np.where(labels[:, None] == some, 1.0, -1.0)
         here = np.zeros((data.shape[1], len(some)))
         for penalty, factor, found in zip(penalties, factors, weights, strict=True):
@@ -73,10 +74,9 @@ def _add(solved: Callable[[int], object], done: int, more: int) -> None:
     solved(done + more)
 
 
-def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
-    """Ranges of 0 to count - 1, each of at most `size` numbers."""
-    for start in range(0, count, size):
-        yield np.arange(start, min(start + size, count))
+def _blocks(count: int, size: int) -> list[np.ndarray]:
+    """0 to count - 1 in ranges of about equal length, at most `size`."""
+    return np.array_split(np.arange(count), -(-count // size))
 
 
 def _newton(
@@ -113,7 +113,7 @@ def _newton(
             return weights
         y, value, w, violates = y[:, left], value[:, left], w[:, left], violates[:, left]
         gradient, length = gradient[:, left], length[left]
-        # Coarse at first, so that few multiplications are spent far from the solution; a third of TOLERANCE at last
+        # Coarse far from the solution, where the next step changes everything; exact at last
         exact = np.maximum(np.minimum(0.1, np.sqrt(length / len(data))) * length, TOLERANCE / 3)
         step, change = _direction(data, violates, penalty, factor, gradient, exact)
         size = _step_size(y, value, w, penalty, step, change, gradient)

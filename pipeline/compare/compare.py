@@ -3,7 +3,7 @@
     comparison/  rows/<row>.json   what one row gave, written when it is done: a killed job continues there
                  comparison.csv    the requested rows; columns results.COLUMNS
                  comparison.json   the same, and what was measured on what
-                 index.html        the same, for people; the paper's table below
+                 index.html        the same, for people, with the paper's table; and backbones.py's
 
 It is no artifact, because seconds differ each time. A row's file has the digest of what it was made from;
 the row is made again when that changes.
@@ -49,7 +49,7 @@ from pipeline.compare.data import (
 )
 from pipeline.compare.measuring import Trained, measure, train_head
 from pipeline.compare.results import Comparison, RowResult
-from pipeline.compare.summary import best_of, release_command, render
+from pipeline.compare.summary import best_of, release_command, write_page
 from pipeline.job.catalogue import Part
 from pipeline.job.config import Config
 from pipeline.job.progress import Progress, log
@@ -98,7 +98,7 @@ def compare_classifiers(inputs: ComparisonInputs, only: Sequence[str] = ()) -> C
     comparison = _comparison(rows, notes, data, inputs)
     write_whole(inputs.out / "comparison.json", comparison.to_json())
     write_whole(inputs.out / "comparison.csv", comparison.to_csv())
-    write_whole(inputs.out / "index.html", render(comparison, inputs.out.parent.name).encode())
+    write_page(inputs.out, inputs.records.digest)
     return comparison
 
 
@@ -122,6 +122,7 @@ def _comparison(
         best=best,
         commands=command,
         best_row=max(rows, key=lambda row: row.merit).row if count_products(data.fit) else None,
+        records=inputs.records.digest,
     )
 
 
