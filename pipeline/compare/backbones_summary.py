@@ -184,13 +184,17 @@ def plot_of(comparison: BackboneComparison) -> Plot:
     def y(rate: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - rate / most)
 
+    centres = [
+        (x(speed), y(row.acceptance_rate_at_target))
+        for row, speed in zip(comparison.rows, speeds, strict=True)
+    ]
     dots: list[Dot] = []
     for row, speed in sorted(zip(comparison.rows, speeds, strict=True), key=lambda pair: pair[0].merit[::-1]):
         at, up = x(speed), y(row.acceptance_rate_at_target)
         lower, upper = _ends(row)
         end = at > (LEFT + WIDTH - RIGHT) / 2
         label_x = at - 10 if end else at + 10
-        label_y = _free(dots, row.backbone, label_x, up + 4, end)
+        label_y = _free(dots, centres, row.backbone, label_x, up + 4, end)
         dots.append(
             Dot(
                 at, up, y(lower), y(upper), row.backbone, label_x, label_y, "end" if end else "start",
@@ -216,8 +220,10 @@ def _ends(row: BackboneResult) -> tuple[float, float]:
     return (interval.lower, interval.upper) if interval else (rate, rate)
 
 
-def _free(dots: Sequence[Dot], label: str, x: float, y: float, end: bool) -> float:
-    """The height nearest to y at which a label covers no other label and no dot."""
+def _free(
+    dots: Sequence[Dot], centres: Sequence[tuple[float, float]], label: str, x: float, y: float, end: bool
+) -> float:
+    """The height nearest to y at which a label covers no label of `dots`, and no dot at a centre."""
     width = len(label) * LETTER
     left = x - width if end else x
     taken = [
@@ -227,7 +233,7 @@ def _free(dots: Sequence[Dot], label: str, x: float, y: float, end: bool) -> flo
             dot.label_y,
         )
         for dot in dots
-    ] + [(dot.x - 6, 12, dot.y + 4) for dot in dots]
+    ] + [(centre - 6, 12, height + 4) for centre, height in centres]
     for offset in sorted(range(-10 * LINE, 10 * LINE, 4), key=abs):
         here = y + offset
         if TOP + 8 <= here <= HEIGHT - BOTTOM - 4 and all(

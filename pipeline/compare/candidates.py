@@ -48,7 +48,7 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
         except ShelfmarkError as error:
             raise ShelfmarkError(f"--backbones {item}: {error}") from error
         candidate = Candidate(given, name, _whole_path(weights or "imagenet"))
-        if candidate in found:
+        if (candidate.name, candidate.weights) in ((one.name, one.weights) for one in found):
             raise ShelfmarkError(
                 f"--backbones {text}: {item} is there twice; expected each once; leave one out"
             )
