@@ -33,6 +33,7 @@ ENGINES = (
     ("tensorflow", "bf16", 224), ("jax", "bf16", 224), ("openvino", "bf16", 224), ("openvino", "int8", 224),
 )  # fmt: skip
 SIZES = (96, 128, 160, 180, 224)  # px
+CALIBRATE_ON = 9  # every ninth training photo: 294
 LIMITS = {"fp32": (1e-4, 1.0), "bf16": (2e-2, 1.0), "int8": (None, 2.0)}  # error; points of accuracy
 
 
@@ -50,14 +51,25 @@ def main() -> None:
     manifest, weights = found
     if options.subject:
         engine, precision, size, out = options.subject
-        bottlenecks(manifest, weights, engine, precision, int(size), Path(out))
+        bottlenecks(manifest, Path(out), engine, precision, ("mobilenet", weights, int(size)))
         return
     results = compare(options.data, manifest)
     RESULTS.write_text(json.dumps(conditions(*PACKAGES) | results, indent=1) + "\n")
 
 
-def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size: int, out: Path) -> None:
-    """Writes (n, d) float32 bottlenecks of the manifest's photos, and the seconds they took."""
+def bottlenecks(
+    manifest: Path, out: Path, engine: str, precision: str, network: tuple[str, Path, int], val: bool = False
+) -> None:
+    """Writes (n, d) float32 bottlenecks of the manifest's photos, and the seconds they took.
+
+    Args:
+        manifest: of the photos.
+        out: the .npz file.
+        engine: as in extract.engine.
+        precision: as in extract.precision.
+        network: name, weights, px.
+        val: the validation photos alone.
+    """
     import time
 
     from features.engines.choose import choose_engine, use_engine
@@ -74,14 +86,16 @@ def bottlenecks(manifest: Path, weights: Path, engine: str, precision: str, size
     from features.images.refusal import LIMITS
     from features.records import pieces_of
 
-    rows = _photos_for(pd.read_csv(manifest), engine)
-    photos = [normalise((manifest.parent / name).read_bytes(), LIMITS).jpeg for name in rows["image"]]
-    train = [photo for photo, split in zip(photos, rows["split"], strict=True) if split == "train"]
+    def photos_of(rows: Any) -> list[bytes]:
+        return [normalise((manifest.parent / name).read_bytes(), LIMITS).jpeg for name in rows["image"]]
+
+    rows = pd.read_csv(manifest)
+    train = photos_of(rows[rows["split"] == "train"][::CALIBRATE_ON]) if precision == "int8" else []
+    photos = photos_of(rows[rows["split"] != "train"] if val else _photos_for(rows, engine))
     with tempfile.TemporaryDirectory() as folder:
-        calibration = Int8Calibration(
-            Path(folder), lambda most: pieces_of(train[:: -(-len(train) // most)], "training photos")
-        )
-        backbone = load_backbone("mobilenet", str(weights), size)
+        calibration = Int8Calibration(Path(folder), lambda most: pieces_of(train[:most], "training photos"))
+        name, weights, size = network
+        backbone = load_backbone(name, str(weights), size)
         made = choose_engine(backbone, 32, engine, precision, calibration)
         extract(made, pieces_of(photos[:64], "photos"), 64)
         began = time.monotonic()

@@ -125,11 +125,10 @@ def _check_writable(path: AnyPath) -> None:
 
 
 def check_backbone(settings: BackboneSettings) -> None:
-    """Checks the network's name and the file of its weights."""
-    from features.engines.backbone_names import parse_name, require_weights
+    """Checks the network's name, and the files of it and of its weights."""
+    from features.engines.backbone_names import require_backbone
 
-    parse_name(settings.name)
-    require_weights(settings.weights)
+    require_backbone(settings.name, settings.weights)
 
 
 def _check_sources(

@@ -258,6 +258,41 @@ def test_network_with_two_ends_has_no_single_map() -> None:
         two.maps()
 
 
+# Networks of features/networks
+
+
+@pytest.mark.parametrize(("name", "width"), [("alexnet", 256), ("lenet5@fc4", 84), ("resnet18@layer3", 256)])
+def test_networks_of_the_family_are_backbones_whole_and_at_any_layer(
+    photo: conftest.Photo, tmp_path: Path, name: str, width: int
+) -> None:
+    backbone = load_backbone(name, "random", 64)
+    assert backbone.width == width
+    pixels = conftest.pixels_of([photo(1), photo(2)], 64)
+    backbone.save(tmp_path)
+    again = read_backbone(tmp_path, backbone.fingerprint)
+    np.testing.assert_array_equal(again.bottlenecks(pixels), backbone.bottlenecks(pixels))
+    by_file = load_backbone(name, str(tmp_path / "backbone.weights.h5"), 64, seed=9)
+    assert by_file.fingerprint == backbone.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("resnet18", "imagenet", r"not published for Keras; .* give --weights FILE.pth \(torchvision's\)"),
+        ("mobilenet", "resnet18.pth", r"PyTorch's, for torchvision's networks; .* of mobilenet"),
+        ("resnet18", "none.pth", r"no such file; expected a .weights.h5, .pth or .safetensors file"),
+        ("resnet18", "resnet18.pth", r"not a file of weights: .*nothing of it was executed"),
+    ],
+)
+def test_weights_that_a_network_of_the_family_cannot_have_are_refused(
+    tmp_path: Path, name: str, weights: str, message: str
+) -> None:
+    (tmp_path / "resnet18.pth").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(ShelfmarkError, match=message) as refused:
+        load_backbone(name, weights if weights == "imagenet" else str(tmp_path / weights), 64)
+    assert "\n" not in str(refused.value)
+
+
 # Weights that cannot be had
 
 

@@ -3,8 +3,10 @@
 The fingerprint is a hash of architecture, weights, preprocessing and image size: bottlenecks with the same
 fingerprint can be mixed, others never.
 
-    backbone.json          {"name", "image_size", "weights"}, in a bundle/ or backbone/ directory
+    backbone.json          {"name", "image_size", "weights"}, in a bundle/ or backbone/ directory; of KerasHub
+                           also {"structure"}, the configuration of the network; of an ONNX file {"width"}
     backbone.weights.h5    of the network that ends where the name says
+    backbone.onnx          instead of these: an encoder in the form of onnx_encoder.py
 """
 
 import hashlib
@@ -13,14 +15,17 @@ import os
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from features.engines.backbone_names import BackboneName, parse_name
-from features.engines.keras_networks import build_network, preprocessing, read_network
+from features.engines.backbone_names import BackboneName, parse_name, require_no_weights
+from features.engines.keras_hub import hub_network, read_hub_network, structure_of
+from features.engines.keras_networks import build_network, load_weights, preprocessing, read_network
+from features.engines.onnx_encoder import bottlenecks_of, normalise_onnx, open_session
+from features.engines.onnx_input import EncoderOptions
 from features.engines.pixels import RESIZE
 from features.errors import ShelfmarkError
 from features.images.refusal import Limits
@@ -30,7 +35,7 @@ from features.storage.paths import AnyPath, local, write_whole
 if TYPE_CHECKING:
     import keras
 
-BACKBONE, BACKBONE_WEIGHTS = "backbone.json", "backbone.weights.h5"
+BACKBONE, BACKBONE_WEIGHTS, BACKBONE_ONNX = "backbone.json", "backbone.weights.h5", "backbone.onnx"
 TUNED = "fine-tuned "  # in backbone.json before the name of the weights that a backbone was tuned from
 
 
@@ -41,16 +46,21 @@ class BackboneDescription:
     name: str  # as Backbone.name
     image_size: int  # px
     weights: str  # as Backbone.weights
+    structure: dict[str, Any] | None = None  # of a network of KerasHub, as Keras describes it
+    width: int | None = None  # d of an encoder from an ONNX file
 
     @staticmethod
     def read(file: Path) -> "BackboneDescription":
         """Reads backbone.json."""
         content = json.loads(file.read_text())
-        return BackboneDescription(content["name"], content["image_size"], content["weights"])
+        names = ("name", "image_size", "weights")
+        more = {name: content.get(name) for name in ("structure", "width")}
+        return BackboneDescription(*(content[name] for name in names), **more)
 
     def write(self, file: Path) -> None:
         """Writes backbone.json."""
-        write_whole(file, json.dumps(asdict(self), indent=1).encode())
+        content = {name: value for name, value in asdict(self).items() if value is not None}
+        write_whole(file, json.dumps(content, indent=1).encode())
 
 
 @dataclass(frozen=True)
@@ -83,10 +93,15 @@ class Backbone(ABC):
 
 @dataclass(frozen=True)
 class KerasBackbone(Backbone):
-    """A network of Keras."""
+    """A network of Keras: of keras.applications, or a preset of KerasHub, which scales its pixels itself."""
 
-    network: "keras.Model"  # (n, size, size, 3) scaled → (n, d) float32
+    network: "keras.Model"  # (n, size, size, 3) scaled; of KerasHub 0..255 → (n, d) float32
     model: "keras.Model"  # (n, size, size, 3) 0..255 → (n, d) float32, preprocessing inside
+
+    def description(self) -> BackboneDescription:
+        """See Backbone."""
+        structure = structure_of(self.network) if self.network is self.model else None
+        return replace(super().description(), structure=structure)
 
     @property
     def stored_bytes(self) -> int:
@@ -121,7 +136,34 @@ class KerasBackbone(Backbone):
                 "ends in a single pooled map; name one layer after the @"
             )
         maps = keras.Model(self.network.input, pooling.input)
+        if self.network is self.model:
+            return maps
         return with_preprocessing(maps, self.name, self.image_size)
+
+
+@dataclass(frozen=True)
+class OnnxBackbone(Backbone):
+    """An encoder from an ONNX file."""
+
+    onnx: bytes  # `pixels` (n, size, size, 3) uint8 → `bottlenecks` (n, d) float32, see onnx_encoder.py
+
+    def description(self) -> BackboneDescription:
+        """See Backbone."""
+        return replace(super().description(), width=self.width)
+
+    @property
+    def stored_bytes(self) -> int:
+        """See Backbone."""
+        return len(self.onnx)
+
+    def save(self, folder: Path) -> None:
+        """See Backbone."""
+        self.description().write(folder / BACKBONE)
+        write_whole(folder / BACKBONE_ONNX, self.onnx)
+
+    def bottlenecks(self, pixels: np.ndarray) -> np.ndarray:
+        """See Backbone."""
+        return bottlenecks_of(open_session(self.onnx), pixels)
 
 
 def require_keras(backbone: Backbone, purpose: str) -> KerasBackbone:
@@ -172,21 +214,39 @@ def start_tensorflow() -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def load_backbone(name: str, weights: str, image_size: int | None = None, seed: int = 0) -> Backbone:
+def load_backbone(
+    name: str,
+    weights: str,
+    image_size: int | None = None,
+    seed: int = 0,
+    encoder: EncoderOptions = EncoderOptions(),  # noqa: B008 - it is frozen
+) -> Backbone:
     """Builds a backbone.
 
     Args:
-        name: as `parse_name` reads it: inception_v3, mobilenet, EfficientNetV2B0, inception_v3@mixed5.
-        weights: `imagenet` (Keras downloads them), `random`, or a `.weights.h5` file (network without top).
+        name: as `parse_name` reads it: inception_v3, mobilenet, EfficientNetV2B0, inception_v3@mixed5, a
+            FILE.onnx, hub:DIRECTORY.
+        weights: `imagenet` (Keras downloads them), `random`, or a `.weights.h5` file (network without top);
+            imagenet for a file or preset, which has its own.
         image_size: px; None: the network's own.
         seed: of random weights.
+        encoder: what a FILE.onnx does not say itself.
 
     Raises:
-        ShelfmarkError: unknown name, or weights that cannot be had or do not fit.
+        ShelfmarkError: unknown name, or a file, preset or weights that cannot be had or do not fit.
     """
+    parsed = parse_name(name)
+    if parsed.is_onnx:
+        require_no_weights(parsed, weights)
+        normalised = normalise_onnx(Path(parsed.path), parsed.layers, image_size, encoder)
+        return onnx_backbone(normalised.onnx, parsed, normalised.image_size, normalised.width)
+
     import keras
 
-    parsed = parse_name(name)
+    if parsed.is_hub:
+        require_no_weights(parsed, weights)
+        network, size = hub_network(Path(parsed.path), image_size)
+        return keras_backbone(network, parsed, Path(parsed.path).absolute().name, size)
     size = parsed.image_size(image_size)
     keras.utils.set_random_seed(seed)
     return keras_backbone(build_network(parsed, weights, size), parsed, Path(weights).name, size)
@@ -200,14 +260,42 @@ def read_backbone(folder: AnyPath, fingerprint: str) -> Backbone:
     """
     description = BackboneDescription.read(local(folder / BACKBONE))
     name, size = parse_name(description.name), description.image_size
-    network = read_network(name, local(folder / BACKBONE_WEIGHTS), size)
-    backbone = keras_backbone(network, name, description.weights, size)
+    backbone: Backbone
+    if description.width:
+        onnx = (folder / BACKBONE_ONNX).read_bytes()
+        backbone = onnx_backbone(onnx, name, size, description.width)
+    elif description.structure:
+        network = read_hub_network(description.structure)
+        load_weights(network, local(folder / BACKBONE_WEIGHTS), name, size)
+        backbone = keras_backbone(network, name, description.weights, size)
+    else:
+        network = read_network(name, local(folder / BACKBONE_WEIGHTS), size)
+        backbone = keras_backbone(network, name, description.weights, size)
     if backbone.fingerprint != fingerprint:
         raise ShelfmarkError(
             f"{folder}: its backbone has fingerprint {backbone.fingerprint}; expected "
             f"{fingerprint}; run extract and train again with this version"
         )
     return backbone
+
+
+def onnx_backbone(onnx: bytes, name: BackboneName, size: int, width: int) -> OnnxBackbone:
+    """Returns the backbone of an encoder in the form of onnx_encoder.py.
+
+    Args:
+        onnx: the encoder.
+        name: of the backbone.
+        size: px.
+        width: of its bottlenecks.
+    """
+    return OnnxBackbone(
+        name=str(name),
+        weights=name.network,
+        image_size=size,
+        width=width,
+        fingerprint=_fingerprint(name, size, hashlib.sha256(onnx).hexdigest()),
+        onnx=onnx,
+    )
 
 
 def keras_backbone(network: "keras.Model", name: BackboneName, weights: str, size: int) -> KerasBackbone:
@@ -220,23 +308,27 @@ def keras_backbone(network: "keras.Model", name: BackboneName, weights: str, siz
         size: px.
     """
     network.trainable = False
-    identity = {
-        "network": str(name),
-        "size": size,
-        "resize": RESIZE,
-        "photos": Limits().max_side,
-        "weights": _weights_digest(network),
-    }
-    digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:12]
     return KerasBackbone(
         name=str(name),
         weights=weights,
         image_size=size,
         width=network.output_shape[-1],
-        fingerprint=f"{name.slug}-{size}-{digest}",
+        fingerprint=_fingerprint(name, size, _weights_digest(network)),
         network=network,
-        model=with_preprocessing(network, str(name), size),
+        model=network if name.is_hub else with_preprocessing(network, str(name), size),
     )
+
+
+def _fingerprint(name: BackboneName, size: int, weights: str) -> str:
+    identity = {
+        "network": str(name),
+        "size": size,
+        "resize": RESIZE,
+        "photos": Limits().max_side,
+        "weights": weights,
+    }
+    digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:12]
+    return f"{name.slug}-{size}-{digest}"
 
 
 def with_preprocessing(network: "keras.Model", name: str, size: int) -> "keras.Model":

@@ -4,9 +4,10 @@ import importlib.util
 import logging
 import os
 
-from features.engines.backbones import Backbone, require_keras
+from features.engines.backbones import Backbone, KerasBackbone, OnnxBackbone
 from features.engines.engine import Engine, require_package
 from features.engines.jax import Jax
+from features.engines.onnxruntime import OnnxRuntime
 from features.engines.openvino import Int8Calibration, load_openvino
 from features.engines.tensorflow import TensorFlow, has_gpu
 from features.errors import ShelfmarkError
@@ -37,33 +38,44 @@ def choose_engine(
     Args:
         backbone: frozen.
         batch: images; the shape is fixed.
-        engine: auto, tensorflow, openvino or jax.
+        engine: auto, tensorflow, openvino, onnxruntime (FILE.onnx alone) or jax (not FILE.onnx).
         precision: fp32, bf16, int8 or auto: bf16 where the hardware computes in it, else fp32.
         calibration: for int8.
 
     Raises:
         ShelfmarkError: it was requested and cannot run here.
     """
-    name, why = (engine, "as requested") if engine != "auto" else _fastest()
+    name, why = (engine, "as requested") if engine != "auto" else _fastest(backbone)
     if precision == "int8" and name != "openvino":
         raise ShelfmarkError(
             f"precision int8: {name} does not support it; expected OpenVINO; give --engine openvino, "
             "or another extract.precision"
         )
-    _require_backend("jax" if name == "jax" else "tensorflow", name)
     chosen: Engine
+    if isinstance(backbone, KerasBackbone):
+        _require_backend("jax" if name == "jax" else "tensorflow", name)
     if name == "openvino":
         chosen = load_openvino(backbone, batch, precision, calibration)
-    elif name == "jax":
-        chosen = Jax(require_keras(backbone, "with engine jax"), batch, precision)
+    elif name == "onnxruntime" and isinstance(backbone, OnnxBackbone):
+        chosen = OnnxRuntime(backbone, batch, precision)
+    elif name == "jax" and isinstance(backbone, KerasBackbone):
+        chosen = Jax(backbone, batch, precision)
+    elif name == "tensorflow" and isinstance(backbone, KerasBackbone):
+        chosen = TensorFlow(backbone, batch, precision)
     else:
-        chosen = TensorFlow(require_keras(backbone, "with engine tensorflow"), batch, precision)
+        expected = "openvino, tensorflow or jax" if name == "onnxruntime" else "openvino or onnxruntime"
+        raise ShelfmarkError(
+            f"engine {name}: does not run backbone {backbone.name}; expected {expected}; correct --engine, or "
+            "leave it out"
+        )
     log.info("engine: %s: %s", chosen.name, why)
     return chosen
 
 
-def _fastest() -> tuple[str, str]:
-    """Returns the fastest engine on this computer, and why."""
+def _fastest(backbone: Backbone) -> tuple[str, str]:
+    """Returns the fastest engine for a backbone on this computer, and why."""
+    if isinstance(backbone, OnnxBackbone):
+        return _fastest_for_onnx(backbone)
     import keras
 
     if keras.backend.backend() == "jax":
@@ -73,6 +85,17 @@ def _fastest() -> tuple[str, str]:
     if importlib.util.find_spec("openvino"):
         return "openvino", "no GPU, and OpenVINO is installed"
     return "tensorflow", "no GPU and no OpenVINO; `pip install 'shelfmark[openvino]'` is quicker on CPUs"
+
+
+def _fastest_for_onnx(backbone: OnnxBackbone) -> tuple[str, str]:
+    if importlib.util.find_spec("openvino"):
+        return "openvino", "an ONNX file, and OpenVINO is installed"
+    if importlib.util.find_spec("onnxruntime"):
+        return "onnxruntime", "an ONNX file and no OpenVINO; `pip install 'shelfmark[openvino]'` is quicker"
+    raise ShelfmarkError(
+        f"backbone {backbone.name}: neither openvino nor onnxruntime is installed; expected one of them to run "
+        "an ONNX file; pip install 'shelfmark[openvino]' or 'shelfmark[onnx]'"
+    )
 
 
 def _require_backend(backend: str, engine: str) -> None:

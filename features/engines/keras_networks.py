@@ -4,9 +4,11 @@
                                           mixed5 ─► pooled ─┴► side by side (n, d)
 
 Layers after the last end are not part of the network, so that no engine computes them. Those of the network
-get names that do not depend on how many networks were built before: a file of weights holds them.
+get names that do not depend on how many networks were built before: a file of weights holds them. Networks
+are those of keras.applications and of features/networks.
 """
 
+import functools
 import importlib
 import inspect
 import warnings
@@ -14,8 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from features.engines.backbone_names import BackboneName, require_weights
+from features.engines.backbone_names import OF_TORCH, BackboneName, require_weights
 from features.errors import ShelfmarkError
+from features.networks import family
+from features.networks.family import NETWORKS
+from features.networks.torch_weights import load_torch_weights
 
 if TYPE_CHECKING:
     import keras
@@ -36,14 +41,14 @@ def build_network(name: BackboneName, weights: str, size: int) -> "keras.Model":
 
     Args:
         name: network and ends.
-        weights: `imagenet` (Keras downloads them), `random` (from Keras' seed), or a file of the whole
-            network without top, or of the one that ends here.
+        weights: `imagenet` (Keras downloads them), `random` (from Keras' seed), a file of the whole network
+            without top, or of the one that ends here; for torchvision's networks also torchvision's file.
         size: px.
 
     Raises:
         ShelfmarkError: no such layer, or weights that cannot be had or do not fit.
     """
-    require_weights(weights)
+    require_weights(weights, name.network)
     if weights in ("imagenet", "random") or not name.layers:
         return named(cut(_whole(name, weights, size), name), name)
     try:
@@ -64,11 +69,20 @@ def read_network(name: BackboneName, file: Path, size: int) -> "keras.Model":
         ShelfmarkError: they do not fit.
     """
     network = named(cut(_whole(name, "random", size), name), name)
+    load_weights(network, file, name, size)
+    return network
+
+
+def load_weights(network: "keras.Model", file: Path, name: BackboneName, size: int) -> None:
+    """Loads weights that `save_weights` wrote.
+
+    Raises:
+        ShelfmarkError: they do not fit.
+    """
     try:
         network.load_weights(file)
     except (OSError, ValueError) as error:
         raise WeightsDoNotFit(str(file), name, size, error) from error
-    return network
 
 
 class WeightsDoNotFit(ShelfmarkError):
@@ -83,6 +97,8 @@ class WeightsDoNotFit(ShelfmarkError):
 
 def preprocessing(network: str) -> "Callable[[keras.KerasTensor], keras.KerasTensor]":
     """Returns what scales pixels 0..255 for a network, as its weights were trained."""
+    if network in NETWORKS:
+        return functools.partial(family.preprocess, network)
     module = importlib.import_module(
         "keras.applications." + known_backbones()[network].__module__.rpartition(".")[2]
     )
@@ -142,6 +158,8 @@ def named(network: "keras.Model", name: BackboneName) -> "keras.Model":
 
 
 def _whole(name: BackboneName, weights: str, size: int) -> "keras.Model":
+    if name.network in NETWORKS:
+        return _of_the_family(name, weights, size)
     build, source = known_backbones()[name.network], {"random": None}.get(weights, weights)
     try:
         with warnings.catch_warnings():
@@ -156,6 +174,18 @@ def _whole(name: BackboneName, weights: str, size: int) -> "keras.Model":
                 "with meaningless features"
             ) from error
         raise WeightsDoNotFit(weights, name, size, error) from error
+
+
+def _of_the_family(name: BackboneName, weights: str, size: int) -> "keras.Model":
+    """A network of features/networks; with its top where the name has one of the layers after the maps."""
+    network = family.build_network(name.network, size, top=False)
+    if not {layer.name for layer in network.layers}.issuperset(name.layers):
+        network = family.build_network(name.network, size)
+    if weights.endswith(OF_TORCH):
+        load_torch_weights(network, Path(weights), name.network)
+    elif weights != "random":
+        load_weights(network, Path(weights), name, size)
+    return network
 
 
 def _first_line(error: Exception) -> str:

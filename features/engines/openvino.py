@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.engines.backbones import Backbone, require_keras
+from features.engines.backbones import Backbone, OnnxBackbone, require_keras
 from features.engines.engine import require_package, round_into
+from features.engines.onnx_encoder import INPUT
+from features.engines.onnx_file import first_line
 from features.engines.openvino_graphs import ready_for_bfloat16, transpose_late
 from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
@@ -51,7 +53,7 @@ class OpenVino:
 
         self.name = f"openvino {precision}"
         self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
-        self._request = _request(batch)
+        self._request = network.input(0).shape[0]
         _require_bottlenecks(network, (self._request, self.width))
         several = batch > self._request
         hints = {
@@ -97,8 +99,14 @@ def _require_bottlenecks(network: "openvino.Model", shape: tuple[int, int]) -> N
         )
 
 
-def _request(batch: int) -> int:
-    """Returns the images in a request: batches are whole requests."""
+def _request(backbone: Backbone, batch: int) -> int:
+    """Returns the images in a request: batches are whole requests; some encoders take one image at a time."""
+    if isinstance(backbone, OnnxBackbone):
+        import openvino
+
+        images = openvino.Core().read_model(backbone.onnx).input(0).partial_shape[0]
+        if images.is_static:
+            return int(images.get_length())
     return REQUEST if batch % REQUEST == 0 else batch
 
 
@@ -124,7 +132,7 @@ def load_openvino(
     if precision == "int8":
         network = _quantised(backbone, batch, calibration)
     else:
-        network = to_openvino(backbone, _request(batch))
+        network = to_openvino(backbone, _request(backbone, batch))
     if precision == "bf16":
         ready_for_bfloat16(network)
     return OpenVino(network, backbone, batch, precision)
@@ -144,10 +152,14 @@ def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
     outputs, too, 49 of EfficientNet B0.
     """
     import openvino
+
+    shape = (request, backbone.image_size, backbone.image_size, 3)
+    if isinstance(backbone, OnnxBackbone):
+        return _read_onnx(backbone, shape)
+
     import tensorflow as tf
 
     model = require_keras(backbone, "with engine openvino").model
-    shape = (request, backbone.image_size, backbone.image_size, 3)
 
     def network(pixels: tf.Tensor) -> tf.Tensor:
         return model(tf.cast(pixels, tf.float32), training=False)
@@ -155,6 +167,20 @@ def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
     function = tf.function(network, input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
     traced = function.get_concrete_function()
     return openvino.convert_model(traced, output=[tensor.name for tensor in traced.outputs])
+
+
+def _read_onnx(backbone: OnnxBackbone, shape: tuple[int, int, int, int]) -> "openvino.Model":
+    """Returns an encoder from an ONNX file for images of a fixed shape."""
+    import openvino
+
+    try:
+        pixels = (INPUT, openvino.PartialShape(shape))
+        return openvino.convert_model(io.BytesIO(backbone.onnx), input=[pixels])
+    except Exception as error:  # OpenVINO's own, and RuntimeError: an operator that it lacks, for instance
+        raise ShelfmarkError(
+            f"engine openvino: cannot read backbone {backbone.name} ({first_line(error)}); expected operators "
+            "that OpenVINO has; give --engine onnxruntime"
+        ) from error
 
 
 def _quantised(backbone: Backbone, batch: int, calibration: Int8Calibration | None) -> "openvino.Model":
@@ -177,7 +203,7 @@ def _quantised(backbone: Backbone, batch: int, calibration: Int8Calibration | No
                 write_whole(file, Path(folder, file.name).read_bytes())
     network = openvino.Core().read_model(described.read_bytes(), openvino.Tensor(_bytes(weights)))
     try:
-        network.reshape([_request(batch), backbone.image_size, backbone.image_size, 3])
+        network.reshape([_request(backbone, batch), backbone.image_size, backbone.image_size, 3])
     except RuntimeError as error:  # EfficientNet's squeeze-and-excitation has the batch in its constants
         raise ShelfmarkError(
             f"precision int8: OpenVINO cannot batch {backbone.name} once it is quantised; expected a network "

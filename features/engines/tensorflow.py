@@ -49,7 +49,7 @@ def in_precision(model: "keras.Model", precision: str) -> "keras.Model":
         return model
 
     pooling = (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D)
-    exact = (keras.layers.InputLayer, *pooling)
+    exact = (keras.layers.InputLayer, keras.layers.Rescaling, *pooling)
     depthwise = any(isinstance(layer, keras.layers.DepthwiseConv2D) for layer in model._flatten_layers())
     lower = keras.layers.Conv2D if depthwise else keras.layers.Layer
 
@@ -59,6 +59,11 @@ def in_precision(model: "keras.Model", precision: str) -> "keras.Model":
             config["dtype"] = "mixed_bfloat16"
         return type(layer).from_config(config)
 
-    clone = keras.models.clone_model(model, clone_function=lowered, recursive=True)
+    # a network of KerasHub is a class of its own, and cloned as one layer
+    own_class = any(
+        isinstance(layer, keras.Model) and layer.__class__.__module__.startswith("keras_hub.")
+        for layer in model.layers
+    )
+    clone = keras.models.clone_model(model, clone_function=lowered, recursive=not own_class)
     clone.set_weights(model.get_weights())
     return clone

@@ -8,8 +8,21 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    field_validator,
+    model_validator,
+)
 
+# the names of features/engines/onnx_input.py
+Scaling = (
+    Literal["0..255", "0..1", "-1..1", "imagenet", "clip"]
+    | tuple[float, float, float, PositiveFloat, PositiveFloat, PositiveFloat]
+)
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # true is not 1
 
@@ -128,7 +141,10 @@ class BackboneSettings(Section):
     name: str = "inception_v3"
     """Network, by its name in `keras.applications` in snake case; with `@` and names of its layers, joined
     by `+`, it ends there: `inception_v3@mixed5`. Choose a smaller one, such as `mobilenet`, when extraction
-    takes too long; `shelfmark compare --backbones` shows which is best on your catalogue."""
+    takes too long; `shelfmark compare --backbones` shows which is best on your catalogue. An encoder of
+    one's own: `FILE.onnx`, with `@` and the name of an output or inner tensor where it is not the only
+    output, or `hub:DIRECTORY`, a preset of KerasHub (docs/encoders.md); a path in a TOML file is relative to
+    that file."""
     weights: str = "imagenet"
     """`imagenet` (downloaded by Keras), `random`, or a `.weights.h5` file of the network without its top; a
     path in a TOML file is relative to that file. Name a file when this machine cannot reach Keras' weights;
@@ -136,14 +152,25 @@ class BackboneSettings(Section):
     image_size: Annotated[int, Field(ge=32, le=1024)] | None = None
     """Width and height in pixels to which images are resized; without it the network's own, 299 for
     Inception v3. Lower it to extract faster, at a cost in accuracy (docs/experiments/extraction.md)."""
+    layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    """Order of the axes of a photo in `FILE.onnx`: `nchw` has the colours before height and width, `nhwc`
+    behind them. `auto` takes the axis of 3; set it when the file does not say which axis that is."""
+    scaling: Scaling | None = None
+    """How `FILE.onnx` wants the colours: `0..255`, `0..1`, `-1..1`, `imagenet`, `clip`, or six numbers, mean
+    and deviation of red, green and blue in units of 0 to 1. Without it the file's metadata say it, or a
+    `preprocessor_config.json` of Hugging Face beside it; set it when neither does."""
+    pooling: Literal["auto", "mean", "first"] = "auto"
+    """How tokens, an output (n, tokens, d) of `FILE.onnx`, become one vector: their `mean`, or the `first`
+    one, the class token of many encoders. Set it when the output that you chose holds tokens."""
 
 
 class ExtractSettings(Section):
     """From records to bottlenecks. More about all of it: docs/extraction.md."""
 
-    engine: Annotated[Literal["auto", "tensorflow", "openvino", "jax"], "speed"] = "auto"
+    engine: Annotated[Literal["auto", "tensorflow", "openvino", "onnxruntime", "jax"], "speed"] = "auto"
     """Library that runs the backbone. `auto` takes TensorFlow where it sees a GPU, else OpenVINO where it
-    is installed, else TensorFlow. Name one to be sure that it, and no other, runs."""
+    is installed, else TensorFlow; `FILE.onnx` is run by OpenVINO, else by ONNX Runtime. Name one to be sure
+    that it, and no other, runs."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], "speed"] = "auto"
     """Numbers in which the backbone computes. `auto` takes bf16 where the hardware computes in it, else
     fp32. Choose fp32 when small differences matter, int8 (OpenVINO only) for the most images a second on a

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from features.engines.backbone_names import is_file_name, parse_name
 from features.errors import ShelfmarkError
 from pipeline.job.config import Config
 from pipeline.job.progress import log
@@ -137,13 +138,15 @@ def _text_of(data: bytes) -> str:
 
 
 def _with_whole_path(backbone: object, folder: Path) -> object:
-    """[backbone] with the absolute path of a `weights` file: a later stage may run in another directory."""
+    """[backbone] with absolute paths of its files: a later stage may run in another directory."""
     if not isinstance(backbone, dict):
         return backbone
-    weights = backbone.get("weights")
-    if not isinstance(weights, str) or weights in ("", "imagenet", "random") or "://" in weights:
-        return backbone
-    return {**backbone, "weights": str(folder / weights)}
+    weights, name, whole = backbone.get("weights"), backbone.get("name"), {}
+    if isinstance(weights, str) and weights not in ("", "imagenet", "random") and "://" not in weights:
+        whole["weights"] = str(folder / weights)
+    if isinstance(name, str) and is_file_name(name):
+        whole["name"] = parse_name(name).with_folder(folder)
+    return backbone | whole
 
 
 def _parse(text: str) -> object:

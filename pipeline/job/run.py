@@ -26,6 +26,7 @@ from features.engines.backbones import (
     load_backbone,
     read_backbone,
 )
+from features.engines.onnx_input import EncoderOptions
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, digest_of, find_artifact, open_artifact
 from features.storage.paths import MARK, AnyPath, any_path, local, write_whole
@@ -148,7 +149,8 @@ class Run:
         weights = (
             settings.weights if "://" not in settings.weights else str(local(any_path(settings.weights)))
         )
-        return load_backbone(settings.name, weights, settings.image_size, self.config.seed)
+        encoder = EncoderOptions(settings.layout, settings.scaling, settings.pooling)
+        return load_backbone(settings.name, weights, settings.image_size, self.config.seed, encoder)
 
     @cached_property
     def backbone(self) -> Backbone:

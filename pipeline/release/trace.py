@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from features.engines.backbone_names import without_folder
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, digest_of, file_digest
 from features.storage.paths import AnyPath, read_range, write_whole
@@ -144,4 +145,5 @@ def _settings(config: Config) -> dict[str, Any]:
         values = section.model_dump(mode="json")
         settings[name] = {key: value for key, value in values.items() if "speed" not in fields[key].metadata}
     settings["backbone"]["weights"] = Path(settings["backbone"]["weights"]).name  # not where the file is
+    settings["backbone"]["name"] = without_folder(settings["backbone"]["name"])
     return settings

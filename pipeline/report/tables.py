@@ -632,7 +632,9 @@ def used_settings(config: Config, aggregation: str, words: Words) -> Iterator[tu
         values["train"]["warm_epochs"] = config.train.warm_epochs or -(-values["train"]["epochs"] // 4)
     values["report"]["language"] = words.language
     values["head"] |= {"loss": config.loss(), "aggregation": aggregation}
-    values["backbone"]["image_size"] = parse_name(config.backbone.name).image_size(config.backbone.image_size)
+    backbone, size = parse_name(config.backbone.name), config.backbone.image_size
+    own = words("settings.detected") if backbone.path else backbone.image_size(None)
+    values["backbone"] |= {"name": str(backbone), "image_size": size or own}
     for name in ("csv_delimiter", "csv_encoding"):
         values["ingest"][name] = values["ingest"][name] or words("settings.detected")
     if config.head.kind != "flat":
