@@ -20,6 +20,7 @@ from pipeline.cli_status import runs, status
 from pipeline.cli_taxonomy import mapping_options, taxonomy
 
 if TYPE_CHECKING:
+    from pipeline.compare.candidates import Candidate
     from pipeline.job.decisions_file import StoredDecisions
     from pipeline.job.run import Run
 
@@ -206,6 +207,17 @@ def report(run: "Run", other: str | None, xlsx: bool) -> None:
         print(compare_runs(run, other).path / PAGE)
 
 
+def _candidates(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> "tuple[Candidate, ...] | None":
+    """The value of --backbones; checked before a run is opened."""
+    from pipeline.compare.candidates import parse_candidates
+
+    if value is not None and context.params.get("only"):
+        raise click.UsageError("--only names classifiers, --backbones compares backbones; give one of them")
+    return None if value is None else parse_candidates(value)
+
+
 @shelfmark.command()
 @click.option(
     "--categories",
@@ -216,28 +228,46 @@ def report(run: "Run", other: str | None, xlsx: bool) -> None:
 @click.option(
     "--only", multiple=True, metavar="ROW", help="Only this row, such as svm or 2nn-2048; repeatable."
 )
+@click.option(
+    "--backbones",
+    callback=_candidates,
+    metavar="NAME[=WEIGHTS],…",
+    help="Compare these backbones instead, with the run's own; NAME as for --backbone.",
+)
 @stage_command
-def compare(run: "Run", categories: int | None, only: tuple[str, ...]) -> None:
-    """Compares classifiers on the run's data.
+def compare(
+    run: "Run", categories: int | None, only: tuple[str, ...], backbones: "tuple[Candidate, ...] | None"
+) -> None:
+    """Compares classifiers, or backbones, on the run's data.
 
     Each is trained on the run's bottlenecks; the last lines say which one to use. Rows: hog-svm, svm,
     2nn-512, 2nn-2048, 2nn-4096, separate, multitask, taxonnet; those on bottlenecks of a fine-tuned backbone
     end in -tuned. Killed, it continues at the next row.
 
+    With --backbones, images that the store lacks are extracted by each backbone, and the run's head is
+    trained on each: accuracy, acceptance rate, speed, memory. Weights are imagenet unless given.
+
     \b
     Example:
       shelfmark compare --workspace shop --only svm --only 2nn-512
+      shelfmark compare --workspace shop --backbones mobilenet,inception_v3@mixed5=inception.weights.h5
     """
     from rich.console import Console
 
+    from pipeline.compare import backbones_summary, summary
+    from pipeline.compare.backbones import compare_backbones
     from pipeline.compare.compare import compare
-    from pipeline.compare.summary import table
 
-    comparison = compare(run, categories, only)
-    Console(width=None if sys.stdout.isatty() else 120).print(
-        table(comparison)
-    )  # in a file nothing is folded
-    for line in (*comparison.notes, comparison.best, comparison.commands):
+    if backbones is None:
+        comparison = compare(run, categories, only)
+        shown, last = summary.table(comparison), (comparison.best, comparison.commands)
+        notes = comparison.notes
+    else:
+        compared = compare_backbones(run, backbones, categories)
+        shown, last = backbones_summary.table(compared), (compared.best, compared.command)
+        notes = compared.notes
+    Console(width=None if sys.stdout.isatty() else 120).print(shown)  # in a file nothing is folded
+    for line in filter(None, (*notes, *last)):
         print(line)
     print(run.path / "comparison" / "index.html")
 

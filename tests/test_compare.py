@@ -18,8 +18,10 @@ from models.heads.architectures import HeadShape, build_head
 from models.taxonomy import read_taxonomy
 from pipeline.cli import main
 from pipeline.compare import compare as module
+from pipeline.compare import measuring
 from pipeline.compare.classifiers import CLASSIFIERS, PAPER, config_of
-from pipeline.compare.compare import ComparisonInputs, compare_classifiers
+from pipeline.compare.compare import compare_classifiers
+from pipeline.compare.data import ComparisonInputs
 from pipeline.compare.results import COLUMNS, Comparison, RowResult
 from pipeline.compare.summary import best_of, chance, release_command, render, table
 from pipeline.demo.drawn_catalogue import draw_catalogue
@@ -125,7 +127,7 @@ def test_hog_reads_a_drawn_share_of_the_photos_and_measures_on_at_most_so_many_p
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("skimage", reason="the extra 'compare' is not installed")
-    monkeypatch.setattr(module, "MOST_TRAIN_PRODUCTS", 10)
+    monkeypatch.setattr(measuring, "MOST_TRAIN_PRODUCTS", 10)
     row = compare_here(shop, tmp_path, ("hog-svm",), "compare.hog_products=20").rows[0]
     assert row.learnt_products == 20
     assert row.features == "HOG"

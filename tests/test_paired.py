@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from models.decisions.paired import difference_of_precisions, difference_of_shares, mcnemar
+from models.decisions.metrics import acceptance_curve, acceptance_rate_at
+from models.decisions.paired import (
+    difference_of_precisions,
+    difference_of_shares,
+    mcnemar,
+    resampled_acceptance_rates,
+)
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 9), (9, 1), (30, 30), (412, 371), (0, 7)])
@@ -45,3 +51,25 @@ def test_where_a_side_accepts_nothing_there_is_no_difference_of_precisions() -> 
 def test_different_products_are_refused() -> None:
     with pytest.raises(ValueError, match="2 and 3 products"):
         difference_of_shares(np.zeros(2, bool), np.zeros(3, bool))
+
+
+def test_resampled_acceptance_rates_are_those_of_the_products_drawn_again() -> None:
+    rng = np.random.default_rng(1)
+    confidence = rng.integers(0, 30, (2, 120)) / 30  # many are equal
+    correct = rng.random((2, 120)) < confidence**0.3
+    rates = resampled_acceptance_rates(list(zip(confidence, correct, strict=True)), 0.8, 50, seed=4)
+    draws = np.random.default_rng(4)
+    for drawn in rates:
+        chosen = draws.integers(0, 120, 120)
+        expected = [
+            acceptance_rate_at(acceptance_curve(one[chosen], of[chosen]), 0.8)[0]
+            for one, of in zip(confidence, correct, strict=True)
+        ]
+        np.testing.assert_allclose(drawn, expected)
+    assert (rates[:, 0] != rates[:, 1]).any()
+    assert rates.max() <= 1
+
+
+def test_a_precision_that_no_draw_reaches_accepts_nothing() -> None:
+    none = (np.array([0.9, 0.8]), np.array([False, False]))
+    assert resampled_acceptance_rates([none], 0.9, 5).tolist() == [[0.0]] * 5

@@ -7,6 +7,7 @@ Products that both decide alike tell nothing about the difference. So paired int
 those of two samples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,6 +143,56 @@ def difference_of_precisions(
     after, part_after = _precision(accepted_after, correct_after)
     half = _z(certainty) * float(np.std(part_after - part_before)) / np.sqrt(len(part_after))
     return Difference(before, after, max(-1.0, after - before - half), min(1.0, after - before + half))
+
+
+def resampled_acceptance_rates(
+    outcomes: Sequence[tuple[np.ndarray, np.ndarray]], target: float, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Acceptance rates of classifiers at a precision, on the same products drawn again with replacement.
+
+    Quantiles of a column are an interval of an acceptance rate, those of the difference of two columns one of
+    the difference (percentile bootstrap; Efron and Tibshirani 1993, chapter 13): each draw sets every
+    threshold again, as `acceptance_rate_at` sets it.
+
+    Args:
+        outcomes: for each of k classifiers confidence (n,) float and correct (n,) bool of the same products.
+        target: precision of the accepted products.
+        resamples: draws.
+        seed: of the draws.
+
+    Returns:
+        (resamples, k) float.
+    """
+    ranked = [_Ranked.of(confidence, correct) for confidence, correct in outcomes]
+    rng, products = np.random.default_rng(seed), len(outcomes[0][1])
+    rates = np.zeros((resamples, len(ranked)))
+    for number in range(resamples):
+        times = np.bincount(rng.integers(0, products, products), minlength=products)
+        rates[number] = [one.acceptance_rate(times, target) for one in ranked]
+    return rates
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """Products from the most to the least confident."""
+
+    order: np.ndarray  # (n,) int
+    correct: np.ndarray  # (n,) bool, in that order
+    last: np.ndarray  # (m,) int, positions of the last of equal confidences
+
+    @classmethod
+    def of(cls, confidence: np.ndarray, correct: np.ndarray) -> "_Ranked":
+        order = np.argsort(-confidence, kind="stable")
+        return cls(order, correct[order], np.flatnonzero(np.diff(confidence[order], append=-np.inf)))
+
+    def acceptance_rate(self, times: np.ndarray, target: float) -> float:
+        """The largest share with this precision, each product being there so many times, (n,) int."""
+        count = times[self.order]
+        accepted = np.cumsum(count)[self.last]
+        reached = np.flatnonzero(
+            np.cumsum(count * self.correct)[self.last] >= target * accepted * (1 - 1e-12)
+        )
+        return float(accepted[reached[-1]] / len(times)) if len(reached) else 0.0
 
 
 def _precision(accepted: np.ndarray, correct: np.ndarray) -> tuple[float, np.ndarray]:

@@ -4,26 +4,29 @@
     bottlenecks                     (d)      ┴→ standardized → one linear SVM a category → decision values
 
 HOG: histograms of oriented gradients, Dalal and Triggs, CVPR 2005; scikit-image's, 9 directions in cells of
-16 px, normalised over blocks of 2 × 2 cells. The SVMs: scikit-learn's LinearSVC, one against the rest,
-squared hinge loss.
+16 px, normalised over blocks of 2 × 2 cells. The SVMs: one against the rest, squared hinge loss, as
+scikit-learn's LinearSVC; solved in linear_svm.py.
 
 Decision values replace a head's logits: a softmax with a temperature makes them probabilities, so that a
 baseline's acceptance is measured like a head's.
 """
 
-import itertools
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from features.errors import ShelfmarkError
+from models.heads.linear_svm import solve_svms
 from models.rows import Rows
 
 SIDE = 128  # px
 CELL = 16  # px
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
-PENALTIES = (0.001, 0.01, 0.1)  # of LinearSVC's C, for standardized numbers
+PENALTIES = (0.001, 0.01, 0.1)  # values of LinearSVC's C, for standardized numbers
+MIDDLE = 0.01  # the one without FIT
 PIECE = 8192  # rows standardized at a time
 
 
@@ -38,17 +41,29 @@ def require_hog() -> None:
         ) from error
 
 
-def hog_vectors(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
+def hog_vectors(
+    batches: Iterable[np.ndarray], count: int, done: Callable[[int], object] = lambda count: None
+) -> np.ndarray:
     """(count, 1764) float16: HOG of the first `count` images of batches (b, SIDE, SIDE, 3) uint8.
 
-    Values are 0 to 1: the vector of a block has length 1, by scikit-image's L2-Hys.
+    Values are 0 to 1: the vector of a block has length 1, by scikit-image's L2-Hys. `done` is called with the
+    number of images done so far.
     """
     from skimage.feature import hog
 
     cells = {"pixels_per_cell": (CELL, CELL), "cells_per_block": (2, 2), "orientations": 9}
-    images = itertools.islice(itertools.chain.from_iterable(batches), count)
-    vectors = [hog(image @ GREY, **cells).astype(np.float16) for image in images]
-    return np.stack(vectors) if vectors else np.zeros((0, 9 * 4 * (SIDE // CELL - 1) ** 2), np.float16)
+    vectors = np.zeros((count, 9 * 4 * (SIDE // CELL - 1) ** 2), np.float16)
+    filled = 0
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for batch in batches:
+            images = batch[: count - filled]
+            for vector in threads.map(lambda image: hog(image @ GREY, **cells), images):
+                vectors[filled] = vector
+                filled += 1
+            done(filled)
+            if filled == count:
+                break
+    return vectors[:filled]
 
 
 @dataclass(frozen=True)
@@ -79,46 +94,76 @@ class LinearSvm:
         return [self.logits(rows)]
 
 
-def fit_svm(
-    rows: np.ndarray, labels: np.ndarray, categories: int, seed: int, penalty: float = 0.01
-) -> LinearSvm:
-    """Trains an SVM for each category.
+def fit_svms(
+    rows: np.ndarray,
+    labels: np.ndarray,
+    categories: int,
+    penalties: Sequence[float] = (MIDDLE,),
+    solved: Callable[[int], object] = lambda count: None,
+) -> list[LinearSvm]:
+    """Trains an SVM for each category, for each penalty.
 
     Args:
         rows: (n, d) float16.
         labels: (n,) int, 0 to categories - 1.
         categories: C.
-        seed: of the order in which liblinear visits the rows.
-        penalty: LinearSVC's C.
+        penalties: values of LinearSVC's C, in rising order.
+        solved: called with the number of SVMs trained so far.
 
     Raises:
         ShelfmarkError: the rows are of fewer than two categories.
     """
-    from sklearn.svm import LinearSVC
-
-    if len(np.unique(labels)) < 2:
+    trained, number = np.unique(labels, return_inverse=True)
+    if len(trained) < 2:
         raise ShelfmarkError(
             f"{len(rows)} training images, all of one category; expected at least two categories; "
             "raise compare.svm_products or compare.hog_products, or leave the SVM rows out with --only"
         )
     mean, deviation = _statistics(rows)
-    svm = LinearSVC(C=penalty, random_state=seed).fit((rows - mean) / deviation, labels)
-    kernel, bias = svm.coef_.T, svm.intercept_
-    if len(svm.classes_) == 2:  # scikit-learn has a single SVM for two categories
-        kernel, bias = np.hstack([-kernel, kernel]), np.concatenate([-bias, bias])
-    return LinearSvm(
-        mean, deviation, kernel.astype(np.float32), bias.astype(np.float32), svm.classes_, categories
-    )
+    found = solve_svms((rows - mean) / deviation, number, penalties, solved)
+    return [
+        LinearSvm(
+            mean,
+            deviation,
+            weights[:-1].astype(np.float32),
+            weights[-1].astype(np.float32),
+            trained,
+            categories,
+        )
+        for weights in found
+    ]
 
 
 def choose_svm(
-    rows: np.ndarray, labels: np.ndarray, fit: Rows, fit_labels: np.ndarray, categories: int, seed: int
+    rows: np.ndarray,
+    labels: np.ndarray,
+    fit: Rows,
+    fit_labels: np.ndarray,
+    categories: int,
+    solved: Callable[[int], object] = lambda count: None,
 ) -> tuple[LinearSvm, float]:
-    """The SVM that is correct on most images of FIT, and its C, one of PENALTIES; 0.01 without FIT."""
+    """The SVM that is correct on most images of FIT, and its C, one of PENALTIES; MIDDLE without FIT.
+
+    Args:
+        rows: (n, d) float16, of training images.
+        labels: (n,) int, 0 to categories - 1.
+        fit: rows of FIT's images.
+        fit_labels: (m,) int.
+        categories: C.
+        solved: called with the number of SVMs trained so far, of `trained_svms`.
+
+    Raises:
+        ShelfmarkError: see `fit_svms`.
+    """
     if not len(fit_labels):
-        return fit_svm(rows, labels, categories, seed), 0.01
-    tried = [(fit_svm(rows, labels, categories, seed, penalty), penalty) for penalty in PENALTIES]
+        return fit_svms(rows, labels, categories, (MIDDLE,), solved)[0], MIDDLE
+    tried = zip(fit_svms(rows, labels, categories, PENALTIES, solved), PENALTIES, strict=True)
     return max(tried, key=lambda one: _correct(one[0], fit, fit_labels))  # the first among equals
+
+
+def trained_svms(labels: np.ndarray, fit_labels: np.ndarray) -> int:
+    """How many SVMs `choose_svm` trains."""
+    return len(np.unique(labels)) * (len(PENALTIES) if len(fit_labels) else 1)
 
 
 def _correct(svm: LinearSvm, rows: Rows, labels: np.ndarray) -> int:

@@ -3,7 +3,7 @@
     comparison/  rows/<row>.json   what one row gave, written when it is done: a killed job continues there
                  comparison.csv    the requested rows; columns results.COLUMNS
                  comparison.json   the same, and what was measured on what
-                 index.html        the same, for people; the paper's table below
+                 index.html        the same, for people, with the paper's table; and backbones.py's
 
 It is no artifact, because seconds differ each time. A row's file has the digest of what it was made from;
 the row is made again when that changes.
@@ -14,8 +14,7 @@ confidence model and the best row. CERT, which chose nothing, gives validation p
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import cast
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -26,14 +25,9 @@ from features.errors import ShelfmarkError
 from features.records import read_pieces
 from features.storage.artifact import Artifact, digest_of
 from features.storage.paths import AnyPath, write_whole
-from features.storage.store import Digests, Shard, Store, StoredRows
-from models.decisions.categorizer import Predictor
-from models.decisions.confidence import fit_confidence
-from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
-from models.decisions.predictions import Classifier, Predictions, product_bounds
-from models.heads.architectures import FLAT, Head
-from models.heads.baselines import SIDE, LinearSvm, choose_svm, hog_vectors, require_hog
-from models.heads.training import Examples, fit_head
+from features.storage.store import Shard, Store, StoredRows
+from models.heads.architectures import FLAT
+from models.heads.baselines import SIDE, choose_svm, hog_vectors, require_hog, trained_svms
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.compare.classifiers import (
     HOG,
@@ -45,57 +39,24 @@ from pipeline.compare.classifiers import (
     settings_of,
     wanted_aggregation,
 )
+from pipeline.compare.data import (
+    ComparisonData,
+    ComparisonInputs,
+    count_products,
+    draw_products,
+    open_data,
+    stored,
+)
+from pipeline.compare.measuring import Trained, measure, train_head
 from pipeline.compare.results import Comparison, RowResult
-from pipeline.compare.summary import best_of, release_command, render
-from pipeline.job.catalogue import Part, divide, learnt_categories_of, open_part, sizes_of, untrainable
+from pipeline.compare.summary import best_of, release_command, write_page
+from pipeline.job.catalogue import Part
 from pipeline.job.config import Config
 from pipeline.job.progress import Progress, log
 from pipeline.job.run import Run
 from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
-from pipeline.train.calibrate import choose_aggregation
-from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
 
 VERSION = 4
-MOST_TRAIN_PRODUCTS = 50_000  # on which the training precision is measured
-
-
-@dataclass(frozen=True)
-class ComparisonInputs:
-    """What a comparison is made from, and where it goes."""
-
-    records: Artifact
-    bottlenecks: Artifact
-    tuned: Artifact | None  # the fine-tuned backbone of the run, if there is one
-    store: AnyPath  # directory of all stores
-    out: AnyPath  # the comparison's directory
-    config: Config  # all settings; [head] of the level heads, and what all heads share
-    categories: int | None = None  # a random draw of so many, from the seed; None: all
-
-
-@dataclass(frozen=True, eq=False)
-class ComparisonData:
-    """The products of a comparison, with the bottlenecks of one backbone."""
-
-    taxonomy: Taxonomy
-    category: pd.Series  # by product_id
-    fingerprint: str
-    train: Part
-    fit: Part
-    cert: Part
-
-    def only(self, most: int, rng: np.random.Generator) -> "ComparisonData":
-        """A random draw of at most `most` products of each part."""
-        train, fit, cert = (draw_products(part, most, rng) for part in (self.train, self.fit, self.cert))
-        return replace(self, train=train, fit=fit, cert=cert)
-
-    def truth(self, part: Part) -> np.ndarray:
-        """(images,) int, category of each image of a part."""
-        return self.taxonomy.index(self.category.reindex(part.product_id).to_numpy())
-
-    def products(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """Of a part's n products: (n + 1,) bounds of their images; (n,) int, category."""
-        bounds = product_bounds(part.product_id)
-        return bounds, self.truth(part)[bounds[:-1]]
 
 
 def compare(run: Run, categories: int | None = None, only: Sequence[str] = ()) -> Comparison:
@@ -124,7 +85,7 @@ def compare_classifiers(inputs: ComparisonInputs, only: Sequence[str] = ()) -> C
     variants = _wanted(only, taxonomy, backbones)
     if any(variant.spec.features == HOG for variant in variants):
         require_hog()
-    data = _open_data(inputs)
+    data = open_data(inputs)
     by_backbone, lacking = _data_by_backbone(data, inputs)
     notes = [*_left_out(only, taxonomy, backbones), *lacking]
     rows = [
@@ -137,7 +98,7 @@ def compare_classifiers(inputs: ComparisonInputs, only: Sequence[str] = ()) -> C
     comparison = _comparison(rows, notes, data, inputs)
     write_whole(inputs.out / "comparison.json", comparison.to_json())
     write_whole(inputs.out / "comparison.csv", comparison.to_csv())
-    write_whole(inputs.out / "index.html", render(comparison, inputs.out.parent.name).encode())
+    write_page(inputs.out, inputs.records.digest)
     return comparison
 
 
@@ -154,13 +115,14 @@ def _comparison(
         notes=notes,
         categories=len(data.taxonomy.categories),
         drawn=inputs.categories is not None,
-        val_products=_count(data.cert),
-        fit_products=_count(data.fit),
+        val_products=count_products(data.cert),
+        fit_products=count_products(data.fit),
         target=config.calibration.precision,
         recipe=config.head.recipe,
         best=best,
         commands=command,
-        best_row=max(rows, key=lambda row: row.merit).row if _count(data.fit) else None,
+        best_row=max(rows, key=lambda row: row.merit).row if count_products(data.fit) else None,
+        records=inputs.records.digest,
     )
 
 
@@ -211,50 +173,6 @@ def _left_out(only: Sequence[str], taxonomy: Taxonomy, backbones: set[bool]) -> 
     return notes
 
 
-def _open_data(inputs: ComparisonInputs) -> ComparisonData:
-    records, config = inputs.records, inputs.config
-    taxonomy, category = learnt_categories_of(records)
-    train, val = (open_part(inputs.bottlenecks, inputs.store, name).first_view() for name in ("train", "val"))
-    train = train.without(untrainable(records, config))
-    if inputs.categories is not None:
-        taxonomy = _draw_categories(taxonomy, inputs.categories, config.seed)
-        category = category[category.isin(taxonomy.categories)]
-    division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
-    fingerprint = BottlenecksSummary.of(inputs.bottlenecks).fingerprint
-    train, fit, cert = (
-        part.only(np.isin(part.product_id, category.index))
-        for part in (train, val.only(division.fit), val.only(division.cert))
-    )
-    data = ComparisonData(taxonomy, category, fingerprint, train, fit, cert)
-    _require_enough(data, records)
-    return data
-
-
-def _draw_categories(taxonomy: Taxonomy, count: int, seed: int) -> Taxonomy:
-    available = len(taxonomy.categories)
-    if count > available:
-        raise ShelfmarkError(
-            f"--categories {count}: the catalogue has {available}; expected at most that; "
-            "give a smaller number"
-        )
-    chosen = np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
-    return taxonomy.only(chosen)
-
-
-def _require_enough(data: ComparisonData, records: Artifact) -> None:
-    if len(data.taxonomy.categories) < 2:
-        raise ShelfmarkError(
-            f"{records.path}: {len(data.taxonomy.categories)} category; expected at least two; "
-            "ingest a larger catalogue"
-        )
-    for part, purpose in ((data.train, "train on"), (data.cert, "measure on")):
-        if not len(part.product_id):
-            raise ShelfmarkError(
-                f"{records.path}: no products to {purpose}; expected some in train, and in the part of val "
-                "that certifies; ingest a larger catalogue"
-            )
-
-
 def _data_by_backbone(
     data: ComparisonData, inputs: ComparisonInputs
 ) -> tuple[dict[bool, ComparisonData], list[str]]:
@@ -270,7 +188,7 @@ def _data_by_backbone(
     fingerprints = {False: tuned.made_from["fingerprint"], True: BackboneSummary.of(tuned).fingerprint}
     for fine_tuned, fingerprint in fingerprints.items():
         store = Store(inputs.store / fingerprint)
-        parts = [_stored(part, store) for part in (data.train, data.fit, data.cert)]
+        parts = [stored(part, store) for part in (data.train, data.fit, data.cert)]
         train, fit, cert = parts
         if train is not None and fit is not None and cert is not None:
             found[fine_tuned] = replace(data, fingerprint=fingerprint, train=train, fit=fit, cert=cert)
@@ -281,14 +199,6 @@ def _data_by_backbone(
                 f"`shelfmark extract`{where} makes them"
             )
     return found, notes
-
-
-def _stored(part: Part, store: Store) -> Part | None:
-    """The part with this store's bottlenecks; None where it lacks some."""
-    found = store.find(Digests(part.digest))
-    if (found.row < 0).any():
-        return None
-    return replace(part, rows=store.rows(found.names, found.shard, found.row))
 
 
 # A row
@@ -319,7 +229,7 @@ def _digest_of_inputs(variant: Variant, data: ComparisonData, inputs: Comparison
             "head": config_of(spec, config).of_the_head()
             if spec.architecture
             else [config.seed, config.train.placeholders],
-            "baseline": None if spec.architecture else config.compare.model_dump(),
+            "baseline": None if spec.architecture else config.compare.model_dump() | {"solver": "newton"},
             "calibration": [calibration.fit_share, calibration.precision, wanted_aggregation(config)],
             "categories": inputs.categories,
         }
@@ -350,8 +260,8 @@ def _train_and_measure(variant: Variant, data: ComparisonData, inputs: Compariso
         features=spec.features,
         classifier=spec.classifier,
         fine_tuned=variant.fine_tuned,
-        learnt_products=_count(data.train),
-        **asdict(measure(trained.classifier, data, config)),
+        learnt_products=count_products(data.train),
+        **asdict(measure(trained.classifier, data, config).measures),
         target_precision=config.calibration.precision,
         parameters=trained.parameters,
         seconds=round(seconds, 1),
@@ -384,113 +294,19 @@ def _hog(part: Part, records: Artifact) -> Part:
     rows = images.set_index("image_digest").loc[part.image_digest]
     order = np.lexsort([rows["offset"], rows["file"]])  # as they stand on the disk
     pixels = read_pixels(read_pieces(records.path, rows.iloc[order]), SIDE, batch=32)
-    vectors = hog_vectors(pixels, len(rows))
+    with Progress("HOG", len(rows)) as progress:
+        vectors = hog_vectors(pixels, len(rows), progress.to)
     return replace(part, rows=StoredRows([Shard(vectors)], np.zeros(len(rows), np.int32), np.argsort(order)))
 
 
-def draw_products(part: Part, most: int, rng: np.random.Generator) -> Part:
-    """A random draw of at most `most` products of a part, with all their images."""
-    bounds = product_bounds(part.product_id)
-    count = len(bounds) - 1
-    if count <= most:
-        return part
-    chosen = np.zeros(count, bool)
-    chosen[rng.choice(count, most, replace=False)] = True
-    return part.only(np.repeat(chosen, np.diff(bounds)))
+def _train(spec: ClassifierSpec, data: ComparisonData, config: Config) -> Trained:
+    return train_head(data, config) if spec.architecture else _train_svm(data)
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """A trained classifier."""
-
-    classifier: Head | LinearSvm
-    parameters: int
-    chosen: dict[str, float]  # by FIT
-
-
-def _train(spec: ClassifierSpec, data: ComparisonData, config: Config) -> _Trained:
-    return _train_head(data, config) if spec.architecture else _train_svm(data, config)
-
-
-def _train_svm(data: ComparisonData, config: Config) -> _Trained:
-    svm, penalty = choose_svm(
-        data.train.rows[:], data.truth(data.train), data.fit.rows, data.truth(data.fit),
-        len(data.taxonomy.categories), config.seed,
-    )  # fmt: skip
-    return _Trained(svm, svm.parameters, {"C": penalty})
-
-
-def _train_head(data: ComparisonData, config: Config) -> _Trained:
-    shape = shape_of(data.train, data.taxonomy, data.fingerprint, config)
-    labels = labels_of(data.category, data.taxonomy, shape)
-    train, fit = (Examples(part.rows, labels(part.product_id)) for part in (data.train, data.fit))
-    loss, recipe, selecting = (
-        loss_of(data.taxonomy, config),
-        recipe_of(config),
-        fit if len(fit.labels) else None,
-    )
-    with Progress("train", recipe.epochs * len(train.labels)) as progress:
-        head, history = fit_head(shape, train, selecting, recipe, loss, progress=progress.to)
-    return _Trained(head, head.model.count_params(), {"epochs": len(history["loss"])})
-
-
-# Measuring
-
-
-@dataclass(frozen=True)
-class Measures:
-    """The measured fields of a RowResult."""
-
-    train_precision: float
-    val_precision: float
-    val_products: int
-    acceptance_rate_at_target: float
-    fit_precision: float
-    fit_products: int
-    fit_acceptance_rate_at_target: float
-
-
-def measure(classifier: Classifier, data: ComparisonData, config: Config) -> Measures:
-    """Precision on training products; on CERT and FIT also the acceptance rate at the promised precision.
-
-    Confidence is fitted as `shelfmark calibrate` fits it. A baseline's decision values are used as logits.
-    """
-    sizes = sizes_of(data.train, data.category, data.taxonomy)
-    # An SVM instead of a head: a Predictor calls nothing but `logits` and `outputs`, which it has, too.
-    predictor = Predictor(cast(Head, classifier), data.taxonomy, sizes, model="", labels="")
-    bounds, truth = data.products(data.fit)
-    aggregation, temperature = choose_aggregation(
-        predictor, data.fit.rows, bounds, truth, wanted_aggregation(config)
-    )
-
-    def predict(part: Part) -> tuple[Predictions, np.ndarray]:
-        """Predictions about a part's n products; (n,) bool, whether they are correct."""
-        bounds, truth = data.products(part)
-        predictions = predictor.predict(part.rows, bounds, temperature, aggregation)
-        return predictions, predictions.top[:, 0] == truth
-
-    _, train = predict(draw_products(data.train, MOST_TRAIN_PRODUCTS, np.random.default_rng(config.seed)))
-    of_fit, fit = predict(data.fit)
-    of_cert, cert = predict(data.cert)
-    model = fit_confidence(predictor.evidence(of_fit), fit, config.calibration.model)
-    target = config.calibration.precision
-
-    def acceptance_rate(predictions: Predictions, correct: np.ndarray) -> float:
-        """The largest share of the products that can be accepted with precision `target`, as measured."""
-        curve = acceptance_curve(model.confidence(predictor.evidence(predictions)), correct)
-        return acceptance_rate_at(curve, target)[0]
-
-    return Measures(
-        train_precision=precision(train),
-        val_precision=precision(cert),
-        val_products=len(cert),
-        acceptance_rate_at_target=acceptance_rate(of_cert, cert),
-        fit_precision=precision(fit) if len(fit) else 0.0,
-        fit_products=len(fit),
-        fit_acceptance_rate_at_target=acceptance_rate(of_fit, fit) if len(fit) else 0.0,
-    )
-
-
-def _count(part: Part) -> int:
-    """Number of products."""
-    return len(product_bounds(part.product_id)) - 1
+def _train_svm(data: ComparisonData) -> Trained:
+    truth, fit_truth = data.truth(data.train), data.truth(data.fit)
+    with Progress("SVMs", trained_svms(truth, fit_truth)) as progress:
+        svm, penalty = choose_svm(
+            data.train.rows[:], truth, data.fit.rows, fit_truth, len(data.taxonomy.categories), progress.to
+        )
+    return Trained(svm, svm.parameters, {"C": penalty})

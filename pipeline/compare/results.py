@@ -4,6 +4,10 @@
     comparison.json    Comparison
     comparison.csv     of each row the columns COLUMNS
 
+    backbones/<name>-<digest>.json    BackboneResult, and `made_from`; beside it .npz, see Outcomes
+    backbones.json                    BackboneComparison
+    backbones.csv                     of each backbone the columns BACKBONE_COLUMNS
+
 Precisions and acceptance rates are shares, 0 to 1.
 """
 
@@ -11,7 +15,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 COLUMNS = (
     *("row", "features", "classifier", "fine_tuned", "learnt_products", "train_precision"),
@@ -84,14 +88,138 @@ class Comparison:
     commands: str  # releases the best head; "" where there is none
     best_row: str | None  # its name
 
+    records: str = ""  # digest of the records that it was measured on
+
     def to_json(self) -> bytes:
         """What comparison.json holds."""
         return json.dumps(asdict(self), indent=1).encode()
 
     def to_csv(self) -> bytes:
         """What comparison.csv holds: a line for each row."""
-        file = io.StringIO()
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
-        return file.getvalue().encode()
+        return _csv(COLUMNS, [asdict(row) for row in self.rows])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference or a share, and its 95 % interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class BackboneResult:
+    """What one backbone gave. The fields are the keys of its JSON, in this order."""
+
+    backbone: str  # as Backbone.name
+    weights: str  # what they are called
+    own: bool  # it is the run's
+    given: str  # "NAME=WEIGHTS" as for --backbones; "" of the run's own
+    fingerprint: str
+    image_size: int  # px
+    width: int  # numbers in a bottleneck
+    parameters: int  # of the network as far as it runs
+    learnt_products: int  # that its head was trained on
+    epochs: int  # that FIT chose
+    train_precision: float
+    val_precision: float  # of CERT, as are the next three
+    val_products: int
+    levels: Mapping[str, float]  # by level: share of products whose node is the most likely one
+    acceptance_rate_at_target: float
+    target_precision: float
+    fit_precision: float
+    fit_products: int
+    fit_acceptance_rate_at_target: float
+    engine: str
+    images_per_second: float  # extraction on this computer, photos read and decoded
+    measured_images: int
+    peak_memory: int  # bytes, of a process that loads the network and extracts
+    store_bytes_per_million: int  # of a million images
+    acceptance_interval: Interval | None = None  # these three are computed for all backbones together
+    precision_difference: Interval | None = None  # to the run's own backbone, on CERT; None of this itself
+    acceptance_difference: Interval | None = None  # likewise
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What backbones are sorted by: acceptance rate and precision, both of FIT."""
+        return self.fit_acceptance_rate_at_target, self.fit_precision
+
+    @property
+    def label(self) -> str:
+        """Name and weights, for people."""
+        return f"{self.backbone} ({self.weights})"
+
+    def to_json(self, made_from: str) -> bytes:
+        """What the backbone's file holds."""
+        return json.dumps(asdict(self) | {"made_from": made_from}, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, text: str, made_from: str) -> "BackboneResult | None":
+        """Reads what `to_json` returned; None where it was made from something else.
+
+        Raises:
+            ValueError: the text is not such a result.
+        """
+        try:
+            values = json.loads(text)
+            return cls(**values) if values.pop("made_from") == made_from else None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a backbone of a comparison: {error}") from error
+
+
+BACKBONE_COLUMNS = tuple(
+    field.name
+    for field in fields(BackboneResult)
+    if field.name not in ("levels", "acceptance_interval", "precision_difference", "acceptance_difference")
+)
+
+
+@dataclass(frozen=True)
+class BackboneComparison:
+    """All backbones, and what they were measured on. The fields are the keys of backbones.json."""
+
+    rows: Sequence[BackboneResult]
+    notes: Sequence[str]  # backbones that failed, and why
+    categories: int
+    drawn: bool  # the categories are a random draw
+    val_products: int  # of CERT
+    fit_products: int
+    target: float  # precision promised
+    best: str  # a sentence: which backbone to use
+    command: str  # uses the best one; "" where it is the run's own
+    best_row: str | None  # its fingerprint
+    records: str  # digest of the records that it was measured on
+
+    def to_json(self) -> bytes:
+        """What backbones.json holds."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    def to_csv(self) -> bytes:
+        """What backbones.csv holds: a line for each backbone; a column for each level and end of interval."""
+        names = list(self.rows[0].levels) if self.rows else []
+        rows = []
+        for row in self.rows:
+            values: dict[str, object] = asdict(row) | dict(row.levels)
+            for name in ("precision_difference", "acceptance_difference"):
+                interval: Interval | None = getattr(row, name)
+                values |= {
+                    f"{name}_lower": interval and interval.lower,
+                    f"{name}_upper": interval and interval.upper,
+                }
+                values[name] = interval and interval.value
+            rows.append(values)
+        differences = [
+            f"{name}{end}"
+            for name in ("precision_difference", "acceptance_difference")
+            for end in ("", "_lower", "_upper")
+        ]
+        return _csv([*BACKBONE_COLUMNS, *names, *differences], rows)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> bytes:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()

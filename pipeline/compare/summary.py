@@ -6,18 +6,22 @@ only measures: a row chosen on CERT would be certified on the products that chos
 
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from scipy.stats import binomtest
 
 from features.storage.artifact import Artifact
-from features.storage.paths import AnyPath
+from features.storage.paths import AnyPath, write_whole
+from pipeline.compare import backbones_summary
 from pipeline.compare.classifiers import CLASSIFIERS, PAPER, TUNED, VARIANTS, config_of
-from pipeline.compare.results import Comparison, RowResult
+from pipeline.compare.results import BackboneComparison, Comparison, RowResult
 from pipeline.job.config import Config
 from pipeline.report.language import Words
 from pipeline.report.page import environment
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -142,8 +146,35 @@ def table(comparison: Comparison) -> "Table":
     return shown
 
 
-def render(comparison: Comparison, run: str) -> str:
-    """The page as HTML."""
+def write_page(out: AnyPath, records: str) -> None:
+    """Writes index.html from the comparisons of classifiers and of backbones that the directory holds.
+
+    Args:
+        out: the comparison's directory.
+        records: digest of the records; a comparison that was measured on others is not shown.
+    """
+    classifiers, backbones = (
+        _read(out / "comparison.json", Comparison),
+        _read(out / "backbones.json", BackboneComparison),
+    )
+    page = render(
+        classifiers if classifiers and classifiers.records == records else None,
+        out.parent.name,
+        backbones if backbones and backbones.records == records else None,
+    )
+    write_whole(out / "index.html", page.encode())
+
+
+def _read(file: AnyPath, kind: type[T]) -> T | None:
+    """What a file holds; None where it is missing, or of a version with other keys."""
+    try:
+        return TypeAdapter(kind).validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def render(comparison: Comparison | None, run: str, backbones: BackboneComparison | None = None) -> str:
+    """The page as HTML, with what there is."""
     published = [
         (variant.spec.features, variant.spec.classifier, variant.fine_tuned, *PAPER[variant.name])
         for variant in sorted(VARIANTS, key=lambda variant: CLASSIFIERS.index(variant.spec))
@@ -152,5 +183,13 @@ def render(comparison: Comparison, run: str) -> str:
     return (
         environment(Words("en"))
         .get_template("comparison.html.j2")
-        .render(comparison=comparison, run=run, caption=caption(comparison), published=published)
+        .render(
+            comparison=comparison,
+            run=run,
+            caption=caption(comparison) if comparison else "",
+            published=published,
+            backbones=backbones,
+            backbones_caption=backbones_summary.caption(backbones) if backbones else "",
+            plot=backbones_summary.plot_of(backbones) if backbones else None,
+        )
     )
