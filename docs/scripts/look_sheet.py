@@ -1,6 +1,6 @@
 """Puts photos with their maps on one sheet, for docs/look.md.
 
-    python docs/scripts/look_sheet.py --workspace W --output docs/images/look.jpg PHOTO...
+python docs/scripts/look_sheet.py --workspace W --output docs/images/look.jpg PHOTO...
 """
 
 import argparse

@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.engines.backbone_names import parse_name, require_weights
+from features.engines.backbone_names import parse_name, require_backbone
 from features.errors import ShelfmarkError
 from features.storage.paths import any_path, local
 
@@ -22,9 +22,8 @@ class Candidate:
 
     def identity(self, seed: int) -> list[object]:
         """What its bottlenecks depend on beside the image size, known without loading it."""
-        parts: list[object] = [self.name, self.weights, _content(self.weights)]
-        file = self.given.partition("@")[0]
-        parts += [_content(file)]
+        own = parse_name(self.given).path  # of an ONNX file or a preset
+        parts: list[object] = [self.name, self.weights, _content(self.weights), _content(own)]
         return [*parts, seed] if self.weights == "random" else parts
 
 
@@ -44,7 +43,7 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
             )
         try:
             name = str(parse_name(given))
-            require_weights(weights or "imagenet")
+            require_backbone(given, weights or "imagenet")
         except ShelfmarkError as error:
             raise ShelfmarkError(f"--backbones {item}: {error}") from error
         candidate = Candidate(given, name, _whole_path(weights or "imagenet"))
@@ -64,7 +63,7 @@ def _whole_path(weights: str) -> str:
 
 def _content(path: str) -> str:
     """sha256 of a file; of a directory, of its files; "" where there is neither."""
-    if path in ("imagenet", "random"):
+    if path in ("", "imagenet", "random"):
         return ""
     whole = any_path(path)
     if whole.is_file():

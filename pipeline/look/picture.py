@@ -24,9 +24,7 @@ LESS, MORE = "little evidence", "much"
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf")  # where one is installed: more letters
 
 
-def draw_picture(
-    photo: Image.Image, heat: np.ndarray | None, title: str, side: int = SIDE
-) -> Image.Image:
+def draw_picture(photo: Image.Image, heat: np.ndarray | None, title: str, side: int = SIDE) -> Image.Image:
     """Draws the picture; without a map the photo alone under its title.
 
     Args:
