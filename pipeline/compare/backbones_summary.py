@@ -64,12 +64,12 @@ def retrain_command(
     SOURCE… and FILE are placeholders, as in `release_command`. A run with a backbone/ of its own uses that,
     so the command names another run.
     """
-    name, _, weights = best.given.partition("=")
+    name, equals, weights = best.given.partition("=")
     own = ("backbone.name", "backbone.weights")
     options = "".join(f" --set {shlex.quote(text)}" for text in config.sets() if not text.startswith(own))
     taxonomy = "" if records.made_from["taxonomy"] == "none" else "--taxonomy FILE "
     target = f"--workspace {shlex.quote(str(workspace))} --run {run}{'-frozen' * bool(tuned)}"
-    network = f"--backbone {shlex.quote(name)} --weights {shlex.quote(weights)}"
+    network = f"--backbone {shlex.quote(name)}" + f" --weights {shlex.quote(weights)}" * bool(equals)
     return f"shelfmark retrain SOURCE… {taxonomy}{target} {network}{options}"
 
 
