@@ -30,7 +30,7 @@ from pipeline.compare.backbones_summary import (
     best_backbone,
     plot_of,
     retrain_command,
-    table,
+    tables,
 )
 from pipeline.compare.candidates import Candidate, parse_candidates
 from pipeline.compare.extraction import Extraction, ExtractionResult, extract_and_measure
@@ -390,8 +390,8 @@ def test_page_has_the_backbones_and_escapes_names() -> None:
     assert page.count("<circle") == 2
 
 
-def test_terminal_table_has_a_line_for_each_backbone() -> None:
-    assert table(comparison(ROW, OWN)).row_count == 2
+def test_terminal_tables_have_a_line_for_each_backbone() -> None:
+    assert [shown.row_count for shown in tables(comparison(ROW, OWN))] == [2, 2]
 
 
 def test_a_comparison_on_other_records_is_not_on_the_page(tmp_path: Path) -> None:
