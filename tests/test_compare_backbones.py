@@ -1,4 +1,4 @@
-"""`shelfmark compare --backbones` on a small drawn catalogue: against evaluate, kills, refusals, page."""
+"""`shelfmark compare --backbones` on a small drawn catalogue: against a row, kills, refusals, page."""
 
 import csv
 import itertools
@@ -126,16 +126,18 @@ def test_backbones_stand_in_the_table_the_csv_the_json_and_the_page_and_again_co
     assert extracted == ["own", INNER]
 
 
-def test_figures_are_those_that_evaluate_measures_on_cert(shop: Path, extracted: list[str]) -> None:
-    assert shelfmark("compare", shop, "--backbones", "mobilenet=random", "--set", "head.hidden=[24,24]") == 0
+def test_figures_are_those_of_a_row_with_the_same_head(shop: Path, extracted: list[str]) -> None:
+    sets = ("--set", "head.hidden=[256,256]")
+    assert shelfmark("compare", shop, "--backbones", f"{INNER}=random", *sets) == 0
+    assert shelfmark("compare", shop, "--only", "2nn-512", *sets) == 0
     own = next(row for row in read(shop)["rows"] if row["own"])
-    for command in ("train", "calibrate", "evaluate"):
-        assert shelfmark(command, shop) == 0
-    cert = json.loads((shop / "W/runs/week/evaluation/metrics.json").read_text())["cert"]
-    assert own["val_products"] == cert["products"]
-    assert own["val_precision"] == cert["precision"]
-    assert own["levels"] == {level: shares["top1"] for level, shares in cert["levels"].items()}
-    assert own["acceptance_rate_at_target"] == cert["acceptance_rate_at_target"]
+    row = json.loads((results_of(shop) / "comparison.json").read_text())["rows"][0]
+    same = ("train_precision", "val_precision", "val_products", "acceptance_rate_at_target", "fit_precision")
+    assert {name: own[name] for name in same} == {name: row[name] for name in same}
+    assert own["levels"]["level3"] == own["val_precision"]
+    page = (results_of(shop) / "index.html").read_text()
+    assert INNER in page
+    assert "2NN-512" in page
 
 
 def test_a_killed_comparison_goes_on_at_the_next_backbone(
@@ -177,6 +179,7 @@ def test_a_backbone_that_fails_is_a_note_and_the_others_are_compared(
 
 def test_a_process_of_its_own_extracts_and_measures(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
     summary = open_artifact(shop / "W/runs/week/bottlenecks", "bottlenecks").summary
+    caplog.set_level("INFO", logger="shelfmark")
     ballast = np.ones(2**26)  # 0.5 GB of this process do not count
     result = extraction.extract_apart(Extraction(run_of(shop), None, str(summary["fingerprint"])))
     assert (result.name, result.width, result.fingerprint) == ("mobilenet", 1024, summary["fingerprint"])
