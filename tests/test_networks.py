@@ -83,6 +83,7 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
 # Outputs and counts
 
 
+@pytest.mark.timeout(900)  # VGG-19 and ResNet-152 on a busy computer
 @pytest.mark.parametrize("published_size", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", slow_but(QUICK, TORCHVISIONS))
 def test_logits_are_torchvisions(name: str, published_size: bool, tmp_path: Path) -> None:
@@ -131,6 +132,7 @@ def torchvisions_python() -> str | None:
     return python if has.returncode == 0 else None
 
 
+@pytest.mark.timeout(900)  # VGG-19 and ResNet-152 on a busy computer
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TORCHVISIONS)
 def test_torchvision_itself_gives_the_same(name: str, tmp_path: Path) -> None:
@@ -216,6 +218,7 @@ def test_a_grouped_convolution_is_the_same_in_training() -> None:
 # Training, names
 
 
+@pytest.mark.timeout(900)  # VGG-19 and ResNet-152 on a busy computer
 @pytest.mark.parametrize("name", slow_but(("lenet5",), names()))
 def test_every_network_trains_for_an_epoch(name: str, photo: conftest.Photo) -> None:
     """On 200 drawn photos: every trainable array changes, and stays finite."""
