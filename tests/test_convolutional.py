@@ -9,6 +9,7 @@ from conftest import drawn_backbone
 from keras import layers
 
 from features.errors import ShelfmarkError
+from features.networks.family import NETWORKS, build_network
 from models.heads.architectures import ARCHITECTURES, Head, HeadShape, build_head
 from models.heads.class_maps import ClassMaps
 from models.heads.convolutional import convolutional_head, convolutionize
@@ -53,20 +54,6 @@ def close(found: np.ndarray, expected: np.ndarray) -> bool:
     """Whether float32 numbers agree to 1e-5, of the largest one where that is over 1."""
     assert found.shape == expected.shape
     return bool(np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max()))
-
-
-def alexnet(size: int, classes: int) -> keras.Model:
-    """AlexNet's layers at an eighth of its widths."""
-    scaled = keras.Input((size, size, 3))
-    x = layers.Conv2D(8, 11, 4, activation="relu")(layers.ZeroPadding2D(2)(scaled))
-    x = layers.MaxPooling2D(3, 2)(x)
-    x = layers.MaxPooling2D(3, 2)(layers.Conv2D(24, 5, padding="same", activation="relu")(x))
-    for width in (48, 32, 32):
-        x = layers.Conv2D(width, 3, padding="same", activation="relu")(x)
-    x = layers.Flatten()(layers.Dropout(0.5)(layers.MaxPooling2D(3, 2)(x)))
-    for _ in range(2):
-        x = layers.Dropout(0.5)(layers.ReLU()(layers.Dense(512)(x)))
-    return keras.Model(scaled, layers.Dense(classes)(x))
 
 
 def valid_network(size: int) -> keras.Model:
@@ -128,27 +115,51 @@ def test_a_head_on_a_backbone_gives_the_dense_answer(
     assert answer(convolutional, photos(1, size + 64, size + 32)).shape[1:3] == (3, 2)
 
 
-@pytest.mark.parametrize("network", ["alexnet", "vgg19"])
-def test_dense_layers_over_a_map_give_the_dense_answer(network: str, quiet_tensorflow: None) -> None:
-    size = 224 if network == "alexnet" else 32
-    dense = drawn(
-        alexnet(size, 7)
-        if network == "alexnet"
-        else keras.applications.VGG19(weights=None, input_shape=(32, 32, 3), classes=7)
-    )
-    images = photos(2, size, size) / 255
+@pytest.mark.parametrize("key", ["lenet5", "alexnet"])
+def test_dense_layers_over_a_map_of_the_family_give_the_dense_answer(
+    key: str, quiet_tensorflow: None
+) -> None:
+    size = NETWORKS[key].image_size
+    keras.utils.set_random_seed(1)
+    dense = build_network(key, size, classes=7)
+    images = photos(2, size, size) / 64 - 2
+    convolutional = convolutionize(dense)
+    found = answer(convolutional, images)
+    assert close(found[:, 0, 0], answer(dense, images)) and np.ptp(found) > 0.01
+    step = {"lenet5": 4, "alexnet": 32}[key]  # px from one cell of the last map to the next
+    assert answer(convolutional, photos(1, size + step, size + 2 * step)).shape == (1, 2, 3, 7)
+    cells = [layer.kernel_size for layer in convolutional.layers if layer.name.startswith("classifier")]
+    assert cells == [{"lenet5": (5, 5), "alexnet": (6, 6)}[key], (1, 1), (1, 1)]
+
+
+def test_the_dense_layers_of_vgg19_over_one_cell_give_the_dense_answer(quiet_tensorflow: None) -> None:
+    dense = drawn(keras.applications.VGG19(weights=None, input_shape=(32, 32, 3), classes=7))
+    images = photos(2, 32, 32) / 255
     found = answer(convolutionize(dense), images)
     assert close(found[:, 0, 0], answer(dense, images)) and np.ptp(found) > 0.01
-    assert answer(convolutionize(dense), photos(1, size + 32, size + 64)).shape == (1, 2, 3, 7)
+    assert answer(convolutionize(dense), photos(1, 64, 96)).shape == (1, 2, 3, 7)
 
 
 @pytest.mark.slow
-def test_the_whole_vgg19_gives_the_dense_answer(quiet_tensorflow: None) -> None:
-    dense = drawn(keras.applications.VGG19(weights=None, classifier_activation=None))
-    images = photos(1, 224, 224) / 255
+@pytest.mark.parametrize("origin", ["keras", "family"])
+def test_the_whole_vgg19_gives_the_dense_answer(origin: str, quiet_tensorflow: None) -> None:
+    keras.utils.set_random_seed(1)
+    dense = (
+        build_network("torchvisionvgg19", 224)
+        if origin == "family"
+        else drawn(keras.applications.VGG19(weights=None, classifier_activation=None))
+    )
+    images = photos(1, 224, 224) / 64 - 2
     convolutional = convolutionize(dense)
-    assert convolutional.get_layer("fc1").kernel.shape == (7, 7, 512, 4096)
-    assert close(answer(convolutional, images)[:, 0, 0], answer(dense, images))
+    first = convolutional.get_layer("fc1" if origin == "keras" else "classifier.0")
+    assert first.kernel.shape == (7, 7, 512, 4096)
+    found = answer(convolutional, images)
+    assert close(found[:, 0, 0], answer(dense, images)) and np.ptp(found) > 0.01
+
+
+def test_cells_that_are_averaged_from_a_larger_map_are_refused(quiet_tensorflow: None) -> None:
+    message = refused(build_network("lenet5", 40, classes=3))
+    assert message.startswith("cells: ") and "(None, 7, 7, 16) into (None, 5, 5, 16)" in message
 
 
 def test_squeeze_and_excitation_stays_inside(quiet_tensorflow: None) -> None:

@@ -420,7 +420,7 @@ class ReportSettings(Section):
     0 for a page without photos."""
     maps: Annotated[int, Field(ge=0, le=100)] = 30
     """Photos of wrong and doubtful products with a map of where the network looked, at most. Each goes
-    through the backbone once more, in retrain and evaluate. 0 for none."""
+    through the backbone once more, in retrain and evaluate. Lower it for a slow backbone; 0 for none."""
 
 
 class CompareSettings(Section):
