@@ -8,9 +8,10 @@ own network, after it trained further for another task, so the accuracy of its e
 weights. `engines`: as in engines_agree.py, on the validation photos; `error` is the length of the
 difference from TensorFlow's fp32 bottleneck as a share of its length, of the worst photo and of the median
 one. `ends`: a linear SVM (standardised, C = 0.01) on the training photos, measured on the 296 validation
-photos, by the layer at which the network ends (all ends in one pass); rates are of decoding, resizing and the
-network that ends there together, on the validation photos. An engine or precision that this processor lacks is named and left out. Without the photos nothing is measured,
-and a line says so. Writes results/inception.json.
+photos, by the layer at which the network ends (all ends in one pass); rates are of decoding, resizing and
+the network that ends there together, on the validation photos. An engine or precision that this processor
+lacks is named and left out. Without the photos nothing is measured, and a line says so. Writes
+results/inception.json.
 """
 
 import argparse

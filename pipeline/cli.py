@@ -13,6 +13,7 @@ import click
 from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
+from pipeline.cli_look import look
 from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
 from pipeline.cli_releases import release, releases, rollback, withdraw
 from pipeline.cli_status import runs, status
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 _sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 _engine = click.option(
     "--engine",
-    type=click.Choice(["auto", "tensorflow", "openvino", "jax"]),
+    type=click.Choice(["auto", "tensorflow", "openvino", "onnxruntime", "jax"]),
     help="What runs the backbone; default: auto, the fastest one installed.",
 )
 _taxonomy = click.option(
@@ -169,13 +170,17 @@ def calibrate(run: "Run") -> None:
 def evaluate(run: "Run") -> None:
     """Measures precision on held-out products.
 
+    For the report it also makes maps of where the network looked in some photos, see report.maps.
+
     \b
     Example:
       shelfmark evaluate --workspace shop
     """
+    from pipeline.look.maps import maps
     from pipeline.train.evaluate import evaluate
 
     evaluate(run)
+    maps(run)
 
 
 @shelfmark.command()
@@ -375,6 +380,7 @@ def categorize(
     print(f"{decisions_source(output)}: {told}")
 
 
+shelfmark.add_command(look)
 shelfmark.add_command(audit)
 shelfmark.add_command(taxonomy)
 

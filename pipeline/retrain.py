@@ -10,6 +10,7 @@ from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
 from pipeline.job.account import RunAccount, account_of
 from pipeline.job.run import Run
+from pipeline.look.maps import maps
 from pipeline.release.clean import clean_after
 from pipeline.release.feed import guard_feed
 from pipeline.release.judge import judge
@@ -72,6 +73,7 @@ def retrain(
         # extracts the test images anew where the two backbones differ
         verdict = judge(run, candidate, force=force, tree_changed=differs_from_service(run))
         account.verdict = asdict(verdict)
+        maps(run)  # a few photos once more through the network
         report(run)  # seconds
         release(run, candidate, verdict)
         clean_after(run)  # where retention.clean says so

@@ -408,6 +408,14 @@ def _write_photos(run: Path, drawn: Drawn, ids: np.ndarray) -> None:
     pd.DataFrame(rows).to_parquet(run / "records" / "images.parquet")
 
 
+def write_maps(run: Path, product_ids: list[str]) -> None:
+    """Maps of two rows and three columns, as pipeline/look/maps.py writes them: light at the upper right."""
+    (run / "maps").mkdir()
+    heat = np.array([0, 0, 255, 0, 0, 51], np.uint8)
+    rows = [{"product_id": name, "rows": np.int32(2), "heat": heat} for name in product_ids]
+    pd.DataFrame(rows).to_parquet(run / "maps" / "maps.parquet", index=False)
+
+
 def _product_image(product_id: str, row: int, category: int) -> ProductImage:
     picture = Image.new("RGB", (160, 120), (240, 240, 240))
     draw = ImageDraw.Draw(picture)

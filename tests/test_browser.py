@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from report_runs import draw_run
-from test_report import use
+from report_runs import draw_run, write_maps
+from test_report import most_wrong, use
 
 from pipeline.report.data import load
 from pipeline.report.language import Words
@@ -40,7 +40,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_run(tmp_path_factory.mktemp("drawn") / "run")
+    drawn = draw_run(tmp_path_factory.mktemp("drawn") / "run")
+    write_maps(drawn, most_wrong(drawn, 12))
+    return drawn
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +140,36 @@ def test_without_scripts_headline_and_short_tables_show(open_page: Any) -> None:
     assert page.locator("[data-table=targets] tbody tr").count() == 6
     assert "This browser runs no scripts" in page.locator("body").inner_text()
     assert not page.locator(".chooser").is_visible()
+
+
+# Maps
+
+
+@pytest.mark.parametrize("name", ["en", "fr"])
+def test_the_box_changes_photos_to_maps_and_back(open_page: Any, name: str) -> None:
+    watched = open_page(name)
+    page, words = watched.page, Words(name)
+    boxes = page.get_by_label(words("maps.toggle"))
+    assert boxes.count() == 2 and boxes.first.is_visible()  # in the categories, and beside the wrong products
+    picture = page.locator("[data-table=wrong] img.photo").first
+    product = page.evaluate("page.photo_ids[Object.keys(page.maps)[0]]")
+    before = picture.get_attribute("src")
+    assert picture.get_attribute("alt") == words("js.photo", product=product)
+    boxes.last.check()
+    assert boxes.first.is_checked()
+    assert picture.get_attribute("src") == page.evaluate(
+        "'data:image/webp;base64,' + Object.values(page.maps)[0]"
+    )
+    assert picture.get_attribute("alt") == words("js.photo_map", product=product)
+    assert picture.evaluate("one => one.decode().then(() => one.naturalWidth)") == 128
+    boxes.first.uncheck()
+    assert picture.get_attribute("src") == before and not boxes.last.is_checked()
+    assert watched.errors == []
+
+
+def test_without_scripts_no_box_is_offered(open_page: Any) -> None:
+    page = open_page("en", java_script_enabled=False).page
+    assert page.locator(".maps").count() == 2 and not page.locator(".maps").first.is_visible()
 
 
 # The slider

@@ -96,6 +96,7 @@ def test_the_examples_of_the_stages_run_one_after_the_other(tmp_path, monkeypatc
         'backbone = {weights = "random", image_size = 75}\ningest = {min_products = 10}\n'
         "head = {hidden = [64, 64]}\ntrain = {epochs = 20}\n"
     )
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     done = []
     for name in (
@@ -107,6 +108,7 @@ def test_the_examples_of_the_stages_run_one_after_the_other(tmp_path, monkeypatc
         "report",
         "retrain",
         "categorize",
+        "look",
         "clean",
     ):
         arguments = example(shelfmark.commands[name]).split()[1:]

@@ -159,7 +159,8 @@ def test_an_encoder_of_blue_green_red_gets_them_in_this_order(tmp_path: Path) ->
 
 CLIP = {
     "crop_size": {"height": SIDE, "width": SIDE}, "size": {"shortest_edge": 20}, "do_rescale": True,
-    "rescale_factor": 0.00392156862745098, "image_mean": SCALINGS["clip"][:3], "image_std": SCALINGS["clip"][3:],
+    "rescale_factor": 0.00392156862745098,
+    "image_mean": SCALINGS["clip"][:3], "image_std": SCALINGS["clip"][3:],
 }  # fmt: skip
 
 
@@ -474,18 +475,20 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], int | None, En
                  "photos of any size; .* give --image-size"),
     "other size": (small_encoder, (), 32, SCALED, f"photos of {SIDE} px alone; .*leave out --image-size"),
     "no scaling": (small_encoder, (), None, PLAIN,
-                   r"nothing says how .* 0\.\.255, 0\.\.1, -1\.\.1, imagenet, clip, or to mean and deviation"),
-    "scaled bytes": (lambda file: small_encoder(file, dtype=np.uint8), (), None, SCALED, "leave out backbone.scaling"),
+                   r"nothing says how .* 0\.\.255, 0\.\.1, -1\.\.1, imagenet, clip, or to mean and dev"),
+    "scaled bytes": (lambda file: small_encoder(file, dtype=np.uint8), (), None, SCALED,
+                     "leave out backbone.scaling"),
     "odd configuration": (configured('{"do_flip_channel_order": true}'), (), None, PLAIN,
                           "says by do_flip_channel_order, which is not supported"),
     "broken configuration": (configured("{"), (), None, PLAIN, r"preprocessor_config.json: cannot be read"),
     "three sizes": (configured('{"size": [1, 2, 3]}'), (), None, PLAIN, r"a size of \[1, 2, 3\]"),
     "several outputs": (lambda file: many_outputs(file, ["map", "tokens"]), (), None, SCALED,
                         "has 2 outputs, map, tokens; .* --backbone a.onnx@map"),
-    "no such tensor": (small_encoder, ("vektor",), None, SCALED, r"no tensor 'vektor' \(did you mean vector\?\)"),
+    "no such tensor": (small_encoder, ("vektor",), None, SCALED,
+                       r"no tensor 'vektor' \(did you mean vector\?\)"),
     "its input": (small_encoder, ("photos",), None, SCALED, "no tensor 'photos'"),
     "tokens": (lambda file: many_outputs(file, ["tokens"]), (), None, SCALED,
-               r"tensor tokens has the shape \(n, 64, 5\), the tokens .* backbone.pooling to mean, or to first"),
+               r"tensor tokens has the shape \(n, 64, 5\), the tokens .* backbone.pooling to mean, or to"),
     "a class": (other_type, (), None, SCALED, "tensor class holds int64; expected float32 or float16"),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import string
+from base64 import b64decode
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from report_runs import HOSTILE, draw_run
+from report_runs import HOSTILE, draw_run, write_maps
 
 from features.errors import ShelfmarkError
 from models.decisions.boosting import Boosting, Tree
@@ -460,6 +461,53 @@ def test_photos_of_a_category_are_of_products_predicted_as_it(run: Path) -> None
         assert all((decided["category"][own] == category).all() for own in ids.values() if own)
         assert correct[ids["correct"]].all() and not correct[ids["wrong"]].any()
         assert all(len(own) <= 5 for own in ids.values())
+
+
+def most_wrong(run: Path, count: int) -> list[str]:
+    """Products of the run's wrong decisions, the most confident first."""
+    measured = pd.read_parquet(run / "evaluation/measured.parquet")
+    confidence = pd.read_parquet(run / "evaluation/decisions.parquet")["confidence"]
+    wrong = measured.loc[~measured["correct"], "product_id"]
+    return wrong[confidence[wrong.index].sort_values(ascending=False, kind="stable").index][:count].tolist()
+
+
+def test_photos_have_the_maps_of_their_products(run: Path) -> None:
+    first, second = most_wrong(run, 2)
+    write_maps(run, [first, second, "no such product"])
+    data = read(run).data
+    assert [data["photo_ids"][int(number)] for number in data["maps"]] == [first, second]
+    with (
+        Image.open(io.BytesIO(b64decode(data["maps"][str(data["photo_ids"].index(first))]))) as drawn,
+        Image.open(io.BytesIO(b64decode(data["photos"][data["photo_ids"].index(first)]))) as photo,
+    ):
+        assert drawn.format == "WEBP" and drawn.size == photo.size == (128, 96)
+        light = np.asarray(drawn.convert("L")).astype(int)
+    assert light[:32, 100:].mean() > light[:, :40].mean() + 40
+    assert read(run).text.count("In 2 photos of wrong and doubtful products: what is light speaks for") == 2
+
+
+def test_a_page_without_maps_offers_none(run: Path) -> None:
+    page = read(run)
+    assert page.data["maps"] == {} and "Show where the network looked" not in page.text
+
+
+def test_maps_of_another_version_are_named(run: Path) -> None:
+    write_maps(run, ["p1"])
+    file = run / "maps/maps.parquet"
+    pd.read_parquet(file).drop(columns="heat").to_parquet(file)
+    with pytest.raises(ShelfmarkError, match=r"maps\.parquet: not usable \(no column heat\)"):
+        load(run)
+    write_wrong = pd.DataFrame({"product_id": ["p1"], "rows": [4], "heat": [[1, 2, 3]]})
+    write_wrong.to_parquet(file)
+    with pytest.raises(ShelfmarkError, match=r"maps\.parquet: not usable .*run `shelfmark evaluate` again"):
+        load(run)
+
+
+def test_wrong_products_and_doubtful_ones_take_turns_for_maps() -> None:
+    details = {"a": {"correct": [], "wrong": [1], "doubtful": [7, 1]}, "b": {"doubtful": [8]}}
+    choice = photos.Choice(wrong=[1, 2, 3, 4, 5], categories=details)
+    assert choice.mapped(30) == [1, 2, 7, 3, 4, 5, 8]
+    assert choice.mapped(3) == [1, 2, 7]
 
 
 def test_number_of_photos_is_a_setting(run: Path) -> None:

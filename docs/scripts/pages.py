@@ -35,7 +35,7 @@ REMADE = {  # section → what a changed setting remakes
     "train": "the head and all that follows",
     "calibration": "the thresholds and all that follows",
     "suspects": "the list of labels in doubt",
-    "report": "the report",
+    "report": "the report, and its maps",
     "compare": "rows of the comparison",
     "monitor": "nothing: it is of no run",
     "retention": "nothing",

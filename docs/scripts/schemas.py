@@ -21,6 +21,7 @@ from pipeline.job.account import RunAccount
 from pipeline.job.config import Config
 from pipeline.job.release_log import Switch
 from pipeline.job.run import SavedRun
+from pipeline.look.results import LookResult
 from pipeline.release.judge import Verdict
 from pipeline.release.trace import Trace
 from pipeline.status import RunState, Status
@@ -38,6 +39,7 @@ DEFINITIONS = {
     "http-health": Health,  # GET /healthz
     "http-problem": Problem,  # what the service says when it refuses a request
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
+    "look": LookResult,  # `shelfmark look --json`
     "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
     "release-log": Switch,  # a line of releases/log.jsonl
     "run": RunAccount,  # runs/<run>/run.json, and what notify.url gets

@@ -201,8 +201,8 @@ def require_weights(weights: str, network: str) -> None:
         raise ShelfmarkError(f"weights {weights}: no such file; {expected}")
     if file.suffix in OF_TORCH and not own:
         raise ShelfmarkError(
-            f"weights {weights}: PyTorch's, for torchvision's networks; expected {formats} of {network}; give "
-            f"those, or one of {', '.join(NETWORKS)} by --backbone"
+            f"weights {weights}: PyTorch's, for torchvision's networks; expected {formats} of {network}; "
+            f"give those, or one of {', '.join(NETWORKS)} by --backbone"
         )
     if isinstance(file, Path) and file.suffix not in OF_TORCH:
         with file.open("rb") as opened:

@@ -65,8 +65,8 @@ def choose_engine(
     else:
         expected = "openvino, tensorflow or jax" if name == "onnxruntime" else "openvino or onnxruntime"
         raise ShelfmarkError(
-            f"engine {name}: does not run backbone {backbone.name}; expected {expected}; correct --engine, or "
-            "leave it out"
+            f"engine {name}: does not run backbone {backbone.name}; expected {expected}; correct --engine, "
+            "or leave it out"
         )
     log.info("engine: %s: %s", chosen.name, why)
     return chosen
@@ -93,8 +93,8 @@ def _fastest_for_onnx(backbone: OnnxBackbone) -> tuple[str, str]:
     if importlib.util.find_spec("onnxruntime"):
         return "onnxruntime", "an ONNX file and no OpenVINO; `pip install 'shelfmark[openvino]'` is quicker"
     raise ShelfmarkError(
-        f"backbone {backbone.name}: neither openvino nor onnxruntime is installed; expected one of them to run "
-        "an ONNX file; pip install 'shelfmark[openvino]' or 'shelfmark[onnx]'"
+        f"backbone {backbone.name}: neither openvino nor onnxruntime is installed; expected one of them to "
+        "run an ONNX file; pip install 'shelfmark[openvino]' or 'shelfmark[onnx]'"
     )
 
 

@@ -178,8 +178,8 @@ def _read_onnx(backbone: OnnxBackbone, shape: tuple[int, int, int, int]) -> "ope
         return openvino.convert_model(io.BytesIO(backbone.onnx), input=[pixels])
     except Exception as error:  # OpenVINO's own, and RuntimeError: an operator that it lacks, for instance
         raise ShelfmarkError(
-            f"engine openvino: cannot read backbone {backbone.name} ({first_line(error)}); expected operators "
-            "that OpenVINO has; give --engine onnxruntime"
+            f"engine openvino: cannot read backbone {backbone.name} ({first_line(error)}); expected "
+            "operators that OpenVINO has; give --engine onnxruntime"
         ) from error
 
 

@@ -21,7 +21,7 @@ from features.records import pieces_of
 from models.decisions.categories import Department
 from models.decisions.confidence import DECIMALS, ConfidenceModel, Evidence
 from models.decisions.levels import stop_level
-from models.decisions.predictions import Predictions, predict
+from models.decisions.predictions import Predictions, level_probabilities, predict
 from models.decisions.thresholds import Certificate
 from models.heads.architectures import SET, Head
 from models.rows import Rows
@@ -150,6 +150,26 @@ class Categorizer:
         """Whether it predicts from two bottlenecks of each image: of the image, then of the mirrored one."""
         return self.predictor.head.shape.flip
 
+    @property
+    def head(self) -> Head:
+        """The head that predicts the categories: the set head where it was chosen, else the other one."""
+        set_head = self.predictor.set_head if self.rules.aggregation == SET else None
+        return set_head or self.predictor.head
+
+    def bottlenecks(self, engine: Engine, jpegs: Sequence[bytes], source: str) -> np.ndarray:
+        """(n, d) float16 of n strict JPEGs; with `flip` (2 · n, d), two rows of each image.
+
+        Args:
+            engine: runs the backbone.
+            jpegs: of `normalise`.
+            source: named by errors.
+        """
+        views = [
+            extract(engine, pieces_of(jpegs, source=source), len(jpegs), flip)
+            for flip in ((False, True) if self.flip else (False,))
+        ]
+        return np.stack(views, axis=1).reshape(-1, engine.width)
+
     def predict(self, bottlenecks: Rows, bounds: np.ndarray) -> Predictions:
         """Predictions about products, with the calibrated temperature and aggregation.
 
@@ -158,6 +178,14 @@ class Categorizer:
             bounds: (n + 1,) of the rows.
         """
         return self.predictor.predict(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
+
+    def probabilities(self, bottlenecks: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """(n, C) float64 probabilities of all categories, of a few products; arguments as of `predict`."""
+        predictor, rules = self.predictor, self.rules
+        levels = level_probabilities(
+            predictor.head, bottlenecks, bounds, rules.temperature, rules.aggregation, predictor.set_head
+        )
+        return levels[-1]
 
     def confidence(self, predictions: Predictions) -> np.ndarray:
         """(n,) float64, calibrated probability that the most likely category is correct.
@@ -316,10 +344,6 @@ def categorize_photos(
     refusals = [refusal[digest] for digest in digests]
     if not jpegs:
         return unreadable([product_id], categorizer.release), refusals
-    views = [
-        extract(engine, pieces_of(jpegs, source=f"product {product_id}"), len(jpegs), flip)
-        for flip in ((False, True) if categorizer.flip else (False,))
-    ]
-    bottlenecks = np.stack(views, axis=1).reshape(-1, engine.width)
+    bottlenecks = categorizer.bottlenecks(engine, jpegs, f"product {product_id}")
     predictions = categorizer.predict(bottlenecks, np.array([0, len(bottlenecks)]))
     return categorizer.decide(np.array([product_id], dtype=object), predictions), refusals

@@ -105,21 +105,44 @@ def predict(
             `set_head`, the levels above by the mean.
         set_head: reads the images of a product together.
     """
-    image_wise = "mean" if aggregation == SET else aggregation
     parts = []
     for start, stop in list(product_ranges(bounds, PIECE)) or [(0, 0)]:  # no products: empty, of every level
         rows = bottlenecks[slice(bounds[start], bounds[stop])]
-        images = np.diff(bounds[start : stop + 1])
-        levels = [
-            product_probabilities(logits, images, temperature, image_wise) for logits in head.outputs(rows)
-        ]
-        if aggregation == SET:
-            assert set_head is not None
-            logits = set_logits(set_head, rows, bounds[start : stop + 1] - bounds[start])
-            levels[-1] = product_probabilities(logits, np.ones_like(images), temperature)
-        parts.append(_summarized(levels, images, taxonomy))
+        own = bounds[start : stop + 1] - bounds[start]
+        levels = level_probabilities(head, rows, own, temperature, aggregation, set_head)
+        parts.append(_summarized(levels, np.diff(own), taxonomy))
     columns = zip(*parts, strict=True)
     return Predictions(*(np.concatenate(column) for column in columns))
+
+
+def level_probabilities(
+    head: Classifier,
+    bottlenecks: np.ndarray,
+    bounds: np.ndarray,
+    temperature: float,
+    aggregation: str = "mean",
+    set_head: Head | None = None,
+) -> list[np.ndarray]:
+    """(n, nodes) float64 probabilities of n products, for each level that the head has, coarse to fine.
+
+    Args:
+        head: as for `predict`, like all others.
+        bottlenecks: (images, d), of a few products: all in memory.
+        bounds: (n + 1,), from 0.
+        temperature: see there.
+        aggregation: see there.
+        set_head: see there.
+    """
+    images = np.diff(bounds)
+    image_wise = "mean" if aggregation == SET else aggregation
+    levels = [
+        product_probabilities(logits, images, temperature, image_wise) for logits in head.outputs(bottlenecks)
+    ]
+    if aggregation == SET:
+        assert set_head is not None
+        logits = set_logits(set_head, bottlenecks, bounds)
+        levels[-1] = product_probabilities(logits, np.ones_like(images), temperature)
+    return levels
 
 
 def _summarized(

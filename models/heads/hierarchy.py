@@ -22,18 +22,18 @@ def leaf_log_probabilities(scores: Sequence[Tensor], parents: tuple[tuple[int, .
     Morin and Bengio, AISTATS 2005, on a given tree. They serve as logits: their softmax is p(leaf) again.
 
     Args:
-        scores: (n, nodes) tensor of each level, from coarse to fine.
+        scores: (n, nodes) or (n, h, w, nodes) tensor of each level, from coarse to fine.
         parents: Taxonomy.parents.
 
     Returns:
-        (n, C) float32 tensor.
+        (n, C) or (n, h, w, C) float32 tensor.
     """
     from keras import ops
 
     total: Tensor = None
     families = 1
     for nodes, parents_of_nodes in zip(scores, parents, strict=True):
-        level = ops.transpose(ops.cast(nodes, "float32"))  # segments are rows
+        level = ops.moveaxis(ops.cast(nodes, "float32"), -1, 0)  # segments are rows
         parent = ops.convert_to_tensor(np.array(parents_of_nodes, np.int32))
         # Against underflow in families whose scores are all low. It changes no value: no gradient is needed.
         top = ops.stop_gradient(ops.segment_max(level, parent, num_segments=families))
@@ -42,7 +42,7 @@ def leaf_log_probabilities(scores: Sequence[Tensor], parents: tuple[tuple[int, .
         given = shifted - ops.take(ops.log(family), parent, axis=0)  # log p(node | its parent)
         total = given if total is None else given + ops.take(total, parent, axis=0)
         families = len(parents_of_nodes)
-    return ops.transpose(total)
+    return ops.moveaxis(total, 0, -1)
 
 
 @dataclass(frozen=True)

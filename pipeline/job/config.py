@@ -418,6 +418,9 @@ class ReportSettings(Section):
     thumbnails: Annotated[int, Field(ge=0, le=300)] = 300
     """Photos in the page, at most, as small WebP pictures of about 3 kB each. Lower it for a smaller file;
     0 for a page without photos."""
+    maps: Annotated[int, Field(ge=0, le=100)] = 30
+    """Photos of wrong and doubtful products with a map of where the network looked, at most. Each goes
+    through the backbone once more, in retrain and evaluate. Lower it for a slow backbone; 0 for none."""
 
 
 class CompareSettings(Section):

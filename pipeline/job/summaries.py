@@ -123,6 +123,12 @@ class EvaluationSummary(Summary):
     accepted_precision: float | None
 
 
+class MapsSummary(Summary):
+    """maps/: where the network looked."""
+
+    photos: int
+
+
 class InServiceSummary(Summary):
     """in_service/: what the release that was in service decides about the measured products."""
 

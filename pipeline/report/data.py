@@ -9,6 +9,7 @@ runs/<run>/config.json                  run, code_version, based_on, settings
            tree/changes.csv             categories that are not what they were in the release in service
            in_service/*.parquet         decisions and measured of the release in service, where there was one
            suspects/                    labels in doubt and how many are wrong, where they were looked for
+           maps/maps.parquet            where the network looked in some photos: pipeline/look/maps.py
     └─ load ─► ReportData
 """
 
@@ -54,6 +55,8 @@ SUSPECTS = "suspects/suspects.parquet"
 TREE = "tree/changes.csv"
 CHANGE = ("category", "kind", "targets", "products_before", "products_now", "withheld")
 IN_SERVICE = "in_service/measured.parquet"
+MAPS = "maps/maps.parquet"
+MAP = ("product_id", "rows", "heat")
 NOISE = "suspects/manifest.json"
 SUSPECT = (
     *("product_id", "category", "category_path", "proposed", "proposed_path"),
@@ -65,6 +68,7 @@ STAGES = {
     **{"evaluation": "evaluate", "in_service": "retrain", "thresholds": "calibrate", "head": "train"},
     "suspects": "audit suspects",
     "tree": "retrain",
+    "maps": "evaluate",
 }
 
 Content = TypeVar("Content")
@@ -129,6 +133,7 @@ class ReportData:
     tree: pd.DataFrame | None  # changed categories; None where the trees were not compared
     noise: float | None  # estimated share of wrong labels; None where they were not looked for
     verdict: str | None  # why the bundle is released or not, in English; None before it was judged
+    maps: Mapping[str, np.ndarray]  # (h, w) 0..1, by product_id; of none where they were not made
 
     @property
     def measured(self) -> PartFigures | None:
@@ -186,6 +191,7 @@ def load(run: AnyPath) -> ReportData:
         tree=_read_table(run, TREE, CHANGE) if (run / TREE).is_file() else None,
         noise=_read(run, NOISE, _parse_noise) if (run / NOISE).is_file() else None,
         verdict=_read(run, VERDICT, _parse_verdict) if (run / VERDICT).is_file() else None,
+        maps=_read_maps(run) if (run / MAPS).is_file() else {},
         **tables,
     )
 
@@ -240,6 +246,17 @@ def _read_table(run: AnyPath, name: str, columns: Sequence[str]) -> pd.DataFrame
     if missing:
         raise _unusable(run, name, f"no column {', '.join(missing)}")
     return table
+
+
+def _read_maps(run: AnyPath) -> dict[str, np.ndarray]:
+    table = _read_table(run, MAPS, MAP)
+    try:
+        return {
+            name: np.asarray(heat, np.float64).reshape(rows, -1) / 255
+            for name, rows, heat in zip(*(table[column] for column in MAP), strict=True)
+        }
+    except (ValueError, TypeError) as error:
+        raise _unusable(run, MAPS, error) from error
 
 
 def _read_products(run: AnyPath, folder: str) -> Products:

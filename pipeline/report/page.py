@@ -40,7 +40,7 @@ from pipeline.report.figures import (
     thresholds_to_keep,
 )
 from pipeline.report.language import Words, language_of
-from pipeline.report.photos import Choice, choose, thumbnails
+from pipeline.report.photos import Choice, choose, map_overlays, thumbnails
 from pipeline.report.table import Table, cell_text
 from pipeline.report.tables import Shown
 from pipeline.train.figures import PartFigures
@@ -79,6 +79,7 @@ class Report:
     curve: Curve | None  # None where nothing was measured
     choice: Choice
     photos: dict[str, bytes]  # WebP, by product_id or image digest
+    maps: dict[str, bytes]  # WebP of some of them under a map of where the network looked
     changes: Changes | None
     tables: dict[str, Table]
     plots: dict[str, Plot]
@@ -114,7 +115,7 @@ def build(data: ReportData, records: AnyPath) -> Report:
     thumbs = thumbnails(records, data.products.ids(np.array(choice.rows(), int)), choice.suspects)
     shown = Shown(data, words, config, curve, {name: number for number, name in enumerate(thumbs)})
     return Report(
-        data, words, config, curve, choice, thumbs, changes,
+        data, words, config, curve, choice, thumbs, map_overlays(thumbs, data.maps), changes,
         {table.name: table for table in _tables(shown, choice, wrong, changes)},
         _plots(data, curve, words),
     )  # fmt: skip
@@ -302,6 +303,11 @@ def script_data(report: Report) -> dict[str, Any]:
         "chooser": chooser_data(report),
         "photos": [base64.b64encode(photo).decode() for photo in report.photos.values()],
         "photo_ids": list(report.photos),
+        "maps": {
+            number: base64.b64encode(report.maps[name]).decode()
+            for number, name in enumerate(report.photos)
+            if name in report.maps
+        },
         "details": _details(report),
         "thumbnails": report.config.report.thumbnails,
     }  # fmt: skip

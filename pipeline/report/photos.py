@@ -2,10 +2,12 @@
 
 Products, confusions, categories, suspects ── choose ─► Choice: rows of products, digests of suspects
 records/images.parquet, *.tfrecord ── thumbnails ─► WebP, 128 px, about 3 kB each; at most 300 and 6 MB
+thumbnails, maps ── map_overlays ─► WebP of the same size: where the network looked
 """
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image
 from features.errors import ShelfmarkError
 from features.records import image_of, unframe
 from features.storage.paths import AnyPath, local, read_range
+from pipeline.job.heat_map import overlay
 from pipeline.report.data import Products, ReportData, worst_first
 
 SIDE = 128  # px of the longer side
@@ -48,6 +51,17 @@ class Choice:
         for kinds in self.categories.values():
             chosen += [row for rows in kinds.values() for row in rows]
         return list(dict.fromkeys(chosen))
+
+    def mapped(self, most: int) -> list[int]:
+        """Rows whose photos have a map of where the network looked: two wrong products, a doubtful one, ….
+
+        Args:
+            most: rows, at most.
+        """
+        doubtful = [row for kinds in self.categories.values() for row in kinds["doubtful"]]
+        pairs = itertools.zip_longest(self.wrong[::2], self.wrong[1::2], doubtful)
+        rows = [row for pair in pairs for row in pair if row is not None]
+        return list(dict.fromkeys(rows))[:most]
 
 
 def choose(data: ReportData, most: int, wrong: np.ndarray, changed: Sequence[np.ndarray]) -> Choice:
@@ -143,6 +157,21 @@ def thumbnails(records: AnyPath, product_ids: Iterable[str], digests: Iterable[s
     return found
 
 
+def first_jpegs(records: AnyPath, product_ids: Iterable[str]) -> dict[str, bytes]:
+    """The JPEG of each product's first image, by product_id, of the products that the records hold.
+
+    Args:
+        records: the directory of ingest.
+        product_ids: wanted, a few.
+
+    Raises:
+        ShelfmarkError: a file is missing, or a record is damaged.
+    """
+    ids = list(product_ids)
+    places = _places(records, ids, [])
+    return {name: _jpeg(records, *places[name]) for name in ids if name in places}
+
+
 def _places(records: AnyPath, ids: list[str], digests: list[str]) -> dict[str, tuple[str, int, int]]:
     """File, offset and length of a record for each product_id and digest that images.parquet has."""
     places: dict[str, tuple[str, int, int]] = {}
@@ -184,6 +213,25 @@ def _thumbnail(jpeg: bytes) -> bytes:
         photo.draft("RGB", (2 * SIDE, 2 * SIDE))
         small = photo.convert("RGB")
     small.thumbnail((SIDE, SIDE))
+    return _webp(small)
+
+
+def _webp(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=QUALITY, method=4)
+    picture.save(buffer, "WEBP", quality=QUALITY, method=4)
     return buffer.getvalue()
+
+
+def map_overlays(photos: Mapping[str, bytes], maps: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """WebP of the thumbnails under their maps, for those that have one.
+
+    Args:
+        photos: of `thumbnails`.
+        maps: (h, w) 0..1, by product_id.
+    """
+    found = {}
+    for name, photo in photos.items():
+        if name in maps:
+            with Image.open(io.BytesIO(photo)) as opened:
+                found[name] = _webp(overlay(opened.convert("RGB"), maps[name]))
+    return found

@@ -21,7 +21,7 @@ from pipeline.report.page import build, render
 from pipeline.report.two_runs import render_two
 from pipeline.report.xlsx import write_xlsx
 
-VERSION = 6
+VERSION = 7
 PAGE, WORKBOOK = "index.html", "report.xlsx"
 
 
@@ -45,6 +45,8 @@ def report(run: Run, xlsx: bool = False) -> Artifact:
         data = replace(data, tree=None)
     if not made_from["suspects"]:
         data = replace(data, suspects=None, noise=None)
+    if not made_from["maps"]:
+        data = replace(data, maps={})
 
     def make(work: Path) -> Mapping[str, object]:
         write_report(data, run.path / "records", work, xlsx)
@@ -96,6 +98,9 @@ def _inputs(run: Run) -> dict[str, object]:
         suspects = None  # by an earlier head
     if in_service and in_service.made_from.get("records") != records.digest:
         in_service = None  # about products of an earlier catalogue
+    maps = find_artifact(run.path / "maps")
+    if maps and maps.made_from.get("evaluation") != evaluation.digest:
+        maps = None
     verdict = json.loads((run.path / VERDICT).read_bytes()) if (run.path / VERDICT).is_file() else {}
     bundle = find_artifact(run.path / "bundle")
     judged = bundle and bundle.digest == verdict.get("candidate")
@@ -107,6 +112,7 @@ def _inputs(run: Run) -> dict[str, object]:
         "suspects": suspects.digest if suspects else "",
         "in_service": in_service.digest if in_service else "",
         "tree": tree.digest if tree else "",
+        "maps": maps.digest if maps else "",
         "verdict": verdict.get("sentence", "") if judged else "",  # else about an earlier bundle
         "language": language_of(run.config.report.language),
         "shown": [

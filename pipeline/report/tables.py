@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.engines.backbone_names import parse_name
+from features.engines.backbone_names import parse_name, without_folder
 from models.decisions.boosting import Boosting
 from models.decisions.categorizer import DecisionRules
 from models.decisions.thresholds import Certificate
@@ -634,7 +634,7 @@ def used_settings(config: Config, aggregation: str, words: Words) -> Iterator[tu
     values["head"] |= {"loss": config.loss(), "aggregation": aggregation}
     backbone, size = parse_name(config.backbone.name), config.backbone.image_size
     own = words("settings.detected") if backbone.path else backbone.image_size(None)
-    values["backbone"] |= {"name": str(backbone), "image_size": size or own}
+    values["backbone"] |= {"name": without_folder(config.backbone.name), "image_size": size or own}
     for name in ("csv_delimiter", "csv_encoding"):
         values["ingest"][name] = values["ingest"][name] or words("settings.detected")
     if config.head.kind != "flat":

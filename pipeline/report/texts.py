@@ -380,6 +380,13 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Pas de photos de cette catégorie dans la page : elle a place pour {count} photos, et d’autres "
         "catégories ont plus d’erreurs.",
     ),
+    "maps.toggle": ("Show where the network looked", "Montrer où le réseau a regardé"),
+    "maps.text": (
+        "In {count} photos of wrong and doubtful products: what is light speaks for the predicted category, "
+        "what is dark does not.",
+        "Sur {count} photos de produits faux ou douteux : ce qui est clair parle pour la catégorie prédite, "
+        "ce qui est sombre ne parle pas pour elle.",
+    ),
     # Confusions and wrong products
     "confusions.title": ("Which categories are confused", "Quelles catégories sont confondues"),
     "confusions.text": (
@@ -880,6 +887,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "js.branch": ("Branch, level {level}", "Branche, niveau {level}"),
     "js.status": ("Status", "Statut"),
     "js.photo": ("Photo of product {product}", "Photo du produit {product}"),
+    "js.photo_map": (
+        "Where the network looked in the photo of product {product}",
+        "Où le réseau a regardé dans la photo du produit {product}",
+    ),
     "js.sideways": (
         "There are more columns: scroll sideways →",
         "Il y a d’autres colonnes : faites défiler →",

@@ -40,10 +40,27 @@ const PICTURES = new Set(["photo", "curve"]);
 // Cells
 
 const photo = number => {
-  const picture = el("img", { alt: fill(texts.photo, { product: page.photo_ids[number] }), loading: "lazy", className: "photo" });
-  picture.src = "data:image/webp;base64," + page.photos[number];
+  const picture = el("img", { loading: "lazy", className: "photo" });
+  picture.dataset.photo = number;
+  show(picture);
   return picture;
 };
+// The photo, or where the network looked in it
+let maps = false;
+const show = picture => {
+  const number = picture.dataset.photo, map = maps && page.maps[number];
+  picture.alt = fill(map ? texts.photo_map : texts.photo, { product: page.photo_ids[number] });
+  picture.src = "data:image/webp;base64," + (map || page.photos[number]);
+};
+const toggles = document.querySelectorAll(".maps input");
+for (const toggle of toggles) {
+  toggle.closest("p").hidden = false;
+  toggle.onchange = () => {
+    maps = toggle.checked;
+    for (const other of toggles) other.checked = maps;
+    for (const picture of document.querySelectorAll("img[data-photo]")) show(picture);
+  };
+}
 const curve = (values, width, height) => {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const at = values.map((value, index) => [2 + index * (width - 4) / (values.length - 1), 2 + (100 - value) * (height - 4) / 100]);
