@@ -92,7 +92,7 @@ docs: $(READY) ## the generated pages of docs/, then the site, in site/index.htm
 	.venv/bin/mkdocs build --strict
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest urls plan store extract engines_agree inception train train_noise calibrate categorize decisions_output small_shops drift; do \
+	@set -e; for bench in main_job ingest urls plan store extract engines_agree encoders inception train train_noise calibrate categorize decisions_output small_shops drift; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, pictures within Parquet, and the plan of 8 M products; 2.5 GB of disk
@@ -109,6 +109,7 @@ bench-store: $(READY) ## look-ups of 20 M digests, the index, and week two with 
 bench-extract: $(READY) ## extraction beside the backbone alone, then what engines and image sizes cost in accuracy
 	.venv/bin/python benchmarks/extract.py
 	.venv/bin/python benchmarks/engines_agree.py
+	.venv/bin/python benchmarks/encoders.py
 	.venv/bin/python benchmarks/inception.py
 
 bench-train: $(READY) ## training beside scikit-learn and NumPy's products, and 2 M bottlenecks from the disk; 8 GB of disk

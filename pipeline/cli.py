@@ -244,13 +244,13 @@ def compare(
     2nn-512, 2nn-2048, 2nn-4096, separate, multitask, taxonnet; those on bottlenecks of a fine-tuned backbone
     end in -tuned. Killed, it continues at the next row.
 
-    With --backbones, images that the store lacks are extracted by each backbone, and the run's head is
-    trained on each: accuracy, acceptance rate, speed, memory. Weights are imagenet unless given.
+    With --backbones mobilenet,inception_v3@mixed5=FILE, images that the store lacks are extracted by each
+    backbone, and the run's head is trained on each: accuracy, acceptance rate, speed, memory. Weights are
+    imagenet unless given.
 
     \b
     Example:
       shelfmark compare --workspace shop --only svm --only 2nn-512
-      shelfmark compare --workspace shop --backbones mobilenet,inception_v3@mixed5=inception.weights.h5
     """
     from rich.console import Console
 
@@ -260,13 +260,13 @@ def compare(
 
     if backbones is None:
         comparison = compare(run, categories, only)
-        shown, last = summary.table(comparison), (comparison.best, comparison.commands)
+        shown, last = [summary.table(comparison)], (comparison.best, comparison.commands)
         notes = comparison.notes
     else:
         compared = compare_backbones(run, backbones, categories)
-        shown, last = backbones_summary.table(compared), (compared.best, compared.command)
+        shown, last = [*backbones_summary.tables(compared)], (compared.best, compared.command)
         notes = compared.notes
-    Console(width=None if sys.stdout.isatty() else 120).print(shown)  # in a file nothing is folded
+    Console(width=None if sys.stdout.isatty() else 120).print(*shown)  # in a file nothing is folded
     for line in filter(None, (*notes, *last)):
         print(line)
     print(run.path / "comparison" / "index.html")

@@ -75,6 +75,12 @@ def test_weights_in_a_file_are_found_from_the_file_and_elsewhere_from_here(tmp_p
     assert load_config(Path("weekly.toml")).backbone.weights == str(tmp_path / "nets" / "a.weights.h5")
     for options in ({"sets": ("backbone.weights=a.h5",)}, {"options": {"backbone.weights": "a.h5"}}):
         assert load_config(**options).backbone.weights == str(tmp_path / "a.h5")
+    (tmp_path / "weekly.toml").write_text('[backbone]\nname = "nets/own.onnx@a/b+c"\n')
+    assert load_config(tmp_path / "weekly.toml").backbone.name == str(tmp_path / "nets" / "own.onnx@a/b+c")
+    for name in ("hub:presets/siglip", "own.onnx", "mobilenet@conv1"):
+        kind, path = ("hub:", name[4:]) if name.startswith("hub:") else ("", name)
+        wanted = name if name.startswith("mobilenet") else f"{kind}{tmp_path / path}"
+        assert load_config(options={"backbone.name": name}).backbone.name == wanted
     table = load_config(sets=('backbone={weights="a.h5", image_size=75}',)).backbone
     assert (table.weights, table.image_size) == (str(tmp_path / "a.h5"), 75)
     for kept in ("imagenet", "random", "s3://bucket/a.h5", "file:///a.h5", "/a.h5"):

@@ -101,7 +101,9 @@ def test_every_setting_that_is_named_exists() -> None:
     sections = {name: model for name, model in models.items() if issubclass(model, Section)}
     pattern = re.compile(rf"(?<![\w./-])({'|'.join(sections)})\.(\w+)(?![\w/]|\.\w)")
     named = {found for page in PAGES for found in pattern.findall(code_of(page))}
-    files = {(room, suffix) for room in sections for suffix in ("py", "md", "json", "parquet", "bson")}
+    files = {
+        (room, suffix) for room in sections for suffix in ("py", "md", "json", "onnx", "parquet", "bson")
+    }
     assert len(named) > 20, "hardly any page names a setting: has the pattern gone stale?"
     assert {(one, two) for one, two in named - files if two not in sections[one].model_fields} == set()
 

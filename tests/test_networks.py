@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -83,6 +84,7 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
 # Outputs and counts
 
 
+@pytest.mark.timeout(900)  # VGG-19 and ResNet-152 on a busy computer
 @pytest.mark.parametrize("published_size", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", slow_but(QUICK, TORCHVISIONS))
 def test_logits_are_torchvisions(name: str, published_size: bool, tmp_path: Path) -> None:
@@ -131,6 +133,7 @@ def torchvisions_python() -> str | None:
     return python if has.returncode == 0 else None
 
 
+@pytest.mark.timeout(900)  # VGG-19 and ResNet-152 on a busy computer
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TORCHVISIONS)
 def test_torchvision_itself_gives_the_same(name: str, tmp_path: Path) -> None:
@@ -216,6 +219,7 @@ def test_a_grouped_convolution_is_the_same_in_training() -> None:
 # Training, names
 
 
+@pytest.mark.timeout(900)  # VGG-19 and ResNet-152 on a busy computer
 @pytest.mark.parametrize("name", slow_but(("lenet5",), names()))
 def test_every_network_trains_for_an_epoch(name: str, photo: conftest.Photo) -> None:
     """On 200 drawn photos: every trainable array changes, and stays finite."""
@@ -397,6 +401,14 @@ def hostile_pickles(mark: Path) -> dict[str, bytes]:
         "a list": pickle.dumps([1, 2]),
         "numbers": pickle.dumps({"a": 1}),
     }
+
+
+def test_a_pickle_that_names_two_billion_memos_takes_no_memory_for_them(tmp_path: Path) -> None:
+    file, before = tmp_path / "weights.pth", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    file.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")  # LONG_BINPUT
+    with pytest.raises(ShelfmarkError, match="not a file of weights"):
+        read_state_dict(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 2**20  # KiB
 
 
 @pytest.mark.parametrize("kind", hostile_pickles(Path("x")))

@@ -48,12 +48,16 @@ def stages(folder: Path) -> list[Artifact]:
 
 def test_it_names_settings_code_packages_and_data_and_neither_path_nor_date(tmp_path: Path) -> None:
     config = Config.model_validate(
-        {"backbone": {"weights": str(tmp_path / "net.weights.h5")}, "calibration": {"precision": 0.95}}
+        {
+            "backbone": {"weights": str(tmp_path / "net.weights.h5"), "name": str(tmp_path / "own.onnx@a")},
+            "calibration": {"precision": 0.95},
+        }
     )
     made = stages(tmp_path)
     trace = trace_of(config, *made)
     assert trace.settings["calibration"]["precision"] == trace.target == 0.95
     assert trace.settings["backbone"]["weights"] == "net.weights.h5"
+    assert trace.settings["backbone"]["name"] == "own.onnx@a"
     assert "batch" not in trace.settings["extract"], "what changes no result is no part of it"
     assert trace.digests == {one.kind: one.digest for one in made}
     assert trace.made_from["records"] == {"input": "of records"}

@@ -16,7 +16,7 @@ from features.engines.backbones import BackboneDescription
 from features.storage.artifact import ArtifactManifest
 from models.decisions.categorizer import DecisionRules
 from models.heads.architectures import HeadShape
-from pipeline.compare.results import Comparison
+from pipeline.compare.results import BackboneComparison, Comparison
 from pipeline.job.account import RunAccount
 from pipeline.job.config import Config
 from pipeline.job.release_log import Switch
@@ -31,6 +31,7 @@ from serving.schemas import Decision, Health, Problem
 FOLDER = Path(__file__).parents[1] / "schemas"
 DEFINITIONS = {
     "backbone": BackboneDescription,  # runs/<run>/backbone/backbone.json, and in a bundle
+    "backbones": BackboneComparison,  # runs/<run>/comparison/backbones.json
     "comparison": Comparison,  # runs/<run>/comparison/comparison.json
     "config": SavedRun,  # runs/<run>/config.json
     "head": HeadShape,  # runs/<run>/head/head.json, and in a bundle

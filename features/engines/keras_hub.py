@@ -88,12 +88,12 @@ def hub_network(directory: Path, image_size: int | None) -> tuple["keras.Model",
     name = f"hub:{directory}"
     converter = _read(name, keras_hub.layers.ImageConverter, directory)
     encoder = _photo_encoder(name, _read(name, keras_hub.models.Backbone, directory))
-    own = encoder.image_shape[0]
+    own = _shape(encoder)[0]
     if image_size and own not in (None, image_size):
         encoder = _photo_encoder(
             name, _read(name, keras_hub.models.Backbone, directory, image_shape=(image_size, image_size, 3))
         )
-        if encoder.image_shape[0] != image_size:
+        if _shape(encoder)[0] not in (None, image_size):
             raise ShelfmarkError(
                 f"{name}: takes photos of {own} px alone; expected this size; leave out --image-size"
             )
@@ -155,20 +155,24 @@ def _read(name: str, kind: Any, directory: Path, **changed: Any) -> Any:
 def _photo_encoder(name: str, backbone: Any) -> Any:
     """Returns the part of a backbone that takes photos alone."""
     encoder = getattr(backbone, "vision_encoder", None) or backbone
-    inputs = encoder.input if isinstance(encoder.input, dict) else {"images": encoder.input}
-    shape = getattr(encoder, "image_shape", None)
-    if (
-        len(inputs) != 1
-        or shape is None
-        or len(shape) != 3
-        or shape[-1] != 3
-        or isinstance(encoder.output, dict)
-    ):
+    inputs, shape = _inputs(encoder), _shape(encoder)
+    if len(inputs) != 1 or len(shape) != 3 or shape[-1] != 3 or isinstance(encoder.output, dict | list):
         raise ShelfmarkError(
             f"{name}: a {type(backbone).__name__} takes {', '.join(inputs)}; expected an encoder that makes "
             "one vector or map of a photo in colours; give another preset"
         )
     return encoder
+
+
+def _inputs(encoder: Any) -> "dict[str, keras.KerasTensor]":
+    if isinstance(encoder.input, dict):
+        return dict(encoder.input)
+    return {tensor.name: tensor for tensor in encoder.inputs}
+
+
+def _shape(encoder: Any) -> tuple[int | None, ...]:
+    """Height, width and colours of the photos; None: any."""
+    return tuple(next(iter(_inputs(encoder).values())).shape[1:])
 
 
 def _scaling(converter: Any) -> "keras.layers.Rescaling":

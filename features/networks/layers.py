@@ -10,6 +10,7 @@ name. A layer without weights has the name of what it gives, `layer1` or `fc7`, 
 from typing import TypeAlias
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 Tensor: TypeAlias = keras.KerasTensor
@@ -118,11 +119,26 @@ def dropout(x: Tensor, share: float, name: str) -> Tensor:
 
 def flattened(maps: Tensor, cells: int, share: float = 0) -> Tensor:
     """Returns (n, cells · cells · c): the maps, averaged to cells × cells if they have another size."""
-    if maps.shape[1:3] != (cells, cells):
-        maps = layers.AdaptiveAveragePooling2D(cells, name="cells")(maps)
+    _, height, width, _ = maps.shape
+    if (height, width) != (cells, cells):  # Keras' adaptive pooling fails on maps of one cell
+        maps = ops.einsum("ah,nhwc->nawc", _shares(height, cells), maps)
+        maps = ops.einsum("bw,nawc->nabc", _shares(width, cells), maps)
     if share:
         maps = dropout(maps, share, "dropout")
     return layers.Flatten(name="flatten")(maps)
+
+
+def _shares(size: int, cells: int) -> np.ndarray:
+    """(cells, size) float32: how much of its mean each cell takes from each position; cells may overlap.
+
+    >>> _shares(3, 2).tolist()
+    [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]
+    """
+    shares = np.zeros((cells, size), np.float32)
+    for cell, row in enumerate(shares):
+        first, end = cell * size // cells, -(-(cell + 1) * size // cells)
+        row[first:end] = 1 / (end - first)
+    return shares
 
 
 def dense(x: Tensor, width: int, name: str, output: str) -> Tensor:

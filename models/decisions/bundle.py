@@ -1,8 +1,8 @@
 """The bundle: everything that categorizing needs, in one directory.
 
     bundle/  head.json  head.weights.h5  (set.json  set.weights.h5)  sizes.npy  taxonomy.csv  thresholds.json
-             backbone.json  backbone.weights.h5  splits.parquet  reference.json  centroids.npy
-             measured.parquet  feed.json  trace.json  manifest.json
+             backbone.json  backbone.weights.h5 (or backbone.onnx)  splits.parquet  reference.json
+             centroids.npy  measured.parquet  feed.json  trace.json  manifest.json
 
 trace.json says what the bundle was made from (pipeline/release/trace.py), feed.json what came in that week.
 reference.json and centroids.npy are what new batches are compared with (pipeline/monitor/reference_files.py).

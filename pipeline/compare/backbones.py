@@ -10,13 +10,12 @@ best backbone finds them.
 """
 
 import io
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from features.engines.backbone_names import parse_name
+from features.engines.backbone_names import is_file_name, parse_name
 from features.errors import ShelfmarkError
 from features.storage.artifact import digest_of
 from features.storage.paths import AnyPath, write_whole
@@ -132,37 +131,36 @@ def _entries(candidates: Sequence[Candidate], data: ComparisonData, inputs: Comp
     own = _Entry(
         None,
         "the run's own backbone",
-        _digest_of_inputs([data.fingerprint], inputs),
+        _digest_of_inputs({"fingerprint": data.fingerprint}, inputs),
         inputs.out / "backbones" / f"{data.fingerprint}.json",
     )
     entries = [own]
     for candidate in candidates:
-        label = f"{candidate.given}={candidate.weights}"
         if _is_own(candidate, inputs):
-            log.info("comparison: %s: the run's own backbone", label)
+            log.info("comparison: %s: the run's own backbone", candidate.item)
             continue
-        identity = [*candidate.identity(inputs.config.seed), inputs.config.backbone.image_size]
-        slug = re.sub(r"[^A-Za-z0-9._]+", "-", candidate.name)
-        file = inputs.out / "backbones" / f"{slug}-{digest_of({'identity': identity})[:8]}.json"
-        entries.append(_Entry(candidate, label, _digest_of_inputs(identity, inputs), file))
+        identity = candidate.identity(inputs.config)
+        file = inputs.out / "backbones" / f"{parse_name(candidate.name).slug}-{digest_of(identity)[:8]}.json"
+        entries.append(_Entry(candidate, candidate.item, _digest_of_inputs(identity, inputs), file))
     return entries
 
 
 def _is_own(candidate: Candidate, inputs: ComparisonInputs) -> bool:
     """Whether the run's bottlenecks are of this backbone, as the settings and the bottlenecks say."""
     summary, settings = BottlenecksSummary.of(inputs.bottlenecks), inputs.config.backbone
-    same_network = candidate.name == summary.backbone == str(parse_name(settings.name))
-    return same_network and candidate.weights == settings.weights and not inputs.tuned
+    same_network = candidate.given == settings.name or not is_file_name(candidate.given)
+    same_name = candidate.name == summary.backbone == str(parse_name(settings.name))
+    return same_network and same_name and candidate.weights == settings.weights and not inputs.tuned
 
 
-def _digest_of_inputs(identity: Sequence[object], inputs: ComparisonInputs) -> str:
+def _digest_of_inputs(identity: Mapping[str, object], inputs: ComparisonInputs) -> str:
     config = inputs.config
     calibration, extract = config.calibration, config.extract
     return digest_of(
         {
             "version": VERSION,
             "records": inputs.records.digest,
-            "backbone": list(identity),
+            "backbone": identity,
             "head": _config_of_head(config).of_the_head(),
             "calibration": [calibration.fit_share, calibration.precision],
             "categories": inputs.categories,
@@ -189,8 +187,7 @@ def _result(
         return found
     log.info("comparison: %s", entry.label)
     own = entry.candidate is None
-    size = run.config.backbone.image_size
-    work = Extraction(whole(run), entry.candidate, size, data.fingerprint if own else None)
+    work = Extraction(whole(run), entry.candidate, data.fingerprint if own else None)
     extracted = extract_apart(work)
     log.info(
         "comparison: %s: %.1f images/s by %s", entry.label, extracted.images_per_second, extracted.engine
@@ -230,7 +227,7 @@ def _train_and_measure(
         backbone=extracted.name,
         weights=extracted.weights,
         own=candidate is None,
-        given="" if candidate is None else f"{candidate.given}={candidate.weights}",
+        given="" if candidate is None else candidate.item,
         fingerprint=extracted.fingerprint,
         image_size=extracted.image_size,
         width=extracted.width,

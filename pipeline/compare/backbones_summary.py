@@ -64,12 +64,12 @@ def retrain_command(
     SOURCE… and FILE are placeholders, as in `release_command`. A run with a backbone/ of its own uses that,
     so the command names another run.
     """
-    name, _, weights = best.given.partition("=")
+    name, equals, weights = best.given.partition("=")
     own = ("backbone.name", "backbone.weights")
     options = "".join(f" --set {shlex.quote(text)}" for text in config.sets() if not text.startswith(own))
     taxonomy = "" if records.made_from["taxonomy"] == "none" else "--taxonomy FILE "
     target = f"--workspace {shlex.quote(str(workspace))} --run {run}{'-frozen' * bool(tuned)}"
-    network = f"--backbone {shlex.quote(name)} --weights {shlex.quote(weights)}"
+    network = f"--backbone {shlex.quote(name)}" + f" --weights {shlex.quote(weights)}" * bool(equals)
     return f"shelfmark retrain SOURCE… {taxonomy}{target} {network}{options}"
 
 
@@ -90,35 +90,43 @@ def caption(comparison: BackboneComparison) -> str:
     )
 
 
-def table(comparison: BackboneComparison) -> "Table":
-    """The comparison for a terminal."""
+def tables(comparison: BackboneComparison) -> "tuple[Table, Table]":
+    """The comparison for a terminal: what the backbones predict, and what they take."""
     from rich.table import Table
 
-    shown = Table(caption=caption(comparison), caption_justify="left")
-    shown.add_column("backbone")
-    levels = list(comparison.rows[0].levels)
-    names = (
-        *levels,
-        f"accepted\nat {comparison.target:.0%}",
-        "against\nown, points",
-        "on\nFIT",
-        "px",
-        "numbers",
+    predict = Table(title="What they predict", title_justify="left")
+    take = Table(
+        title="What they take", title_justify="left", caption=caption(comparison), caption_justify="left"
     )
-    for name in (*names, "para-\nmeters", "images\n/s", "memory\nGB", "store\nGB/M"):
-        shown.add_column(name, justify="right")
+    levels = list(comparison.rows[0].levels)
+    shares = (*levels, f"accepted\nat {comparison.target:.0%}", "against the run's\nown, points", "on FIT")
+    costs = ("images/s", "memory,\nGB", "store,\nGB/million", "px", "numbers", "parameters")
+    for shown, names in ((predict, shares), (take, costs)):
+        shown.add_column("backbone\nweights", no_wrap=True)
+        for name in names:
+            shown.add_column(name, justify="right")
     for row in comparison.rows:
-        shown.add_row(
-            f"{row.backbone}\n{row.weights}" + "\n(the run's own)" * row.own,
+        name = f"{_shortened(row.backbone)}\n{_shortened(row.weights + ', the run’s own' * row.own)}"
+        predict.add_row(
+            name,
             *(f"{row.levels[level]:.3f}" for level in levels),
             f"{row.acceptance_rate_at_target:.3f}",
             short_points(row.acceptance_difference),
             f"{row.fit_acceptance_rate_at_target:.3f}",
-            *(f"{row.image_size}", f"{row.width:,}", f"{row.parameters / 1e6:.1f} M"),
-            f"{row.images_per_second:.0f}",
-            *(f"{row.peak_memory / 1e9:.1f}", f"{row.store_bytes_per_million / 1e9:.1f}"),
         )
-    return shown
+        take.add_row(
+            name,
+            f"{row.images_per_second:.1f}",
+            f"{row.peak_memory / 1e9:.2f}",
+            f"{row.store_bytes_per_million / 1e9:.2f}",
+            *(f"{row.image_size}", f"{row.width:,}", f"{row.parameters:,}"),
+        )
+    return predict, take
+
+
+def _shortened(text: str) -> str:
+    """A name in the 40 letters that a table of 120 columns has for it: its beginning and its end."""
+    return text if len(text) <= 40 else f"{text[:15]}…{text[-24:]}"
 
 
 def short_points(interval: Interval | None) -> str:

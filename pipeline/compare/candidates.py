@@ -7,24 +7,43 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.engines.backbone_names import parse_name, require_backbone
+from features.engines.backbone_names import is_file_name, parse_name, require_backbone
 from features.errors import ShelfmarkError
 from features.storage.paths import any_path, local
+from pipeline.job.config import BackboneSettings, Config
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A backbone to compare."""
 
-    given: str  # its name as given, for `load_backbone`
+    given: str  # its name as for --backbone; of a file with the whole path
     name: str  # its name as Backbone.name
-    weights: str  # imagenet, random, or a path
+    weights: str  # imagenet, random, or a whole path; imagenet of a file, which has its own
 
-    def identity(self, seed: int) -> list[object]:
-        """What its bottlenecks depend on beside the image size, known without loading it."""
-        own = parse_name(self.given).path  # of an ONNX file or a preset
-        parts: list[object] = [self.name, self.weights, _content(self.weights), _content(own)]
-        return [*parts, seed] if self.weights == "random" else parts
+    @property
+    def item(self) -> str:
+        """What --backbones takes for it."""
+        return self.given if is_file_name(self.given) else f"{self.given}={self.weights}"
+
+    def settings(self, config: Config) -> BackboneSettings:
+        """The settings [backbone] of a run with this backbone."""
+        return config.backbone.model_copy(update={"name": self.given, "weights": self.weights})
+
+    def identity(self, config: Config) -> dict[str, object]:
+        """What its bottlenecks depend on, as far as it is known without loading it."""
+        settings = self.settings(config)
+        found: dict[str, object] = {
+            "name": self.name,
+            "weights": self.weights,
+            "image_size": settings.image_size,
+        }
+        if self.weights == "random":
+            found["seed"] = config.seed
+        if is_file_name(self.given):
+            found |= {"file": _content(parse_name(self.given).path)}
+            found |= {"encoder": [settings.layout, settings.scaling, settings.pooling]}
+        return found | {"content": _content(self.weights)}
 
 
 def parse_candidates(text: str) -> tuple[Candidate, ...]:
@@ -42,17 +61,25 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
                 "as in mobilenet,inception_v3@mixed5; correct the list"
             )
         try:
-            name = str(parse_name(given))
+            parsed = parse_name(given)
             require_backbone(given, weights or "imagenet")
         except ShelfmarkError as error:
             raise ShelfmarkError(f"--backbones {item}: {error}") from error
-        candidate = Candidate(given, name, _whole_path(weights or "imagenet"))
-        if (candidate.name, candidate.weights) in ((one.name, one.weights) for one in found):
+        whole = parsed.with_folder(Path.cwd()) if is_file_name(given) else given
+        candidate = Candidate(whole, str(parsed), _whole_path(weights or "imagenet"))
+        if any(_same(candidate, other) for other in found):
             raise ShelfmarkError(
                 f"--backbones {text}: {item} is there twice; expected each once; leave one out"
             )
         found.append(candidate)
     return tuple(found)
+
+
+def _same(one: Candidate, other: Candidate) -> bool:
+    is_file = is_file_name(one.given)  # two folders may have files of one name
+    return (one.name, one.weights) == (other.name, other.weights) and (
+        not is_file or one.given == other.given
+    )
 
 
 def _whole_path(weights: str) -> str:
@@ -63,7 +90,7 @@ def _whole_path(weights: str) -> str:
 
 def _content(path: str) -> str:
     """sha256 of a file; of a directory, of its files; "" where there is neither."""
-    if path in ("", "imagenet", "random"):
+    if path in ("imagenet", "random"):
         return ""
     whole = any_path(path)
     if whole.is_file():

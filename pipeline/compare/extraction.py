@@ -15,17 +15,17 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from features.engines.backbones import Backbone, KerasBackbone, load_backbone
+from features.engines.backbones import Backbone, KerasBackbone
 from features.errors import ShelfmarkError
 from features.storage.artifact import open_artifact
 from features.storage.object_stores import s3_settings, use_s3_settings
-from features.storage.paths import AnyPath, absolute, any_path, local
+from features.storage.paths import AnyPath, absolute
 from features.storage.store import Digests, Store
 from pipeline.compare.candidates import Candidate
 from pipeline.job.memory import high_water
@@ -47,7 +47,6 @@ class Extraction:
 
     run: Run  # whose records are extracted, into its store
     candidate: Candidate | None  # None: the run's own backbone
-    image_size: int | None  # px, of a candidate; None: the network's own
     fingerprint: str | None  # of the run's own
 
 
@@ -188,24 +187,23 @@ def extract_and_measure(work: Extraction) -> ExtractionResult:
 
 
 def _loaded(work: Extraction) -> Backbone:
-    config, candidate = work.run.config, work.candidate
-    if candidate is None:
-        backbone = work.run.backbone
-        if backbone.fingerprint != work.fingerprint:
-            raise ShelfmarkError(
-                f"the run's bottlenecks are of {work.fingerprint}; expected {backbone.fingerprint}, the "
-                "backbone of its settings; run `shelfmark extract` first"
-            )
-        return backbone
-    weights = candidate.weights
-    weights = weights if "://" not in weights else str(local(any_path(weights)))
-    return load_backbone(candidate.given, weights, work.image_size, config.seed)
+    run, candidate = work.run, work.candidate
+    if candidate is not None:
+        settings = {"backbone": candidate.settings(run.config)}
+        return replace(run, config=run.config.model_copy(update=settings)).untuned_backbone()
+    backbone = run.backbone
+    if backbone.fingerprint != work.fingerprint:
+        raise ShelfmarkError(
+            f"the run's bottlenecks are of {work.fingerprint}; expected {backbone.fingerprint}, the backbone "
+            "of its settings; run `shelfmark extract` first"
+        )
+    return backbone
 
 
 def _parameters(backbone: Backbone) -> int:
     if isinstance(backbone, KerasBackbone):
         return int(backbone.network.count_params())
-    return backbone.stored_bytes // 4
+    return backbone.stored_bytes // 4  # of an ONNX file in float32, about
 
 
 def _peak_memory() -> int:

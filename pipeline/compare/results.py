@@ -115,7 +115,7 @@ class BackboneResult:
     backbone: str  # as Backbone.name
     weights: str  # what they are called
     own: bool  # it is the run's
-    given: str  # "NAME=WEIGHTS" as for --backbones; "" of the run's own
+    given: str  # as for --backbones; "" of the run's own
     fingerprint: str
     image_size: int  # px
     width: int  # numbers in a bottleneck
