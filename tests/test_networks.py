@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -400,6 +401,14 @@ def hostile_pickles(mark: Path) -> dict[str, bytes]:
         "a list": pickle.dumps([1, 2]),
         "numbers": pickle.dumps({"a": 1}),
     }
+
+
+def test_a_pickle_that_names_two_billion_memos_takes_no_memory_for_them(tmp_path: Path) -> None:
+    file, before = tmp_path / "weights.pth", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    file.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")  # LONG_BINPUT
+    with pytest.raises(ShelfmarkError, match="not a file of weights"):
+        read_state_dict(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 2**20  # KiB
 
 
 @pytest.mark.parametrize("kind", hostile_pickles(Path("x")))

@@ -103,7 +103,9 @@ ALLOWED: dict[tuple[str, str], Any] = {
 } | {("torch", name): name for name in STORAGES}
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The unpickler in Python: the one in C makes room for as many memos as a pickle says (LONG_BINPUT)."""
+
     def __init__(self, file: Any, storages: dict[str, Storage]) -> None:
         super().__init__(file, encoding="utf-8")  # of text that Python 2 wrote
         self.storages = storages
