@@ -80,7 +80,7 @@ def parse_name(text: str) -> BackboneName:
     """Reads the name of a backbone.
 
     >>> parse_name("Inception_V3@mixed4+mixed5")
-    BackboneName(network='inceptionv3', layers=('mixed4', 'mixed5'))
+    BackboneName(network='inceptionv3', layers=('mixed4', 'mixed5'), path='')
 
     >>> str(parse_name("own/vision.onnx@image_embeds")), str(parse_name("hub:own/siglip_base"))
     ('vision.onnx@image_embeds', 'hub:siglip_base')
