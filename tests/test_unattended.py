@@ -289,4 +289,4 @@ def test_a_command_that_fails_leaves_its_log_beside_what_it_has_begun_and_none_a
     assert run_here("extract", *options, "--weights", "random", "--image-size", "40")[0] == 1
     log = (tmp_path / "W" / "runs" / "r" / "run.log").read_text()
     assert log.count(" INFO command: shelfmark ") == 2
-    assert " ERROR shelfmark: weights random: do not fit inception_v3 at 40 px" in log
+    assert " ERROR shelfmark: weights random: do not fit inceptionv3 at 40 px" in log
