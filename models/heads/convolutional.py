@@ -35,7 +35,8 @@ ANY_COVER = (  # layers that do the same to each number
     *("Dropout", "GaussianNoise", "GaussianDropout", "Activation", "ReLU", "LeakyReLU", "ELU", "Identity"),
     *("ActivityRegularization", "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"),
 )
-OF_ONE_SIZE = ("Resizing", "CenterCrop", "RandomCrop")  # layers whose result has a fixed height and width
+# Operations that have a fixed height and width; Einsum: cells averaged from maps of another size
+OF_ONE_SIZE = ("Resizing", "CenterCrop", "RandomCrop", "Einsum")
 
 
 def convolutionize(model: "keras.Model", pool: Pool = "before") -> "keras.Model":
@@ -305,7 +306,7 @@ def _require_any_size(operation: Any) -> None:
     read = [len(one.shape) for one in keras.tree.flatten(operation.input)]
     written = [len(one.shape) for one in keras.tree.flatten(operation.output)]
     if kind in OF_ONE_SIZE:
-        raise _refusal(operation, "it gives images of one size", "a network without it")
+        raise _refusal(operation, "it is for maps of one size", "a network without it")
     if any(rank not in (2, 4) for rank in written) or (4 in read and 2 in written and kind not in POOLINGS):
         raise _refusal(operation, "it turns maps into something else", "Flatten or a global pooling")
     if kind in ("PReLU", "LayerNormalization") and 4 in read:
