@@ -1,4 +1,4 @@
-"""LeNet-5, AlexNet, network in network, VGG-19: layers one after the other.
+"""LeNet-5, the network for handwriting, AlexNet, network in network, VGG-19: layers one after the other.
 
 Outputs have the names of the papers: conv1, …, fc7. Inputs and outputs are those of layers.py; a network ends
 with its last map, and its top makes (n, classes) logits of that.
@@ -15,6 +15,7 @@ from features.networks.layers import (
     flattened,
     logits,
     max_pool,
+    norm,
     relu,
 )
 
@@ -32,6 +33,27 @@ def lenet5_top(maps: Tensor, classes: int) -> Tensor:
     x = dense(flattened(maps, 5), 120, "classifier.0", "fc3")
     x = dense(x, 84, "classifier.2", "fc4")
     return logits(x, classes, "classifier.4")
+
+
+def handwriting(x: Tensor) -> Tensor:
+    """Returns 4×4 maps of 128 at 28 px (Čugurović, Nikolić, Novaković: three blocks of two convolutions).
+
+    Each convolution is followed by batch normalization and ReLU. The widths are ours (32, 64, 128: the paper
+    has "over 350,000" parameters, this 422,622 for its 62 characters). Pooling pads to the same size, rounded
+    up, so that 28 px become 14, 7 and 4.
+    """
+    for block, width in enumerate((32, 64, 128), start=1):
+        for number in (1, 2):
+            x = convolution(x, width, 3, f"block{block}.conv{number}", padding=1)
+            x = relu(norm(x, f"block{block}.norm{number}"), f"conv{block}_{number}")
+        x = ceil_max_pool(x, 2, 2, f"pool{block}")
+    return x
+
+
+def handwriting_top(maps: Tensor, classes: int) -> Tensor:
+    """A dense block with dropout; `fc4` is the vector of the writers' histories."""
+    x = dense(flattened(maps, 4), 64, "classifier.0", "fc4")
+    return logits(dropout(x, 0.5, "dropout4"), classes, "classifier.1")
 
 
 def alexnet(x: Tensor) -> Tensor:

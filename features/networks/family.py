@@ -1,8 +1,9 @@
-"""The family of networks by name: those of the lecture EE-559 7.2, and the herbarium's GoogLeNet.
+"""The family of networks by name: those of the lecture EE-559 7.2 and of two papers.
 
 They are torchvision's networks, with its layers and names, so that its files of weights load into them
-(torch_weights.py); LeNet-5, network in network and the herbarium's GoogLeNet are not in torchvision. Names
-are torchvision's, `torchvision_` first where keras.applications has another network of the same name.
+(torch_weights.py); LeNet-5, the network for handwriting, network in network and the herbarium's GoogLeNet
+are not in torchvision. Names are torchvision's, `torchvision_` first where keras.applications has another
+network of the same name.
 
     image 0..255  →  preprocess  →  layers, up to the last map  →  its mean: a bottleneck
                                                                  →  top: logits of classes
@@ -45,6 +46,7 @@ def _by_key(*networks: Network) -> dict[str, Network]:
 
 NETWORKS: Mapping[str, Network] = _by_key(
     Network("lenet5", "classic.lenet5", image_size=32),
+    Network("handwriting", "classic.handwriting", image_size=28),
     Network("alexnet", "classic.alexnet"),
     Network("nin", "classic.nin"),
     Network("torchvision_vgg19", "classic.vgg19"),

@@ -1,0 +1,309 @@
+"""Learning from a seller's corrections: each formula equals a slow, plain one; nothing reaches another seller."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.sellers.paper import NEIGHBOURS, PaperSeller
+from models.sellers.styles import MOST, Styles, count_styles, fit_styles
+
+CATEGORIES, WIDTH = 5, 3
+
+
+# Styles
+
+
+def groups(rng: np.random.Generator, count: int, each: int) -> np.ndarray:
+    """(count · each, 2): groups around points of a circle of radius 10, deviation 0.1."""
+    angles = 2 * np.pi * np.arange(count) / count
+    centres = 10 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.repeat(centres, each, axis=0) + rng.normal(0, 0.1, (count * each, 2))
+
+
+def test_k_is_the_papers_rounded_down() -> None:
+    assert [count_styles(n) for n in (0, 1, 3999, 5999, 6000, 28_999, 29_000, 10**7)] == [
+        5, 5, 5, 6, 7, 29, 30, 30,
+    ]  # fmt: skip
+
+
+def test_styles_are_the_centres_of_groups() -> None:
+    rows = groups(np.random.default_rng(0), 5, 40).astype(np.float16)
+    styles = fit_styles(lambda category: rows, 1, 2, seed=0)
+    found = {tuple(centre) for centre in np.round(styles.centroids.astype(float), 1).tolist()}
+    expected = np.round(rows.astype(float).reshape(5, 40, 2).mean(1), 1)
+    assert found == {tuple(centre) for centre in expected.tolist()}
+
+
+def test_small_and_empty_categories_have_their_vectors_and_nothing() -> None:
+    rows = [np.array([[1.0, 2], [1, 2], [3, 4]]), np.empty((0, 2)), groups(np.random.default_rng(0), 5, 9)]
+    styles = fit_styles(lambda category: rows[category], 3, 2, seed=0)
+    assert styles.bounds.tolist() == [0, 2, 2, 7]
+    assert styles.centroids[:2].tolist() == [[1, 2], [3, 4]]
+    assert styles.nearest(1, np.zeros(2)) is None
+
+
+def test_many_equal_vectors_give_fewer_styles_without_a_warning() -> None:
+    rows = np.repeat([[0.0, 1], [5, 5]], 10, axis=0)
+    assert fit_styles(lambda category: rows, 1, 2, seed=0).centroids.tolist() == [[0, 1], [5, 5]]
+
+
+def test_styles_of_a_category_depend_on_the_seed_and_not_on_other_categories() -> None:
+    rng = np.random.default_rng(1)
+    rows = [rng.normal(size=(200, 4)) for _ in range(3)]
+    first = fit_styles(lambda category: rows[category], 3, 4, seed=0)
+    again = fit_styles(lambda category: rows[category], 3, 4, seed=0)
+    assert np.array_equal(first.centroids, again.centroids)
+    other = fit_styles(lambda category: rows[category] if category else rows[2][:9], 3, 4, seed=0)
+    assert np.array_equal(first.centroids[5:], other.centroids[5:])
+    assert not np.array_equal(
+        first.centroids, fit_styles(lambda category: rows[category], 3, 4, seed=1).centroids
+    )
+
+
+class Counted:
+    """Rows that remember how many were read at once."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.read = n, []
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
+        numbers = np.arange(self.n)[chosen]
+        self.read.append(len(numbers))
+        return np.stack([numbers % 30, numbers % 7], axis=1).astype(np.float16)
+
+
+def test_a_large_category_is_drawn_from_once() -> None:
+    rows = Counted(MOST + 10)
+    styles = fit_styles(lambda category: rows, 1, 2, seed=0)
+    assert rows.read == [MOST]
+    assert len(styles.centroids) == 30
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_the_nearest_style_is_the_one_that_trying_all_finds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    bounds = np.concatenate([[0], np.cumsum(rng.integers(0, 4, 4))])
+    styles = Styles(rng.normal(size=(bounds[-1], 3)).astype(np.float32), bounds)
+    vector = rng.normal(size=3)
+    for category in range(4):
+        numbers = range(bounds[category], bounds[category + 1])
+        expected = min(numbers, key=lambda s: np.linalg.norm(styles.centroids[s] - vector), default=None)
+        assert styles.nearest(category, vector) == expected
+
+
+def test_bounds_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="bounds from 0 to 2 for 3 styles"):
+        Styles(np.zeros((3, 2), np.float32), np.array([0, 2]))
+
+
+# The paper, by a plain program straight from its formulas
+
+
+class Reference:
+    """All that was seen, in lists; everything is counted again at each prediction."""
+
+    def __init__(self, styles: Styles) -> None:
+        self.styles = styles
+        self.examples: list[tuple[int, int, np.ndarray]] = []  # predicted, true, nearest style
+        self.said: list[tuple[int, int, bool]] = []  # candidate, category, correct
+
+    def history(self, predicted: int, true: int) -> np.ndarray:
+        return np.mean([s for p, t, s in self.examples if (p, t) == (predicted, true)], axis=0)
+
+    def candidates(self, x: np.ndarray, logits: np.ndarray) -> list[int]:
+        base = next(c for c in range(len(logits)) if logits[c] == max(logits))
+        seen = [true for predicted, true, _ in self.examples if predicted == base]
+        if not seen:
+            return [base]
+        distance = {true: ((self.history(base, true) - x) ** 2).sum() for true in seen}
+        places = sorted(seen, key=lambda true: (distance[true], true))
+        result = [base]
+        for k in NEIGHBOURS:
+            votes = Counter(places[:k])
+            most = max(votes.values())
+            result.append(next(true for true in places if votes[true] == most))
+        return result
+
+    def mean(self, candidate: int, category: int) -> float:
+        trials = [correct for a, c, correct in self.said if (a, c) == (candidate, category)]
+        return (sum(trials) + 1) / (len(trials) + 2)
+
+    def predict(self, x: np.ndarray, logits: np.ndarray) -> tuple[int, float]:
+        said = self.candidates(x, logits)
+        means = [self.mean(a, c) for a, c in enumerate(said)]
+        best = means.index(max(means))
+        return said[best], means[best]
+
+    def learn(self, x: np.ndarray, logits: np.ndarray, true: int) -> None:
+        self.said += [(a, c, c == true) for a, c in enumerate(self.candidates(x, logits))]
+        first, end = self.styles.bounds[true : true + 2]
+        styles = self.styles.centroids[first:end].astype(float)
+        style = min(styles, key=lambda s: ((s - x) ** 2).sum()) if len(styles) else x.astype(np.float32)
+        self.examples.append((base_of(logits), true, style))
+
+
+def base_of(logits: np.ndarray) -> int:
+    return int(np.argmax(logits))
+
+
+def some_styles(rng: np.random.Generator) -> Styles:
+    """Category 3 has none; two of category 4 are those of category 0, so that distances tie."""
+    counts = [2, 3, 1, 0, 2]
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    centroids = rng.normal(size=(bounds[-1], WIDTH)).astype(np.float32)
+    centroids[bounds[4] :] = centroids[:2]
+    return Styles(centroids, bounds)
+
+
+def stream(rng: np.random.Generator, length: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """Products whose true category is near its own corner; base predictions of two categories, often wrong."""
+    true = rng.integers(0, CATEGORIES, length)
+    logits = np.round(rng.normal(size=(length, CATEGORIES)), 1)
+    logits[:, :2] += 1
+    corners = rng.normal(size=(CATEGORIES, WIDTH))
+    vectors = (corners[true] + rng.normal(0, 0.5, (length, WIDTH))).astype(np.float32)
+    return list(zip(vectors, logits, true.tolist(), strict=True))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 80))
+@settings(max_examples=40, deadline=None)
+def test_the_papers_method_equals_the_plain_program(seed: int, length: int) -> None:
+    rng = np.random.default_rng(seed)
+    styles = some_styles(rng)
+    ours, plain = PaperSeller(styles), Reference(styles)
+    for number, (vector, logits, true) in enumerate(stream(rng, length)):
+        choice = ours.predict(vector, logits)
+        assert ours.candidates(vector, logits) == plain.candidates(vector, logits)
+        assert (choice.category, choice.share) == plain.predict(vector, logits)
+        assert (choice.base, choice.corrections) == (base_of(logits), number)
+        ours.learn(vector, logits, true)
+        plain.learn(vector, logits, true)
+
+
+def test_votes_come_from_products_and_ties_go_to_the_nearer() -> None:
+    """Predicted 0 once and 1: at 1. Predicted 0 four times and 2: at 2. The product is at 0."""
+    styles = Styles(np.array([[0.0], [1], [2]], np.float32), np.array([0, 1, 2, 3]))
+    seller = PaperSeller(styles)
+    logits = np.array([1.0, 0, 0])
+    for true in (1, 2, 2, 2, 2):
+        seller.learn(np.array([0.0]), logits, true)
+    #                                                        base k=2 (a tie) 4, 6, 8, 10
+    assert seller.candidates(np.array([0.0]), logits) == [0, 1, 2, 2, 2, 2]
+
+
+def test_a_seller_without_corrections_has_the_base_category_at_one_half() -> None:
+    seller = PaperSeller(some_styles(np.random.default_rng(0)))
+    choice = seller.predict(np.zeros(WIDTH), np.array([0.0, 3, 3, 0, 0]))
+    assert (choice.category, choice.share, choice.adapted, choice.corrections) == (1, 0.5, False, 0)
+
+
+def test_one_correction_changes_the_next_prediction_only_after_the_alternatives_have_been_correct() -> None:
+    """The first counts against the base; then an unknown alternative, at one half, is better than a third."""
+    seller = PaperSeller(some_styles(np.random.default_rng(0)))
+    vector, logits = np.zeros(WIDTH), np.array([9.0, 0, 0, 0, 0])
+    seller.learn(vector, logits, 2)
+    choice = seller.predict(vector, logits)
+    assert (choice.category, choice.share, choice.adapted) == (2, 0.5, True)
+    assert seller.share(0, 0) == 1 / 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_history_does_not_depend_on_the_order_of_corrections(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    styles = some_styles(rng)
+    products = [one for one in stream(rng, 60) if one[2] != 3]
+    one, other = PaperSeller(styles), PaperSeller(styles)
+    for product in products:
+        one.learn(*product)
+    for index in rng.permutation(len(products)):
+        other.learn(*products[index])
+    assert np.array_equal(one.arrays()["pairs"], other.arrays()["pairs"])
+    assert all(one.share(0, c) == other.share(0, c) for c in range(CATEGORIES))
+    for vector, logits, _ in stream(rng, 20):
+        assert one.candidates(vector, logits) == other.candidates(vector, logits)
+
+
+def test_the_shares_of_alternatives_depend_on_the_order() -> None:
+    """A kNN is judged by what it knew: after A, B it had A's label for B; after B, A it had B's for A."""
+    styles = Styles(np.array([[0.0], [1], [2]], np.float32), np.array([0, 1, 2, 3]))
+    logits = np.array([1.0, 0, 0])
+    products = [(np.array([1.0]), logits, 1), (np.array([2.0]), logits, 2)]
+    sellers = []
+    for order in (products, products[::-1]):
+        seller = PaperSeller(styles)
+        for product in order:
+            seller.learn(*product)
+        sellers.append(seller)
+    assert [seller.share(1, 1) for seller in sellers] == [1 / 3, 1 / 2]
+
+
+# What every method keeps
+
+METHODS: dict[str, tuple[Callable, Callable]] = {
+    "paper": (PaperSeller, PaperSeller.from_arrays),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_seller_made_from_its_arrays_goes_on_as_before(method: str) -> None:
+    make, again = METHODS[method]
+    rng = np.random.default_rng(3)
+    styles = some_styles(rng)
+    seller = make(styles)
+    products = stream(rng, 60)
+    for number, product in enumerate(products):
+        seller.learn(*product)
+        if number == 30:
+            seller = again(styles, {name: array.copy() for name, array in seller.arrays().items()})
+    straight = make(styles)
+    for product in products:
+        straight.learn(*product)
+    for vector, logits, _ in stream(rng, 30):
+        assert seller.predict(vector, logits) == straight.predict(vector, logits)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_empty_seller_survives_its_arrays(method: str) -> None:
+    make, again = METHODS[method]
+    styles = some_styles(np.random.default_rng(0))
+    seller = again(styles, make(styles).arrays())
+    choice = seller.predict(np.zeros(WIDTH), np.array([0.0, 0, 5, 0, 0]))
+    assert (choice.category, choice.corrections) == (2, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_seller_changes_another(method: str) -> None:
+    make, _ = METHODS[method]
+    rng = np.random.default_rng(0)
+    styles = some_styles(rng)
+    one, other = make(styles), make(styles)
+    products = stream(rng, 20)
+    for product in products[:10]:
+        one.learn(*product)
+    before = [one.predict(vector, logits) for vector, logits, _ in products]
+    for vector, logits, true in products:
+        other.learn(vector, logits, (true + 1) % CATEGORIES)
+    assert [one.predict(vector, logits) for vector, logits, _ in products] == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predicting_changes_nothing(method: str) -> None:
+    make, _ = METHODS[method]
+    rng = np.random.default_rng(0)
+    seller = make(some_styles(rng))
+    products = stream(rng, 20)
+    for product in products:
+        seller.learn(*product)
+    before = {name: array.copy() for name, array in seller.arrays().items()}
+    for vector, logits, _ in products:
+        seller.predict(vector, logits)
+    after = seller.arrays()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
