@@ -145,7 +145,7 @@ def readable_faces(folder: Path) -> tuple[list[Path], np.ndarray]:
             continue
         seen.add(drawn[1].tobytes())
         faces.append(file)
-        families.append(drawn[0])
+        families.append(family_of(drawn[0]))
         pictures.append(drawn[1].reshape(len(CHARACTERS), -1).astype(np.float32))
     if not faces:
         return [], np.array([], str)
@@ -156,6 +156,16 @@ def readable_faces(folder: Path) -> tuple[list[Path], np.ndarray]:
     like = np.array([(face @ means.T).argmax(1) for face in rows])
     readable = (like == np.arange(len(CHARACTERS))).mean(1) >= READABLE
     return [face for face, good in zip(faces, readable, strict=True) if good], np.array(families)[readable]
+
+
+def family_of(name: str) -> str:
+    """Returns what the names of a font's weights have in common, roughly: the first word, without digits.
+
+    >>> family_of("Quicksand Light"), family_of("eurofurence55"), family_of("Lato")
+    ('quicksand', 'eurofurence', 'lato')
+    """
+    first = re.match(r"[^\W\d_]+", name)
+    return first[0].lower() if first else name.lower()
 
 
 def face_pictures(file: Path) -> tuple[str, np.ndarray] | None:

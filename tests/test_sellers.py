@@ -1,4 +1,4 @@
-"""Learning from a seller's corrections: each formula equals a slow, plain one; nothing reaches another seller."""
+"""Learning from a seller's corrections: formulas equal slow, plain ones; nothing reaches another seller."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.sellers.better import MOST as KEPT
+from models.sellers.better import BetterSeller, Mixture, Stream, fit_mixture
 from models.sellers.paper import NEIGHBOURS, PaperSeller
 from models.sellers.styles import MOST, Styles, count_styles, fit_styles
 
@@ -164,7 +166,7 @@ def some_styles(rng: np.random.Generator) -> Styles:
 
 
 def stream(rng: np.random.Generator, length: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """Products whose true category is near its own corner; base predictions of two categories, often wrong."""
+    """Products near the corner of their true category; the base says two categories most, often wrong."""
     true = rng.integers(0, CATEGORIES, length)
     logits = np.round(rng.normal(size=(length, CATEGORIES)), 1)
     logits[:, :2] += 1
@@ -245,10 +247,136 @@ def test_the_shares_of_alternatives_depend_on_the_order() -> None:
     assert [seller.share(1, 1) for seller in sellers] == [1 / 3, 1 / 2]
 
 
+# The better method
+
+
+def plain_mixture(
+    seen: list[tuple[np.ndarray, int]], x: np.ndarray, logits: np.ndarray, mixture: Mixture
+) -> list[float]:
+    """P(c) of every category, straight from the formula."""
+    base = [np.exp(z / mixture.temperature) for z in logits]
+    votes = [mixture.prior * e / sum(base) for e in base]
+    for key, true in seen:
+        cosine = (x @ key) / (np.linalg.norm(x) * np.linalg.norm(key))
+        votes[true] += np.exp(-mixture.sharpness * (1 - cosine))
+    return [vote / sum(votes) for vote in votes]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_the_mixture_equals_the_plain_formula(seed: int, length: int) -> None:
+    """Up to the rounding of the kept vectors to 11 bits."""
+    rng = np.random.default_rng(seed)
+    mixture = Mixture(*rng.uniform((0.2, 1, 0.5), (5, 10, 2)))
+    seller = BetterSeller(mixture)
+    seen: list[tuple[np.ndarray, int]] = []
+    for vector, logits, true in stream(rng, length):
+        shares = plain_mixture(seen, vector.astype(float), logits, mixture)
+        choice = seller.predict(vector, logits)
+        assert choice.share == pytest.approx(max(shares), abs=0.01)
+        assert shares[choice.category] == pytest.approx(max(shares), abs=0.01)
+        assert choice.base == base_of(logits)
+        seller.learn(vector, logits, true)
+        seen.append((vector.astype(float), true))
+
+
+def test_far_corrections_change_nothing_and_equal_ones_do() -> None:
+    seller = BetterSeller(Mixture(prior=1.0, sharpness=50.0))
+    logits = np.log([0.6, 0.3, 0.1])
+    for _ in range(3):
+        seller.learn(np.array([0.0, 1.0]), logits, 1)
+    far = seller.predict(np.array([1.0, 0.0]), logits)
+    assert (far.category, far.adapted) == (0, False)
+    assert far.share == pytest.approx(0.6)
+    near = seller.predict(np.array([0.0, 2.0]), logits)
+    assert (near.category, near.base, near.corrections) == (1, 0, 3)
+    assert near.share == pytest.approx((0.3 + 3) / 4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mixture_does_not_depend_on_the_order(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    products = stream(rng, 50)
+    one, other = BetterSeller(Mixture()), BetterSeller(Mixture())
+    for product in products:
+        one.learn(*product)
+    for index in rng.permutation(50):
+        other.learn(*products[index])
+    for vector, logits, _ in stream(rng, 20):
+        first, second = one.predict(vector, logits), other.predict(vector, logits)
+        assert first.share == pytest.approx(second.share)
+
+
+def test_the_oldest_corrections_are_dropped() -> None:
+    seller = BetterSeller(Mixture())
+    logits = np.zeros(2)
+    for number in range(KEPT + 3):
+        seller.learn(np.array([1.0, number]), logits, number % 2)
+    arrays = seller.arrays()
+    assert len(arrays["true"]) == len(arrays["keys"]) == KEPT
+    assert seller.predict(np.array([1.0, 0.0]), logits).corrections == KEPT + 3
+    assert arrays["true"][0] == 1  # number 3 is the oldest
+    assert arrays["keys"][0] == pytest.approx(np.array([1, 3]) / np.sqrt(10), abs=1e-3)
+
+
+def drawn_streams(rng: np.random.Generator, sellers: int, own: bool) -> list[Stream]:
+    """Sellers who use, for half of the corners, another category than the base says; a tenth is wrong."""
+    corners = 3 * rng.normal(size=(12, 6))
+    streams = []
+    for _ in range(sellers):
+        uses = np.where(rng.random(12) < 0.5, rng.permutation(12), np.arange(12)) if own else np.arange(12)
+        corner = rng.integers(0, 12, 120)
+        vectors = corners[corner] + rng.normal(0, 0.3, (120, 6))
+        logits = 4.0 * np.eye(12)[corner] + rng.normal(0, 0.3, (120, 12))
+        true = np.where(rng.random(120) < 0.9, uses[corner], rng.integers(0, 12, 120))
+        streams.append(Stream(vectors, logits, true if own else rng.permutation(corner)))
+    return streams
+
+
+def test_the_fit_trusts_corrections_where_sellers_differ_and_not_where_they_are_noise() -> None:
+    rng = np.random.default_rng(0)
+    own = fit_mixture(drawn_streams(rng, 5, own=True))
+    noise = fit_mixture(drawn_streams(rng, 5, own=False))
+    assert own.prior < 1 < noise.prior
+    assert noise.temperature > 2  # the base is wrong there, and says so less surely
+
+
+def test_the_fit_finds_no_worse_place_than_its_neighbours() -> None:
+    """The likelihood by the plain formula, one product after the other."""
+    streams = drawn_streams(np.random.default_rng(1), 2, own=True)
+
+    def loss(mixture: Mixture) -> float:
+        losses = []
+        for one in streams:
+            seen: list[tuple[np.ndarray, int]] = []
+            of_seller = []
+            for vector, logits, true in zip(one.vectors, one.logits, one.true, strict=True):
+                of_seller.append(-np.log(plain_mixture(seen, vector, logits, mixture)[true]))
+                seen.append((vector, true))
+            losses.append(np.mean(of_seller))
+        return float(np.mean(losses))
+
+    found = fit_mixture(streams)
+    least = loss(found)
+    for factor in (0.7, 1.4):
+        for name in ("prior", "sharpness", "temperature"):
+            values = {key: getattr(found, key) * (factor if key == name else 1) for key in vars(found)}
+            assert loss(Mixture(**values)) > least - 1e-3
+
+
+def test_a_fit_without_products_is_refused() -> None:
+    with pytest.raises(ValueError, match="no products of sellers"):
+        fit_mixture([])
+
+
 # What every method keeps
 
 METHODS: dict[str, tuple[Callable, Callable]] = {
     "paper": (PaperSeller, PaperSeller.from_arrays),
+    "better": (
+        lambda styles: BetterSeller(Mixture()),
+        lambda styles, arrays: BetterSeller.from_arrays(Mixture(), arrays),
+    ),
 }
 
 

@@ -39,7 +39,7 @@ def handwriting(x: Tensor) -> Tensor:
     """Returns 4×4 maps of 128 at 28 px (Čugurović, Nikolić, Novaković: three blocks of two convolutions).
 
     Each convolution is followed by batch normalization and ReLU. The widths are ours (32, 64, 128: the paper
-    has "over 350,000" parameters, this 422,622 for its 62 characters). Pooling pads to the same size, rounded
+    has "over 350,000" parameters, this 422,686 for its 62 characters). Pooling pads to the same size, rounded
     up, so that 28 px become 14, 7 and 4.
     """
     for block, width in enumerate((32, 64, 128), start=1):
@@ -51,8 +51,13 @@ def handwriting(x: Tensor) -> Tensor:
 
 
 def handwriting_top(maps: Tensor, classes: int) -> Tensor:
-    """A dense block with dropout; `fc4` is the vector of the writers' histories."""
-    x = dense(flattened(maps, 4), 64, "classifier.0", "fc4")
+    """A dense block with dropout; `fc4` is the vector of the writers' histories.
+
+    Batch normalization is in the dense block, too: without it, four epochs on 2,232 drawn pictures of 62
+    characters gave 8 % in training (dropout 0.5 of 64 numbers), with it 65 %.
+    """
+    x = layers.Dense(64, use_bias=False, name="classifier.0")(flattened(maps, 4))
+    x = relu(norm(x, "classifier.norm"), "fc4")
     return logits(dropout(x, 0.5, "dropout4"), classes, "classifier.1")
 
 

@@ -1,4 +1,4 @@
-"""Čugurović, Nikolić, Novaković, "Learn the way we write": a trained classifier follows one seller's corrections.
+"""Čugurović, Nikolić, Novaković, "Learn the way we write": a classifier follows one seller's corrections.
 
 With x a product's vector, l the base classifier's category for it, t the true one:
 
@@ -14,9 +14,9 @@ With x a product's vector, l the base classifier's category for it, t the true o
 
 What the paper leaves open, as decided here:
 
-- *Votes.* The history has one vector for each pair (l, t), so that among vectors each label would have one vote at
-  most, and all five kNN would say the same. As the history is made of every product, each product votes, from
-  the mean of its pair: the k nearest of them, or all of them where they are fewer.
+- *Votes.* The history has one vector for each pair (l, t), so that among vectors each label would have one
+  vote at most, and all five kNN would say the same. As the history is made of every product, each product
+  votes, from the mean of its pair: the k nearest of them, or all of them where they are fewer.
 - *Ties* of votes go to the nearer pair, ties of distances to the smaller category. Where the k-th place falls
   within one pair, that pair gives as many votes as are left.
 - *An empty history* for l: there are no alternatives, so the base classifier's category it is.
@@ -25,8 +25,9 @@ What the paper leaves open, as decided here:
 - *A category without styles*: the product's own vector is its style.
 - The base classifier's category is the first of those with the largest logit.
 
-The history is kept as counts of styles, which are integers: it does not depend on the order of the corrections.
-The Beta distributions do: whether a candidate was correct depends on what it had learnt before (online).
+The history is kept as counts of styles, which are integers: it does not depend on the order of the
+corrections. The Beta distributions do: whether a candidate was correct depends on what it had learnt before
+(online).
 
     arrays   pairs     (p, 4) int32     predicted, true, style, count; style -1 - j is own[j]
              own       (j, d) float32   vectors of products of categories without styles

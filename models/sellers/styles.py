@@ -44,8 +44,8 @@ class Styles:
             or (np.diff(self.bounds) < 0).any()
         ):
             raise ValueError(
-                f"bounds from {self.bounds[0]} to {self.bounds[-1]} for {len(self.centroids)} styles; expected "
-                "rising bounds from 0 to the number of styles"
+                f"bounds from {self.bounds[0]} to {self.bounds[-1]} for {len(self.centroids)} styles; "
+                "expected rising bounds from 0 to the number of styles"
             )
 
     @property
@@ -91,8 +91,8 @@ def fit_styles(vectors_of: Callable[[int], Rows], categories: int, width: int, s
     """Finds the styles of every category, one category after the other.
 
     Args:
-        vectors_of: category → its rows, (n, d); called once for each category, in order. In memory at once are
-            the at most MOST rows that are drawn from them, in float32.
+        vectors_of: category → its rows, (n, d); called once for each category, in order. In memory at once
+            are the at most MOST rows that are drawn from them, in float32.
         categories: C.
         width: d.
         seed: from which all is drawn.
