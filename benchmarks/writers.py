@@ -1,34 +1,46 @@
-"""Adapting to writers nobody saw in training: the paper's method and ours, on pen strokes and on drawn hands.
+"""Adapting to writers that training has not seen: the paper's method and ours, on strokes and drawn hands.
 
     .venv/bin/python benchmarks/writers.py [--strokes FILE] [--fonts DIR] [--epochs 20,10,5] [--json FILE]
 
-Strokes: UNIPEN text, `<data>/data/writers/pendigits-train.unipen.gz` (30 writers) unless given. Fonts: TTF and
-OTF files of a folder; one face = one writer, with slant, weight and noise of his own; nothing is drawn without
---fonts. Whole writers apart, drawn writers by families of fonts:
+Strokes: UNIPEN text, `<data>/data/writers/pendigits-train.unipen.gz` (30 writers) unless given. Fonts: TTF
+and OTF files of a folder; one face = one writer, with a slant, weight and noise of the writer's own; without
+--fonts nothing is drawn. Whole writers apart, drawn writers by families of fonts:
 
-    network writers ──► base network, styles      tuning writers ──► hyper-parameters of the better method
+    network writers ──► base network, styles      tuning writers ──► the three numbers of the better method
     other writers   ──► base vectors and logits ──► a stream of corrections each, 90/10, ten resamples
 
-With --scratch DIR the vectors and logits of the base networks are kept there and used again. Writes
-benchmarks/results/writers.json.
+Strokes are evaluated in folds, so that each writer is once among the others. Ours at another size or with
+fewer epochs: --network-writers, --other-writers, …. With --scratch DIR the vectors and logits of the base
+networks are kept there and used again.
 """
 
 import argparse
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy as np
 import written
+from grocery import add_data
+
+from models.sellers.better import BetterSeller, Stream, fit_mixture
+from models.sellers.interface import SellerModel
+from models.sellers.paper import PaperSeller
+from models.sellers.styles import fit_styles
 
 RESULTS = Path(__file__).parent / "results" / "writers.json"
 STROKES = Path("data/writers/pendigits-train.unipen.gz")
 BATCHES = (64, 128, 256)  # images, one after the other; the paper gives the epochs of its three sizes
 RATE = 0.001  # Adam
+AFTER = (0, 5, 15, 50)  # corrections
+EXAMPLES = (1, 5, 10)  # of each category
+PUBLISHED = {  # Čugurović, Nikolić, Novaković: %, %, %, writers that improve, that get worse, all
+    "NIST SD19, as published": (87.24, 89.60, 91.42, 167, 24, 200),
+    "Deepwriting, as published": (82.05, 84.77, 86.38, None, None, None),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,10 @@ class Collection:
     network: Group  # of the writers that it was trained on
     tuning: Group
     others: Group
+
+
+FIELDS = tuple(field.name for field in fields(Group))
+PARTS = tuple(field.name for field in fields(Collection))
 
 
 def digits(file: Path, fold: int, folds: int, epochs: Sequence[int]) -> Collection:
@@ -91,7 +107,7 @@ def drawn(
 def chosen_faces(
     faces: list[Path], families: np.ndarray, counts: Sequence[int], rng: np.random.Generator
 ) -> list[list[Path]]:
-    """Returns faces for each part, no family in two parts, as different from each other as there are families.
+    """Returns faces for each part, no family in two parts, of as many families as there are.
 
     Raises:
         ValueError: fewer faces or families than writers need.
@@ -156,24 +172,353 @@ def trained(
     return Collection(*groups)
 
 
-def kept(file: Path | None, make: Any) -> Collection:
+def kept(file: Path | None, make: Callable[[], Collection]) -> Collection:
     """Returns what `make` returns, read from the file if there is one, else kept in it."""
-    fields = [
-        f"{part}.{name}" for part in Collection.__dataclass_fields__ for name in Group.__dataclass_fields__
-    ]
     if file is not None and file.exists():
         with np.load(file) as arrays:
-            values = [arrays[name] for name in fields]
-        width = len(Group.__dataclass_fields__)
-        return Collection(*(Group(*values[at : at + width]) for at in range(0, len(values), width)))
-    made: Collection = make()
+            return Collection(*(Group(*(arrays[f"{part}.{name}"] for name in FIELDS)) for part in PARTS))
+    made = make()
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **{name: _field(made, name) for name in fields})
+        np.savez(
+            file,
+            **{f"{part}.{name}": getattr(getattr(made, part), name) for part in PARTS for name in FIELDS},
+        )
     return made
 
 
-def _field(made: Collection, name: str) -> np.ndarray:
-    part, field = name.split(".")
-    array: np.ndarray = getattr(getattr(made, part), field)
-    return array
+# Adapting
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What a method did for one writer; sums over the resamples."""
+
+    tests: int  # predictions
+    base: int  # errors of the base network
+    after: tuple[int, ...]  # errors after AFTER corrections, and after all
+    oracle: int  # predictions for which no candidate was correct
+
+
+Maker = Callable[[], SellerModel]
+
+
+def makers(collection: Collection, seed: int) -> tuple[dict[str, Maker], dict[str, float]]:
+    """Returns the methods, each as a function that makes a new writer, and the numbers of the better one."""
+    network, tuning = collection.network, collection.tuning
+    width, classes = network.vectors.shape[1], network.logits.shape[1]
+    styles = fit_styles(lambda category: network.vectors[network.true == category], classes, width, seed)
+    rng = np.random.default_rng(seed)
+    streams = []
+    for writer in np.unique(tuning.writer):
+        order = rng.permutation(np.flatnonzero(tuning.writer == writer))
+        streams.append(Stream(tuning.vectors[order], tuning.logits[order], tuning.true[order]))
+    mixture = fit_mixture(streams)
+    return {"paper": lambda: PaperSeller(styles), "better": lambda: BetterSeller(mixture)}, vars(mixture)
+
+
+def shuffled(group: Group, seed: int) -> Group:
+    """Returns the control: the same characters, each given to a writer by chance."""
+    writer = np.random.default_rng(seed).permutation(group.writer)
+    return Group(group.vectors, group.logits, group.true, writer)
+
+
+def with_wrong(group: Group, share: float, seed: int) -> np.ndarray:
+    """(n,) int: the categories that the writers say, a share of them another one by chance."""
+    rng = np.random.default_rng(seed)
+    other = (group.true + rng.integers(1, group.logits.shape[1], len(group.true))) % group.logits.shape[1]
+    return np.where(rng.random(len(group.true)) < share, other, group.true)
+
+
+def split(true: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Returns positions for learning, in the order of the stream, and a tenth of each category for the test."""
+    test = []
+    for category in np.unique(true):
+        those = rng.permutation(np.flatnonzero(true == category))
+        test.append(those[: int(len(those) / 10 + rng.random())])  # on average a tenth of few, too
+    chosen = np.concatenate(test)
+    return rng.permutation(np.setdiff1d(np.arange(len(true)), chosen)), chosen
+
+
+def adapt(make: Maker, group: Group, said: np.ndarray, resamples: int, seed: int) -> list[Adapted]:
+    """Streams of each writer: nine tenths in, one tenth judged; `said` are the categories that are learnt."""
+    results = []
+    for writer in np.unique(group.writer):
+        of_writer = np.flatnonzero(group.writer == writer)
+        errors = np.zeros(len(AFTER) + 1, int)
+        tests = base = oracle = 0
+        for resample in range(resamples):
+            learn, test = split(group.true[of_writer], np.random.default_rng((seed, int(writer), resample)))
+            seller, stops = make(), [*AFTER, len(learn)]
+            for number in range(len(learn) + 1):
+                for stop in [at for at, after in enumerate(stops) if after == number]:
+                    errors[stop] += wrong_of(seller, group, of_writer[test])
+                if number < len(learn):
+                    row = of_writer[learn[number]]
+                    seller.learn(group.vectors[row], group.logits[row], int(said[row]))
+            tests += len(test)
+            base += int((group.logits[of_writer[test]].argmax(1) != group.true[of_writer[test]]).sum())
+            oracle += sum(none_correct(seller, group, row) for row in of_writer[test])
+        results.append(Adapted(tests, base, tuple(errors.tolist()), oracle))
+    return results
+
+
+def wrong_of(seller: SellerModel, group: Group, rows: np.ndarray) -> int:
+    """Errors of a writer's model."""
+    return sum(
+        seller.predict(group.vectors[row], group.logits[row]).category != group.true[row] for row in rows
+    )
+
+
+def none_correct(seller: SellerModel, group: Group, row: int) -> bool:
+    """Whether no candidate is correct: for the paper base and kNN, for ours base and adapted."""
+    if isinstance(seller, PaperSeller):
+        found = seller.candidates(group.vectors[row], group.logits[row])
+    else:
+        choice = seller.predict(group.vectors[row], group.logits[row])
+        found = [choice.base, choice.category]
+    return group.true[row] not in found
+
+
+def enrolled(make: Maker, group: Group, each: int, resamples: int, seed: int) -> dict[str, Any]:
+    """Each writer gives `each` examples of a category; all others are judged.
+
+    A writer is over 1 point worse where the lower 95 % bound of the loss is above 1 point: mean of the
+    products' losses (averaged over resamples, as they repeat) less 1.645 standard errors.
+    """
+    base = adapted = 0
+    losses = []
+    for writer in np.unique(group.writer):
+        of_writer = np.flatnonzero(group.writer == writer)
+        true = group.true[of_writer]
+        wrong_base = group.logits[of_writer].argmax(1) != true
+        loss, judged = np.zeros(len(true)), np.zeros(len(true))
+        for resample in range(resamples):
+            rng = np.random.default_rng((seed, int(writer), resample, each))
+            learn = np.concatenate(
+                [rng.permutation(np.flatnonzero(true == category))[:each] for category in np.unique(true)]
+            )
+            seller = make()
+            for at in rng.permutation(learn):
+                row = of_writer[at]
+                seller.learn(group.vectors[row], group.logits[row], int(true[at]))
+            for at in np.setdiff1d(np.arange(len(true)), learn):
+                row = of_writer[at]
+                wrong = seller.predict(group.vectors[row], group.logits[row]).category != true[at]
+                base, adapted = base + int(wrong_base[at]), adapted + int(wrong)
+                loss[at] += float(wrong) - float(wrong_base[at])
+                judged[at] += 1
+        of_products = loss[judged > 0] / judged[judged > 0]
+        error = of_products.std(ddof=1) / np.sqrt(len(of_products))
+        losses.append((100 * of_products.mean(), 100 * (of_products.mean() - 1.645 * error)))
+    return {
+        "examples": each,
+        "base_errors": base,
+        "errors": adapted,
+        "fewer": round(1 - adapted / base, 4),
+        "worst_writer": round(max(mean for mean, _ in losses), 3),
+        "worst_bound": round(max(bound for _, bound in losses), 3),
+    }
+
+
+def summary(results: Sequence[Adapted]) -> dict[str, Any]:
+    """Percentages over all writers, each writer by the number of its tests; gains in points."""
+    tests = sum(one.tests for one in results)
+    share = [round(100 * sum(one.after[at] for one in results) / tests, 3) for at in range(len(AFTER) + 1)]
+    gains = np.array([100 * (one.base - one.after[-1]) / one.tests for one in results])
+    return {
+        "writers": len(results),
+        "base": round(100 - 100 * sum(one.base for one in results) / tests, 3),
+        "adapted": round(100 - share[-1], 3),
+        "oracle": round(100 - 100 * sum(one.oracle for one in results) / tests, 3),
+        "gain": round(float(gains.mean()), 3),
+        "gain_error": round(float(gains.std(ddof=1) / np.sqrt(len(gains))), 3),
+        "better": int((gains > 0).sum()),
+        "same": int((gains == 0).sum()),
+        "worse": int((gains < 0).sum()),
+        "worst": round(float(gains.min()), 3),
+        "errors_after": dict(zip([*map(str, AFTER), "all"], share, strict=True)),
+    }
+
+
+def measured(
+    collections: Sequence[Collection],
+    resamples: int,
+    variants: Sequence[str] = ("as it is", "shuffled", "wrong"),
+) -> dict[str, Any]:
+    """Both methods on all folds of a collection, with its two controls."""
+    results: dict[str, list[Adapted]] = {}
+    few: dict[str, list[dict[str, Any]]] = {}
+    numbers = []
+    for fold, collection in enumerate(collections):
+        methods, mixture = makers(collection, fold)
+        numbers.append({name: round(value, 3) for name, value in mixture.items()})
+        others = collection.others
+        mixed = shuffled(others, fold)
+        for name, make in methods.items():
+            for variant in variants:
+                group = mixed if variant == "shuffled" else others
+                said = with_wrong(others, 0.2, fold) if variant == "wrong" else group.true
+                key = name if variant == "as it is" else f"{name}, {variant}"
+                results.setdefault(key, []).extend(adapt(make, group, said, resamples, fold))
+                print(f"fold {fold}, {key}: {summary(results[key])}", flush=True)
+            for each in EXAMPLES:
+                if np.bincount(others.true[others.writer == others.writer[0]]).min() > each:
+                    few.setdefault(f"{name}, {each}", []).append(
+                        enrolled(make, others, each, resamples, fold)
+                    )
+    return {
+        "numbers": numbers,
+        "methods": {key: summary(of_key) for key, of_key in results.items()},
+        "examples": {key: together(of_key) for key, of_key in few.items()},
+    }
+
+
+def together(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of `enrolled` over folds."""
+    base, errors = (sum(one[name] for one in folds) for name in ("base_errors", "errors"))
+    return {
+        "examples": folds[0]["examples"],
+        "base_errors": base,
+        "errors": errors,
+        "fewer": round(1 - errors / base, 4),
+        "worst_writer": max(one["worst_writer"] for one in folds),
+        "worst_bound": max(one["worst_bound"] for one in folds),
+    }
+
+
+# The command
+
+
+def main() -> None:
+    """Measures, prints tables and verdicts, writes the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_data(parser)
+    parser.add_argument("--strokes", type=Path, help="UNIPEN text; default: that of the data")
+    parser.add_argument("--fonts", type=Path, help="folder with TTF and OTF files")
+    parser.add_argument("--epochs", default="20,10,5", help="at batches of 64, 128 and 256")
+    parser.add_argument("--folds", type=int, default=3, help="of the strokes' writers")
+    parser.add_argument("--network-writers", type=int, default=100, help="drawn, of the base network")
+    parser.add_argument("--tuning-writers", type=int, default=20)
+    parser.add_argument("--other-writers", type=int, default=30)
+    parser.add_argument(
+        "--network-each", type=int, default=2, help="pictures of a character by a network writer"
+    )
+    parser.add_argument("--each", type=int, default=12, help="the same by the tuning and the other writers")
+    parser.add_argument("--resamples", type=int, default=10)
+    parser.add_argument("--scratch", type=Path, help="folder for the outputs of the base networks")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    epochs = tuple(int(count) for count in options.epochs.split(","))
+    found: dict[str, Any] = {}
+    strokes = options.strokes or options.data / STROKES
+    if strokes.exists():
+        folds = [
+            kept(
+                scratch_file(options.scratch, f"strokes-{fold}-{options.folds}-{options.epochs}"),
+                lambda fold=fold: digits(strokes, fold, options.folds, epochs),  # type: ignore[misc]
+            )
+            for fold in range(options.folds)
+        ]
+        found["strokes"] = measured(folds, options.resamples)
+    else:
+        print(f"no strokes: {strokes} is not there")
+    if options.fonts is not None:
+        counts = (options.network_writers, options.tuning_writers, options.other_writers)
+        each = (options.network_each, options.each, options.each)
+        name = "-".join(map(str, ["drawn", *counts, *each, options.epochs]))
+        faces = kept(
+            scratch_file(options.scratch, name), lambda: drawn(options.fonts, counts, each, epochs, 0)
+        )
+        found["drawn"] = measured([faces], options.resamples)
+    if not found:
+        return
+    print_tables(found)
+    results = {"epochs": epochs, "resamples": options.resamples, **found, "verdicts": verdicts(found)}
+    results["conditions"] = measure.conditions("tensorflow", "keras", "numpy", "scikit-learn", "pillow")
+    options.json.write_text(json.dumps(results, indent=1))
+
+
+def scratch_file(folder: Path | None, name: str) -> Path | None:
+    """Returns where the outputs of one base network are kept."""
+    return None if folder is None else folder / f"{name}.npz"
+
+
+def print_tables(found: dict[str, Any]) -> None:
+    """Prints the paper's table 3 beside ours, errors by corrections, and errors by examples."""
+    rows = [
+        [
+            name,
+            base,
+            adapted,
+            f"{adapted - base:.2f}",
+            oracle,
+            *(("–",) * 3 if up is None else (up, all_ - up - down, down)),
+        ]
+        for name, (base, adapted, oracle, up, down, all_) in PUBLISHED.items()
+    ]
+    rows += [
+        [f"{what}: {method}", *(f"{one[key]:.2f}" for key in ("base", "adapted", "gain", "oracle")),
+         one["better"], one["same"], one["worse"]]
+        for what, of_what in found.items()
+        for method, one in of_what["methods"].items()
+    ]  # fmt: skip
+    print(measure.table(["%", "base", "adapted", "gain", "oracle", "better", "same", "worse"], rows))
+    rows = [
+        [f"{what}: {method}", *(f"{error:.2f}" for error in one["errors_after"].values())]
+        for what, of_what in found.items()
+        for method, one in of_what["methods"].items()
+    ]
+    print(measure.table(["errors, %, after corrections", *map(str, AFTER), "all"], rows))
+    rows = [
+        [f"{what}: {method}", one["base_errors"], one["errors"], f"{100 * one['fewer']:.1f}",
+         f"{one['worst_writer']:.2f}", f"{one['worst_bound']:.2f}"]
+        for what, of_what in found.items()
+        for method, one in of_what["examples"].items()
+    ]  # fmt: skip
+    header = ["examples of a category", "base errors", "errors", "fewer, %", "worst writer", "its bound"]
+    print(measure.table(header, rows))
+
+
+def verdicts(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Compares the figures with what is aimed at."""
+    judged = []
+    if "drawn" in found:
+        paper = found["drawn"]["methods"]["paper"]
+        judged += [
+            measure.verdict("drawn, paper: gain", paper["gain"], 2, " points", at_least=True),
+            measure.verdict(
+                "drawn, paper: share of writers that improve", paper["better"] / paper["writers"], 5 / 6, "",
+                at_least=True,
+            ),
+            measure.verdict(
+                "drawn, paper: gain of the worst writer", paper["worst"], -0.5, " points", at_least=True
+            ),
+        ]  # fmt: skip
+    if "strokes" in found:
+        five = found["strokes"]["examples"]["better, 5"]
+        judged += [
+            measure.verdict(
+                "strokes, better, 5 a digit: fewer errors", five["fewer"], 0.25, "", at_least=True
+            ),
+            measure.verdict(
+                "strokes, better, 5 a digit: worst writer's bound", five["worst_bound"], 1, " points"
+            ),
+        ]
+    for what, of_what in found.items():
+        for method in ("paper", "better"):
+            mixed, wrong = (of_what["methods"][f"{method}, {control}"] for control in ("shuffled", "wrong"))
+            lower = mixed["gain"] - 1.645 * mixed["gain_error"]
+            judged += [
+                measure.verdict(f"{what}, {method}, shuffled: lower bound of the gain", lower, 0, " points"),
+                measure.verdict(
+                    f"{what}, {method}, a fifth wrong: gain", wrong["gain"], 0, " points", at_least=True
+                ),
+            ]
+    return judged
+
+
+if __name__ == "__main__":
+    main()

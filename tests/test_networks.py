@@ -35,6 +35,7 @@ PARAMETERS = {  # trainable, of 1,000 classes, as torchvision publishes them; wi
     "torchvision_resnet152": 60_192_808, "resnext50_32x4d": 25_028_904, "wide_resnet50_2": 68_883_240,
     "torchvision_densenet121": 7_978_856, "torchvision_densenet169": 14_149_480,
     "torchvision_densenet201": 20_013_928, "torchvision_inception_v3": 23_834_568,
+    "handwriting": 483_656,  # 422,686 with 62 classes; the paper has over 350,000
     "nin": 7_595_176,  # of its ImageNet model, in Caffe's collection
 }  # fmt: skip
 TORCHVISIONS = [name for name in names() if name.removeprefix("torchvision_") in SIZES]
@@ -263,6 +264,21 @@ def test_names_are_known_without_keras() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(len(NETWORKS)), "False"]
     assert not {key for key in NETWORKS if hasattr(keras.applications, key)}
+
+
+def test_the_network_for_handwriting_has_the_papers_size() -> None:
+    """Three blocks of two convolutions, maps of 28, 14, 7 and 4 px, a dense block with dropout."""
+    network = build_network("handwriting", 28, classes=62)
+    assert trainable(network) == 422_686 > 350_000
+    assert [network.get_layer(f"pool{block}").output.shape[1:] for block in (1, 2, 3)] == [
+        (14, 14, 32), (7, 7, 64), (4, 4, 128),
+    ]  # fmt: skip
+    kinds = [type(layer).__name__ for layer in network.layers]
+    counts = [
+        kinds.count(kind) for kind in ("Conv2D", "BatchNormalization", "MaxPooling2D", "Dense", "Dropout")
+    ]
+    assert counts == [6, 7, 3, 2, 1]
+    assert network.get_layer("fc4").output.shape[-1] == 64
 
 
 def test_too_small_an_image_is_one_line() -> None:

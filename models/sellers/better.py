@@ -11,8 +11,8 @@ This is the posterior mean of a Dirichlet distribution whose prior is worth n0 c
 where nothing near was corrected, it is the base classifier's p, so that a seller with three corrections has
 nearly the base classifier. The weights are those of Tip-Adapter (Zhang et al., ECCV 2022, "Tip-Adapter:
 Training-free Adaption of CLIP"), which adds α · Σ w(i)·[t(i) = c] to the logits; interpolation of
-probabilities is as in kNN-LM (Khandelwal et al., ICLR 2020), there with a fixed share. n0, β and T are the most
-likely ones for sellers that are kept apart for that (`fit_mixture`): empirical Bayes.
+probabilities is as in kNN-LM (Khandelwal et al., ICLR 2020), there with a fixed share. n0, β and T are those
+most likely for sellers that are kept apart for that (`fit_mixture`): empirical Bayes.
 
 What was tried besides, with figures: docs/experiments/sellers.md.
 
