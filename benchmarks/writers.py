@@ -6,7 +6,7 @@ Strokes: UNIPEN text, `<data>/data/writers/pendigits-train.unipen.gz` (30 writer
 and OTF files of a folder; one face = one writer, with a slant, weight and noise of the writer's own; without
 --fonts nothing is drawn. Whole writers apart, drawn writers by families of fonts:
 
-    network writers ──► base network, styles      tuning writers ──► the three numbers of the better method
+    network writers ──► base network, styles      tuning writers ──► the four numbers of the better method
     other writers   ──► base vectors and logits ──► a stream of corrections each, 90/10, ten resamples
 
 Strokes are evaluated in folds, so that each writer is once among the others. Ours at another size or with
@@ -26,7 +26,7 @@ import numpy as np
 import written
 from grocery import add_data
 
-from models.sellers.better import BetterSeller, Stream, fit_mixture
+from models.sellers.better import BetterSeller, Stream, fit_votes
 from models.sellers.interface import SellerModel
 from models.sellers.paper import PaperSeller
 from models.sellers.styles import fit_styles
@@ -213,8 +213,8 @@ def makers(collection: Collection, seed: int) -> tuple[dict[str, Maker], dict[st
     for writer in np.unique(tuning.writer):
         order = rng.permutation(np.flatnonzero(tuning.writer == writer))
         streams.append(Stream(tuning.vectors[order], tuning.logits[order], tuning.true[order]))
-    mixture = fit_mixture(streams)
-    return {"paper": lambda: PaperSeller(styles), "better": lambda: BetterSeller(mixture)}, vars(mixture)
+    votes = fit_votes(streams)
+    return {"paper": lambda: PaperSeller(styles), "better": lambda: BetterSeller(votes)}, vars(votes)
 
 
 def shuffled(group: Group, seed: int) -> Group:
@@ -231,7 +231,7 @@ def with_wrong(group: Group, share: float, seed: int) -> np.ndarray:
 
 
 def split(true: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Returns positions for learning, in the order of the stream, and a tenth of each category for the test."""
+    """Returns positions for learning, in the order of the stream, and a tenth of each category to judge."""
     test = []
     for category in np.unique(true):
         those = rng.permutation(np.flatnonzero(true == category))
@@ -351,8 +351,8 @@ def measured(
     few: dict[str, list[dict[str, Any]]] = {}
     numbers = []
     for fold, collection in enumerate(collections):
-        methods, mixture = makers(collection, fold)
-        numbers.append({name: round(value, 3) for name, value in mixture.items()})
+        methods, votes = makers(collection, fold)
+        numbers.append({name: round(value, 3) for name, value in votes.items()})
         others = collection.others
         mixed = shuffled(others, fold)
         for name, make in methods.items():

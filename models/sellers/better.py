@@ -1,20 +1,18 @@
-"""Better than the paper: the base classifier is a prior, each corrected product a vote of its neighbourhood.
+"""Better than the paper: each corrected product speaks for its category in its own neighbourhood.
 
 With q the product's vector and K the seller's corrected vectors, all of length one, t their true categories,
-p the base classifier's probabilities:
+and the logits z of the base classifier:
 
-    w(i)  = exp(−β · (1 − q·K(i)))                         the weight of correction i: 1 where it is the same
-    P(c)  = (n0 · p(c) + Σ w(i)·[t(i) = c]) / (n0 + Σ w(i))
-    p     = softmax(logits / T)
+    w(i)  = exp(−β · (1 − q·K(i)))                        the weight of correction i: 1 where it is the same
+    P(c)  ∝ exp(z(c) / T) · (1 + γ · Σ w(i)·[t(i) = c])^α
 
-This is the posterior mean of a Dirichlet distribution whose prior is worth n0 corrections of equal products:
-where nothing near was corrected, it is the base classifier's p, so that a seller with three corrections has
-nearly the base classifier. The weights are those of Tip-Adapter (Zhang et al., ECCV 2022, "Tip-Adapter:
-Training-free Adaption of CLIP"), which adds α · Σ w(i)·[t(i) = c] to the logits; interpolation of
-probabilities is as in kNN-LM (Khandelwal et al., ICLR 2020), there with a fixed share. n0, β and T are those
-most likely for sellers that are kept apart for that (`fit_mixture`): empirical Bayes.
-
-What was tried besides, with figures: docs/experiments/sellers.md.
+It is Bayes' rule with the base classifier's probability before, and how densely the seller's own products of
+the category lie around q after: 1 stands for the products that are not there yet. So a seller with three
+corrections has nearly the base classifier, except close to these three; and where the base classifier is
+nearly certain, one wrong correction is not enough. The weights are those of Tip-Adapter (Zhang et al., ECCV
+2022, "Tip-Adapter: Training-free Adaption of CLIP"), which adds α · Σ w(i)·[t(i) = c] to the logits; the
+logarithm of the sum, in its place, came out better. T, α, β and γ are the most likely ones for sellers that
+are kept apart for that (`fit_votes`): empirical Bayes. What else was tried: docs/experiments/sellers.md.
 
     arrays   keys   (n, d) float16   vectors of length one, the oldest first; at most MOST
              true   (n,) int32       their categories
@@ -22,24 +20,28 @@ What was tried besides, with figures: docs/experiments/sellers.md.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import logsumexp
 
 from models.sellers.interface import Choice
 
 MOST = 4_000  # corrections of a seller that are kept: 8 MB of 1,024 numbers
-EVALUATIONS = 80  # of the likelihood, at most
+EVALUATIONS = 140  # of the likelihood, at most
+LIMITS = np.log([(0.1, 10), (0.01, 10), (0.5, 400), (0.01, 400)]).T  # of T, α, β, γ
+WRONG = 0.1  # share of corrections that the fit takes to be wrong
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """The three numbers that all sellers share."""
+class Votes:
+    """The four numbers that all sellers share."""
 
-    prior: float = 1.0  # n0, in corrections
-    sharpness: float = 20.0  # β, of 1 − cosine
     temperature: float = 1.0  # T
+    power: float = 0.8  # α
+    sharpness: float = 20.0  # β, of 1 − cosine
+    weight: float = 100.0  # γ
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,10 @@ class Stream:
 
 
 class BetterSeller:
-    """One seller by the mixture above; a SellerModel."""
+    """One seller by the formula above; a SellerModel."""
 
-    def __init__(self, mixture: Mixture) -> None:
-        self.mixture = mixture
+    def __init__(self, votes: Votes) -> None:
+        self.votes = votes
         self._keys = np.empty((0, 0), np.float32)  # rows of length one, rounded to float16; grows by doubling
         self._true = np.empty(0, np.int32)
         self._kept = self._count = 0
@@ -63,17 +65,14 @@ class BetterSeller:
     def predict(self, vector: np.ndarray, logits: np.ndarray) -> Choice:
         """Returns the choice; of equally probable categories the first. See SellerModel."""
         base = int(np.argmax(logits))
-        scaled = np.asarray(logits, float) / self.mixture.temperature
-        shares = np.exp(scaled - scaled[base])
-        shares *= self.mixture.prior / shares.sum()
-        total = self.mixture.prior
+        scores = np.asarray(logits, float) / self.votes.temperature
         if self._kept:
             cosine = self._keys[: self._kept] @ unit(vector)
-            weights = np.exp(-self.mixture.sharpness * (1 - cosine.astype(float)))
-            np.add.at(shares, self._true[: self._kept], weights)
-            total += weights.sum()
-        best = int(np.argmax(shares))
-        return Choice(best, float(shares[best] / total), base, self._count)
+            weights = np.exp(-self.votes.sharpness * (1 - cosine.astype(float)))
+            near = np.bincount(self._true[: self._kept], weights, len(scores))
+            scores += self.votes.power * np.log1p(self.votes.weight * near)
+        best = int(np.argmax(scores))
+        return Choice(best, float(1 / np.exp(scores - scores[best]).sum()), base, self._count)
 
     def learn(self, vector: np.ndarray, logits: np.ndarray, true: int) -> None:
         """Takes in a product; see SellerModel. The logits are not needed."""
@@ -103,9 +102,9 @@ class BetterSeller:
         }
 
     @classmethod
-    def from_arrays(cls, mixture: Mixture, arrays: Mapping[str, np.ndarray]) -> "BetterSeller":
+    def from_arrays(cls, votes: Votes, arrays: Mapping[str, np.ndarray]) -> "BetterSeller":
         """Makes the seller whose `arrays` these are."""
-        seller = cls(mixture)
+        seller = cls(votes)
         seller._keys = arrays["keys"].astype(np.float32)
         seller._true = arrays["true"].astype(np.int32)
         seller._kept, seller._count = len(seller._true), int(arrays["count"][0])
@@ -123,62 +122,77 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return rows / np.where(length > 0, length, 1)
 
 
-def fit_mixture(sellers: Sequence[Stream], start: Mixture | None = None) -> Mixture:
-    """Returns the most likely n0, β and T for these sellers, each predicted before each of its products.
+def fit_votes(
+    sellers: Sequence[Stream], wrong: float = WRONG, seed: int = 0, start: Votes | None = None
+) -> Votes:
+    """Returns the most likely T, α, β and γ for these sellers, each predicted before each of its products.
 
     Every seller counts the same, whatever its number of products. The likelihood of a product's true
-    category is P(c) as above, from the seller's products before it. Nelder-Mead in the logarithms.
+    category is P(c) as above, from the seller's products before it, of which a share is learnt with another
+    category by chance. Nelder-Mead in the logarithms.
 
     Args:
         sellers: none that the base network was trained on: it is too good on those; none that is evaluated.
-        start: where the search starts; default `Mixture()`.
+        wrong: share of corrections that are wrong, 0 to 1; with more of them, one correction counts less.
+        seed: of which corrections are wrong, and how.
+        start: where the search starts; default `Votes()`.
 
     Raises:
         ValueError: no products.
     """
-    known = [_prepared(seller) for seller in sellers if len(seller.true)]
+    rng = np.random.default_rng(seed)
+    known = [_Prepared.of(seller, wrong, rng) for seller in sellers if len(seller.true)]
     if not known:
-        raise ValueError("no products of sellers to fit the mixture on; expected at least one")
-    begin = start or Mixture()
-    centre = np.log([begin.prior, begin.sharpness, begin.temperature])
+        raise ValueError("no products of sellers to fit the votes on; expected at least one")
+    centre = np.log(astuple(start or Votes()))
 
     def loss(logs: np.ndarray) -> float:
-        return float(np.mean([_loss(one, *np.exp(np.clip(logs, -7, 7))) for one in known]))
+        votes = Votes(*np.exp(np.clip(logs, *LIMITS)).tolist())
+        return float(np.mean([one.loss(votes) for one in known]))
 
     result = minimize(
         loss,
         centre,
         method="Nelder-Mead",
         options={
-            "initial_simplex": np.vstack([centre, centre + np.diag([1.0, 0.7, 0.5])]),
+            "initial_simplex": np.vstack([centre, centre + np.diag([-0.5, -0.5, -0.7, 1.0])]),
             "maxfev": EVALUATIONS,
             "xatol": 0.02,
             "fatol": 1e-5,
         },
     )
-    return Mixture(*np.exp(np.clip(result.x, -7, 7)).tolist())
+    return Votes(*np.exp(np.clip(result.x, *LIMITS)).tolist())
 
 
-def _prepared(seller: Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Distances (n, n), logits minus their largest, true, whether the same category (n, n)."""
-    keys = unit(seller.vectors)
-    logits = np.asarray(seller.logits, float)
-    same = seller.true[:, None] == seller.true[None, :]
-    earlier = np.tri(len(keys), k=-1)
-    distance = np.where(earlier > 0, 1 - (keys @ keys.T).astype(float), np.inf)
-    return distance, logits - logits.max(1, keepdims=True), seller.true, same
+@dataclass(frozen=True)
+class _Prepared:
+    """A stream for the fit; u categories are those that occur in it."""
 
+    distance: np.ndarray  # (n, n) 1 − cosine to the products before, infinite to the others
+    said: np.ndarray  # (n, u) float, 1 where a product was learnt with the category
+    logits: np.ndarray  # (n, u) of these categories
+    rest: np.ndarray  # (n, C - u) of all others
+    true: np.ndarray  # (n,) int, among the u
 
-def _loss(
-    one: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    prior: float,
-    sharpness: float,
-    temperature: float,
-) -> float:
-    """Mean of −log P(true)."""
-    distance, logits, true, same = one
-    scaled = logits / temperature
-    log_p = scaled[np.arange(len(true)), true] - np.log(np.exp(scaled).sum(1))
-    weights = np.exp(-sharpness * distance)
-    share = (prior * np.exp(log_p) + (weights * same).sum(1)) / (prior + weights.sum(1))
-    return float(-np.log(np.maximum(share, 1e-12)).mean())
+    @classmethod
+    def of(cls, seller: Stream, wrong: float, rng: np.random.Generator) -> "_Prepared":
+        keys, count, categories = unit(seller.vectors), len(seller.true), seller.logits.shape[1]
+        other = (seller.true + rng.integers(1, max(categories, 2), count)) % categories
+        learnt = np.where(rng.random(count) < wrong, other, seller.true)
+        occur, places = np.unique(np.concatenate([seller.true, learnt]), return_inverse=True)
+        earlier = np.tri(count, k=-1, dtype=bool)
+        logits = np.asarray(seller.logits, float)
+        return cls(
+            np.where(earlier, 1 - (keys @ keys.T).astype(float), np.inf),
+            np.eye(len(occur))[places[count:]],
+            logits[:, occur],
+            np.delete(logits, occur, axis=1),
+            places[:count],
+        )
+
+    def loss(self, votes: Votes) -> float:
+        """Mean of −log P(true)."""
+        near = np.exp(-votes.sharpness * self.distance) @ self.said
+        scores = self.logits / votes.temperature + votes.power * np.log1p(votes.weight * near)
+        every = np.hstack([scores, self.rest / votes.temperature])
+        return float((logsumexp(every, axis=1) - scores[np.arange(len(scores)), self.true]).mean())
