@@ -217,12 +217,6 @@ def makers(collection: Collection, seed: int) -> tuple[dict[str, Maker], dict[st
     return {"paper": lambda: PaperSeller(styles), "better": lambda: BetterSeller(votes)}, vars(votes)
 
 
-def shuffled(group: Group, seed: int) -> Group:
-    """Returns the control: the same characters, each given to a writer by chance."""
-    writer = np.random.default_rng(seed).permutation(group.writer)
-    return Group(group.vectors, group.logits, group.true, writer)
-
-
 def with_wrong(group: Group, share: float, seed: int) -> np.ndarray:
     """(n,) int: the categories that the writers say, a share of them another one by chance."""
     rng = np.random.default_rng(seed)
@@ -240,21 +234,38 @@ def split(true: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     return rng.permutation(np.setdiff1d(np.arange(len(true)), chosen)), chosen
 
 
-def adapt(make: Maker, group: Group, said: np.ndarray, resamples: int, seed: int) -> list[Adapted]:
-    """Streams of each writer: nine tenths in, one tenth judged; `said` are the categories that are learnt."""
+def adapt(
+    make: Maker, group: Group, said: np.ndarray, resamples: int, seed: int, shuffled: bool = False
+) -> list[Adapted]:
+    """Streams of each writer: nine tenths in, one tenth judged.
+
+    Args:
+        make: makes a writer's model.
+        group: characters of the writers.
+        said: (n,) int, the categories that are learnt.
+        resamples: how often.
+        seed: of the splits and orders.
+        shuffled: the control: what is learnt is the stream of another writer, at each resample another one.
+    """
     results = []
-    for writer in np.unique(group.writer):
+    writers = np.unique(group.writer)
+    for place, writer in enumerate(writers):
         of_writer = np.flatnonzero(group.writer == writer)
         errors = np.zeros(len(AFTER) + 1, int)
         tests = base = oracle = 0
         for resample in range(resamples):
             learn, test = split(group.true[of_writer], np.random.default_rng((seed, int(writer), resample)))
-            seller, stops = make(), [*AFTER, len(learn)]
-            for number in range(len(learn) + 1):
+            stream = of_writer[learn]
+            if shuffled:
+                other = writers[(place + 1 + resample % (len(writers) - 1)) % len(writers)]
+                rng = np.random.default_rng((seed, int(other), resample))
+                stream = rng.permutation(np.flatnonzero(group.writer == other))
+            seller, stops = make(), [*AFTER, len(stream)]
+            for number in range(len(stream) + 1):
                 for stop in [at for at, after in enumerate(stops) if after == number]:
                     errors[stop] += wrong_of(seller, group, of_writer[test])
-                if number < len(learn):
-                    row = of_writer[learn[number]]
+                if number < len(stream):
+                    row = stream[number]
                     seller.learn(group.vectors[row], group.logits[row], int(said[row]))
             tests += len(test)
             base += int((group.logits[of_writer[test]].argmax(1) != group.true[of_writer[test]]).sum())
@@ -354,13 +365,13 @@ def measured(
         methods, votes = makers(collection, fold)
         numbers.append({name: round(value, 3) for name, value in votes.items()})
         others = collection.others
-        mixed = shuffled(others, fold)
         for name, make in methods.items():
             for variant in variants:
-                group = mixed if variant == "shuffled" else others
-                said = with_wrong(others, 0.2, fold) if variant == "wrong" else group.true
+                said = with_wrong(others, 0.2, fold) if variant == "wrong" else others.true
                 key = name if variant == "as it is" else f"{name}, {variant}"
-                results.setdefault(key, []).extend(adapt(make, group, said, resamples, fold))
+                results.setdefault(key, []).extend(
+                    adapt(make, others, said, resamples, fold, shuffled=variant == "shuffled")
+                )
                 print(f"fold {fold}, {key}: {summary(results[key])}", flush=True)
             for each in EXAMPLES:
                 if np.bincount(others.true[others.writer == others.writer[0]]).min() > each:
