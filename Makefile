@@ -21,7 +21,7 @@ test test-slow test-statistics test-browser test-databases test-runners test-fli
 test test-slow test-statistics test-browser test-databases test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
 .PHONY: help setup demo test test-slow test-statistics test-browser test-databases test-runners test-flink coverage check docs lock clean
-.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-categorize bench-decisions
+.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-categorize bench-decisions bench-writers
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -120,6 +120,9 @@ bench-categorize: $(READY) ## a batch beside the bare engine and the bare store,
 
 bench-calibrate: $(READY) ## certificates, curves and tables of 2 M products in 8,000 categories, beside MAPIE and bare matrix products; 1 GB of disk
 	.venv/bin/python benchmarks/calibrate.py
+
+bench-writers: $(READY) ## corrections of writers that training has not seen, on pen strokes; with FONTS=folder on drawn hands, too
+	.venv/bin/python benchmarks/writers.py $(FONTS:%=--fonts %)
 
 bench-decisions: $(READY) ## a million decisions into every kind of output; 2 GB of disk
 	.venv/bin/python benchmarks/decisions_output.py

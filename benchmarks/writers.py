@@ -447,7 +447,14 @@ def main() -> None:
     if not found:
         return
     print_tables(found)
-    results = {"epochs": epochs, "resamples": options.resamples, **found, "verdicts": verdicts(found)}
+    results: dict[str, Any] = {"epochs": options.epochs, "resamples": options.resamples}
+    for what, of_what in found.items():  # rows, of which docs/scripts/pages.py makes tables
+        results[what] = [{"method": name} | row for name, row in of_what["methods"].items()]
+        results[f"{what}, by examples"] = [
+            {"method": name} | row for name, row in of_what["examples"].items()
+        ]
+        results[f"{what}, votes"] = of_what["numbers"]
+    results["verdicts"] = verdicts(found)
     results["conditions"] = measure.conditions("tensorflow", "keras", "numpy", "scikit-learn", "pillow")
     options.json.write_text(json.dumps(results, indent=1))
 
