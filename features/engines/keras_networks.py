@@ -137,7 +137,7 @@ def _suggested(layer: str, names: list[str]) -> list[str]:
     import difflib
 
     near = difflib.get_close_matches(layer, names, n=6, cutoff=0.5)
-    return near or names[-6:]
+    return near if len(near) > 1 else names[-6:]
 
 
 def _pooled(output: "keras.KerasTensor") -> "keras.KerasTensor":

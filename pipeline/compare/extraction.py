@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,7 @@ def extract_and_measure(work: Extraction) -> ExtractionResult:
 def _loaded(work: Extraction) -> Backbone:
     run, candidate = work.run, work.candidate
     if candidate is not None:
-        settings = {"backbone": candidate.settings(run.config)}
-        return replace(run, config=run.config.model_copy(update=settings)).untuned_backbone()
+        return candidate.load(run)
     backbone = run.backbone
     if backbone.fingerprint != work.fingerprint:
         raise ShelfmarkError(
