@@ -126,9 +126,11 @@ def test_backbones_stand_in_the_table_the_csv_the_json_and_the_page_and_again_co
     assert extracted == ["own", INNER]
 
 
-def test_figures_are_those_of_a_row_with_the_same_head(shop: Path, extracted: list[str]) -> None:
+def test_figures_are_those_of_a_row_with_the_same_head(
+    shop: Path, drawn_weights: Path, extracted: list[str]
+) -> None:
     sets = ("--set", "head.hidden=[256,256]")
-    assert shelfmark("compare", shop, "--backbones", f"{INNER}=random", *sets) == 0
+    assert shelfmark("compare", shop, "--backbones", f"{INNER}={drawn_weights}", *sets) == 0
     assert shelfmark("compare", shop, "--only", "2nn-512", *sets) == 0
     own = next(row for row in read(shop)["rows"] if row["own"])
     row = json.loads((results_of(shop) / "comparison.json").read_text())["rows"][0]
@@ -166,15 +168,32 @@ def test_a_killed_comparison_goes_on_at_the_next_backbone(
 def test_a_backbone_that_fails_is_a_note_and_the_others_are_compared(
     shop: Path, drawn_weights: Path, capsys: Any, extracted: list[str]
 ) -> None:
-    """Its layer is known only when it is loaded."""
-    wanted = f"mobilenet@no_such_layer={drawn_weights},mobilenet={drawn_weights}"
+    """With random weights this network gives zeros alone, which no store accepts."""
+    wanted = f"{INNER}=random,mobilenet@conv_pw_3_relu={drawn_weights}"
     assert shelfmark("compare", shop, "--backbones", wanted) == 0
     printed = capsys.readouterr().out
-    assert [row["own"] for row in read(shop)["rows"]] == [True]  # the second one is the run's own
+    assert sorted(row["own"] for row in read(shop)["rows"]) == [False, True]
     note = read(shop)["notes"][0]
-    assert note.startswith(f"mobilenet@no_such_layer={drawn_weights} is left out: ")
-    assert "no_such_layer" in note.partition("left out")[2]
+    assert note.startswith(f"{INNER}=random is left out: ")
+    assert "all zero" in note
     assert note in printed
+
+
+def test_a_list_of_which_no_backbone_could_be_measured_is_an_error(
+    shop: Path, capsys: Any, extracted: list[str]
+) -> None:
+    assert shelfmark("compare", shop, "--backbones", f"{INNER}=random") == 1
+    assert "no backbone of the list could be compared: " in capsys.readouterr().err
+
+
+def test_a_layer_that_is_not_there_ends_the_command_before_any_extraction(
+    shop: Path, drawn_weights: Path, capsys: Any, extracted: list[str]
+) -> None:
+    wanted = f"{INNER}={drawn_weights},mobilenet@no_such_layer={drawn_weights}"
+    before = len(extracted)
+    assert shelfmark("compare", shop, "--backbones", wanted, "--set", "seed=9") == 1
+    assert f"--backbones mobilenet@no_such_layer={drawn_weights}: " in capsys.readouterr().err
+    assert len(extracted) == before
 
 
 def test_a_process_of_its_own_extracts_and_measures(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -207,7 +226,9 @@ def test_nothing_to_compare_is_an_error(shop: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module, "extract_apart", fails)
     run = replace(run_of(shop), config=load_config(shop / "weekly.toml", ("seed=5",)))
-    with pytest.raises(ShelfmarkError, match=r"no backbone could be compared: the run's own .*no weights"):
+    with pytest.raises(
+        ShelfmarkError, match=r"no backbone of the list could be compared: the run's own .*no weights"
+    ):
         module.compare_backbones(run, [])
 
 
