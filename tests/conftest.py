@@ -52,13 +52,17 @@ def photo() -> Photo:
 
 
 @pytest.fixture(autouse=True)
-def _levels_of_logging() -> None:
+def _levels_of_logging(caplog: pytest.LogCaptureFixture) -> None:
     """As Python starts: packages change them, and then a test that reads warnings of ours would see none."""
     ours, root = logging.getLogger("shelfmark"), logging.getLogger()
     ours.disabled, ours.propagate = False, True
     ours.setLevel(logging.NOTSET)
     root.setLevel(logging.WARNING)
     logging.disable(logging.NOTSET)
+    caplog.handler.setLevel(logging.NOTSET)
+    caplog.handler.filters.clear()
+    if caplog.handler not in root.handlers:
+        root.addHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")
