@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compared_shop import extracted_shop, shelfmark
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import open_artifact
-from pipeline.cli import main
 from pipeline.compare import backbones as module
 from pipeline.compare import extraction
 from pipeline.compare.backbones_summary import (
@@ -36,36 +36,15 @@ from pipeline.compare.candidates import Candidate, parse_candidates
 from pipeline.compare.extraction import Extraction, ExtractionResult, extract_and_measure
 from pipeline.compare.results import BackboneComparison, BackboneResult, Interval
 from pipeline.compare.summary import render, write_page
-from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.job.load_config import load_config
 
-SETTINGS = """
-ingest = {min_products = 5}
-head = {hidden = [16, 16], aggregation = "mean"}
-train = {epochs = 2, batch = 64, precision = "float32"}
-"""
-BACKBONE = 'backbone = {{name = "mobilenet", weights = "{weights}", image_size = 32}}\n'
 INNER = "mobilenet@conv_pw_6_relu"
-
-
-def shelfmark(command: str, folder: Path, *more: str, source: tuple[str, ...] = ()) -> int:
-    try:
-        main([command, *source, "--workspace", str(folder / "W"), "--run", "week", *more])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
 def shop(drawn_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to its bottlenecks."""
-    folder = tmp_path_factory.mktemp("shop")
-    drawn = draw_catalogue(folder, products=220)
-    (folder / "weekly.toml").write_text(SETTINGS + BACKBONE.format(weights=drawn_weights))
-    source = (str(drawn.catalogue), "--taxonomy", str(folder / "category_names.csv"))
-    assert shelfmark("ingest", folder, "--config", str(folder / "weekly.toml"), source=source) == 0
-    assert shelfmark("extract", folder) == 0
-    return folder
+    return extracted_shop(tmp_path_factory.mktemp("shop"), drawn_weights)
 
 
 def results_of(shop: Path) -> Path:
