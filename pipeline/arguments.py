@@ -36,6 +36,7 @@ def check_run(
     sources: Sequence[str] = (),
     taxonomy: AnyPath | None = None,
     mappings: Sequence[AnyPath] = (),
+    tune: bool = False,
 ) -> None:
     """Checks a command that works on a run.
 
@@ -47,6 +48,7 @@ def check_run(
         sources: as for ingest.
         taxonomy: likewise.
         mappings: likewise.
+        tune: whether the backbone is fine-tuned.
 
     Raises:
         ShelfmarkError: something is missing or of another kind.
@@ -61,6 +63,8 @@ def check_run(
             )
     if command in ("finetune", "extract", "retrain"):
         check_backbone(config.backbone)
+    if tune or command == "finetune":
+        _check_tunable(config.backbone)
     if sources:
         _check_sources(sources, run / "records", taxonomy, config)
     if mappings:
@@ -92,7 +96,7 @@ def check_categorize(
     opened = open_sources(list(sources), csv_options(config.ingest), may_be_empty=True)
     require_targets(opened, workspace, output, only_new, records)
     for path in [] if is_database(output) else [any_path(output)]:
-        _check_writable(path)
+        check_writable(path)
     earlier = None if only_new is None else decisions_source(only_new)
     if isinstance(earlier, Path | Remote) and not earlier.exists():
         raise ShelfmarkError(
@@ -110,10 +114,10 @@ def check_workspace(workspace: AnyPath, is_made: bool = False) -> None:
         raise ShelfmarkError(
             f"{workspace}: no such directory; expected the workspace of a run; check --workspace"
         )
-    _check_writable(workspace / "runs")
+    check_writable(workspace / "runs")
 
 
-def _check_writable(path: AnyPath) -> None:
+def check_writable(path: AnyPath) -> None:
     """Checks that a file or directory can be made where it is to be."""
     if not isinstance(path, Path):
         return
@@ -129,6 +133,18 @@ def check_backbone(settings: BackboneSettings) -> None:
     from features.engines.backbone_names import require_backbone
 
     require_backbone(settings.name, settings.weights)
+
+
+def _check_tunable(settings: BackboneSettings) -> None:
+    """Checks that the network is one that can be fine-tuned."""
+    from features.engines.backbone_names import is_file_name
+
+    if is_file_name(settings.name):
+        raise ShelfmarkError(
+            f"backbone {settings.name}: ONNX files and presets of KerasHub are not fine-tuned; expected a "
+            "network of keras.applications or of docs/networks.md; give another --backbone, or leave out "
+            "fine-tuning"
+        )
 
 
 def _check_sources(

@@ -39,17 +39,19 @@ def look(
     Example:
       shelfmark look photo.jpg --workspace shop --top 15
     """
-    from pipeline.arguments import check_workspace
+    from pipeline.arguments import check_workspace, check_writable
     from pipeline.job.command_log import command_log, log_of_job
     from pipeline.look.find import find_bundle, name_of
 
     check_workspace(workspace)
     bundle = find_bundle(workspace, release)
+    output = output or workspace / "look" / name_of(bundle)
+    check_writable(output)
     with command_log(log_of_job(workspace, "look")):
         start_tensorflow()
         from pipeline.look.look import look
 
-        found = look(bundle, photos, top, output or workspace / "look" / name_of(bundle))
+        found = look(bundle, photos, top, output)
     if as_json:
         print(found.model_dump_json(indent=1))
         return

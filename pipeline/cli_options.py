@@ -121,7 +121,7 @@ def _opened_run(
     base = {} if command in FRESH else saved_settings(workspace, name)
     config = load_config(file, sets, options, base)
     check_run(workspace, name, command, config, given.get("sources", ()), given.get("taxonomy"),
-              given.get("mappings", ()))  # fmt: skip
+              given.get("mappings", ()), given.get("tune", False))  # fmt: skip
     path = workspace / "runs" / name
     with only_job(path), run_log(path), settings_on_trial(workspace, name):
         run = begin_run(workspace, name, config)

@@ -59,6 +59,7 @@ def retrain(
     with account_of(run.path, sys.argv, run.config.notify) as account:
         if not force:
             require_undamaged(run.releases)
+        run.require_backbone(tune)
         records = ingest(run, sources, taxonomy, beam, mappings)  # decodes every image once
         tree_changes(run)
         guard_feed(run, records, accept_feed, moved_categories(run), account=account)

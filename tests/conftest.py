@@ -5,6 +5,7 @@ it.
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -48,6 +49,20 @@ def pixels_of(jpegs: list[bytes], size: int) -> np.ndarray:
 def photo() -> Photo:
     """Draws a JPEG from a seed, of a width, a height and a mode (RGB or L)."""
     return _photo
+
+
+@pytest.fixture(autouse=True)
+def _levels_of_logging(caplog: pytest.LogCaptureFixture) -> None:
+    """As Python starts: packages change them, and then a test that reads warnings of ours would see none."""
+    ours, root = logging.getLogger("shelfmark"), logging.getLogger()
+    ours.disabled, ours.propagate = False, True
+    ours.setLevel(logging.NOTSET)
+    root.setLevel(logging.WARNING)
+    logging.disable(logging.NOTSET)
+    caplog.handler.setLevel(logging.NOTSET)
+    caplog.handler.filters.clear()
+    if caplog.handler not in root.handlers:
+        root.addHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

@@ -363,9 +363,17 @@ def test_a_refused_command_leaves_its_settings_nowhere(tmp_path, photos, before,
 
 def test_settings_of_what_was_finished_stay_when_the_rest_is_refused(tmp_path, photos):
     workspace = ["--workspace", str(tmp_path / "W"), "--run", "r", "--weights", "random"]
-    assert run("retrain", str(photos), *workspace, "--image-size", "40") == 1  # too small for Inception v3
+    zeros = ["--backbone", "mobilenet", "--image-size", "40"]  # all it gives with random weights
+    assert run("retrain", str(photos), *workspace, *zeros) == 1
     assert '"image_size": 40' in (tmp_path / "W" / "runs" / "r" / "config.json").read_text()
     assert [file.parent.name for file in finished(tmp_path / "W")] == ["records", "tree"]
+
+
+def test_a_backbone_that_cannot_be_loaded_is_refused_before_anything_is_read(tmp_path, photos, capsys):
+    options = ["--workspace", str(tmp_path / "W"), "--run", "r", "--weights", "random", "--image-size", "40"]
+    assert run("retrain", str(photos), *options) == 1
+    assert "do not fit inceptionv3 at 40 px" in error_line(capsys)
+    assert finished(tmp_path / "W") == []
 
 
 def test_an_internal_fault_is_one_line_and_a_traceback_only_with_debug(tmp_path, photos, capsys, monkeypatch):

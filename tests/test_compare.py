@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compared_shop import extracted_shop, shelfmark
 from scipy.stats import binomtest
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, begin, open_artifact, partial_of, seal
 from models.heads.architectures import HeadShape, build_head
 from models.taxonomy import read_taxonomy
-from pipeline.cli import main
 from pipeline.compare import compare as module
 from pipeline.compare import measuring
 from pipeline.compare.classifiers import CLASSIFIERS, PAPER, config_of
@@ -24,38 +24,15 @@ from pipeline.compare.compare import compare_classifiers
 from pipeline.compare.data import ComparisonInputs
 from pipeline.compare.results import COLUMNS, Comparison, RowResult
 from pipeline.compare.summary import best_of, chance, release_command, render, table
-from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.job.config import Config
 from pipeline.job.load_config import load_config
 from pipeline.job.summaries import BackboneSummary
-
-SETTINGS = """
-ingest = {min_products = 5}
-head = {hidden = [16, 16], aggregation = "mean"}
-train = {epochs = 2, batch = 64, precision = "float32"}
-"""
-BACKBONE = 'backbone = {{name = "mobilenet", weights = "{weights}", image_size = 32}}\n'
-
-
-def shelfmark(command: str, folder: Path, *more: str, source: tuple[str, ...] = ()) -> int:
-    arguments = [command, *source, "--workspace", str(folder / "W"), "--run", "week", *more]
-    try:
-        main(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
 def shop(drawn_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to its bottlenecks."""
-    folder = tmp_path_factory.mktemp("shop")
-    drawn = draw_catalogue(folder, products=220)
-    (folder / "weekly.toml").write_text(SETTINGS + BACKBONE.format(weights=drawn_weights))
-    source = (str(drawn.catalogue), "--taxonomy", str(folder / "category_names.csv"))
-    assert shelfmark("ingest", folder, "--config", str(folder / "weekly.toml"), source=source) == 0
-    assert shelfmark("extract", folder) == 0
-    return folder
+    return extracted_shop(tmp_path_factory.mktemp("shop"), drawn_weights)
 
 
 def run_of(shop: Path) -> Path:

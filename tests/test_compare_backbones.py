@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compared_shop import extracted_shop, shelfmark
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import open_artifact
-from pipeline.cli import main
 from pipeline.compare import backbones as module
 from pipeline.compare import extraction
 from pipeline.compare.backbones_summary import (
@@ -36,36 +36,15 @@ from pipeline.compare.candidates import Candidate, parse_candidates
 from pipeline.compare.extraction import Extraction, ExtractionResult, extract_and_measure
 from pipeline.compare.results import BackboneComparison, BackboneResult, Interval
 from pipeline.compare.summary import render, write_page
-from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.job.load_config import load_config
 
-SETTINGS = """
-ingest = {min_products = 5}
-head = {hidden = [16, 16], aggregation = "mean"}
-train = {epochs = 2, batch = 64, precision = "float32"}
-"""
-BACKBONE = 'backbone = {{name = "mobilenet", weights = "{weights}", image_size = 32}}\n'
 INNER = "mobilenet@conv_pw_6_relu"
-
-
-def shelfmark(command: str, folder: Path, *more: str, source: tuple[str, ...] = ()) -> int:
-    try:
-        main([command, *source, "--workspace", str(folder / "W"), "--run", "week", *more])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
 def shop(drawn_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to its bottlenecks."""
-    folder = tmp_path_factory.mktemp("shop")
-    drawn = draw_catalogue(folder, products=220)
-    (folder / "weekly.toml").write_text(SETTINGS + BACKBONE.format(weights=drawn_weights))
-    source = (str(drawn.catalogue), "--taxonomy", str(folder / "category_names.csv"))
-    assert shelfmark("ingest", folder, "--config", str(folder / "weekly.toml"), source=source) == 0
-    assert shelfmark("extract", folder) == 0
-    return folder
+    return extracted_shop(tmp_path_factory.mktemp("shop"), drawn_weights)
 
 
 def results_of(shop: Path) -> Path:
@@ -126,9 +105,11 @@ def test_backbones_stand_in_the_table_the_csv_the_json_and_the_page_and_again_co
     assert extracted == ["own", INNER]
 
 
-def test_figures_are_those_of_a_row_with_the_same_head(shop: Path, extracted: list[str]) -> None:
+def test_figures_are_those_of_a_row_with_the_same_head(
+    shop: Path, drawn_weights: Path, extracted: list[str]
+) -> None:
     sets = ("--set", "head.hidden=[256,256]")
-    assert shelfmark("compare", shop, "--backbones", f"{INNER}=random", *sets) == 0
+    assert shelfmark("compare", shop, "--backbones", f"{INNER}={drawn_weights}", *sets) == 0
     assert shelfmark("compare", shop, "--only", "2nn-512", *sets) == 0
     own = next(row for row in read(shop)["rows"] if row["own"])
     row = json.loads((results_of(shop) / "comparison.json").read_text())["rows"][0]
@@ -166,15 +147,32 @@ def test_a_killed_comparison_goes_on_at_the_next_backbone(
 def test_a_backbone_that_fails_is_a_note_and_the_others_are_compared(
     shop: Path, drawn_weights: Path, capsys: Any, extracted: list[str]
 ) -> None:
-    """Its layer is known only when it is loaded."""
-    wanted = f"mobilenet@no_such_layer={drawn_weights},mobilenet={drawn_weights}"
+    """With random weights this network gives zeros alone, which no store accepts."""
+    wanted = f"{INNER}=random,mobilenet@conv_pw_3_relu={drawn_weights}"
     assert shelfmark("compare", shop, "--backbones", wanted) == 0
     printed = capsys.readouterr().out
-    assert [row["own"] for row in read(shop)["rows"]] == [True]  # the second one is the run's own
+    assert sorted(row["own"] for row in read(shop)["rows"]) == [False, True]
     note = read(shop)["notes"][0]
-    assert note.startswith(f"mobilenet@no_such_layer={drawn_weights} is left out: ")
-    assert "no_such_layer" in note.partition("left out")[2]
+    assert note.startswith(f"{INNER}=random is left out: ")
+    assert "all zero" in note
     assert note in printed
+
+
+def test_a_list_of_which_no_backbone_could_be_measured_is_an_error(
+    shop: Path, capsys: Any, extracted: list[str]
+) -> None:
+    assert shelfmark("compare", shop, "--backbones", f"{INNER}=random") == 1
+    assert "no backbone of the list could be compared: " in capsys.readouterr().err
+
+
+def test_a_layer_that_is_not_there_ends_the_command_before_any_extraction(
+    shop: Path, drawn_weights: Path, capsys: Any, extracted: list[str]
+) -> None:
+    wanted = f"{INNER}={drawn_weights},mobilenet@no_such_layer={drawn_weights}"
+    before = len(extracted)
+    assert shelfmark("compare", shop, "--backbones", wanted, "--set", "seed=9") == 1
+    assert f"--backbones mobilenet@no_such_layer={drawn_weights}: " in capsys.readouterr().err
+    assert len(extracted) == before
 
 
 def test_a_process_of_its_own_extracts_and_measures(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -207,7 +205,9 @@ def test_nothing_to_compare_is_an_error(shop: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module, "extract_apart", fails)
     run = replace(run_of(shop), config=load_config(shop / "weekly.toml", ("seed=5",)))
-    with pytest.raises(ShelfmarkError, match=r"no backbone could be compared: the run's own .*no weights"):
+    with pytest.raises(
+        ShelfmarkError, match=r"no backbone of the list could be compared: the run's own .*no weights"
+    ):
         module.compare_backbones(run, [])
 
 

@@ -137,12 +137,17 @@ def require_known(network: str, known: Collection[str] | None = None) -> str:
     key = network.lower().replace("_", "")
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = f" (did you mean {_written(near[0])}?)" if near else ""
+        written = ", ".join(map(_written, sorted(known)))
         raise ShelfmarkError(
-            f"backbone {network!r} is unknown{hint}; expected one of {', '.join(sorted(known))}; "
-            "correct --backbone"
+            f"backbone {network!r} is unknown{hint}; expected one of {written}; correct --backbone"
         )
     return key
+
+
+def _written(key: str) -> str:
+    """A network's name as the pages write it."""
+    return NETWORKS[key].name if key in NETWORKS else key
 
 
 def require_backbone(name: str, weights: str) -> None:
@@ -156,8 +161,9 @@ def require_backbone(name: str, weights: str) -> None:
         require_weights(weights, parsed.network)
         return
     if parsed.is_onnx and not Path(parsed.path).is_file():
+        missing = "a directory" if Path(parsed.path).is_dir() else "no such file"
         raise ShelfmarkError(
-            f"{parsed.path}: no such file; expected a network in ONNX format; correct --backbone"
+            f"{parsed.path}: {missing}; expected a network in ONNX format; correct --backbone"
         )
     if parsed.is_onnx:
         require_onnx(parsed.path)
@@ -202,7 +208,7 @@ def require_weights(weights: str, network: str) -> None:
     if file.suffix in OF_TORCH and not own:
         raise ShelfmarkError(
             f"weights {weights}: PyTorch's, for torchvision's networks; expected {formats} of {network}; "
-            f"give those, or one of {', '.join(NETWORKS)} by --backbone"
+            f"give those, or one of {', '.join(map(_written, NETWORKS))} by --backbone"
         )
     if isinstance(file, Path) and file.suffix not in OF_TORCH:
         with file.open("rb") as opened:

@@ -20,6 +20,9 @@ from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
 from features.records import Piece
 
+# Images in a request: with OpenVINO 8 give 163 images a second, 1 gives 131, 32 give 145 in twice the memory.
+REQUEST = 8
+
 
 class Engine(Protocol):
     """Runs one backbone on batches of one size, so that no bottleneck depends on the rest of its batch."""
@@ -101,6 +104,16 @@ def require_package(package: str, engine: str, extra: str | None = None) -> None
             f"engine {engine}: {package} is not installed; expected in the same environment; "
             f"pip install 'shelfmark[{extra or package}]'"
         )
+
+
+def images_of_a_request(batch: int, one: bool) -> int:
+    """Returns the images in a request of an engine that cuts batches: batches are whole requests.
+
+    Args:
+        batch: images.
+        one: the network takes one image at a time.
+    """
+    return 1 if one else REQUEST if batch % REQUEST == 0 else batch
 
 
 def round_into(rows: np.ndarray, bottlenecks: np.ndarray) -> None:

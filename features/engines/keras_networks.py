@@ -49,12 +49,12 @@ def build_network(name: BackboneName, weights: str, size: int) -> "keras.Model":
         ShelfmarkError: no such layer, or weights that cannot be had or do not fit.
     """
     require_weights(weights, name.network)
-    if weights in ("imagenet", "random") or not name.layers:
-        return named(cut(_whole(name, weights, size), name), name)
     try:
-        return named(cut(_whole(name, weights, size), name), name)
+        return _ending(name, weights, size)
     except WeightsDoNotFit as error:
-        network = named(cut(_whole(name, "random", size), name), name)
+        if not name.layers or weights in ("imagenet", "random"):
+            raise
+        network = _ending(name, "random", size)
         try:
             network.load_weights(weights)
         except (OSError, ValueError):
@@ -68,9 +68,14 @@ def read_network(name: BackboneName, file: Path, size: int) -> "keras.Model":
     Raises:
         ShelfmarkError: they do not fit.
     """
-    network = named(cut(_whole(name, "random", size), name), name)
+    network = _ending(name, "random", size)
     load_weights(network, file, name, size)
     return network
+
+
+def _ending(name: BackboneName, weights: str, size: int) -> "keras.Model":
+    """The network that ends where its name says; `weights` are those of the whole one."""
+    return named(cut(_whole(name, weights, size), name), name)
 
 
 def load_weights(network: "keras.Model", file: Path, name: BackboneName, size: int) -> None:
@@ -137,7 +142,7 @@ def _suggested(layer: str, names: list[str]) -> list[str]:
     import difflib
 
     near = difflib.get_close_matches(layer, names, n=6, cutoff=0.5)
-    return near or names[-6:]
+    return near if len(near) > 1 else names[-6:]
 
 
 def _pooled(output: "keras.KerasTensor") -> "keras.KerasTensor":

@@ -5,11 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from features.engines.backbones import OnnxBackbone
-from features.engines.engine import require_package, round_into
+from features.engines.engine import images_of_a_request, require_package, round_into
 from features.engines.onnx_encoder import INPUT, open_session
 from features.errors import ShelfmarkError
-
-REQUEST = 8  # images in a request, as in OpenVINO
 
 
 class OnnxRuntime:
@@ -25,8 +23,7 @@ class OnnxRuntime:
         self.name = "onnxruntime fp32"
         self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
         self._session = open_session(backbone.onnx)
-        takes_any = self._session.get_inputs()[0].shape[0] != 1
-        self._request = 1 if not takes_any else REQUEST if batch % REQUEST == 0 else batch
+        self._request = images_of_a_request(batch, one=self._session.get_inputs()[0].shape[0] == 1)
 
     def fill(self, batches: Iterable[np.ndarray], rows: np.ndarray) -> None:
         """See Engine."""

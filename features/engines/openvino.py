@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.engines.backbones import Backbone, OnnxBackbone, require_keras
-from features.engines.engine import require_package, round_into
+from features.engines.engine import images_of_a_request, require_package, round_into
 from features.engines.onnx_encoder import INPUT
 from features.engines.onnx_file import first_line
 from features.engines.openvino_graphs import ready_for_bfloat16, transpose_late
@@ -25,8 +25,6 @@ from features.storage.paths import AnyPath, write_whole
 if TYPE_CHECKING:
     import openvino
 
-# Images in a request to OpenVINO: 8 give 163 images a second, 1 gives 131, 32 give 145 in twice the memory.
-REQUEST = 8
 CALIBRATION = 300  # images whose ranges int8 is calibrated to, as NNCF advises
 
 log = logging.getLogger("shelfmark")
@@ -101,13 +99,12 @@ def _require_bottlenecks(network: "openvino.Model", shape: tuple[int, int]) -> N
 
 def _request(backbone: Backbone, batch: int) -> int:
     """Returns the images in a request: batches are whole requests; some encoders take one image at a time."""
+    one = False
     if isinstance(backbone, OnnxBackbone):
         import openvino
 
-        images = openvino.Core().read_model(backbone.onnx).input(0).partial_shape[0]
-        if images.is_static:
-            return int(images.get_length())
-    return REQUEST if batch % REQUEST == 0 else batch
+        one = openvino.Core().read_model(backbone.onnx).input(0).partial_shape[0].is_static
+    return images_of_a_request(batch, one)
 
 
 def load_openvino(

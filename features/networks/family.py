@@ -14,15 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from features.errors import ShelfmarkError
 
 if TYPE_CHECKING:
     import keras
 
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of red, green, blue, in 0..1
-IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green, blue, in 0..1
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,16 @@ def preprocess(key: str, pixels: Any) -> Any:
         key: of NETWORKS.
         pixels: (n, h, w, 3) float32, 0..255, red first: an array or a Keras tensor.
 
+    >>> import numpy as np
     >>> preprocess("googlenet", np.full((1, 1, 1, 3), 255.0, np.float32)).ravel().tolist()
     [1.0, 1.0, 1.0]
     """
+    import numpy as np  # the names of the family are read by commands that need none of it
+
     if NETWORKS[key].centred:
         return pixels / 127.5 - 1
-    return pixels * (1 / 255 / IMAGENET_DEVIATION) - IMAGENET_MEAN / IMAGENET_DEVIATION
+    mean, deviation = np.array([IMAGENET_MEAN, IMAGENET_DEVIATION], np.float32)
+    return pixels * (1 / 255 / deviation) - mean / deviation
 
 
 def build_network(key: str, image_size: int, classes: int = 1000, top: bool = True) -> "keras.Model":

@@ -139,6 +139,7 @@ def read_state_dict(file: Path) -> dict[str, np.ndarray]:
 
             return dict(load_file(file))
         with file.open("rb") as opened:
+            _require_kind(opened.read(2), zipfile.is_zipfile(opened))
             found = _read_zip(opened) if zipfile.is_zipfile(opened) else _read_sequence(opened)
         if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
             raise NotAStateDict("more or other than a dict of tensors")
@@ -153,6 +154,13 @@ def read_state_dict(file: Path) -> dict[str, np.ndarray]:
         f"weights {file}: not a file of weights: {found_text[:200]}; nothing of it was executed; expected a "
         "state_dict; write it by torch.save(model.state_dict(), FILE) or as .safetensors"
     )
+
+
+def _require_kind(begins: bytes, is_zip: bool) -> None:
+    if begins == b"PK" and not is_zip:
+        raise NotAStateDict("a zip that is cut off")
+    if not is_zip and begins[:1] != b"\x80":  # a pickle, as torch.save begins it
+        raise NotAStateDict("neither a zip nor a pickle of torch.save")
 
 
 def _read_zip(opened: BinaryIO) -> Any:

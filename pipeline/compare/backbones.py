@@ -68,7 +68,8 @@ def compare_backbones(
         categories: a random draw of so many; None: all.
 
     Raises:
-        ShelfmarkError: no products to measure on, or no backbone could be measured.
+        ShelfmarkError: no products to measure on, a backbone cannot be loaded, or none of the list could be
+            measured.
     """
     records = run.records()
     bottlenecks = run.artifact("bottlenecks", "extract", records=records)
@@ -78,15 +79,21 @@ def compare_backbones(
     data = open_data(inputs)
     found: list[tuple[BackboneResult, _Outcomes]] = []
     notes: list[str] = []
-    for entry in _entries(candidates, data, inputs):
+    entries = _entries(candidates, data, inputs)
+    for entry in entries:
+        if entry.candidate is not None and _finished(entry) is None:
+            _require_loadable(entry.candidate, run)
+    for entry in entries:
         try:
             found.append(_result(entry, data, inputs, run))
         except ShelfmarkError as error:
             notes.append(f"{entry.label} is left out: {error}")
             log.warning("comparison: %s", notes[-1])
-    if not found:
+    measured = [result for result, _ in found if not result.own]
+    if not found or (len(entries) > 1 and not measured):
         raise ShelfmarkError(
-            f"no backbone could be compared: {'; '.join(notes)}; expected at least one; correct --backbones"
+            f"no backbone of the list could be compared: {'; '.join(notes)}; expected at least one; "
+            "correct --backbones"
         )
     comparison = _comparison(found, notes, data, inputs)
     write_whole(inputs.out / "backbones.json", comparison.to_json())
@@ -143,6 +150,18 @@ def _entries(candidates: Sequence[Candidate], data: ComparisonData, inputs: Comp
         file = inputs.out / "backbones" / f"{parse_name(candidate.name).slug}-{digest_of(identity)[:8]}.json"
         entries.append(_Entry(candidate, candidate.item, _digest_of_inputs(identity, inputs), file))
     return entries
+
+
+def _require_loadable(candidate: Candidate, run: Run) -> None:
+    """Loads a backbone, before hours of extraction of others.
+
+    Raises:
+        ShelfmarkError: its layers or weights cannot be had, or do not fit.
+    """
+    try:
+        candidate.load(run)
+    except ShelfmarkError as error:
+        raise ShelfmarkError(f"--backbones {candidate.item}: {error}") from error
 
 
 def _is_own(candidate: Candidate, inputs: ComparisonInputs) -> bool:

@@ -61,16 +61,25 @@ def retrain_command(
 ) -> str:
     """The command that trains a release on this backbone, and releases it if it is better.
 
-    SOURCE… and FILE are placeholders, as in `release_command`. A run with a backbone/ of its own uses that,
-    so the command names another run.
+    A run with a backbone/ of its own uses that, so the command names another run.
     """
     name, equals, weights = best.given.partition("=")
     own = ("backbone.name", "backbone.weights")
+    network = f"--backbone {shlex.quote(name)}" + f" --weights {shlex.quote(weights)}" * bool(equals)
+    return retrain_line(network, own, config, records, workspace, run + "-frozen" * bool(tuned))
+
+
+def retrain_line(
+    chosen: str, own: tuple[str, ...], config: Config, records: Artifact, workspace: AnyPath, run: str
+) -> str:
+    """The `retrain` with the options `chosen`, and all settings that differ from the defaults but its own.
+
+    SOURCE… and FILE are placeholders: no artifact records what was given to ingest.
+    """
     options = "".join(f" --set {shlex.quote(text)}" for text in config.sets() if not text.startswith(own))
     taxonomy = "" if records.made_from["taxonomy"] == "none" else "--taxonomy FILE "
-    target = f"--workspace {shlex.quote(str(workspace))} --run {run}{'-frozen' * bool(tuned)}"
-    network = f"--backbone {shlex.quote(name)}" + f" --weights {shlex.quote(weights)}" * bool(equals)
-    return f"shelfmark retrain SOURCE… {taxonomy}{target} {network}{options}"
+    target = f"--workspace {shlex.quote(str(workspace))} --run {run}"
+    return f"shelfmark retrain SOURCE… {taxonomy}{target} {chosen}{options}"
 
 
 def caption(comparison: BackboneComparison) -> str:

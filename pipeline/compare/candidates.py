@@ -4,13 +4,18 @@ NAME or NAME=WEIGHTS, separated by commas      mobilenet,inception_v3@mixed5=inc
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from features.engines.backbone_names import is_file_name, parse_name, require_backbone
 from features.errors import ShelfmarkError
 from features.storage.paths import any_path, local
 from pipeline.job.config import BackboneSettings, Config
+
+if TYPE_CHECKING:
+    from features.engines.backbones import Backbone
+    from pipeline.job.run import Run
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,15 @@ class Candidate:
     def settings(self, config: Config) -> BackboneSettings:
         """The settings [backbone] of a run with this backbone."""
         return config.backbone.model_copy(update={"name": self.given, "weights": self.weights})
+
+    def load(self, run: "Run") -> "Backbone":
+        """The backbone, with the other settings of the run.
+
+        Raises:
+            ShelfmarkError: it cannot be loaded.
+        """
+        config = run.config.model_copy(update={"backbone": self.settings(run.config)})
+        return replace(run, config=config).untuned_backbone()
 
     def identity(self, config: Config) -> dict[str, object]:
         """What its bottlenecks depend on, as far as it is known without loading it."""

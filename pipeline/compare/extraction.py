@@ -7,7 +7,6 @@ A network's memory is given back to the system only when its process ends: in on
 network would hide those of all that follow.
 """
 
-import contextlib
 import logging
 import os
 import pickle
@@ -15,8 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -182,15 +180,14 @@ def extract_and_measure(work: Extraction) -> ExtractionResult:
         engine=engine.name,
         images_per_second=len(timed) / seconds,
         measured_images=len(timed),
-        peak_memory=_peak_memory(),
+        peak_memory=high_water(),
     )
 
 
 def _loaded(work: Extraction) -> Backbone:
     run, candidate = work.run, work.candidate
     if candidate is not None:
-        settings = {"backbone": candidate.settings(run.config)}
-        return replace(run, config=run.config.model_copy(update=settings)).untuned_backbone()
+        return candidate.load(run)
     backbone = run.backbone
     if backbone.fingerprint != work.fingerprint:
         raise ShelfmarkError(
@@ -204,18 +201,6 @@ def _parameters(backbone: Backbone) -> int:
     if isinstance(backbone, KerasBackbone):
         return int(backbone.network.count_params())
     return backbone.stored_bytes // 4  # of an ONNX file in float32, about
-
-
-def _peak_memory() -> int:
-    """Bytes that this process had in memory at most since it began to run this program.
-
-    Linux's getrusage counts what the parent had when it started the process, too; VmHWM does not.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return high_water()
 
 
 def whole(run: Run) -> Run:

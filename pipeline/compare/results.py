@@ -16,6 +16,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any, Self, cast
 
 COLUMNS = (
     *("row", "features", "classifier", "fine_tuned", "learnt_products", "train_precision"),
@@ -25,8 +26,37 @@ COLUMNS = (
 )
 
 
+class SavedResult:
+    """A result that has a file of its own, so that a killed comparison continues after it: a dataclass."""
+
+    fit_precision: float
+    fit_acceptance_rate_at_target: float
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What results are sorted by: acceptance rate and precision, both of FIT."""
+        return self.fit_acceptance_rate_at_target, self.fit_precision
+
+    def to_json(self, made_from: str) -> bytes:
+        """What its file holds."""
+        return json.dumps(asdict(cast(Any, self)) | {"made_from": made_from}, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, text: str, made_from: str) -> Self | None:
+        """Reads what `to_json` returned; None where it was made from something else.
+
+        Raises:
+            ValueError: the text is not such a result.
+        """
+        try:
+            values = json.loads(text)
+            return cls(**values) if values.pop("made_from") == made_from else None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a result of a comparison: {error}") from error
+
+
 @dataclass(frozen=True)
-class RowResult:
+class RowResult(SavedResult):
     """What one row gave. The fields are the keys of its JSON, in this order."""
 
     row: str  # name, as in --only
@@ -48,28 +78,6 @@ class RowResult:
     paper_val: float | None
     settings: str  # `--set` options of a head; "" of a baseline
     chosen: Mapping[str, float]  # by FIT: "epochs" of a head, "C" of an SVM
-
-    @property
-    def merit(self) -> tuple[float, float]:
-        """What rows are sorted by: acceptance rate and precision, both of FIT."""
-        return self.fit_acceptance_rate_at_target, self.fit_precision
-
-    def to_json(self, made_from: str) -> bytes:
-        """What the row's file holds."""
-        return json.dumps(asdict(self) | {"made_from": made_from}, indent=1).encode()
-
-    @classmethod
-    def from_json(cls, text: str, made_from: str) -> "RowResult | None":
-        """Reads what `to_json` returned; None where it was made from something else.
-
-        Raises:
-            ValueError: the text is not such a row.
-        """
-        try:
-            values = json.loads(text)
-            return cls(**values) if values.pop("made_from") == made_from else None
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a row of a comparison: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class BackboneResult:
+class BackboneResult(SavedResult):
     """What one backbone gave. The fields are the keys of its JSON, in this order."""
 
     backbone: str  # as Backbone.name
@@ -141,31 +149,9 @@ class BackboneResult:
     acceptance_difference: Interval | None = None  # likewise
 
     @property
-    def merit(self) -> tuple[float, float]:
-        """What backbones are sorted by: acceptance rate and precision, both of FIT."""
-        return self.fit_acceptance_rate_at_target, self.fit_precision
-
-    @property
     def label(self) -> str:
         """Name and weights, for people."""
         return f"{self.backbone} ({self.weights})"
-
-    def to_json(self, made_from: str) -> bytes:
-        """What the backbone's file holds."""
-        return json.dumps(asdict(self) | {"made_from": made_from}, indent=1).encode()
-
-    @classmethod
-    def from_json(cls, text: str, made_from: str) -> "BackboneResult | None":
-        """Reads what `to_json` returned; None where it was made from something else.
-
-        Raises:
-            ValueError: the text is not such a result.
-        """
-        try:
-            values = json.loads(text)
-            return cls(**values) if values.pop("made_from") == made_from else None
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a backbone of a comparison: {error}") from error
 
 
 BACKBONE_COLUMNS = tuple(

@@ -4,7 +4,6 @@ FIT chooses the best row, as it chooses all else. CERT, on which a released head
 only measures: a row chosen on CERT would be certified on the products that chose it.
 """
 
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -87,19 +86,14 @@ def release_command(
 ) -> str:
     """The command that releases a row's head, if it is better than the one in service.
 
-    The command repeats the run's other settings, because `retrain` begins with the defaults. SOURCE… and FILE
-    are placeholders: no artifact records what was given to ingest. A run with a backbone/ of its own uses
-    that, so a head on frozen bottlenecks goes into another run.
+    The command repeats the run's other settings, because `retrain` begins with the defaults. A run with a
+    backbone/ of its own uses that, so a head on frozen bottlenecks goes into another run.
     """
-    if tuned and not head.fine_tuned:
-        run += "-frozen"
     spec = next(spec for spec in CLASSIFIERS if spec.name == head.row.removesuffix(TUNED))
     own = ("head.kind", "head.hidden")  # in `head.settings`
-    others = [text for text in config_of(spec, config).sets() if not text.startswith(own)]
-    taxonomy = "" if records.made_from["taxonomy"] == "none" else "--taxonomy FILE "
-    options = "".join(f" --set {shlex.quote(text)}" for text in others)
-    target = f"--workspace {shlex.quote(str(workspace))} --run {run}"
-    return f"shelfmark retrain SOURCE… {taxonomy}{target} {head.settings}{options}"
+    run += "-frozen" * bool(tuned and not head.fine_tuned)
+    config = config_of(spec, config)
+    return backbones_summary.retrain_line(head.settings, own, config, records, workspace, run)
 
 
 def chance(comparison: Comparison) -> float:

@@ -152,6 +152,17 @@ class Run:
         encoder = EncoderOptions(settings.layout, settings.scaling, settings.pooling)
         return load_backbone(settings.name, weights, settings.image_size, self.config.seed, encoder)
 
+    def require_backbone(self, tune: bool) -> None:
+        """Loads the run's backbone, before hours of ingest; not one that this run has tuned or will tune.
+
+        Raises:
+            ShelfmarkError: the network, its layers or its weights cannot be had, or do not fit.
+        """
+        if tune:
+            self.untuned_backbone()
+        elif not (self.path / "backbone" / MARK).is_file():
+            self.backbone  # noqa: B018 - kept for the stages that use it
+
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen network that this run's bottlenecks are of, loaded once.

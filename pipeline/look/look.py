@@ -95,6 +95,8 @@ def _read(photo: AnyPath) -> bytes | Refused:
         return normalise(photo.read_bytes(), LIMITS).jpeg
     except Refused as refused:
         return refused
+    except IsADirectoryError:
+        return Refused("missing", f"a directory; give its photos: {photo}/*.jpg")
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)
         return Refused("missing", "no such file" if missing else str(error).splitlines()[0])

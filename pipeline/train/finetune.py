@@ -54,11 +54,6 @@ def finetune(run: Run) -> Artifact:
     """Tunes the backbone of the settings on the run's products."""
     out = run.path / "backbone"
     base = require_keras(run.untuned_backbone(), "as the start of fine-tuning")
-    if parse_name(base.name).is_hub:
-        raise ShelfmarkError(
-            f"backbone {base.name}: networks of KerasHub are not fine-tuned; expected one of "
-            "keras.applications or of docs/networks.md; give another --backbone, or leave out fine-tuning"
-        )
     return finetune_backbone(run.records(), base, run.store, out, run.config)
 
 
