@@ -26,10 +26,10 @@ import numpy as np
 import written
 from grocery import add_data
 
-from models.sellers.better import BetterSeller, Stream, fit_votes
 from models.sellers.interface import SellerModel
 from models.sellers.paper import PaperSeller
 from models.sellers.styles import fit_styles
+from models.sellers.votes import Stream, VotesSeller, fit_votes
 
 RESULTS = Path(__file__).parent / "results" / "writers.json"
 STROKES = Path("data/writers/pendigits-train.unipen.gz")
@@ -214,7 +214,7 @@ def makers(collection: Collection, seed: int) -> tuple[dict[str, Maker], dict[st
         order = rng.permutation(np.flatnonzero(tuning.writer == writer))
         streams.append(Stream(tuning.vectors[order], tuning.logits[order], tuning.true[order]))
     votes = fit_votes(streams)
-    return {"paper": lambda: PaperSeller(styles), "better": lambda: BetterSeller(votes)}, vars(votes)
+    return {"paper": lambda: PaperSeller(styles), "better": lambda: VotesSeller(votes)}, vars(votes)
 
 
 def with_wrong(group: Group, share: float, seed: int) -> np.ndarray:
@@ -266,7 +266,7 @@ def adapt(
                     errors[stop] += wrong_of(seller, group, of_writer[test])
                 if number < len(stream):
                     row = stream[number]
-                    seller.learn(group.vectors[row], group.logits[row], int(said[row]))
+                    seller.learn(group.vectors[row], base_of(group, row), int(said[row]))
             tests += len(test)
             base += int((group.logits[of_writer[test]].argmax(1) != group.true[of_writer[test]]).sum())
             oracle += sum(none_correct(seller, group, row) for row in of_writer[test])
@@ -281,10 +281,15 @@ def wrong_of(seller: SellerModel, group: Group, rows: np.ndarray) -> int:
     )
 
 
+def base_of(group: Group, row: int) -> int:
+    """The base classifier's category for a product."""
+    return int(group.logits[row].argmax())
+
+
 def none_correct(seller: SellerModel, group: Group, row: int) -> bool:
     """Whether no candidate is correct: for the paper base and kNN, for ours base and adapted."""
     if isinstance(seller, PaperSeller):
-        found = seller.candidates(group.vectors[row], group.logits[row])
+        found = seller.candidates(group.vectors[row], base_of(group, row))
     else:
         choice = seller.predict(group.vectors[row], group.logits[row])
         found = [choice.base, choice.category]
@@ -312,7 +317,7 @@ def enrolled(make: Maker, group: Group, each: int, resamples: int, seed: int) ->
             seller = make()
             for at in rng.permutation(learn):
                 row = of_writer[at]
-                seller.learn(group.vectors[row], group.logits[row], int(true[at]))
+                seller.learn(group.vectors[row], base_of(group, row), int(true[at]))
             for at in np.setdiff1d(np.arange(len(true)), learn):
                 row = of_writer[at]
                 wrong = seller.predict(group.vectors[row], group.logits[row]).category != true[at]

@@ -1,6 +1,7 @@
 """The head has the paper's layers and computes what NumPy computes from its weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -93,6 +94,23 @@ def test_logits_of_an_image_do_not_depend_on_the_others(head: Head) -> None:
 
 def test_logits_of_nothing_are_nothing(head: Head) -> None:
     assert head.logits(draw(0)).shape == (0, 7)
+
+
+def test_the_last_dense_layer_of_what_is_hidden_gives_the_logits(head: Head) -> None:
+    kernel, bias = head.model.get_layer("logits").get_weights()
+    hidden = head.hidden(draw(300))
+    assert hidden.shape == (300, 5)
+    np.testing.assert_allclose(hidden @ kernel + bias, head.logits(draw(300)), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "width"), [("flat", 5), ("separate", 5), ("multitask", 5), ("taxonnet", 5), ("set", 9)]
+)
+def test_every_architecture_has_a_last_hidden_layer(kind: str, width: int) -> None:
+    tree = ((0, 0), (0, 0, 0, 1, 1, 1, 1))
+    shape = replace(SMALL, kind=kind, parents=tree, selector=3, images=2 if kind == "set" else 1)
+    rows = np.ones((3, shape.images * shape.width), np.float16)
+    assert Head(shape, build_head(shape)).hidden(rows).shape == (3, width)
 
 
 def test_dropout_is_for_training_only(head: Head) -> None:

@@ -1,5 +1,6 @@
 """Learning from a seller's corrections: formulas equal slow, plain ones; nothing reaches another seller."""
 
+import pickle
 from collections import Counter
 from collections.abc import Callable
 
@@ -8,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.sellers.better import MOST as KEPT
-from models.sellers.better import BetterSeller, Stream, Votes, fit_votes
-from models.sellers.paper import NEIGHBOURS, PaperSeller
+from models.sellers.interface import SellerMethod, SellerModel
+from models.sellers.paper import NEIGHBOURS, PaperMethod, PaperSeller
 from models.sellers.styles import MOST, Styles, count_styles, fit_styles
+from models.sellers.votes import MOST as KEPT
+from models.sellers.votes import Stream, Votes, VotesMethod, VotesSeller, fit_votes
 
 CATEGORIES, WIDTH = 5, 3
 
@@ -156,6 +158,11 @@ def base_of(logits: np.ndarray) -> int:
     return int(np.argmax(logits))
 
 
+def teach(seller: SellerModel, product: tuple[np.ndarray, np.ndarray, int]) -> None:
+    vector, logits, true = product
+    seller.learn(vector, base_of(logits), true)
+
+
 def some_styles(rng: np.random.Generator) -> Styles:
     """Category 3 has none; two of category 4 are those of category 0, so that distances tie."""
     counts = [2, 3, 1, 0, 2]
@@ -183,10 +190,10 @@ def test_the_papers_method_equals_the_plain_program(seed: int, length: int) -> N
     ours, plain = PaperSeller(styles), Reference(styles)
     for number, (vector, logits, true) in enumerate(stream(rng, length)):
         choice = ours.predict(vector, logits)
-        assert ours.candidates(vector, logits) == plain.candidates(vector, logits)
+        assert ours.candidates(vector, base_of(logits)) == plain.candidates(vector, logits)
         assert (choice.category, choice.share) == plain.predict(vector, logits)
         assert (choice.base, choice.corrections) == (base_of(logits), number)
-        ours.learn(vector, logits, true)
+        ours.learn(vector, base_of(logits), true)
         plain.learn(vector, logits, true)
 
 
@@ -196,9 +203,9 @@ def test_votes_come_from_products_and_ties_go_to_the_nearer() -> None:
     seller = PaperSeller(styles)
     logits = np.array([1.0, 0, 0])
     for true in (1, 2, 2, 2, 2):
-        seller.learn(np.array([0.0]), logits, true)
+        seller.learn(np.array([0.0]), base_of(logits), true)
     #                                                        base k=2 (a tie) 4, 6, 8, 10
-    assert seller.candidates(np.array([0.0]), logits) == [0, 1, 2, 2, 2, 2]
+    assert seller.candidates(np.array([0.0]), base_of(logits)) == [0, 1, 2, 2, 2, 2]
 
 
 def test_a_seller_without_corrections_has_the_base_category_at_one_half() -> None:
@@ -211,7 +218,7 @@ def test_one_correction_changes_the_next_prediction_only_after_the_alternatives_
     """The first counts against the base; then an unknown alternative, at one half, is better than a third."""
     seller = PaperSeller(some_styles(np.random.default_rng(0)))
     vector, logits = np.zeros(WIDTH), np.array([9.0, 0, 0, 0, 0])
-    seller.learn(vector, logits, 2)
+    seller.learn(vector, base_of(logits), 2)
     choice = seller.predict(vector, logits)
     assert (choice.category, choice.share, choice.adapted) == (2, 0.5, True)
     assert seller.share(0, 0) == 1 / 3
@@ -224,13 +231,13 @@ def test_the_history_does_not_depend_on_the_order_of_corrections(seed: int) -> N
     products = [one for one in stream(rng, 60) if one[2] != 3]
     one, other = PaperSeller(styles), PaperSeller(styles)
     for product in products:
-        one.learn(*product)
+        teach(one, product)
     for index in rng.permutation(len(products)):
-        other.learn(*products[index])
-    assert np.array_equal(one.arrays()["pairs"], other.arrays()["pairs"])
+        teach(other, products[index])
+    assert one._history == other._history
     assert all(one.share(0, c) == other.share(0, c) for c in range(CATEGORIES))
     for vector, logits, _ in stream(rng, 20):
-        assert one.candidates(vector, logits) == other.candidates(vector, logits)
+        assert one.candidates(vector, base_of(logits)) == other.candidates(vector, base_of(logits))
 
 
 def test_the_shares_of_alternatives_depend_on_the_order() -> None:
@@ -242,7 +249,7 @@ def test_the_shares_of_alternatives_depend_on_the_order() -> None:
     for order in (products, products[::-1]):
         seller = PaperSeller(styles)
         for product in order:
-            seller.learn(*product)
+            teach(seller, product)
         sellers.append(seller)
     assert [seller.share(1, 1) for seller in sellers] == [1 / 3, 1 / 2]
 
@@ -271,7 +278,7 @@ def test_the_votes_equal_the_plain_formula(seed: int, length: int) -> None:
     """Up to the rounding of the kept vectors to 11 bits."""
     rng = np.random.default_rng(seed)
     votes = Votes(*rng.uniform((0.5, 0.3, 1, 1), (2, 2, 10, 50)))
-    seller = BetterSeller(votes)
+    seller = VotesSeller(votes)
     seen: list[tuple[np.ndarray, int]] = []
     for vector, logits, true in stream(rng, length):
         shares = plain_votes(seen, vector.astype(float), logits, votes)
@@ -279,15 +286,15 @@ def test_the_votes_equal_the_plain_formula(seed: int, length: int) -> None:
         assert choice.share == pytest.approx(max(shares), abs=0.02)
         assert shares[choice.category] == pytest.approx(max(shares), abs=0.02)
         assert choice.base == base_of(logits)
-        seller.learn(vector, logits, true)
+        seller.learn(vector, base_of(logits), true)
         seen.append((vector.astype(float), true))
 
 
 def test_far_corrections_change_nothing_and_equal_ones_do() -> None:
-    seller = BetterSeller(Votes(power=1.0, sharpness=50.0, weight=5.0))
+    seller = VotesSeller(Votes(power=1.0, sharpness=50.0, weight=5.0))
     logits = np.log([0.6, 0.3, 0.1])
     for _ in range(3):
-        seller.learn(np.array([0.0, 1.0]), logits, 1)
+        seller.learn(np.array([0.0, 1.0]), base_of(logits), 1)
     far = seller.predict(np.array([1.0, 0.0]), logits)
     assert (far.category, far.adapted) == (0, False)
     assert far.share == pytest.approx(0.6)
@@ -298,14 +305,14 @@ def test_far_corrections_change_nothing_and_equal_ones_do() -> None:
 
 def test_one_correction_is_not_enough_where_the_base_is_certain() -> None:
     """By the defaults one equal product is worth a factor of 101^0.8 = 40, three of them 96."""
-    seller = BetterSeller(Votes())
+    seller = VotesSeller(Votes())
     certain, doubtful = np.log([0.985, 0.015]), np.log([0.9, 0.1])
     same = np.array([1.0, 0.0])
-    seller.learn(same, certain, 1)
+    seller.learn(same, 0, 1)
     assert not seller.predict(same, certain).adapted
     assert seller.predict(same, doubtful).adapted
-    seller.learn(same, certain, 1)
-    seller.learn(same, certain, 1)
+    seller.learn(same, 0, 1)
+    seller.learn(same, 0, 1)
     assert seller.predict(same, certain).adapted
 
 
@@ -313,26 +320,25 @@ def test_one_correction_is_not_enough_where_the_base_is_certain() -> None:
 def test_the_votes_do_not_depend_on_the_order(seed: int) -> None:
     rng = np.random.default_rng(seed)
     products = stream(rng, 50)
-    one, other = BetterSeller(Votes()), BetterSeller(Votes())
+    one, other = VotesSeller(Votes()), VotesSeller(Votes())
     for product in products:
-        one.learn(*product)
+        teach(one, product)
     for index in rng.permutation(50):
-        other.learn(*products[index])
+        teach(other, products[index])
     for vector, logits, _ in stream(rng, 20):
         first, second = one.predict(vector, logits), other.predict(vector, logits)
         assert first.share == pytest.approx(second.share)
 
 
 def test_the_oldest_corrections_are_dropped() -> None:
-    seller = BetterSeller(Votes())
+    seller = VotesSeller(Votes())
     logits = np.zeros(2)
     for number in range(KEPT + 3):
-        seller.learn(np.array([1.0, number]), logits, number % 2)
-    arrays = seller.arrays()
-    assert len(arrays["true"]) == len(arrays["keys"]) == KEPT
+        seller.learn(np.array([1.0, number]), 0, number % 2)
     assert seller.predict(np.array([1.0, 0.0]), logits).corrections == KEPT + 3
-    assert arrays["true"][0] == 1  # number 3 is the oldest
-    assert arrays["keys"][0] == pytest.approx(np.array([1, 3]) / np.sqrt(10), abs=1e-3)
+    assert len(seller._true[: seller._kept]) == KEPT
+    assert seller._true[0] == 1  # number 3 is the oldest
+    assert seller._keys[0] == pytest.approx(np.array([1, 3]) / np.sqrt(10), abs=1e-3)
 
 
 def drawn_streams(rng: np.random.Generator, sellers: int, own: bool) -> list[Stream]:
@@ -395,67 +401,62 @@ def test_a_fit_without_products_is_refused() -> None:
 
 # What every method keeps
 
-METHODS: dict[str, tuple[Callable, Callable]] = {
-    "paper": (PaperSeller, PaperSeller.from_arrays),
-    "better": (
-        lambda styles: BetterSeller(Votes()),
-        lambda styles, arrays: BetterSeller.from_arrays(Votes(), arrays),
-    ),
+METHODS: dict[str, Callable[[Styles], SellerMethod]] = {
+    "paper": PaperMethod,
+    "votes": lambda styles: VotesMethod(Votes()),
 }
 
 
+def empty(method: str, styles: Styles) -> SellerModel:
+    return METHODS[method](styles).seller(np.zeros((0, WIDTH)), np.zeros(0, int), np.zeros(0, int))
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_seller_made_from_its_arrays_goes_on_as_before(method: str) -> None:
-    make, again = METHODS[method]
+def test_a_seller_made_from_his_products_is_as_if_they_had_come_one_by_one(method: str) -> None:
     rng = np.random.default_rng(3)
     styles = some_styles(rng)
-    seller = make(styles)
     products = stream(rng, 60)
-    for number, product in enumerate(products):
-        seller.learn(*product)
-        if number == 30:
-            seller = again(styles, {name: array.copy() for name, array in seller.arrays().items()})
-    straight = make(styles)
-    for product in products:
-        straight.learn(*product)
-    for vector, logits, _ in stream(rng, 30):
-        assert seller.predict(vector, logits) == straight.predict(vector, logits)
+    vectors, logits, true = (np.array(column) for column in zip(*products, strict=True))
+    whole = METHODS[method](styles).seller(vectors[:30], logits[:30].argmax(1), true[:30])
+    straight = empty(method, styles)
+    for product in products[:30]:
+        teach(straight, product)
+    for product in products[30:]:
+        teach(whole, product)
+        teach(straight, product)
+    for vector, scores, _ in stream(rng, 30):
+        assert whole.predict(vector, scores) == straight.predict(vector, scores)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_empty_seller_survives_its_arrays(method: str) -> None:
-    make, again = METHODS[method]
-    styles = some_styles(np.random.default_rng(0))
-    seller = again(styles, make(styles).arrays())
+def test_a_seller_without_products_says_what_the_base_classifier_says(method: str) -> None:
+    seller = empty(method, some_styles(np.random.default_rng(0)))
     choice = seller.predict(np.zeros(WIDTH), np.array([0.0, 0, 5, 0, 0]))
     assert (choice.category, choice.corrections) == (2, 0)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_seller_changes_another(method: str) -> None:
-    make, _ = METHODS[method]
     rng = np.random.default_rng(0)
     styles = some_styles(rng)
-    one, other = make(styles), make(styles)
+    one, other = empty(method, styles), empty(method, styles)
     products = stream(rng, 20)
     for product in products[:10]:
-        one.learn(*product)
+        teach(one, product)
     before = [one.predict(vector, logits) for vector, logits, _ in products]
     for vector, logits, true in products:
-        other.learn(vector, logits, (true + 1) % CATEGORIES)
+        other.learn(vector, base_of(logits), (true + 1) % CATEGORIES)
     assert [one.predict(vector, logits) for vector, logits, _ in products] == before
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_predicting_changes_nothing(method: str) -> None:
-    make, _ = METHODS[method]
     rng = np.random.default_rng(0)
-    seller = make(some_styles(rng))
+    seller = empty(method, some_styles(rng))
     products = stream(rng, 20)
     for product in products:
-        seller.learn(*product)
-    before = {name: array.copy() for name, array in seller.arrays().items()}
+        teach(seller, product)
+    before = pickle.dumps(seller)
     for vector, logits, _ in products:
         seller.predict(vector, logits)
-    after = seller.arrays()
-    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert pickle.dumps(seller) == before

@@ -23,7 +23,9 @@ epsilon of the batch normalization and nothing is learnt. Parts in brackets depe
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -196,12 +198,31 @@ class Head:
 
     def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
         """(n, d) float16 or float32 → (n, nodes) float32 logits of each level of the head, coarse to fine."""
-        outs = [np.empty((len(bottlenecks), nodes), np.float32) for nodes in self.shape.level_sizes]
+        return self._run(self.model, bottlenecks, self.shape.level_sizes)
+
+    def hidden(self, bottlenecks: np.ndarray) -> np.ndarray:
+        """(n, d) float16 or float32 → (n, h) float32, what the last hidden layer gives.
+
+        Of the categories where every level has its own; of a set head what the largest over the images is.
+        """
+        return self._run(self._hidden_model, bottlenecks, (self._hidden_model.output.shape[1],))[0]
+
+    @cached_property
+    def _hidden_model(self) -> "keras.Model":
+        import keras
+
+        last = {SET: "largest", SEPARATE: f"hidden2_{len(self.shape.level_sizes)}"}
+        layer = self.model.get_layer(last.get(self.shape.kind, "hidden2"))
+        return keras.Model(self.model.input, layer.output)
+
+    def _run(self, model: "keras.Model", bottlenecks: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+        """(n, width) float32 of each output."""
+        outs = [np.empty((len(bottlenecks), width), np.float32) for width in widths]
         for start in range(0, len(bottlenecks), PREDICT_BATCH):
             piece = np.zeros((PREDICT_BATCH, self.shape.images * self.shape.width), np.float32)
             count = len(bottlenecks[start : start + PREDICT_BATCH])
             piece[:count] = bottlenecks[start : start + PREDICT_BATCH]
-            found = self.model.predict_on_batch(piece)
+            found = model.predict_on_batch(piece)
             for out, level in zip(outs, found if isinstance(found, list) else [found], strict=True):
                 out[start : start + count] = np.asarray(level)[:count]
         return outs

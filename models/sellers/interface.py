@@ -1,4 +1,4 @@
-"""What every method of learning from a seller's corrections does: predict, learn, give its state as arrays.
+"""What every method of learning from a seller's corrections does: predict and learn.
 
     vector (d,), logits (C,) ──► predict ──► Choice: category, share, base category
                                  learn (with the true category) ──► the next prediction differs
@@ -7,7 +7,6 @@ One object is one seller: nothing that it learns reaches another seller. The vec
 hidden layer; logits are the base classifier's, before or after softmax as the method says.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,10 +40,26 @@ class SellerModel(Protocol):
         """
         ...
 
-    def learn(self, vector: np.ndarray, logits: np.ndarray, true: int) -> None:
-        """Takes in a product whose category is known now. Arguments as in `predict`."""
+    def learn(self, vector: np.ndarray, base: int, true: int) -> None:
+        """Takes in a product whose category is known now.
+
+        Args:
+            vector: (d,) float.
+            base: the category of the base classifier.
+            true: the known one.
+        """
         ...
 
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        """Returns the state, from which the class's `from_arrays` makes an equal seller."""
+
+class SellerMethod(Protocol):
+    """A way to learn from corrections, with all that sellers share."""
+
+    def seller(self, vectors: np.ndarray, base: np.ndarray, true: np.ndarray) -> SellerModel:
+        """Makes the seller who has learnt n products, in this order.
+
+        Args:
+            vectors: (n, d) float.
+            base: (n,) int, categories of the base classifier.
+            true: (n,) int, the known ones.
+        """
         ...

@@ -28,13 +28,10 @@ What the paper leaves open, as decided here:
 The history is kept as counts of styles, which are integers: it does not depend on the order of the
 corrections. The Beta distributions do: whether a candidate was correct depends on what it had learnt before
 (online).
-
-    arrays   pairs     (p, 4) int32     predicted, true, style, count; style -1 - j is own[j]
-             own       (j, d) float32   vectors of products of categories without styles
-             trials    (b, 4) int32     candidate 0..5, category, correct, all
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -57,14 +54,14 @@ class PaperSeller:
 
     def predict(self, vector: np.ndarray, logits: np.ndarray) -> Choice:
         """Returns the choice; see SellerModel."""
-        said = self.candidates(vector, logits)
+        said = self.candidates(vector, int(np.argmax(logits)))
         shares = [self.share(candidate, category) for candidate, category in enumerate(said)]
         best = int(np.argmax(shares))
         return Choice(said[best], shares[best], said[0], self._corrections)
 
-    def learn(self, vector: np.ndarray, logits: np.ndarray, true: int) -> None:
+    def learn(self, vector: np.ndarray, base: int, true: int) -> None:
         """Takes in a product; see SellerModel."""
-        said = self.candidates(vector, logits)
+        said = self.candidates(vector, base)
         for candidate, category in enumerate(said):
             correct, count = self._trials.get((candidate, category), (0, 0))
             self._trials[candidate, category] = correct + (category == true), count + 1
@@ -72,13 +69,12 @@ class PaperSeller:
         if style is None:
             self._own.append(np.array(vector, np.float32))
             style = -len(self._own)
-        counts = self._history.setdefault(said[0], {}).setdefault(true, {})
+        counts = self._history.setdefault(base, {}).setdefault(true, {})
         counts[style] = counts.get(style, 0) + 1
         self._corrections += 1
 
-    def candidates(self, vector: np.ndarray, logits: np.ndarray) -> list[int]:
+    def candidates(self, vector: np.ndarray, base: int) -> list[int]:
         """Returns the categories of base, 2NN, 4NN, …, 10NN; the base's alone without a history for it."""
-        base = int(np.argmax(logits))
         pairs = self._history.get(base)
         if not pairs:
             return [base]
@@ -105,32 +101,17 @@ class PaperSeller:
         mean: np.ndarray = weights @ np.stack(vectors).astype(float) / weights.sum()
         return mean
 
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        """Returns the state; see the head of this file."""
-        pairs = [
-            (predicted, true, style, count)
-            for predicted, of_predicted in sorted(self._history.items())
-            for true, counts in sorted(of_predicted.items())
-            for style, count in sorted(counts.items())
-        ]
-        trials = [(*key, *counts) for key, counts in sorted(self._trials.items())]
-        width = self.styles.centroids.shape[1]
-        return {
-            "pairs": np.array(pairs, np.int32).reshape(-1, 4),
-            "own": np.array(self._own, np.float32).reshape(-1, width),
-            "trials": np.array(trials, np.int32).reshape(-1, 4),
-        }
 
-    @classmethod
-    def from_arrays(
-        cls, styles: Styles, arrays: Mapping[str, np.ndarray], prior: tuple[float, float] = PRIOR
-    ) -> "PaperSeller":
-        """Makes the seller whose `arrays` these are."""
-        seller = cls(styles, prior)
-        seller._own = list(arrays["own"])
-        for predicted, true, style, count in arrays["pairs"].tolist():
-            seller._history.setdefault(predicted, {}).setdefault(true, {})[style] = count
-        for candidate, category, correct, count in arrays["trials"].tolist():
-            seller._trials[candidate, category] = correct, count
-        seller._corrections = int(arrays["pairs"][:, 3].sum())
-        return seller
+@dataclass(frozen=True)
+class PaperMethod:
+    """Makes sellers by the paper's method; a SellerMethod."""
+
+    styles: Styles
+    prior: tuple[float, float] = PRIOR
+
+    def seller(self, vectors: np.ndarray, base: np.ndarray, true: np.ndarray) -> PaperSeller:
+        """Makes the seller who has learnt these products, in this order; see SellerMethod."""
+        made = PaperSeller(self.styles, self.prior)
+        for vector, said, category in zip(vectors, base.tolist(), true.tolist(), strict=True):
+            made.learn(vector, said, category)
+        return made

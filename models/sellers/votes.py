@@ -13,13 +13,9 @@ nearly certain, one wrong correction is not enough. The weights are those of Tip
 2022, "Tip-Adapter: Training-free Adaption of CLIP"), which adds α · Σ w(i)·[t(i) = c] to the logits; the
 logarithm of the sum, in its place, came out better. T, α, β and γ are the most likely ones for sellers that
 are kept apart for that (`fit_votes`): empirical Bayes. What else was tried: docs/experiments/sellers.md.
-
-    arrays   keys   (n, d) float16   vectors of length one, the oldest first; at most MOST
-             true   (n,) int32       their categories
-             count  (1,) int64       corrections taken in, those that were dropped, too
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -53,7 +49,7 @@ class Stream:
     true: np.ndarray  # (n,) int
 
 
-class BetterSeller:
+class VotesSeller:
     """One seller by the formula above; a SellerModel."""
 
     def __init__(self, votes: Votes) -> None:
@@ -74,8 +70,14 @@ class BetterSeller:
         best = int(np.argmax(scores))
         return Choice(best, float(1 / np.exp(scores - scores[best]).sum()), base, self._count)
 
-    def learn(self, vector: np.ndarray, logits: np.ndarray, true: int) -> None:
-        """Takes in a product; see SellerModel. The logits are not needed."""
+    def learn_all(self, vectors: np.ndarray, true: np.ndarray) -> None:
+        """Takes in the first products of a seller, (n, d) float and (n,) int, the oldest first."""
+        self._keys = unit(vectors[-MOST:]).astype(np.float16).astype(np.float32)
+        self._true = np.array(true[-MOST:], np.int32)
+        self._kept, self._count = len(self._true), len(true)
+
+    def learn(self, vector: np.ndarray, base: int, true: int) -> None:
+        """Takes in a product; see SellerModel. The base classifier's category is not needed."""
         key = unit(vector).astype(np.float16)
         if self._kept == len(self._true):
             self._grow(len(key))
@@ -93,22 +95,18 @@ class BetterSeller:
             keys[: self._kept], true[: self._kept] = self._keys[: self._kept], self._true[: self._kept]
         self._keys, self._true = keys, true
 
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        """Returns the state; see the head of this file."""
-        return {
-            "keys": self._keys[: self._kept].astype(np.float16),
-            "true": self._true[: self._kept].copy(),
-            "count": np.array([self._count], np.int64),
-        }
 
-    @classmethod
-    def from_arrays(cls, votes: Votes, arrays: Mapping[str, np.ndarray]) -> "BetterSeller":
-        """Makes the seller whose `arrays` these are."""
-        seller = cls(votes)
-        seller._keys = arrays["keys"].astype(np.float32)
-        seller._true = arrays["true"].astype(np.int32)
-        seller._kept, seller._count = len(seller._true), int(arrays["count"][0])
-        return seller
+@dataclass(frozen=True)
+class VotesMethod:
+    """Makes sellers by these four numbers; a SellerMethod."""
+
+    votes: Votes
+
+    def seller(self, vectors: np.ndarray, base: np.ndarray, true: np.ndarray) -> VotesSeller:
+        """Makes the seller who has learnt these products, in this order; see SellerMethod."""
+        made = VotesSeller(self.votes)
+        made.learn_all(vectors, true)
+        return made
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
