@@ -83,9 +83,7 @@ class AdaptedConfidence:
         """
         if self.kind == "share":
             return np.clip(np.asarray(share, float), 0, 1).round(DECIMALS)
-        terms = adapted_terms(
-            share, base_confidence, stays, np.minimum(corrections, self.most_corrections)
-        )
+        terms = adapted_terms(share, base_confidence, stays, np.minimum(corrections, self.most_corrections))
         log_odds = np.full(len(share), self.intercept)
         for name, coefficient in self.coefficient.items():
             log_odds += coefficient * ((terms[name] - self.mean[name]) / self.scale[name])
@@ -182,9 +180,7 @@ class Adapter:
             )
         self.categorizer, self.rules, self.method = categorizer, rules, method
 
-    def encode(
-        self, bottlenecks: np.ndarray, bounds: np.ndarray, claimed: Sequence[str]
-    ) -> list[Encoded]:
+    def encode(self, bottlenecks: np.ndarray, bounds: np.ndarray, claimed: Sequence[str]) -> list[Encoded]:
         """Returns corrections as this head sees them, one for each of n products.
 
         Args:
