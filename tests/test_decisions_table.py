@@ -12,7 +12,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -563,10 +562,3 @@ def test_a_server_that_is_killed_and_started_again_has_every_row_once(
     assert open_output(url, "job", Path("unused")).written() == {0}
     write_all(url, [many(0), many(1)])
     assert len(read(url)) == 1000
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """A PostgreSQL server of our own."""
-    with Server.started() as found:
-        yield found
