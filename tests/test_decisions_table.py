@@ -446,15 +446,15 @@ def test_sqlite_that_stays_locked_is_one_line(tmp_path: Path, monkeypatch: pytes
     output.write(0, PARTS[0])
 
 
-def test_without_sqlalchemy_the_extra_is_named(tmp_path: Path) -> None:
+def test_without_psycopg_the_extra_is_named() -> None:
     code = (
-        "import sys; sys.modules['sqlalchemy'] = None\n"
+        "import sys; sys.modules['psycopg'] = None\n"
         "from pipeline.job.decisions_output import require_output\n"
-        f"require_output('sqlite:///{tmp_path}/a.db')"
+        "require_output('postgresql://host/shop')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (
-        "sqlalchemy is not installed; expected it for tables of databases; pip install 'shelfmark[databases]'"
+        "psycopg is not installed; expected it for tables of databases; pip install 'shelfmark[databases]'"
         in done.stderr
     )
 

@@ -560,8 +560,8 @@ class Corrections:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ShelfmarkError(
-                    f"{self._shown}: deleted, but not overwritten: {done.stderr.strip()[-300:]}; expected free "
-                    f"moments within {WAIT:g} s; run the same command again"
+                    f"{self._shown}: deleted, but not overwritten: {done.stderr.strip()[-300:]}; expected "
+                    f"free moments within {WAIT:g} s; run the same command again"
                 )
         else:
             with self._errors(), self._writes.connect() as connection:
