@@ -135,22 +135,24 @@ def lookups(options: argparse.Namespace) -> dict[str, Any]:
     state = adapter.state
     adapter.state = lambda *given: (made.append(len(given[0])), state(*given))[1]  # type: ignore[method-assign]
     histories = Histories(adapter, store, options.budget)
-    times, cold, phases = [], [], []
+    times, cold, phases, used = [], [], [], []
     before = psutil.Process().memory_info().rss
     for seller in drawn.traffic(options.reads, options.traffic):
         vector, logits = drawn.vector().astype(np.float32), drawn.logits()
         count = len(made)
-        began = time.perf_counter()
+        processor, began = time.thread_time(), time.perf_counter()
         known = histories.state(drawn.name(seller))
         middle = time.perf_counter()
         known.model.predict(vector, logits)
         times.append(time.perf_counter() - began)
+        used.append(time.thread_time() - processor)
         phases.append(time.perf_counter() - middle)
         cold.append(len(made) > count)
     rss = psutil.Process().memory_info().rss - before
     chosen, was_cold = np.array(times), np.array(cold)
     return {
         "all": _quantiles(chosen),
+        "all, processor time": _quantiles(np.array(used)),
         "in memory": _quantiles(chosen[~was_cold]),
         "from the store": _quantiles(chosen[was_cold]),
         "prediction alone": _quantiles(np.array(phases)),
@@ -164,17 +166,22 @@ def adding(options: argparse.Namespace) -> dict[str, Any]:
     """ms of adding one correction; of each, and of the look-up after it."""
     drawn, store = _Drawn(options), _opened(options)
     histories = Histories(_adapter(options), store, options.budget)
-    times, after = [], []
+    times, after, used = [], [], []
     for number, seller in enumerate(drawn.traffic(3000, "zipf")):
         row = drawn.row(seller, f"{os.getpid()}-{number}")
-        began = time.perf_counter()
+        processor, began = time.thread_time(), time.perf_counter()
         store.add([row])
         times.append(time.perf_counter() - began)
+        used.append(time.thread_time() - processor)
         began = time.perf_counter()
         histories.state(drawn.name(seller))
         after.append(time.perf_counter() - began)
     store.close()
-    return {"one": _quantiles(np.array(times)), "look-up after it": _quantiles(np.array(after))}
+    return {
+        "one": _quantiles(np.array(times)),
+        "one, processor time": _quantiles(np.array(used)),
+        "look-up after it": _quantiles(np.array(after)),
+    }
 
 
 def together(options: argparse.Namespace) -> dict[str, Any]:
@@ -230,9 +237,7 @@ def reader(options: argparse.Namespace) -> dict[str, Any]:
             histories.state(own.name(seller)).model.predict(own.vector().astype(np.float32), own.logits())
             times.append(time.perf_counter() - began)
 
-    threads = [
-        threading.Thread(target=read, args=(number,)) for number in range(READERS // READER_PROCESSES)
-    ]
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(READERS // READER_PROCESSES)]
     for name in range(20):  # as a service that runs already
         histories.state(drawn.name(name))
     for thread in threads:
@@ -290,7 +295,9 @@ class _Drawn:
         self.counts = counts
         pool = np.abs(np.random.default_rng(20).standard_normal((POOL, options.width)))
         self._vectors = pool.astype(np.float16)
-        self._bottlenecks = np.random.default_rng(21).random((POOL, 1, BOTTLENECK), np.float32).astype(np.float16)
+        self._bottlenecks = (
+            np.random.default_rng(21).random((POOL, 1, BOTTLENECK), np.float32).astype(np.float16)
+        )
 
     def name(self, seller: int) -> str:
         """Names are in no order of size."""

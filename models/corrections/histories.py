@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BUDGET = 256 * 2**20  # bytes
 EACH = 1_100  # bytes of a seller beside his corrections
-# bytes of a correction, measured: "votes" keeps its vector in float32, and 4 to 8 more; "paper" 260 to 750 without it
+# bytes of a correction, measured: "votes" keeps its vector in float32, and 4 to 8 more; "paper" 260 to 750 in all
 NUMBER, BESIDE, LEAST = 4, 8, 750
 
 
@@ -150,5 +150,5 @@ class Histories:
 
 def _bytes_of(history: History) -> int:
     """Of what a method keeps of the corrections, at most."""
-    corrections, width = history.vectors.shape
+    corrections, width = map(int, history.vectors.shape)
     return corrections * max(width * NUMBER + BESIDE, LEAST)
