@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from measure import MB, conditions, run, table, verdict
+from measure import MB, conditions, run
 
 from models.corrections import store as store_module
 from models.corrections.histories import BUDGET, Histories
@@ -118,7 +118,7 @@ def fill(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def opening(options: argparse.Namespace) -> dict[str, Any]:
-    """ms until the store is open, and until the first look-up is done."""
+    """Milliseconds until the store is open, and until the first look-up is done."""
     drawn = _Drawn(options)
     began = time.perf_counter()
     store = _opened(options)
@@ -128,7 +128,7 @@ def opening(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def lookups(options: argparse.Namespace) -> dict[str, Any]:
-    """ms of look-ups with prediction."""
+    """Milliseconds of look-ups with prediction."""
     drawn, store = _Drawn(options), _opened(options)
     adapter = _adapter(options)
     made: list[int] = []
@@ -163,7 +163,7 @@ def lookups(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def adding(options: argparse.Namespace) -> dict[str, Any]:
-    """ms of adding one correction; of each, and of the look-up after it."""
+    """Milliseconds of adding one correction; of each, and of the look-up after it."""
     drawn, store = _Drawn(options), _opened(options)
     histories = Histories(_adapter(options), store, options.budget)
     times, after, used = [], [], []
@@ -185,7 +185,7 @@ def adding(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def together(options: argparse.Namespace) -> dict[str, Any]:
-    """ms of readers alone, then beside writers; ms of the writers. All that was added is there."""
+    """Milliseconds of readers alone, then beside writers; ms of the writers. All that was added is there."""
     alone = _crowd(options, ["reader"] * READER_PROCESSES)
     before = _count(options)
     beside = _crowd(options, ["reader"] * READER_PROCESSES + ["writer"] * WRITERS)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BUDGET = 256 * 2**20  # bytes
 EACH = 1_100  # bytes of a seller beside his corrections
-# bytes of a correction, measured: "votes" keeps its vector in float32, and 4 to 8 more; "paper" 260 to 750 in all
+# bytes of a correction, measured: "votes" keeps its vector in float32 and 4 to 8 more; "paper" 260 to 750
 NUMBER, BESIDE, LEAST = 4, 8, 750
 
 
