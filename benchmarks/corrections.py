@@ -196,7 +196,7 @@ def adding(options: argparse.Namespace) -> dict[str, Any]:
     drawn, store = _Drawn(options), _opened(options)
     histories = Histories(_adapter(options), store, options.budget)
     times, after, used = [], [], []
-    for number, seller in enumerate(drawn.traffic(3000, "zipf")):
+    for number, seller in enumerate(drawn.traffic(1000, "zipf")):
         row = drawn.row(seller, f"{os.getpid()}-{number}")
         processor, began = time.thread_time(), time.perf_counter()
         store.add([row])
