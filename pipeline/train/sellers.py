@@ -44,7 +44,7 @@ from models.decisions.seller_rules import (
     fit_sellers,
     own_pictures,
 )
-from models.decisions.suspicion import Suspicion, fit_suspicion, ranks
+from models.decisions.suspicion import RANKS, Suspicion, fit_suspicion, rank_masses, ranks
 from models.rows import Rows
 from models.sellers.interface import SellerMethod
 from models.sellers.paper import PaperMethod
@@ -201,6 +201,7 @@ def seller_rules(run: Run) -> Artifact | None:
             products.sellers, products.read, makes, base_threshold,
             votes=method == "votes",
             target=calibration.precision, delta=calibration.delta, grid=calibration.grid,
+            fit_share=calibration.fit_share,
         )  # fmt: skip
         certificate = fitted.certificate
         if not products.sellers:
@@ -315,18 +316,19 @@ class _ValProducts:
         fit = np.flatnonzero(self._fit)
         fit = np.sort(fit[np.argsort(self._key[fit], kind="stable")][:MOST_FIT])
         confidence, rank = np.empty(len(fit)), np.empty(len(fit), np.int64)
-        decided = np.empty(len(fit))
+        decided, masses = np.empty(len(fit)), np.empty((len(fit), len(RANKS)))
         for start, stop, rows, bounds in _pieces(self._rows, self._bounds, fit):
             predictions = self._categorizer.predict(rows, bounds)
             piece = slice(start, stop)
             confidence[piece] = confidence_of_all(self._categorizer, predictions)
             decided[piece] = self._categorizer.confidence(predictions)
-            rank[piece] = ranks(log_probabilities(self._categorizer, rows, bounds), self._true[fit[piece]])
+            logs = log_probabilities(self._categorizer, rows, bounds)
+            rank[piece], masses[piece] = ranks(logs, self._true[fit[piece]]), rank_masses(logs)
         target = self._categorizer.rules.target
         categories = len(self._categorizer.predictor.taxonomy.categories)
         return (
             choose_base_threshold(decided, rank == 1, target),
-            fit_suspicion(confidence, rank, categories),
+            fit_suspicion(confidence, rank, masses, categories),
         )
 
 
