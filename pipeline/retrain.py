@@ -8,7 +8,7 @@ from features.storage.paths import AnyPath
 from pipeline.audit.suspects import suspects
 from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
-from pipeline.job.account import RunAccount, account_of
+from pipeline.job.account import RunAccount, account_of, was_interrupted
 from pipeline.job.run import Run
 from pipeline.look.maps import maps
 from pipeline.release.clean import clean_after
@@ -21,6 +21,7 @@ from pipeline.report.report import report
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
 from pipeline.train.finetune import finetune
+from pipeline.train.sellers import seller_rules, styles
 from pipeline.train.train import train
 
 
@@ -56,11 +57,13 @@ def retrain(
         Stopped: the feed is not like that of the release in service.
         ShelfmarkError: the release in service is damaged, and `force` is not given.
     """
+    interrupted = was_interrupted(run.path)
     with account_of(run.path, sys.argv, run.config.notify) as account:
         if not force:
             require_undamaged(run.releases)
         run.require_backbone(tune)
-        records = ingest(run, sources, taxonomy, beam, mappings)  # decodes every image once
+        # decodes every image once
+        records = ingest(run, sources, taxonomy, beam, mappings, goes_on=interrupted)
         tree_changes(run)
         guard_feed(run, records, accept_feed, moved_categories(run), account=account)
         if tune:
@@ -68,6 +71,8 @@ def retrain(
         extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing
         train(run)  # epochs over bottlenecks in memory: two minutes each for a million images on two cores
         calibrate(run)  # one pass of the head over the validation images
+        styles(run)  # one pass of the head over the training images, with sellers.method = paper alone
+        seller_rules(run)  # one pass of the head over FIT and the validation images of sellers
         evaluate(run)  # one pass of the head over all images
         suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights

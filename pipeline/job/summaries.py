@@ -63,6 +63,8 @@ class RecordsSummary(Summary):
     categories_in_two_places: int = 0
     relabelled: dict[str, int] = {}  # products that have another category by a mapping, by kind of change
     unlabelled: dict[str, int] = {}  # products that have none any more, likewise
+    corrected: dict[str, int] = {}  # products whose label is a correction: new, changed or confirmed
+    corrections_left_out: dict[str, int] = {}  # corrections that are no label, by reason
 
 
 class BackboneSummary(Summary):
@@ -110,6 +112,29 @@ class ThresholdsSummary(Summary):
     reason: str | None
     levels_certified: int = 0  # of those above the categories
     withheld_categories: int = 0  # new or split ones that wait for evidence
+
+
+class StylesSummary(Summary):
+    """styles/: what styles were found in."""
+
+    styles: int
+    products: int
+    categories: int
+    without_styles: int  # categories
+
+
+class SellersSummary(Summary):
+    """sellers/: the certificate of adapted decisions in short."""
+
+    method: str
+    certified: bool
+    threshold: float | None
+    acceptance_rate: float  # of the decisions that could be adapted, one of each CERT seller
+    fit_sellers: int
+    cert_sellers: int
+    fit_products: int  # whose decision could be an adapted one
+    cert_products: int  # likewise
+    reason: str | None  # why nothing is accepted
 
 
 class EvaluationSummary(Summary):
