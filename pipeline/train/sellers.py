@@ -277,7 +277,7 @@ class _ValProducts:
         self._product_id, self._fit = val.product_id[first], division.fit[first]
         self._true = TrueCategories.of(records).nodes(self._product_id, categorizer.predictor.taxonomy)[:, -1]
         self._key = np.array([order_key(str(name)) for name in self._product_id.tolist()], np.int64)
-        seller = _sellers_of(records).reindex(self._product_id).to_numpy(dtype=object)
+        seller = sellers_of(records).reindex(self._product_id).to_numpy(dtype=object)
         known = pd.notna(seller)
         self.some = bool(known.any())
         self._own = np.zeros(len(seller), bool)
@@ -330,7 +330,7 @@ class _ValProducts:
         )
 
 
-def _sellers_of(records: Artifact) -> pd.Series:
+def sellers_of(records: Artifact) -> pd.Series:
     """Seller by product_id, of the products that have one."""
     products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "seller"]).dropna()
     return products[products["seller"] != ""].set_index("product_id")["seller"]
