@@ -93,9 +93,7 @@ def test_the_records_themselves_hold_the_corrected_category(tmp_path: Path) -> N
     found = {
         product.decode(): category.decode()
         for batch in dataset(sorted(records.path.glob("*.tfrecord")), 8)
-        for product, category in zip(
-            batch["product_id"].numpy(), batch["category"].numpy(), strict=True
-        )
+        for product, category in zip(batch["product_id"].numpy(), batch["category"].numpy(), strict=True)
     }
     assert {found[number] for number in map(str, range(10)) if number in found} == {"cup"}
     assert {found[number] for number in map(str, range(10, 20)) if number in found} == {"mug"}
@@ -161,7 +159,9 @@ def test_a_corrected_product_of_a_category_that_the_tree_lacks_is_learnt(tmp_pat
 
 def test_duplicates_name_the_products_whose_label_is_a_correction(tmp_path: Path) -> None:
     products = draw_products({"mug": 20, "cup": 15})
-    shared = [Drawn(one.id, one.category, (photo(9_000),)) for one in (products[0], products[1], products[20])]
+    shared = [
+        Drawn(one.id, one.category, (photo(9_000),)) for one in (products[0], products[1], products[20])
+    ]
     catalogue(tmp_path, [shared[0], shared[1], *products[2:20], shared[2], *products[21:]])
     table = pq.read_table(made(tmp_path, {"1": "cup", "5": "cup"}).file("duplicates.parquet")).to_pylist()
     (row,) = table

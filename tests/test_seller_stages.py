@@ -97,7 +97,9 @@ def test_calibrate_fits_rules_on_sellers_apart(run: Run) -> None:
     assert rules.certificate.products <= rules.sellers["cert_sellers"], "one decision of each seller counts"
     assert rules.certificate.threshold is None
     assert "one decision of each seller" in str(rules.certificate.reason)
-    assert SellersSummary.of(open_artifact(run.path / "sellers", "sellers")).reason == rules.certificate.reason
+    assert (
+        SellersSummary.of(open_artifact(run.path / "sellers", "sellers")).reason == rules.certificate.reason
+    )
 
 
 def open_thresholds(run: Run) -> dict[str, object]:
@@ -148,7 +150,9 @@ def test_method_none_has_neither_stage_nor_rules(run: Run) -> None:
 
 def test_method_paper_has_styles_of_every_category(run: Run) -> None:
     paper = opened(run.workspace, method="paper")
-    with pytest.raises(ShelfmarkError, match=r"runs/week/styles: missing; .* run `shelfmark calibrate` first"):
+    with pytest.raises(
+        ShelfmarkError, match=r"runs/week/styles: missing; .* run `shelfmark calibrate` first"
+    ):
         seller_rules(paper)
     made = styles(paper)
     assert made
