@@ -31,7 +31,7 @@ from models.corrections import hindsight as hindsight_module
 from models.corrections.categories import KnownCategories
 from models.corrections.hindsight import Hindsight, hindsight_of, worse_sellers
 from models.corrections.histories import Histories
-from models.corrections.store import Corrections, Missing
+from models.corrections.store import Correction, Corrections, Missing
 from models.decisions.adapted import SELLERS_FILE, AdaptedConfidence, Adapter, SellerRules, load_adapter
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import Categorizer
@@ -457,6 +457,24 @@ def test_another_category_replaces_and_the_account_closes(place: Workplace) -> N
     assert not (place.folder / "said.rejects.csv").exists()
 
 
+def test_a_file_that_is_given_again_takes_nothing_back_that_was_said_since(place: Workplace) -> None:
+    monday = [said("a", when="2026-11-23"), said("b", when="2026-11-23"), said("c", when="")]
+    assert counts(place(monday)) == (3, 0, 0, 0)
+    tuesday = datetime(2026, 11, 24, tzinfo=UTC)
+    place.corrections.add([(Correction("ann", "a", NAMES[3], when=tuesday), None)])
+    found = place(monday)
+    assert counts(found) == (0, 2, 0, 1) and found.reasons == {"older": 1}
+    assert {row["product_id"]: row["category"] for row in place.in_use()} == {
+        "a": NAMES[3], "b": NAMES[1], "c": NAMES[1],
+    }  # fmt: skip
+    assert counts(place([said("a", when="2026-11-25")])) == (0, 0, 1, 0)
+
+
+def test_a_text_that_no_database_takes_is_a_reject(place: Workplace) -> None:
+    found = place([said("a", comment="x" * 10_001), said("b" * 1_001, comment=""), said("c", comment="fine")])
+    assert counts(found) == (1, 0, 0, 2) and found.reasons == {"bad_text": 2}
+
+
 def test_a_file_without_a_usable_row_is_an_error_that_names_the_reasons(place: Workplace) -> None:
     with pytest.raises(ShelfmarkError, match=r"none of 2 rows can be used \(unknown_category 2\)"):
         place([said("1", "x"), said("2", "y")])
@@ -598,9 +616,11 @@ def test_a_seller_who_hurts_himself_is_flagged_by_adapt(place: Workplace) -> Non
     assert suspicious["wavering"].startswith(
         "his earlier corrections changed 15 later categories, 15 of them"
     )
-    assert worse_sellers(adapter, place.corrections, ["wavering", "steady"]) == {}  # flagged already
+    assert worse_sellers(adapter, place.corrections, place.corrections.sellers()) == {}  # flagged already
     place.corrections.restore("wavering")
-    assert list(worse_sellers(adapter, place.corrections, ["wavering", "steady"])) == ["wavering"]
+    assert worse_sellers(adapter, place.corrections, place.corrections.sellers()) == {}  # checked by a person
+    unchecked = [replace(one, restored=0) for one in place.corrections.sellers()]
+    assert list(worse_sellers(adapter, place.corrections, unchecked)) == ["wavering"]
 
 
 def test_bottlenecks_of_sellers_who_cannot_be_worse_are_not_read(
@@ -609,7 +629,7 @@ def test_bottlenecks_of_sellers_who_cannot_be_worse_are_not_read(
     place.index("week", {"a": place.stored(photo(1))})
     place([said("a")])
     monkeypatch.setattr(hindsight_module, "hindsight_of", None)
-    assert worse_sellers(place.bundle.adapter, place.corrections, ["ann", "nobody"]) == {}
+    assert worse_sellers(place.bundle.adapter, place.corrections, place.corrections.sellers()) == {}
 
 
 # Commands

@@ -1,4 +1,4 @@
-"""Corrections as labels: they come before the sources' categories, visible, counted, and none changes nothing."""
+"""Corrections as labels: they come before the sources' categories, are counted, and none changes nothing."""
 
 import json
 from datetime import UTC, datetime
@@ -244,7 +244,7 @@ def test_an_interrupted_retrain_keeps_the_records_and_a_finished_one_takes_new_c
 
 
 def with_twins(folder: Path, wrong: int, honest: int = 0, votes: int = 1) -> Artifact:
-    """Records where ann has corrected mugs to cups; others sell the same pictures as mugs, of `honest` as cups.
+    """Records where ann has corrected mugs to cups; bob sells the same pictures as mugs, of `honest` as cups.
 
     Args:
         folder: of the catalogue.
@@ -307,4 +307,7 @@ def test_a_contradicted_seller_is_flagged_once_with_the_command_to_set_him_aside
     assert "shelfmark corrections set-aside --seller ann --why" in caplog.text
     assert store.sellers()[0].flagged is not None and store.labels().empty
     assert flag_sellers(records, store, None) == {}
+    store.restore("ann")
+    assert flag_sellers(records, store, None) == {}  # a person has checked them
+    assert contradicted_sellers(records, {"ann": 3}) == {} != contradicted_sellers(records, {"ann": 0})
     store.close()
