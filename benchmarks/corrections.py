@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from measure import MB, conditions, run
+from measure import MB, conditions, run, table, verdict
 
 from models.corrections import store as store_module
 from models.corrections.histories import BUDGET, Histories
@@ -118,7 +118,7 @@ def fill(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def opening(options: argparse.Namespace) -> dict[str, Any]:
-    """Ms until the store is open, and until the first look-up is done."""
+    """ms until the store is open, and until the first look-up is done."""
     drawn = _Drawn(options)
     began = time.perf_counter()
     store = _opened(options)
@@ -128,7 +128,7 @@ def opening(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def lookups(options: argparse.Namespace) -> dict[str, Any]:
-    """Ms of look-ups with prediction."""
+    """ms of look-ups with prediction."""
     drawn, store = _Drawn(options), _opened(options)
     adapter = _adapter(options)
     made: list[int] = []
@@ -161,7 +161,7 @@ def lookups(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def adding(options: argparse.Namespace) -> dict[str, Any]:
-    """Ms of adding one correction; of each, and of the look-up after it."""
+    """ms of adding one correction; of each, and of the look-up after it."""
     drawn, store = _Drawn(options), _opened(options)
     histories = Histories(_adapter(options), store, options.budget)
     times, after = [], []
@@ -178,7 +178,7 @@ def adding(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def together(options: argparse.Namespace) -> dict[str, Any]:
-    """Ms of readers alone, then beside writers; ms of the writers. All that was added is there."""
+    """ms of readers alone, then beside writers; ms of the writers. All that was added is there."""
     alone = _crowd(options, ["reader"] * READER_PROCESSES)
     before = _count(options)
     beside = _crowd(options, ["reader"] * READER_PROCESSES + ["writer"] * WRITERS)
@@ -230,7 +230,9 @@ def reader(options: argparse.Namespace) -> dict[str, Any]:
             histories.state(own.name(seller)).model.predict(own.vector().astype(np.float32), own.logits())
             times.append(time.perf_counter() - began)
 
-    threads = [threading.Thread(target=read, args=(number,)) for number in range(READERS // READER_PROCESSES)]
+    threads = [
+        threading.Thread(target=read, args=(number,)) for number in range(READERS // READER_PROCESSES)
+    ]
     for name in range(20):  # as a service that runs already
         histories.state(drawn.name(name))
     for thread in threads:
@@ -288,9 +290,7 @@ class _Drawn:
         self.counts = counts
         pool = np.abs(np.random.default_rng(20).standard_normal((POOL, options.width)))
         self._vectors = pool.astype(np.float16)
-        self._bottlenecks = (
-            np.random.default_rng(21).random((POOL, 1, BOTTLENECK), np.float32).astype(np.float16)
-        )
+        self._bottlenecks = np.random.default_rng(21).random((POOL, 1, BOTTLENECK), np.float32).astype(np.float16)
 
     def name(self, seller: int) -> str:
         """Names are in no order of size."""
