@@ -7,7 +7,7 @@
       category                                  suspicion   the sum of evidence, suspicion.py
       who, made, comment, release               flagged     why they look wrong
       images       JSON list of digests         set_aside   why a person took them out of use
-      fingerprint, bottleneck_rows
+      fingerprint, bottleneck_rows              restored    the last id when a person restored him
       base, evidence   as its first head saw it
       ended, because   undone or replaced     corrections_bottlenecks
                                                 id, key
@@ -138,6 +138,7 @@ class SellerAccount:
     last: datetime | None  # when the newest one was made, UTC
     flagged: str | None
     set_aside: str | None
+    restored: int = 0  # the last id when a person put him in use again; what came before was checked then
 
 
 class Missing(NamedTuple):
@@ -212,6 +213,7 @@ _SELLERS = sql.Table(
     sql.Column("suspicion", sql.Double, nullable=False),
     sql.Column("flagged", sql.Text),
     sql.Column("set_aside", sql.Text),
+    sql.Column("restored", _ID, nullable=False),
     sqlite_with_rowid=False,
 )
 _VECTORS = sql.Table(
@@ -398,7 +400,7 @@ class Corrections:
                 nothing is added; or the database cannot be written.
         """
         for correction, _ in rows:
-            _require_texts(correction)
+            require_texts(correction)
         added: list[Added] = []
         for piece in _transactions(rows):
             if added:
@@ -497,10 +499,18 @@ class Corrections:
     def restore(self, seller: str) -> None:
         """Puts a seller's corrections in use again; a flag is removed, and the sum of evidence begins at 0.
 
+        What he has corrected so far is no reason for another flag.
+
         Raises:
             ShelfmarkError: a seller without corrections.
         """
-        self._update(seller, lambda account: replace(account, set_aside=None, flagged=None, suspicion=0.0))
+        last = sql.select(sql.func.max(_ROWS.c.id)).where(_ROWS.c.seller == seller)
+        with self._errors(), self._reads.begin() as connection:
+            restored = connection.execute(last).scalar() or 0
+        self._update(
+            seller,
+            lambda account: replace(account, set_aside=None, flagged=None, suspicion=0.0, restored=restored),
+        )
 
     def flag(self, seller: str, why: str) -> None:
         """Marks a seller whose corrections look wrong.
@@ -657,7 +667,8 @@ class Corrections:
             found = connection.execute(counts).all()
         accounts = [
             SellerAccount(
-                **row._mapping, flagged=notes[row.seller].flagged, set_aside=notes[row.seller].set_aside
+                **row._mapping,
+                **{name: getattr(notes[row.seller], name) for name in ("flagged", "set_aside", "restored")},
             )
             for row in found
         ]
@@ -696,16 +707,23 @@ class Corrections:
 
     # Vectors
 
-    def missing(self, head: str, fingerprint: str) -> Iterator[list[Missing]]:
+    def missing(
+        self, head: str, fingerprint: str, sellers: Collection[str] | None = None
+    ) -> Iterator[list[Missing]]:
         """Yields, piece by piece, corrections in use with bottlenecks and without a vector of this head.
 
         Args:
             head: digest of the head's files.
             fingerprint: of its backbone; bottlenecks of another one are left out.
+            sellers: of these alone; None: of all.
         """
         with self._errors(), self._reads.begin() as connection:
             accounts = sql.select(_SELLERS.c.seller, _SELLERS.c.corrections).where(_SELLERS.c.corrections > 0)
-            in_use = {row.seller: row.corrections for row in connection.execute(accounts)}
+            in_use = {
+                row.seller: row.corrections
+                for row in connection.execute(accounts)
+                if sellers is None or row.seller in sellers
+            }
             sizes = (
                 sql.select(_VECTORS.c.seller, sql.func.sum(_VECTORS.c.size))
                 .where(_VECTORS.c.head == head)
@@ -827,6 +845,7 @@ class _Account:
     suspicion: float
     flagged: str | None
     set_aside: str | None
+    restored: int
 
     def take(self, encoded: "Encoded | None", *, replaces: bool) -> None:
         """Counts a new correction, and its evidence."""
@@ -846,7 +865,8 @@ class _Account:
 
 
 _NO_ACCOUNT: dict[str, Any] = {
-    "revision": 0, "corrections": 0, "suspicion": 0.0, "flagged": None, "set_aside": None
+    "revision": 0, "corrections": 0, "suspicion": 0.0, "flagged": None, "set_aside": None,
+    "restored": 0,
 }  # fmt: skip
 
 
@@ -1200,7 +1220,7 @@ class _Checkpoints:
 # Errors
 
 
-def _require_texts(correction: Correction) -> None:
+def require_texts(correction: Correction) -> None:
     """Raises a ShelfmarkError for texts that a database does not take."""
     for name in ("seller", "product_id", "category", "who", "comment", "release", "fingerprint"):
         text = getattr(correction, name)
