@@ -41,7 +41,7 @@ AT_ONCE = 2**15  # corrections whose sellers are in memory: 128 MB with vectors 
 
 def sellers_in_use(corrections: "Corrections") -> frozenset[str]:
     """The sellers whose corrections count; those that are set aside are not among them."""
-    return frozenset(one.seller for one in corrections.sellers() if one.corrections and not one.set_aside)
+    return frozenset(one.seller for one in corrections.sellers() if one.corrections and one.set_aside is None)
 
 
 def keep_sellers(
@@ -62,7 +62,7 @@ def keep_sellers(
         with writing(file) as working, pa.ipc.new_file(working, KEPT) as writer:
             for name in names:
                 history = corrections.history(name, adapter.rules.model)
-                if history.corrections and not history.set_aside:  # it may have changed a moment ago
+                if history.corrections and history.set_aside is None:  # it may have changed a moment ago
                     writer.write_batch(pa.RecordBatch.from_pylist([_row(name, history)], KEPT))
                     kept, missing = kept + history.corrections, missing + history.missing
         log.info("sellers: %s corrections of %s sellers count", f"{kept:,}", f"{len(names):,}")
@@ -164,5 +164,5 @@ class KeptSellers:
 
     def _state(self, number: int) -> SellerState:
         row = {name: column[0] for name, column in self._rows.get_batch(number).to_pydict().items()}
-        vectors = np.frombuffer(row["vectors"], np.float16).reshape(-1, row["width"])
+        vectors = np.frombuffer(row["vectors"], np.float16).reshape(len(row["base"]), row["width"])
         return self._adapter.state(vectors, row["base"], row["true"], row["corrections"], row["flagged"])
