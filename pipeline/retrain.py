@@ -21,6 +21,7 @@ from pipeline.report.report import report
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
 from pipeline.train.finetune import finetune
+from pipeline.train.sellers import seller_rules, styles
 from pipeline.train.train import train
 
 
@@ -70,6 +71,8 @@ def retrain(
         extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing
         train(run)  # epochs over bottlenecks in memory: two minutes each for a million images on two cores
         calibrate(run)  # one pass of the head over the validation images
+        styles(run)  # one pass of the head over the training images, with sellers.method = paper alone
+        seller_rules(run)  # one pass of the head over FIT and the validation images of sellers
         evaluate(run)  # one pass of the head over all images
         suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
