@@ -154,7 +154,9 @@ class _FormReader:
         if part.wanted and part.file_name is not None:
             raise HTTPException(422, f"{part.wanted}: a file, not a text; {self._fields.expected}")
         if not part.wanted and self._fields.no_others:
-            raise HTTPException(422, f"{_decoded(part.name)[:100]!r}: no field of this form; {self._fields.expected}")
+            raise HTTPException(
+                422, f"{_decoded(part.name)[:100]!r}: no field of this form; {self._fields.expected}"
+            )
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._part

@@ -366,7 +366,12 @@ def categorize_photos(
         A decision, one row, and for each photo why it was refused, or None.
     """
     read = read_photos(categorizer, engine, product_id, photos, limits)
+    return decide_read(categorizer, product_id, read), read.refusals
+
+
+def decide_read(categorizer: Categorizer, product_id: str, read: ReadPhotos) -> pd.DataFrame:
+    """The decision about one product, one row, from what was read of its photos."""
     if not read.digests:
-        return unreadable([product_id], categorizer.release), read.refusals
+        return unreadable([product_id], categorizer.release)
     predictions = categorizer.predict(read.bottlenecks, np.array([0, len(read.bottlenecks)]))
-    return categorizer.decide(np.array([product_id], dtype=object), predictions), read.refusals
+    return categorizer.decide(np.array([product_id], dtype=object), predictions)

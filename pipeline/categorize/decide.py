@@ -202,7 +202,7 @@ def _decided(
     bounds = product_bounds(product)
     readable = np.zeros(len(part.product_id), bool)
     readable[product] = True
-    pieces = []
+    pieces = list[pd.DataFrame]()
     matrix = np.empty((0, 0), np.float16)
     views = 2 if categorizer.flip else 1
     if len(digests):

@@ -1,10 +1,11 @@
 """Which images a product of the batch had: by them a correction finds its bottlenecks in the store.
 
-    _done/part-00000.images.parquet                 IMAGES of a part
+    _done/part-00000.images.parquet                       IMAGES of a part
     WORKSPACE/categorize/<of the output>/images.parquet   IMAGES of the batch, a row group a part or so
 
-Sorted by product; the images that were decided on, in the sources' order, each once. A table of a database also
-holds products of earlier batches, and so does its images.parquet; that of a file or folder holds the batch.
+Sorted by product; the images that were decided on, in the sources' order, each once. A table of a database
+also holds products of earlier batches, and so does its images.parquet; that of a file or folder holds the
+batch.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ ROWS = 2**15  # of earlier images, in memory at a time
 def write_images(product_id: np.ndarray, digests: np.ndarray, file: AnyPath) -> None:
     """Writes the images of a part: (n,) str, sorted, and (n, 32) uint8."""
     with writing(file) as working, _writer(working) as writer:
-        writer.write_table(pa.table([pa.array(product_id, pa.string()), digest_array(digests)], schema=IMAGES))
+        writer.write_table(
+            pa.table([pa.array(product_id, pa.string()), digest_array(digests)], schema=IMAGES)
+        )
 
 
 def join_images(parts: list[AnyPath], file: AnyPath, *, keep: bool) -> None:

@@ -58,9 +58,7 @@ def unpacked(place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (place >> np.uint64(32)).astype(np.int64), (low >> np.uint64(1)).astype(np.int64), low % 2 == 1
 
 
-def index_decided(
-    decisions: str, release: str | None, sellers: Collection[str], folder: AnyPath
-) -> int:
+def index_decided(decisions: str, release: str | None, sellers: Collection[str], folder: AnyPath) -> int:
     """Writes the index of the products that this release has decided about; returns how many they are.
 
     Products that it found unreadable are not among them: their photos may have come meanwhile. Nor are those

@@ -102,9 +102,7 @@ def write_decisions(pieces: Iterable[pd.DataFrame], file: AnyPath) -> None:
             write(pa.Table.from_pandas(piece, SCHEMA, preserve_index=False))
 
 
-def file_writer(
-    file: AnyPath, working: Path, schema: pa.Schema = SCHEMA
-) -> AbstractContextManager[Write]:
+def file_writer(file: AnyPath, working: Path, schema: pa.Schema = SCHEMA) -> AbstractContextManager[Write]:
     """Opens `working` for decisions of this schema, in the format that the suffix of `file` gives."""
     return WRITERS[_ending(file)](working, schema)
 

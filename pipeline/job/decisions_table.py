@@ -184,9 +184,7 @@ class DecisionsTable:
         """
         return TableOutput(self, job, schema)
 
-    def _prepare(
-        self, connection: "sql.Connection", schema: pa.Schema
-    ) -> tuple["sql.Table", "sql.Table"]:
+    def _prepare(self, connection: "sql.Connection", schema: pa.Schema) -> tuple["sql.Table", "sql.Table"]:
         """The table of decisions and that of marks: made where they are missing, else checked.
 
         The table of decisions has the columns that are written: those of WITH_ADAPTED also where they are in
@@ -249,8 +247,8 @@ class DecisionsTable:
                     raise
                 raise ShelfmarkError(
                     f"{self}: the column {name}, for decisions by sellers' corrections, cannot be added "
-                    f"({line_of(error)}); expected the table's owner, or a table that has it; run {statement} "
-                    "as its owner, or name another table"
+                    f"({line_of(error)}); expected the table's owner, or a table that has it; run "
+                    f"{statement} as its owner, or name another table"
                 ) from error
 
     def _require_columns(
