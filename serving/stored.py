@@ -9,9 +9,10 @@ from models.decisions.bundle import Bundle
 from serving.decider import SeenProduct
 
 UNKNOWN = (
-    "no photo was sent along, and no decision of this service, no run and no batch of late knows the product"
+    "no photo that can be read was sent along, and no decision of this service, no run and no batch of late "
+    "knows the product"
 )
-GONE = "the bottlenecks of the product's photos are not in the store any more, and no photo was sent along"
+GONE = "no photo that can be read was sent along, and the store has no bottlenecks of the product any more"
 
 
 def stored_product(workspace: AnyPath, bundle: Bundle, product_id: str) -> SeenProduct | str:

@@ -159,8 +159,7 @@ class KeptSellers:
         order = order[np.argsort(seller[order], kind="stable")]
         distinct, first = np.unique(seller[order], return_index=True)
         group = np.cumsum(self._corrections[distinct]) // AT_ONCE
-        for cut in np.split(order, first[1:][np.diff(group) > 0]) if len(order) else ():
-            yield cut
+        yield from np.split(order, first[1:][np.diff(group) > 0]) if len(order) else ()
 
     def _state(self, number: int) -> SellerState:
         row = {name: column[0] for name, column in self._rows.get_batch(number).to_pydict().items()}
