@@ -1,10 +1,9 @@
 """The commands about corrections: adapt, which learns a file of them, and the group corrections."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -86,18 +85,20 @@ def adapt(
       shelfmark adapt corrections.csv --workspace shop
     """
     from models.decisions.releases import require_in_service
+    from pipeline.adapt.given import check_given
     from pipeline.arguments import check_workspace, check_writable
     from pipeline.job.command_log import command_log, log_of_job
     from pipeline.job.corrected import open_corrections, sellers_in_service
     from pipeline.job.load_config import load_config
+    from pipeline.sources.tables import csv_options
 
     check_workspace(workspace)
     require_in_service(workspace)
     config = load_config(
         file, sets, {"extract.engine": engine}, {"sellers": sellers_in_service(workspace)}, USES, LEAVES
     )
-    if rejects is not None:
-        check_writable(rejects)
+    check_given(corrections, csv_options(config.ingest))
+    check_writable(rejects or corrections.parent)
     with command_log(log_of_job(workspace, "adapt")):
         start_tensorflow(config.extract.engine)
         from pipeline.adapt.adapt import adapt
@@ -174,7 +175,9 @@ def list_sellers(
 
 def _row(account: "SellerAccount") -> tuple[str, ...]:
     notes = [
-        f"{name}: {why}" for name, why in (("set aside", account.set_aside), ("flagged", account.flagged)) if why
+        f"{name}: {why}"
+        for name, why in (("set aside", account.set_aside), ("flagged", account.flagged))
+        if why
     ]
     return (
         account.seller,
@@ -235,7 +238,7 @@ def undo(ids: tuple[int, ...], workspace: AnyPath, file: Path | None, sets: tupl
 def delete(workspace: AnyPath, file: Path | None, sets: tuple[str, ...], seller: str, yes: bool) -> None:
     """Deletes everything that a seller has corrected, with vectors and bottlenecks.
 
-    Records of earlier runs keep the labels that they were made from, until `shelfmark clean` removes the runs.
+    Records of earlier runs keep the labels that they were made from, until `clean` removes the runs.
 
     \b
     Example:
@@ -338,5 +341,6 @@ def _require_seller(seller: str, known: list[str]) -> None:
         near = difflib.get_close_matches(seller, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`shelfmark corrections list` lists them"
         raise ShelfmarkError(
-            f"--seller {seller}: has made no corrections; expected one of {len(known):,} sellers who have; {hint}"
+            f"--seller {seller}: has made no corrections; expected one of {len(known):,} sellers who have; "
+            f"{hint}"
         )

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import binom
 
 from models.corrections.store import Corrections, Missing
-from models.decisions.adapted import Adapter, see
+from models.decisions.adapted import Adapter, log_probabilities, product_vectors
 
 LEVEL = 0.001
 PIECE = 64  # products whose probabilities of all categories are in memory at once
@@ -67,14 +67,15 @@ def hindsight_of(adapter: Adapter, rows: Sequence[Missing]) -> Hindsight:
         piece = rows[start : start + PIECE]
         bounds = np.concatenate([[0], np.cumsum([len(row.bottlenecks) for row in piece])])
         together = np.concatenate([row.bottlenecks for row in piece])
-        seen = see(categorizer, adapter.rules.vectors, together, bounds)
+        vectors = product_vectors(categorizer, adapter.rules.vectors, together, bounds)
+        log_probability = log_probabilities(categorizer, together, bounds)
         if model is None:
-            model = adapter.method.seller(seen.vectors[:0], nobody, nobody)
-        for number in range(len(piece)):
-            said, base, vector = int(true[start + number]), int(seen.base[number]), seen.vectors[number]
+            model = adapter.method.seller(vectors[:0], nobody, nobody)
+        for number, vector in enumerate(vectors):
+            said, base = int(true[start + number]), int(log_probability[number].argmax())
             if said < 0:
                 continue
-            choice = model.predict(vector, seen.log_probability[number])
+            choice = model.predict(vector, log_probability[number])
             if count and choice.category != base:
                 helped += choice.category == said
                 hurt += base == said

@@ -1,7 +1,7 @@
 """Which photos a product has, by what earlier runs and batches have kept: product_id → image digests.
 
-    WORKSPACE/runs/<run>/bottlenecks/index.parquet   the released run first, then the others, the newest first
-    WORKSPACE/categorize/<output>/images.parquet     products that were categorized, the newest batch first
+    WORKSPACE/runs/<run>/bottlenecks/index.parquet  the released run first, then the others, the newest first
+    WORKSPACE/categorize/<output>/images.parquet    products that were categorized, the newest batch first
 
 Only the rows of the wanted products are kept in memory; row groups that cannot hold one are not read.
 """

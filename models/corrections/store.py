@@ -701,16 +701,23 @@ class Corrections:
 
     # Vectors
 
-    def missing(self, head: str, fingerprint: str) -> Iterator[list[Missing]]:
+    def missing(
+        self, head: str, fingerprint: str, sellers: Collection[str] | None = None
+    ) -> Iterator[list[Missing]]:
         """Yields, piece by piece, corrections in use with bottlenecks and without a vector of this head.
 
         Args:
             head: digest of the head's files.
             fingerprint: of its backbone; bottlenecks of another one are left out.
+            sellers: of these alone; None: of all.
         """
         with self._errors(), self._reads.begin() as connection:
             accounts = sql.select(_SELLERS.c.seller, _SELLERS.c.corrections).where(_SELLERS.c.corrections > 0)
-            in_use = {row.seller: row.corrections for row in connection.execute(accounts)}
+            in_use = {
+                row.seller: row.corrections
+                for row in connection.execute(accounts)
+                if sellers is None or row.seller in sellers
+            }
             sizes = (
                 sql.select(_VECTORS.c.seller, sql.func.sum(_VECTORS.c.size))
                 .where(_VECTORS.c.head == head)

@@ -194,7 +194,7 @@ class _Vectors:
 def _learn(
     given: GivenCorrections, vectors: _Vectors, bundle: Bundle, corrections: Corrections
 ) -> tuple[Counter[str], Counter[str]]:
-    """Adds the corrections, PIECE at a time; counts them by what became of them, and those without a vector."""
+    """Adds the corrections, PIECE at a time; counts what became of them, and those without a vector."""
     histories = Histories(bundle.adapter, corrections) if bundle.adapter else None
     if histories is None:
         log.warning(

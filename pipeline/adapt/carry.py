@@ -27,8 +27,8 @@ class CarriedOver:
 def carry_over(workspace: AnyPath, settings: SellersSettings) -> CarriedOver | None:
     """Encodes all corrections for the release in service; None where there is nothing to do.
 
-    Vectors for heads whose release is not there any more are deleted. A store that cannot be used is a warning:
-    the release serves, and the next `retrain` tries again.
+    Vectors for heads whose release is not there any more are deleted. A store that cannot be used is a
+    warning: the release serves, and the next `retrain` tries again.
     """
     try:
         corrections = find_corrections(workspace, settings)

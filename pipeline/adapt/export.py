@@ -1,6 +1,6 @@
 """All corrections of a workspace as a file, ended ones too, for people and other programs.
 
-    .csv  .jsonl  .parquet    EXPORTED, in the order in which they were made; vectors are left out
+.csv  .jsonl  .parquet    EXPORTED, in the order in which they were made; vectors are left out
 """
 
 import csv

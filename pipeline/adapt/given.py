@@ -1,12 +1,12 @@
 """A file of corrections: which seller says that which product has which category.
 
-    product_id, seller, category      and optionally who, when (ISO 8601; UTC where it names no zone), comment,
-                                      image; CSV, TSV or Parquet, read as a manifest is
-    image                             a photo of the product, several rows of one product are its photos
+product_id, seller, category      and optionally who, when (ISO 8601; UTC where it names no zone), comment,
+                                  image; CSV, TSV or Parquet, read as a manifest is
+image                             a photo of the product, several rows of one product are its photos
 
-    every row ─┬─► one correction of each seller and product: by its last row, or the one with the latest `when`
-               ├─► repeated: rows that say the same
-               └─► rejects: rows that say something else, or cannot be used, with the reason
+every row ─┬─► one correction of each seller and product: by its last row, or the one with the latest `when`
+           ├─► repeated: rows that say the same
+           └─► rejects: rows that say something else, or cannot be used, with the reason
 """
 
 import csv
@@ -107,6 +107,11 @@ def read_corrections(file: AnyPath, options: CsvOptions, known: KnownCategories)
     )
     given.rejects = sorted([*rejects, *contradicted])
     return given
+
+
+def check_given(file: AnyPath, options: CsvOptions) -> None:
+    """Raises the errors of `read_corrections` that the beginning of the file shows."""
+    _opened(file, options)
 
 
 def _opened(file: AnyPath, options: CsvOptions) -> DelimitedTable | ParquetTable:
@@ -214,7 +219,7 @@ def _one_each(usable: list[GivenCorrection]) -> tuple[list[GivenCorrection], lis
 
 
 def write_rejects(rejects: list[Reject], file: AnyPath) -> None:
-    """Writes the rows that are not taken as a CSV, which spreadsheets open; removes an earlier one for none."""
+    """Writes the rows that are not taken as a CSV for spreadsheets; for none, removes an earlier one."""
     if not rejects:
         file.unlink(missing_ok=True)
         return

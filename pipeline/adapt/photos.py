@@ -67,7 +67,10 @@ def read_photos(
             if image.reason:
                 photos.refused[image.product_id] = image.reason
                 continue
-            digest, known = hashlib.sha256(image.data).digest(), photos.digests.setdefault(image.product_id, [])
+            digest, known = (
+                hashlib.sha256(image.data).digest(),
+                photos.digests.setdefault(image.product_id, []),
+            )
             if digest not in known:
                 known.append(digest)
         lacking = _lacking(photos, views)

@@ -109,7 +109,7 @@ def _labels_now(run: "Run") -> pa.Table:
         labels = corrections.labels()
     finally:
         corrections.close()
-    return pa.Table.from_pandas(labels[LABELS.names], LABELS, preserve_index=False).replace_schema_metadata()
+    return pa.table([pa.array(labels[field.name].tolist(), field.type) for field in LABELS], schema=LABELS)
 
 
 def sellers_in_service(workspace: AnyPath) -> dict[str, object]:
