@@ -22,7 +22,7 @@ HONEST = Suspicion((0.5,), ((-0.1,) * 5, (0.1,) * 5), 100, 20)  # flags nobody a
 def rules_of(
     model: str, method: Method = "votes", threshold: float | None = 0.5, suspicion: Suspicion = HONEST
 ) -> SellerRules:
-    """Rules by which nearly every decision of a seller with corrections may be adapted; confidence = share."""
+    """Rules by which nearly every decision of a corrected seller may be adapted; confidence = share."""
     return SellerRules(
         model=model,
         method=method,

@@ -112,7 +112,9 @@ def columns_of(row: pd.Series, names: tuple[str, ...]) -> list[Any]:
 
 
 def same_decision(row: pd.Series, response: dict[str, Any]) -> None:
-    for name, value in zip((*COLUMNS, *ADAPTED_COLUMNS), columns_of(row, (*COLUMNS, *ADAPTED_COLUMNS)), strict=True):
+    for name, value in zip(
+        (*COLUMNS, *ADAPTED_COLUMNS), columns_of(row, (*COLUMNS, *ADAPTED_COLUMNS)), strict=True
+    ):
         expected = pytest.approx(value, abs=2e-6) if name in ("confidence", "top_probabilities") else value
         assert response[name] == expected, name
 
@@ -156,9 +158,11 @@ def test_a_correction_changes_the_next_decision_of_its_seller_at_once(doors: Doo
     assert (found["category"], found["adapted"], found["corrections"]) == (category, True, 4)
     assert found["base_category"] == base["category"]
     plain = {name: value for name, value in base.items() if name in COLUMNS}
-    assert doors.http(product) == plain == {
-        name: value for name, value in doors.http(product, seller="bob").items() if name in COLUMNS
-    }
+    assert (
+        doors.http(product)
+        == plain
+        == {name: value for name, value in doors.http(product, seller="bob").items() if name in COLUMNS}
+    )
 
 
 @pytest.mark.parametrize("how", ["set aside", "deleted", "undone", "flagged"])
