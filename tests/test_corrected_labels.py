@@ -1,4 +1,4 @@
-"""Corrections as labels: they come before the sources' categories, visible, counted, and none changes nothing."""
+"""Corrections as labels: they come before the sources' categories, are counted, and none changes nothing."""
 
 import json
 from datetime import UTC, datetime
@@ -93,9 +93,7 @@ def test_the_records_themselves_hold_the_corrected_category(tmp_path: Path) -> N
     found = {
         product.decode(): category.decode()
         for batch in dataset(sorted(records.path.glob("*.tfrecord")), 8)
-        for product, category in zip(
-            batch["product_id"].numpy(), batch["category"].numpy(), strict=True
-        )
+        for product, category in zip(batch["product_id"].numpy(), batch["category"].numpy(), strict=True)
     }
     assert {found[number] for number in map(str, range(10)) if number in found} == {"cup"}
     assert {found[number] for number in map(str, range(10, 20)) if number in found} == {"mug"}
@@ -161,7 +159,9 @@ def test_a_corrected_product_of_a_category_that_the_tree_lacks_is_learnt(tmp_pat
 
 def test_duplicates_name_the_products_whose_label_is_a_correction(tmp_path: Path) -> None:
     products = draw_products({"mug": 20, "cup": 15})
-    shared = [Drawn(one.id, one.category, (photo(9_000),)) for one in (products[0], products[1], products[20])]
+    shared = [
+        Drawn(one.id, one.category, (photo(9_000),)) for one in (products[0], products[1], products[20])
+    ]
     catalogue(tmp_path, [shared[0], shared[1], *products[2:20], shared[2], *products[21:]])
     table = pq.read_table(made(tmp_path, {"1": "cup", "5": "cup"}).file("duplicates.parquet")).to_pylist()
     (row,) = table
@@ -244,7 +244,7 @@ def test_an_interrupted_retrain_keeps_the_records_and_a_finished_one_takes_new_c
 
 
 def with_twins(folder: Path, wrong: int, honest: int = 0, votes: int = 1) -> Artifact:
-    """Records where ann has corrected mugs to cups; others sell the same pictures as mugs, of `honest` as cups.
+    """Records where ann has corrected mugs to cups; bob sells the same pictures as mugs, of `honest` as cups.
 
     Args:
         folder: of the catalogue.
@@ -307,4 +307,7 @@ def test_a_contradicted_seller_is_flagged_once_with_the_command_to_set_him_aside
     assert "shelfmark corrections set-aside --seller ann --why" in caplog.text
     assert store.sellers()[0].flagged is not None and store.labels().empty
     assert flag_sellers(records, store, None) == {}
+    store.restore("ann")
+    assert flag_sellers(records, store, None) == {}  # a person has checked them
+    assert contradicted_sellers(records, {"ann": 3}) == {} != contradicted_sellers(records, {"ann": 0})
     store.close()

@@ -29,8 +29,9 @@ class KnownCategories:
         self._searched: dict[str, str | None] = {}
         for tree in trees:
             for index, category in enumerate(tree.categories.tolist()):
-                if self._by_id.setdefault(key(category), category) != category:
+                if key(category) in self._by_id:
                     continue
+                self._by_id[key(category)] = category
                 label = tree.label(index)
                 names = [tidy_name(name) for name in tree.names[index, : tree.depth[index]]]
                 for between in BETWEEN:

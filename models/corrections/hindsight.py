@@ -13,13 +13,13 @@ repeated with every run on a growing history: over many runs it flags an honest 
 often good as bad more often than LEVEL says.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binom
 
-from models.corrections.store import Corrections, Missing
+from models.corrections.store import Corrections, Missing, SellerAccount
 from models.decisions.adapted import Adapter, log_probabilities, product_vectors
 
 LEVEL = 0.001
@@ -51,13 +51,14 @@ class Hindsight:
         )
 
 
-def hindsight_of(adapter: Adapter, rows: Sequence[Missing]) -> Hindsight:
+def hindsight_of(adapter: Adapter, rows: Sequence[Missing], after: int = 0) -> Hindsight:
     """Returns the figures of one seller.
 
     Args:
         adapter: of the release in service.
         rows: all of his corrections with bottlenecks of its backbone, the oldest first. Those of categories
             that the head does not know are left out.
+        after: those with ids up to this one are learnt, and not judged.
     """
     categorizer, helped, hurt, count = adapter.categorizer, 0, 0, 0
     true = categorizer.predictor.taxonomy.index(np.array([row.category for row in rows], dtype=object))
@@ -76,7 +77,7 @@ def hindsight_of(adapter: Adapter, rows: Sequence[Missing]) -> Hindsight:
             if said < 0:
                 continue
             choice = model.predict(vector, log_probability[number])
-            if count and choice.category != base:
+            if count and choice.category != base and piece[number].id > after:
                 helped += choice.category == said
                 hurt += base == said
             model.learn(vector, base, said)
@@ -84,7 +85,9 @@ def hindsight_of(adapter: Adapter, rows: Sequence[Missing]) -> Hindsight:
     return Hindsight(helped, hurt)
 
 
-def worse_sellers(adapter: Adapter, corrections: Corrections, sellers: Sequence[str]) -> dict[str, str]:
+def worse_sellers(
+    adapter: Adapter, corrections: Corrections, sellers: Iterable[SellerAccount]
+) -> dict[str, str]:
     """Returns the sellers whose corrections hurt their own later decisions, and why.
 
     Only a seller who confirmed the base ten times, and contradicted it, can be one of them: the others'
@@ -93,22 +96,29 @@ def worse_sellers(adapter: Adapter, corrections: Corrections, sellers: Sequence[
     Args:
         adapter: of the release in service.
         corrections: its store.
-        sellers: names; one who is flagged or set aside already is left out.
+        sellers: with what they have in use; one who is flagged or set aside already is left out.
     """
-    return {
-        seller: found.why()
-        for seller in sellers
-        if _may_be_worse(adapter, corrections, seller)
-        and (found := hindsight_of(adapter, list(_rows_of(adapter, corrections, seller)))).is_worse
-    }
+    found = {}
+    for account in sellers:
+        if account.flagged or account.set_aside or not _may_be_worse(adapter, corrections, account):
+            continue
+        rows = list(_rows_of(adapter, corrections, account.seller))
+        figures = hindsight_of(adapter, rows, account.restored)
+        if figures.is_worse:
+            found[account.seller] = figures.why()
+    return found
 
 
-def _may_be_worse(adapter: Adapter, corrections: Corrections, seller: str) -> bool:
-    history = corrections.history(seller, adapter.rules.model)
-    if history.flagged or history.set_aside:
+def _may_be_worse(adapter: Adapter, corrections: Corrections, account: SellerAccount) -> bool:
+    if not Hindsight(0, account.corrections).is_worse:
         return False
-    confirmed = sum(base == true for base, true in zip(history.base, history.true, strict=True))
-    return Hindsight(0, confirmed).is_worse and confirmed < len(history.true)
+    history = corrections.history(account.seller, adapter.rules.model)
+    confirmed = [
+        base == true
+        for number, base, true in zip(history.ids.tolist(), history.base, history.true, strict=True)
+        if number > account.restored
+    ]
+    return Hindsight(0, sum(confirmed)).is_worse and history.base != history.true
 
 
 def _rows_of(adapter: Adapter, corrections: Corrections, seller: str) -> Iterator[Missing]:

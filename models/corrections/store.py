@@ -7,7 +7,7 @@
       category                                  suspicion   the sum of evidence, suspicion.py
       who, made, comment, release               flagged     why they look wrong
       images       JSON list of digests         set_aside   why a person took them out of use
-      fingerprint, bottleneck_rows
+      fingerprint, bottleneck_rows              restored    the last id when a person restored him
       base, evidence   as its first head saw it
       ended, because   undone or replaced     corrections_bottlenecks
                                                 id, key
@@ -132,6 +132,7 @@ class SellerAccount:
     last: datetime | None  # when the newest one was made, UTC
     flagged: str | None
     set_aside: str | None
+    restored: int = 0  # the last id when a person put him in use again; what came before was checked then
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ _SELLERS = sql.Table(
     sql.Column("suspicion", sql.Double, nullable=False),
     sql.Column("flagged", sql.Text),
     sql.Column("set_aside", sql.Text),
+    sql.Column("restored", _ID, nullable=False),
     sqlite_with_rowid=False,
 )
 _VECTORS = sql.Table(
@@ -246,6 +248,22 @@ def _exported(row: Any) -> dict[str, object]:
     """A row of _EXPORTED as it is exported."""
     values = dict(row._mapping)
     return values | {"when": values.pop("made"), "images": json.loads(values["images"])}
+
+# Statements are made once: making one takes longer than running it
+
+_NAME = sql.bindparam("name", type_=sql.Text)
+_REVISION = sql.select(_SELLERS.c.revision).where(_SELLERS.c.seller == _NAME)
+_ACCOUNT = sql.select(_SELLERS).where(_SELLERS.c.seller == _NAME)
+_MOST_PIECES = MOST // PIECE + 2
+_OF_HEAD = (_VECTORS.c.head == sql.bindparam("head", type_=sql.Text)) & (_VECTORS.c.seller == _NAME)
+_PIECES = (
+    sql.select(_VECTORS.c.first, _VECTORS.c.size, _VECTORS.c.ids, _VECTORS.c.names, _VECTORS.c.numbers)
+    .where(_OF_HEAD, _VECTORS.c.first <= sql.bindparam("last", type_=_ID))
+    .order_by(_VECTORS.c.first.desc())
+    .limit(_MOST_PIECES)
+)
+_SIZE = sql.select(sql.func.sum(_VECTORS.c.size)).where(_OF_HEAD)
+_NO_IDS, _NO_VECTORS = np.empty(0, "<i8"), np.empty((0, 0), "<f2")
 
 
 def corrections_url(workspace: AnyPath, database: str) -> str:
@@ -393,7 +411,7 @@ class Corrections:
                 nothing is added; or the database cannot be written.
         """
         for correction, _ in rows:
-            _require_texts(correction)
+            require_texts(correction)
         added: list[Added] = []
         for piece in _transactions(rows):
             if added:
@@ -414,8 +432,7 @@ class Corrections:
         ids = [old.id if old else 0 for old in known]
         if fresh:
             table = [_columns_of(*rows[at]) for at in fresh]
-            returned = sql.insert(_ROWS).returning(_ROWS.c.id, sort_by_parameter_order=True)
-            for at, (number,) in zip(fresh, connection.execute(returned, table).all(), strict=True):
+            for at, (number,) in zip(fresh, connection.execute(_INSERT, table).all(), strict=True):
                 ids[at] = number
         bare = [at for at, old in enumerate(known) if old and not old.bottleneck_rows and at not in fresh]
         filled = [at for at in bare if rows[at][0].bottlenecks is not None]
@@ -453,19 +470,14 @@ class Corrections:
         wanted = sorted(sellers)
         if self._file is None:
             empty = [{"seller": name, **_NO_ACCOUNT} for name in wanted]
-            connection.execute(postgresql_insert(_SELLERS).on_conflict_do_nothing(), empty)
+            connection.execute(_OPEN_ACCOUNTS, empty)
         found = self._known(connection, wanted)
         return {name: found.get(name) or _Account(name, **_NO_ACCOUNT) for name in wanted}
 
     def _known(self, connection: sql.Connection, sellers: Collection[str]) -> dict[str, "_Account"]:
         """Accounts that are there, locked."""
-        query = (
-            sql.select(_SELLERS)
-            .where(_SELLERS.c.seller.in_(sorted(sellers)))
-            .order_by(_SELLERS.c.seller)
-            .with_for_update()
-        )
-        return {row.seller: _Account(**row._mapping) for row in connection.execute(query)}
+        found = connection.execute(_KNOWN, {"names": sorted(sellers)})
+        return {row.seller: _Account(**row._mapping) for row in found}
 
     # Changing
 
@@ -495,10 +507,18 @@ class Corrections:
     def restore(self, seller: str) -> None:
         """Puts a seller's corrections in use again; a flag is removed, and the sum of evidence begins at 0.
 
+        What he has corrected so far is no reason for another flag.
+
         Raises:
             ShelfmarkError: a seller without corrections.
         """
-        self._update(seller, lambda account: replace(account, set_aside=None, flagged=None, suspicion=0.0))
+        last = sql.select(sql.func.max(_ROWS.c.id)).where(_ROWS.c.seller == seller)
+        with self._errors(), self._reads.begin() as connection:
+            restored = connection.execute(last).scalar() or 0
+        self._update(
+            seller,
+            lambda account: replace(account, set_aside=None, flagged=None, suspicion=0.0, restored=restored),
+        )
 
     def flag(self, seller: str, why: str) -> None:
         """Marks a seller whose corrections look wrong.
@@ -589,7 +609,7 @@ class Corrections:
                 some = connection.execute(_PIECES, {"head": head, "name": seller, "last": last}).all()
                 pieces += some
                 count += sum(piece.size for piece in some)
-                if len(some) < LIMIT_OF_PIECES:
+                if len(some) < _MOST_PIECES:
                     break
                 last = some[-1].first - 1
             size = (
@@ -665,7 +685,8 @@ class Corrections:
             found = connection.execute(counts).all()
         accounts = [
             SellerAccount(
-                **row._mapping, flagged=notes[row.seller].flagged, set_aside=notes[row.seller].set_aside
+                **row._mapping,
+                **{name: getattr(notes[row.seller], name) for name in ("flagged", "set_aside", "restored")},
             )
             for row in found
         ]
@@ -826,23 +847,6 @@ class Corrections:
             raise ShelfmarkError(f"{self._shown}: {line_of(error)}; {_advice_of(error)}") from error
 
 
-# Statements that every look-up needs, made once
-
-_NAME = sql.bindparam("name", type_=sql.Text)
-_REVISION = sql.select(_SELLERS.c.revision).where(_SELLERS.c.seller == _NAME)
-_ACCOUNT = sql.select(_SELLERS).where(_SELLERS.c.seller == _NAME)
-LIMIT_OF_PIECES = MOST // PIECE + 2
-_OF_HEAD = (_VECTORS.c.head == sql.bindparam("head", type_=sql.Text)) & (_VECTORS.c.seller == _NAME)
-_PIECES = (
-    sql.select(_VECTORS.c.first, _VECTORS.c.size, _VECTORS.c.ids, _VECTORS.c.names, _VECTORS.c.numbers)
-    .where(_OF_HEAD, _VECTORS.c.first <= sql.bindparam("last", type_=_ID))
-    .order_by(_VECTORS.c.first.desc())
-    .limit(LIMIT_OF_PIECES)
-)
-_SIZE = sql.select(sql.func.sum(_VECTORS.c.size)).where(_OF_HEAD)
-_NO_IDS, _NO_VECTORS = np.empty(0, "<i8"), np.empty((0, 0), "<f2")
-
-
 # Accounts
 
 
@@ -856,6 +860,7 @@ class _Account:
     suspicion: float
     flagged: str | None
     set_aside: str | None
+    restored: int
 
     def take(self, encoded: Encoded | None, *, replaces: bool) -> None:
         """Counts a new correction, and its evidence."""
@@ -875,7 +880,8 @@ class _Account:
 
 
 _NO_ACCOUNT: dict[str, Any] = {
-    "revision": 0, "corrections": 0, "suspicion": 0.0, "flagged": None, "set_aside": None
+    "revision": 0, "corrections": 0, "suspicion": 0.0, "flagged": None, "set_aside": None,
+    "restored": 0,
 }  # fmt: skip
 
 
@@ -885,13 +891,30 @@ def _save(connection: sql.Connection, accounts: Iterable[_Account]) -> None:
     A revision begins with the clock, so that a seller who is deleted and comes back has other ones.
     """
     now = time.time_ns() // 1000
+    rows = []
     for account in accounts:
         account.revision = max(account.revision + 1, now)
-        values = dict(account.__dict__)
-        insert: Any = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
-        made = insert(_SELLERS).values(values)
-        del values["seller"]
-        connection.execute(made.on_conflict_do_update(index_elements=["seller"], set_=values))
+        rows.append(account.__dict__)
+    if rows:
+        connection.execute(_SAVE[connection.dialect.name], rows)
+
+
+_KNOWN = (
+    sql.select(_SELLERS)
+    .where(_SELLERS.c.seller.in_(sql.bindparam("names", expanding=True)))
+    .order_by(_SELLERS.c.seller)
+    .with_for_update()
+)
+_OPEN_ACCOUNTS = postgresql_insert(_SELLERS).on_conflict_do_nothing()
+
+
+def _upsert(insert: Any) -> Any:
+    statement = insert(_SELLERS)
+    values = {name: statement.excluded[name] for column in _SELLERS.c if (name := column.name) != "seller"}
+    return statement.on_conflict_do_update(index_elements=["seller"], set_=values)
+
+
+_SAVE = {"sqlite": _upsert(sqlite_insert), "postgresql": _upsert(postgresql_insert)}
 
 
 # Corrections
@@ -919,13 +942,17 @@ def _there(
     products = defaultdict(list)
     for correction, _ in rows:
         products[correction.seller].append(correction.product_id)
-    columns = [_ROWS.c[name] for name in ("id", "seller", "product_id", "category", "bottleneck_rows")]
     there = {}
     for seller, some in products.items():
-        query = sql.select(*columns).where(_ROWS.c.seller == seller, _ROWS.c.product_id.in_(some), _IN_USE)
-        for row in connection.execute(query):
+        for row in connection.execute(_THERE, {"name": seller, "products": some}):
             there[row.seller, row.product_id] = row
     return there
+
+
+_THERE = sql.select(
+    *(_ROWS.c[name] for name in ("id", "seller", "product_id", "category", "bottleneck_rows"))
+).where(_ROWS.c.seller == _NAME, _ROWS.c.product_id.in_(sql.bindparam("products", expanding=True)), _IN_USE)
+_INSERT = sql.insert(_ROWS).returning(_ROWS.c.id, sort_by_parameter_order=True)
 
 
 def _columns_of(correction: Correction, encoded: Encoded | None) -> dict[str, object]:
@@ -982,7 +1009,10 @@ def _put_bottlenecks(connection: sql.Connection, rows: Iterable[tuple[int, np.nd
         if some is not None
     ]
     if table:
-        connection.execute(sql.insert(_BOTTLENECKS), table)
+        connection.execute(_INSERT_BOTTLENECKS, table)
+
+
+_INSERT_BOTTLENECKS = sql.insert(_BOTTLENECKS)
 
 
 # Vectors in pieces
@@ -1035,11 +1065,7 @@ def _unpacked(piece: Any) -> Iterator[_Vector]:
 
 def _delete_pieces(connection: sql.Connection, head: str, seller: str, firsts: Sequence[int]) -> None:
     if firsts:
-        connection.execute(
-            sql.delete(_VECTORS).where(
-                _VECTORS.c.head == head, _VECTORS.c.seller == seller, _VECTORS.c.first.in_(firsts)
-            )
-        )
+        connection.execute(_DELETE_PIECES, {"head": head, "name": seller, "firsts": list(firsts)})
 
 
 def _insert_pieces(
@@ -1058,9 +1084,13 @@ def _insert_pieces(
         for first, vectors in pieces
     ]
     if table:
-        connection.execute(sql.insert(_VECTORS), table)
+        connection.execute(_INSERT_PIECES, table)
 
 
+_INSERT_PIECES = sql.insert(_VECTORS)
+_DELETE_PIECES = sql.delete(_VECTORS).where(
+    _OF_HEAD, _VECTORS.c.first.in_(sql.bindparam("firsts", expanding=True))
+)
 _FIRST_AT_MOST = sql.select(sql.func.max(_VECTORS.c.first)).where(
     _OF_HEAD, _VECTORS.c.first <= sql.bindparam("low", type_=_ID)
 )
@@ -1205,7 +1235,7 @@ class _Checkpoints:
 # Errors
 
 
-def _require_texts(correction: Correction) -> None:
+def require_texts(correction: Correction) -> None:
     """Raises a ShelfmarkError for texts that a database does not take."""
     for name in ("seller", "product_id", "category", "who", "comment", "release", "fingerprint"):
         text = getattr(correction, name)

@@ -27,7 +27,13 @@ from models.corrections.histories import Histories
 from models.corrections.known_photos import known_photos
 from models.corrections.store import Correction, Corrections
 from models.decisions.bundle import Bundle
-from pipeline.adapt.given import GivenCorrection, GivenCorrections, read_corrections, write_rejects
+from pipeline.adapt.given import (
+    GivenCorrection,
+    GivenCorrections,
+    read_corrections,
+    without_older,
+    write_rejects,
+)
 from pipeline.adapt.photos import Photos, read_photos
 from pipeline.job.config import Config
 from pipeline.job.progress import Progress, log
@@ -89,6 +95,7 @@ def adapt(
     """
     rejects = rejects_file(file) if rejects is None else rejects
     given = read_corrections(file, csv_options(config.ingest), KnownCategories.of_bundle(bundle.path))
+    given = without_older(given, corrections)
     write_rejects(given.rejects, rejects)
     _require_some(given, file, rejects)
     sources = [*([str(file)] if given.has_images else []), *photos]
@@ -243,6 +250,7 @@ def _flagged(corrections: Corrections) -> dict[str, str]:
 def _flag_worse(given: GivenCorrections, bundle: Bundle, corrections: Corrections) -> None:
     """Flags the sellers of the file whose corrections hurt their own later decisions."""
     if bundle.adapter:
-        sellers = sorted({one.seller for one in given.corrections})
-        for seller, why in worse_sellers(bundle.adapter, corrections, sellers).items():
+        names = {one.seller for one in given.corrections}
+        accounts = [one for one in corrections.sellers() if one.seller in names]
+        for seller, why in worse_sellers(bundle.adapter, corrections, accounts).items():
             corrections.flag(seller, why)

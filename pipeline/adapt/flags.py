@@ -6,7 +6,8 @@
 What a flagged seller has corrected accepts nothing, and is no label of the next run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.errors import ShelfmarkError, one_line
 from features.storage.artifact import Artifact
 from models.corrections.hindsight import worse_sellers
 from models.corrections.store import Corrections
@@ -23,6 +25,7 @@ from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.release.in_service import current_release
 
+NOTHING: Mapping[str, int] = MappingProxyType({})
 LEAST = 3  # contradicted corrections of a seller
 ROWS = 2**16  # of a table, in memory at a time
 
@@ -33,7 +36,12 @@ def flag_wrong_sellers(run: Run, records: Artifact) -> None:
     if corrections is None:
         return
     try:
-        flag_sellers(records, corrections, current_release(run.releases))
+        bundle = current_release(run.releases)
+    except ShelfmarkError as error:  # with --force a run replaces a damaged release
+        log.warning("corrections: sellers are not compared with the release in service: %s", one_line(error))
+        bundle = None
+    try:
+        flag_sellers(records, corrections, bundle)
     finally:
         corrections.close()
 
@@ -46,11 +54,11 @@ def flag_sellers(records: Artifact, corrections: Corrections, bundle: Bundle | N
         corrections: of the workspace.
         bundle: in service; None before the first release.
     """
-    accounts = [one for one in corrections.sellers() if not (one.flagged or one.set_aside)]
-    usual = {one.seller for one in accounts}
-    found = {seller: why for seller, why in contradicted_sellers(records).items() if seller in usual}
+    usual = {one.seller: one for one in corrections.sellers() if not (one.flagged or one.set_aside)}
+    since = {seller: account.restored for seller, account in usual.items()}
+    found = {seller: why for seller, why in contradicted_sellers(records, since).items() if seller in usual}
     if bundle and bundle.adapter:
-        left = sorted(usual - found.keys())
+        left = [account for seller, account in usual.items() if seller not in found]
         found |= worse_sellers(bundle.adapter, corrections, left)
     for seller, why in sorted(found.items()):
         corrections.flag(seller, why)
@@ -63,17 +71,23 @@ def flag_sellers(records: Artifact, corrections: Corrections, bundle: Bundle | N
     return found
 
 
-def contradicted_sellers(records: Artifact) -> dict[str, str]:
+def contradicted_sellers(records: Artifact, since: Mapping[str, int] = NOTHING) -> dict[str, str]:
     """The sellers whose corrected products mostly have another category where their pictures are identical.
 
     Compared with the other sellers' products: each has a vote, and the category with the most votes counts;
     where two have as many, neither. A seller is named where LEAST of his products are contradicted, and more
     than half of those that have an identical picture elsewhere.
+
+    Args:
+        records: of this week.
+        since: seller → the last id of those corrections that a person has checked; later ones are compared.
     """
     if "corrected.parquet" not in records.files:
         return {}
     corrected = pq.read_table(records.file("corrected.parquet")).to_pandas().set_index("product_id")
     pairs = _elsewhere(records, corrected)
+    checked = corrected["seller"].map(since).fillna(0) >= corrected["id"]
+    pairs = pairs[~pairs["product_id"].isin(corrected.index[checked])]
     if not len(pairs):
         return {}
     votes = pairs.groupby(["product_id", "category"]).size().rename("votes").reset_index()

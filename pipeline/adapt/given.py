@@ -13,16 +13,17 @@ import csv
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from features.delimited import SUFFIXES, is_delimited
-from features.errors import ShelfmarkError
+from features.errors import ShelfmarkError, one_line
 from features.storage.paths import AnyPath, write_whole
 from models.corrections.categories import KnownCategories
+from models.corrections.store import Correction, Corrections, require_texts
 from pipeline.sources.manifest import ends_in_zero
 from pipeline.sources.tables import Columns, CsvOptions, DelimitedTable, ParquetTable
 
@@ -183,9 +184,12 @@ def _checked(
         return reject(
             "bad_time", f"when is {cells['when'][:40]!r}; expected ISO 8601, as 2026-11-28T09:30:00Z"
         )
-    return GivenCorrection(
-        row, product_id, seller, category, cells.get("who") or None, when, cells.get("comment") or None
-    )
+    who, comment = cells.get("who") or None, cells.get("comment") or None
+    try:
+        require_texts(Correction(seller, product_id, category, who=who, comment=comment))
+    except ShelfmarkError as error:
+        return reject("bad_text", one_line(error).partition(": ")[2])
+    return GivenCorrection(row, product_id, seller, category, who, when, comment)
 
 
 def _time(text: str) -> datetime | None:
@@ -216,6 +220,33 @@ def _one_each(usable: list[GivenCorrection]) -> tuple[list[GivenCorrection], lis
             if one.category != last.category
         ]  # fmt: skip
     return kept, contradicted
+
+
+def without_older(given: GivenCorrections, corrections: Corrections) -> GivenCorrections:
+    """The corrections without those that are older than what the seller has said since, which are rejects.
+
+    So a file that is given again takes nothing back. A row without a time is as new as now.
+
+    Args:
+        given: of a file.
+        corrections: what was said before.
+    """
+    dated = {one.seller for one in given.corrections if one.when is not None}
+    newest: dict[tuple[str, str], tuple[datetime, str]] = {}
+    for seller in sorted(dated):
+        for row in corrections.export(seller):
+            when = row["when"]
+            if row["ended"] is None and isinstance(when, datetime):
+                newest[seller, str(row["product_id"])] = when, str(row["category"])
+    kept, older = list[GivenCorrection](), list[Reject]()
+    for one in given.corrections:
+        said = newest.get((one.seller, one.product_id))
+        if said and one.when is not None and one.when < said[0] and one.category != said[1]:
+            detail = f"the seller said {said[1]} on {said[0]:%Y-%m-%d %H:%M} UTC"
+            older.append(Reject(one.row, one.product_id, one.seller, one.category, "older", detail))
+        else:
+            kept.append(one)
+    return replace(given, corrections=kept, rejects=sorted([*given.rejects, *older]))
 
 
 def write_rejects(rejects: list[Reject], file: AnyPath) -> None:
