@@ -11,11 +11,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from models.corrections.store import Added, Correction, Corrections
-from models.decisions.adapted import Adapter, Encoded, SellerState
+
+if TYPE_CHECKING:
+    from models.decisions.adapted import Adapter, Encoded, SellerState
 
 BUDGET = 256 * 2**20  # bytes
 NUMBER = 4  # bytes of a number of a vector in memory, float32
@@ -28,14 +31,14 @@ class _Seller:
 
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while the state is made
     revision: int = 0
-    state: SellerState | None = None
+    state: "SellerState | None" = None
     bytes: int = 0
 
 
 class Histories:
     """What an adapter needs of each seller; many threads may use it at once."""
 
-    def __init__(self, adapter: Adapter, corrections: Corrections, budget_bytes: int = BUDGET) -> None:
+    def __init__(self, adapter: "Adapter", corrections: Corrections, budget_bytes: int = BUDGET) -> None:
         """Reads nothing yet.
 
         Args:
@@ -48,7 +51,12 @@ class Histories:
         self._sellers: OrderedDict[str, _Seller] = OrderedDict()  # the one used last is the last
         self._bytes = 0
 
-    def state(self, seller: str) -> SellerState | None:
+    @property
+    def bytes(self) -> int:
+        """Bytes of the states in memory, as they are counted."""
+        return self._bytes
+
+    def state(self, seller: str) -> "SellerState | None":
         """Returns a seller's state; None without corrections in use, or where they are set aside.
 
         Changes by other processes are seen at once.
@@ -126,7 +134,7 @@ class Histories:
             count += len(piece)
         return count
 
-    def _encode(self, corrections: Sequence[Correction]) -> list[Encoded]:
+    def _encode(self, corrections: Sequence[Correction]) -> "list[Encoded]":
         rows = [one.bottlenecks for one in corrections if one.bottlenecks is not None]
         if not rows:
             return []
