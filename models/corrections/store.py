@@ -141,6 +141,16 @@ class SellerAccount:
     restored: int = 0  # the last id when a person put him in use again; what came before was checked then
 
 
+@dataclass(frozen=True)
+class SellerPage:
+    """Some of a seller's corrections, ended ones too, the newest first."""
+
+    corrections: int  # in use, on all pages
+    flagged: str | None
+    set_aside: str | None
+    rows: list[dict[str, object]]  # as `Corrections.export` yields them
+
+
 class Missing(NamedTuple):
     """A correction that a head has no vector of yet."""
 
@@ -237,6 +247,13 @@ _BOTTLENECKS = sql.Table(
     sql.Column("numbers", sql.LargeBinary, nullable=False),
 )
 _IN_USE = _ROWS.c.ended.is_(None)
+_EXPORTED = [column for column in _ROWS.c if column.name != "bottleneck_rows"]
+
+
+def _exported(row: Any) -> dict[str, object]:
+    """A row of _EXPORTED as it is exported."""
+    values = dict(row._mapping)
+    return values | {"when": values.pop("made"), "images": json.loads(values["images"])}
 
 # Statements are made once: making one takes longer than running it
 
@@ -637,20 +654,39 @@ class Corrections:
         Args:
             seller: of him alone.
         """
-        columns = [column for column in _ROWS.c if column.name != "bottleneck_rows"]
         last = 0
         while True:
-            query = sql.select(*columns).where(_ROWS.c.id > last).order_by(_ROWS.c.id).limit(READ_ROWS)
+            query = sql.select(*_EXPORTED).where(_ROWS.c.id > last).order_by(_ROWS.c.id).limit(READ_ROWS)
             if seller is not None:
                 query = query.where(_ROWS.c.seller == seller)
             with self._errors(), self._reads.begin() as connection:
                 found = connection.execute(query).all()
-            for row in found:
-                values = dict(row._mapping)
-                yield values | {"when": values.pop("made"), "images": json.loads(values["images"])}
+            yield from map(_exported, found)
             if len(found) < READ_ROWS:
                 return
             last = found[-1].id
+
+    def page(self, seller: str, limit: int, before: int | None = None) -> SellerPage:
+        """Returns the newest corrections of a seller, at most `limit` of them.
+
+        Args:
+            seller: one who is unknown has none.
+            limit: number of corrections.
+            before: an id; only those with lower ones.
+        """
+        query = (
+            sql.select(*_EXPORTED).where(_ROWS.c.seller == seller).order_by(_ROWS.c.id.desc()).limit(limit)
+        )
+        if before is not None:
+            query = query.where(_ROWS.c.id < before)
+        with self._errors(), self._reads.begin() as connection:
+            account = connection.execute(_ACCOUNT, {"name": seller}).first()
+            found = connection.execute(query).all()
+        if account is None:
+            return SellerPage(0, None, None, [])
+        return SellerPage(
+            account.corrections, account.flagged, account.set_aside, list(map(_exported, found))
+        )
 
     def sellers(self) -> list[SellerAccount]:
         """Returns all sellers, by name."""
