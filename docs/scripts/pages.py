@@ -34,6 +34,7 @@ REMADE = {  # section → what a changed setting remakes
     "head": "the head and all that follows",
     "train": "the head and all that follows",
     "calibration": "the thresholds and all that follows",
+    "sellers": "what a bundle needs to use corrections",
     "suspects": "the list of labels in doubt",
     "report": "the report, and its maps",
     "compare": "rows of the comparison",
@@ -43,7 +44,11 @@ REMADE = {  # section → what a changed setting remakes
     "gate": "nothing but the verdict",
     "notify": "nothing",
 }
-MARKS = {"speed": "a change remakes nothing", "calibrate": "a change remakes the thresholds and what follows"}
+MARKS = {
+    "speed": "a change remakes nothing",
+    "calibrate": "a change remakes the thresholds and what follows",
+    "ingest": "a change remakes the records, where there are corrections",
+}
 
 SETTINGS = """\
 # Settings

@@ -1,7 +1,7 @@
 """Every setting on one page, with its default and when to change it. Reading them: load_config.py.
 
 A setting that changes a result is part of the digest of the stage that uses it; those marked `speed` are not,
-those marked `calibrate` are part of that stage's.
+those marked `calibrate` or `ingest` are part of that stage's.
 """
 
 import json
@@ -27,7 +27,9 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]  # true is not 1
 
 
-ELSEWHERE = {"speed", "calibrate"}  # marks of settings that another stage's digest holds, or none
+ELSEWHERE = {"speed", "calibrate", "ingest"}  # marks of settings that another stage's digest holds, or none
+# sections that can change a release
+SETS = ("ingest", "backbone", "extract", "finetune", "head", "train", "calibration", "sellers")
 
 
 class Section(BaseModel):
@@ -64,6 +66,20 @@ def _web_address(url: str) -> str:
     """The address of a web server, or "" for none."""
     if url and not re.match(r"https?://[^/\s]+\S*$", url):
         raise ValueError("not a web address; expected http://… or https://…")
+    return url
+
+
+def _postgresql(url: str) -> str:
+    """The URL of a PostgreSQL database without a password, or "" for none."""
+    if not url:
+        return url
+    if not re.match(r"postgresql(\+psycopg)?://\S+$", url):
+        raise ValueError("not a PostgreSQL database; expected postgresql://USER@HOST/NAME")
+    if re.search(r"(?i)^[^/]*//[^/@]*:.*@|[?&][^=&#]*password=", url):
+        raise ValueError(
+            "it holds a password, and config.json would keep it; expected the URL with its password in the "
+            "variable SHELFMARK_CORRECTIONS, or a file ~/.pgpass"
+        )
     return url
 
 
@@ -390,6 +406,26 @@ class CalibrationSettings(Section):
     categories are often wrong; 0 withholds none. The first release withholds none."""
 
 
+class SellersSettings(Section):
+    """What a seller's corrections change without training. Formulas and measurements: docs/sellers.md."""
+
+    method: Literal["votes", "paper", "none"] = "votes"
+    """How a seller's corrections change his next decisions: by `votes` of his similar products, by the method
+    of the `paper` (Čugurović, Nikolić, Novaković), or not at all. Choose `paper` to compare with its figures,
+    `none` where no decision may depend on the seller."""
+    vectors: Literal["hidden", "bottlenecks"] = "hidden"
+    """What two products are compared by: the head's last `hidden` layer, or the backbone's `bottlenecks`.
+    Choose bottlenecks when sellers correct to categories that the head distinguishes badly; their corrections
+    then take more memory."""
+    labels: Annotated[bool, "ingest"] = True
+    """Corrections are labels of the next run: they replace the category that the sources give. Set false when
+    your catalogue takes the corrections over by itself."""
+    database: Annotated[str, "speed", AfterValidator(_postgresql)] = ""
+    """Where corrections are kept: "" for corrections.sqlite in the workspace, or postgresql://USER@HOST/NAME.
+    Set a database when several computers write. The variable SHELFMARK_CORRECTIONS comes before it, and may
+    hold the password, which no file of the workspace keeps."""
+
+
 class SuspectsSettings(Section):
     """Labels in doubt, which `shelfmark audit suspects` lists. How they are found: docs/audits.md."""
 
@@ -559,6 +595,7 @@ class Config(BaseModel):
     head: HeadSettings = HeadSettings()
     train: TrainSettings = TrainSettings()
     calibration: CalibrationSettings = CalibrationSettings()
+    sellers: SellersSettings = SellersSettings()
     suspects: SuspectsSettings = SuspectsSettings()
     report: ReportSettings = ReportSettings()
     compare: CompareSettings = CompareSettings()
@@ -596,7 +633,16 @@ class Config(BaseModel):
         ['seed=7', 'head.hidden=[64,32]']
         """
         sets = [] if self.seed == 0 else [f"seed={self.seed}"]
-        for section in ("ingest", "backbone", "extract", "finetune", "head", "train", "calibration"):
+        for section in (
+            "ingest",
+            "backbone",
+            "extract",
+            "finetune",
+            "head",
+            "train",
+            "calibration",
+            "sellers",
+        ):
             own: Section = getattr(self, section)
             for name, field in type(own).model_fields.items():
                 value = getattr(own, name)
