@@ -1,0 +1,130 @@
+"""Whether a seller's corrections look wrong: a sum of evidence that rises where they are, and falls where not.
+
+Honest corrections contradict the base mostly where it is unsure, with a category that it ranks high. Wrong
+ones contradict it at its usual confidence, with any category. With b the bin of the base confidence and r the
+class of the claimed category's rank among the base's probabilities (2, 3, 4, 5, or beyond):
+
+    wrong     Q(b, r) = share of FIT's products in b · share of the ranks 2 … C in r
+    honest    H(b, r) = (1 - e) · share of FIT's wrong products in (b, r) + e · Q(b, r)
+              e       = max(ERRORS, WEIGHT / (WEIGHT + wrong products of FIT))
+    evidence  log(Q / H), of a correction; 0 where it confirms the base, or names a category unknown to it
+    sum       s ← max(0, s + evidence)                                             CUSUM, Page 1954
+    flagged   from s >= LIMIT on
+
+The rank r of a correction by a person who is honest is that of the true category. People err, too: e is how
+often a correction may be as good as drawn, so that one correction counts at most log(1 / e). Where FIT has few
+wrong products, e is near 1, H is near Q, and no correction says anything.
+
+What holds: for corrections that are independent draws from H, exp(sum of evidence) from any one of them on has
+the mean 1 at most, so that it ever reaches exp(LIMIT) = 1,000 with a probability of 1 in 1,000 at most (Ville's
+inequality). The CUSUM starts anew at each correction: n honest ones that contradict the base are flagged with
+a probability of n / 1,000 at most, and on average only after 1,000 or more (Lorden 1971). It does not hold for
+an honest seller whose products the base gets wrong in another way than FIT's, most of all with certainty;
+what was measured on drawn sellers of this kind: docs/experiments/sellers.md.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+LIMIT = math.log(1000)  # from here on a seller is flagged
+EDGES = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)  # between the bins of the base confidence
+RANKS = (2, 3, 4, 5, 6)  # first rank of each class
+ERRORS = 0.1  # share of an honest seller's corrections that may be wrong
+WEIGHT = 10.0  # of Q in H, in products: so many wrong ones of FIT count as much
+
+
+def add_evidence(total: float, evidence: float) -> float:
+    """Returns the sum s after one more correction; the seller is flagged where it is LIMIT or more.
+
+    >>> add_evidence(0.5, -2.0), add_evidence(0.5, 1.0)
+    (0.0, 1.5)
+    """
+    return max(0.0, total + evidence)
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """The evidence of every kind of correction, fitted on FIT."""
+
+    edges: tuple[float, ...]  # (B - 1,) between the bins of confidence, rising
+    table: tuple[tuple[float, ...], ...]  # (B, 5) evidence: bin of confidence × class of rank
+    products: int  # of FIT, of known categories
+    wrong: int  # of these, that the base got wrong
+
+    def evidence(self, confidence: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        """Returns (n,) float64, the evidence of n corrections.
+
+        Args:
+            confidence: (n,) float, 0 to 1, of the base in its category; that of a withheld category as the
+                confidence model gives it.
+            rank: (n,) int, of the claimed category among the base's probabilities; 1 is the base's own
+                category, 0 stands for one that the head does not know. Both have the evidence 0.
+        """
+        table = np.array(self.table)
+        cells = table[_bins(confidence, self.edges), _classes(rank)]
+        return np.where(rank > 1, cells, 0.0)
+
+
+def fit_suspicion(confidence: np.ndarray, rank: np.ndarray, categories: int) -> Suspicion:
+    """Fits the table on FIT.
+
+    Args:
+        confidence: (n,) float, 0 to 1, of the base in its category.
+        rank: (n,) int, of the true category; 1 where the base is correct, 0 where the head does not know it:
+            these products are left out.
+        categories: C.
+    """
+    known = rank > 0
+    confidence, rank = confidence[known], rank[known]
+    bins, shape = _bins(confidence, EDGES), (len(EDGES) + 1, len(RANKS))
+    usual = (np.bincount(bins, minlength=shape[0]) + 1 / shape[0]) / (len(bins) + 1)  # no bin at 0
+    drawn = np.outer(usual, rank_shares(categories))
+    wrong = rank > 1
+    counts = np.zeros(shape)
+    np.add.at(counts, (bins[wrong], _classes(rank[wrong])), 1)
+    total = int(wrong.sum())
+    share = max(ERRORS, WEIGHT / (WEIGHT + total))
+    honest = (1 - share) * counts / max(total, 1) + share * drawn
+    # classes of ranks that no category has: 0 of both
+    table = np.log(np.divide(drawn, honest, out=np.ones(shape), where=drawn > 0))
+    return Suspicion(EDGES, tuple(map(tuple, table.round(6).tolist())), len(rank), total)
+
+
+def rank_shares(categories: int) -> np.ndarray:
+    """Returns (5,) float, the share of each class of rank among the ranks 2 … C; zeros where C is 1.
+
+    >>> rank_shares(3).tolist(), rank_shares(11).tolist()
+    ([0.5, 0.5, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1, 0.6])
+    """
+    classes = _classes(np.arange(2, categories + 1))
+    return np.bincount(classes, minlength=len(RANKS)) / max(categories - 1, 1)
+
+
+def ranks(log_probability: np.ndarray, category: np.ndarray) -> np.ndarray:
+    """Returns (n,) int, the rank of a category among the probabilities of each product, from 1 on.
+
+    Of equally probable categories the first has the smaller rank, as where the base decides.
+
+    Args:
+        log_probability: (n, C) float.
+        category: (n,) int; -1 where the head does not know it: rank 0.
+
+    >>> ranks(np.array([[0.2, 0.4, 0.4]] * 3), np.array([1, 2, -1])).tolist()
+    [1, 2, 0]
+    """
+    own = np.take_along_axis(log_probability, np.maximum(category, 0)[:, None], axis=1)
+    before = np.arange(log_probability.shape[1]) < category[:, None]
+    rank = 1 + ((log_probability > own) | ((log_probability == own) & before)).sum(axis=1)
+    return np.where(category >= 0, rank, 0)
+
+
+def _bins(confidence: np.ndarray, edges: tuple[float, ...]) -> np.ndarray:
+    """(n,) int, a bin holds its lower edge."""
+    return np.searchsorted(np.array(edges), confidence, side="right")
+
+
+def _classes(rank: np.ndarray) -> np.ndarray:
+    """(n,) int, the class of each rank; that of 0 and 1 means nothing."""
+    return np.clip(rank, RANKS[0], RANKS[-1]) - RANKS[0]
