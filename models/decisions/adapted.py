@@ -13,8 +13,9 @@ For a product whose seller has corrections in use:
     3  else, the category differs                                                review, adapted
     4  else                                                                      the base decision
 
-The certificate is about the decisions of rule 2 alone (seller_rules.py). A decision never depends on the other
-products of the batch, nor on another seller's corrections.
+The certificate is about the decisions of rule 2 alone (seller_rules.py). A decision never depends on the
+other products of the batch, nor on another seller's corrections. Where all that a seller has corrected are
+categories that the head does not know, nothing was learnt, and the base decides.
 """
 
 import json
@@ -29,9 +30,8 @@ from pydantic import TypeAdapter
 from scipy.special import expit
 
 from features.errors import ShelfmarkError
-from models.decisions.categorizer import ACCEPTED, COLUMNS, REVIEW, Categorizer
+from models.decisions.categorizer import ACCEPTED, COLUMNS, REVIEW, Categorizer, decisions_table
 from models.decisions.confidence import DECIMALS, EDGE, product_ranges
-from models.decisions.predictions import Predictions
 from models.decisions.suspicion import Suspicion, ranks
 from models.decisions.thresholds import Certificate
 from models.heads.architectures import SET, ProductRows
@@ -82,10 +82,9 @@ class AdaptedConfidence:
             corrections: (n,) int, that the method learnt before.
         """
         if self.kind == "share":
-            return np.clip(np.asarray(share, float), 0, 1).round(DECIMALS)
-        terms = adapted_terms(
-            share, base_confidence, stays, np.minimum(corrections, self.most_corrections)
-        )
+            shares: np.ndarray = np.clip(np.asarray(share, float), 0, 1).round(DECIMALS)
+            return shares
+        terms = adapted_terms(share, base_confidence, stays, np.minimum(corrections, self.most_corrections))
         log_odds = np.full(len(share), self.intercept)
         for name, coefficient in self.coefficient.items():
             log_odds += coefficient * ((terms[name] - self.mean[name]) / self.scale[name])
@@ -162,14 +161,6 @@ class Encoded:
     evidence: float  # that it is wrong, see suspicion.py; 0 where it says nothing
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a method sees of n products."""
-
-    vectors: np.ndarray  # (n, v) float16
-    log_probability: np.ndarray  # (n, C) float64
-
-
 class Adapter:
     """Decides about products of sellers who have made corrections."""
 
@@ -182,25 +173,37 @@ class Adapter:
             )
         self.categorizer, self.rules, self.method = categorizer, rules, method
 
-    def encode(
-        self, bottlenecks: np.ndarray, bounds: np.ndarray, claimed: Sequence[str]
-    ) -> list[Encoded]:
+    def encode(self, bottlenecks: np.ndarray, bounds: np.ndarray, claimed: Sequence[str]) -> list[Encoded]:
         """Returns corrections as this head sees them, one for each of n products.
 
         Args:
             bottlenecks: (rows, d) float16, products together; all views.
             bounds: (n + 1,) of the rows.
             claimed: n categories, as the seller says; one that the head does not know has no evidence.
+
+        Raises:
+            ValueError: not one category for each product.
         """
-        raise NotImplementedError
+        if len(claimed) != len(bounds) - 1:
+            raise ValueError(f"{len(claimed)} categories of {len(bounds) - 1} products; expected one each")
+        taxonomy, found = self.categorizer.predictor.taxonomy, list[Encoded]()
+        wanted = taxonomy.index(np.array(claimed, dtype=object))
+        for start, stop in product_ranges(bounds, PIECE):
+            rows = bottlenecks[bounds[start] : bounds[stop]]
+            own = bounds[start : stop + 1] - bounds[start]
+            seen = see(self.categorizer, self.rules.vectors, rows, own)
+            evidence = self.rules.suspicion.evidence(
+                seen.confidence, ranks(seen.log_probability, wanted[start:stop])
+            )
+            names = taxonomy.categories[seen.base].tolist()
+            found += [
+                Encoded(self.rules.model, name, vector, value)
+                for name, vector, value in zip(names, seen.vectors, evidence.tolist(), strict=True)
+            ]
+        return found
 
     def state(
-        self,
-        vectors: np.ndarray,
-        base: Sequence[str],
-        true: Sequence[str],
-        corrections: int,
-        flagged: bool,
+        self, vectors: np.ndarray, base: Sequence[str], true: Sequence[str], corrections: int, flagged: bool
     ) -> SellerState:
         """Returns what decisions need of a seller, from his history, the oldest correction first.
 
@@ -213,7 +216,11 @@ class Adapter:
             corrections: in use, at least n.
             flagged: whether they look wrong.
         """
-        raise NotImplementedError
+        taxonomy = self.categorizer.predictor.taxonomy
+        predicted, category = (taxonomy.index(np.array(names, dtype=object)) for names in (base, true))
+        known = (predicted >= 0) & (category >= 0)
+        model = self.method.seller(vectors[known], predicted[known], category[known])
+        return SellerState(model, corrections, flagged)
 
     def decide(
         self,
@@ -229,8 +236,168 @@ class Adapter:
             bottlenecks: (rows, d) float16, products together; all views.
             bounds: (n + 1,) of the rows.
             sellers: the state of each product's seller; None: the base decision, without base_category.
+
+        Raises:
+            ValueError: not one state, or None, for each product.
         """
-        raise NotImplementedError
+        if len(sellers) != len(product_id):
+            raise ValueError(f"{len(sellers)} sellers of {len(product_id)} products; expected one each")
+        predictions = self.categorizer.predict(bottlenecks, bounds)
+        table = self.categorizer.decide(product_id, predictions)
+        base_confidence = self.categorizer.confidence(predictions)
+        names = self.categorizer.predictor.taxonomy.categories
+        adapted = np.zeros(len(table), bool)
+        base, base_category = predictions.top[:, 0], np.full(len(table), None, dtype=object)
+        corrections = np.zeros(len(table), np.int64)
+        changed: dict[int, tuple[int, float, str]] = {}  # product → category, confidence, status
+        for start, stop in product_ranges(bounds, PIECE):
+            used = [row for row in range(start, stop) if sellers[row] is not None]
+            if not used:
+                continue
+            at = np.concatenate([np.arange(bounds[row], bounds[row + 1]) for row in used])
+            images = np.diff(bounds)[used]
+            own = np.concatenate([[0], np.cumsum(images)])
+            piece = bottlenecks[at]
+            vectors = product_vectors(self.categorizer, self.rules.vectors, piece, own)
+            log_probability = log_probabilities(self.categorizer, piece, own)
+            for number, row in enumerate(used):
+                state = sellers[row]
+                assert state is not None
+                corrections[row], base_category[row] = state.corrections, names[base[row]]
+                decision = self._adapt(
+                    state, vectors[number], log_probability[number], int(base[row]), base_confidence[row]
+                )
+                if decision:
+                    changed[row], adapted[row] = decision, True
+        return _with_columns(self.categorizer, table, changed).assign(
+            adapted=adapted, base_category=pd.Series(base_category, dtype=object), corrections=corrections
+        )
+
+    def _adapt(
+        self, state: SellerState, vector: np.ndarray, log_probability: np.ndarray, base: int, confident: float
+    ) -> tuple[int, float, str] | None:
+        """Category, confidence and status of an adapted decision; None: the base decision.
+
+        Args:
+            state: of the product's seller.
+            vector: (v,) float16.
+            log_probability: (C,) float64.
+            base: the base's category.
+            confident: the base's confidence in it.
+        """
+        choice, certificate = state.model.predict(vector, log_probability), self.rules.certificate
+        stays, withheld = choice.category == base, self.categorizer.withheld[choice.category]
+        if not choice.corrections or (stays and confident >= self.rules.base_threshold):
+            return None
+        confidence = self.rules.confidence.confidence(
+            np.array([choice.share]),
+            np.array([confident]),
+            np.array([stays]),
+            np.array([choice.corrections]),
+        )[0]
+        value = 0.0 if withheld else float(confidence)  # 0 as the base's confidence in such a category
+        certified = certificate.threshold is not None and value >= certificate.threshold
+        if certified and not (state.flagged or withheld):
+            return choice.category, value, ACCEPTED
+        return None if stays else (choice.category, value, REVIEW)
+
+
+def _with_columns(
+    categorizer: Categorizer, table: pd.DataFrame, changed: Mapping[int, tuple[int, float, str]]
+) -> pd.DataFrame:
+    """The decisions, those of some rows replaced by a category with its confidence and status."""
+    if not changed:
+        return table
+    taxonomy, paths = categorizer.predictor.taxonomy, categorizer.predictor.paths
+    columns = {name: table[name].tolist() for name in COLUMNS}
+    for row, (category, confidence, status) in changed.items():
+        accepted = status == ACCEPTED
+        name, path, level = taxonomy.categories[category], paths[category], int(taxonomy.depth[category])
+        values = {
+            "category": name,
+            "category_path": path,
+            "confidence": confidence,
+            "status": status,
+            "node": name if accepted else None,
+            "node_path": path if accepted else None,
+            "node_level": level if accepted else None,
+        }
+        for column, value in values.items():
+            columns[column][row] = value
+    return decisions_table(**columns)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What methods and evidence see of n products."""
+
+    vectors: np.ndarray  # (n, v) float16
+    log_probability: np.ndarray  # (n, C) float64, calibrated; at least log(LEAST)
+    base: np.ndarray  # (n,) int, the most likely category
+    confidence: np.ndarray  # (n,) float64, in it, by the confidence model, even where it is withheld
+
+
+def see(categorizer: Categorizer, vectors: Vectors, bottlenecks: np.ndarray, bounds: np.ndarray) -> Seen:
+    """Returns what methods and evidence see of a few products.
+
+    Args:
+        categorizer: the base.
+        vectors: kind of the vectors.
+        bottlenecks: (rows, d), products together; all in memory.
+        bounds: (n + 1,), from 0.
+    """
+    predictions = categorizer.predict(bottlenecks, bounds)
+    return Seen(
+        vectors=product_vectors(categorizer, vectors, bottlenecks, bounds),
+        log_probability=log_probabilities(categorizer, bottlenecks, bounds),
+        base=predictions.top[:, 0],
+        confidence=categorizer.rules.confidence.confidence(categorizer.predictor.evidence(predictions)),
+    )
+
+
+def log_probabilities(categorizer: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Returns (n, C) float64, calibrated; at least log(LEAST). Arguments as of `see`."""
+    logs: np.ndarray = np.log(np.maximum(categorizer.probabilities(bottlenecks, bounds), LEAST))
+    return logs
+
+
+def product_vectors(
+    categorizer: Categorizer, vectors: Vectors, bottlenecks: np.ndarray, bounds: np.ndarray
+) -> np.ndarray:
+    """Returns (n, v) float16: of each product the mean of its rows' bottlenecks, or last hidden layer.
+
+    A set head reads the images together: its hidden layer is that of the product. Numbers that float16 cannot
+    hold become its largest.
+
+    Args:
+        categorizer: its `head` has the hidden layer.
+        vectors: kind of the vectors.
+        bottlenecks: (rows, d), products together; all in memory.
+        bounds: (n + 1,), from 0; each product has rows.
+    """
+    head, rows = categorizer.head, bottlenecks
+    if vectors == "hidden":
+        if head.shape.kind == SET:
+            together = head.hidden(ProductRows(bottlenecks, bounds, head.shape.images)[:])
+            return _halves(together)
+        rows = head.hidden(bottlenecks)
+    if len(bounds) == 1:
+        return np.empty((0, rows.shape[1]), np.float16)
+    sums = np.add.reduceat(rows.astype(np.float64), bounds[:-1], axis=0)
+    return _halves(sums / np.diff(bounds)[:, None])
+
+
+def _halves(rows: np.ndarray) -> np.ndarray:
+    halves: np.ndarray = np.clip(rows, -LARGEST, LARGEST).astype(np.float16)
+    return halves
+
+
+def vector_width(categorizer: Categorizer, vectors: Vectors) -> int:
+    """Returns v, numbers in a vector."""
+    shape = categorizer.head.shape
+    if vectors == "bottlenecks":
+        return shape.width
+    return shape.hidden[0] if shape.kind == SET else shape.hidden[1]
 
 
 def load_adapter(folder: Path, categorizer: Categorizer) -> Adapter | None:
@@ -239,4 +406,44 @@ def load_adapter(folder: Path, categorizer: Categorizer) -> Adapter | None:
     Raises:
         ShelfmarkError: a file cannot be read, or belongs to another head.
     """
-    raise NotImplementedError
+    file = folder / SELLERS_FILE
+    if not file.is_file():
+        return None
+    try:
+        rules = SellerRules.from_dict(json.loads(file.read_text()))
+    except ValueError as error:
+        raise ShelfmarkError(
+            f"{file}: cannot be read ({str(error).splitlines()[0]}); expected rules of adapted decisions; "
+            f"remove {folder.name}/ and run again"
+        ) from error
+    if rules.method == "votes":
+        return Adapter(categorizer, rules, VotesMethod(rules.votes))
+    styles = read_styles(folder, STYLES)
+    expected = len(categorizer.predictor.taxonomy.categories), vector_width(categorizer, rules.vectors)
+    require_styles(styles, *expected, folder)
+    return Adapter(categorizer, rules, PaperMethod(styles))
+
+
+def read_styles(folder: Path, prefix: str = "") -> Styles:
+    """Reads the styles of a styles/ directory, memory-mapped; with STYLES as prefix those of a bundle.
+
+    Raises:
+        ShelfmarkError: a file is missing, or is not what the stage styles writes.
+    """
+    try:
+        centroids, bounds = (np.load(folder / f"{prefix}{name}", mmap_mode="r") for name in STYLES_FILES)
+        return Styles(centroids, np.asarray(bounds))
+    except (OSError, ValueError, EOFError, IndexError) as error:
+        raise ShelfmarkError(
+            f"{folder}: styles cannot be read ({str(error).splitlines()[0]}); expected "
+            f"{' and '.join(prefix + name for name in STYLES_FILES)}; remove {folder.name}/ and run again"
+        ) from error
+
+
+def require_styles(styles: Styles, categories: int, width: int, folder: Path) -> None:
+    """Raises ShelfmarkError where the styles are of another number of categories, or of other vectors."""
+    if (styles.categories, styles.centroids.shape[1]) != (categories, width):
+        raise ShelfmarkError(
+            f"{folder}: styles of {styles.categories} categories and {styles.centroids.shape[1]} numbers; "
+            f"expected {categories} and {width}, as the head has; run `shelfmark calibrate` again"
+        )

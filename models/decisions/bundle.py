@@ -3,11 +3,13 @@
     bundle/  head.json  head.weights.h5  (set.json  set.weights.h5)  sizes.npy  taxonomy.csv  thresholds.json
              backbone.json  backbone.weights.h5 (or backbone.onnx)  splits.parquet  reference.json
              centroids.npy  measured.parquet  feed.json  trace.json  manifest.json
+             (sellers.json  styles.centroids.npy  styles.bounds.npy)
 
 trace.json says what the bundle was made from (pipeline/release/trace.py), feed.json what came in that week.
 reference.json and centroids.npy are what new batches are compared with (pipeline/monitor/reference_files.py).
 measured.parquet holds the measured products, on which a later bundle is compared with this one.
 splits.parquet (product_id, split) keeps every product in its part of the split in the weeks to come.
+sellers.json says how a seller's corrections change decisions (adapted.py); the method "paper" needs styles.
 """
 
 import json
@@ -21,6 +23,7 @@ from features.engines.backbones import Backbone, read_backbone
 from features.errors import ShelfmarkError
 from features.storage.artifact import damaged_file, digest_of, file_digest, open_artifact
 from features.storage.paths import AnyPath
+from models.decisions.adapted import Adapter, load_adapter
 from models.decisions.categorizer import Categorizer, DecisionRules, Predictor
 from models.heads.architectures import SET_FILES, STRUCTURE, WEIGHTS, load_head
 from models.taxonomy import read_taxonomy
@@ -38,6 +41,7 @@ class Bundle:
     categorizer: Categorizer
     fingerprint: str  # of the backbone
     caveats: tuple[str, ...]  # warnings that everybody who uses its decisions must see
+    adapter: Adapter | None = None  # decides for sellers with corrections; None where the bundle has no rules
 
     def backbone(self) -> Backbone:
         """The bundle's backbone, with the weights it was extracted with."""
@@ -89,7 +93,14 @@ def open_bundle(path: AnyPath) -> Bundle:
     predictor = load_predictor(folder)
     categorizer = Categorizer(predictor, read_rules(folder / THRESHOLDS), path.name)
     caveats = _caveats(artifact.summary)
-    return Bundle(folder, artifact.digest, categorizer, predictor.head.shape.fingerprint, caveats)
+    return Bundle(
+        path=folder,
+        digest=artifact.digest,
+        categorizer=categorizer,
+        fingerprint=predictor.head.shape.fingerprint,
+        caveats=caveats,
+        adapter=load_adapter(folder, categorizer),
+    )
 
 
 def _caveats(summary: Mapping[str, object]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Whether a seller's corrections look wrong: a sum of evidence that rises where they are, and falls where not.
+"""Whether a seller's corrections look wrong: a sum of evidence that rises where they are, falls where not.
 
 Honest corrections contradict the base mostly where it is unsure, with a category that it ranks high. Wrong
 ones contradict it at its usual confidence, with any category. With b the bin of the base confidence and r the
@@ -11,15 +11,15 @@ class of the claimed category's rank among the base's probabilities (2, 3, 4, 5,
     sum       s ← max(0, s + evidence)                                             CUSUM, Page 1954
     flagged   from s >= LIMIT on
 
-The rank r of a correction by a person who is honest is that of the true category. People err, too: e is how
-often a correction may be as good as drawn, so that one correction counts at most log(1 / e). Where FIT has few
-wrong products, e is near 1, H is near Q, and no correction says anything.
+People err, too: e is the share of an honest person's corrections that may be as good as drawn, so that one
+correction counts log(1 / e) at most. Where FIT has few wrong products, e is near 1, H is near Q, and no
+correction says anything.
 
-What holds: for corrections that are independent draws from H, exp(sum of evidence) from any one of them on has
-the mean 1 at most, so that it ever reaches exp(LIMIT) = 1,000 with a probability of 1 in 1,000 at most (Ville's
+What holds: for corrections that are independent draws from H, exp(sum of evidence) from any one of them on
+has a mean of 1, so that it ever reaches exp(LIMIT) = 1,000 with a probability of 1 in 1,000 at most (Ville's
 inequality). The CUSUM starts anew at each correction: n honest ones that contradict the base are flagged with
-a probability of n / 1,000 at most, and on average only after 1,000 or more (Lorden 1971). It does not hold for
-an honest seller whose products the base gets wrong in another way than FIT's, most of all with certainty;
+a probability of n / 1,000 at most, and on average only after 1,000 or more (Lorden 1971). It does not hold
+for an honest seller whose products the base gets wrong in another way than FIT's, most of all with certainty;
 what was measured on drawn sellers of this kind: docs/experiments/sellers.md.
 """
 
@@ -122,9 +122,11 @@ def ranks(log_probability: np.ndarray, category: np.ndarray) -> np.ndarray:
 
 def _bins(confidence: np.ndarray, edges: tuple[float, ...]) -> np.ndarray:
     """(n,) int, a bin holds its lower edge."""
-    return np.searchsorted(np.array(edges), confidence, side="right")
+    bins: np.ndarray = np.searchsorted(np.array(edges), confidence, side="right")
+    return bins
 
 
 def _classes(rank: np.ndarray) -> np.ndarray:
     """(n,) int, the class of each rank; that of 0 and 1 means nothing."""
-    return np.clip(rank, RANKS[0], RANKS[-1]) - RANKS[0]
+    classes: np.ndarray = np.clip(rank, RANKS[0], RANKS[-1]) - RANKS[0]
+    return classes
