@@ -8,7 +8,7 @@ from features.storage.paths import AnyPath
 from pipeline.audit.suspects import suspects
 from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
-from pipeline.job.account import RunAccount, account_of
+from pipeline.job.account import RunAccount, account_of, was_interrupted
 from pipeline.job.run import Run
 from pipeline.look.maps import maps
 from pipeline.release.clean import clean_after
@@ -56,11 +56,13 @@ def retrain(
         Stopped: the feed is not like that of the release in service.
         ShelfmarkError: the release in service is damaged, and `force` is not given.
     """
+    interrupted = was_interrupted(run.path)
     with account_of(run.path, sys.argv, run.config.notify) as account:
         if not force:
             require_undamaged(run.releases)
         run.require_backbone(tune)
-        records = ingest(run, sources, taxonomy, beam, mappings)  # decodes every image once
+        # decodes every image once
+        records = ingest(run, sources, taxonomy, beam, mappings, goes_on=interrupted)
         tree_changes(run)
         guard_feed(run, records, accept_feed, moved_categories(run), account=account)
         if tune:

@@ -7,7 +7,8 @@
     suspects.parquet   product_id, category, category_path (given), proposed, proposed_path,
                        confidence (that the proposed one is correct), label_wrong (that the given one is not),
                        reason ("prediction", "identical image", "prediction, identical image"),
-                       part (train, val, test), image_digest (the photo to show)
+                       part (train, val, test), image_digest (the photo to show); and, where labels were
+                       corrected, corrected (bool: the given one is a correction)
 
 As many labels are listed for their predictions as are estimated to be wrong, the most doubtful ones; for an
 identical image all that have no majority of its products.
@@ -54,6 +55,7 @@ SUSPECTS = pa.schema(
     + [("confidence", pa.float64()), ("label_wrong", pa.float64())]
     + [(name, pa.string()) for name in ("reason", "part", "image_digest")]
 )
+CORRECTED = pa.field("corrected", pa.bool_())  # one more column, where records hold corrected labels
 PREDICTION, IDENTICAL = "prediction", "identical image"
 BOTH = f"{PREDICTION}, {IDENTICAL}"
 FOUND = ["product_id", "category", "proposed", "confidence", "label_wrong", "label_probability", "reason"]
@@ -103,7 +105,12 @@ def find_suspects(
         predicted, examined = pd.concat(found), sum(map(len, found))
         table = _merged(predicted, _by_image(records, labels))
         table = _described(table, records, labels)
-        write_table(pa.Table.from_pandas(table, SUSPECTS, preserve_index=False), work / "suspects.parquet")
+        schema = SUSPECTS
+        if "corrected.parquet" in records.files:
+            ids = pa.array(table["product_id"], pa.string())
+            marked = _rows_of(records.file("corrected.parquet"), ids, ["product_id"])["product_id"]
+            table, schema = table.assign(corrected=table["product_id"].isin(marked)), schema.append(CORRECTED)
+        write_table(pa.Table.from_pandas(table, schema, preserve_index=False), work / "suspects.parquet")
         target = categorizer.rules.certificate.target
         return SuspectsSummary(
             examined=examined,

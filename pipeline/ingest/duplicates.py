@@ -1,6 +1,7 @@
 """Duplicates: images that several products share, and placeholder pictures.
 
-    duplicates.parquet   image_digest, products (list of ids), categories (list), placeholder
+    duplicates.parquet   image_digest, products (list of ids), categories (list), placeholder,
+                         and, where there are corrections, corrected (ids of the products with such a label)
 
 One image in several categories is a contradiction: at most one of its labels is correct.
 """
@@ -21,6 +22,7 @@ DUPLICATES = pa.schema(
         ("placeholder", pa.bool_()),
     ]
 )
+CORRECTED = pa.field("corrected", pa.list_(pa.string()))  # one more column, where labels were corrected
 
 LOOKED_UP = 2**20  # keys at a time
 
@@ -102,6 +104,11 @@ class SharedDigests:
         return [digest.tobytes().hex() for digest in self._digest[images]]
 
 
+def duplicates_schema(products: Products) -> pa.Schema:
+    """That of duplicates.parquet."""
+    return DUPLICATES if products.corrected is None else DUPLICATES.append(CORRECTED)
+
+
 def duplicates_table(
     shared: SharedImages, digests: SharedDigests, placeholder: np.ndarray, products: Products, images: slice
 ) -> pa.Table:
@@ -124,7 +131,12 @@ def duplicates_table(
         _lists(category_bounds, category),
         pa.array(placeholder[shared.row[images]]),
     ]
-    return pa.table(columns, schema=DUPLICATES)
+    if products.corrected is not None:
+        chosen = products.corrected[product]
+        counts = np.append(0, np.cumsum(chosen))
+        ids = products.product_id.take(pa.array(product[chosen])).cast(pa.string())
+        columns.append(_lists(counts[bounds], ids))
+    return pa.table(columns, schema=duplicates_schema(products))
 
 
 def _lists(bounds: np.ndarray, values: pa.Array) -> pa.ListArray:

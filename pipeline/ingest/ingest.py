@@ -9,11 +9,13 @@
 
     records/  <part>-<i>-of-<n>.tfrecord
               images.parquet  products.parquet  rejects.parquet  duplicates.parquet
-              taxonomy.csv  unlearnt.csv  tree.csv  mapping.json  relabelled.parquet  manifest.json
+              taxonomy.csv  unlearnt.csv  tree.csv  mapping.json  relabelled.parquet
+              corrected.parquet  manifest.json
 
     taxonomy.csv holds the categories with training products, unlearnt.csv the others, where there are any.
     tree.csv is the whole tree of --taxonomy; mapping.json and relabelled.parquet are what --mapping says, and
-    the products whose category it changed (relabel.py).
+    the products whose category it changed (relabel.py). corrected.parquet has the products whose label is a
+    correction (override.py).
 
 Every image of the sources is in exactly one of: records, rejects, products whose split is none or dropped.
 """
@@ -48,6 +50,7 @@ from pipeline.ingest.image_statistics import IMAGE_STATISTICS, image_statistics
 from pipeline.ingest.index import Index, tidied
 from pipeline.ingest.layout import RecordsLayout, lay_out, write_plan
 from pipeline.ingest.rejects import refuse_flood, write_rejects
+from pipeline.ingest.override import Overridden, log_overridden, override
 from pipeline.ingest.relabel import Relabelling, counts_of, log_relabelled, relabel, relabelling
 from pipeline.ingest.split_plan import (
     Products,
@@ -60,6 +63,7 @@ from pipeline.ingest.split_plan import (
 from pipeline.ingest.write_records import IMAGES, ShardDigest, notes_of, write_shards
 from pipeline.job.catalogue import UNLEARNT
 from pipeline.job.config import IngestSettings
+from pipeline.job.corrected import labels_of_run
 from pipeline.job.progress import log
 from pipeline.job.room import INGEST, require_disk, warn_of_disk, warn_of_memory
 from pipeline.job.run import Run
@@ -81,12 +85,19 @@ def ingest(
     taxonomy: AnyPath | None = None,
     beam: tuple[str, ...] = (),
     mappings: Sequence[AnyPath] = (),
+    *,
+    goes_on: bool = False,
 ) -> Artifact:
-    """Converts sources to the run's records; arguments and errors as for `make_records`."""
+    """Converts sources to the run's records; other arguments and errors as for `make_records`.
+
+    Args:
+        goes_on: the run was interrupted: finished records keep the corrections that they have.
+    """
     config = run.config
     return make_records(
         sources, run.path / "records", config.ingest,
         seed=config.seed, taxonomy=taxonomy, known=run.known_splits(), beam=beam, mappings=mappings,
+        corrections=labels_of_run(run, goes_on),
     )  # fmt: skip
 
 
@@ -100,6 +111,7 @@ def make_records(
     known: Path | None = None,
     beam: tuple[str, ...] = (),
     mappings: Sequence[AnyPath] = (),
+    corrections: Path | None = None,
 ) -> Artifact:
     """Converts sources to records.
 
@@ -113,6 +125,7 @@ def make_records(
         known: splits.parquet of the release in service, whose products keep their part.
         beam: Beam's own options, over the local ones.
         mappings: files that say what became of categories of the sources' tree (models/mappings.py).
+        corrections: corrections.parquet of the run, labels that come before those of the sources.
 
     Raises:
         ShelfmarkError: a source, the taxonomy or a mapping cannot be read, too many images are rejected, or
@@ -123,7 +136,7 @@ def make_records(
     opened = open_sources(sources, csv_options(settings))
     require_outside(out, opened)
     fetched = out.with_name(out.name + ".fetched")
-    job = _IngestJob(opened, settings, seed, taxonomy, known, beam, step)
+    job = _IngestJob(opened, settings, seed, taxonomy, known, beam, step, corrections)
     with local_workers():  # the same for both passes
         records = stage(
             out, kind="records", version=VERSION, made_from=job.made_from(), shared=True,
@@ -145,16 +158,19 @@ class _IngestJob:
     known: Path | None
     beam: tuple[str, ...]
     step: Step | None  # what the mapping files say
+    corrections: Path | None
 
     def made_from(self) -> dict[str, object]:
         """The inputs, of which the digests are kept."""
-        return {
+        made_from: dict[str, object] = {
             "sources": [[source.name, source.digest()] for source in self.sources],
             "settings": self.settings.that_matter() | {"seed": self.seed},
             "taxonomy": file_digest(self.taxonomy) if self.taxonomy else "none",
             "known": file_digest(self.known) if self.known else "none",
             "mapping": digest_of(mapping_bytes(self.step).decode()) if self.step else "none",
         }
+        # without corrections, records are those of a version that knew none
+        return made_from | ({"corrections": file_digest(self.corrections)} if self.corrections else {})
 
 
 def _make(work: AnyPath, job: _IngestJob, fetched: AnyPath) -> Mapping[str, object]:
@@ -212,12 +228,17 @@ def _plan_and_write(
     """Plans and writes the records; returns the summary, and the images that have changed meanwhile."""
     settings = job.settings
     index = _with_tidy_categories(checked.index(), {name for name, _ in renamed})
-    write_rejects(checked, index, work / "rejects.parquet")
-    refuse_flood(index, settings.max_rejected, work / "rejects.parquet")
-    carried = None
+    carried, overridden = None, None
     if how:
         index, carried = _relabelled(index, how, work)
+    if job.corrections:
+        overridden = _overridden(index, job, how, paths, work)
+        index = overridden.index
+    write_rejects(checked, index, work / "rejects.parquet")
+    refuse_flood(index, settings.max_rejected, work / "rejects.parquet")
     products = _products(index, job)
+    if overridden:
+        products = replace(products, corrected=overridden.product)
     layout = lay_out(index, products, settings, job.seed)
     statistics = image_statistics(checked, index, layout.placeholder, categorized=True)
     write_whole(work / IMAGE_STATISTICS, json.dumps(statistics).encode())
@@ -229,7 +250,10 @@ def _plan_and_write(
     summary = _summary(index, products, layout, ignored, conflicts)
     if carried:
         summary = summary.model_copy(update=dict(zip(("relabelled", "unlabelled"), carried, strict=True)))
-    del index  # its memory is for the pieces now
+    if overridden:
+        counts = {"corrected": overridden.corrected, "corrections_left_out": overridden.left_out}
+        summary = summary.model_copy(update=counts)
+    del index, overridden  # its memory is for the pieces now
     kept = write_plan(checked, products, layout, work)
     there = sum(size for name, size in sizes(work).items() if name.endswith(".tfrecord"))
     require_disk("ingest", work, kept - there)
@@ -265,6 +289,20 @@ def _relabelled(
     carried = counts_of(table)
     log_relabelled(*carried)
     return index, carried
+
+
+def _overridden(
+    index: Index, job: _IngestJob, how: Relabelling | None, paths: CategoryPaths, work: AnyPath
+) -> Overridden:
+    """The index with the corrected labels, and what they did to it."""
+    known = {category for category, _ in paths}
+    if not job.taxonomy:
+        known.update(filter(None, index.category.values))
+    found = override(index, pq.read_table(job.corrections), how, known)
+    with writing(work / "corrected.parquet") as working:
+        pq.write_table(found.table, working)
+    log_overridden(found)
+    return found
 
 
 def _products(index: Index, job: _IngestJob) -> Products:

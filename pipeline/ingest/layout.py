@@ -17,9 +17,9 @@ from features.product import SPLITS
 from features.storage.paths import AnyPath, writing
 from pipeline.ingest.check_images import CHECKED, CheckedImages
 from pipeline.ingest.duplicates import (
-    DUPLICATES,
     SharedDigests,
     SharedImages,
+    duplicates_schema,
     duplicates_table,
     find_shared,
 )
@@ -63,7 +63,8 @@ def write_plan(checked: CheckedImages, products: Products, layout: RecordsLayout
     def duplicates(start: int, stop: int) -> pa.Table:
         return duplicates_table(layout.shared, digests, layout.placeholder, products, slice(start, stop))
 
-    _write_tables(duplicates, len(layout.shared.row), DUPLICATES, work / "duplicates.parquet")
+    schema = duplicates_schema(products)
+    _write_tables(duplicates, len(layout.shared.row), schema, work / "duplicates.parquet")
     return kept
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import Stopped
@@ -19,13 +18,15 @@ REJECTS = pa.schema(
 
 def write_rejects(checked: CheckedImages, index: Index, rejects: AnyPath) -> int:
     """Writes the table of the refused images; returns how many they are."""
-    start = 0
+    start, refused = 0, ~index.good
+    if NO_IMAGE in index.reason.values:
+        refused &= index.reason.code != index.reason.values.index(NO_IMAGE)
     with writing(rejects) as working, pq.ParquetWriter(working, REJECTS) as writer:
         for table in checked.tables(["product_id", "file", "reason", "detail"]):
-            number = pa.array(index.image_index[start : start + len(table)])
+            here = slice(start, start + len(table))
             start += len(table)
-            refused = pc.and_(pc.not_equal(table["reason"], ""), pc.not_equal(table["reason"], NO_IMAGE))
-            rows = table.append_column("image_index", number).filter(refused)
+            number = pa.array(index.image_index[here])
+            rows = table.append_column("image_index", number).filter(pa.array(refused[here]))
             if len(rows):
                 rows = rows.append_column("source", checked.names(rows["file"]))
                 writer.write_table(rows.select(REJECTS.names).cast(REJECTS))

@@ -49,6 +49,7 @@ class Products:
     seller: Coded
     in_two_categories: int  # products whose rows name several
     weight: np.ndarray | None = None  # (p,) float64, nan where not given; None: no source gives any
+    corrected: np.ndarray | None = None  # (p,) bool, the label is a correction; None: there are none
 
     @property
     def schema(self) -> pa.Schema:
@@ -90,9 +91,9 @@ def plan_products(
     the largest weight.
     """
     images = np.bincount(index.product[index.good], minlength=len(index.product_id)).astype(np.int32)
-    category, mixed = _most_common(index, index.category)
-    given = _most_common(index, index.split)[0]
-    seller = _most_common(index, index.seller)[0]
+    category, mixed = most_common(index, index.category)
+    given = most_common(index, index.split)[0]
+    seller = most_common(index, index.seller)[0]
     trainable = (images > 0) & (category > 0)
     free = trainable & (given == 0)
     parts = np.array([SPLITS.index(text or NONE) for text in index.split.values], np.int8)
@@ -109,7 +110,7 @@ def plan_products(
     return Products(index.product_id, coded[0], split, images, coded[1], mixed, index.weight)
 
 
-def _most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
+def most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
     """(p,) int32: code of the most common text of each product's rows; how many products' rows disagree."""
     given = (texts.code > 0) & (index.product >= 0)
     product, code = index.product[given][::-1], texts.code[given][::-1]

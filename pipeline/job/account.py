@@ -300,6 +300,15 @@ def read_account(run: AnyPath) -> RunAccount | None:
         ) from error
 
 
+def was_interrupted(run: AnyPath) -> bool:
+    """Whether the last `retrain` of a run was killed, failed or was stopped, or there was none."""
+    try:
+        account = read_account(run)
+    except ShelfmarkError:
+        return True
+    return account is None or account.outcome in ("failed", "stopped")
+
+
 def summary_line(run: AnyPath, account: RunAccount, failed_in: str | None = None) -> str:
     """The account in one line, for standard output.
 

@@ -63,6 +63,8 @@ class RecordsSummary(Summary):
     categories_in_two_places: int = 0
     relabelled: dict[str, int] = {}  # products that have another category by a mapping, by kind of change
     unlabelled: dict[str, int] = {}  # products that have none any more, likewise
+    corrected: dict[str, int] = {}  # products whose label is a correction: new, changed or confirmed
+    corrections_left_out: dict[str, int] = {}  # corrections that are no label, by reason
 
 
 class BackboneSummary(Summary):
