@@ -18,6 +18,7 @@ from pipeline.release.release import pack, release
 from pipeline.release.switch import require_undamaged
 from pipeline.release.tree import differs_from_service, moved_categories, tree_changes
 from pipeline.report.report import report
+from pipeline.train.by_seller import by_seller
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
 from pipeline.train.finetune import finetune
@@ -71,6 +72,8 @@ def retrain(
         train(run)  # epochs over bottlenecks in memory: two minutes each for a million images on two cores
         calibrate(run)  # one pass of the head over the validation images
         evaluate(run)  # one pass of the head over all images
+        if run.config.sellers.method != "none":
+            by_seller(run)  # at most 160,000 decisions about 200 sellers; seconds where products have no seller
         suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
         # extracts the test images anew where the two backbones differ

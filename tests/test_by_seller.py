@@ -15,7 +15,7 @@ from models.decisions.suspicion import LIMIT
 from models.decisions.thresholds import Certificate
 from models.sellers.resamples import stratified_split
 from pipeline.train import by_seller
-from pipeline.train.by_seller import SellerProducts, adapt_seller, choose_sellers, gains_of, interval
+from pipeline.train.by_seller import MeasuredSeller, adapt_seller, choose_sellers, gains_of, interval
 
 NAMES = np.array(["mug", "cup", "bowl"], dtype=object)
 
@@ -71,15 +71,15 @@ class Fake:
         )
 
 
-def products_of(seller: str, base: list[int], true: list[str], images: int = 2) -> SellerProducts:
+def products_of(seller: str, base: list[int], true: list[str], images: int = 2) -> MeasuredSeller:
     """Products of `images` rows; the first number of a row is the base category."""
     bounds = np.arange(len(base) + 1) * images
     ids = np.array([f"{seller}-{number}" for number in range(len(base))], object)
     bottlenecks = np.repeat(np.array(base, np.float16), images)[:, None]
-    return SellerProducts(seller, ids, bottlenecks, bounds, np.array(true, object))
+    return MeasuredSeller(seller, ids, bottlenecks, bounds, np.array(true, object))
 
 
-def row_of(fake: Fake, one: SellerProducts) -> dict[str, Any]:
+def row_of(fake: Fake, one: MeasuredSeller) -> dict[str, Any]:
     return adapt_seller(fake, one)  # type: ignore[arg-type]
 
 
@@ -115,7 +115,7 @@ def test_flagged_sellers_change_nothing() -> None:
 
 def test_a_product_is_judged_with_all_of_its_images_and_only_its_own() -> None:
     one = products_of("s", [0, 1, 2], ["mug", "cup", "bowl"], images=1)
-    mixed = SellerProducts(
+    mixed = MeasuredSeller(
         "s", one.product_id, np.array([[0], [1], [1], [1], [2]], np.float16), np.array([0, 1, 4, 5]), one.true
     )
     rows, bounds = mixed.taken(np.array([1, 0, 1]))

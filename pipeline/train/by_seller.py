@@ -66,10 +66,17 @@ COUNTS = (
 COLUMNS = ("seller", "products", "tests", *COUNTS, "gain")
 
 
-def by_seller(run: Run) -> Artifact | None:
-    """Measures what corrections bring to sellers of the run's measured products; None where nothing adapts."""
+def by_seller(run: Run) -> Artifact:
+    """Measures what corrections bring to sellers of the run's measured products.
+
+    Raises:
+        ShelfmarkError: an earlier stage has not run, or sellers.method is none.
+    """
     if run.config.sellers.method == "none":
-        return None
+        raise ShelfmarkError(
+            "sellers.method is none, so that corrections change no decision; expected votes or paper; "
+            "run `shelfmark calibrate --set sellers.method=votes` first"
+        )
     records = run.records()
     bottlenecks = run.bottlenecks(records)
     head = run.head(records, bottlenecks)
@@ -94,19 +101,35 @@ def by_seller(run: Run) -> Artifact | None:
     return stage(run.path / "by_seller", kind="by_seller", version=VERSION, made_from=made_from, make=make)
 
 
-def require_method(method: str) -> None:
-    """Raises ShelfmarkError where nothing is learnt from corrections."""
-    if method == "none":
-        raise ShelfmarkError(
-            "sellers.method is none: corrections change no decision; expected votes or paper to evaluate by "
-            "seller; give --set sellers.method=votes and run `shelfmark calibrate` again"
-        )
-
-
 def summary_of(figures: SellersFigures) -> BySellerSummary:
     """The figures in short, for the manifest."""
     shown = ("sellers", "products", "base", "adapted", "oracle", "better", "same", "worse", "reason")
     return BySellerSummary.model_validate({name: getattr(figures, name) for name in shown})
+
+
+def lines_of(artifact: Artifact) -> list[str]:
+    """Returns what the command prints."""
+    figures = SellersFigures.model_validate_json(artifact.file("by_seller.json").read_bytes())
+    if figures.reason == "no sellers":
+        return ["nothing measured: none of the measured products has a seller"]
+    if figures.reason:
+        return [
+            f"nothing measured: {figures.enough:,} of {figures.sellers_there:,} sellers have "
+            f"{LEAST_PRODUCTS} measured products with different photos; expected {LEAST_SELLERS} or more"
+        ]
+    gains = pd.read_parquet(artifact.file("gains.parquet"))
+    about = "none had products in training" if figures.apart else "their other products were in training"
+    return [
+        f"{figures.sellers:,} sellers, {figures.products:,} products of {figures.measured_on}; {about}",
+        f"correct: base {figures.base:.2%}, adapted {figures.adapted:.2%}, either {figures.oracle:.2%}",
+        f"sellers better {figures.better:,}, same {figures.same:,}, worse {figures.worse:,}",
+        *(
+            f"after {'all' if pd.isna(one.corrections) else one.corrections} corrections: "
+            f"{100 * one.gain:+.2f} points ({100 * one.lower:+.2f} to {100 * one.upper:+.2f})"
+            for one in gains.itertuples()
+        ),
+        str(artifact.path / "sellers.parquet"),
+    ]
 
 
 # Which sellers
@@ -177,7 +200,7 @@ def sellers_of(records: Artifact, product_id: np.ndarray) -> tuple[np.ndarray, s
 
 
 @dataclass(frozen=True)
-class SellerProducts:
+class MeasuredSeller:
     """The products of one seller."""
 
     seller: str
@@ -193,7 +216,7 @@ class SellerProducts:
         return self.bottlenecks[np.concatenate(rows)], np.concatenate([[0], np.cumsum(images)])
 
 
-def adapt_seller(adapter: Adapter, one: SellerProducts) -> dict[str, object]:
+def adapt_seller(adapter: Adapter, one: MeasuredSeller) -> dict[str, object]:
     """Returns a row of sellers.parquet: what the seller's corrections bring to the products that judge.
 
     Args:
@@ -238,7 +261,7 @@ def adapt_seller(adapter: Adapter, one: SellerProducts) -> dict[str, object]:
 
 
 def _streams(
-    adapter: Adapter, one: SellerProducts
+    adapter: Adapter, one: MeasuredSeller
 ) -> list[tuple[list[tuple[list[int], SellerState | None]], np.ndarray, bool]]:
     """For each resample: states with the places in CORRECT that they are for, the judged products, flagged."""
     encoded = adapter.encode(one.bottlenecks, one.bounds, one.true.tolist())
@@ -297,7 +320,7 @@ def write_by_seller(adapter: Adapter, part: Part, records: Artifact, work: Path)
     rows = []
     for number, (name, products) in enumerate(chosen.products.items(), start=1):
         images = np.concatenate([np.arange(bounds[at], bounds[at + 1]) for at in products.tolist()])
-        own = SellerProducts(
+        own = MeasuredSeller(
             name,
             product_id[products],
             np.asarray(part.rows[images]),
