@@ -152,17 +152,21 @@ def train(run: "Run") -> None:
 @shelfmark.command()
 @stage_command
 def calibrate(run: "Run") -> None:
-    """Certifies the confidence threshold.
+    """Certifies the confidence thresholds.
 
-    From this threshold on the promised precision holds; below it a person decides.
+    From the threshold on the promised precision holds; below it a person decides. Decisions that a seller's
+    corrections have changed get a threshold of their own.
 
     \b
     Example:
       shelfmark calibrate --workspace shop --set calibration.precision=0.85
     """
     from pipeline.train.calibrate import calibrate
+    from pipeline.train.sellers import seller_rules, styles
 
     calibrate(run)
+    styles(run)
+    seller_rules(run)
 
 
 @shelfmark.command()

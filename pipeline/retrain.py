@@ -22,6 +22,7 @@ from pipeline.train.by_seller import by_seller
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
 from pipeline.train.finetune import finetune
+from pipeline.train.sellers import seller_rules, styles
 from pipeline.train.train import train
 
 
@@ -71,6 +72,8 @@ def retrain(
         extract(run, beam)  # each new image once through the network; images of the weeks before cost nothing
         train(run)  # epochs over bottlenecks in memory: two minutes each for a million images on two cores
         calibrate(run)  # one pass of the head over the validation images
+        styles(run)  # one pass of the head over the training images, with sellers.method = paper alone
+        seller_rules(run)  # one pass of the head over FIT and the validation images of sellers
         evaluate(run)  # one pass of the head over all images
         if run.config.sellers.method != "none":
             by_seller(run)  # at most 160,000 decisions about 200 sellers; seconds where products have no seller

@@ -32,6 +32,7 @@ from scipy.special import expit
 from features.errors import ShelfmarkError
 from models.decisions.categorizer import ACCEPTED, COLUMNS, REVIEW, Categorizer, decisions_table
 from models.decisions.confidence import DECIMALS, EDGE, product_ranges
+from models.decisions.predictions import Predictions
 from models.decisions.suspicion import Suspicion, ranks
 from models.decisions.thresholds import Certificate
 from models.heads.architectures import SET, ProductRows
@@ -191,14 +192,15 @@ class Adapter:
         for start, stop in product_ranges(bounds, PIECE):
             rows = bottlenecks[bounds[start] : bounds[stop]]
             own = bounds[start : stop + 1] - bounds[start]
-            seen = see(self.categorizer, self.rules.vectors, rows, own)
-            evidence = self.rules.suspicion.evidence(
-                seen.confidence, ranks(seen.log_probability, wanted[start:stop])
-            )
-            names = taxonomy.categories[seen.base].tolist()
+            predictions = self.categorizer.predict(rows, own)
+            rank = ranks(log_probabilities(self.categorizer, rows, own), wanted[start:stop])
+            confidence = confidence_of_all(self.categorizer, predictions)
+            evidence = self.rules.suspicion.evidence(confidence, rank).tolist()
+            names = taxonomy.categories[predictions.top[:, 0]].tolist()
+            vectors = product_vectors(self.categorizer, self.rules.vectors, rows, own)
             found += [
                 Encoded(self.rules.model, name, vector, value)
-                for name, vector, value in zip(names, seen.vectors, evidence.tolist(), strict=True)
+                for name, vector, value in zip(names, vectors, evidence, strict=True)
             ]
         return found
 
@@ -327,36 +329,19 @@ def _with_columns(
     return decisions_table(**columns)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What methods and evidence see of n products."""
-
-    vectors: np.ndarray  # (n, v) float16
-    log_probability: np.ndarray  # (n, C) float64, calibrated; at least log(LEAST)
-    base: np.ndarray  # (n,) int, the most likely category
-    confidence: np.ndarray  # (n,) float64, in it, by the confidence model, even where it is withheld
-
-
-def see(categorizer: Categorizer, vectors: Vectors, bottlenecks: np.ndarray, bounds: np.ndarray) -> Seen:
-    """Returns what methods and evidence see of a few products.
-
-    Args:
-        categorizer: the base.
-        vectors: kind of the vectors.
-        bottlenecks: (rows, d), products together; all in memory.
-        bounds: (n + 1,), from 0.
-    """
-    predictions = categorizer.predict(bottlenecks, bounds)
-    return Seen(
-        vectors=product_vectors(categorizer, vectors, bottlenecks, bounds),
-        log_probability=log_probabilities(categorizer, bottlenecks, bounds),
-        base=predictions.top[:, 0],
-        confidence=categorizer.rules.confidence.confidence(categorizer.predictor.evidence(predictions)),
-    )
+def confidence_of_all(categorizer: Categorizer, predictions: Predictions) -> np.ndarray:
+    """Returns (n,) float64, confidence in the most likely category, even where that is withheld."""
+    return categorizer.rules.confidence.confidence(categorizer.predictor.evidence(predictions))
 
 
 def log_probabilities(categorizer: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Returns (n, C) float64, calibrated; at least log(LEAST). Arguments as of `see`."""
+    """Returns (n, C) float64, calibrated, of a few products; at least log(LEAST).
+
+    Args:
+        categorizer: the base.
+        bottlenecks: (rows, d), products together; all in memory.
+        bounds: (n + 1,), from 0.
+    """
     logs: np.ndarray = np.log(np.maximum(categorizer.probabilities(bottlenecks, bounds), LEAST))
     return logs
 

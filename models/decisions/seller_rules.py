@@ -4,18 +4,19 @@
     each seller's products, by a hash of their id: a stream, replayed as corrections would have come
 
     FIT sellers   votes (T, α, β, γ) ──► replayed ──► adapted confidence; grid and starts of the chains
-    CERT sellers  replayed with these ──► one decision a seller ──► certificate
+    CERT sellers  replayed with these ──► one decision of each ──► certificate
 
 A product of a stream enters the history where a person sees it: where the base confidence is under the base
-threshold, or the base category is wrong. Products that adaptation accepted are seen by nobody in practice; that
-they are learnt here makes histories a little longer than they would be. With the feedback of all products:
-docs/experiments/sellers.md.
+threshold, or the base category is wrong. Products that adaptation accepted are seen by nobody in practice;
+that they are learnt here makes histories a little longer than they would be. What the feedback of all
+products changes: docs/experiments/sellers.md.
 
-What is certified are decisions that corrections could make: the history is not empty, and the category changes
-or the base confidence is under the base threshold. A seller's decisions are correct or wrong together, so that
-one of each counts, of those in CERT: the product with the smallest hash. A picture that several sellers have
-counts for one of them. So the promise is about a random adapted decision of a random seller: with probability
-1 - delta over the draw of CERT sellers, at least a share `target` of those accepted is correct.
+What is certified are decisions that corrections could make: the history is not empty, and the category
+changes or the base confidence is under the base threshold. A seller's decisions are correct or wrong
+together, so that one of each counts, of those in CERT: the product with the smallest hash. A picture that
+several sellers have counts for one of them. So the promise is about a random adapted decision of a random
+seller: with probability 1 - delta over the draw of CERT sellers, at least a share `target` of those accepted
+is correct.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -198,9 +199,7 @@ def fit_sellers(
     fitted = _fit_votes(of_fit, read) if votes else Votes()
     made = method(fitted)
     fit = _adaptable(replay(read(name), made, base_threshold) for name in of_fit)
-    cert = _adaptable(
-        (replay(read(name), made, base_threshold) for name in of_cert), certifies=True
-    )
+    cert = _adaptable((replay(read(name), made, base_threshold) for name in of_cert), certifies=True)
     model, confidence = fit_adapted_confidence(fit)
     certificate = certify(
         _outcomes(fit, confidence), _outcomes(cert, _confidence(model, cert)),
@@ -212,9 +211,10 @@ def fit_sellers(
         "fit_products": len(fit.share),
         "cert_products": len(cert.share),
     }
-    if not names:
-        reason = "no validation product has a seller: nothing can be promised about adapted decisions"
-        certificate = replace(certificate, reason=reason, more_products_needed=None)
+    if certificate.reason:
+        certificate = replace(
+            certificate, reason=f"{certificate.reason}; one decision of each seller counts as a product"
+        )
     return FittedSellers(fitted, model, certificate, counts)
 
 
@@ -293,9 +293,7 @@ def _fit(fit: Replayed) -> AdaptedConfidence:
 
 
 def _confidence(model: AdaptedConfidence, replayed: Replayed) -> np.ndarray:
-    return model.confidence(
-        replayed.share, replayed.base_confidence, replayed.stays, replayed.corrections
-    )
+    return model.confidence(replayed.share, replayed.base_confidence, replayed.stays, replayed.corrections)
 
 
 def _outcomes(replayed: Replayed, confidence: np.ndarray) -> Outcomes:

@@ -51,7 +51,9 @@ def override(index: Index, labels: pa.Table, how: Relabelling | None, known: Col
         how: what the mapping says; None: there is none.
         known: categories of the new tree.
     """
-    at = pc.index_in(index.product_id, value_set=labels["product_id"].combine_chunks().cast(pa.large_string()))
+    at = pc.index_in(
+        index.product_id, value_set=labels["product_id"].combine_chunks().cast(pa.large_string())
+    )
     at = at.fill_null(-1).to_numpy()  # (p,) which label a product has
     target, reason = _targets(labels["category"].to_pylist(), how, known)
     is_known = np.array([name is not None for name in target], bool)

@@ -107,6 +107,22 @@ class Run:
         """The finished thresholds of this head."""
         return self.artifact("thresholds", "calibrate", head=head)
 
+    def styles(self) -> Artifact | None:
+        """The finished styles of the categories; None where sellers.method has none."""
+        if self.config.sellers.method != "paper":
+            return None
+        records = self.records()
+        head = self.head(records, self.bottlenecks(records))
+        return self.artifact("styles", "calibrate", records=records, head=head)
+
+    def sellers(self) -> Artifact | None:
+        """The finished rules of adapted decisions for the run's head; None with sellers.method = none."""
+        if self.config.sellers.method == "none":
+            return None
+        records = self.records()
+        head = self.head(records, self.bottlenecks(records))
+        return self.artifact("sellers", "calibrate", head=head, thresholds=self.thresholds(head))
+
     def known_splits(self) -> Path | None:
         """product_id and split of the products that keep their part; None where no release knows any."""
         from pipeline.job.known_splits import KNOWN, gather_splits, kept_splits  # pyarrow takes a second

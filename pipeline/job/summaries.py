@@ -114,6 +114,29 @@ class ThresholdsSummary(Summary):
     withheld_categories: int = 0  # new or split ones that wait for evidence
 
 
+class StylesSummary(Summary):
+    """styles/: what styles were found in."""
+
+    styles: int
+    products: int
+    categories: int
+    without_styles: int  # categories
+
+
+class SellersSummary(Summary):
+    """sellers/: the certificate of adapted decisions in short."""
+
+    method: str
+    certified: bool
+    threshold: float | None
+    acceptance_rate: float  # of the decisions that could be adapted, one of each CERT seller
+    fit_sellers: int
+    cert_sellers: int
+    fit_products: int  # whose decision could be an adapted one
+    cert_products: int  # likewise
+    reason: str | None  # why nothing is accepted
+
+
 class EvaluationSummary(Summary):
     """evaluation/: the figures in short, on test, or on CERT where there is no test part."""
 

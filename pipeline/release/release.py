@@ -12,6 +12,7 @@ from pathlib import Path
 from features.errors import Busy
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
+from models.decisions.adapted import SELLERS_FILE, STYLES, STYLES_FILES
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS
 from models.decisions.releases import SPLITS, in_service, release_digest
 from models.heads.architectures import SET_FILES
@@ -30,7 +31,7 @@ from pipeline.release.judge import Verdict
 from pipeline.release.switch import link_bundle, releases_locked
 from pipeline.release.trace import trace_of, write_trace
 
-VERSION = 4
+VERSION = 5
 
 
 def pack(run: Run) -> Artifact:
@@ -40,22 +41,31 @@ def pack(run: Run) -> Artifact:
     head = run.head(records, bottlenecks)
     thresholds, backbone = run.thresholds(head), run.backbone
     evaluation = run.artifact("evaluation", "evaluate", thresholds=thresholds)
+    styles, sellers = run.styles(), run.sellers()
 
     def make(work: Path) -> Mapping[str, object]:
         copied = [name for name in (*HEAD_FILES, *SET_FILES) if name in head.files]
         size = sum(head.files[name]["size"] for name in copied)
+        size += sum(file["size"] for file in styles.files.values()) if styles else 0
         require_disk("pack", work, size + backbone.stored_bytes)
         for name in (*HEAD_FILES, *SET_FILES):
             if name in HEAD_FILES or name in head.files:
                 shutil.copyfile(head.file(name), work / name)
         shutil.copyfile(thresholds.file(THRESHOLDS), work / THRESHOLDS)
+        if sellers:
+            shutil.copyfile(sellers.file(SELLERS_FILE), work / SELLERS_FILE)
+        for name in STYLES_FILES if styles else ():
+            assert styles is not None
+            shutil.copyfile(styles.file(name), work / f"{STYLES}{name}")
         if UNLEARNT in records.files:  # next week's tree is compared with all categories
             shutil.copyfile(records.file(UNLEARNT), work / UNLEARNT)
         backbone.save(work)
         write_splits(records, run.known_splits(), work / SPLITS)
         write_measured(records, run.config.calibration.fit_share, work)
         write_feed(feed_of(records), work)
-        write_trace(trace_of(run.config, records, bottlenecks, head, thresholds, evaluation), work)
+        write_trace(
+            trace_of(run.config, records, bottlenecks, head, thresholds, evaluation, styles, sellers), work
+        )
         write_reference(records, bottlenecks, evaluation, run.store, run.config.calibration.fit_share, work)
         return BundleSummary(
             backbone=backbone.name,
@@ -70,6 +80,8 @@ def pack(run: Run) -> Artifact:
         "thresholds": thresholds.digest,
         "evaluation": evaluation.digest,
         "fingerprint": backbone.fingerprint,
+        "styles": styles.digest if styles else "none",
+        "sellers": sellers.digest if sellers else "none",
     }
     return stage(run.path / "bundle", kind="bundle", version=VERSION, made_from=made_from, make=make)
 

@@ -24,11 +24,13 @@ from pipeline.job.summaries import (
     EvaluationSummary,
     HeadSummary,
     RecordsSummary,
+    SellersSummary,
+    StylesSummary,
     ThresholdsSummary,
 )
 
 TRACE = "trace.json"  # in a bundle
-SECTIONS = ("ingest", "backbone", "extract", "finetune", "head", "train", "calibration")
+SECTIONS = ("ingest", "backbone", "extract", "finetune", "head", "train", "calibration", "sellers")
 ENGINES = ("openvino", "jax")  # packages of the extras that compute bottlenecks, where they are installed
 
 
@@ -54,6 +56,8 @@ class Trace(BaseModel):
     head: HeadSummary
     thresholds: ThresholdsSummary
     evaluation: EvaluationSummary
+    styles: StylesSummary | None = None  # null where sellers.method has none
+    sellers: SellersSummary | None = None  # null with sellers.method = none
     target: float  # precision that is promised
     delta: float  # probability that the promise fails
 
@@ -65,9 +69,12 @@ def trace_of(
     head: Artifact,
     thresholds: Artifact,
     evaluation: Artifact,
+    styles: Artifact | None = None,
+    sellers: Artifact | None = None,
 ) -> Trace:
     """The trace of a bundle that is packed now, from these stages of its run."""
-    stages = {one.kind: one for one in (records, bottlenecks, head, thresholds, evaluation)}
+    all_stages = (records, bottlenecks, head, thresholds, evaluation, styles, sellers)
+    stages = {one.kind: one for one in all_stages if one}
     packages = installed_packages()
     lock = Path(__file__).parents[2] / "requirements.lock"
     return Trace(
@@ -84,6 +91,8 @@ def trace_of(
         head=HeadSummary.of(head),
         thresholds=ThresholdsSummary.of(thresholds),
         evaluation=EvaluationSummary.of(evaluation),
+        styles=StylesSummary.of(styles) if styles else None,
+        sellers=SellersSummary.of(sellers) if sellers else None,
         target=config.calibration.precision,
         delta=config.calibration.delta,
     )
