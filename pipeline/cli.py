@@ -171,7 +171,9 @@ def calibrate(run: "Run") -> None:
 
 @shelfmark.command()
 @click.option(
-    "--by", type=click.Choice(["seller"]), help="Measure what each seller's own corrections would bring instead."
+    "--by",
+    type=click.Choice(["seller"]),
+    help="Measure what each seller's own corrections would bring.",
 )
 @stage_command
 def evaluate(run: "Run", by: str | None) -> None:

@@ -429,7 +429,10 @@ def write_by_seller(run: Path, sellers: int) -> None:
             "seller": [HOSTILE, "Épices & Cie", *(f"shop-{number:03}" for number in range(2, sellers))],
             **{"products": tests, "tests": tests, "base": base, "oracle": np.maximum(base, most), **correct},
             **{"base_accepted": tests // 2, "base_accepted_correct": tests // 2 - tests // 40},
-            **{"accepted": tests // 2 + tests // 8, "accepted_correct": tests // 2 + tests // 8 - tests // 30},
+            **{
+                "accepted": tests // 2 + tests // 8,
+                "accepted_correct": tests // 2 + tests // 8 - tests // 30,
+            },
             **{"adapted": tests // 6, "adapted_correct": tests // 6 - tests // 90, "changed": tests // 5},
             **{"flagged": (np.arange(sellers) == 7).astype(int), "gain": (most - base) / tests},
         }

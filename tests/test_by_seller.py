@@ -232,7 +232,12 @@ def test_the_artifact_says_who_was_measured_and_what_was_gained(
     trees = SimpleNamespace(category=table.set_index("product_id")["category"])
     monkeypatch.setattr(by_seller.TrueCategories, "of", lambda records: trees)
     figures = by_seller.write_by_seller(Fake(), part, records, tmp_path)  # type: ignore[arg-type]
-    assert (figures.measured_on, figures.apart, figures.sellers_there, figures.sellers) == ("test", False, 2, 2)
+    assert (figures.measured_on, figures.apart, figures.sellers_there, figures.sellers) == (
+        "test",
+        False,
+        2,
+        2,
+    )
     assert (figures.better, figures.same, figures.worse, figures.reason) == (1, 1, 0, None)
     assert figures.base is not None and 0.3 < figures.base < 0.7
     assert figures.adapted == figures.oracle == 1.0

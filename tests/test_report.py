@@ -38,7 +38,9 @@ PIPELINE = Path(page.__file__).parent
 SAME_IN_BOTH = {  # words that English and French share
     "part.val", "part.cert", "part.test", "part.val.small", "part.cert.small", "part.test.small",
     "cumulative.precision", "col.photo", "col.estimate", "col.interval", "col.confidence", "col.images",
-    "col.coefficient", "col.corrections", "col.gain", "sellers.gain", "col.importance", "col.verdict", "two.in", "reliability.x", "col.photo_typical",
+    "col.coefficient", "col.corrections",
+    "col.gain", "sellers.gain", "col.importance", "col.verdict", "two.in", "reliability.x",
+    "col.photo_typical",
 }  # fmt: skip
 
 

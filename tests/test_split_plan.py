@@ -213,7 +213,9 @@ def test_sellers_apart_are_in_test_alone_and_the_others_are_divided_as_without_t
     frame = parts_with_sellers_apart(rows)
     parts_of = frame.groupby("seller")["split"].agg(set)
     apart = set(parts_of[parts_of == {"test"}].index)
-    assert 10 <= len(apart) <= 30  # of 100; the seller of a few products by chance in test is not there: 27 each
+    assert (
+        10 <= len(apart) <= 30
+    )  # of 100; the seller of a few products by chance in test is not there: 27 each
     others = [row for row in rows if row["seller"] not in apart]
     without = planned(others).set_index("product_id")["split"]
     pd.testing.assert_series_equal(frame.loc[without.index, "split"], without)

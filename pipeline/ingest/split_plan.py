@@ -99,7 +99,7 @@ def plan_products(
     parts = np.array([SPLITS.index(text or NONE) for text in index.split.values], np.int8)
     split = np.where(trainable, parts[given], SPLITS.index(NONE)).astype(np.int8)
     before = _known_parts(index.product_id, known)
-    if sellers_apart:  # out of the counts of their categories, this week and, as known ones, in all later weeks
+    if sellers_apart:  # out of their categories' counts, this week and, as known ones, in all later weeks
         apart = in_fit(np.array(index.seller.values, dtype=object), sellers_apart)
         held_out = free & (seller > 0) & apart[seller] & np.isin(before, (-1, TEST))
         split[held_out], free[held_out] = TEST, False

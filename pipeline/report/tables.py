@@ -15,7 +15,7 @@ from models.decisions.thresholds import Certificate
 from pipeline.job.config import Config
 from pipeline.job.summaries import RecordsSummary
 from pipeline.report.changes import Changes
-from pipeline.report.data import BySeller, Products, ReportData, worst_first
+from pipeline.report.data import SELLER, BySeller, Products, ReportData, worst_first
 from pipeline.report.figures import Curve, corrections_title
 from pipeline.report.language import Words
 from pipeline.report.photos import Choice
@@ -237,10 +237,11 @@ def seller_tables(shown: Shown, by_seller: BySeller) -> list[Table]:
 def _gains_table(shown: Shown, by_seller: BySeller) -> Table:
     rows = [
         [
-            corrections_title(shown.words, one.corrections), one.sellers, one.base, one.adapted, one.gain,
-            [one.lower, one.upper],
+            corrections_title(shown.words, one["corrections"]),
+            *(one[name] for name in ("sellers", "base", "adapted", "gain")),
+            [one["lower"], one["upper"]],
         ]
-        for one in by_seller.gains.itertuples()
+        for one in by_seller.gains.to_dict("records")
     ]  # fmt: skip
     columns = [
         shown.column("corrections", "text"),
@@ -282,10 +283,10 @@ def _sellers_table(shown: Shown, by_seller: BySeller) -> Table:
         ordered = pd.concat([ordered.head(MOST_SELLERS), ordered.tail(MOST_SELLERS)])
     rows = [
         [
-            one.seller, one.products, one.tests, one.base / one.tests, one.correct_all / one.tests, one.gain,
-            "sellers.gains" if one.gain > 0 else "sellers.loses" if one.gain < 0 else "sellers.equal",
+            seller, products, tests, base / tests, correct / tests, gain,
+            "sellers.gains" if gain > 0 else "sellers.loses" if gain < 0 else "sellers.equal",
         ]
-        for one in ordered.itertuples()
+        for seller, products, tests, base, correct, gain in ordered[list(SELLER)].itertuples(index=False)
     ]  # fmt: skip
     columns = [
         shown.column("seller", "name"),

@@ -514,7 +514,8 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Other products of these sellers were in training: of the {enough} sellers with enough products, "
         "{apart} had none there, and 10 are needed. A new seller may gain another amount.",
         "D’autres produits de ces vendeurs étaient à l’entraînement : des {enough} vendeurs qui ont assez "
-        "de produits, {apart} n’en avaient aucun, et il en faut 10. Un nouveau vendeur peut gagner autrement.",
+        "de produits, {apart} n’en avaient aucun, et il en faut 10. Un nouveau vendeur peut "
+        "gagner autrement.",
     ),
     "sellers.better": ("Sellers that gain", "Vendeurs qui gagnent"),
     "sellers.same": ("Sellers without a change", "Vendeurs sans changement"),

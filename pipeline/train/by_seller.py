@@ -10,13 +10,14 @@
                      accepted_correct, adapted, adapted_correct, changed; flagged: resamples; gain
 
 As Čugurović, Nikolić and Novaković evaluate writers ("Learn the way we write"): a seller's products are
-divided 90/10 by category, ten times; nine tenths are corrected in a random order, each with its true category,
-and the tenth is judged after 0, 5, 15, 50 and all corrections. The oracle is correct where the base category
-or the adapted one is. Intervals are of sellers drawn anew (bootstrap): products of one seller are alike.
+divided 90/10 by category, ten times; nine tenths are corrected in a random order, each with its true
+category, and the tenth is judged after 0, 5, 15, 50 and all corrections. The oracle is correct where the base
+category or the adapted one is. Intervals are of sellers drawn anew (bootstrap): products of one seller are
+alike.
 
 The sellers are those without products in training, where there are ten or more; else all, and by_seller.json
-says so. At most SELLERS of them, and PRODUCTS of each, are taken, by a fixed hash of their names and ids; of a
-seller's products that share a photo, one.
+says so. At most SELLERS of them, and PRODUCTS of each, are taken, by a fixed hash of their names and ids; of
+a seller's products that share a photo, one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from features.errors import ShelfmarkError
 from features.product import order_key
 from features.storage.artifact import Artifact
 from features.storage.paths import write_whole
-from models.decisions.adapted import Adapter, SellerState
+from models.decisions.adapted import Adapter, SellerState, load_adapter
 from models.decisions.bundle import THRESHOLDS, load_predictor, read_rules
 from models.decisions.categorizer import ACCEPTED, Categorizer
 from models.decisions.predictions import product_bounds
@@ -81,13 +82,16 @@ def by_seller(run: Run) -> Artifact:
     bottlenecks = run.bottlenecks(records)
     head = run.head(records, bottlenecks)
     thresholds = run.thresholds(head)
-    rules = run.sellers(head, thresholds)
+    rules, with_styles = run.sellers(), run.styles()
+    assert rules is not None
     settings = run.config.calibration
 
     def make(work: Path) -> Mapping[str, object]:
         part = measured_part(records, bottlenecks, run.store, settings.fit_share)
         categorizer = Categorizer(load_predictor(head.folder()), read_rules(thresholds.file(THRESHOLDS)))
-        figures = write_by_seller(run.adapter(categorizer), part, records, work)
+        adapter = load_adapter(rules.folder(), categorizer, with_styles.folder() if with_styles else None)
+        assert adapter is not None
+        figures = write_by_seller(adapter, part, records, work)
         return summary_of(figures).to_dict()
 
     made_from = {
@@ -124,9 +128,9 @@ def lines_of(artifact: Artifact) -> list[str]:
         f"correct: base {figures.base:.2%}, adapted {figures.adapted:.2%}, either {figures.oracle:.2%}",
         f"sellers better {figures.better:,}, same {figures.same:,}, worse {figures.worse:,}",
         *(
-            f"after {'all' if pd.isna(one.corrections) else one.corrections} corrections: "
-            f"{100 * one.gain:+.2f} points ({100 * one.lower:+.2f} to {100 * one.upper:+.2f})"
-            for one in gains.itertuples()
+            f"after {'all' if pd.isna(one['corrections']) else int(one['corrections'])} corrections: "
+            f"{100 * one['gain']:+.2f} points ({100 * one['lower']:+.2f} to {100 * one['upper']:+.2f})"
+            for one in gains.to_dict("records")
         ),
         str(artifact.path / "sellers.parquet"),
     ]
@@ -153,7 +157,9 @@ class Chosen:
         return None if self.products else "few products"
 
 
-def choose_sellers(seller: np.ndarray, product_id: np.ndarray, group: np.ndarray, trained: set[str]) -> Chosen:
+def choose_sellers(
+    seller: np.ndarray, product_id: np.ndarray, group: np.ndarray, trained: set[str]
+) -> Chosen:
     """Chooses the sellers, and the products of each.
 
     Args:
@@ -182,7 +188,7 @@ def choose_sellers(seller: np.ndarray, product_id: np.ndarray, group: np.ndarray
 
 
 def sellers_of(records: Artifact, product_id: np.ndarray) -> tuple[np.ndarray, set[str]]:
-    """Returns (n,) object, the seller of each product, None without one, and the sellers with products in train.
+    """Returns (n,) object, the seller of each product or None, and the sellers with products in training.
 
     Args:
         records: of ingest.
@@ -227,8 +233,7 @@ def adapt_seller(adapter: Adapter, one: MeasuredSeller) -> dict[str, object]:
     base = adapter.decide(one.product_id, one.bottlenecks, one.bounds, [None] * count)
     streams = _streams(adapter, one)
     tests = np.concatenate([judged for _, judged, _ in streams])
-    row = {"seller": one.seller, "products": count, "tests": len(tests)}
-    row |= dict.fromkeys(COUNTS, 0)
+    row = dict.fromkeys(COUNTS, 0)
     row["flagged"] = sum(flagged for _, _, flagged in streams)
     base_correct = base["category"].to_numpy() == one.true
     base_accepted = (base["status"] == ACCEPTED).to_numpy()
@@ -237,8 +242,9 @@ def adapt_seller(adapter: Adapter, one: MeasuredSeller) -> dict[str, object]:
     row["base_accepted_correct"] = int((base_accepted & base_correct)[tests].sum())
     # One call for all states: a product's decision does not depend on the others
     blocks = [(at, state, judged) for states, judged, _ in streams for at, state in states if len(judged)]
+    named: dict[str, object] = {"seller": one.seller, "products": count, "tests": len(tests)}
     if not blocks:
-        return row | {"gain": None}
+        return named | row | {"gain": None}
     rows = np.concatenate([judged for _, _, judged in blocks])
     states = [state for _, state, judged in blocks for _ in judged]
     decided = adapter.decide(one.product_id[rows], *one.taken(rows), states)
@@ -257,13 +263,13 @@ def adapt_seller(adapter: Adapter, one: MeasuredSeller) -> dict[str, object]:
             for name, some in (("accepted", accepted), ("adapted", adapted)):
                 row[name] += int(some[here].sum())
                 row[f"{name}_correct"] += int((some & correct)[here].sum())
-    return row | {"gain": (row[CORRECT[-1]] - row["base"]) / row["tests"]}
+    return named | row | {"gain": (row[CORRECT[-1]] - row["base"]) / len(tests)}
 
 
 def _streams(
     adapter: Adapter, one: MeasuredSeller
 ) -> list[tuple[list[tuple[list[int], SellerState | None]], np.ndarray, bool]]:
-    """For each resample: states with the places in CORRECT that they are for, the judged products, flagged."""
+    """Of each resample: states with the places in CORRECT that they are for; judged products; flagged."""
     encoded = adapter.encode(one.bottlenecks, one.bounds, one.true.tolist())
     vectors = np.stack([each.vector for each in encoded])
     base, evidence = np.array([each.base for each in encoded], object), [each.evidence for each in encoded]
@@ -415,15 +421,19 @@ def figures_of(
             "base": float(last["base"]),
             "adapted": float(last["adapted"]),
             "oracle": float(table["oracle"].sum() / tests.sum()),
-            **{name: float(last[name.removeprefix("gain_")]) for name in ("gain", "gain_lower", "gain_upper")},
+            "gain": float(last["gain"]),
+            "gain_lower": float(last["lower"]),
+            "gain_upper": float(last["upper"]),
             "better": int((table["gain"] > 0).sum()),
             "same": int((table["gain"] == 0).sum()),
             "worse": int((table["gain"] < 0).sum()),
             "flagged": int((table["flagged"] > 0).sum()),
             **{
                 key: _accepted(table[column], table[f"{column}_correct"], tests)
-                for key, column in (
-                    ("accepted_base", "base_accepted"), ("accepted", "accepted"), ("accepted_adapted", "adapted"),
+                for key, column in zip(
+                    ("accepted_base", "accepted", "accepted_adapted"),
+                    ("base_accepted", "accepted", "adapted"),
+                    strict=True,
                 )
             },
         }
