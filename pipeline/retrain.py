@@ -76,7 +76,7 @@ def retrain(
         seller_rules(run)  # one pass of the head over FIT and the validation images of sellers
         evaluate(run)  # one pass of the head over all images
         if run.config.sellers.method != "none":
-            by_seller(run)  # at most 160,000 decisions about 200 sellers
+            by_seller(run)  # at most 80,000 decisions, about 100 sellers
         suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
         # extracts the test images anew where the two backbones differ

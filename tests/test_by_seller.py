@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from catalogues import encoded, write_manifest
+from compared_shop import shelfmark
+from PIL import Image
 
+from features.errors import ShelfmarkError
 from models.decisions.adapted import Encoded, SellerState
 from models.decisions.suspicion import LIMIT
 from models.decisions.thresholds import Certificate
 from models.sellers.resamples import stratified_split
 from pipeline.train import by_seller
 from pipeline.train.by_seller import MeasuredSeller, adapt_seller, choose_sellers, gains_of, interval
+from pipeline.train.figures import SellersFigures
 
 NAMES = np.array(["mug", "cup", "bowl"], dtype=object)
 
@@ -244,5 +249,81 @@ def test_the_artifact_says_who_was_measured_and_what_was_gained(
     assert figures.accepted_adapted is not None and figures.accepted_adapted.precision == 1.0
     sellers = pd.read_parquet(tmp_path / "sellers.parquet").set_index("seller")
     assert sellers.loc["renamer", "gain"] == 1.0 and sellers.loc["plain", "gain"] == 0.0
-    assert by_seller.SellersFigures.model_validate_json((tmp_path / "by_seller.json").read_bytes()) == figures
+    assert SellersFigures.model_validate_json((tmp_path / "by_seller.json").read_bytes()) == figures
     assert len(pd.read_parquet(tmp_path / "gains.parquet")) == 5
+
+
+# From photos to the report
+
+COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 50)}
+
+
+def plain_photo(colour: tuple[int, int, int], rng: np.random.Generator) -> bytes:
+    """A JPEG of nearly one colour."""
+    shape = (40, 40, 3)
+    pixels = np.array(colour) + rng.normal(0, 25, 3) + rng.normal(0, 12, shape)
+    return encoded(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), "JPEG")
+
+
+def shop_with_sellers(folder: Path) -> Path:
+    """A manifest: 12 sellers in test, 24 in validation, of both every other one calls green things blue.
+
+    Three sellers in training call all colours by their names. Each product has one photo.
+    """
+    rng = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    rows: list[dict[str, Any]] = []
+    parts = [*(["test"] * 12), *(["val"] * 24), *(["train"] * 3)]
+    for number, part in enumerate(parts):
+        for product in range({"test": 18, "val": 12, "train": 60}[part]):
+            shown = sorted(COLOURS)[product % 3]
+            name = f"s{number}-{product}"
+            (folder / "photos" / f"{name}.jpg").write_bytes(plain_photo(COLOURS[shown], rng))
+            odd = part != "train" and number % 2 == 0
+            category = "blue" if odd and shown == "green" else shown
+            rows.append(
+                {"product_id": name, "image": f"photos/{name}.jpg", "category": category, "split": part}
+                | {"seller": f"seller {number}"}
+            )
+    return write_manifest(folder / "shop.csv", rows)
+
+
+SETTINGS = """
+head = {{hidden = [16, 16]}}
+train = {{epochs = 30, batch = 32, precision = "float32"}}
+calibration = {{precision = 0.7}}
+backbone = {{name = "mobilenet", weights = "{weights}", image_size = 32}}
+"""
+
+
+@pytest.mark.parametrize("method", ["votes", pytest.param("paper", marks=pytest.mark.slow)])
+def test_sellers_with_a_word_of_their_own_gain_and_the_report_shows_it(
+    method: str, drawn_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = shop_with_sellers(tmp_path)
+    (tmp_path / "weekly.toml").write_text(SETTINGS.format(weights=drawn_weights))
+    more = ("--config", str(tmp_path / "weekly.toml"), "--set", f"sellers.method={method}")
+    assert shelfmark("ingest", tmp_path, *more, source=(str(manifest),)) == 0
+    for command in ("extract", "train", "calibrate", "evaluate"):
+        assert shelfmark(command, tmp_path) == 0, command
+    capsys.readouterr()
+    assert shelfmark("evaluate", tmp_path, "--by", "seller") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "12 sellers, 216 products of test; none had products in training"
+    run = tmp_path / "W/runs/week"
+    figures = SellersFigures.model_validate_json((run / "by_seller/by_seller.json").read_bytes())
+    assert figures.method == method and figures.apart and figures.reason is None
+    assert figures.adapted is not None and figures.base is not None and figures.oracle is not None
+    sellers = pd.read_parquet(run / "by_seller/sellers.parquet").set_index("seller")
+    odd = [f"seller {number}" for number in range(0, 12, 2)]
+    assert (sellers.loc[odd, "gain"] > 0).all() and sellers.drop(index=odd)["gain"].min() > -0.1
+    assert figures.base < 0.9 < figures.adapted <= figures.oracle
+    assert shelfmark("report", tmp_path, "--set", "report.language=en") == 0
+    page = (run / "report/index.html").read_text()
+    assert "measured with 12 sellers." in page and "None of them had a product in training" in page
+
+
+def test_without_a_method_there_is_nothing_to_evaluate() -> None:
+    run: Any = SimpleNamespace(config=SimpleNamespace(sellers=SimpleNamespace(method="none")))
+    with pytest.raises(ShelfmarkError, match=r"sellers\.method is none, so .* run `shelfmark calibrate --set"):
+        by_seller.by_seller(run)

@@ -574,10 +574,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "sellers.left": (
         "Not shown: {left} of the {there} sellers with measured products, because they have fewer than 10 "
         "of them, because they had products in training while enough others had none, or because at most "
-        "200 sellers are measured.",
+        "100 sellers are measured.",
         "Non montrés : {left} des {there} vendeurs qui ont des produits mesurés, parce qu’ils en ont moins "
         "de 10, parce qu’ils avaient des produits à l’entraînement quand assez d’autres n’en avaient pas, ou "
-        "parce qu’on mesure 200 vendeurs au plus.",
+        "parce qu’on mesure 100 vendeurs au plus.",
     ),
     # Account
     "account.title": ("Where every image and product went", "Où sont allés chaque image et chaque produit"),

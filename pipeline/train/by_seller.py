@@ -51,7 +51,7 @@ from pipeline.train.figures import Accepted, Reason, SellersFigures
 VERSION = 1
 AFTER = (0, 5, 15, 50)  # corrections, then all
 RESAMPLES = 10
-SELLERS, PRODUCTS = 200, 200  # at most: 160,000 decisions
+SELLERS, PRODUCTS = 100, 200  # at most: 80,000 decisions, five minutes with 5,000 categories on one core
 LEAST_PRODUCTS = 10  # of a seller: nine are corrected, one is judged
 LEAST_SELLERS = 2  # for an interval
 LEAST_APART = 10  # sellers without products in training; with fewer of them all sellers are taken
