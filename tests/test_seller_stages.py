@@ -1,4 +1,4 @@
-"""The stages styles and sellers, and what the bundle holds of them, on a small run through the command line."""
+"""The stages styles and sellers, and what the bundle holds of them, on a small run by the command line."""
 
 import json
 import shutil

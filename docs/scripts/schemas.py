@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from features.engines.backbones import BackboneDescription
 from features.storage.artifact import ArtifactManifest
+from models.decisions.adapted import SellerRules
 from models.decisions.categorizer import DecisionRules
 from models.heads.architectures import HeadShape
 from pipeline.compare.results import BackboneComparison, Comparison
@@ -45,6 +46,7 @@ DEFINITIONS = {
     "release-log": Switch,  # a line of releases/log.jsonl
     "run": RunAccount,  # runs/<run>/run.json, and what notify.url gets
     "runs": list[RunState],  # `shelfmark runs --json`
+    "sellers": SellerRules,  # runs/<run>/sellers/sellers.json, and in a bundle
     "settings": Config,  # the TOML file of --config, as JSON
     "status": Status,  # `shelfmark status --json`
     "thresholds": DecisionRules,  # runs/<run>/thresholds/thresholds.json, and in a bundle

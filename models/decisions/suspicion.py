@@ -14,8 +14,8 @@ class of the claimed category's rank among the base's probabilities (2, 3, 4, 5,
     flagged   from s >= LIMIT on
 
 with w = WEIGHT and e = ERRORS. People err, too: e is the share of an honest person's corrections that may be
-as good as drawn, so that one correction counts log(1 / e) at most. Where the base is good, or FIT small, there
-are few wrong products, and the prior decides.
+as good as drawn, so that one correction counts at most log(1 / e). Where the base is good, or FIT small,
+there are few wrong products, and the prior decides.
 
 What holds: for corrections that are independent draws from H, exp(sum of evidence) from any one of them on
 has a mean of 1, so that it ever reaches exp(LIMIT) = 100,000 with a probability of 1 in 100,000 at most
