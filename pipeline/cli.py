@@ -13,6 +13,7 @@ import click
 from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
+from pipeline.cli_corrections import adapt, corrections
 from pipeline.cli_look import look
 from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
 from pipeline.cli_releases import release, releases, rollback, withdraw
@@ -398,6 +399,8 @@ def categorize(
     print(f"{decisions_source(output)}: {told}")
 
 
+shelfmark.add_command(adapt)
+shelfmark.add_command(corrections)
 shelfmark.add_command(look)
 shelfmark.add_command(audit)
 shelfmark.add_command(taxonomy)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from features.storage.paths import AnyPath
+from pipeline.adapt.carry import carry_over
+from pipeline.adapt.flags import flag_wrong_sellers
 from pipeline.audit.suspects import suspects
 from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
@@ -65,6 +67,7 @@ def retrain(
         run.require_backbone(tune)
         # decodes every image once
         records = ingest(run, sources, taxonomy, beam, mappings, goes_on=interrupted)
+        flag_wrong_sellers(run, records)
         tree_changes(run)
         guard_feed(run, records, accept_feed, moved_categories(run), account=account)
         if tune:
@@ -85,5 +88,6 @@ def retrain(
         maps(run)  # a few photos once more through the network
         report(run)  # seconds
         release(run, candidate, verdict)
+        carry_over(run.workspace, run.config.sellers)  # one pass of the head over what sellers corrected
         clean_after(run)  # where retention.clean says so
     return account

@@ -24,11 +24,11 @@ from test_decisions_output import PARTS, read
 from test_decisions_output import write_all as write_parts
 
 from features.errors import ShelfmarkError
+from features.storage.databases import hide_password, is_database
 from pipeline.cli import main
 from pipeline.job import decisions_table
 from pipeline.job.decisions_file import SCHEMA, decisions_digest
 from pipeline.job.decisions_output import decisions_source, open_output, require_output
-from pipeline.job.decisions_table import hide_password, is_database
 
 sql = pytest.importorskip("sqlalchemy")
 

@@ -17,6 +17,7 @@ from features.storage.artifact import ArtifactManifest
 from models.decisions.adapted import SellerRules
 from models.decisions.categorizer import DecisionRules
 from models.heads.architectures import HeadShape
+from pipeline.adapt.adapt import AdaptSummary
 from pipeline.compare.results import BackboneComparison, Comparison
 from pipeline.job.account import RunAccount
 from pipeline.job.config import Config
@@ -41,6 +42,7 @@ DEFINITIONS = {
     "http-health": Health,  # GET /healthz
     "http-problem": Problem,  # what the service says when it refuses a request
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
+    "adapt": AdaptSummary,  # `shelfmark adapt --json`
     "look": LookResult,  # `shelfmark look --json`
     "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
     "release-log": Switch,  # a line of releases/log.jsonl

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import begin, digest_of
+from features.storage.databases import is_database
 from features.storage.paths import AnyPath, absolute, any_path, remove, write_whole
 from features.storage.store import Store
 from models.decisions.bundle import Bundle
@@ -40,7 +41,6 @@ from pipeline.ingest.rejects import refuse_flood_of
 from pipeline.job.config import Config
 from pipeline.job.decisions_file import decisions_digest, rejects_beside
 from pipeline.job.decisions_output import decisions_source, open_output
-from pipeline.job.decisions_table import is_database
 from pipeline.job.lock import only_job
 from pipeline.job.progress import log
 from pipeline.job.stage import counts_of

@@ -106,8 +106,8 @@ def _targets(
     for category, tidy in distinct.items():
         moved = changes.get(tidy)
         to = moved.target if moved else tidy
-        name = names.get(key(to)) if to else None
-        found[category] = name, "" if name else REMOVED if moved else UNKNOWN
+        there = names.get(key(to)) if to else None
+        found[category] = there, "" if there else REMOVED if moved else UNKNOWN
     return [found[category][0] for category in categories], [found[category][1] for category in categories]
 
 

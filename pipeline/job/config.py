@@ -73,7 +73,7 @@ def _postgresql(url: str) -> str:
     """The URL of a PostgreSQL database without a password, or "" for none."""
     if not url:
         return url
-    if not re.match(r"postgresql(\+psycopg)?://\S+$", url):
+    if not re.match(r"postgres(ql(\+psycopg)?)?://\S+$", url):
         raise ValueError("not a PostgreSQL database; expected postgresql://USER@HOST/NAME")
     if re.search(r"(?i)^[^/]*//[^/@]*:.*@|[?&][^=&#]*password=", url):
         raise ValueError(

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import FileEntry, begin, file_digest, partial_of
+from features.storage.databases import is_database
 from features.storage.paths import AnyPath, any_path, sizes, write_whole, writing
 from pipeline.job.decisions_file import (
     FOLDER_MARK,
@@ -36,7 +37,7 @@ from pipeline.job.decisions_file import (
     file_writer,
     require_format,
 )
-from pipeline.job.decisions_table import DecisionsTable, is_database
+from pipeline.job.decisions_table import DecisionsTable
 
 FOLDER_KIND, FOLDER_VERSION = "decisions", 1
 PARTS = "_parts"  # in the working directory

@@ -33,6 +33,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import ShelfmarkError
+from features.storage.databases import (
+    DIALECTS,
+    PSYCOPG_OPTIONS,
+    hide_password,
+    is_of_database,
+    line_of,
+    may_pass,
+    state_of,
+)
 from pipeline.job.decisions_file import JSON_ROWS, READ_ROWS, SCHEMA, json_text
 from pipeline.job.progress import log
 
@@ -41,44 +50,11 @@ if TYPE_CHECKING:
 
 DEFAULT_TABLE = "decisions"
 MARKS = "_parts"  # what the name of the table of marks ends with
-PSYCOPG = "postgresql+psycopg"
-DIALECTS = {"sqlite": "sqlite", "postgresql": PSYCOPG, "postgres": PSYCOPG, PSYCOPG: PSYCOPG}
-# of other databases that SQLAlchemy knows: to be refused by name, and not taken for an object store
-OTHERS = ("mysql", "mariadb", "oracle", "mssql", "duckdb", "snowflake", "redshift", "bigquery", "clickhouse",
-          "cockroachdb")  # fmt: skip
 LONGEST_NAME = 63  # bytes, PostgreSQL's identifiers
-PSYCOPG_OPTIONS: dict[str, Any] = {
-    "connect_timeout": 10,  # s
-    # a connection that is lost without a word is noticed within a minute
-    "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000,
-    "application_name": "shelfmark",
-}  # fmt: skip
 SECONDS_FOR_A_LOCK = 60  # how long a writer waits for another one, SQLite
 PAUSE = 3.0  # s before a transaction that a lost connection has ended is tried again, once
 
 T = TypeVar("T")
-
-
-def is_database(text: str) -> bool:
-    """Returns whether a text is the URL of a database, and no path.
-
-    >>> [is_database(text) for text in ("sqlite:///a.db#t", "postgresql+psycopg://host/shop", "s3://shop/a.csv")]
-    [True, True, False]
-    """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9]*)(\+\w+)?:/", text)
-    return scheme is not None and scheme[1].lower() in (*DIALECTS, *OTHERS)
-
-
-def hide_password(text: str) -> str:
-    """Returns the text of a database's URL as it may be shown; every other text as it is.
-
-    >>> hide_password("postgresql://ann:s@cret/@host/shop?password=b#t")
-    'postgresql://ann:***@host/shop?password=***#t'
-    """
-    if not is_database(text):
-        return text
-    text = re.sub(r"(?i)^([^:]+://[^:/@]*):.*@", r"\1:***@", text)
-    return re.sub(r"(?i)([?&][^=&#]*password)=[^&#]*", r"\1=***", text)
 
 
 @dataclass(frozen=True)
@@ -341,9 +317,9 @@ class DecisionsTable:
         try:
             yield
         except Exception as error:
-            if not _is_of_database(error):
+            if not is_of_database(error):
                 raise
-            raise ShelfmarkError(f"{self}: {_line_of(error)}; {_advice_of(error)}") from error
+            raise ShelfmarkError(f"{self}: {line_of(error)}; {_advice_of(error)}") from error
 
 
 class TableOutput:
@@ -397,9 +373,9 @@ class TableOutput:
             try:
                 return work()
             except Exception as error:
-                if not _may_pass(error):
+                if not may_pass(error):
                     raise
-                log.warning("decisions: %s: %s; tried again in %g s", self._table, _line_of(error), PAUSE)
+                log.warning("decisions: %s: %s; tried again in %g s", self._table, line_of(error), PAUSE)
             self._engine.dispose()
             time.sleep(PAUSE)
             return work()
@@ -538,38 +514,9 @@ def _takes(found: Any, wanted: Any) -> bool:
 # Errors
 
 
-def _is_of_database(error: BaseException) -> bool:
-    """Whether an error is SQLAlchemy's or a driver's."""
-    return any(
-        kind.__module__.partition(".")[0] in ("sqlalchemy", "psycopg", "sqlite3")
-        for kind in type(error).__mro__
-    )
-
-
-def _line_of(error: BaseException) -> str:
-    """What the database says, in one line."""
-    said = " ".join(str(getattr(error, "orig", None) or error).split())
-    return said[:300] or type(error).__name__
-
-
-def _state_of(error: BaseException) -> str:
-    """SQLSTATE of an error of PostgreSQL; empty where there is none."""
-    return getattr(getattr(error, "orig", error), "sqlstate", None) or ""
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same transaction may succeed a moment later: the connection was lost, or two jobs met."""
-    state = _state_of(error)
-    lost = getattr(error, "connection_invalidated", False) or (
-        not state and type(getattr(error, "orig", error)).__module__.startswith("psycopg")
-        and type(getattr(error, "orig", error)).__name__ == "OperationalError"
-    )  # fmt: skip
-    return lost or state[:2] in ("08", "40", "57") or state in ("53300", "55P03")
-
-
 def _advice_of(error: BaseException) -> str:
     """What was expected, and what to do next."""
-    state, said = _state_of(error), _line_of(error).lower()
+    state, said = state_of(error), line_of(error).lower()
     for states, words, advice in ADVICE:
         if any(state.startswith(one) for one in states) or any(word in said for word in words):
             return advice

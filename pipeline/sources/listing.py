@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
@@ -56,6 +57,25 @@ def write_listing(
                 writer.write_table(table.slice(start, segment_images))
                 groups += 1
     return [Segment(path_text(file), group, group + 1, path_text(root)) for group in range(groups)]
+
+
+def only_products(segment: Segment, wanted: set[str], work: Path) -> Iterator[Segment]:
+    """The segment; of a listing of files and web addresses only the rows of the wanted products.
+
+    Args:
+        segment: of a source.
+        wanted: product_id.
+        work: directory, made if need be.
+    """
+    if segment.file.lower().endswith(".bson") or segment.pictures:
+        yield segment
+        return
+    with any_path(segment.file).open("rb") as file:
+        rows = pq.ParquetFile(file).read_row_group(segment.start)
+    rows = rows.filter(pc.is_in(rows["product_id"], pa.array(sorted(wanted), pa.string())))
+    if len(rows):
+        work.mkdir(exist_ok=True)
+        yield from write_listing(work, iter([rows]), any_path(segment.root), len(rows))
 
 
 def read_listing(
