@@ -27,13 +27,14 @@ from pipeline.look.results import LookResult
 from pipeline.release.judge import Verdict
 from pipeline.release.trace import Trace
 from pipeline.status import RunState, Status
-from pipeline.train.figures import Metrics
+from pipeline.train.figures import Metrics, SellersFigures
 from serving.schemas import CorrectionMade, CorrectionPage, CorrectionUndone, Decision, Health, Problem
 
 FOLDER = Path(__file__).parents[1] / "schemas"
 DEFINITIONS = {
     "backbone": BackboneDescription,  # runs/<run>/backbone/backbone.json, and in a bundle
     "backbones": BackboneComparison,  # runs/<run>/comparison/backbones.json
+    "by-seller": SellersFigures,  # runs/<run>/by_seller/by_seller.json
     "comparison": Comparison,  # runs/<run>/comparison/comparison.json
     "config": SavedRun,  # runs/<run>/config.json
     "head": HeadShape,  # runs/<run>/head/head.json, and in a bundle

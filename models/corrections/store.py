@@ -255,6 +255,7 @@ def _exported(row: Any) -> dict[str, object]:
     values = dict(row._mapping)
     return values | {"when": values.pop("made"), "images": json.loads(values["images"])}
 
+
 # Statements are made once: making one takes longer than running it
 
 _NAME = sql.bindparam("name", type_=sql.Text)
