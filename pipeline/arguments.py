@@ -84,10 +84,10 @@ def check_categorize(
     records: AnyPath | None = None,
 ) -> None:
     """Checks the arguments of categorize; errors as for `check_run`."""
+    from features.storage.databases import is_database
     from models.decisions.releases import require_in_service
     from pipeline.categorize.targets import require_targets
     from pipeline.job.decisions_output import decisions_source
-    from pipeline.job.decisions_table import is_database
     from pipeline.sources.source import open_sources
     from pipeline.sources.tables import csv_options
 

@@ -55,7 +55,8 @@ class _DecisionsType(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: Any, context: Any) -> "AnyPath | StoredDecisions":
         """Converts the text of the option."""
-        from pipeline.job.decisions_table import DecisionsTable, is_database
+        from features.storage.databases import is_database
+        from pipeline.job.decisions_table import DecisionsTable
 
         is_table = isinstance(value, str) and is_database(value)
         return DecisionsTable.of(value) if is_table else PATH.convert(value, param, context)

@@ -12,7 +12,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from test_decisions_output import PARTS, read
 from test_decisions_output import write_all as write_parts
 
 from features.errors import ShelfmarkError
+from features.storage.databases import hide_password, is_database
 from pipeline.cli import main
 from pipeline.job import decisions_table
 from pipeline.job.decisions_file import SCHEMA, decisions_digest
 from pipeline.job.decisions_output import decisions_source, open_output, require_output
-from pipeline.job.decisions_table import hide_password, is_database
 
 sql = pytest.importorskip("sqlalchemy")
 
@@ -447,15 +446,15 @@ def test_sqlite_that_stays_locked_is_one_line(tmp_path: Path, monkeypatch: pytes
     output.write(0, PARTS[0])
 
 
-def test_without_sqlalchemy_the_extra_is_named(tmp_path: Path) -> None:
+def test_without_psycopg_the_extra_is_named() -> None:
     code = (
-        "import sys; sys.modules['sqlalchemy'] = None\n"
+        "import sys; sys.modules['psycopg'] = None\n"
         "from pipeline.job.decisions_output import require_output\n"
-        f"require_output('sqlite:///{tmp_path}/a.db')"
+        "require_output('postgresql://host/shop')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (
-        "sqlalchemy is not installed; expected it for tables of databases; pip install 'shelfmark[databases]'"
+        "psycopg is not installed; expected it for tables of databases; pip install 'shelfmark[databases]'"
         in done.stderr
     )
 
@@ -563,10 +562,3 @@ def test_a_server_that_is_killed_and_started_again_has_every_row_once(
     assert open_output(url, "job", Path("unused")).written() == {0}
     write_all(url, [many(0), many(1)])
     assert len(read(url)) == 1000
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """A PostgreSQL server of our own."""
-    with Server.started() as found:
-        yield found

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import find_artifact
+from features.storage.databases import is_database
 from features.storage.paths import AnyPath, any_path
 from pipeline.job.decisions_file import rejects_beside
 from pipeline.job.decisions_output import require_output
-from pipeline.job.decisions_table import is_database
 from pipeline.sources.outside import require_outside
 from pipeline.sources.source import Source
 

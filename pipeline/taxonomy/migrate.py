@@ -23,12 +23,12 @@ import pyarrow as pa
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import digest_of
+from features.storage.databases import is_database
 from features.storage.paths import AnyPath, any_path, writing
 from models.decisions.categorizer import ACCEPTED, PARENT, REVIEW
 from models.taxonomy_changes import FOR_PEOPLE, UNCHANGED, Change, Places, Step, key, tree_changes
 from pipeline.job.decisions_file import SCHEMA, StoredDecisions, decisions_digest, read_decisions
 from pipeline.job.decisions_output import open_output, require_output
-from pipeline.job.decisions_table import is_database
 from pipeline.job.tree import mapping_bytes
 
 PART_ROWS = 2**18  # of the output, in memory at a time
