@@ -20,6 +20,7 @@ from pipeline.release.release import pack, release
 from pipeline.release.switch import require_undamaged
 from pipeline.release.tree import differs_from_service, moved_categories, tree_changes
 from pipeline.report.report import report
+from pipeline.train.by_seller import by_seller
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
 from pipeline.train.finetune import finetune
@@ -77,6 +78,8 @@ def retrain(
         styles(run)  # one pass of the head over the training images, with sellers.method = paper alone
         seller_rules(run)  # one pass of the head over FIT and the validation images of sellers
         evaluate(run)  # one pass of the head over all images
+        if run.config.sellers.method != "none":
+            by_seller(run)  # at most 80,000 decisions, about 100 sellers
         suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
         # extracts the test images anew where the two backbones differ

@@ -13,6 +13,7 @@ from catalogues import Drawn, draw_products, manifest_rows, photo, write_manifes
 from test_ingest import in_a_loop
 from tf_records import dataset
 
+from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, begin, partial_of
 from models.corrections.store import Correction, Corrections
 from pipeline.adapt.flags import contradicted_sellers, flag_sellers
@@ -21,8 +22,16 @@ from pipeline.ingest import ingest as ingest_module
 from pipeline.ingest.ingest import ingest, make_records
 from pipeline.ingest.override import CORRECTED
 from pipeline.job.account import was_interrupted
-from pipeline.job.config import Config, IngestSettings
-from pipeline.job.corrected import LABELS, labels_of_run, open_corrections
+from pipeline.job.config import Config, IngestSettings, SellersSettings
+from pipeline.job.corrected import (
+    LABELS,
+    database_of,
+    has_corrections,
+    labels_of_run,
+    open_corrections,
+    sellers_in_service,
+)
+from pipeline.job.load_config import load_config
 from pipeline.job.run import Run
 from pipeline.job.summaries import RecordsSummary
 
@@ -311,3 +320,45 @@ def test_a_contradicted_seller_is_flagged_once_with_the_command_to_set_him_aside
     assert flag_sellers(records, store, None) == {}  # a person has checked them
     assert contradicted_sellers(records, {"ann": 3}) == {} != contradicted_sellers(records, {"ann": 0})
     store.close()
+
+
+# Where corrections are
+
+
+def test_the_environment_comes_before_the_settings_and_may_hold_a_password(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = SellersSettings(database="postgresql://ann@db/shop")
+    assert database_of(named) == "postgresql://ann@db/shop"
+    assert not has_corrections(run.workspace, SellersSettings()) and has_corrections(run.workspace, named)
+    other = tmp_path / "other.sqlite"
+    monkeypatch.setenv("SHELFMARK_CORRECTIONS", f"sqlite:///{other}")
+    say(run, "7", "cup")
+    assert other.is_file() and not (run.workspace / "corrections.sqlite").exists()
+    assert pq.read_table(labels_of_run(run))["product_id"].to_pylist() == ["7"]
+    monkeypatch.setenv("SHELFMARK_CORRECTIONS", "postgresql://ann:secret@db/shop")
+    assert database_of(named) == "postgresql://ann:secret@db/shop"
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://ann:secret@db/shop", "postgresql://db/shop?user=ann&password=secret"]
+)
+def test_no_setting_may_hold_a_password(url: str) -> None:
+    with pytest.raises(ShelfmarkError, match=r"it holds a password, and config\.json would keep it") as error:
+        load_config(sets=(f"sellers.database={url}",))
+    assert "\n" not in str(error.value) and "secret" not in str(error.value)
+    assert load_config(sets=("sellers.database=postgresql://ann@db:5432/shop",)).sellers.labels
+    with pytest.raises(ShelfmarkError, match="expected postgresql://USER@HOST/NAME"):
+        load_config(sets=("sellers.database=mysql://ann@db/shop",))
+
+
+def test_commands_of_no_run_use_the_database_of_the_release_in_service(tmp_path: Path) -> None:
+    assert sellers_in_service(tmp_path) == {}
+    (tmp_path / "releases" / "week.2").mkdir(parents=True)
+    (tmp_path / "releases" / "current").symlink_to("week.2")
+    (tmp_path / "runs" / "week").mkdir(parents=True)
+    saved = Config(sellers={"database": "postgresql://ann@db/shop"}).model_dump(mode="json")
+    (tmp_path / "runs" / "week" / "config.json").write_text(json.dumps({"run": "week", "settings": saved}))
+    assert sellers_in_service(tmp_path)["database"] == "postgresql://ann@db/shop"
+    (tmp_path / "runs" / "week" / "config.json").write_text("[]")
+    assert sellers_in_service(tmp_path) == {}

@@ -24,7 +24,7 @@ from postgresql_server import Server
 from features.errors import ShelfmarkError
 from features.storage.paths import any_path
 from models.corrections import store as store_module
-from models.corrections.histories import EACH, NUMBER, Histories
+from models.corrections.histories import EACH, LEAST, Histories
 from models.corrections.store import Added, Correction, Corrections, History, corrections_url
 from models.decisions.adapted import Encoded, SellerState
 
@@ -702,7 +702,7 @@ def test_a_state_follows_every_change_also_of_others(url: str, store: Correction
 def test_memory_is_bounded_and_the_ones_used_last_stay(tmp_path: Path, adapter: Any) -> None:
     with closing(Corrections.open(f"sqlite:///{tmp_path}/c.sqlite")) as store:
         store.add([row(f"s{seller}", f"p{n}", f"s{seller}") for seller in range(6) for n in range(10)])
-        size = EACH + 10 * (3 * NUMBER + EACH)
+        size = EACH + 10 * LEAST
         histories = Histories(adapter, store, budget_bytes=3 * size)
         for seller in (0, 1, 2, 0, 3, 0, 4, 0):
             histories.state(f"s{seller}")

@@ -17,6 +17,7 @@ from features.storage.artifact import ArtifactManifest
 from models.decisions.adapted import SellerRules
 from models.decisions.categorizer import DecisionRules
 from models.heads.architectures import HeadShape
+from pipeline.adapt.adapt import AdaptSummary
 from pipeline.compare.results import BackboneComparison, Comparison
 from pipeline.job.account import RunAccount
 from pipeline.job.config import Config
@@ -26,13 +27,14 @@ from pipeline.look.results import LookResult
 from pipeline.release.judge import Verdict
 from pipeline.release.trace import Trace
 from pipeline.status import RunState, Status
-from pipeline.train.figures import Metrics
+from pipeline.train.figures import Metrics, SellersFigures
 from serving.schemas import CorrectionMade, CorrectionPage, CorrectionUndone, Decision, Health, Problem
 
 FOLDER = Path(__file__).parents[1] / "schemas"
 DEFINITIONS = {
     "backbone": BackboneDescription,  # runs/<run>/backbone/backbone.json, and in a bundle
     "backbones": BackboneComparison,  # runs/<run>/comparison/backbones.json
+    "by-seller": SellersFigures,  # runs/<run>/by_seller/by_seller.json
     "comparison": Comparison,  # runs/<run>/comparison/comparison.json
     "config": SavedRun,  # runs/<run>/config.json
     "head": HeadShape,  # runs/<run>/head/head.json, and in a bundle
@@ -43,6 +45,7 @@ DEFINITIONS = {
     "http-undone": CorrectionUndone,  # DELETE /v1/corrections/{id}
     "http-problem": Problem,  # what the service says when it refuses a request
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
+    "adapt": AdaptSummary,  # `shelfmark adapt --json`
     "look": LookResult,  # `shelfmark look --json`
     "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
     "release-log": Switch,  # a line of releases/log.jsonl

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.corrections.store import Added, Correction, Corrections
+from models.corrections.store import Added, Correction, Corrections, History
 
 if TYPE_CHECKING:
     from models.decisions.adapted import Adapter, Encoded, SellerState
 
 BUDGET = 256 * 2**20  # bytes
-NUMBER = 4  # bytes of a number of a vector in memory, float32
-EACH = 1_000  # bytes of a seller, and of a correction beside its vector; measured
+EACH = 1_100  # bytes of a seller beside his corrections
+# bytes of a correction, measured: "votes" keeps its vector in float32 and 4 to 8 more; "paper" 260 to 750
+NUMBER, BESIDE, LEAST = 4, 8, 750
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Histories:
             state = self.adapter.state(
                 history.vectors, history.base, history.true, history.corrections, history.flagged is not None
             )
-            size += history.vectors.size * NUMBER + EACH * len(history.ids)
+            size += _bytes_of(history)
         with self._lock:
             one.revision, one.state = history.revision, state
             if self._sellers.get(seller) is not one:  # dropped meanwhile
@@ -145,3 +146,9 @@ class Histories:
     def _fingerprint(self) -> str:
         """Of the adapter's backbone."""
         return self.adapter.categorizer.predictor.head.shape.fingerprint
+
+
+def _bytes_of(history: History) -> int:
+    """Of what a method keeps of the corrections, at most."""
+    corrections, width = map(int, history.vectors.shape)
+    return corrections * max(width * NUMBER + BESIDE, LEAST)

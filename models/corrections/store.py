@@ -255,6 +255,7 @@ def _exported(row: Any) -> dict[str, object]:
     values = dict(row._mapping)
     return values | {"when": values.pop("made"), "images": json.loads(values["images"])}
 
+
 # Statements are made once: making one takes longer than running it
 
 _NAME = sql.bindparam("name", type_=sql.Text)
@@ -474,11 +475,14 @@ class Corrections:
         """Accounts, made where they are missing, that nobody else changes until the transaction ends."""
         # everybody locks in the same order
         wanted = sorted(sellers)
-        if self._file is None:
-            empty = [{"seller": name, **_NO_ACCOUNT} for name in wanted]
-            connection.execute(_OPEN_ACCOUNTS, empty)
-        found = self._known(connection, wanted)
-        return {name: found.get(name) or _Account(name, **_NO_ACCOUNT) for name in wanted}
+        if self._file:
+            found = self._known(connection, wanted)
+            return {name: found.get(name) or _Account(name, **_NO_ACCOUNT) for name in wanted}
+        while True:
+            connection.execute(_OPEN_ACCOUNTS, [{"seller": name, **_NO_ACCOUNT} for name in wanted])
+            found = self._known(connection, wanted)
+            if len(found) == len(wanted):  # else one was deleted in between
+                return found
 
     def _known(self, connection: sql.Connection, sellers: Collection[str]) -> dict[str, "_Account"]:
         """Accounts that are there, locked."""

@@ -6,6 +6,7 @@
 What a flagged seller has corrected accepts nothing, and is no label of the next run.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -66,7 +67,7 @@ def flag_sellers(records: Artifact, corrections: Corrections, bundle: Bundle | N
             "corrections: seller %s is flagged: %s; his corrections accept nothing, and are no labels of the "
             "next run; `shelfmark corrections set-aside --seller %s --why TEXT` takes them out of use, "
             "`restore` clears the flag",
-            seller, why, seller,
+            seller, why, shlex.quote(seller),
         )  # fmt: skip
     return found
 

@@ -311,7 +311,7 @@ def _products(index: Index, job: _IngestJob) -> Products:
         require_known(index.product_id, released, job.settings.min_known)
     settings = job.settings
     shares = SplitShares(settings.val_share, settings.test_share, settings.least_test)
-    products = plan_products(index, released, settings.min_products, shares)
+    products = plan_products(index, released, settings.min_products, shares, settings.sellers_apart)
     require_trainable(products, settings.min_products)
     return products
 

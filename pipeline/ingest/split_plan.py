@@ -22,6 +22,7 @@ from features.product import (
     SplitShares,
     split_products,
 )
+from models.decisions.validation_split import in_fit
 from pipeline.ingest.index import Coded, Index, most_common
 
 RUN_BYTES = 2**20  # neighbouring images stay together; a source's order is not random: runs are dealt out
@@ -71,7 +72,11 @@ class Products:
 
 
 def plan_products(
-    index: Index, known: pa.Table | None, min_products: int, shares: SplitShares = PAPER
+    index: Index,
+    known: pa.Table | None,
+    min_products: int,
+    shares: SplitShares = PAPER,
+    sellers_apart: float = 0.0,
 ) -> Products:
     """The products, each with its part of the split.
 
@@ -80,6 +85,7 @@ def plan_products(
         known: product_id and split of the release in service.
         min_products: smallest category that is trained on, unless its parts are given.
         shares: of val and test, in the same way.
+        sellers_apart: share of the sellers whose new products are all test, as if the source said so.
 
     A product whose rows disagree has the most common category (the first in the alphabet among equals), and
     the largest weight.
@@ -93,8 +99,12 @@ def plan_products(
     free = trainable & (given == 0)
     parts = np.array([SPLITS.index(text or NONE) for text in index.split.values], np.int8)
     split = np.where(trainable, parts[given], SPLITS.index(NONE)).astype(np.int8)
-    before = _known_parts(index.product_id, known)[free]
-    split[free] = split_products(index.order_key[free], category[free], before, min_products, shares)
+    before = _known_parts(index.product_id, known)
+    if sellers_apart:  # out of their categories' counts, this week and, as known ones, in all later weeks
+        apart = in_fit(np.array(index.seller.values, dtype=object), sellers_apart)
+        held_out = free & (seller > 0) & apart[seller] & np.isin(before, (-1, TEST))
+        split[held_out], free[held_out] = TEST, False
+    split[free] = split_products(index.order_key[free], category[free], before[free], min_products, shares)
     coded = [
         Coded(texts.values, code) for texts, code in ((index.category, category), (index.seller, seller))
     ]
