@@ -574,8 +574,8 @@ def test_a_user_who_may_not_add_columns_reads_the_statement(server: Server) -> N
         require_output(writer, WITH_ADAPTED)
     assert re.search(
         r"the column adapted, for decisions by sellers' corrections, cannot be added \(must be owner of "
-        r"table decisions\); expected the table's owner, or a table that has it; run ALTER TABLE decisions ADD "
-        r"COLUMN adapted BOOLEAN as its owner, or name another table",
+        r"table decisions\); expected the table's owner, or a table that has it; run ALTER TABLE decisions "
+        r"ADD COLUMN adapted BOOLEAN as its owner, or name another table",
         str(error.value),
     )
 
