@@ -21,7 +21,7 @@ test test-slow test-statistics test-browser test-databases test-runners test-fli
 test test-slow test-statistics test-browser test-databases test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
 .PHONY: help setup demo test test-slow test-statistics test-browser test-databases test-runners test-flink coverage check docs lock clean
-.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-categorize bench-decisions bench-writers
+.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-categorize bench-decisions bench-corrections bench-writers
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -62,8 +62,8 @@ test-statistics: $(READY) ## simulations of the promises
 test-browser: $(READY) ## the pages in a headless Chromium (Debian and Ubuntu: apt install chromium)
 	.venv/bin/python -m pytest -q -m browser tests/test_browser.py tests/test_audit_page.py
 
-test-databases: $(READY) ## decisions in PostgreSQL and SQLite, on a server that the tests start
-	REQUIRE_DATABASES=1 .venv/bin/python -m pytest -q -m "databases or not databases" tests/test_decisions_table.py
+test-databases: $(READY) ## decisions and corrections in PostgreSQL and SQLite, on a server that the tests start
+	REQUIRE_DATABASES=1 .venv/bin/python -m pytest -q -m "databases or not databases" tests/test_decisions_table.py tests/test_corrections.py
 
 test-runners: $(READY) ## ingest and extract on every Beam runner that can be had here: Flink, Prism, job services, processes
 	.venv/bin/python -m pytest -q -m runners
@@ -92,7 +92,7 @@ docs: $(READY) ## the generated pages of docs/, then the site, in site/index.htm
 	.venv/bin/mkdocs build --strict
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest urls plan store extract engines_agree encoders inception train train_noise calibrate categorize decisions_output small_shops drift; do \
+	@set -e; for bench in main_job ingest urls plan store extract engines_agree encoders inception train train_noise calibrate categorize decisions_output corrections small_shops drift; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, pictures within Parquet, and the plan of 8 M products; 2.5 GB of disk
@@ -123,6 +123,9 @@ bench-calibrate: $(READY) ## certificates, curves and tables of 2 M products in 
 
 bench-writers: $(READY) ## corrections of writers that training has not seen, on pen strokes; with FONTS=folder on drawn hands, too
 	.venv/bin/python benchmarks/writers.py $(FONTS:%=--fonts %)
+
+bench-corrections: $(READY) ## a million corrections in SQLite: look-ups, adding, readers beside writers; 8 GB of disk
+	.venv/bin/python benchmarks/corrections.py
 
 bench-decisions: $(READY) ## a million decisions into every kind of output; 2 GB of disk
 	.venv/bin/python benchmarks/decisions_output.py

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
 ALARM = 3  # exit status
-CATEGORIZE_USES = ("ingest", "extract")  # sections of settings
+CATEGORIZE_USES = ("ingest", "extract", "sellers")  # sections of settings
 CATEGORIZE_LEAVES = (  # settings in them that are about training, and one that the bundle has decided
     *("ingest.min_products", "ingest.min_known"),
     *("ingest.val_share", "ingest.test_share", "ingest.least_test"),
     "extract.flip",
+    *("sellers.method", "sellers.vectors", "sellers.labels"),
 )
 
 
@@ -347,7 +348,7 @@ def retrain(
     "--only-new",
     metavar="DECISIONS",
     help="Leave out products that the release in service has decided about there, by their ids: not whether "
-    "their photos are the same. Unreadable ones are tried again.",
+    "their photos are the same. Unreadable ones, and those of sellers with corrections, are decided again.",
 )
 @click.option(
     "--keep-records", "records", type=PATH, metavar="DIR", help="Keep the photos as TFRecords in DIR."
@@ -370,8 +371,8 @@ def categorize(
     """Categorizes every product of a source.
 
     The bundle in service decides. Each product gets one row: accepted, parent, review or unreadable. A
-    category given in the source is ignored. Photos that the store knows are not decoded again. Options after
-    -- are Beam's.
+    category given in the source is ignored. Photos that the store knows are not decoded again. Corrections of
+    a product's seller count. Options after -- are Beam's.
 
     \b
     Example:

@@ -8,13 +8,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from catalogues import drawn_image, encoded
+from postgresql_server import Server
 
 from features.engines.backbones import Backbone, KerasBackbone, load_backbone, start_tensorflow
 from features.engines.pixels import read_pixels
@@ -49,6 +50,13 @@ def pixels_of(jpegs: list[bytes], size: int) -> np.ndarray:
 def photo() -> Photo:
     """Draws a JPEG from a seed, of a width, a height and a mode (RGB or L)."""
     return _photo
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A PostgreSQL server of our own."""
+    with Server.started() as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -325,5 +325,7 @@ def test_sellers_with_a_word_of_their_own_gain_and_the_report_shows_it(
 
 def test_without_a_method_there_is_nothing_to_evaluate() -> None:
     run: Any = SimpleNamespace(config=SimpleNamespace(sellers=SimpleNamespace(method="none")))
-    with pytest.raises(ShelfmarkError, match=r"sellers\.method is none, so .* run `shelfmark calibrate"):
+    with pytest.raises(
+        ShelfmarkError, match=r"sellers\.method is none, so .* run `shelfmark calibrate --set"
+    ):
         by_seller.by_seller(run)

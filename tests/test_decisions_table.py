@@ -12,7 +12,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -447,15 +446,15 @@ def test_sqlite_that_stays_locked_is_one_line(tmp_path: Path, monkeypatch: pytes
     output.write(0, PARTS[0])
 
 
-def test_without_sqlalchemy_the_extra_is_named(tmp_path: Path) -> None:
+def test_without_psycopg_the_extra_is_named() -> None:
     code = (
-        "import sys; sys.modules['sqlalchemy'] = None\n"
+        "import sys; sys.modules['psycopg'] = None\n"
         "from pipeline.job.decisions_output import require_output\n"
-        f"require_output('sqlite:///{tmp_path}/a.db')"
+        "require_output('postgresql://host/shop')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (
-        "sqlalchemy is not installed; expected it for tables of databases; pip install 'shelfmark[databases]'"
+        "psycopg is not installed; expected it for tables of databases; pip install 'shelfmark[databases]'"
         in done.stderr
     )
 
@@ -563,10 +562,3 @@ def test_a_server_that_is_killed_and_started_again_has_every_row_once(
     assert open_output(url, "job", Path("unused")).written() == {0}
     write_all(url, [many(0), many(1)])
     assert len(read(url)) == 1000
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """A PostgreSQL server of our own."""
-    with Server.started() as found:
-        yield found

@@ -28,7 +28,7 @@ from pipeline.release.judge import Verdict
 from pipeline.release.trace import Trace
 from pipeline.status import RunState, Status
 from pipeline.train.figures import Metrics, SellersFigures
-from serving.schemas import Decision, Health, Problem
+from serving.schemas import CorrectionMade, CorrectionPage, CorrectionUndone, Decision, Health, Problem
 
 FOLDER = Path(__file__).parents[1] / "schemas"
 DEFINITIONS = {
@@ -38,8 +38,11 @@ DEFINITIONS = {
     "comparison": Comparison,  # runs/<run>/comparison/comparison.json
     "config": SavedRun,  # runs/<run>/config.json
     "head": HeadShape,  # runs/<run>/head/head.json, and in a bundle
+    "http-correction": CorrectionMade,  # POST /v1/corrections
+    "http-corrections": CorrectionPage,  # GET /v1/corrections
     "http-decision": Decision,  # POST /v1/categorize
     "http-health": Health,  # GET /healthz
+    "http-undone": CorrectionUndone,  # DELETE /v1/corrections/{id}
     "http-problem": Problem,  # what the service says when it refuses a request
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
     "adapt": AdaptSummary,  # `shelfmark adapt --json`

@@ -11,15 +11,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.corrections.store import Added, Correction, Corrections
-from models.decisions.adapted import Adapter, Encoded, SellerState
+from models.corrections.store import Added, Correction, Corrections, History
+
+if TYPE_CHECKING:
+    from models.decisions.adapted import Adapter, Encoded, SellerState
 
 BUDGET = 256 * 2**20  # bytes
-NUMBER = 4  # bytes of a number of a vector in memory, float32
-EACH = 1_000  # bytes of a seller, and of a correction beside its vector; measured
+EACH = 1_100  # bytes of a seller beside his corrections
+# bytes of a correction, measured: "votes" keeps its vector in float32 and 4 to 8 more; "paper" 260 to 750
+NUMBER, BESIDE, LEAST = 4, 8, 750
 
 
 @dataclass
@@ -28,14 +32,14 @@ class _Seller:
 
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while the state is made
     revision: int = 0
-    state: SellerState | None = None
+    state: "SellerState | None" = None
     bytes: int = 0
 
 
 class Histories:
     """What an adapter needs of each seller; many threads may use it at once."""
 
-    def __init__(self, adapter: Adapter, corrections: Corrections, budget_bytes: int = BUDGET) -> None:
+    def __init__(self, adapter: "Adapter", corrections: Corrections, budget_bytes: int = BUDGET) -> None:
         """Reads nothing yet.
 
         Args:
@@ -48,7 +52,12 @@ class Histories:
         self._sellers: OrderedDict[str, _Seller] = OrderedDict()  # the one used last is the last
         self._bytes = 0
 
-    def state(self, seller: str) -> SellerState | None:
+    @property
+    def bytes(self) -> int:
+        """Bytes of the states in memory, as they are counted."""
+        return self._bytes
+
+    def state(self, seller: str) -> "SellerState | None":
         """Returns a seller's state; None without corrections in use, or where they are set aside.
 
         Changes by other processes are seen at once.
@@ -77,7 +86,7 @@ class Histories:
             state = self.adapter.state(
                 history.vectors, history.base, history.true, history.corrections, history.flagged is not None
             )
-            size += history.vectors.size * NUMBER + EACH * len(history.ids)
+            size += _bytes_of(history)
         with self._lock:
             one.revision, one.state = history.revision, state
             if self._sellers.get(seller) is not one:  # dropped meanwhile
@@ -126,7 +135,7 @@ class Histories:
             count += len(piece)
         return count
 
-    def _encode(self, corrections: Sequence[Correction]) -> list[Encoded]:
+    def _encode(self, corrections: Sequence[Correction]) -> "list[Encoded]":
         rows = [one.bottlenecks for one in corrections if one.bottlenecks is not None]
         if not rows:
             return []
@@ -137,3 +146,9 @@ class Histories:
     def _fingerprint(self) -> str:
         """Of the adapter's backbone."""
         return self.adapter.categorizer.predictor.head.shape.fingerprint
+
+
+def _bytes_of(history: History) -> int:
+    """Of what a method keeps of the corrections, at most."""
+    corrections, width = map(int, history.vectors.shape)
+    return corrections * max(width * NUMBER + BESIDE, LEAST)

@@ -34,6 +34,8 @@ import hashlib
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -43,7 +45,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -62,15 +64,19 @@ from features.storage.databases import (
     state_of,
 )
 from features.storage.paths import AnyPath, absolute
-from models.decisions.adapted import Encoded
+from models.corrections import erase
 from models.decisions.suspicion import LIMIT, add_evidence
+
+if TYPE_CHECKING:  # its imports take a second, and lists need none of it
+    from models.decisions.adapted import Encoded
 
 FILE = "corrections.sqlite"
 VERSION = 1  # of the tables; a newer one is refused
 MOST = 4_000  # corrections of a seller that a history has, the newest ones
 PIECE = 32  # vectors in a row
 ROWS = 32  # corrections in a transaction
-PAGE = 8192  # bytes of SQLite
+PAGE = 16_384  # bytes of SQLite: 8,192 would be half empty with bottlenecks of 2,048 numbers
+LARGEST_WAL = 2_000  # pages, 32 MB
 READ_ROWS = 1000  # at once, of lists
 WAIT = 60.0  # s for a lock, at most
 TRY, REST = 0.001, 0.003  # s between attempts to get the lock of SQLite; between transactions of one change
@@ -133,6 +139,16 @@ class SellerAccount:
     flagged: str | None
     set_aside: str | None
     restored: int = 0  # the last id when a person put him in use again; what came before was checked then
+
+
+@dataclass(frozen=True)
+class SellerPage:
+    """Some of a seller's corrections, ended ones too, the newest first."""
+
+    corrections: int  # in use, on all pages
+    flagged: str | None
+    set_aside: str | None
+    rows: list[dict[str, object]]  # as `Corrections.export` yields them
 
 
 class Missing(NamedTuple):
@@ -231,6 +247,14 @@ _BOTTLENECKS = sql.Table(
     sql.Column("numbers", sql.LargeBinary, nullable=False),
 )
 _IN_USE = _ROWS.c.ended.is_(None)
+_EXPORTED = [column for column in _ROWS.c if column.name != "bottleneck_rows"]
+
+
+def _exported(row: Any) -> dict[str, object]:
+    """A row of _EXPORTED as it is exported."""
+    values = dict(row._mapping)
+    return values | {"when": values.pop("made"), "images": json.loads(values["images"])}
+
 
 # Statements are made once: making one takes longer than running it
 
@@ -304,7 +328,7 @@ class Corrections:
         """
         shown, (scheme, _, rest) = hide_password(url), url.partition(":")
         dialect = DIALECTS.get(scheme.lower())
-        if dialect is None or (dialect == "sqlite" and not rest.removeprefix("///")):
+        if dialect is None or (dialect == "sqlite" and not re.match("///(?!:memory:).", rest)):
             raise ShelfmarkError(
                 f"{shown}: no database for corrections; expected sqlite:///FILE or "
                 "postgresql://USER@HOST/DATABASE; correct sellers.database or SHELFMARK_CORRECTIONS"
@@ -379,7 +403,7 @@ class Corrections:
 
     # Adding
 
-    def add(self, rows: Sequence[tuple[Correction, Encoded | None]]) -> list[Added]:
+    def add(self, rows: "Sequence[tuple[Correction, Encoded | None]]") -> list[Added]:
         """Adds corrections in this order; when it returns, they are durable.
 
         ROWS of them at a time are a transaction: there as a whole, or not at all. After an error or a kill,
@@ -403,7 +427,7 @@ class Corrections:
         return added
 
     def _add(
-        self, connection: sql.Connection, rows: Sequence[tuple[Correction, Encoded | None]]
+        self, connection: sql.Connection, rows: "Sequence[tuple[Correction, Encoded | None]]"
     ) -> list[Added]:
         """Adds rows of different products."""
         accounts = self._locked(connection, {one.seller for one, _ in rows})
@@ -451,11 +475,14 @@ class Corrections:
         """Accounts, made where they are missing, that nobody else changes until the transaction ends."""
         # everybody locks in the same order
         wanted = sorted(sellers)
-        if self._file is None:
-            empty = [{"seller": name, **_NO_ACCOUNT} for name in wanted]
-            connection.execute(_OPEN_ACCOUNTS, empty)
-        found = self._known(connection, wanted)
-        return {name: found.get(name) or _Account(name, **_NO_ACCOUNT) for name in wanted}
+        if self._file:
+            found = self._known(connection, wanted)
+            return {name: found.get(name) or _Account(name, **_NO_ACCOUNT) for name in wanted}
+        while True:
+            connection.execute(_OPEN_ACCOUNTS, [{"seller": name, **_NO_ACCOUNT} for name in wanted])
+            found = self._known(connection, wanted)
+            if len(found) == len(wanted):  # else one was deleted in between
+                return found
 
     def _known(self, connection: sql.Connection, sellers: Collection[str]) -> dict[str, "_Account"]:
         """Accounts that are there, locked."""
@@ -526,7 +553,11 @@ class Corrections:
     def delete_seller(self, seller: str) -> int:
         """Deletes everything of a seller; returns how many corrections there were, ended ones too.
 
-        In SQLite its bytes are overwritten, in the WAL too; in PostgreSQL VACUUM removes them.
+        In SQLite its bytes are overwritten, in the WAL, too, by a process of its own: erase.py. In PostgreSQL
+        they are free space after VACUUM, until something else comes there.
+
+        Raises:
+            ShelfmarkError: others read or write without a pause, so that nothing could be overwritten.
         """
         deleted = 0
         while count := self._change(lambda connection: self._delete(connection, seller)):
@@ -555,9 +586,14 @@ class Corrections:
 
     def _erase(self) -> None:
         """Overwrites what was deleted where the transactions have left copies."""
-        if self._checkpoints:
-            with self._errors():
-                self._checkpoints.truncate()
+        if self._file:
+            command = [sys.executable, erase.__file__, str(self._file), str(WAIT)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ShelfmarkError(
+                    f"{self._shown}: deleted, but not overwritten: {done.stderr.strip()[-300:]}; expected "
+                    f"free moments within {WAIT:g} s; run the same command again"
+                )
         else:
             with self._errors(), self._writes.connect() as connection:
                 outside = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -619,20 +655,39 @@ class Corrections:
         Args:
             seller: of him alone.
         """
-        columns = [column for column in _ROWS.c if column.name != "bottleneck_rows"]
         last = 0
         while True:
-            query = sql.select(*columns).where(_ROWS.c.id > last).order_by(_ROWS.c.id).limit(READ_ROWS)
+            query = sql.select(*_EXPORTED).where(_ROWS.c.id > last).order_by(_ROWS.c.id).limit(READ_ROWS)
             if seller is not None:
                 query = query.where(_ROWS.c.seller == seller)
             with self._errors(), self._reads.begin() as connection:
                 found = connection.execute(query).all()
-            for row in found:
-                values = dict(row._mapping)
-                yield values | {"when": values.pop("made"), "images": json.loads(values["images"])}
+            yield from map(_exported, found)
             if len(found) < READ_ROWS:
                 return
             last = found[-1].id
+
+    def page(self, seller: str, limit: int, before: int | None = None) -> SellerPage:
+        """Returns the newest corrections of a seller, at most `limit` of them.
+
+        Args:
+            seller: one who is unknown has none.
+            limit: number of corrections.
+            before: an id; only those with lower ones.
+        """
+        query = (
+            sql.select(*_EXPORTED).where(_ROWS.c.seller == seller).order_by(_ROWS.c.id.desc()).limit(limit)
+        )
+        if before is not None:
+            query = query.where(_ROWS.c.id < before)
+        with self._errors(), self._reads.begin() as connection:
+            account = connection.execute(_ACCOUNT, {"name": seller}).first()
+            found = connection.execute(query).all()
+        if account is None:
+            return SellerPage(0, None, None, [])
+        return SellerPage(
+            account.corrections, account.flagged, account.set_aside, list(map(_exported, found))
+        )
 
     def sellers(self) -> list[SellerAccount]:
         """Returns all sellers, by name."""
@@ -669,9 +724,12 @@ class Corrections:
             .where(_IN_USE, _SELLERS.c.flagged.is_(None), _SELLERS.c.set_aside.is_(None))
         )
         with self._errors(), self._reads.begin() as connection:
-            rows = [tuple(row) for row in connection.execute(query)]
-        table = pd.DataFrame(rows, columns=["product_id", "category", "seller", "when", "who", "id"])
-        table = table.astype({name: object for name in ("product_id", "category", "seller", "who")})
+            rows = connection.execute(query).all()
+        names = ("product_id", "category", "seller", "when", "who", "id")
+        values = zip(*rows, strict=True) if rows else ((),) * len(names)
+        table = pd.DataFrame(
+            {name: pd.Series(list(some), dtype=object) for name, some in zip(names, values, strict=True)}
+        )
         table = table.astype({"id": "int64"}).assign(when=pd.to_datetime(table["when"], utc=True))
         newest = table.sort_values(["product_id", "when", "id"]).drop_duplicates("product_id", keep="last")
         return newest.reset_index(drop=True)
@@ -739,7 +797,7 @@ class Corrections:
                 wanted -= set(np.frombuffer(ids, "<i8").tolist())
         return sorted(wanted)
 
-    def put_vectors(self, rows: Sequence[tuple[int, Encoded]]) -> None:
+    def put_vectors(self, rows: "Sequence[tuple[int, Encoded]]") -> None:
         """Puts vectors of corrections in; those that have ended meanwhile are left out.
 
         Args:
@@ -748,7 +806,7 @@ class Corrections:
         for _ in self._pieces(list(rows), self._put_vectors):
             pass
 
-    def _put_vectors(self, rows: list[tuple[int, Encoded]], connection: sql.Connection) -> None:
+    def _put_vectors(self, rows: "list[tuple[int, Encoded]]", connection: sql.Connection) -> None:
         ids = [number for number, _ in rows]
         query = sql.select(_ROWS.c.id, _ROWS.c.seller, _ROWS.c.category).where(_ROWS.c.id.in_(ids), _IN_USE)
         accounts = self._known(connection, {row.seller for row in connection.execute(query)})
@@ -826,12 +884,12 @@ class _Account:
     set_aside: str | None
     restored: int
 
-    def take(self, encoded: Encoded | None, *, replaces: bool) -> None:
+    def take(self, encoded: "Encoded | None", *, replaces: bool) -> None:
         """Counts a new correction, and its evidence."""
         self.corrections += not replaces
         self.take_evidence(encoded)
 
-    def take_evidence(self, encoded: Encoded | None) -> None:
+    def take_evidence(self, encoded: "Encoded | None") -> None:
         """Adds the evidence that the corrections are wrong; flags the seller where it is enough."""
         if encoded is None:
             return
@@ -885,8 +943,8 @@ _SAVE = {"sqlite": _upsert(sqlite_insert), "postgresql": _upsert(postgresql_inse
 
 
 def _transactions(
-    rows: Sequence[tuple[Correction, Encoded | None]],
-) -> Iterator[Sequence[tuple[Correction, Encoded | None]]]:
+    rows: "Sequence[tuple[Correction, Encoded | None]]",
+) -> "Iterator[Sequence[tuple[Correction, Encoded | None]]]":
     """Pieces of at most ROWS rows, in each of which no product of a seller is twice."""
     start, seen = 0, set[tuple[str, str]]()
     for at, (correction, _) in enumerate(rows):
@@ -900,7 +958,7 @@ def _transactions(
 
 
 def _there(
-    connection: sql.Connection, rows: Sequence[tuple[Correction, Encoded | None]]
+    connection: sql.Connection, rows: "Sequence[tuple[Correction, Encoded | None]]"
 ) -> dict[tuple[str, str], Any]:
     """Seller and product → id, category, bottleneck_rows of the correction in use."""
     products = defaultdict(list)
@@ -919,7 +977,7 @@ _THERE = sql.select(
 _INSERT = sql.insert(_ROWS).returning(_ROWS.c.id, sort_by_parameter_order=True)
 
 
-def _columns_of(correction: Correction, encoded: Encoded | None) -> dict[str, object]:
+def _columns_of(correction: Correction, encoded: "Encoded | None") -> dict[str, object]:
     """A row of the table, without its id."""
     when = correction.when or datetime.now(UTC)
     rows = correction.bottlenecks
@@ -991,7 +1049,7 @@ class _Vector(NamedTuple):
     numbers: bytes  # (v,) float16
 
     @classmethod
-    def of(cls, number: int, encoded: Encoded, true: str) -> "_Vector":
+    def of(cls, number: int, encoded: "Encoded", true: str) -> "_Vector":
         return cls(number, encoded.base, true, np.asarray(encoded.vector).astype("<f2").tobytes())
 
 
@@ -1161,31 +1219,31 @@ class _Checkpoints:
                     self._thread.start()
 
     def _run(self) -> None:
-        with closing(sqlite3.connect(self._file, timeout=0, isolation_level=None)) as connection:
+        # a little patience: so long it may hold up writers, while it waits for readers
+        with closing(sqlite3.connect(self._file, timeout=0.02, isolation_level=None)) as connection:
             while not self._closed.wait(GATHER):
                 self._wanted.wait()
                 self._wanted.clear()
                 # one that fails has moved nothing, and lost nothing: the next one does it
                 with suppress(sqlite3.OperationalError):
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    self._move(connection)
 
-    def truncate(self) -> None:
-        """Moves all that the WAL holds, and leaves it empty."""
-        until = time.monotonic() + WAIT
-        # while it waits for readers, nobody writes
-        with closing(sqlite3.connect(self._file, timeout=0.02, isolation_level=None)) as connection:
-            connection.execute("PRAGMA secure_delete = ON")
-            while True:
-                with suppress(sqlite3.OperationalError):
-                    (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                    if not busy:
-                        return
-                if time.monotonic() > until:
-                    raise ShelfmarkError(
-                        f"{self._file}-wal: still holds what was deleted, because others read all the time; "
-                        f"expected a free moment within {WAIT:g} s; run the same command again"
-                    )
-                time.sleep(0.01)
+    @staticmethod
+    def _move(connection: sqlite3.Connection) -> None:
+        """A checkpoint; where the WAL has become long, it begins anew.
+
+        It does so by itself when nothing is left in it, which may never be while somebody adds thousands. So
+        it is nearly emptied first, and then writers are held up for the rest alone.
+        """
+        before = 0
+        for _ in range(10):
+            _, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if pages < LARGEST_WAL:
+                return
+            if moved == pages and pages - before < LARGEST_WAL // 20:
+                break
+            before = pages
+        connection.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def close(self) -> None:
         """Ends the thread."""

@@ -385,6 +385,16 @@ def vector_width(categorizer: Categorizer, vectors: Vectors) -> int:
     return shape.hidden[0] if shape.kind == SET else shape.hidden[1]
 
 
+def unadapted(decisions: pd.DataFrame) -> pd.DataFrame:
+    """Returns decisions with the columns ADAPTED_COLUMNS, of products whose sellers have no corrections.
+
+    Args:
+        decisions: n rows, columns COLUMNS.
+    """
+    nothing = pd.Series([None] * len(decisions), index=decisions.index, dtype=object)
+    return decisions.assign(adapted=False, base_category=nothing, corrections=0)
+
+
 def load_adapter(folder: Path, categorizer: Categorizer, styles_folder: Path | None = None) -> Adapter | None:
     """Reads the adapter of a bundle/ or of a run's sellers/; None where it has no sellers.json.
 

@@ -24,6 +24,7 @@ from features.storage.store import Digests, Locations, Store
 from models.corrections.categories import KnownCategories
 from models.corrections.hindsight import worse_sellers
 from models.corrections.histories import Histories
+from models.corrections.known_photos import known_photos
 from models.corrections.store import Correction, Corrections
 from models.decisions.bundle import Bundle
 from pipeline.adapt.given import (
@@ -33,7 +34,6 @@ from pipeline.adapt.given import (
     without_older,
     write_rejects,
 )
-from pipeline.adapt.known import known_photos
 from pipeline.adapt.photos import Photos, read_photos
 from pipeline.job.config import Config
 from pipeline.job.progress import Progress, log

@@ -23,7 +23,7 @@ from features.product import (
     split_products,
 )
 from models.decisions.validation_split import in_fit
-from pipeline.ingest.index import Coded, Index
+from pipeline.ingest.index import Coded, Index, most_common
 
 RUN_BYTES = 2**20  # neighbouring images stay together; a source's order is not random: runs are dealt out
 PRODUCTS = pa.schema(
@@ -91,9 +91,10 @@ def plan_products(
     the largest weight.
     """
     images = np.bincount(index.product[index.good], minlength=len(index.product_id)).astype(np.int32)
-    category, mixed = most_common(index, index.category)
-    given = most_common(index, index.split)[0]
-    seller = most_common(index, index.seller)[0]
+    products = len(index.product_id)
+    category, mixed = most_common(index.product, index.category, products)
+    given = most_common(index.product, index.split, products)[0]
+    seller = most_common(index.product, index.seller, products)[0]
     trainable = (images > 0) & (category > 0)
     free = trainable & (given == 0)
     parts = np.array([SPLITS.index(text or NONE) for text in index.split.values], np.int8)
@@ -108,23 +109,6 @@ def plan_products(
         Coded(texts.values, code) for texts, code in ((index.category, category), (index.seller, seller))
     ]
     return Products(index.product_id, coded[0], split, images, coded[1], mixed, index.weight)
-
-
-def most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
-    """(p,) int32: code of the most common text of each product's rows; how many products' rows disagree."""
-    given = (texts.code > 0) & (index.product >= 0)
-    product, code = index.product[given][::-1], texts.code[given][::-1]
-    chosen = np.zeros(len(index.product_id), np.int32)
-    chosen[product] = code  # the first row's, because it is assigned last
-    mixed = np.unique(product[code != chosen[product]])
-    if len(mixed):
-        rows = np.isin(product, mixed)
-        pairs = np.stack([product[rows], code[rows]])
-        (product, code), count = np.unique(pairs, axis=1, return_counts=True)
-        rank = np.unique(np.array(texts.values, dtype=object)[code], return_inverse=True)[1]
-        best = np.lexsort((-rank, count, product))  # the last of a product's: most rows, then the first text
-        chosen[product[best]] = code[best]
-    return chosen, len(mixed)
 
 
 def _known_parts(product_id: pa.Array, known: pa.Table | None) -> np.ndarray:

@@ -28,7 +28,7 @@ from pipeline.sources.urls import Fetching, fetch_urls, is_url
 TEXTS = ("product_id", "image", "category", "split", "seller", "problem")
 LISTING = pa.schema([*((name, pa.string()) for name in TEXTS), ("weight", pa.float64())])
 LEFT_OUT = "left_out"  # the reason of an image that was not to be read
-Chosen = Callable[[list[str]], frozenset[str]]  # ids of products → the chosen ones
+Chosen = Callable[[list[str], list[str]], frozenset[str]]  # ids of products, sellers → the chosen ids
 PICTURES = 64  # read at a time from a Parquet file
 READ_BUFFER = 2**20  # bytes of a column at a time: without it, a whole row group's pictures are in memory
 
@@ -87,7 +87,9 @@ def read_listing(
     """
     with any_path(segment.file).open("rb") as file:
         rows = pq.ParquetFile(file).read_row_group(segment.start).to_pylist()
-    left = left_out([row["product_id"] for row in rows]) if left_out else frozenset[str]()
+    left = frozenset[str]()
+    if left_out:
+        left = left_out([row["product_id"] for row in rows], [row["seller"] for row in rows])
     pictures = _pictures(segment) if segment.pictures else iter([None] * len(rows))
     fetched = _fetched([row for row in rows if row["product_id"] not in left], segment, fetching)
     for row, picture in zip(rows, pictures, strict=True):
@@ -95,7 +97,7 @@ def read_listing(
         if problem:
             yield SourceImage("", file=image, reason="bad_row", detail=problem)
         elif product_id in left:
-            yield SourceImage(product_id, reason=LEFT_OUT)
+            yield SourceImage(product_id, seller=row["seller"], reason=LEFT_OUT)
         elif picture is not None:
             yield SourceImage(product_id, **row, file=image or segment.pictures, offset=-1, data=picture)
         elif fetching and is_url(image):

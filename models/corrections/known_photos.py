@@ -7,6 +7,7 @@ Only the rows of the wanted products are kept in memory; row groups that cannot 
 """
 
 import bisect
+import logging
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -16,10 +17,11 @@ import pyarrow.parquet as pq
 from features.storage.paths import MARK, AnyPath, local
 from features.storage.store import digests_of
 from models.decisions.releases import runs_named
-from pipeline.job.progress import log
 
 COLUMNS = ["product_id", "image_digest"]
 ROWS = 2**16  # read at a time
+
+log = logging.getLogger("shelfmark")
 
 
 def known_photos(workspace: AnyPath, release: str | None, wanted: set[str]) -> dict[str, list[bytes]]:
@@ -38,7 +40,7 @@ def known_photos(workspace: AnyPath, release: str | None, wanted: set[str]) -> d
         try:
             more = _photos_in(file, left)
         except (OSError, pa.ArrowException) as error:  # a job may be writing it, or `clean` removes it
-            log.warning("adapt: %s cannot be read: %s", file, str(error).partition("\n")[0])
+            log.warning("corrections: %s cannot be read: %s", file, str(error).partition("\n")[0])
             continue
         found |= more
         left -= more.keys()
