@@ -7,7 +7,11 @@ and OTF files of a folder; one face = one writer, with a slant, weight and noise
 --fonts nothing is drawn. Whole writers apart, drawn writers by families of fonts:
 
     network writers ──► base network, styles      tuning writers ──► the four numbers of the better method
-    other writers   ──► base vectors and logits ──► a stream of corrections each, 90/10, ten resamples
+    other writers   ──► base vectors and logits ──► a stream of corrections each, 90/10, resampled
+
+Controls: "shuffled" learns a writer whom the base network was trained on, so that nothing is learnt but what
+the base knows already; "another" learns another of the evaluated writers, who may write alike; "wrong" learns
+another category by chance for a fifth of the characters.
 
 Strokes are evaluated in folds, so that each writer is once among the others. Ours at another size or with
 fewer epochs: --network-writers, --other-writers, …. With --scratch DIR the vectors and logits of the base
@@ -28,6 +32,7 @@ from grocery import add_data
 
 from models.sellers.interface import SellerModel
 from models.sellers.paper import PaperSeller
+from models.sellers.resamples import stratified_split
 from models.sellers.styles import fit_styles
 from models.sellers.votes import Stream, VotesSeller, fit_votes
 
@@ -119,10 +124,12 @@ def chosen_faces(
             f"{len(faces)} readable faces of {len(names)} families; expected {wanted.sum()} faces for the "
             "writers; give a folder with more fonts, or fewer writers"
         )
-    # Evaluated writers first: a family each where there are enough, else a share of the families
+    # Evaluated writers first: a family each where there are enough, else a share of the families, or more
     few = np.minimum(wanted, np.maximum(len(names) * wanted // wanted.sum(), 1))
-    bounds = np.cumsum([few[2], few[1]])
-    of_parts = [names[bounds[1] :], names[bounds[0] : bounds[1]], names[: bounds[0]]]
+    sizes = np.array([(families == name).sum() for name in names])
+    others = _enough(sizes, few[2], wanted[2])
+    tuning = others + _enough(sizes[others:], few[1], wanted[1])
+    of_parts = [names[tuning:], names[others:tuning], names[:others]]
     found = []
     for family_names, count in zip(of_parts, counts, strict=True):
         queues = [list(rng.permutation(np.flatnonzero(families == name))) for name in family_names]
@@ -136,6 +143,11 @@ def chosen_faces(
             )
         found.append([faces[index] for index in rounds[:count]])
     return found
+
+
+def _enough(sizes: np.ndarray, least: int, faces: int) -> int:
+    """How many of the first families, at least `least`, have so many faces."""
+    return max(least, int(np.searchsorted(np.cumsum(sizes), faces)) + 1)
 
 
 def trained(
@@ -224,18 +236,8 @@ def with_wrong(group: Group, share: float, seed: int) -> np.ndarray:
     return np.where(rng.random(len(group.true)) < share, other, group.true)
 
 
-def split(true: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Returns positions for learning, in the order of the stream, and a tenth of each category to judge."""
-    test = []
-    for category in np.unique(true):
-        those = rng.permutation(np.flatnonzero(true == category))
-        test.append(those[: int(len(those) / 10 + rng.random())])  # on average a tenth of few, too
-    chosen = np.concatenate(test)
-    return rng.permutation(np.setdiff1d(np.arange(len(true)), chosen)), chosen
-
-
 def adapt(
-    make: Maker, group: Group, said: np.ndarray, resamples: int, seed: int, shuffled: bool = False
+    make: Maker, group: Group, said: np.ndarray, resamples: int, seed: int, learnt: Group | None = None
 ) -> list[Adapted]:
     """Streams of each writer: nine tenths in, one tenth judged.
 
@@ -245,7 +247,8 @@ def adapt(
         said: (n,) int, the categories that are learnt.
         resamples: how often.
         seed: of the splits and orders.
-        shuffled: the control: what is learnt is the stream of another writer, at each resample another one.
+        learnt: the control: what is learnt are the true categories of one of these writers, at each resample
+            of another one, and never of the judged writer.
     """
     results = []
     writers = np.unique(group.writer)
@@ -254,19 +257,23 @@ def adapt(
         errors = np.zeros(len(AFTER) + 1, int)
         tests = base = oracle = 0
         for resample in range(resamples):
-            learn, test = split(group.true[of_writer], np.random.default_rng((seed, int(writer), resample)))
-            stream = of_writer[learn]
-            if shuffled:
-                other = writers[(place + 1 + resample % (len(writers) - 1)) % len(writers)]
-                rng = np.random.default_rng((seed, int(other), resample))
-                stream = rng.permutation(np.flatnonzero(group.writer == other))
-            seller, stops = make(), [*AFTER, len(stream)]
+            rng = np.random.default_rng((seed, int(writer), resample))
+            learn, test = stratified_split(group.true[of_writer], rng)
+            stream, teacher, categories = of_writer[learn], group, said
+            if learnt is not None:
+                strangers = np.setdiff1d(learnt.writer, [writer])
+                stranger = strangers[(place + resample) % len(strangers)]
+                rng = np.random.default_rng((seed, int(stranger), resample))
+                stream = rng.permutation(np.flatnonzero(learnt.writer == stranger))
+                teacher, categories = learnt, learnt.true
+            # A short stream has all of its corrections where more are wanted
+            seller, stops = make(), [min(after, len(stream)) for after in (*AFTER, len(stream))]
             for number in range(len(stream) + 1):
                 for stop in [at for at, after in enumerate(stops) if after == number]:
                     errors[stop] += wrong_of(seller, group, of_writer[test])
                 if number < len(stream):
                     row = stream[number]
-                    seller.learn(group.vectors[row], base_of(group, row), int(said[row]))
+                    seller.learn(teacher.vectors[row], base_of(teacher, row), int(categories[row]))
             tests += len(test)
             base += int((group.logits[of_writer[test]].argmax(1) != group.true[of_writer[test]]).sum())
             oracle += sum(none_correct(seller, group, row) for row in of_writer[test])
@@ -341,7 +348,7 @@ def summary(results: Sequence[Adapted]) -> dict[str, Any]:
     """Percentages over all writers, each writer by the number of its tests; gains in points."""
     tests = sum(one.tests for one in results)
     share = [round(100 * sum(one.after[at] for one in results) / tests, 3) for at in range(len(AFTER) + 1)]
-    gains = np.array([100 * (one.base - one.after[-1]) / one.tests for one in results])
+    gains = gains_of(results)
     return {
         "writers": len(results),
         "base": round(100 - 100 * sum(one.base for one in results) / tests, 3),
@@ -357,12 +364,26 @@ def summary(results: Sequence[Adapted]) -> dict[str, Any]:
     }
 
 
+def gains_of(results: Sequence[Adapted]) -> np.ndarray:
+    """(writers,) float, points that each writer gains by all corrections."""
+    return np.array([100 * (one.base - one.after[-1]) / one.tests for one in results])
+
+
+def own_gain(results: dict[str, list[Adapted]], name: str) -> dict[str, float]:
+    """What a writer's own corrections gain beyond those of another writer; mean and its standard error."""
+    if f"{name}, another" not in results:
+        return {}
+    beyond = gains_of(results[name]) - gains_of(results[f"{name}, another"])
+    error = beyond.std(ddof=1) / np.sqrt(len(beyond))
+    return {"gain": round(float(beyond.mean()), 3), "gain_error": round(float(error), 3)}
+
+
 def measured(
     collections: Sequence[Collection],
     resamples: int,
-    variants: Sequence[str] = ("as it is", "shuffled", "wrong"),
+    variants: Sequence[str] = ("as it is", "shuffled", "another", "wrong"),
 ) -> dict[str, Any]:
-    """Both methods on all folds of a collection, with its two controls."""
+    """Both methods on all folds of a collection, with the controls."""
     results: dict[str, list[Adapted]] = {}
     few: dict[str, list[dict[str, Any]]] = {}
     numbers = []
@@ -374,9 +395,8 @@ def measured(
             for variant in variants:
                 said = with_wrong(others, 0.2, fold) if variant == "wrong" else others.true
                 key = name if variant == "as it is" else f"{name}, {variant}"
-                results.setdefault(key, []).extend(
-                    adapt(make, others, said, resamples, fold, shuffled=variant == "shuffled")
-                )
+                learnt = {"shuffled": collection.network, "another": others}.get(variant)
+                results.setdefault(key, []).extend(adapt(make, others, said, resamples, fold, learnt))
                 print(f"fold {fold}, {key}: {summary(results[key])}", flush=True)
             for each in EXAMPLES:
                 if np.bincount(others.true[others.writer == others.writer[0]]).min() > each:
@@ -386,6 +406,7 @@ def measured(
     return {
         "numbers": numbers,
         "methods": {key: summary(of_key) for key, of_key in results.items()},
+        "own": {name: own_gain(results, name) for name in ("paper", "better")},
         "examples": {key: together(of_key) for key, of_key in few.items()},
     }
 
@@ -423,7 +444,8 @@ def main() -> None:
         "--network-each", type=int, default=2, help="pictures of a character by a network writer"
     )
     parser.add_argument("--each", type=int, default=12, help="the same by the tuning and the other writers")
-    parser.add_argument("--resamples", type=int, default=10)
+    parser.add_argument("--resamples", type=int, default=10, help="of the strokes")
+    parser.add_argument("--drawn-resamples", type=int, default=5)
     parser.add_argument("--scratch", type=Path, help="folder for the outputs of the base networks")
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -448,19 +470,25 @@ def main() -> None:
         faces = kept(
             scratch_file(options.scratch, name), lambda: drawn(options.fonts, counts, each, epochs, 0)
         )
-        found["drawn"] = measured([faces], options.resamples)
+        found["drawn"] = measured([faces], options.drawn_resamples)
     if not found:
+        print("nothing measured; give --strokes FILE or --fonts DIR")
         return
     print_tables(found)
-    results: dict[str, Any] = {"epochs": options.epochs, "resamples": options.resamples}
+    results: dict[str, Any] = {
+        "epochs": options.epochs,
+        "resamples": {"strokes": options.resamples, "drawn": options.drawn_resamples},
+    }
     for what, of_what in found.items():  # rows, of which docs/scripts/pages.py makes tables
         results[what] = [{"method": name} | row for name, row in of_what["methods"].items()]
         results[f"{what}, by examples"] = [
             {"method": name} | row for name, row in of_what["examples"].items()
         ]
+        results[f"{what}, own"] = [{"method": name} | row for name, row in of_what["own"].items()]
         results[f"{what}, votes"] = of_what["numbers"]
     results["verdicts"] = verdicts(found)
     results["conditions"] = measure.conditions("tensorflow", "keras", "numpy", "scikit-learn", "pillow")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(results, indent=1))
 
 
@@ -520,8 +548,7 @@ def verdicts(found: dict[str, Any]) -> list[dict[str, Any]]:
                 "drawn, paper: gain of the worst writer", paper["worst"], -0.5, " points", at_least=True
             ),
         ]  # fmt: skip
-    if "strokes" in found:
-        five = found["strokes"]["examples"]["better, 5"]
+    if five := found.get("strokes", {}).get("examples", {}).get("better, 5"):  # none where digits are few
         judged += [
             measure.verdict(
                 "strokes, better, 5 a digit: fewer errors", five["fewer"], 0.25, "", at_least=True
@@ -534,12 +561,17 @@ def verdicts(found: dict[str, Any]) -> list[dict[str, Any]]:
         for method in ("paper", "better"):
             mixed, wrong = (of_what["methods"][f"{method}, {control}"] for control in ("shuffled", "wrong"))
             lower = mixed["gain"] - 1.645 * mixed["gain_error"]
+            own = of_what["own"][method]
             judged += [
                 measure.verdict(f"{what}, {method}, shuffled: lower bound of the gain", lower, 0, " points"),
                 measure.verdict(
+                    f"{what}, {method}, own corrections beyond another's: lower bound",
+                    own["gain"] - 1.645 * own["gain_error"], 0, " points", at_least=True,
+                ),
+                measure.verdict(
                     f"{what}, {method}, a fifth wrong: gain", wrong["gain"], 0, " points", at_least=True
                 ),
-            ]
+            ]  # fmt: skip
     return judged
 
 

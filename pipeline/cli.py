@@ -13,6 +13,7 @@ import click
 from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
+from pipeline.cli_corrections import adapt, corrections
 from pipeline.cli_look import look
 from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
 from pipeline.cli_releases import release, releases, rollback, withdraw
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
 
 WITH_BEAM = ("ingest", "extract", "retrain", "categorize")  # commands that run on Beam
 ALARM = 3  # exit status
-CATEGORIZE_USES = ("ingest", "extract")  # sections of settings
+CATEGORIZE_USES = ("ingest", "extract", "sellers")  # sections of settings
 CATEGORIZE_LEAVES = (  # settings in them that are about training, and one that the bundle has decided
     *("ingest.min_products", "ingest.min_known"),
     *("ingest.val_share", "ingest.test_share", "ingest.least_test"),
     "extract.flip",
+    *("sellers.method", "sellers.vectors", "sellers.labels"),
 )
 
 
@@ -170,16 +172,30 @@ def calibrate(run: "Run") -> None:
 
 
 @shelfmark.command()
+@click.option(
+    "--by",
+    type=click.Choice(["seller"]),
+    help="Measure what each seller's own corrections would bring.",
+)
 @stage_command
-def evaluate(run: "Run") -> None:
+def evaluate(run: "Run", by: str | None) -> None:
     """Measures precision on held-out products.
 
     For the report it also makes maps of where the network looked in some photos, see report.maps.
+
+    With --by seller nine tenths of each seller's held-out products are corrected and the tenth is judged, ten
+    times: precision before and after corrections, sellers that gain and that lose.
 
     \b
     Example:
       shelfmark evaluate --workspace shop
     """
+    if by == "seller":
+        from pipeline.train.by_seller import by_seller, lines_of
+
+        for line in lines_of(by_seller(run)):
+            print(line)
+        return
     from pipeline.look.maps import maps
     from pipeline.train.evaluate import evaluate
 
@@ -332,7 +348,7 @@ def retrain(
     "--only-new",
     metavar="DECISIONS",
     help="Leave out products that the release in service has decided about there, by their ids: not whether "
-    "their photos are the same. Unreadable ones are tried again.",
+    "their photos are the same. Unreadable ones, and those of sellers with corrections, are decided again.",
 )
 @click.option(
     "--keep-records", "records", type=PATH, metavar="DIR", help="Keep the photos as TFRecords in DIR."
@@ -355,8 +371,8 @@ def categorize(
     """Categorizes every product of a source.
 
     The bundle in service decides. Each product gets one row: accepted, parent, review or unreadable. A
-    category given in the source is ignored. Photos that the store knows are not decoded again. Options after
-    -- are Beam's.
+    category given in the source is ignored. Photos that the store knows are not decoded again. Corrections of
+    a product's seller count. Options after -- are Beam's.
 
     \b
     Example:
@@ -364,12 +380,12 @@ def categorize(
     """
     from pipeline.arguments import check_categorize
     from pipeline.job.command_log import command_log, log_of_job
+    from pipeline.job.corrected import sellers_in_service
     from pipeline.job.decisions_output import decisions_source
     from pipeline.job.load_config import load_config
 
-    config = load_config(
-        file, sets, {"extract.engine": engine}, used=CATEGORIZE_USES, unused=CATEGORIZE_LEAVES
-    )
+    base: dict[str, object] = {"sellers": sellers_in_service(workspace)}
+    config = load_config(file, sets, {"extract.engine": engine}, base, CATEGORIZE_USES, CATEGORIZE_LEAVES)
     check_categorize(workspace, sources, output, config, only_new, records)
     with command_log(log_of_job(workspace, "categorize")):
         start_tensorflow(config.extract.engine)
@@ -384,6 +400,8 @@ def categorize(
     print(f"{decisions_source(output)}: {told}")
 
 
+shelfmark.add_command(adapt)
+shelfmark.add_command(corrections)
 shelfmark.add_command(look)
 shelfmark.add_command(audit)
 shelfmark.add_command(taxonomy)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from features.storage.paths import AnyPath
-from pipeline.cli_options import PATH
+from pipeline.cli_options import PATH, start_tensorflow
 
 _workspace = click.option(
     "--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store."
@@ -70,6 +70,7 @@ def release(name: str, workspace: AnyPath, why: str | None, who: str | None) -> 
 
     made = put_release(workspace, name, why, who)
     print(made.to_sentence() if made else f"{name} is in service already")
+    _carry_over(workspace)
 
 
 @click.command()
@@ -91,6 +92,20 @@ def rollback(name: str | None, workspace: AnyPath, why: str | None, who: str | N
 
     made = roll_back(workspace, name, why, who)
     print(made.to_sentence() if made else f"{name} is in service already")
+    _carry_over(workspace)
+
+
+def _carry_over(workspace: AnyPath) -> None:
+    """Encodes corrections for the release that is in service now; where there are none, at once."""
+    from pipeline.job.config import SellersSettings
+    from pipeline.job.corrected import has_corrections, sellers_in_service
+
+    settings = SellersSettings.model_validate(sellers_in_service(workspace))
+    if has_corrections(workspace, settings):
+        start_tensorflow()
+        from pipeline.adapt.carry import carry_over
+
+        carry_over(workspace, settings)
 
 
 @click.command()

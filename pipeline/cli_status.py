@@ -10,7 +10,7 @@ from features.storage.paths import AnyPath
 from pipeline.cli_options import PATH
 
 if TYPE_CHECKING:
-    from pipeline.status import RunState, Service
+    from pipeline.status import CorrectionsState, RunState, Service
 
 _workspace = click.option(
     "--workspace", type=PATH, required=True, help="Directory of all runs, releases and the store."
@@ -49,6 +49,8 @@ def status(workspace: AnyPath, as_json: bool) -> None:
     if found.clean is not None:
         what = f": {', '.join(found.clean.removals)}" if found.clean.removals else ""
         print(f"clean       would free {in_words(found.clean.bytes)}{_short(what)}")
+    if found.corrections is not None:
+        print(f"corrections {_corrections(found.corrections)}")
     for note in found.notes:
         print(f"note        {note}")
 
@@ -97,6 +99,15 @@ def _service(service: "Service") -> str:
         )  # fmt: skip
     why = (service.why or "").partition("; ")[0]  # the rest is figures, in releases/log.jsonl
     parts += [text for text in (why, service.problem) if text]
+    return "; ".join(parts)
+
+
+def _corrections(state: "CorrectionsState") -> str:
+    """What sellers have corrected, in a line."""
+    parts = [f"{state.corrections:,} of {state.sellers:,} sellers, the last {_when(state.last)} UTC"]
+    for name, sellers in (("flagged", state.flagged), ("set aside", state.set_aside)):
+        if sellers:
+            parts.append(f"{name} {len(sellers):,}: {_short(', '.join(sellers))}")
     return "; ".join(parts)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from features.storage.paths import AnyPath
+from pipeline.adapt.carry import carry_over
+from pipeline.adapt.flags import flag_wrong_sellers
 from pipeline.audit.suspects import suspects
 from pipeline.extract.extract import extract
 from pipeline.ingest.ingest import ingest
@@ -18,6 +20,7 @@ from pipeline.release.release import pack, release
 from pipeline.release.switch import require_undamaged
 from pipeline.release.tree import differs_from_service, moved_categories, tree_changes
 from pipeline.report.report import report
+from pipeline.train.by_seller import by_seller
 from pipeline.train.calibrate import calibrate
 from pipeline.train.evaluate import evaluate
 from pipeline.train.finetune import finetune
@@ -64,6 +67,7 @@ def retrain(
         run.require_backbone(tune)
         # decodes every image once
         records = ingest(run, sources, taxonomy, beam, mappings, goes_on=interrupted)
+        flag_wrong_sellers(run, records)
         tree_changes(run)
         guard_feed(run, records, accept_feed, moved_categories(run), account=account)
         if tune:
@@ -74,6 +78,8 @@ def retrain(
         styles(run)  # one pass of the head over the training images, with sellers.method = paper alone
         seller_rules(run)  # one pass of the head over FIT and the validation images of sellers
         evaluate(run)  # one pass of the head over all images
+        if run.config.sellers.method != "none":
+            by_seller(run)  # at most 80,000 decisions, about 100 sellers
         suspects(run)  # one pass of the head over validation and test images, unless suspects.folds is set
         candidate = pack(run)  # copies the head and the backbone's weights
         # extracts the test images anew where the two backbones differ
@@ -82,5 +88,6 @@ def retrain(
         maps(run)  # a few photos once more through the network
         report(run)  # seconds
         release(run, candidate, verdict)
+        carry_over(run.workspace, run.config.sellers)  # one pass of the head over what sellers corrected
         clean_after(run)  # where retention.clean says so
     return account

@@ -25,6 +25,8 @@ from features.storage.object_stores import Stat
 from features.storage.paths import MARK, AnyPath, Remote, stats
 from models.decisions.releases import in_service, runs_named
 from pipeline.job.account import ACCOUNT, VERDICT, RunAccount, read_account
+from pipeline.job.config import SellersSettings
+from pipeline.job.corrected import find_corrections, sellers_in_service
 from pipeline.job.listing import Files, Found, walk
 from pipeline.job.lock import at_work
 from pipeline.job.release_log import history
@@ -86,6 +88,21 @@ class CleanEstimate(BaseModel):
     removals: list[str]
 
 
+class CorrectionsState(BaseModel):
+    """What sellers have corrected."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    sellers: int
+    corrections: int
+    """In use; of sellers who are set aside, too."""
+    last: str | None
+    """ISO 8601, UTC: when the newest one was made."""
+    flagged: list[str]
+    """Sellers whose corrections look wrong."""
+    set_aside: list[str]
+
+
 class Status(BaseModel):
     """A workspace."""
 
@@ -101,6 +118,8 @@ class Status(BaseModel):
     """Bytes free on the disk; null on an object store."""
     clean: CleanEstimate | None
     """Null where it cannot be said; see `notes`."""
+    corrections: CorrectionsState | None = None
+    """Null where nobody has made any."""
     notes: list[str]
 
 
@@ -123,6 +142,7 @@ def status_of(workspace: AnyPath, last: int = 5) -> Status:
     if not used and service.release is None and service.problem is None:
         raise _no_workspace(workspace)
     estimate, note = _would_free(workspace, found) if used else (None, "")
+    corrections, problem = _corrections(workspace)
     return Status(
         workspace=str(workspace),
         service=service,
@@ -130,7 +150,8 @@ def status_of(workspace: AnyPath, last: int = 5) -> Status:
         size=_size_of(found),
         free=shutil.disk_usage(workspace).free if isinstance(workspace, Path) else None,
         clean=estimate,
-        notes=[note] if note else [],
+        corrections=corrections,
+        notes=[text for text in (note, problem) if text],
     )
 
 
@@ -237,6 +258,32 @@ def _service(workspace: AnyPath) -> Service:
         else None,
         problem=None if whole else lost,
     )
+
+
+def _corrections(workspace: AnyPath) -> tuple[CorrectionsState | None, str]:
+    """What sellers have corrected, or why that cannot be said."""
+    try:
+        settings = SellersSettings.model_validate(sellers_in_service(workspace))
+        store = find_corrections(workspace, settings)
+        if store is None:
+            return None, ""
+        try:
+            accounts = store.sellers()
+        finally:
+            store.close()
+    except (ShelfmarkError, ValueError) as error:
+        return None, f"corrections: {one_line(error)}"
+    if not accounts:
+        return None, ""
+    last = max((one.last for one in accounts if one.last), default=None)
+    state = CorrectionsState(
+        sellers=len(accounts),
+        corrections=sum(one.corrections for one in accounts),
+        last=None if last is None else utc(last.timestamp()),
+        flagged=[one.seller for one in accounts if one.flagged],
+        set_aside=[one.seller for one in accounts if one.set_aside],
+    )
+    return state, ""
 
 
 # Runs

@@ -43,13 +43,22 @@ def main(arguments: list[str] | None = None) -> None:
     "--host", default="127.0.0.1", help="Address to listen at; default: 127.0.0.1, for this computer only."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Default: 8000; 0: any free one.")
+@click.option(
+    "--corrections",
+    envvar="SHELFMARK_CORRECTIONS",
+    show_envvar=True,
+    metavar="URL",
+    help="Database of sellers' corrections: postgresql://USER@HOST/DATABASE or sqlite:///FILE; default: "
+    "corrections.sqlite in the workspace.",
+)
 @click.version_option(package_name="shelfmark")
 @click.pass_obj
-def serve(beam: tuple[str, ...], workspace: str, host: str, port: int) -> None:
+def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, corrections: str | None) -> None:
     """Decides over HTTP about products from their photos, with the bundle in service.
 
-    POST /v1/categorize takes the photos of one product in the multipart field images; GET /healthz
-    returns which bundle is loaded; /docs describes the rest. A later release is served after a restart.
+    POST /v1/categorize takes the photos of one product in the multipart field images; POST
+    /v1/corrections takes what a seller corrects; GET /healthz returns which bundle is loaded; /docs
+    describes the rest. A later release is served after a restart, a correction counts at once.
 
     \b
     Example:
@@ -74,9 +83,16 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int) -> None:
 
         from models.decisions.bundle import open_bundle
         from serving.app import create_app
+        from serving.corrections import open_store
 
         bundle = open_bundle(any_path(workspace) / "releases" / release)
-        app = create_app(bundle)
+        store = open_store(any_path(workspace), corrections or None, bundle.adapter is not None)
+        app = create_app(bundle, store, any_path(workspace))
+        if bundle.adapter and store is None:
+            log.warning(
+                "%s: sellers' corrections do not count; expected a workspace on a disk that may be "
+                "written to, or a database; give --corrections", release,
+            )  # fmt: skip
         with _expect_free(host, port):  # another server may have taken it while this one was loading
             listener.listen()  # only now: until then connections are refused rather than kept waiting
         at, port = listener.getsockname()[:2]

@@ -1,37 +1,43 @@
-"""The HTTP service: the photos of one product in, its decision out.
+"""The HTTP service: the photos of one product in, its decision out; and the corrections of sellers.
 
-    POST /v1/categorize   multipart: images (1 to 16 photos), product_id (optional)
-      └─ 64 MiB at most ─► one worker thread: normalise ─► backbone ─► head ─► confidence ─► Decision
+    POST /v1/categorize   multipart: images (1 to 16 photos), product_id and seller (optional)
+      └─ 64 MiB at most ─► one worker thread (decider.py) ─► Decision
+    /v1/corrections       see corrections.py
     GET /healthz          responds meanwhile
 
 The decision is that of the batch job: both come from models/decisions/. What is loaded at the start stays
-in service until the process ends.
+in service until the process ends; corrections count from the next decision on.
 """
 
 import asyncio
-import logging
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import simplejpeg
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from features.engines.choose import choose_engine
-from features.images.refusal import LIMITS, Refused
+from features.storage.paths import AnyPath
 from models.decisions.bundle import Bundle
-from models.decisions.categorizer import categorize_photos
-from serving.form import MAX_PHOTOS, read_form
-from serving.schemas import Decision, Health, Problem, decision_of
+from serving.corrections import LONGEST, CorrectionService, add_routes, text_of
+from serving.decider import Decider
+from serving.form import MAX_PHOTOS, Fields, read_form
+from serving.refusals import HEADER, set_header
+from serving.schemas import Decision, Health, Problem
+
+if TYPE_CHECKING:
+    from models.corrections.store import Corrections  # SQLAlchemy takes half a second
 
 MAX_BYTES = 64 << 20  # of a request's body
-BATCH = 4  # photos a step of the backbone: products have one to four, so most cost one step
-REFUSED = "X-Shelfmark-Refused"
+MAX_ID = 2**20  # bytes of the product_id
+EXPECTED = (
+    "expected multipart/form-data with the photos of one product as files in the field images; "
+    "send it as curl -F images=@front.jpg -F images=@back.jpg does"
+)
+FIELDS = Fields({"product_id": MAX_ID, "seller": LONGEST["seller"]}, EXPECTED)
 
 FORM: dict[str, object] = {  # for OpenAPI
     "type": "object",
@@ -45,56 +51,58 @@ FORM: dict[str, object] = {  # for OpenAPI
             "description": f"Photos of one product, 1 to {MAX_PHOTOS}; the same one twice counts once.",
         },
         "product_id": {"type": "string", "description": "Returned in the decision."},
+        "seller": {
+            "type": "string",
+            "description": "Whose corrections count. The decision then has `adapted`, `base_category` and "
+            "`corrections`.",
+        },
     },
 }
 BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "headers": {
-            REFUSED: {
-                "description": "Photos that could not be used, numbered from 0, and why: `1:truncated, "
-                "2:not_an_image`. Absent when there are none.",
-                "schema": {"type": "string"},
-            }
-        }
-    },
+    200: {"headers": HEADER},
     400: {"model": Problem, "description": "Damaged multipart/form-data"},
     413: {"model": Problem, "description": "Too many photos or bytes"},
     422: {"model": Problem, "description": "No photos"},
+    503: {"model": Problem, "description": "With a seller: the store of corrections does not answer"},
 }
 
-Decide = Callable[[str | None, Sequence[BinaryIO]], tuple[Decision, list[Refused | None]]]
 
-log = logging.getLogger("shelfmark")
-
-
-def create_app(bundle: Bundle) -> FastAPI:
+def create_app(
+    bundle: Bundle, corrections: "Corrections | None" = None, workspace: AnyPath | None = None
+) -> FastAPI:
     """Returns the service of one bundle, with its backbone loaded and warm.
+
+    Args:
+        bundle: in service.
+        corrections: of sellers; None: decisions are the base's, and corrections are refused.
+        workspace: whose runs and batches know products that corrections are about; None: none does.
 
     Raises:
         ShelfmarkError: the backbone does not belong to the bundle.
     """
-    decide, health = _load(bundle), _health(bundle)
+    decider, health = Decider(bundle, corrections), _health(bundle)
     worker = ThreadPoolExecutor(1, "categorize")
     app = FastAPI(title="shelfmark", version="1")
     app.add_middleware(_BodyLimit)
+    app.add_exception_handler(RequestValidationError, _refuse_parameters)
 
-    @app.post("/v1/categorize", responses=RESPONSES, openapi_extra=BODY)
+    # exclude_unset: without a seller, the fields about corrections are not in the response
+    @app.post("/v1/categorize", responses=RESPONSES, openapi_extra=BODY, response_model_exclude_unset=True)
     async def categorize(request: Request, response: Response) -> Decision:
         """Decides about one product from its readable photos."""
-        form = await read_form(request)
-        product_id = form.product_id
+        form = await read_form(request, FIELDS)
         try:
-            work = partial(decide, product_id, form.photos)
+            product_id = form.texts.get("product_id") or None
+            seller = text_of("seller", form.texts.get("seller", ""), EXPECTED) or None
+            work = partial(decider.decide, product_id, seller, form.photos)
             decision, refusals = await asyncio.get_running_loop().run_in_executor(worker, work)
         finally:
             form.close()
-        refused = [(index, refusal) for index, refusal in enumerate(refusals) if refusal]
-        for index, refusal in refused:
-            log.info("product %r, photo %d refused: %s", product_id, index, refusal)
-        if refused:
-            response.headers[REFUSED] = ", ".join(f"{index}:{refusal.reason}" for index, refusal in refused)
+        set_header(response, product_id, refusals)
         return decision
+
+    add_routes(app, CorrectionService(bundle, decider, worker, corrections, workspace))
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
@@ -105,17 +113,12 @@ def create_app(bundle: Bundle) -> FastAPI:
     return app
 
 
-def _load(bundle: Bundle) -> Decide:
-    """Returns what decides about one product (id, files of its photos), after a try with a black photo."""
-    engine = choose_engine(bundle.backbone(), BATCH)
-
-    def decide(product_id: str | None, files: Sequence[BinaryIO]) -> tuple[Decision, list[Refused | None]]:
-        photos = [file.read() for file in files]  # here: waiting products keep large photos on disk
-        table, refusals = categorize_photos(bundle.categorizer, engine, product_id or "", photos, LIMITS)
-        return decision_of(table, product_id), refusals
-
-    decide(None, [BytesIO(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))])
-    return decide
+async def _refuse_parameters(request: Request, error: Exception) -> JSONResponse:
+    """Says in one line which parameter of a request is wrong."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    detail = f"{first['loc'][-1]}: {first['msg']}; expected the parameters that /docs lists; correct it"
+    return JSONResponse({"detail": detail}, 422)
 
 
 def _health(bundle: Bundle) -> Health:

@@ -12,7 +12,7 @@ mug-7                       a text
 --edge--                    the end; a body without it was cut off
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
@@ -26,12 +26,17 @@ from starlette.requests import ClientDisconnect
 
 MAX_PHOTOS = 16  # of one product
 IN_MEMORY = 2**20  # bytes of a photo; a larger one is kept on the disk
-MAX_TEXT = 2**20  # bytes of the product_id
 MAX_NAME = 2**10  # bytes of a text that was sent for a photo: mostly its file name
-EXPECTED = (
-    "expected multipart/form-data with the photos of one product as files in the field images; "
-    "send it as curl -F images=@front.jpg -F images=@back.jpg does"
-)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a form may hold, beside photos in the field images."""
+
+    longest: Mapping[str, int]  # name of a text → bytes that it may have
+    expected: str  # what an error says of it: what was expected; what to do next
+    needs_photos: bool = True
+    no_others: bool = False  # other fields are refused, else they are skipped
 
 
 @dataclass
@@ -39,7 +44,7 @@ class Form:
     """The content of a request."""
 
     photos: list[BinaryIO] = field(default_factory=list)
-    product_id: str | None = None
+    texts: dict[str, str] = field(default_factory=dict)
 
     def close(self) -> None:
         """Closes the photos, which removes those on the disk."""
@@ -47,26 +52,26 @@ class Form:
             photo.close()
 
 
-async def read_form(request: Request) -> Form:
-    """Reads the photos and the product_id.
+async def read_form(request: Request, fields: Fields) -> Form:
+    """Reads the photos and the texts.
 
     Raises:
-        HTTPException: 400 where the form is damaged, 413 with too much in it, 422 without photos.
+        HTTPException: 400 where the form is damaged, 413 with too much in it, 422 without needed photos.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
-        raise HTTPException(422, f"no form of photos; {EXPECTED}")
+        raise HTTPException(422, f"no form of photos; {fields.expected}")
     if not options.get(b"boundary"):
-        raise HTTPException(400, f"no boundary in Content-Type; {EXPECTED}")
+        raise HTTPException(400, f"no boundary in Content-Type; {fields.expected}")
     form = Form()
     try:
-        reader = _FormReader(options[b"boundary"], form)
+        reader = _FormReader(options[b"boundary"], form, fields)
         await reader.read(request.stream())
         reader.require_photos()
     except BaseException as error:
         form.close()
         if isinstance(error, FormParserError):
-            raise HTTPException(400, f"damaged form: {error}; {EXPECTED}") from error
+            raise HTTPException(400, f"damaged form: {error}; {fields.expected}") from error
         if isinstance(error, ClientDisconnect):
             raise HTTPException(400, "the client has closed the connection") from error
         raise
@@ -76,8 +81,8 @@ async def read_form(request: Request) -> Form:
 class _FormReader:
     """Reads the parts of a body one after the other into a form."""
 
-    def __init__(self, boundary: bytes, form: Form) -> None:
-        self._form = form
+    def __init__(self, boundary: bytes, form: Form, fields: Fields) -> None:
+        self._form, self._fields = form, fields
         self._photos = 0  # received; of too many, only the first are kept
         self._edge = b"\r\n--" + boundary
         self._before = b"\r\n"  # the last bytes of the preamble; an edge at the very beginning is one, too
@@ -104,14 +109,14 @@ class _FormReader:
                 await run_in_threadpool(self._take, data)
 
     def require_photos(self) -> None:
-        """Raises an HTTPException when the body was cut off, or holds no photo or too many."""
+        """Raises an HTTPException when the body was cut off, or holds too many photos, or not the needed."""
         if not self._ended:
-            raise HTTPException(400, f"the form ends before its last boundary; {EXPECTED}")
+            raise HTTPException(400, f"the form ends before its last boundary; {self._fields.expected}")
         if self._photos > MAX_PHOTOS:
             detail = f"{self._photos} photos; expected {MAX_PHOTOS} at most; leave some out"
             raise HTTPException(413, detail)
-        if not self._photos:
-            raise HTTPException(422, f"no photo in the field images; {EXPECTED}")
+        if self._fields.needs_photos and not self._photos:
+            raise HTTPException(422, f"no photo in the field images; {self._fields.expected}")
 
     def _take(self, data: bytes) -> None:
         if not self._begun:
@@ -144,29 +149,34 @@ class _FormReader:
             if self._photos <= MAX_PHOTOS:
                 part.photo = cast(BinaryIO, SpooledTemporaryFile(IN_MEMORY))  # noqa: SIM115
                 self._form.photos.append(part.photo)
-        elif part.name == b"product_id" and part.file_name is not None:
-            raise HTTPException(422, f"product_id: a file, not a text; {EXPECTED}")
+            return
+        part.wanted = next((name for name in self._fields.longest if name.encode() == part.name), None)
+        if part.wanted and part.file_name is not None:
+            raise HTTPException(422, f"{part.wanted}: a file, not a text; {self._fields.expected}")
+        if not part.wanted and self._fields.no_others:
+            raise HTTPException(
+                422, f"{_decoded(part.name)[:100]!r}: no field of this form; {self._fields.expected}"
+            )
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._part
         if part.photo is not None:
             part.photo.write(data[start:end])
-        elif part.name == b"product_id":
+        elif part.wanted:
             part.text += data[start:end]
-            if len(part.text) > MAX_TEXT:
-                detail = f"product_id: more than {MAX_TEXT >> 20} MiB; expected less; give a shorter one"
-                raise HTTPException(413, detail)
+            if len(part.text) > self._fields.longest[part.wanted]:
+                raise too_long(part.wanted, self._fields.longest[part.wanted])
 
     def _on_part_end(self) -> None:
         part = self._part
-        if part.name == b"product_id":
-            self._form.product_id = _decoded(part.text) or None
+        if part.wanted:
+            self._form.texts[part.wanted] = _decoded(part.text)
         if part.photo is None:
             return
         size = part.photo.tell()
         part.photo.seek(0)
         if part.file_name is None and size <= MAX_NAME and _is_text(part.photo.read()):
-            raise HTTPException(422, f"images: a text, not a file; {EXPECTED}")
+            raise HTTPException(422, f"images: a text, not a file; {self._fields.expected}")
         part.photo.seek(0)
         if part.file_name == b"" and not size:  # a browser's form in which no file was chosen
             self._photos -= 1
@@ -184,6 +194,7 @@ class _Part:
     value: bytearray = field(default_factory=bytearray)
     name: bytes = b""
     file_name: bytes | None = None  # None: not given; a photo needs none
+    wanted: str | None = None  # name of a text that is expected
     text: bytearray = field(default_factory=bytearray)
     photo: BinaryIO | None = None
 
@@ -195,7 +206,13 @@ class _Part:
         self.header, self.value = bytearray(), bytearray()
 
 
-def _decoded(text: bytearray) -> str:
+def too_long(name: str, longest: int) -> HTTPException:
+    """The refusal of a text with more than so many bytes."""
+    size = f"{longest >> 20} MiB" if longest >= 2**20 else f"{longest:,} bytes"
+    return HTTPException(413, f"{name}: more than {size}; expected less; give a shorter one")
+
+
+def _decoded(text: bytes | bytearray) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError:  # as old browsers send it

@@ -1,11 +1,15 @@
 """The JSON bodies of the HTTP service, one definition for the service and its OpenAPI page.
 
-    POST /v1/categorize   200 Decision   400, 413, 422 Problem
-    GET  /healthz         200 Health
+    POST   /v1/categorize         200 Decision           400, 413, 422, 503 Problem
+    POST   /v1/corrections        201 CorrectionMade     400, 409, 413, 422, 503 Problem
+    GET    /v1/corrections        200 CorrectionPage     409, 422, 503 Problem
+    DELETE /v1/corrections/{id}   200 CorrectionUndone   404, 409, 422, 503 Problem
+    GET    /healthz               200 Health
 
 Missing numbers are null, whatever NumPy and pandas call them.
 """
 
+from datetime import datetime
 from typing import Literal
 
 import pandas as pd
@@ -43,6 +47,85 @@ class Decision(_Body):
     """Their probabilities."""
     release: str | None
     """Name of the release that decided."""
+    adapted: bool = False
+    """Whether the seller's corrections made the decision; this and what follows only where the request names
+    a seller."""
+    base_category: str | None = None
+    """The category without corrections; null where none of the seller's are in use."""
+    corrections: int = 0
+    """How many of the seller's are in use."""
+
+
+class CorrectionMade(_Body):
+    """A correction that is kept, and counts from the seller's next decision on."""
+
+    id: int
+    """Of the correction; to undo it."""
+    state: Literal["new", "same", "replaced"]
+    """`same`: it was there already; `replaced`: the seller had said another category of the product."""
+    product_id: str
+    """Of the product."""
+    seller: str
+    """Whose decisions change."""
+    category: str
+    """The id of the category."""
+    vector: Literal["photos", "recent", "store"] | None
+    """From where the service knows what the product looks like: the photos sent along, a decision of late, or
+    the store of the workspace; null where it does not."""
+    reason: str | None
+    """Why the correction changes no decision of this release, and is kept as a label of the next training
+    alone; null where it does."""
+
+
+class CorrectionRow(_Body):
+    """A correction in a list."""
+
+    id: int
+    """Of the correction."""
+    product_id: str
+    """Of the product."""
+    category: str
+    """The id of the category."""
+    base_category: str | None
+    """What the head said when it was made; null where it did not know what the product looks like."""
+    who: str | None
+    """Who said so."""
+    when: datetime
+    """When it was made, UTC."""
+    comment: str | None
+    """As given."""
+    release: str | None
+    """In service when it was made."""
+    ended: datetime | None
+    """Since when it is not in use, UTC; null when it is in use."""
+    because: str | None
+    """Why it has ended: `undone`, `replaced`."""
+
+
+class CorrectionPage(_Body):
+    """Some of a seller's corrections, the newest first."""
+
+    seller: str
+    """His name."""
+    in_use: int
+    """How many of all his corrections are in use."""
+    flagged: str | None
+    """Why they look wrong: decisions that they make wait for a person."""
+    set_aside: str | None
+    """Why a person took all of them out of use."""
+    corrections: list[CorrectionRow]
+    """Of this page."""
+    next: int | None
+    """For the parameter `after` of the next page; null on the last one."""
+
+
+class CorrectionUndone(_Body):
+    """A correction that is not in use any more."""
+
+    id: int
+    """Of the correction."""
+    state: Literal["undone"]
+    """What became of it."""
 
 
 class Health(_Body):
@@ -61,7 +144,7 @@ class Health(_Body):
 
 
 class Problem(_Body):
-    """Why there is no decision."""
+    """Why a request is refused."""
 
     detail: str
     """What happened; what was expected; what to do next."""
@@ -71,7 +154,8 @@ def decision_of(decisions: pd.DataFrame, product_id: str | None) -> Decision:
     """Returns the only row of a table of decisions.
 
     Args:
-        decisions: one row, with the columns of models.decisions.categorizer.COLUMNS.
+        decisions: one row, with the columns COLUMNS of models.decisions.categorizer, and where the request
+            names a seller ADAPTED_COLUMNS of models.decisions.adapted.
         product_id: as given in the request.
     """
     row = {name: column.iloc[0] for name, column in decisions.items()}

@@ -6,6 +6,7 @@ draw_run(folder, categories=5270, products=2_000_000) takes half a minute; a sma
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from features.product import ProductImage
 from features.records import frame, serialise
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate, lower_bound
+from pipeline.train.by_seller import Chosen, figures_of, gains_of
 
 HOSTILE = "<script>alert(1)</script>"
 TARGETS = (0.80, 0.85, 0.90, 0.93, 0.95, 0.97)
@@ -113,6 +115,7 @@ def draw_run(
     skill: float = 1.4,
     in_service: bool = True,
     suspects: int = 60,
+    sellers: int = 40,
     photos: bool = True,
 ) -> Path:
     """A certified run with a test part; tests change one file."""
@@ -130,6 +133,8 @@ def draw_run(
         pd.DataFrame(columns).to_parquet(run / "evaluation" / f"{name}.parquet")
     _write_jsons(run, drawn, names, used, tables)
     _write_history(run)
+    if sellers:
+        write_by_seller(run, sellers)
     if suspects:
         _write_suspects(run, drawn, names, ids, suspects)
     if photos:
@@ -406,6 +411,40 @@ def _write_photos(run: Path, drawn: Drawn, ids: np.ndarray) -> None:
             )
             offset += len(record)
     pd.DataFrame(rows).to_parquet(run / "records" / "images.parquet")
+
+
+def write_by_seller(run: Path, sellers: int) -> None:
+    """Sellers of 20 to 200 products; three of four gain with their corrections, some lose."""
+    (run / "by_seller").mkdir()
+    random = np.random.default_rng(3)
+    tests = random.integers(20, 200, sellers)
+    base = np.round(tests * random.uniform(0.5, 0.8, sellers)).astype(int)
+    most = np.minimum(base + np.round(tests * random.normal(0.08, 0.09, sellers)).astype(int), tests)
+    correct = {
+        f"correct_{name}": base + np.round((most - base) * share).astype(int)
+        for name, share in (("0", 0), ("5", 0.2), ("15", 0.5), ("50", 0.8), ("all", 1))
+    }
+    table = pd.DataFrame(
+        {
+            "seller": [HOSTILE, "Épices & Cie", *(f"shop-{number:03}" for number in range(2, sellers))],
+            **{"products": tests, "tests": tests, "base": base, "oracle": np.maximum(base, most), **correct},
+            **{"base_accepted": tests // 2, "base_accepted_correct": tests // 2 - tests // 40},
+            **{
+                "accepted": tests // 2 + tests // 8,
+                "accepted_correct": tests // 2 + tests // 8 - tests // 30,
+            },
+            **{"adapted": tests // 6, "adapted_correct": tests // 6 - tests // 90, "changed": tests // 5},
+            **{"flagged": (np.arange(sellers) == 7).astype(int), "gain": (most - base) / tests},
+        }
+    )
+    gains = gains_of(table)
+    chosen = Chosen(dict.fromkeys(table["seller"], tests), sellers + 25, sellers, sellers, sellers >= 10)
+    certified = Certificate(0.9, 0.1, 100, 400, threshold=0.8)
+    adapter: Any = SimpleNamespace(rules=SimpleNamespace(method="votes", certificate=certified))
+    figures = figures_of(table, gains, chosen, adapter, tested=True)
+    (run / "by_seller/by_seller.json").write_text(figures.model_dump_json())
+    table.to_parquet(run / "by_seller/sellers.parquet")
+    gains.to_parquet(run / "by_seller/gains.parquet")
 
 
 def write_maps(run: Path, product_ids: list[str]) -> None:

@@ -176,7 +176,8 @@ def test_every_product_gets_the_decision_that_it_gets_alone(
     assert sorted(found["product_id"][found["status"] == "unreadable"]) == UNREADABLE
     assert len(set(found["status"])) > 1 and batch.counts == found["status"].value_counts().to_dict()
     assert len(sizes(batch.folder / "W" / "store")) > 4, "several shards"
-    assert [name for name in sizes(batch.folder / "W") if "categorize" in name and ".lock" not in name] == []
+    left = [name for name in sizes(batch.folder / "W") if "categorize" in name and ".lock" not in name]
+    assert [name.rpartition("/")[2] for name in left] == ["images.parquet"]
 
 
 def test_a_known_image_is_not_decoded_and_a_new_one_once(batch: Batch, decoded: list[bytes]) -> None:

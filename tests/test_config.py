@@ -269,7 +269,7 @@ def test_settings_for_speed_alone_do_not_matter_to_the_result():
         == {"flip": False}
     )
     assert load_config().ingest.that_matter() == {
-        "min_products": 20, "val_share": 0.1, "test_share": 0.1, "least_test": 10,
+        "min_products": 20, "val_share": 0.1, "test_share": 0.1, "least_test": 10, "sellers_apart": 0.0,
         "max_rejected": 0.1, "max_pixels": 50_000_000, "placeholder_products": 100,
         "unit_bytes": 32 * 2**20, "unit_images": 2000, "min_known": 0.05,
         "csv_delimiter": None, "csv_encoding": None, "urls": "public",

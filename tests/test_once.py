@@ -20,6 +20,7 @@ from test_extract import Colours, Running
 from test_ingest import in_a_loop
 
 from features.storage.artifact import Artifact
+from models.decisions.adapted import Adapter
 from models.decisions.bundle import THRESHOLDS, load_predictor, read_rules
 from models.decisions.categorizer import Categorizer
 from pipeline.categorize.categorize import categorize
@@ -100,6 +101,7 @@ class Held:
     digest: str = "drawn"
     fingerprint: str = "colours-8"
     caveats: tuple[str, ...] = ()
+    adapter: Adapter | None = None
 
     def backbone(self) -> Colours:
         return Colours()

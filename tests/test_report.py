@@ -38,7 +38,9 @@ PIPELINE = Path(page.__file__).parent
 SAME_IN_BOTH = {  # words that English and French share
     "part.val", "part.cert", "part.test", "part.val.small", "part.cert.small", "part.test.small",
     "cumulative.precision", "col.photo", "col.estimate", "col.interval", "col.confidence", "col.images",
-    "col.coefficient", "col.importance", "col.verdict", "two.in", "reliability.x", "col.photo_typical",
+    "col.coefficient", "col.corrections",
+    "col.gain", "sellers.gain", "col.importance", "col.verdict", "two.in", "reliability.x",
+    "col.photo_typical",
 }  # fmt: skip
 
 
@@ -560,6 +562,65 @@ def test_what_changed_in_the_tree_is_a_table_in_both_languages(run: Path) -> Non
     assert "L’arborescence est la même" in read(run).text
 
 
+# Sellers
+
+
+def test_what_corrections_bring_is_a_sentence_a_plot_and_tables(run: Path) -> None:
+    sellers = pd.read_parquet(run / "by_seller/sellers.parquet")
+    page = read(run)
+    tests = sellers["tests"].sum()
+    base, most = (f"{100 * sellers[name].sum() / tests:.1f}%" for name in ("base", "correct_all"))
+    assert f"{most} of the categories are correct instead of {base}" in page.text
+    assert "measured with 40 sellers. None of them had a product in training" in page.text
+    assert "The corrections of 1 of these sellers looked wrong" in page.text
+    assert "Not shown: 25 of the 65 sellers" in page.text
+    gains = page.table("seller_gains")
+    assert gains["Corrections"].tolist() == ["0", "5", "15", "50", "all"]
+    assert page.data["plots"]["seller_gains"]["data"][0]["y"] == pytest.approx(
+        (100 * gains["Gain, points"]).round(3).tolist(), abs=0.002
+    )
+    assert page.table("seller_decisions")["Decisions"].tolist()[0] == "Without corrections"
+    best = page.table("sellers")
+    expected = sellers.sort_values("gain")["gain"]
+    assert best["Gain, points"].tolist() == [*expected[:-9:-1], *expected[7::-1]]
+    assert set(best["State"]) == {"sellers.gains", "sellers.loses"}
+
+
+def test_sellers_whose_other_products_were_in_training_are_named_as_such(run: Path) -> None:
+    change(run, "by_seller/by_seller.json", apart=False, apart_enough=3, certified=False)
+    text = read(run).text
+    assert "Other products of these sellers were in training: of the 40 sellers" in text
+    assert "No threshold for decisions that corrections made is certified for 90%" in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        ("no sellers", "none of the measured products has a seller. Give the column seller"),
+        ("few products", "1 of the 7 sellers have at least 10 measured products"),
+        (None, "Not measured in this run. This command measures it: shelfmark evaluate --by seller"),
+        ("off", "the setting sellers.method is none"),
+    ],
+)
+def test_the_page_says_why_sellers_were_not_measured(run: Path, reason: str | None, sentence: str) -> None:
+    if reason in (None, "off"):
+        shutil.rmtree(run / "by_seller")
+    else:
+        nothing = {"sellers": 0, "products": 0, "tests": 0, "sellers_there": 7, "enough": 1}
+        change(run, "by_seller/by_seller.json", reason=reason, base=None, **nothing)
+        for name in ("gains", "sellers"):
+            file = run / f"by_seller/{name}.parquet"
+            pd.read_parquet(file).iloc[:0].to_parquet(file)
+    if reason == "off":
+        file = run / "config.json"
+        values = json.loads(file.read_text())
+        values["settings"]["sellers"] = {"method": "none"}
+        file.write_text(json.dumps(values))
+    page = read(run)
+    assert sentence in page.text
+    assert "seller_gains" not in page.data["plots"] and "sellers" not in page.data["tables"]
+
+
 def test_no_text_is_forgotten_in_french() -> None:
     for key, (english, french) in TEXTS.items():
         assert english.strip() and french.strip(), key
@@ -622,7 +683,7 @@ def test_page_refers_to_nothing_outside_itself(run: Path) -> None:
 def test_plots_are_described_in_words_and_ids_are_unique(run: Path) -> None:
     tags = read(run).tags
     alts = [attributes["aria-label"] for _, attributes in tags if attributes.get("role") == "img"]
-    assert len(alts) == 5 and "accepted, " in str(alts[0])
+    assert len(alts) == 6 and "accepted, " in str(alts[0])
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
 

@@ -31,11 +31,13 @@ from features.engines.engine import Engine, extract
 from features.images.normalise import normalise
 from features.images.refusal import LIMITS
 from features.records import pieces_of
+from models.decisions.adapted import ADAPTED_COLUMNS
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.categorizer import COLUMNS, LevelRule, categorize_photos, decisions_table
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
 from serving import app as serving
+from serving import decider
 from serving.__main__ import main
 from serving.schemas import Decision, decision_of
 
@@ -82,7 +84,7 @@ def bundle(workspace: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def engine(bundle: Bundle) -> Engine:
-    return choose_engine(bundle.backbone(), serving.BATCH)
+    return choose_engine(bundle.backbone(), decider.BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +441,7 @@ def test_health_responds_while_a_product_is_at_work(
         assert go_on.wait(30)
         return categorize_photos(*args)
 
-    monkeypatch.setattr(serving, "categorize_photos", slowly)
+    monkeypatch.setattr(decider, "categorize_photos", slowly)
     with ThreadPoolExecutor(1) as thread:
         work = thread.submit(send, client, [photo(0)])
         assert started.wait(30)
@@ -451,19 +453,19 @@ def test_health_responds_while_a_product_is_at_work(
 
 def test_openapi_describes_the_decision(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
-    assert tuple(Decision.model_fields) == COLUMNS
+    assert tuple(Decision.model_fields) == (*COLUMNS, *ADAPTED_COLUMNS)
     decision = schema["components"]["schemas"]["Decision"]
     assert tuple(decision["required"]) == COLUMNS
     assert all("description" in field for field in decision["properties"].values())
     categorize = schema["paths"]["/v1/categorize"]["post"]
     fields = categorize["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-    assert set(fields) == {"images", "product_id"}
+    assert set(fields) == {"images", "product_id", "seller"}
     responses = categorize["responses"]
     bodies = {
         code: reply["content"]["application/json"]["schema"]["$ref"] for code, reply in responses.items()
     }
     assert {code: body.rpartition("/")[2] for code, body in bodies.items()} == {
-        "200": "Decision", "400": "Problem", "413": "Problem", "422": "Problem"
+        "200": "Decision", "400": "Problem", "413": "Problem", "422": "Problem", "503": "Problem"
     }  # fmt: skip
     assert "X-Shelfmark-Refused" in responses["200"]["headers"]
 
@@ -475,7 +477,7 @@ def test_nothing_becomes_null(nothing: Any) -> None:
         status=["review"], node=[nothing], node_path=[nothing], node_level=[nothing],
         top_categories=[["roll"]], top_probabilities=[[0.5]], release=["week"],
     )  # fmt: skip
-    text = decision_of(table, None).model_dump_json()
+    text = decision_of(table, None).model_dump_json(exclude_unset=True)
     assert json.loads(text) == {
         "product_id": None, "category": "roll", "category_path": "bakery / roll", "confidence": 0.5,
         "status": "review", "node": None, "node_path": None, "node_level": None,
@@ -527,7 +529,7 @@ def test_command_says_that_another_server_took_the_port_while_it_loaded(
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
         port = str(other.getsockname()[1])
-        monkeypatch.setattr(serving, "create_app", lambda bundle: other.listen())
+        monkeypatch.setattr(serving, "create_app", lambda *_: other.listen())
         status, message = stopped(capsys, "--workspace", str(workspace), "--port", port)
     assert status == 1
     assert message == (

@@ -193,6 +193,52 @@ def test_given_splits_are_respected_and_never_dropped():
     assert Counter(products[f"f{n}"] for n in range(19)) == {"val": 2, "test": 10, "dropped": 7}
 
 
+def sold_rows(products=3_000, sellers=100):
+    """Products of three categories and many sellers; every tenth has no seller."""
+    return [
+        {"product_id": f"p{n}", "category": "abc"[n % 3], "seller": f"s{n % sellers}" if n % 10 else ""}
+        for n in range(products)
+    ]
+
+
+def parts_with_sellers_apart(rows, known=None, share=0.2):
+    """The products as a frame with product_id as its index."""
+    values = pa.table({"product_id": list(known), "split": list(known.values())}) if known else None
+    products = plan_products(index_of(rows), values, 20, sellers_apart=share)
+    return products.table(0, len(products.split)).to_pandas().set_index("product_id")
+
+
+def test_sellers_apart_are_in_test_alone_and_the_others_are_divided_as_without_them():
+    rows = sold_rows()
+    frame = parts_with_sellers_apart(rows)
+    parts_of = frame.groupby("seller")["split"].agg(set)
+    apart = set(parts_of[parts_of == {"test"}].index)
+    assert (
+        10 <= len(apart) <= 30
+    )  # of 100; the seller of a few products by chance in test is not there: 27 each
+    others = [row for row in rows if row["seller"] not in apart]
+    without = planned(others).set_index("product_id")["split"]
+    pd.testing.assert_series_equal(frame.loc[without.index, "split"], without)
+    assert frame.loc[frame["seller"].isna(), "split"].value_counts()["train"] > 200
+
+
+def test_sellers_apart_keep_their_products_in_test_and_known_ones_in_their_part():
+    """The second week: new products of all sellers; and p2 of a seller apart, known in train from before."""
+    rows = sold_rows()
+    first = parts_with_sellers_apart(rows)
+    apart = [name for name, parts in first.groupby("seller")["split"] if set(parts) == {"test"}]
+    moved = first.index[first["seller"] == apart[0]][0]
+    known = first["split"].to_dict() | {moved: "train"}
+    again = parts_with_sellers_apart(sold_rows(4_000), known)
+    assert (again.loc[first.index, "split"] == pd.Series(known)).all()
+    fresh = again.drop(first.index)
+    assert set(fresh.loc[fresh["seller"].isin(apart), "split"]) == {"test"}
+    others = again[~again["seller"].isin(apart)]
+    counts = others.groupby("category")["split"].value_counts().unstack()
+    sizes = others.groupby("category").size() + (again.loc[moved, "category"] == np.array(["a", "b", "c"]))
+    assert counts["test"].tolist() == [wanted(size)["test"] for size in sizes]
+
+
 def test_a_product_without_a_readable_image_is_none_and_does_not_count_for_its_category():
     rows = [{"product_id": f"p{n}", "category": "mugs"} for n in range(19)]
     rows += [{"product_id": "broken", "category": "mugs", "reason": "truncated"}] * 2

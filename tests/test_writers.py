@@ -149,6 +149,17 @@ def test_no_family_is_in_two_parts() -> None:
         writers.chosen_faces(faces, families, (70, 10, 20), np.random.default_rng(0))
 
 
+def test_families_are_added_until_there_are_enough_faces() -> None:
+    """40 families of one face, and ten of six, in any order."""
+    families = np.array(
+        [f"one{number}" for number in range(40)] + 6 * [f"six{number}" for number in range(10)]
+    )
+    faces = [Path(f"{number}.ttf") for number in range(len(families))]
+    for seed in range(20):
+        parts = writers.chosen_faces(faces, families, (50, 5, 15), np.random.default_rng(seed))
+        assert [len(part) for part in parts] == [50, 5, 15]
+
+
 # Counting
 
 
@@ -187,22 +198,27 @@ def test_streams_count_errors_before_and_after_learning() -> None:
     assert (figures["better"], figures["same"], figures["worse"]) == (1, 1, 0)
 
 
-def test_shuffled_writers_learn_from_each_other() -> None:
+def test_another_writer_is_learnt_and_never_the_judged_one() -> None:
     """As above; now writer 0 says what writer 1 means, and writer 1 what writer 0 means."""
     characters = group([1] * 60 + [2] * 60, [0] * 60 + [2] * 60, [0] * 60 + [1] * 60)
-    results = writers.adapt(Learner, characters, characters.true, 2, seed=0, shuffled=True)
+    results = writers.adapt(Learner, characters, characters.true, 2, seed=0, learnt=characters)
     assert [one.after for one in results] == [(12, 12, 12, 12, 12), (0, 12, 12, 12, 12)]
 
 
-def test_the_split_is_by_category_and_a_tenth_on_average() -> None:
-    true = np.repeat(np.arange(62), 12)
-    sizes = []
-    for seed in range(200):
-        learn, test = writers.split(true, np.random.default_rng(seed))
-        assert sorted([*learn, *test]) == list(range(len(true)))
-        sizes.append(len(test))
-        assert np.bincount(true[test], minlength=62).max() <= 2
-    assert np.mean(sizes) == pytest.approx(len(true) / 10, rel=0.02)
+def test_shuffled_writers_learn_those_whom_the_base_network_knows() -> None:
+    """The three writers of the base network mean 1, 30 times each: that is correct for writer 0 alone."""
+    characters = group([1] * 60 + [2] * 60, [0] * 60 + [2] * 60, [0] * 60 + [1] * 60)
+    known = group([1] * 90, [1] * 90, [7] * 30 + [8] * 30 + [9] * 30)
+    results = writers.adapt(Learner, characters, characters.true, 3, seed=0, learnt=known)
+    assert [one.after for one in results] == [(18, 0, 0, 0, 0), (0, 18, 18, 18, 18)]
+
+
+def test_own_corrections_are_compared_with_those_of_another_writer() -> None:
+    own = [writers.Adapted(100, 10, (10, 4), 0), writers.Adapted(100, 10, (10, 6), 0)]
+    another = [writers.Adapted(100, 10, (10, 9), 0), writers.Adapted(100, 10, (10, 11), 0)]
+    beyond = writers.own_gain({"a": own, "a, another": another}, "a")
+    assert beyond == {"gain": 5.0, "gain_error": 0.0}
+    assert writers.own_gain({"a": own}, "a") == {}
 
 
 def test_examples_are_learnt_and_all_others_judged() -> None:

@@ -14,8 +14,10 @@ from pydantic import TypeAdapter
 
 from features.engines.backbones import BackboneDescription
 from features.storage.artifact import ArtifactManifest
+from models.decisions.adapted import SellerRules
 from models.decisions.categorizer import DecisionRules
 from models.heads.architectures import HeadShape
+from pipeline.adapt.adapt import AdaptSummary
 from pipeline.compare.results import BackboneComparison, Comparison
 from pipeline.job.account import RunAccount
 from pipeline.job.config import Config
@@ -25,25 +27,31 @@ from pipeline.look.results import LookResult
 from pipeline.release.judge import Verdict
 from pipeline.release.trace import Trace
 from pipeline.status import RunState, Status
-from pipeline.train.figures import Metrics
-from serving.schemas import Decision, Health, Problem
+from pipeline.train.figures import Metrics, SellersFigures
+from serving.schemas import CorrectionMade, CorrectionPage, CorrectionUndone, Decision, Health, Problem
 
 FOLDER = Path(__file__).parents[1] / "schemas"
 DEFINITIONS = {
     "backbone": BackboneDescription,  # runs/<run>/backbone/backbone.json, and in a bundle
     "backbones": BackboneComparison,  # runs/<run>/comparison/backbones.json
+    "by-seller": SellersFigures,  # runs/<run>/by_seller/by_seller.json
     "comparison": Comparison,  # runs/<run>/comparison/comparison.json
     "config": SavedRun,  # runs/<run>/config.json
     "head": HeadShape,  # runs/<run>/head/head.json, and in a bundle
+    "http-correction": CorrectionMade,  # POST /v1/corrections
+    "http-corrections": CorrectionPage,  # GET /v1/corrections
     "http-decision": Decision,  # POST /v1/categorize
     "http-health": Health,  # GET /healthz
+    "http-undone": CorrectionUndone,  # DELETE /v1/corrections/{id}
     "http-problem": Problem,  # what the service says when it refuses a request
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
+    "adapt": AdaptSummary,  # `shelfmark adapt --json`
     "look": LookResult,  # `shelfmark look --json`
     "metrics": Metrics,  # runs/<run>/evaluation/metrics.json
     "release-log": Switch,  # a line of releases/log.jsonl
     "run": RunAccount,  # runs/<run>/run.json, and what notify.url gets
     "runs": list[RunState],  # `shelfmark runs --json`
+    "sellers": SellerRules,  # runs/<run>/sellers/sellers.json, and in a bundle
     "settings": Config,  # the TOML file of --config, as JSON
     "status": Status,  # `shelfmark status --json`
     "thresholds": DecisionRules,  # runs/<run>/thresholds/thresholds.json, and in a bundle

@@ -45,7 +45,7 @@ def digests_of(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _digests(values: pa.Array) -> np.ndarray:
-    if pa.types.is_string(values.type):
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         data = bytes.fromhex("".join(values.to_pylist()))
         return np.frombuffer(data, np.uint8).reshape(-1, 32)
     held = np.frombuffer(values.buffers()[1], np.uint8).reshape(-1, 32)

@@ -7,7 +7,7 @@
       category                                  suspicion   the sum of evidence, suspicion.py
       who, made, comment, release               flagged     why they look wrong
       images       JSON list of digests         set_aside   why a person took them out of use
-      fingerprint, bottleneck_rows
+      fingerprint, bottleneck_rows              restored    the last id when a person restored him
       base, evidence   as its first head saw it
       ended, because   undone or replaced     corrections_bottlenecks
                                                 id, key
@@ -138,6 +138,17 @@ class SellerAccount:
     last: datetime | None  # when the newest one was made, UTC
     flagged: str | None
     set_aside: str | None
+    restored: int = 0  # the last id when a person put him in use again; what came before was checked then
+
+
+@dataclass(frozen=True)
+class SellerPage:
+    """Some of a seller's corrections, ended ones too, the newest first."""
+
+    corrections: int  # in use, on all pages
+    flagged: str | None
+    set_aside: str | None
+    rows: list[dict[str, object]]  # as `Corrections.export` yields them
 
 
 class Missing(NamedTuple):
@@ -212,6 +223,7 @@ _SELLERS = sql.Table(
     sql.Column("suspicion", sql.Double, nullable=False),
     sql.Column("flagged", sql.Text),
     sql.Column("set_aside", sql.Text),
+    sql.Column("restored", _ID, nullable=False),
     sqlite_with_rowid=False,
 )
 _VECTORS = sql.Table(
@@ -235,6 +247,14 @@ _BOTTLENECKS = sql.Table(
     sql.Column("numbers", sql.LargeBinary, nullable=False),
 )
 _IN_USE = _ROWS.c.ended.is_(None)
+_EXPORTED = [column for column in _ROWS.c if column.name != "bottleneck_rows"]
+
+
+def _exported(row: Any) -> dict[str, object]:
+    """A row of _EXPORTED as it is exported."""
+    values = dict(row._mapping)
+    return values | {"when": values.pop("made"), "images": json.loads(values["images"])}
+
 
 # Statements are made once: making one takes longer than running it
 
@@ -398,7 +418,7 @@ class Corrections:
                 nothing is added; or the database cannot be written.
         """
         for correction, _ in rows:
-            _require_texts(correction)
+            require_texts(correction)
         added: list[Added] = []
         for piece in _transactions(rows):
             if added:
@@ -497,10 +517,18 @@ class Corrections:
     def restore(self, seller: str) -> None:
         """Puts a seller's corrections in use again; a flag is removed, and the sum of evidence begins at 0.
 
+        What he has corrected so far is no reason for another flag.
+
         Raises:
             ShelfmarkError: a seller without corrections.
         """
-        self._update(seller, lambda account: replace(account, set_aside=None, flagged=None, suspicion=0.0))
+        last = sql.select(sql.func.max(_ROWS.c.id)).where(_ROWS.c.seller == seller)
+        with self._errors(), self._reads.begin() as connection:
+            restored = connection.execute(last).scalar() or 0
+        self._update(
+            seller,
+            lambda account: replace(account, set_aside=None, flagged=None, suspicion=0.0, restored=restored),
+        )
 
     def flag(self, seller: str, why: str) -> None:
         """Marks a seller whose corrections look wrong.
@@ -627,20 +655,39 @@ class Corrections:
         Args:
             seller: of him alone.
         """
-        columns = [column for column in _ROWS.c if column.name != "bottleneck_rows"]
         last = 0
         while True:
-            query = sql.select(*columns).where(_ROWS.c.id > last).order_by(_ROWS.c.id).limit(READ_ROWS)
+            query = sql.select(*_EXPORTED).where(_ROWS.c.id > last).order_by(_ROWS.c.id).limit(READ_ROWS)
             if seller is not None:
                 query = query.where(_ROWS.c.seller == seller)
             with self._errors(), self._reads.begin() as connection:
                 found = connection.execute(query).all()
-            for row in found:
-                values = dict(row._mapping)
-                yield values | {"when": values.pop("made"), "images": json.loads(values["images"])}
+            yield from map(_exported, found)
             if len(found) < READ_ROWS:
                 return
             last = found[-1].id
+
+    def page(self, seller: str, limit: int, before: int | None = None) -> SellerPage:
+        """Returns the newest corrections of a seller, at most `limit` of them.
+
+        Args:
+            seller: one who is unknown has none.
+            limit: number of corrections.
+            before: an id; only those with lower ones.
+        """
+        query = (
+            sql.select(*_EXPORTED).where(_ROWS.c.seller == seller).order_by(_ROWS.c.id.desc()).limit(limit)
+        )
+        if before is not None:
+            query = query.where(_ROWS.c.id < before)
+        with self._errors(), self._reads.begin() as connection:
+            account = connection.execute(_ACCOUNT, {"name": seller}).first()
+            found = connection.execute(query).all()
+        if account is None:
+            return SellerPage(0, None, None, [])
+        return SellerPage(
+            account.corrections, account.flagged, account.set_aside, list(map(_exported, found))
+        )
 
     def sellers(self) -> list[SellerAccount]:
         """Returns all sellers, by name."""
@@ -657,7 +704,8 @@ class Corrections:
             found = connection.execute(counts).all()
         accounts = [
             SellerAccount(
-                **row._mapping, flagged=notes[row.seller].flagged, set_aside=notes[row.seller].set_aside
+                **row._mapping,
+                **{name: getattr(notes[row.seller], name) for name in ("flagged", "set_aside", "restored")},
             )
             for row in found
         ]
@@ -696,16 +744,23 @@ class Corrections:
 
     # Vectors
 
-    def missing(self, head: str, fingerprint: str) -> Iterator[list[Missing]]:
+    def missing(
+        self, head: str, fingerprint: str, sellers: Collection[str] | None = None
+    ) -> Iterator[list[Missing]]:
         """Yields, piece by piece, corrections in use with bottlenecks and without a vector of this head.
 
         Args:
             head: digest of the head's files.
             fingerprint: of its backbone; bottlenecks of another one are left out.
+            sellers: of these alone; None: of all.
         """
         with self._errors(), self._reads.begin() as connection:
             accounts = sql.select(_SELLERS.c.seller, _SELLERS.c.corrections).where(_SELLERS.c.corrections > 0)
-            in_use = {row.seller: row.corrections for row in connection.execute(accounts)}
+            in_use = {
+                row.seller: row.corrections
+                for row in connection.execute(accounts)
+                if sellers is None or row.seller in sellers
+            }
             sizes = (
                 sql.select(_VECTORS.c.seller, sql.func.sum(_VECTORS.c.size))
                 .where(_VECTORS.c.head == head)
@@ -827,6 +882,7 @@ class _Account:
     suspicion: float
     flagged: str | None
     set_aside: str | None
+    restored: int
 
     def take(self, encoded: "Encoded | None", *, replaces: bool) -> None:
         """Counts a new correction, and its evidence."""
@@ -846,7 +902,8 @@ class _Account:
 
 
 _NO_ACCOUNT: dict[str, Any] = {
-    "revision": 0, "corrections": 0, "suspicion": 0.0, "flagged": None, "set_aside": None
+    "revision": 0, "corrections": 0, "suspicion": 0.0, "flagged": None, "set_aside": None,
+    "restored": 0,
 }  # fmt: skip
 
 
@@ -1200,7 +1257,7 @@ class _Checkpoints:
 # Errors
 
 
-def _require_texts(correction: Correction) -> None:
+def require_texts(correction: Correction) -> None:
     """Raises a ShelfmarkError for texts that a database does not take."""
     for name in ("seller", "product_id", "category", "who", "comment", "release", "fingerprint"):
         text = getattr(correction, name)

@@ -386,8 +386,23 @@ def vector_width(categorizer: Categorizer, vectors: Vectors) -> int:
     return shape.hidden[0] if shape.kind == SET else shape.hidden[1]
 
 
-def load_adapter(folder: Path, categorizer: Categorizer) -> Adapter | None:
-    """Reads the adapter of a bundle/; None where it has no sellers.json.
+def unadapted(decisions: pd.DataFrame) -> pd.DataFrame:
+    """Returns decisions with the columns ADAPTED_COLUMNS, of products whose sellers have no corrections.
+
+    Args:
+        decisions: n rows, columns COLUMNS.
+    """
+    nothing = pd.Series([None] * len(decisions), index=decisions.index, dtype=object)
+    return decisions.assign(adapted=False, base_category=nothing, corrections=0)
+
+
+def load_adapter(folder: Path, categorizer: Categorizer, styles_folder: Path | None = None) -> Adapter | None:
+    """Reads the adapter of a bundle/ or of a run's sellers/; None where it has no sellers.json.
+
+    Args:
+        folder: with sellers.json.
+        categorizer: the base.
+        styles_folder: a run's styles/, where there are any; None: the styles are in `folder`, as in a bundle.
 
     Raises:
         ShelfmarkError: a file cannot be read, or belongs to another head.
@@ -404,7 +419,7 @@ def load_adapter(folder: Path, categorizer: Categorizer) -> Adapter | None:
         ) from error
     if rules.method == "votes":
         return Adapter(categorizer, rules, VotesMethod(rules.votes))
-    styles = read_styles(folder, STYLES)
+    styles = read_styles(styles_folder) if styles_folder else read_styles(folder, STYLES)
     expected = len(categorizer.predictor.taxonomy.categories), vector_width(categorizer, rules.vectors)
     require_styles(styles, *expected, folder)
     return Adapter(categorizer, rules, PaperMethod(styles))

@@ -311,6 +311,41 @@ def unreadable(product_id: Sequence[str], release: str | None = None) -> pd.Data
     )
 
 
+@dataclass(frozen=True)
+class ReadPhotos:
+    """The readable photos of a product."""
+
+    digests: tuple[str, ...]  # sha256 (hex) of the k readable ones, each once
+    bottlenecks: np.ndarray  # (k, d) float16; with `flip` (2 · k, d)
+    refusals: list[Refused | None]  # of each photo that was given why it was refused, or None
+
+
+def read_photos(
+    categorizer: Categorizer,
+    engine: Engine,
+    product_id: str,
+    photos: Sequence[bytes],
+    limits: Limits,
+) -> ReadPhotos:
+    """Reads the photos of one product; arguments as of `categorize_photos`."""
+    jpegs: list[bytes] = []
+    refusal: dict[bytes, Refused | None] = {}
+    digests = [hashlib.sha256(photo).digest() for photo in photos]
+    for digest, photo in zip(digests, photos, strict=True):
+        if digest in refusal:
+            continue
+        refusal[digest] = None
+        try:
+            jpegs.append(normalise(photo, limits).jpeg)
+        except Refused as refused:
+            refusal[digest] = refused
+    bottlenecks = np.empty((0, engine.width), np.float16)
+    if jpegs:
+        bottlenecks = categorizer.bottlenecks(engine, jpegs, f"product {product_id}")
+    readable = tuple(digest.hex() for digest, refused in refusal.items() if refused is None)
+    return ReadPhotos(readable, bottlenecks, [refusal[digest] for digest in digests])
+
+
 def categorize_photos(
     categorizer: Categorizer,
     engine: Engine,
@@ -330,20 +365,13 @@ def categorize_photos(
     Returns:
         A decision, one row, and for each photo why it was refused, or None.
     """
-    jpegs: list[bytes] = []
-    refusal: dict[bytes, Refused | None] = {}
-    digests = [hashlib.sha256(photo).digest() for photo in photos]
-    for digest, photo in zip(digests, photos, strict=True):
-        if digest in refusal:
-            continue
-        refusal[digest] = None
-        try:
-            jpegs.append(normalise(photo, limits).jpeg)
-        except Refused as refused:
-            refusal[digest] = refused
-    refusals = [refusal[digest] for digest in digests]
-    if not jpegs:
-        return unreadable([product_id], categorizer.release), refusals
-    bottlenecks = categorizer.bottlenecks(engine, jpegs, f"product {product_id}")
-    predictions = categorizer.predict(bottlenecks, np.array([0, len(bottlenecks)]))
-    return categorizer.decide(np.array([product_id], dtype=object), predictions), refusals
+    read = read_photos(categorizer, engine, product_id, photos, limits)
+    return decide_read(categorizer, product_id, read), read.refusals
+
+
+def decide_read(categorizer: Categorizer, product_id: str, read: ReadPhotos) -> pd.DataFrame:
+    """The decision about one product, one row, from what was read of its photos."""
+    if not read.digests:
+        return unreadable([product_id], categorizer.release)
+    predictions = categorizer.predict(read.bottlenecks, np.array([0, len(read.bottlenecks)]))
+    return categorizer.decide(np.array([product_id], dtype=object), predictions)

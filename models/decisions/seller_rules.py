@@ -36,7 +36,6 @@ from models.decisions.validation_split import in_fit
 from models.sellers.interface import SellerMethod
 from models.sellers.votes import Stream, Votes, fit_votes
 
-FIT_SHARE = 0.4  # of the sellers
 LEAST_SELLERS = 10  # of FIT, with two products or more; on fewer, votes are not fitted
 MOST_NUMBERS = 2**24  # products × categories that votes are fitted on: a minute; 128 MB
 
@@ -64,6 +63,7 @@ class Replayed:
     product_id: np.ndarray  # (n,) str
     own: np.ndarray  # (n,) bool
     fit: np.ndarray  # (n,) bool
+    category: np.ndarray  # (n,) int, the adapted one
     share: np.ndarray  # (n,) float, of the method
     base_confidence: np.ndarray  # (n,) float
     stays: np.ndarray  # (n,) bool, the category is the base's
@@ -159,6 +159,7 @@ def replay(products: SellerProducts, method: SellerMethod, base_threshold: float
         product_id=products.product_id,
         own=products.own,
         fit=products.fit,
+        category=said,
         share=share,
         base_confidence=products.base_confidence,
         stays=stays,
@@ -179,6 +180,7 @@ def fit_sellers(
     target: float,
     delta: float,
     grid: int,
+    fit_share: float,
 ) -> FittedSellers:
     """Fits what SellerRules hold of the sellers, and certifies it.
 
@@ -191,9 +193,10 @@ def fit_sellers(
         target: precision promised.
         delta: probability that the promise fails.
         grid: thresholds tried, at most.
+        fit_share: of the sellers for FIT, 0 to 1.
     """
     names = sorted(names)
-    is_fit = in_fit(np.array(names, dtype=object), FIT_SHARE)
+    is_fit = in_fit(np.array(names, dtype=object), fit_share)
     of_fit = [name for name, here in zip(names, is_fit.tolist(), strict=True) if here]
     of_cert = [name for name, here in zip(names, is_fit.tolist(), strict=True) if not here]
     fitted = _fit_votes(of_fit, read) if votes else Votes()
@@ -300,7 +303,18 @@ def _outcomes(replayed: Replayed, confidence: np.ndarray) -> Outcomes:
     return Outcomes(replayed.product_id, replayed.seller, confidence, replayed.correct)
 
 
+_NAMES, _FLAGS, _COUNTS = np.empty(0, object), np.empty(0, bool), np.empty(0, np.int64)
 _NONE = Replayed(
-    *(np.empty(0, object),) * 2, *(np.empty(0, bool),) * 2, *(np.empty(0),) * 2,
-    np.empty(0, bool), np.empty(0, np.int64), *(np.empty(0, bool),) * 3,
-)  # fmt: skip
+    seller=_NAMES,
+    product_id=_NAMES,
+    own=_FLAGS,
+    fit=_FLAGS,
+    category=_COUNTS,
+    share=np.empty(0),
+    base_confidence=np.empty(0),
+    stays=_FLAGS,
+    corrections=_COUNTS,
+    correct=_FLAGS,
+    base_correct=_FLAGS,
+    adaptable=_FLAGS,
+)

@@ -5,22 +5,24 @@ ones contradict it at its usual confidence, with any category. With b the bin of
 class of the claimed category's rank among the base's probabilities (2, 3, 4, 5, or beyond):
 
     wrong     Q(b, r) = share of FIT's products in b · share of the ranks 2 … C in r
-    honest    H(b, r) = (1 - e) · share of FIT's wrong products in (b, r) + e · Q(b, r)
-              e       = max(ERRORS, WEIGHT / (WEIGHT + wrong products of FIT))
+    honest    H(b, r) = (1 - e) · (count(b, r) + w · prior(b, r)) / (n + w) + e · Q(b, r)
+              count     FIT's n wrong products, by the rank of the true category
+              prior     the same as the base itself expects it of all products: a sum of (1 - confidence) ·
+                        probability of the ranks / that of all ranks from 2 on; divided by its total
     evidence  log(Q / H), of a correction; 0 where it confirms the base, or names a category unknown to it
     sum       s ← max(0, s + evidence)                                             CUSUM, Page 1954
     flagged   from s >= LIMIT on
 
-People err, too: e is the share of an honest person's corrections that may be as good as drawn, so that one
-correction counts log(1 / e) at most. Where FIT has few wrong products, e is near 1, H is near Q, and no
-correction says anything.
+with w = WEIGHT and e = ERRORS. People err, too: e is the share of an honest person's corrections that may be
+as good as drawn, so that one correction counts at most log(1 / e). Where the base is good, or FIT small,
+there are few wrong products, and the prior decides.
 
 What holds: for corrections that are independent draws from H, exp(sum of evidence) from any one of them on
-has a mean of 1, so that it ever reaches exp(LIMIT) = 1,000 with a probability of 1 in 1,000 at most (Ville's
-inequality). The CUSUM starts anew at each correction: n honest ones that contradict the base are flagged with
-a probability of n / 1,000 at most, and on average only after 1,000 or more (Lorden 1971). It does not hold
-for an honest seller whose products the base gets wrong in another way than FIT's, most of all with certainty;
-what was measured on drawn sellers of this kind: docs/experiments/sellers.md.
+has a mean of 1, so that it ever reaches exp(LIMIT) = 100,000 with a probability of 1 in 100,000 at most
+(Ville's inequality). The CUSUM starts anew at each correction: n honest ones that contradict the base are
+flagged with a probability of n / 100,000 at most, and on average only after 100,000 or more (Lorden 1971). It
+does not hold for an honest seller whose products the base gets wrong in another way than FIT's, most of all
+with certainty; what was measured on drawn sellers of this kind: docs/experiments/sellers.md.
 """
 
 import math
@@ -28,11 +30,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LIMIT = math.log(1000)  # from here on a seller is flagged
+LIMIT = math.log(100_000)  # from here on a seller is flagged
 EDGES = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)  # between the bins of the base confidence
 RANKS = (2, 3, 4, 5, 6)  # first rank of each class
 ERRORS = 0.1  # share of an honest seller's corrections that may be wrong
-WEIGHT = 10.0  # of Q in H, in products: so many wrong ones of FIT count as much
+WEIGHT = 10.0  # of the prior: so many wrong products of FIT count as much
 
 
 def add_evidence(total: float, evidence: float) -> float:
@@ -67,29 +69,50 @@ class Suspicion:
         return np.where(rank > 1, cells, 0.0)
 
 
-def fit_suspicion(confidence: np.ndarray, rank: np.ndarray, categories: int) -> Suspicion:
+def fit_suspicion(confidence: np.ndarray, rank: np.ndarray, masses: np.ndarray, categories: int) -> Suspicion:
     """Fits the table on FIT.
 
     Args:
         confidence: (n,) float, 0 to 1, of the base in its category.
         rank: (n,) int, of the true category; 1 where the base is correct, 0 where the head does not know it:
             these products are left out.
+        masses: (n, 5) float, of `rank_masses`.
         categories: C.
     """
     known = rank > 0
-    confidence, rank = confidence[known], rank[known]
+    confidence, rank, masses = confidence[known], rank[known], masses[known]
     bins, shape = _bins(confidence, EDGES), (len(EDGES) + 1, len(RANKS))
     usual = (np.bincount(bins, minlength=shape[0]) + 1 / shape[0]) / (len(bins) + 1)  # no bin at 0
     drawn = np.outer(usual, rank_shares(categories))
-    wrong = rank > 1
-    counts = np.zeros(shape)
+    wrong, counts, expected = rank > 1, np.zeros(shape), np.zeros(shape)
     np.add.at(counts, (bins[wrong], _classes(rank[wrong])), 1)
-    total = int(wrong.sum())
-    share = max(ERRORS, WEIGHT / (WEIGHT + total))
-    honest = (1 - share) * counts / max(total, 1) + share * drawn
+    rest = masses.sum(axis=1, keepdims=True)
+    np.add.at(expected, bins, (1 - confidence)[:, None] * masses / np.where(rest > 0, rest, 1))
+    total = expected.sum()
+    prior = expected / total if total > 0 else drawn
+    number = int(wrong.sum())
+    honest = (1 - ERRORS) * (counts + WEIGHT * prior) / (number + WEIGHT) + ERRORS * drawn
     # classes of ranks that no category has: 0 of both
     table = np.log(np.divide(drawn, honest, out=np.ones(shape), where=drawn > 0))
-    return Suspicion(EDGES, tuple(map(tuple, table.round(6).tolist())), len(rank), total)
+    return Suspicion(EDGES, tuple(map(tuple, table.round(6).tolist())), len(rank), number)
+
+
+def rank_masses(log_probability: np.ndarray) -> np.ndarray:
+    """Returns (n, 5) float, the probability of the categories of each class of ranks, of n products.
+
+    Args:
+        log_probability: (n, C) float.
+
+    >>> rank_masses(np.log([[0.1, 0.6, 0.3]])).round(6).tolist()
+    [[0.3, 0.1, 0.0, 0.0, 0.0]]
+    """
+    falling = np.sort(np.exp(log_probability), axis=1)[:, ::-1]
+    masses = np.zeros((len(falling), len(RANKS)))
+    last = len(RANKS) - 1
+    some = falling[:, 1 : len(RANKS)]
+    masses[:, : some.shape[1]] = some
+    masses[:, last] = falling[:, len(RANKS) :].sum(axis=1)
+    return masses
 
 
 def rank_shares(categories: int) -> np.ndarray:

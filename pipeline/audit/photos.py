@@ -2,22 +2,16 @@
 
 import io
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from features.images.normalise import normalise
 from features.images.refusal import Limits, Refused
-from features.storage.paths import any_path
 from pipeline.ingest.check_images import fetching_of, image_limits
 from pipeline.job.config import IngestSettings
 from pipeline.job.progress import log
-from pipeline.sources.image import Segment
-from pipeline.sources.listing import write_listing
+from pipeline.sources.listing import only_products
 from pipeline.sources.source import open_sources, read_segment
 from pipeline.sources.tables import csv_options
 
@@ -42,7 +36,7 @@ def thumbnails(sources: list[str], product_ids: list[str], settings: IngestSetti
         fetching = fetching_of(settings, Path(scratch) / "fetched")
         for source in opened:
             for whole in source.segments(Path(scratch), settings.unit_bytes, settings.unit_images):
-                for segment in _narrowed(whole, wanted, Path(scratch) / "wanted"):
+                for segment in only_products(whole, wanted, Path(scratch) / "wanted"):
                     for image in read_segment(segment, fetching):
                         if image.product_id not in wanted or image.reason:
                             continue
@@ -54,19 +48,6 @@ def thumbnails(sources: list[str], product_ids: list[str], settings: IngestSetti
                     return found
     log.warning("audit: no photo of %s of %s products", f"{len(wanted):,}", f"{len(wanted | found.keys()):,}")
     return found
-
-
-def _narrowed(segment: Segment, wanted: set[str], work: Path) -> Iterator[Segment]:
-    """The segment; of a listing of files and web addresses only the rows of the wanted products."""
-    if segment.file.lower().endswith(".bson") or segment.pictures:
-        yield segment
-        return
-    with any_path(segment.file).open("rb") as file:
-        rows = pq.ParquetFile(file).read_row_group(segment.start)
-    rows = rows.filter(pc.is_in(rows["product_id"], pa.array(sorted(wanted), pa.string())))
-    if len(rows):
-        work.mkdir(exist_ok=True)
-        yield from write_listing(work, iter([rows]), any_path(segment.root), len(rows))
 
 
 def _thumbnail(data: bytes, limits: Limits) -> bytes | None:

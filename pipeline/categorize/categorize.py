@@ -3,19 +3,24 @@
     read      a segment of a source → rows, hashed, not decoded where the store knows the image   read_units
     extract   distinct new images, decoded once → shards of the store, or refusals                extract_new
     sort      rows of all units → parts of whole products, in the order of their ids              sort_rows
-    decide    part by part: bottlenecks → decisions, rejects, counts                              decide
+    sellers   corrections of the batch's sellers → kept for all parts                             sellers
+    decide    part by part: bottlenecks → decisions, images, rejects, counts                      decide
 
     NAME.parquet            one row a product, or a folder, or a table: pipeline/job/decisions_output.py
     NAME.rejects.parquet    the images that were refused, as in rejects.parquet
     NAME.statistics.json    what the photos are like, for `shelfmark monitor`: monitor/batch_statistics.py
     WORKSPACE/categorize/<of the output>/   while at work; rejects and statistics of a table stay there
+      images.parquet        stays: the images of each product, see keep_images.py
       fetched/              photos fetched from the web, while some could not be reached
 
 Memory does not grow with the batch. Killed at any time, the same command goes on and gives the same bytes. A
-category given in the source is ignored.
+category given in the source is ignored. Where the bundle has an adapter, and corrections are in use when the
+job starts, decisions have the columns of ADAPTED; otherwise nothing depends on the sellers.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import begin, digest_of
@@ -27,20 +32,24 @@ from pipeline.categorize.decide import (
     Bottlenecks,
     Outcomes,
     decide_parts,
+    images_of_parts,
     join_rejects,
     write_all_rejects,
 )
 from pipeline.categorize.extract_new import Found, extract_new, plan_new
+from pipeline.categorize.keep_images import NAME, join_images
 from pipeline.categorize.keep_records import keep_records
 from pipeline.categorize.known import index_decided, index_store
 from pipeline.categorize.read_units import DECIDED, KNOWN, read_sources
+from pipeline.categorize.sellers import keep_sellers, sellers_in_use
 from pipeline.categorize.sort_rows import PART_ROWS, SortedRows, sort_rows
 from pipeline.categorize.targets import require_targets
 from pipeline.ingest.check_images import forget_fetched, image_limits, roots_of
 from pipeline.ingest.rejects import refuse_flood_of
 from pipeline.job.config import Config
-from pipeline.job.decisions_file import decisions_digest, rejects_beside
-from pipeline.job.decisions_output import decisions_source, open_output
+from pipeline.job.corrected import find_corrections
+from pipeline.job.decisions_file import SCHEMA, WITH_ADAPTED, decisions_digest, rejects_beside
+from pipeline.job.decisions_output import decisions_source, open_output, require_output
 from pipeline.job.lock import only_job
 from pipeline.job.progress import log
 from pipeline.job.stage import counts_of
@@ -48,7 +57,10 @@ from pipeline.monitor.batch_statistics import BatchStatistics, PartImages, stati
 from pipeline.sources.source import Source, open_sources
 from pipeline.sources.tables import csv_options
 
-VERSION = 5
+if TYPE_CHECKING:
+    from models.corrections.store import Corrections
+
+VERSION = 6
 
 
 def categorize(
@@ -69,9 +81,10 @@ def categorize(
         bundle: in service.
         store: directory of all stores; new images are added to the bundle's.
         output: of the decisions, see pipeline/job/decisions_output.py.
-        config: sections [ingest] and [extract].
+        config: sections [ingest], [extract], and of [sellers] the database.
         beam: Beam's own options; with any of them, its workers read and extract.
-        only_new: earlier decisions; products that the same release decided about are left out.
+        only_new: earlier decisions; products that the same release decided about are left out, unless
+            corrections of their seller are in use, or were.
         records: directory for the photos as TFRecords; None: they are not kept.
 
     Returns:
@@ -85,8 +98,12 @@ def categorize(
     require_targets(opened, store.parent, output, only_new, records)
     name = output if is_database(output) else str(absolute(any_path(output)))
     home = store.parent / "categorize" / digest_of(name)[:16]
-    with only_job(home, other="--output"):
-        return _Job(opened, bundle, store, output, config, beam, only_new, records, home).run()
+    with only_job(home, other="--output"), ExitStack() as closed:
+        corrections = find_corrections(store.parent, config.sellers) if bundle.adapter else None
+        if corrections:
+            closed.enter_context(closing(corrections))
+        job = _Job(opened, bundle, store, output, config, beam, only_new, records, home, corrections)
+        return job.run()
 
 
 class _Job:
@@ -103,12 +120,18 @@ class _Job:
         only_new: str | None,
         records: AnyPath | None,
         home: AnyPath,
+        corrections: "Corrections | None",
     ) -> None:
         self.sources, self.bundle, self.output, self.config = sources, bundle, output, config
         self.beam, self.only_new, self.records, self.home = beam, only_new, records, home
         flip, main = bundle.categorizer.flip, Store(store / bundle.fingerprint)
         self.views = [main, main.mirrored()] if flip else [main]
         self.roots, self.fetched = roots_of(sources), home / "fetched"
+        self.corrected = sellers_in_use(corrections) if corrections else frozenset[str]()
+        self.corrections = corrections if self.corrected else None
+        self.schema = WITH_ADAPTED if self.corrected else SCHEMA
+        if self.corrected:
+            require_output(output, self.schema)
         made_from = {
             "sources": digest_of([[source.name, source.digest()] for source in sources]),
             "settings": digest_of(config.ingest.that_matter()),
@@ -117,6 +140,8 @@ class _Job:
             "records": str(records),
             "version": f"{VERSION} {PART_ROWS}",
         }
+        if self.corrected:
+            made_from["sellers"] = "decide"  # with which corrections: see sellers.py
         self.job = digest_of(made_from)
         self.work = begin(home / "work", made_from)
 
@@ -130,10 +155,13 @@ class _Job:
         self._refuse_flood(rows)
         if self.records is not None:
             keep_records(rows, self.config.ingest, self.records, self.job, self.beam)
-        output = open_output(self.output, self.job, self.work)
+        sellers = None
+        if self.corrections and self.bundle.adapter:
+            sellers = keep_sellers(self.corrections, self.bundle.adapter, units, self.work)
+        output = open_output(self.output, self.job, self.work, self.schema)
         statistics = PartImages.of(self.bundle)
         outcomes = decide_parts(
-            rows, Bottlenecks(self.work / KNOWN, self._named), self.bundle, output, statistics,
+            rows, Bottlenecks(self.work / KNOWN, self._named), self.bundle, sellers, output, statistics,
             self.roots, self.work,
         )  # fmt: skip
         self._write_beside(rows, outcomes, statistics)
@@ -148,7 +176,7 @@ class _Job:
         known.mkdir(parents=True, exist_ok=True)
         self._index_store()
         if self.only_new is not None and not (known / f"{DECIDED}.rest.npy").is_file():
-            count = index_decided(self.only_new, self.bundle.categorizer.release, known)
+            count = index_decided(self.only_new, self.bundle.categorizer.release, self.corrected, known)
             log.info("only new: %s products were decided by this release before", f"{count:,}")
         return len(self.views)
 
@@ -179,8 +207,9 @@ class _Job:
             refuse_flood_of(dict(account.rejects.most_common()), account.images, most, file)
 
     def _write_beside(self, rows: SortedRows, outcomes: Outcomes, statistics: PartImages | None) -> None:
-        """Writes the rejects and the statistics; a table of a database has nothing beside it."""
+        """Writes images, rejects and statistics; a table of a database has nothing beside it."""
         table = is_database(self.output)
+        join_images(images_of_parts(rows.parts, self.work), self.home / NAME, keep=table)
         rejects = self.home / "rejects.parquet" if table else rejects_beside(any_path(self.output))
         beside = self.home / "statistics.json" if table else statistics_beside(any_path(self.output))
         (self.home / "rejects.parquet").unlink(missing_ok=True)  # of a batch that was stopped
@@ -198,7 +227,7 @@ class _Job:
         """Logs the account, which closes; products by status."""
         account, counts = rows.account, dict(sorted(outcomes.statuses.items()))
         rejected = account.rejects.total()
-        gone = outcomes.decided + outcomes.repeated + rejected + account.left_out
+        gone = outcomes.decided + outcomes.repeated + outcomes.passed + rejected + account.left_out
         if gone != account.images:
             raise ShelfmarkError(
                 f"{decisions_source(self.output)}: of {account.images:,} images {gone:,} are accounted for; "
@@ -210,6 +239,8 @@ class _Job:
             "left_out": outcomes.left_out, "images": account.images, "repeated_images": outcomes.repeated,
             "rejected_images": rejected, "ignored": sum(source.ignored() for source in self.sources),
         }  # fmt: skip
+        if self.corrected:
+            summary["adapted"] = outcomes.adapted
         log.info("decisions: %s", counts_of(summary))
         return counts
 

@@ -1,6 +1,7 @@
-"""Part by part: bottlenecks from the store, predictions, decisions; the rejects and the counts of each part.
+"""Part by part: bottlenecks from the store, predictions, decisions; images, rejects and counts of each part.
 
 _done/part-00000.parquet   REJECTS, and `row`, by which they are in the sources' order
+_done/part-00000.images.parquet   IMAGES of keep_images.py
 _done/part-00000.json      counts: products by status, images, and those of batch_statistics.py; written last
 """
 
@@ -18,25 +19,28 @@ import pyarrow.parquet as pq
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, write_whole, writing
 from features.storage.store import Store, digests_of
+from models.decisions.adapted import unadapted
 from models.decisions.bundle import Bundle
 from models.decisions.categorizer import unreadable
 from models.decisions.predictions import product_bounds
 from models.decisions.validation_split import first_of_product
 from pipeline.beam.run_units import write_table
 from pipeline.categorize.digest_index import DigestIndex, halves
+from pipeline.categorize.keep_images import write_images
 from pipeline.categorize.known import LOCATION, unpacked
 from pipeline.categorize.read_units import view_name
+from pipeline.categorize.sellers import KeptSellers
 from pipeline.categorize.sort_rows import SortedRows
 from pipeline.ingest.check_images import without_roots
 from pipeline.ingest.index import NO_IMAGE, image_indices
 from pipeline.ingest.rejects import REJECTS
-from pipeline.job.decisions_file import SCHEMA
+from pipeline.job.decisions_file import SCHEMA, WITH_ADAPTED
 from pipeline.job.decisions_output import DecisionsOutput
 from pipeline.job.progress import Progress
 from pipeline.monitor.batch_statistics import BatchStatistics, PartImages
 from pipeline.sources.listing import LEFT_OUT
 
-DONE = "_done"
+DONE, IMAGES_END = "_done", ".images.parquet"
 PART_REJECTS = pa.schema([*REJECTS, ("row", pa.int64())])
 
 
@@ -80,7 +84,8 @@ class _Part:
     product_id: np.ndarray  # (p,) object
     left_out: np.ndarray  # (p,) bool
     image_index: np.ndarray  # (n,) int32
-    good: np.ndarray  # (n,) bool, readable
+    good: np.ndarray  # (n,) bool, readable; of products that are not left out
+    passed: int  # readable images of products left out: rows that name another seller were read
 
     @classmethod
     def of(cls, rows: pa.Table) -> "_Part":
@@ -92,9 +97,12 @@ class _Part:
         reason = rows["reason"]
         left_out = np.zeros(len(bounds) - 1, bool)
         left_out[product[pc.equal(reason, LEFT_OUT).to_numpy() & named]] = True
+        good = pc.equal(reason, "").to_numpy() & named
+        passed = good.copy()
+        passed[good] = left_out[product[good]]
         return cls(
-            rows, product, ids[named][bounds[:-1]], left_out,
-            image_indices(product), pc.equal(reason, "").to_numpy() & named,
+            rows, product, ids[named][bounds[:-1]], left_out, image_indices(product), good & ~passed,
+            int(passed.sum()),
         )  # fmt: skip
 
 
@@ -106,6 +114,8 @@ class Outcomes:
     left_out: int  # products
     decided: int  # images
     repeated: int  # images that their product has more than once
+    passed: int  # readable images of products left out
+    adapted: int  # products decided by their sellers' corrections
     statistics: BatchStatistics | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,16 +130,18 @@ class Outcomes:
         for part in parts:
             statuses.update(part["statuses"])
         found = [BatchStatistics.from_dict(part["statistics"]) for part in parts if part["statistics"]]
-        left_out, decided, repeated = (
-            sum(part[name] for part in parts) for name in ("left_out", "decided", "repeated")
-        )
-        return cls(statuses, left_out, decided, repeated, BatchStatistics.together(found) if found else None)
+        counts = {
+            name: sum(part[name] for part in parts)
+            for name in ("left_out", "decided", "repeated", "passed", "adapted")
+        }
+        return cls(statuses, **counts, statistics=BatchStatistics.together(found) if found else None)
 
 
 def decide_parts(
     rows: SortedRows,
     bottlenecks: Bottlenecks,
     bundle: Bundle,
+    sellers: KeptSellers | None,
     output: DecisionsOutput,
     statistics: PartImages | None,
     roots: list[str],
@@ -141,6 +153,7 @@ def decide_parts(
         rows: sorted.
         bottlenecks: of all their readable images.
         bundle: decides.
+        sellers: decide about their products; None: no corrections count.
         output: takes the decisions.
         statistics: counts the photos of a part; None where the bundle has no reference.
         roots: what is above the sources.
@@ -152,11 +165,13 @@ def decide_parts(
     with Progress("decide", rows.account.rows) as progress:
         seen = 0
         for number in range(rows.parts):
-            file = done / f"part-{number:05d}.json"
+            file = _part_file(work, number, ".json")
             if number not in written or not file.is_file():
                 part = _Part.of(rows.part(number))
-                decisions, outcomes = _decided(part, rows, bottlenecks, bundle, statistics)
-                write_rejects(part, roots, file.with_suffix(".parquet"))
+                decisions, outcomes = _decided(
+                    part, rows, bottlenecks, bundle, sellers, statistics, _part_file(work, number, IMAGES_END)
+                )
+                write_rejects(part, roots, _part_file(work, number, ".parquet"))
                 write_whole(file, json.dumps(outcomes.to_dict()).encode())
                 output.write(number, decisions)
                 seen += len(part.rows)
@@ -168,9 +183,18 @@ def decide_parts(
 
 
 def _decided(
-    part: _Part, rows: SortedRows, bottlenecks: Bottlenecks, bundle: Bundle, statistics: PartImages | None
+    part: _Part,
+    rows: SortedRows,
+    bottlenecks: Bottlenecks,
+    bundle: Bundle,
+    sellers: KeptSellers | None,
+    statistics: PartImages | None,
+    images: AnyPath,
 ) -> tuple[pa.Table, Outcomes]:
-    """Decisions about the products of a part, sorted by product, and what became of them."""
+    """Decisions about the products of a part, sorted by product, and what became of them.
+
+    The images that they are made from are written to `images`.
+    """
     categorizer = bundle.categorizer
     product, digests = part.product[part.good], digests_of(part.rows["image_digest"])[part.good]
     first = first_of_product(product, digests)
@@ -178,15 +202,21 @@ def _decided(
     bounds = product_bounds(product)
     readable = np.zeros(len(part.product_id), bool)
     readable[product] = True
-    pieces = []
+    pieces = list[pd.DataFrame]()
     matrix = np.empty((0, 0), np.float16)
     views = 2 if categorizer.flip else 1
     if len(digests):
         matrix = bottlenecks.rows(digests)
         predictions = categorizer.predict(matrix, bounds * views)
-        pieces.append(categorizer.decide(part.product_id[readable], predictions))
-    silent = part.product_id[~readable & ~part.left_out]
-    pieces.append(unreadable(silent, categorizer.release))
+        ids = part.product_id[readable]
+        if sellers:
+            seller = sellers.of_products(part.rows, part.product, len(readable))[readable]
+            pieces += sellers.decide(ids, matrix, bounds * views, predictions, seller)
+        else:
+            pieces.append(categorizer.decide(ids, predictions))
+    silent = unreadable(part.product_id[~readable & ~part.left_out], categorizer.release)
+    pieces.append(unadapted(silent) if sellers else silent)
+    write_images(part.product_id[product], digests, images)
     table = pd.concat([one for one in pieces if len(one)] or pieces[:1])
     table = table.sort_values("product_id", ignore_index=True)
     counted = None
@@ -200,9 +230,12 @@ def _decided(
         left_out=int(part.left_out.sum()),
         decided=len(digests),
         repeated=int(part.good.sum()) - len(digests),
+        passed=part.passed,
+        adapted=int(table["adapted"].sum()) if sellers else 0,
         statistics=counted,
     )
-    return pa.Table.from_pandas(table, SCHEMA, preserve_index=False), outcomes
+    schema = WITH_ADAPTED if sellers else SCHEMA
+    return pa.Table.from_pandas(table, schema, preserve_index=False), outcomes
 
 
 # Rejects
@@ -221,14 +254,23 @@ def write_rejects(part: _Part, roots: list[str], file: AnyPath) -> None:
 def write_all_rejects(rows: SortedRows, roots: list[str], work: AnyPath) -> None:
     """Writes the refused images of all parts, before anything is decided."""
     for number in range(rows.parts):
-        write_rejects(_Part.of(rows.part(number)), roots, work / DONE / f"part-{number:05d}.parquet")
+        write_rejects(_Part.of(rows.part(number)), roots, _part_file(work, number, ".parquet"))
+
+
+def images_of_parts(parts: int, work: AnyPath) -> list[AnyPath]:
+    """The files of the images of all parts, in the order of the products."""
+    return [_part_file(work, number, IMAGES_END) for number in range(parts)]
+
+
+def _part_file(work: AnyPath, number: int, ending: str) -> AnyPath:
+    return work / DONE / f"part-{number:05d}{ending}"
 
 
 def join_rejects(parts: int, work: AnyPath, file: AnyPath) -> None:
     """Writes the table of the refused images, part by part, each in the sources' order."""
     with writing(file) as working, pq.ParquetWriter(working, REJECTS) as writer:
         for number in range(parts):
-            with (work / DONE / f"part-{number:05d}.parquet").open("rb") as opened:
+            with _part_file(work, number, ".parquet").open("rb") as opened:
                 table = pq.read_table(opened, columns=REJECTS.names)
             if len(table):
                 writer.write_table(table)

@@ -1,11 +1,12 @@
 """What is known before a batch: the store's digests, and the products that the release has decided about.
 
-_known/view0.*.npy     digests of the store, with their places and checksums; see digest_index.py
-_known/view1.*.npy     the same of the mirrored images, where the head predicts from both
-_known/decided.*.npy   products of --only-new
+_known/view0.*.npy       digests of the store, with their places and checksums; see digest_index.py
+_known/view1.*.npy       the same of the mirrored images, where the head predicts from both
+_known/decided.*.npy     products of --only-new
+_known/corrected.*.npy   sellers whose corrections are in use: their products are decided again
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ from features.storage.paths import AnyPath
 from features.storage.store import Store
 from models.decisions.categorizer import UNREADABLE
 from pipeline.categorize.digest_index import build_index, text_digests
-from pipeline.categorize.read_units import DECIDED, view_name
+from pipeline.categorize.read_units import CORRECTED, DECIDED, view_name
 from pipeline.job.decisions_file import read_decisions
 from pipeline.job.decisions_output import decisions_source
 
@@ -57,15 +58,25 @@ def unpacked(place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (place >> np.uint64(32)).astype(np.int64), (low >> np.uint64(1)).astype(np.int64), low % 2 == 1
 
 
-def index_decided(decisions: str, release: str | None, folder: AnyPath) -> int:
+def index_decided(decisions: str, release: str | None, sellers: Collection[str], folder: AnyPath) -> int:
     """Writes the index of the products that this release has decided about; returns how many they are.
 
-    Products that it found unreadable are not among them: their photos may have come meanwhile.
+    Products that it found unreadable are not among them: their photos may have come meanwhile. Nor are those
+    whose decisions corrections stand behind, because these may have changed.
+
+    Args:
+        decisions: earlier ones.
+        release: in service.
+        sellers: whose corrections are in use; they get an index, too.
+        folder: of the indices.
     """
 
     def rows() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        for table in read_decisions(decisions_source(decisions), ["product_id", "status", "release"]):
+        columns = ["product_id", "status", "release", "corrections"]
+        for table in read_decisions(decisions_source(decisions), columns):
             own = pc.and_(pc.equal(table["release"], release), pc.not_equal(table["status"], UNREADABLE))
+            own = pc.and_(own, pc.equal(pc.fill_null(table["corrections"], 0), 0))
             yield text_digests(table.filter(own)["product_id"].to_pylist()), {}
 
+    build_index(folder, CORRECTED, iter([(text_digests(sorted(sellers)), {})]), {})
     return len(build_index(folder, DECIDED, rows(), {}))

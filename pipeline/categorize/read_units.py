@@ -3,13 +3,15 @@
     _read/unit-00000.parquet    READ: one row an image (or product without any), in the source's order
     _read/unit-00000.pictures   new images, one after the other, where the source holds them within a table
     _read/listing-0.parquet     what a folder or a manifest lists, a row group a segment
-    _known/                     digests of the store, see digest_index.py; workers look them up there
+    _known/                     digests of the store, see digest_index.py; workers look them up there; with
+                                --only-new also products, and sellers whose products are never left out
 
 A unit of work reads a segment. A digest that is in the store belongs to an image that was readable once.
 """
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
@@ -34,10 +36,11 @@ from pipeline.sources.listing import LEFT_OUT
 from pipeline.sources.source import Source, read_segment
 from pipeline.sources.urls import Fetching
 
-FOLDER, KNOWN, DECIDED = "_read", "_known", "decided"
+FOLDER, KNOWN, DECIDED, CORRECTED = "_read", "_known", "decided", "corrected"
 READ = pa.schema(
     [
         ("product_id", pa.string()),
+        ("seller", pa.string()),
         ("order_key", pa.int64()),
         ("file", pa.string()),
         ("offset", pa.int64()),
@@ -60,6 +63,7 @@ class ReadRow(NamedTuple):
     """A row of READ, with its columns in their order."""
 
     product_id: str
+    seller: str
     order_key: int
     file: str
     offset: int
@@ -158,12 +162,14 @@ def _rows(segment: Segment, job: _Job, copies: BinaryIO | None = None, name: str
     for images in _groups(read_segment(segment, job.fetching, left_out)):
         digests = [NO_DIGEST if image.reason else hashlib.sha256(image.data).digest() for image in images]
         known = _all_known(indices, digests)
-        left = left_out([image.product_id for image in images]) if left_out else ()
+        left = frozenset[str]()
+        if left_out:
+            left = left_out([image.product_id for image in images], [image.seller for image in images])
         for image, digest, is_known in zip(images, digests, known, strict=True):
             if image.product_id != product_id:
                 product_id, key = image.product_id, order_key(image.product_id)
             if image.product_id in left:
-                image = SourceImage(image.product_id, reason=LEFT_OUT)
+                image = SourceImage(image.product_id, seller=image.seller, reason=LEFT_OUT)
             found, reason, detail = _described(image, is_known, job.limits)
             new = not reason and not is_known
             again = not reason and (new or job.keep_all)  # its bytes are read once more
@@ -174,7 +180,7 @@ def _rows(segment: Segment, job: _Job, copies: BinaryIO | None = None, name: str
             elif reason and image.origin:
                 file = image.origin
             yield ReadRow(
-                image.product_id, key, file, offset, len(image.data),
+                image.product_id, image.seller, key, file, offset, len(image.data),
                 google_crc32c.value(image.data) if again else 0, digest, new,
                 found.flat, found.width, found.height, kind_of(image.data), reason, detail,
             )  # fmt: skip
@@ -215,12 +221,19 @@ def _described(image: SourceImage, is_known: bool, limits: Limits) -> tuple[Norm
 
 
 class _Decided:
-    """Which of some products were decided about before."""
+    """Which of some products were decided about before, and have no seller whose corrections count."""
 
     def __init__(self, folder: str) -> None:
-        self._index = DigestIndex(any_path(folder), DECIDED)
+        self._decided = DigestIndex(any_path(folder), DECIDED)
+        self._corrected = DigestIndex(any_path(folder), CORRECTED)
 
-    def __call__(self, product_ids: list[str]) -> frozenset[str]:
-        distinct = list(dict.fromkeys(product_ids))
-        found = self._index.find(text_digests(distinct))
-        return frozenset(one for one, at in zip(distinct, found.tolist(), strict=True) if at >= 0 and one)
+    def __call__(self, product_ids: list[str], sellers: list[str]) -> frozenset[str]:
+        corrected = self._those_in(self._corrected, sellers)
+        again = {one for one, seller in zip(product_ids, sellers, strict=True) if seller in corrected}
+        return self._those_in(self._decided, product_ids) - again
+
+    @staticmethod
+    def _those_in(index: DigestIndex, texts: list[str]) -> frozenset[str]:
+        distinct = [text for text in dict.fromkeys(texts) if text]
+        at = index.find(text_digests(distinct))
+        return frozenset(itertools.compress(distinct, (at >= 0).tolist()))

@@ -33,7 +33,10 @@ PIECE_ROWS = 2**18  # rows sorted in memory
 PART_ROWS = 2**15  # rows of a part, whose bottlenecks are in memory: 128 MB for Inception v3
 SAMPLE = 128  # ids drawn for each part, to find where to cut
 SORTED = pa.schema(
-    [("row", pa.int64()), *(READ.field(name) for name in READ.names if name not in ("order_key", "new"))]
+    [
+        *(("row", pa.int64()), ("seller", pa.dictionary(pa.int32(), pa.string()))),  # a dictionary a piece
+        *(READ.field(name) for name in READ.names if name not in ("seller", "order_key", "new")),
+    ]
 )
 
 
@@ -104,14 +107,14 @@ def sort_rows(units: list[AnyPath], found: Found, work: AnyPath, placeholder_pro
 
     for unit in units:
         with unit.open("rb") as file:
-            rows = found.complete(pq.read_table(file))
+            rows = found.complete(pq.read_table(file, read_dictionary=["seller"]))
         numbers = np.arange(account.rows, account.rows + len(rows))
         account.add(rows["reason"])
         shared.add(rows)
         waiting.append(rows.append_column("row", pa.array(numbers)).select(SORTED.names).cast(SORTED))
         if sum(map(len, waiting)) >= PIECE_ROWS:
             write()
-    if waiting:
+    if any(map(len, waiting)):
         write()
     return SortedRows(pieces, len(cuts) + 1 if account.rows else 0, account, shared.placeholders())
 
@@ -135,14 +138,13 @@ def _cuts(units: list[AnyPath]) -> np.ndarray:
 def _write_piece(rows: pa.Table, cuts: np.ndarray, piece: AnyPath) -> None:
     """Writes rows sorted by product, a batch for each part."""
     rows = rows.combine_chunks()
-    rows = rows.take(pc.sort_indices(rows["product_id"])).combine_chunks()
-    ids = rows["product_id"].to_numpy()
-    bounds = [0, *np.searchsorted(ids, cuts, side="left").tolist(), len(rows)]
+    [whole] = rows.take(pc.sort_indices(rows["product_id"])).combine_chunks().to_batches()
+    ids = whole["product_id"].to_numpy(zero_copy_only=False)
+    bounds = [0, *np.searchsorted(ids, cuts, side="left").tolist(), len(whole)]
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with writing(piece) as working, pa.ipc.new_file(working, SORTED, options=options) as writer:
         for first, last in itertools.pairwise(bounds):
-            batches = rows.slice(first, last - first).to_batches()
-            writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], SORTED))
+            writer.write_batch(whole.slice(first, last - first))  # all with one dictionary of sellers
 
 
 class _SharedImages(SortedRuns):

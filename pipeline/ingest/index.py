@@ -90,6 +90,32 @@ def tidied(names: Coded) -> Coded:
     return Coded(list(codes), code[names.code])
 
 
+def most_common(product: np.ndarray, texts: Coded, products: int) -> tuple[np.ndarray, int]:
+    """(p,) int32: code of the most common text of each product's rows; how many products' rows disagree.
+
+    >>> most_common(np.array([0, 0, 1, 1, -1]), Coded(["", "b", "a"], np.array([1, 2, 0, 1, 2])), 3)
+    (array([2, 1, 0], dtype=int32), 1)
+
+    Args:
+        product: (n,) int, from 0; -1: the row belongs to none.
+        texts: of n rows; "" counts as not given. The first in the alphabet counts among equals.
+        products: p, number of products.
+    """
+    given = (texts.code > 0) & (product >= 0)
+    product, code = product[given][::-1], texts.code[given][::-1]
+    chosen = np.zeros(products, np.int32)
+    chosen[product] = code  # the first row's, because it is assigned last
+    mixed = np.unique(product[code != chosen[product]])
+    if len(mixed):
+        rows = np.isin(product, mixed)
+        pairs = np.stack([product[rows], code[rows]])
+        (product, code), count = np.unique(pairs, axis=1, return_counts=True)
+        rank = np.unique(np.array(texts.values, dtype=object)[code], return_inverse=True)[1]
+        best = np.lexsort((-rank, count, product))  # the last of a product's: most rows, then the first text
+        chosen[product[best]] = code[best]
+    return chosen, len(mixed)
+
+
 def build_index(tables: Iterable[pa.Table], rows: int) -> Index:
     """The index of checked rows; one of the tables at a time is in memory.
 

@@ -49,8 +49,8 @@ from pipeline.ingest.duplicates import contradictions
 from pipeline.ingest.image_statistics import IMAGE_STATISTICS, image_statistics
 from pipeline.ingest.index import Index, tidied
 from pipeline.ingest.layout import RecordsLayout, lay_out, write_plan
-from pipeline.ingest.rejects import refuse_flood, write_rejects
 from pipeline.ingest.override import Overridden, log_overridden, override
+from pipeline.ingest.rejects import refuse_flood, write_rejects
 from pipeline.ingest.relabel import Relabelling, counts_of, log_relabelled, relabel, relabelling
 from pipeline.ingest.split_plan import (
     Products,
@@ -90,8 +90,7 @@ def ingest(
 ) -> Artifact:
     """Converts sources to the run's records; other arguments and errors as for `make_records`.
 
-    Args:
-        goes_on: the run was interrupted: finished records keep the corrections that they have.
+    With `goes_on` the run was interrupted: finished records keep the corrections that they have.
     """
     config = run.config
     return make_records(
@@ -312,7 +311,7 @@ def _products(index: Index, job: _IngestJob) -> Products:
         require_known(index.product_id, released, job.settings.min_known)
     settings = job.settings
     shares = SplitShares(settings.val_share, settings.test_share, settings.least_test)
-    products = plan_products(index, released, settings.min_products, shares)
+    products = plan_products(index, released, settings.min_products, shares, settings.sellers_apart)
     require_trainable(products, settings.min_products)
     return products
 

@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 
 from features.product import tidy_name
 from models.taxonomy_changes import key
-from pipeline.ingest.index import Coded, Index
+from pipeline.ingest.index import Coded, Index, most_common
 from pipeline.ingest.relabel import Relabelling
-from pipeline.ingest.split_plan import most_common
 from pipeline.job.progress import log
 
 CORRECTED = pa.schema(
@@ -65,7 +64,7 @@ def override(index: Index, labels: pa.Table, how: Relabelling | None, known: Col
     chosen[chosen] = is_known[at[chosen]]
     product = np.flatnonzero(chosen)
     mine = chosen[index.product] & (index.product >= 0)  # (n,) rows of these products
-    before = most_common(replace(index, product=np.where(mine, index.product, -1)), index.category)[0]
+    before = most_common(np.where(mine, index.product, -1), index.category, len(index.product_id))[0]
     codes = {name: code for code, name in enumerate(index.category.values)}
     of_label = np.array(
         [-1 if name is None else codes.setdefault(name, len(codes)) for name in target], np.int32
@@ -106,8 +105,8 @@ def _targets(
     for category, tidy in distinct.items():
         moved = changes.get(tidy)
         to = moved.target if moved else tidy
-        name = names.get(key(to)) if to else None
-        found[category] = name, "" if name else REMOVED if moved else UNKNOWN
+        there = names.get(key(to)) if to else None
+        found[category] = there, "" if there else REMOVED if moved else UNKNOWN
     return [found[category][0] for category in categories], [found[category][1] for category in categories]
 
 

@@ -22,7 +22,8 @@ from features.product import (
     SplitShares,
     split_products,
 )
-from pipeline.ingest.index import Coded, Index
+from models.decisions.validation_split import in_fit
+from pipeline.ingest.index import Coded, Index, most_common
 
 RUN_BYTES = 2**20  # neighbouring images stay together; a source's order is not random: runs are dealt out
 PRODUCTS = pa.schema(
@@ -71,7 +72,11 @@ class Products:
 
 
 def plan_products(
-    index: Index, known: pa.Table | None, min_products: int, shares: SplitShares = PAPER
+    index: Index,
+    known: pa.Table | None,
+    min_products: int,
+    shares: SplitShares = PAPER,
+    sellers_apart: float = 0.0,
 ) -> Products:
     """The products, each with its part of the split.
 
@@ -80,41 +85,30 @@ def plan_products(
         known: product_id and split of the release in service.
         min_products: smallest category that is trained on, unless its parts are given.
         shares: of val and test, in the same way.
+        sellers_apart: share of the sellers whose new products are all test, as if the source said so.
 
     A product whose rows disagree has the most common category (the first in the alphabet among equals), and
     the largest weight.
     """
     images = np.bincount(index.product[index.good], minlength=len(index.product_id)).astype(np.int32)
-    category, mixed = most_common(index, index.category)
-    given = most_common(index, index.split)[0]
-    seller = most_common(index, index.seller)[0]
+    products = len(index.product_id)
+    category, mixed = most_common(index.product, index.category, products)
+    given = most_common(index.product, index.split, products)[0]
+    seller = most_common(index.product, index.seller, products)[0]
     trainable = (images > 0) & (category > 0)
     free = trainable & (given == 0)
     parts = np.array([SPLITS.index(text or NONE) for text in index.split.values], np.int8)
     split = np.where(trainable, parts[given], SPLITS.index(NONE)).astype(np.int8)
-    before = _known_parts(index.product_id, known)[free]
-    split[free] = split_products(index.order_key[free], category[free], before, min_products, shares)
+    before = _known_parts(index.product_id, known)
+    if sellers_apart:  # out of their categories' counts, this week and, as known ones, in all later weeks
+        apart = in_fit(np.array(index.seller.values, dtype=object), sellers_apart)
+        held_out = free & (seller > 0) & apart[seller] & np.isin(before, (-1, TEST))
+        split[held_out], free[held_out] = TEST, False
+    split[free] = split_products(index.order_key[free], category[free], before[free], min_products, shares)
     coded = [
         Coded(texts.values, code) for texts, code in ((index.category, category), (index.seller, seller))
     ]
     return Products(index.product_id, coded[0], split, images, coded[1], mixed, index.weight)
-
-
-def most_common(index: Index, texts: Coded) -> tuple[np.ndarray, int]:
-    """(p,) int32: code of the most common text of each product's rows; how many products' rows disagree."""
-    given = (texts.code > 0) & (index.product >= 0)
-    product, code = index.product[given][::-1], texts.code[given][::-1]
-    chosen = np.zeros(len(index.product_id), np.int32)
-    chosen[product] = code  # the first row's, because it is assigned last
-    mixed = np.unique(product[code != chosen[product]])
-    if len(mixed):
-        rows = np.isin(product, mixed)
-        pairs = np.stack([product[rows], code[rows]])
-        (product, code), count = np.unique(pairs, axis=1, return_counts=True)
-        rank = np.unique(np.array(texts.values, dtype=object)[code], return_inverse=True)[1]
-        best = np.lexsort((-rank, count, product))  # the last of a product's: most rows, then the first text
-        chosen[product[best]] = code[best]
-    return chosen, len(mixed)
 
 
 def _known_parts(product_id: pa.Array, known: pa.Table | None) -> np.ndarray:

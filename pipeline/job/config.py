@@ -73,7 +73,7 @@ def _postgresql(url: str) -> str:
     """The URL of a PostgreSQL database without a password, or "" for none."""
     if not url:
         return url
-    if not re.match(r"postgresql(\+psycopg)?://\S+$", url):
+    if not re.match(r"postgres(ql(\+psycopg)?)?://\S+$", url):
         raise ValueError("not a PostgreSQL database; expected postgresql://USER@HOST/NAME")
     if re.search(r"(?i)^[^/]*//[^/@]*:.*@|[?&][^=&#]*password=", url):
         raise ValueError(
@@ -100,6 +100,11 @@ class IngestSettings(Section):
     least_test: Annotated[int, Field(ge=0, strict=True)] = 10
     """Products of each category in the test, at least, as long as one is left to train (10 in the paper).
     Lower it, to 2 for instance, when most categories are small: one with 20 products trains on 8 only."""
+    sellers_apart: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the sellers, drawn by their names, whose new products all go to the test: `shelfmark evaluate
+    --by seller` then measures what corrections bring to sellers that training has not seen. Set 0.1 where
+    you have hundreds of sellers and want to know. Products of the release in service keep their part, and
+    the test then has more products of these sellers than your catalogue."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.10
     """Largest share of the images that may be rejected; above it the run stops and names the three most
     common reasons. Raise it only when you know why so many images cannot be read: a high share usually

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.errors import ShelfmarkError
 from features.storage.artifact import INPUTS, find_artifact, partial_of
 from features.storage.paths import AnyPath, local, writing
+from models.decisions.releases import in_service, runs_named
 from pipeline.job.config import SellersSettings
 from pipeline.job.progress import log
 
@@ -49,17 +51,19 @@ def open_corrections(workspace: AnyPath, settings: SellersSettings) -> "Correcti
     return Corrections.open(corrections_url(workspace, database_of(settings)))
 
 
+def has_corrections(workspace: AnyPath, settings: SellersSettings) -> bool:
+    """Whether there may be corrections of a workspace: a database is named, or the file is there."""
+    file = workspace / LOCAL
+    return bool(database_of(settings)) or (isinstance(file, Path) and file.is_file())
+
+
 def find_corrections(workspace: AnyPath, settings: SellersSettings) -> "Corrections | None":
     """Opens the corrections of a workspace; None where nobody has made any.
 
     Raises:
         ShelfmarkError: they cannot be opened.
     """
-    if not database_of(settings):
-        file = workspace / LOCAL
-        if not (isinstance(file, Path) and file.is_file()):
-            return None
-    return open_corrections(workspace, settings)
+    return open_corrections(workspace, settings) if has_corrections(workspace, settings) else None
 
 
 def labels_of_run(run: "Run", goes_on: bool = False) -> Path | None:
@@ -105,4 +109,22 @@ def _labels_now(run: "Run") -> pa.Table:
         labels = corrections.labels()
     finally:
         corrections.close()
-    return pa.Table.from_pandas(labels[LABELS.names], LABELS, preserve_index=False).replace_schema_metadata()
+    return pa.table([pa.array(labels[field.name].tolist(), field.type) for field in LABELS], schema=LABELS)
+
+
+def sellers_in_service(workspace: AnyPath) -> dict[str, object]:
+    """The settings [sellers] of the run whose release is in service, by name; {} where there is none.
+
+    Commands that belong to no run begin with them, so that they find the database that `retrain` uses.
+    """
+    from pipeline.job.run import saved_settings
+
+    try:
+        release = in_service(workspace / "releases")
+        for name in runs_named(release) if release else ():
+            settings = saved_settings(workspace, name).get("sellers")
+            if isinstance(settings, dict):
+                return settings
+    except ShelfmarkError:
+        log.warning("corrections: the settings of the release in service cannot be read")
+    return {}

@@ -1,6 +1,6 @@
 """Decisions: one row a product, the same from batch and from evaluation, in the format of the file's suffix.
 
-    .parquet       SCHEMA as it is
+    .parquet       SCHEMA as it is; where sellers' corrections count, ADAPTED after it: WITH_ADAPTED
     .csv  .csv.gz  UTF-8, a line of names, then a line a product; texts in quotation marks (RFC 4180), null
                    is an empty cell; a list is a JSON text: "[""apple"",""pear""]"
     .jsonl         UTF-8, one JSON object a line, with real lists and nulls
@@ -49,10 +49,18 @@ SCHEMA = pa.schema(
         ("release", pa.string()),  # name of the release that decided; null in an evaluation
     ]
 )
+ADAPTED = pa.schema(
+    [
+        ("adapted", pa.bool_()),  # whether the seller's corrections made the decision
+        ("base_category", pa.string()),  # the head's; null where the seller has no corrections in use
+        ("corrections", pa.int32()),  # of the seller, in use when it was decided
+    ]
+)
+WITH_ADAPTED = pa.schema([*SCHEMA, *ADAPTED])
 REJECTS = ".rejects.parquet"  # what the name of the rejects beside the decisions ends with
 FOLDER_MARK = "_manifest.json"  # of a folder of parts, written last
 
-LATER = ("release",)  # columns that files of earlier versions lack
+LATER = ("release", *ADAPTED.names)  # columns that files of earlier versions lack, or of other batches
 
 JSON_ROWS = 2**12  # made Python objects at a time
 READ_ROWS = 2**15  # of a Parquet file, in memory at a time
@@ -71,7 +79,7 @@ class StoredDecisions(Protocol):
         ...
 
     def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yields the columns, of SCHEMA, piece by piece; null where a column of LATER is missing."""
+        """Yields the columns, of WITH_ADAPTED, piece by piece; null where a column of LATER is missing."""
         ...
 
     def digest(self) -> str:
@@ -94,9 +102,9 @@ def write_decisions(pieces: Iterable[pd.DataFrame], file: AnyPath) -> None:
             write(pa.Table.from_pandas(piece, SCHEMA, preserve_index=False))
 
 
-def file_writer(file: AnyPath, working: Path) -> AbstractContextManager[Write]:
-    """Opens `working` for decisions in the format that the suffix of `file` gives."""
-    return WRITERS[_ending(file)](working)
+def file_writer(file: AnyPath, working: Path, schema: pa.Schema = SCHEMA) -> AbstractContextManager[Write]:
+    """Opens `working` for decisions of this schema, in the format that the suffix of `file` gives."""
+    return WRITERS[_ending(file)](working, schema)
 
 
 def read_decisions(source: AnyPath | StoredDecisions, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -104,7 +112,8 @@ def read_decisions(source: AnyPath | StoredDecisions, columns: Sequence[str]) ->
 
     Args:
         source: a file, whose suffix gives the format, a folder of parts, or a table.
-        columns: of SCHEMA; one that the file is too old for is null.
+        columns: of WITH_ADAPTED; one that the file lacks because it is older, or no seller had corrections,
+            is null.
 
     Raises:
         ShelfmarkError: the decisions are missing or damaged, the suffix is none of the formats, or a column
@@ -168,7 +177,7 @@ def decisions_digest(source: AnyPath | StoredDecisions) -> str:
 
 
 def _of_schema(piece: pa.Table, columns: Sequence[str], file: AnyPath | StoredDecisions) -> pa.Table:
-    """The columns in the types of SCHEMA; a list that is a JSON text is decoded."""
+    """The columns in the types of WITH_ADAPTED; a list that is a JSON text is decoded."""
     if missing := [name for name in columns if name not in (*piece.column_names, *LATER)]:
         raise ShelfmarkError(
             f"{file}: no column {' and no column '.join(missing)}; found: {', '.join(piece.column_names)}; "
@@ -176,7 +185,7 @@ def _of_schema(piece: pa.Table, columns: Sequence[str], file: AnyPath | StoredDe
         )
     arrays = []
     for name in columns:
-        kind = SCHEMA.field(name).type
+        kind = WITH_ADAPTED.field(name).type
         if name not in piece.column_names:
             arrays.append(pa.nulls(len(piece), kind))
         elif pa.types.is_list(kind) and not pa.types.is_list(piece[name].type):
@@ -216,34 +225,34 @@ def _ending(file: AnyPath) -> str:
 
 
 @contextmanager
-def _parquet(file: Path) -> Iterator[Write]:
-    with pq.ParquetWriter(file, SCHEMA) as writer:
+def _parquet(file: Path, schema: pa.Schema) -> Iterator[Write]:
+    with pq.ParquetWriter(file, schema) as writer:
         yield writer.write_table
 
 
 @contextmanager
-def _csv(file: Path) -> Iterator[Write]:
-    with open(file, "wb") as out, _csv_writer(out) as write:
+def _csv(file: Path, schema: pa.Schema) -> Iterator[Write]:
+    with open(file, "wb") as out, _csv_writer(out, schema) as write:
         yield write
 
 
 @contextmanager
-def _csv_gz(file: Path) -> Iterator[Write]:
+def _csv_gz(file: Path, schema: pa.Schema) -> Iterator[Write]:
     with (
         open(file, "wb") as out,
         # without name and time in it, the same decisions give the same bytes
         gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed,
-        _csv_writer(packed) as write,
+        _csv_writer(packed, schema) as write,
     ):
         yield write
 
 
 @contextmanager
-def _csv_writer(out: IO[bytes] | gzip.GzipFile) -> Iterator[Write]:
-    schema = pa.schema(
-        [pa.field(one.name, pa.string() if pa.types.is_list(one.type) else one.type) for one in SCHEMA]
+def _csv_writer(out: IO[bytes] | gzip.GzipFile, schema: pa.Schema) -> Iterator[Write]:
+    cells = pa.schema(
+        [pa.field(one.name, pa.string() if pa.types.is_list(one.type) else one.type) for one in schema]
     )
-    with CSVWriter(out, schema) as writer:
+    with CSVWriter(out, cells) as writer:
 
         def write(table: pa.Table) -> None:
             columns = [
@@ -252,13 +261,13 @@ def _csv_writer(out: IO[bytes] | gzip.GzipFile) -> Iterator[Write]:
                 else column
                 for column in table.columns
             ]
-            writer.write_table(pa.table(columns, schema=schema))
+            writer.write_table(pa.table(columns, schema=cells))
 
         yield write
 
 
 @contextmanager
-def _jsonl(file: Path) -> Iterator[Write]:
+def _jsonl(file: Path, schema: pa.Schema) -> Iterator[Write]:
     with open(file, "w", encoding="utf-8", newline="\n") as out:
 
         def write(table: pa.Table) -> None:
@@ -283,7 +292,7 @@ def _read_parquet(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _read_csv(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
-    kinds = {one.name: pa.string() if pa.types.is_list(one.type) else one.type for one in SCHEMA}
+    kinds = {one.name: pa.string() if pa.types.is_list(one.type) else one.type for one in WITH_ADAPTED}
     convert = ConvertOptions(column_types=kinds, null_values=[""], strings_can_be_null=True,
                              quoted_strings_can_be_null=False)  # fmt: skip
     reader = open_csv(file, parse_options=ParseOptions(newlines_in_values=True), convert_options=convert)
@@ -303,7 +312,7 @@ def _read_jsonl(file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
         if not isinstance(first, dict):
             raise pa.ArrowInvalid(f"the first line is {lines[0][:40]!r}; expected an object")
         yield pa.schema([(name, pa.string()) for name in first]).empty_table()
-        known = pa.schema([SCHEMA.field(name) for name in columns if name in first])
+        known = pa.schema([WITH_ADAPTED.field(name) for name in columns if name in first])
         # a quarter of the time of Python's own json
         how = JsonOptions(explicit_schema=known, unexpected_field_behavior="ignore")
         table = read_json(io.BytesIO(b"".join(lines)), parse_options=how)

@@ -56,8 +56,8 @@ class DecisionsOutput(Protocol):
 
         Args:
             part: 0, 1, 2, …
-            decisions: columns of SCHEMA; any number of rows. No product is in two parts, and a part that is
-                written again has the same products.
+            decisions: with the columns of the output's schema; any number of rows. No product is in two
+                parts, and a part that is written again has the same products.
         """
         ...
 
@@ -70,7 +70,7 @@ class DecisionsOutput(Protocol):
         ...
 
 
-def open_output(target: str, job: str, work: AnyPath) -> DecisionsOutput:
+def open_output(target: str, job: str, work: AnyPath, schema: pa.Schema = SCHEMA) -> DecisionsOutput:
     """Opens the place that decisions go to.
 
     Args:
@@ -79,27 +79,32 @@ def open_output(target: str, job: str, work: AnyPath) -> DecisionsOutput:
             were written under another one count as not written.
         work: directory for what must be kept between two processes of a job; the caller removes it after
             `finish`.
+        schema: of the decisions: SCHEMA, or WITH_ADAPTED.
 
     Raises:
         ShelfmarkError: as `require_output`.
     """
-    require_output(target)
+    require_output(target, schema)
     if is_database(target):
-        return DecisionsTable.of(target).writer(job)
+        return DecisionsTable.of(target).writer(job, schema)
     if _is_folder(target):
-        return FolderOutput(any_path(target), job, work)
-    return FileOutput(any_path(target), job, work)
+        return FolderOutput(any_path(target), job, work, schema)
+    return FileOutput(any_path(target), job, work, schema)
 
 
-def require_output(target: str) -> None:
+def require_output(target: str, schema: pa.Schema = SCHEMA) -> None:
     """Checks a target before any work: the name, what stands there, and whether the database takes decisions.
+
+    Args:
+        target: as of `open_output`.
+        schema: likewise.
 
     Raises:
         ShelfmarkError: the suffix is no format, a folder holds something else, or the database cannot be
             reached, gives no rights or has a table with other columns.
     """
     if is_database(target):
-        DecisionsTable.of(target).require_writable()
+        DecisionsTable.of(target).require_writable(schema)
     elif _is_folder(target):
         for folder in {any_path(target), partial_of(any_path(target))}:
             _require_own(folder)
@@ -138,8 +143,8 @@ def _require_own(folder: AnyPath) -> None:
 class _Parts:
     """The parts of a job, in the working directory."""
 
-    def __init__(self, job: str, work: AnyPath):
-        self.folder = begin(work / PARTS, {"job": job})
+    def __init__(self, job: str, work: AnyPath, schema: pa.Schema):
+        self.folder, self._schema = begin(work / PARTS, {"job": job}), schema
 
     def written(self) -> frozenset[int]:
         numbers = (_part_number(name) for name in sizes(self.folder))
@@ -147,7 +152,7 @@ class _Parts:
 
     def write(self, part: int, decisions: pa.Table) -> None:
         with writing(self.folder / _part_name(part)) as working:
-            rows = decisions.select(SCHEMA.names).cast(SCHEMA)
+            rows = decisions.select(self._schema.names).cast(self._schema)
             pq.write_table(
                 rows, working, write_page_checksum=True
             )  # the disk may change them until they are joined
@@ -165,8 +170,8 @@ class _Parts:
 class FileOutput:
     """One file; its parts are kept in the working directory and joined at the end."""
 
-    def __init__(self, file: AnyPath, job: str, work: AnyPath):
-        self._file, self._parts = file, _Parts(job, work)
+    def __init__(self, file: AnyPath, job: str, work: AnyPath, schema: pa.Schema):
+        self._file, self._parts, self._schema = file, _Parts(job, work, schema), schema
 
     def written(self) -> frozenset[int]:
         """Returns the parts in the working directory."""
@@ -179,7 +184,10 @@ class FileOutput:
     def finish(self, parts: int) -> None:
         """Joins the parts, one in memory at a time; a killed job and one that was not give the same bytes."""
         files = self._parts.files(parts)
-        with writing(self._file, ".partial") as working, file_writer(self._file, working) as write:
+        with (
+            writing(self._file, ".partial") as working,
+            file_writer(self._file, working, self._schema) as write,
+        ):
             for file in files:
                 for table in _read_part(file):
                     write(table)
@@ -188,8 +196,9 @@ class FileOutput:
 class FolderOutput:
     """A folder of Parquet files; it is put together beside the old one, and then takes its place."""
 
-    def __init__(self, folder: AnyPath, job: str, work: AnyPath):
-        self._folder, self._job, self._parts = folder, job, _Parts(job, work)
+    def __init__(self, folder: AnyPath, job: str, work: AnyPath, schema: pa.Schema):
+        self._folder, self._job, self._schema = folder, job, schema
+        self._parts = _Parts(job, work, schema)
 
     def written(self) -> frozenset[int]:
         """Returns the parts in the working directory."""
@@ -210,7 +219,7 @@ class FolderOutput:
         _clear(folder)
         write_whole(folder / UNFINISHED, b"")
         for file in files:
-            with writing(folder / file.name) as working, pq.ParquetWriter(working, SCHEMA) as writer:
+            with writing(folder / file.name) as working, pq.ParquetWriter(working, self._schema) as writer:
                 for table in _read_part(file):
                     writer.write_table(table)
                     rows += len(table)

@@ -7,11 +7,13 @@
     decisions                                  decisions_parts
       product_id         text, primary key       job   text, digest   ┐ primary key
       category           text                    part  integer        ┘
-      …                  columns of SCHEMA
+      …                  columns of SCHEMA; of WITH_ADAPTED since a batch had sellers with corrections
       top_categories     text[];             in SQLite a JSON text: ["apple","pear"]
       top_probabilities  double precision[]; in SQLite a JSON text
 
-A row of a product that is there already is replaced; all other rows, and columns that are not ours, stay.
+A row of a product that is there already is replaced; all other rows, and columns that are not ours, stay. A
+table that lacks the columns of ADAPTED gets them from the first batch that has them, null in older rows; a
+later batch without such sellers writes false, null and 0 there, so that no older adapted decision stays.
 Each part is one transaction, which also puts its mark into decisions_parts. So after a kill a part is there
 with its mark, or neither is. `finish` removes the marks of the job. A part of one job removes the marks of
 all other jobs, because it may have replaced their rows: a killed job that goes on later writes all its parts
@@ -42,7 +44,7 @@ from features.storage.databases import (
     may_pass,
     state_of,
 )
-from pipeline.job.decisions_file import JSON_ROWS, READ_ROWS, SCHEMA, json_text
+from pipeline.job.decisions_file import ADAPTED, JSON_ROWS, READ_ROWS, SCHEMA, WITH_ADAPTED, json_text
 from pipeline.job.progress import log
 
 if TYPE_CHECKING:
@@ -123,11 +125,9 @@ class DecisionsTable:
             yield pa.schema(
                 [(name, pa.string()) for name in there]
             ).empty_table()  # for the check of the columns
-            kinds = {name: SCHEMA.field(name).type for name in columns if name in there}
+            kinds = {name: WITH_ADAPTED.field(name).type for name in columns if name in there}
             if engine.dialect.name == "sqlite":
-                kinds = {
-                    name: pa.string() if pa.types.is_list(kind) else kind for name, kind in kinds.items()
-                }
+                kinds = {name: _of_sqlite(kind) for name, kind in kinds.items()}
             statement: Any = sql.select(*map(sql.column, kinds)).select_from(
                 sql.table(self.table, schema=self.schema)
             )
@@ -145,15 +145,18 @@ class DecisionsTable:
         total = 0
         with closing(self.read([])) as names:
             there = next(names).column_names
-        for piece in self.read([name for name in SCHEMA.names if name in there]):
+        for piece in self.read([name for name in WITH_ADAPTED.names if name in there]):
             for row in piece.to_pylist():
                 total += int.from_bytes(hashlib.sha256(json_text(row).encode()).digest())
         return f"{total % 2**256:064x}"
 
     # Writing
 
-    def require_writable(self) -> None:
+    def require_writable(self, schema: pa.Schema = SCHEMA) -> None:
         """Tries everything that a job will do, with no rows, and undoes it.
+
+        Args:
+            schema: of the decisions, SCHEMA or WITH_ADAPTED.
 
         Raises:
             ShelfmarkError: the database cannot be reached, gives no rights, or has a table with other
@@ -169,20 +172,24 @@ class DecisionsTable:
                     )
                 return
             with engine.connect() as connection, connection.begin() as transaction:
-                tables = self._prepare(connection)
-                _write_part(connection, *tables, "", 0, SCHEMA.empty_table())
+                tables = self._prepare(connection, schema)
+                _write_part(connection, *tables, "", 0, schema.empty_table())
                 transaction.rollback()
 
-    def writer(self, job: str) -> "TableOutput":
+    def writer(self, job: str, schema: pa.Schema = SCHEMA) -> "TableOutput":
         """Opens the table for a job's parts; makes it where it is missing.
 
         Raises:
             ShelfmarkError: as `require_writable`.
         """
-        return TableOutput(self, job)
+        return TableOutput(self, job, schema)
 
-    def _prepare(self, connection: "sql.Connection") -> tuple["sql.Table", "sql.Table"]:
-        """The table of decisions and that of marks: made where they are missing, else checked."""
+    def _prepare(self, connection: "sql.Connection", schema: pa.Schema) -> tuple["sql.Table", "sql.Table"]:
+        """The table of decisions and that of marks: made where they are missing, else checked.
+
+        The table of decisions has the columns that are written: those of WITH_ADAPTED also where they are in
+        the database already.
+        """
         import sqlalchemy as sql
 
         postgresql = connection.dialect.name == "postgresql"
@@ -191,35 +198,70 @@ class DecisionsTable:
             connection.execute(lock, {"name": f"shelfmark {self.name}"})
             if self.schema and self.schema not in sql.inspect(connection).get_schema_names():
                 connection.execute(sql.schema.CreateSchema(self.schema))
+        inspector = sql.inspect(connection)
+        is_there = inspector.has_table(self.table, schema=self.schema)
+        if is_there and self._has_adapted(inspector, postgresql):
+            schema = WITH_ADAPTED
         metadata = sql.MetaData(schema=self.schema)
         columns = [
             sql.Column(one.name, _type_of(one.type, postgresql), primary_key=one.name == "product_id")
-            for one in SCHEMA
+            for one in schema
         ]
         decisions = sql.Table(self.table, metadata, *columns)
         job = sql.Column("job", sql.Text, primary_key=True)
         part = sql.Column("part", sql.Integer, primary_key=True, autoincrement=False)
         marks = sql.Table(self.table + MARKS, metadata, job, part)
-        inspector = sql.inspect(connection)
-        if inspector.has_table(self.table, schema=self.schema):
+        if is_there:
+            if schema == WITH_ADAPTED:
+                self._add_adapted(connection, inspector, decisions)
+                inspector = sql.inspect(connection)
             self._require_columns(inspector, decisions, connection.dialect)
             self._require_key(inspector, connection.dialect.identifier_preparer.format_table(decisions))
         metadata.create_all(connection)
         return decisions, marks
+
+    def _has_adapted(self, inspector: "sql.Inspector", postgresql: bool) -> bool:
+        """Whether the table has the columns of ADAPTED, in types that take their values."""
+        there = {one["name"]: one["type"] for one in inspector.get_columns(self.table, schema=self.schema)}
+        return all(
+            one.name in there and _takes(there[one.name], _type_of(one.type, postgresql)) for one in ADAPTED
+        )
+
+    def _add_adapted(
+        self, connection: "sql.Connection", inspector: "sql.Inspector", wanted: "sql.Table"
+    ) -> None:
+        """Adds the columns of ADAPTED that the table lacks; null in the rows that are there.
+
+        Raises:
+            ShelfmarkError: the database does not add them.
+        """
+        there = {one["name"] for one in inspector.get_columns(self.table, schema=self.schema)}
+        for name in ADAPTED.names:
+            if name in there:
+                continue
+            statement = _add_column(wanted, name, connection.dialect)
+            try:
+                connection.exec_driver_sql(statement)
+            except Exception as error:
+                if not is_of_database(error) or may_pass(error):
+                    raise
+                raise ShelfmarkError(
+                    f"{self}: the column {name}, for decisions by sellers' corrections, cannot be added "
+                    f"({line_of(error)}); expected the table's owner, or a table that has it; run "
+                    f"{statement} as its owner, or name another table"
+                ) from error
 
     def _require_columns(
         self, inspector: "sql.Inspector", wanted: "sql.Table", dialect: "sql.Dialect"
     ) -> None:
         """Raises a ShelfmarkError where the columns that are there cannot take decisions."""
         there = {one["name"]: one for one in inspector.get_columns(self.table, schema=self.schema)}
-        quote = dialect.identifier_preparer
-        alter = f"ALTER TABLE {quote.format_table(wanted)}"
         for column in wanted.columns:
             kind = column.type.compile(dialect)
             if column.name not in there:
                 raise ShelfmarkError(
                     f"{self}: the table has no column {column.name}; expected it as {kind}; "
-                    f"add it ({alter} ADD COLUMN {quote.quote(column.name)} {kind}), or name another table"
+                    f"add it ({_add_column(wanted, column.name, dialect)}), or name another table"
                 )
             found = there[column.name]["type"]
             if not _takes(found, column.type):
@@ -257,12 +299,15 @@ class DecisionsTable:
         import sqlalchemy as sql
 
         try:
-            return [one["name"] for one in sql.inspect(connection).get_columns(self.table, self.schema)]
+            there = [one["name"] for one in sql.inspect(connection).get_columns(self.table, self.schema)]
         except sql.exc.NoSuchTableError:
             raise ShelfmarkError(
                 f"{self}: no such table; expected decisions of `shelfmark categorize`; correct what stands "
                 "after #"
             ) from None
+        if set(ADAPTED.names) <= set(there):
+            return there
+        return [name for name in there if name not in ADAPTED.names]  # columns of the user
 
     # The database
 
@@ -325,14 +370,14 @@ class DecisionsTable:
 class TableOutput:
     """A job's writer into a table; a DecisionsOutput."""
 
-    def __init__(self, table: DecisionsTable, job: str):
+    def __init__(self, table: DecisionsTable, job: str, schema: pa.Schema):
         import sqlalchemy as sql
 
         self._table, self._job = table, job
         with table._errors():
             self._engine = table._engine(writes=True)
             with self._engine.begin() as connection:
-                self._decisions, self._marks = table._prepare(connection)
+                self._decisions, self._marks = table._prepare(connection, schema)
                 found = connection.execute(sql.select(self._marks.c.part).where(self._marks.c.job == job))
                 self._written = {int(part) for (part,) in found}
 
@@ -402,7 +447,7 @@ def _write_part(
 
     # first, and by every writer in this order: rows that two of them write are not locked crosswise
     connection.execute(sql.delete(marks).where(marks.c.job != job))
-    rows = rows.select(SCHEMA.names).cast(SCHEMA)
+    rows = _completed(rows, decisions.columns.keys())
     if connection.dialect.name == "postgresql":
         _copy(connection, decisions, rows)
     else:
@@ -412,10 +457,19 @@ def _write_part(
         connection.execute(sql.insert(marks).values(job=job, part=part))
 
 
+def _completed(rows: pa.Table, names: list[str]) -> pa.Table:
+    """Decisions with these columns; those of ADAPTED that are missing say that no seller had corrections."""
+    for name, value in zip(ADAPTED.names, (False, None, 0), strict=True):
+        if name in names and name not in rows.column_names:
+            column = pa.repeat(pa.scalar(value, ADAPTED.field(name).type), len(rows))
+            rows = rows.append_column(name, column)
+    return rows.select(names).cast(pa.schema([WITH_ADAPTED.field(name) for name in names]))
+
+
 def _copy(connection: "sql.Connection", decisions: "sql.Table", rows: pa.Table) -> None:
     """Sends the rows by COPY into a table of this transaction, and from there into the one of decisions."""
     quote = connection.dialect.identifier_preparer
-    target, names = quote.format_table(decisions), [quote.quote(name) for name in SCHEMA.names]
+    target, names = quote.format_table(decisions), [quote.quote(name) for name in rows.column_names]
     columns = ", ".join(names)
     updates = ", ".join(f"{name} = EXCLUDED.{name}" for name in names if name != "product_id")
     connection.exec_driver_sql(
@@ -467,7 +521,7 @@ def _array_text(lists: pa.ListArray) -> pa.StringArray:
 def _insert(connection: "sql.Connection", decisions: "sql.Table", rows: pa.Table) -> None:
     """Inserts the rows one by one, which in SQLite is no detour."""
     quote = connection.dialect.identifier_preparer
-    names = [quote.quote(name) for name in SCHEMA.names]
+    names = [quote.quote(name) for name in rows.column_names]
     updates = ", ".join(f"{name} = excluded.{name}" for name in names if name != "product_id")
     statement = (
         f"INSERT INTO {quote.format_table(decisions)} ({', '.join(names)}) "
@@ -488,14 +542,30 @@ def _insert(connection: "sql.Connection", decisions: "sql.Table", rows: pa.Table
 # Types
 
 
+def _add_column(table: "sql.Table", name: str, dialect: "sql.Dialect") -> str:
+    """The statement that adds a column of the table."""
+    quote, kind = dialect.identifier_preparer, table.columns[name].type.compile(dialect)
+    return f"ALTER TABLE {quote.format_table(table)} ADD COLUMN {quote.quote(name)} {kind}"
+
+
+def _of_sqlite(kind: pa.DataType) -> pa.DataType:
+    """The type in which SQLite gives the values of a column back."""
+    if pa.types.is_list(kind):
+        return pa.string()
+    return pa.int8() if pa.types.is_boolean(kind) else kind
+
+
 def _type_of(kind: pa.DataType, postgresql: bool) -> Any:
-    """SQLAlchemy's type of a column of SCHEMA."""
+    """SQLAlchemy's type of a column of WITH_ADAPTED."""
     import sqlalchemy as sql
     from sqlalchemy.dialects.postgresql import ARRAY
 
     if pa.types.is_list(kind):
         return ARRAY(_type_of(kind.value_type, postgresql)) if postgresql else sql.Text()
-    return {pa.string(): sql.Text, pa.float64(): sql.Double, pa.int32(): sql.Integer}[kind]()
+    kinds = {
+        pa.string(): sql.Text, pa.float64(): sql.Double, pa.int32(): sql.Integer, pa.bool_(): sql.Boolean,
+    }  # fmt: skip
+    return kinds[kind]()
 
 
 def _takes(found: Any, wanted: Any) -> bool:
@@ -508,6 +578,8 @@ def _takes(found: Any, wanted: Any) -> bool:
         return (isinstance(found, sql.Float) and not isinstance(found, sql.REAL | sql.Numeric)) or isinstance(
             found, sql.Double
         )
+    if isinstance(wanted, sql.Boolean):
+        return isinstance(found, sql.Boolean)
     return isinstance(found, sql.String if isinstance(wanted, sql.Text) else sql.Integer)
 
 

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from features.engines.backbone_names import is_file_name, parse_name
 from features.errors import ShelfmarkError
+from features.storage.databases import hide_password
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 
@@ -59,13 +60,19 @@ def load_config(
     for text in sets:
         name = _put_text(values, text)
         origin.pop(name, None)  # the last one counts, and is last
-        origin[name] = f"--set {text}"
+        origin[name] = f"--set {_shown(text)}"
     if "backbone" in values:  # what is relative by now is from the command line
         values["backbone"] = _with_whole_path(values["backbone"], Path.cwd())
     config = _check(values, origin)
     if used is not None:
         _require_used(sets, origin, file, used, unused)
     return config
+
+
+def _shown(text: str) -> str:
+    """A setting of the command line as errors show it, without the password of a database."""
+    name, equals, value = text.partition("=")
+    return name + equals + hide_password(value.strip())
 
 
 def _require_used(

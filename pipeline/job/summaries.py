@@ -148,6 +148,20 @@ class EvaluationSummary(Summary):
     accepted_precision: float | None
 
 
+class BySellerSummary(Summary):
+    """by_seller/: what corrections bring to sellers, in short."""
+
+    sellers: int  # that the figures are about
+    products: int
+    base: float | None  # precision
+    adapted: float | None
+    oracle: float | None
+    better: int  # sellers
+    same: int
+    worse: int
+    reason: str | None  # why nothing was measured
+
+
 class MapsSummary(Summary):
     """maps/: where the network looked."""
 

@@ -10,6 +10,7 @@ runs/<run>/config.json                  run, code_version, based_on, settings
            in_service/*.parquet         decisions and measured of the release in service, where there was one
            suspects/                    labels in doubt and how many are wrong, where they were looked for
            maps/maps.parquet            where the network looked in some photos: pipeline/look/maps.py
+           by_seller/                   what corrections bring to sellers: pipeline/train/by_seller.py
     └─ load ─► ReportData
 """
 
@@ -33,7 +34,7 @@ from models.decisions.categorizer import DecisionRules
 from pipeline.job.account import VERDICT
 from pipeline.job.run import SavedRun
 from pipeline.job.summaries import RecordsSummary
-from pipeline.train.figures import Metrics, PartFigures
+from pipeline.train.figures import Metrics, PartFigures, SellersFigures
 
 COLUMNS = {
     "evaluation/curve.parquet": ("threshold", "acceptance_rate", "precision", "precision_lower"),
@@ -58,6 +59,9 @@ IN_SERVICE = "in_service/measured.parquet"
 MAPS = "maps/maps.parquet"
 MAP = ("product_id", "rows", "heat")
 NOISE = "suspects/manifest.json"
+BY_SELLER = "by_seller/by_seller.json"
+GAINS = ("corrections", "sellers", "base", "adapted", "gain", "lower", "upper")
+SELLER = ("seller", "products", "tests", "base", "correct_all", "gain")
 SUSPECT = (
     *("product_id", "category", "category_path", "proposed", "proposed_path"),
     *("confidence", "reason", "part", "image_digest"),
@@ -69,6 +73,7 @@ STAGES = {
     "suspects": "audit suspects",
     "tree": "retrain",
     "maps": "evaluate",
+    "by_seller": "evaluate --by seller",
 }
 
 Content = TypeVar("Content")
@@ -110,6 +115,15 @@ class Products:
 
 
 @dataclass(frozen=True, eq=False)
+class BySeller:
+    """What sellers' corrections bring; the tables have no rows where nothing was measured."""
+
+    figures: SellersFigures
+    gains: pd.DataFrame  # one row for each number of corrections
+    sellers: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
 class ReportData:
     """What the report shows about a run; the columns of the tables are in COLUMNS."""
 
@@ -134,6 +148,7 @@ class ReportData:
     noise: float | None  # estimated share of wrong labels; None where they were not looked for
     verdict: str | None  # why the bundle is released or not, in English; None before it was judged
     maps: Mapping[str, np.ndarray]  # (h, w) 0..1, by product_id; of none where they were not made
+    by_seller: BySeller | None  # None where it was not evaluated
 
     @property
     def measured(self) -> PartFigures | None:
@@ -192,7 +207,16 @@ def load(run: AnyPath) -> ReportData:
         noise=_read(run, NOISE, _parse_noise) if (run / NOISE).is_file() else None,
         verdict=_read(run, VERDICT, _parse_verdict) if (run / VERDICT).is_file() else None,
         maps=_read_maps(run) if (run / MAPS).is_file() else {},
+        by_seller=_read_by_seller(run) if (run / BY_SELLER).is_file() else None,
         **tables,
+    )
+
+
+def _read_by_seller(run: AnyPath) -> BySeller:
+    return BySeller(
+        _read(run, BY_SELLER, SellersFigures.model_validate_json),
+        _read_table(run, "by_seller/gains.parquet", GAINS),
+        _read_table(run, "by_seller/sellers.parquet", SELLER),
     )
 
 

@@ -268,6 +268,37 @@ def wilson(share: np.ndarray, count: np.ndarray, z: float = 1.959964) -> tuple[n
     return centre, half
 
 
+# Sellers
+
+
+def corrections_title(words: Words, corrections: Any) -> str:
+    """A number of corrections, or all of a seller's."""
+    return words("sellers.all") if pd.isna(corrections) else words.count(corrections)
+
+
+def seller_gains_plot(gains: pd.DataFrame, words: Words) -> Plot | None:
+    """Gain in points after numbers of corrections, with intervals; None where nothing was measured."""
+    if not len(gains) or gains["gain"].isna().any():
+        return None
+    titles = [corrections_title(words, corrections) for corrections in gains["corrections"]]
+    gain, lower, upper = (gains[name].to_numpy(float) for name in ("gain", "lower", "upper"))
+    name = words("sellers.gain")
+    trace = {
+        "type": "scatter", "mode": "lines+markers", "x": titles, "y": _percent(gain), "name": name,
+        "line": {"color": BLUE, "width": 2}, "marker": {"size": 8, "color": BLUE},
+        "error_y": {
+            "type": "data", "symmetric": False, "color": BLUE, "thickness": 1.4, "width": 5,
+            "array": _percent(upper - gain), "arrayminus": _percent(gain - lower),
+        },
+        "hovertemplate": f"%{{x}}: %{{y:+.1f}}<extra>{name}</extra>",
+    }  # fmt: skip
+    layout = _layout(words, "sellers.x", "sellers.y") | {"shapes": [_rule(y=0)], "showlegend": False}
+    layout["xaxis"] = _axis(words("sellers.x")) | {"type": "category"}
+    layout["yaxis"] = _axis(words("sellers.y"))
+    shown = (f"{title}: {words.points(one)}" for title, one in zip(titles, gain, strict=True))
+    return Plot([trace], layout, words("sellers.alt", gains="; ".join(shown)))
+
+
 # Training
 
 

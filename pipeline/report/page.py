@@ -37,6 +37,7 @@ from pipeline.report.figures import (
     learning_plot,
     measured_curve,
     reliability_plot,
+    seller_gains_plot,
     thresholds_to_keep,
 )
 from pipeline.report.language import Words, language_of
@@ -134,6 +135,8 @@ def _tables(shown: Shown, choice: Choice, wrong: np.ndarray, changes: Changes | 
         found.append(tables.departments_table(shown))
     if data.measured:
         found.append(tables.cost_table(shown, weekly_products(data)))
+    if data.by_seller and data.by_seller.figures.sellers:
+        found += tables.seller_tables(shown, data.by_seller)
     found.append(tables.account_table(shown))
     if len(data.unlearnt):
         found.append(tables.unlearnt_table(shown))
@@ -158,6 +161,7 @@ def _plots(data: ReportData, curve: Curve | None, words: Words) -> dict[str, Plo
         "acceptance": acceptance_plot(data, curve, words) if curve else None,
         "cumulative": cumulative_plot(data, words) if curve else None,
         "reliability": reliability_plot(data.products, words),
+        "seller_gains": seller_gains_plot(data.by_seller.gains, words) if data.by_seller else None,
         **{
             name: learning_plot(data.history, name, kept.epoch if kept else None, words)
             for name in ("accuracy", "loss")
@@ -266,6 +270,8 @@ def render(report: Report) -> str:
         share=tables.share,
         most_wrong=tables.MOST_WRONG,
         most_suspects=tables.MOST_SUSPECTS,
+        sellers=data.by_seller.figures if data.by_seller else None,
+        adapts=report.config.sellers.method != "none",
         **embedded(script_data(report)),
     )
 

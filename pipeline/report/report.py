@@ -21,7 +21,7 @@ from pipeline.report.page import build, render
 from pipeline.report.two_runs import render_two
 from pipeline.report.xlsx import write_xlsx
 
-VERSION = 7
+VERSION = 8
 PAGE, WORKBOOK = "index.html", "report.xlsx"
 
 
@@ -47,6 +47,8 @@ def report(run: Run, xlsx: bool = False) -> Artifact:
         data = replace(data, suspects=None, noise=None)
     if not made_from["maps"]:
         data = replace(data, maps={})
+    if not made_from["by_seller"]:
+        data = replace(data, by_seller=None)
 
     def make(work: Path) -> Mapping[str, object]:
         write_report(data, run.path / "records", work, xlsx)
@@ -101,6 +103,9 @@ def _inputs(run: Run) -> dict[str, object]:
     maps = find_artifact(run.path / "maps")
     if maps and maps.made_from.get("evaluation") != evaluation.digest:
         maps = None
+    by_seller = find_artifact(run.path / "by_seller")
+    if by_seller and by_seller.made_from.get("thresholds") != thresholds.digest:
+        by_seller = None
     verdict = json.loads((run.path / VERDICT).read_bytes()) if (run.path / VERDICT).is_file() else {}
     bundle = find_artifact(run.path / "bundle")
     judged = bundle and bundle.digest == verdict.get("candidate")
@@ -113,6 +118,7 @@ def _inputs(run: Run) -> dict[str, object]:
         "in_service": in_service.digest if in_service else "",
         "tree": tree.digest if tree else "",
         "maps": maps.digest if maps else "",
+        "by_seller": by_seller.digest if by_seller else "",
         "verdict": verdict.get("sentence", "") if judged else "",  # else about an earlier bundle
         "language": language_of(run.config.report.language),
         "shown": [

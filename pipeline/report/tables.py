@@ -15,8 +15,8 @@ from models.decisions.thresholds import Certificate
 from pipeline.job.config import Config
 from pipeline.job.summaries import RecordsSummary
 from pipeline.report.changes import Changes
-from pipeline.report.data import Products, ReportData, worst_first
-from pipeline.report.figures import Curve
+from pipeline.report.data import SELLER, BySeller, Products, ReportData, worst_first
+from pipeline.report.figures import Curve, corrections_title
 from pipeline.report.language import Words
 from pipeline.report.photos import Choice
 from pipeline.report.table import Column, Table
@@ -24,6 +24,7 @@ from pipeline.train.figures import PartFigures
 
 MOST_WRONG = 200  # rows of the wrong products, and of those that changed
 MOST_SUSPECTS = 1000
+MOST_SELLERS = 8  # of the best, and of the worst
 SUSPECT_SHARES = ("label_wrong", "confidence")  # columns, and keys of their titles
 CURVE_STEPS = 10  # of a category's small curve
 PARTS = ("train", "val", "cert", "test")
@@ -219,6 +220,84 @@ def departments_table(shown: Shown) -> Table:
         shown.column("state", "status"),
     ]
     return Table("departments", shown.words("departments.title"), columns, rows)
+
+
+# Sellers
+
+
+def seller_tables(shown: Shown, by_seller: BySeller) -> list[Table]:
+    """Gain by number of corrections, decisions without a person, and the best and the worst sellers."""
+    return [
+        _gains_table(shown, by_seller),
+        _seller_decisions_table(shown, by_seller),
+        _sellers_table(shown, by_seller),
+    ]
+
+
+def _gains_table(shown: Shown, by_seller: BySeller) -> Table:
+    rows = [
+        [
+            corrections_title(shown.words, one["corrections"]),
+            *(one[name] for name in ("sellers", "base", "adapted", "gain")),
+            [one["lower"], one["upper"]],
+        ]
+        for one in by_seller.gains.to_dict("records")
+    ]  # fmt: skip
+    columns = [
+        shown.column("corrections", "text"),
+        shown.column("sellers_reached", "count"),
+        shown.column("base_correct", "percent"),
+        shown.column("adapted_correct", "percent"),
+        shown.column("gain", "points"),
+        shown.column("difference_interval", "points_interval"),
+    ]
+    return Table("seller_gains", shown.words("sellers.gains.title"), columns, rows)
+
+
+def _seller_decisions_table(shown: Shown, by_seller: BySeller) -> Table:
+    figures = by_seller.figures
+    rows = [
+        [
+            shown.words(title), one.rate, one.precision,
+            None if one.precision is None else [one.lower, one.upper],
+        ]
+        for title, one in (
+            ("sellers.accepted_base", figures.accepted_base), ("sellers.accepted", figures.accepted),
+            ("sellers.accepted_adapted", figures.accepted_adapted),
+        )
+        if one
+    ]  # fmt: skip
+    columns = [
+        shown.column("decided_by", "text"),
+        shown.column("acceptance", "percent"),
+        shown.column("accepted_correct", "percent"),
+        shown.column("interval", "interval"),
+    ]
+    return Table("seller_decisions", shown.words("sellers.decisions.title"), columns, rows)
+
+
+def _sellers_table(shown: Shown, by_seller: BySeller) -> Table:
+    """The best sellers, then the worst; all where they are few."""
+    ordered = by_seller.sellers.sort_values(["gain", "tests", "seller"], ascending=[False, False, True])
+    if len(ordered) > 2 * MOST_SELLERS:
+        ordered = pd.concat([ordered.head(MOST_SELLERS), ordered.tail(MOST_SELLERS)])
+    rows = [
+        [
+            seller, products, tests, base / tests, correct / tests, gain,
+            "sellers.gains" if gain > 0 else "sellers.loses" if gain < 0 else "sellers.equal",
+        ]
+        for seller, products, tests, base, correct, gain in ordered[list(SELLER)].itertuples(index=False)
+    ]  # fmt: skip
+    columns = [
+        shown.column("seller", "name"),
+        shown.column("count", "count"),
+        shown.column("judged", "count"),
+        shown.column("base_correct", "percent"),
+        shown.column("adapted_correct", "percent"),
+        shown.column("gain", "points"),
+        shown.column("state", "status"),
+    ]
+    return Table("sellers", shown.words("sellers.table.title"), columns, rows)
 
 
 # Categories

@@ -478,6 +478,107 @@ TEXTS: dict[str, tuple[str, str]] = {
         "No promise is certified, so nothing is decided automatically and nothing is saved.",
         "Aucune promesse n’est certifiée : rien n’est décidé automatiquement, et rien n’est économisé.",
     ),
+    # Sellers
+    "sellers.title": ("What sellers’ corrections bring", "Ce qu’apportent les corrections des vendeurs"),
+    "sellers.off": (
+        "Not measured: the setting sellers.method is none, so corrections change no decision.",
+        "Non mesuré : le réglage sellers.method vaut none, donc les corrections ne changent aucune décision.",
+    ),
+    "sellers.missing": (
+        "Not measured in this run. This command measures it:",
+        "Non mesuré dans ce lot. Cette commande le mesure :",
+    ),
+    "sellers.nobody": (
+        "Not measured: none of the measured products has a seller. Give the column seller in the source.",
+        "Non mesuré : aucun des produits mesurés n’a de vendeur. Ajoutez la colonne seller à la source.",
+    ),
+    "sellers.few": (
+        "Not measured: {enough} of the {there} sellers have at least 10 measured products with different "
+        "photos, and at least 2 such sellers are needed.",
+        "Non mesuré : {enough} des {there} vendeurs ont au moins 10 produits mesurés dont les photos "
+        "diffèrent, et il faut au moins 2 vendeurs de ce genre.",
+    ),
+    "sellers.meaning": (
+        "When a seller corrects categories, the next decisions about this seller’s products change at once, "
+        "without training: {adapted} of the categories are correct instead of {base}, that is {gain} points "
+        "(95% interval {interval}), measured with {sellers} sellers.",
+        "Quand un vendeur corrige des catégories, les décisions suivantes sur ses produits changent "
+        "aussitôt, sans entraînement : {adapted} des catégories sont correctes au lieu de {base}, soit "
+        "{gain} points (intervalle à 95 % : {interval}), mesuré sur {sellers} vendeurs.",
+    ),
+    "sellers.new": (
+        "None of them had a product in training, as is the case for a new seller.",
+        "Aucun d’eux n’avait de produit à l’entraînement, comme un nouveau vendeur.",
+    ),
+    "sellers.known": (
+        "Other products of these sellers were in training: of the {enough} sellers with enough products, "
+        "{apart} had none there, and 10 are needed. A new seller may gain another amount.",
+        "D’autres produits de ces vendeurs étaient à l’entraînement : des {enough} vendeurs qui ont assez "
+        "de produits, {apart} n’en avaient aucun, et il en faut 10. Un nouveau vendeur peut "
+        "gagner autrement.",
+    ),
+    "sellers.better": ("Sellers that gain", "Vendeurs qui gagnent"),
+    "sellers.same": ("Sellers without a change", "Vendeurs sans changement"),
+    "sellers.worse": ("Sellers that lose", "Vendeurs qui perdent"),
+    "sellers.oracle": (
+        "Correct with or without corrections: the most that a choice between both could reach",
+        "Corrects avec ou sans corrections : le mieux qu’un choix entre les deux pourrait atteindre",
+    ),
+    "sellers.gains.title": ("Gain by number of corrections", "Gain selon le nombre de corrections"),
+    "sellers.how": (
+        "{resamples} times, a tenth of each seller’s products was set aside and judged, and the others were "
+        "corrected one after the other. A seller with fewer products than a row says has made all "
+        "corrections there. Bars and intervals: 95%, of sellers drawn again.",
+        "{resamples} fois, un dixième des produits de chaque vendeur a été mis de côté et jugé, et les "
+        "autres ont été corrigés l’un après l’autre. Un vendeur qui a moins de produits que ne dit une ligne "
+        "y a fait toutes ses corrections. Barres et intervalles : 95 %, de vendeurs tirés à nouveau.",
+    ),
+    "sellers.gain": ("Gain, points", "Gain, points"),
+    "sellers.x": ("Corrections of a seller", "Corrections d’un vendeur"),
+    "sellers.y": ("More correct categories, points", "Catégories correctes en plus, points"),
+    "sellers.alt": (
+        "Gain in points by number of corrections: {gains}.",
+        "Gain en points selon le nombre de corrections : {gains}.",
+    ),
+    "sellers.all": ("all", "toutes"),
+    "sellers.decisions.title": ("Decided without a person", "Décidés sans personne"),
+    "sellers.certified": (
+        "Decisions that corrections made are accepted from a threshold of their own, with the promise that "
+        "at least {target} of them are correct.",
+        "Les décisions dues aux corrections sont acceptées à partir de leur propre seuil, avec la promesse "
+        "qu’au moins {target} d’entre elles sont correctes.",
+    ),
+    "sellers.uncertified": (
+        "No threshold for decisions that corrections made is certified for {target}: corrections change the "
+        "category that a person sees, and nothing is accepted because of them.",
+        "Aucun seuil n’est certifié à {target} pour les décisions dues aux corrections : elles changent la "
+        "catégorie qu’une personne voit, et rien n’est accepté à cause d’elles.",
+    ),
+    "sellers.flagged": (
+        "The corrections of {flagged} of these sellers looked wrong in some of the repetitions, although "
+        "they are the catalogue’s own categories: check these sellers’ labels.",
+        "Les corrections de {flagged} de ces vendeurs ont paru fausses dans certaines répétitions, alors que "
+        "ce sont les catégories du catalogue : vérifiez les étiquettes de ces vendeurs.",
+    ),
+    "sellers.accepted_base": ("Without corrections", "Sans corrections"),
+    "sellers.accepted": ("After all corrections", "Après toutes les corrections"),
+    "sellers.accepted_adapted": ("Of these, because of corrections", "Dont dues aux corrections"),
+    "sellers.table.title": ("The best and the worst sellers", "Les meilleurs et les pires vendeurs"),
+    "sellers.table": (
+        "{shown} of {all} sellers, those with the largest gain first. All of them are in the run’s file",
+        "{shown} vendeurs sur {all}, ceux qui gagnent le plus d’abord. Tous sont dans le fichier du lot",
+    ),
+    "sellers.gains": ("gains", "gagne"),
+    "sellers.equal": ("no change", "sans changement"),
+    "sellers.loses": ("loses", "perd"),
+    "sellers.left": (
+        "Not shown: {left} of the {there} sellers with measured products, because they have fewer than 10 "
+        "of them, because they had products in training while enough others had none, or because at most "
+        "100 sellers are measured.",
+        "Non montrés : {left} des {there} vendeurs qui ont des produits mesurés, parce qu’ils en ont moins "
+        "de 10, parce qu’ils avaient des produits à l’entraînement quand assez d’autres n’en avaient pas, ou "
+        "parce qu’on mesure 100 vendeurs au plus.",
+    ),
     # Account
     "account.title": ("Where every image and product went", "Où sont allés chaque image et chaque produit"),
     "account.text": (
@@ -869,6 +970,14 @@ TEXTS: dict[str, tuple[str, str]] = {
     "col.part_accepted": ("Accepted", "Acceptés"),
     "col.part_accepted_correct": ("Correct, of the accepted", "Corrects, des acceptés"),
     "col.could": ("Measured acceptance at {target}", "Acceptation mesurée à {target}"),
+    "col.corrections": ("Corrections", "Corrections"),
+    "col.sellers_reached": ("Sellers that made so many", "Vendeurs qui en ont fait autant"),
+    "col.base_correct": ("Correct without corrections", "Corrects sans corrections"),
+    "col.adapted_correct": ("Correct with corrections", "Corrects avec corrections"),
+    "col.gain": ("Gain, points", "Gain, points"),
+    "col.decided_by": ("Decisions", "Décisions"),
+    "col.seller": ("Seller", "Vendeur"),
+    "col.judged": ("Judged predictions", "Prédictions jugées"),
     "col.setting": ("Setting", "Réglage"),
     "col.value": ("Value", "Valeur"),
     # Tables

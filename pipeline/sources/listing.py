@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
@@ -27,7 +28,7 @@ from pipeline.sources.urls import Fetching, fetch_urls, is_url
 TEXTS = ("product_id", "image", "category", "split", "seller", "problem")
 LISTING = pa.schema([*((name, pa.string()) for name in TEXTS), ("weight", pa.float64())])
 LEFT_OUT = "left_out"  # the reason of an image that was not to be read
-Chosen = Callable[[list[str]], frozenset[str]]  # ids of products → the chosen ones
+Chosen = Callable[[list[str], list[str]], frozenset[str]]  # ids of products, sellers → the chosen ids
 PICTURES = 64  # read at a time from a Parquet file
 READ_BUFFER = 2**20  # bytes of a column at a time: without it, a whole row group's pictures are in memory
 
@@ -58,6 +59,25 @@ def write_listing(
     return [Segment(path_text(file), group, group + 1, path_text(root)) for group in range(groups)]
 
 
+def only_products(segment: Segment, wanted: set[str], work: Path) -> Iterator[Segment]:
+    """The segment; of a listing of files and web addresses only the rows of the wanted products.
+
+    Args:
+        segment: of a source.
+        wanted: product_id.
+        work: directory, made if need be.
+    """
+    if segment.file.lower().endswith(".bson") or segment.pictures:
+        yield segment
+        return
+    with any_path(segment.file).open("rb") as file:
+        rows = pq.ParquetFile(file).read_row_group(segment.start)
+    rows = rows.filter(pc.is_in(rows["product_id"], pa.array(sorted(wanted), pa.string())))
+    if len(rows):
+        work.mkdir(exist_ok=True)
+        yield from write_listing(work, iter([rows]), any_path(segment.root), len(rows))
+
+
 def read_listing(
     segment: Segment, fetching: Fetching | None = None, left_out: Chosen | None = None
 ) -> Iterator[SourceImage]:
@@ -67,7 +87,9 @@ def read_listing(
     """
     with any_path(segment.file).open("rb") as file:
         rows = pq.ParquetFile(file).read_row_group(segment.start).to_pylist()
-    left = left_out([row["product_id"] for row in rows]) if left_out else frozenset[str]()
+    left = frozenset[str]()
+    if left_out:
+        left = left_out([row["product_id"] for row in rows], [row["seller"] for row in rows])
     pictures = _pictures(segment) if segment.pictures else iter([None] * len(rows))
     fetched = _fetched([row for row in rows if row["product_id"] not in left], segment, fetching)
     for row, picture in zip(rows, pictures, strict=True):
@@ -75,7 +97,7 @@ def read_listing(
         if problem:
             yield SourceImage("", file=image, reason="bad_row", detail=problem)
         elif product_id in left:
-            yield SourceImage(product_id, reason=LEFT_OUT)
+            yield SourceImage(product_id, seller=row["seller"], reason=LEFT_OUT)
         elif picture is not None:
             yield SourceImage(product_id, **row, file=image or segment.pictures, offset=-1, data=picture)
         elif fetching and is_url(image):

@@ -140,7 +140,7 @@ class Manifest:
                 if whole_ids:
                     ids = [product_id for product_id in rows["product_id"] if product_id.strip()]
                     known |= bool(ids)
-                    whole_ids = all(map(_ends_in_zero, ids))
+                    whole_ids = all(map(ends_in_zero, ids))
                 for path, times in self._paths(rows):
                     paths[path] += times
                 for level in self._levels:
@@ -258,5 +258,6 @@ def shard_parts(names: list[str]) -> dict[str, str]:
     return parts if "train" in found and len(found) > 1 and "" not in found else dict.fromkeys(names, "")
 
 
-def _ends_in_zero(product_id: str) -> bool:
+def ends_in_zero(product_id: str) -> bool:
+    """Whether an id is a whole number that was written as a broken one, as 17.0."""
     return product_id.strip().removesuffix(".0").isdecimal() and product_id.strip().endswith(".0")

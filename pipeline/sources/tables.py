@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.job.config import IngestSettings
 
 BATCH = 10_000  # rows at a time
+OF_MANIFESTS = frozenset({"product_id", "image"})  # columns by which the delimiter is found
 Columns = dict[str, list[str]]  # column as `header_name` gives it → cells; "problem" among them
 
 
@@ -45,10 +46,9 @@ class DelimitedTable:
 
     pictures = None
 
-    def __init__(self, path: AnyPath, options: CsvOptions) -> None:
+    def __init__(self, path: AnyPath, options: CsvOptions, needed: frozenset[str] = OF_MANIFESTS) -> None:
         self.path = path
         self._file = local(path)
-        needed = frozenset({"product_id", "image"})
         self.dialect: Dialect = sniff(self._file, needed, options.delimiter, options.encoding)
         header = next(rows_of(self._file, self.dialect), None)
         self.columns = list(map(header_name, header.cells)) if header else []

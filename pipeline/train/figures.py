@@ -1,8 +1,12 @@
-"""metrics.json: the figures of an evaluation, one definition for evaluate and for everybody who reads them.
+"""The figures of an evaluation, one definition for evaluate and for everybody who reads them.
+
+metrics.json
 
     {"train": {…}, "val": {…}, "cert": {…}, "test": {…}, "graded_on", "independent", "backbone", "weights"}
 
 A part without products is null.
+
+by_seller.json: SellersFigures below
 """
 
 import json
@@ -88,3 +92,48 @@ class Metrics(_Figures):
     def to_json(self) -> bytes:
         """As in metrics.json."""
         return json.dumps(self.model_dump(), indent=1, sort_keys=True).encode()
+
+
+# by_seller.json
+
+Reason = Literal["no sellers", "few products"]  # why nothing was measured
+
+
+class Accepted(_Figures):
+    """Decisions without a person, among all decisions about the tests."""
+
+    rate: float
+    precision: float | None  # None where none was accepted
+    lower: float | None  # interval of the precision
+    upper: float | None
+
+
+class SellersFigures(_Figures):
+    """by_seller.json. Shares of the tests, which are predictions: a product is judged once in a resample."""
+
+    measured_on: Literal["test", "cert"]
+    method: Literal["votes", "paper"]
+    reason: Reason | None  # why nothing was measured
+    sellers_there: int  # with products among the measured ones
+    enough: int  # of these, with products enough to divide
+    apart_enough: int  # of these, without products in training
+    apart: bool  # the figures are about sellers without products in training
+    sellers: int  # that the figures are about
+    products: int
+    resamples: int
+    tests: int
+    base: float | None = None  # precision
+    adapted: float | None = None  # likewise, after all corrections
+    oracle: float | None = None
+    gain: float | None = None
+    gain_lower: float | None = None
+    gain_upper: float | None = None
+    better: int = 0  # sellers
+    same: int = 0
+    worse: int = 0
+    flagged: int = 0  # sellers whose corrections, all true, looked wrong in some resample
+    target: float | None = None  # precision promised for adapted decisions
+    certified: bool = False  # a threshold for adapted decisions is certified
+    accepted_base: Accepted | None = None  # without corrections
+    accepted: Accepted | None = None  # after all corrections
+    accepted_adapted: Accepted | None = None  # of these, the adapted ones alone

@@ -44,7 +44,7 @@ from models.decisions.seller_rules import (
     fit_sellers,
     own_pictures,
 )
-from models.decisions.suspicion import Suspicion, fit_suspicion, ranks
+from models.decisions.suspicion import RANKS, Suspicion, fit_suspicion, rank_masses, ranks
 from models.rows import Rows
 from models.sellers.interface import SellerMethod
 from models.sellers.paper import PaperMethod
@@ -201,6 +201,7 @@ def seller_rules(run: Run) -> Artifact | None:
             products.sellers, products.read, makes, base_threshold,
             votes=method == "votes",
             target=calibration.precision, delta=calibration.delta, grid=calibration.grid,
+            fit_share=calibration.fit_share,
         )  # fmt: skip
         certificate = fitted.certificate
         if not products.sellers:
@@ -277,7 +278,7 @@ class _ValProducts:
         self._product_id, self._fit = val.product_id[first], division.fit[first]
         self._true = TrueCategories.of(records).nodes(self._product_id, categorizer.predictor.taxonomy)[:, -1]
         self._key = np.array([order_key(str(name)) for name in self._product_id.tolist()], np.int64)
-        seller = _sellers_of(records).reindex(self._product_id).to_numpy(dtype=object)
+        seller = sellers_of(records).reindex(self._product_id).to_numpy(dtype=object)
         known = pd.notna(seller)
         self.some = bool(known.any())
         self._own = np.zeros(len(seller), bool)
@@ -315,22 +316,23 @@ class _ValProducts:
         fit = np.flatnonzero(self._fit)
         fit = np.sort(fit[np.argsort(self._key[fit], kind="stable")][:MOST_FIT])
         confidence, rank = np.empty(len(fit)), np.empty(len(fit), np.int64)
-        decided = np.empty(len(fit))
+        decided, masses = np.empty(len(fit)), np.empty((len(fit), len(RANKS)))
         for start, stop, rows, bounds in _pieces(self._rows, self._bounds, fit):
             predictions = self._categorizer.predict(rows, bounds)
             piece = slice(start, stop)
             confidence[piece] = confidence_of_all(self._categorizer, predictions)
             decided[piece] = self._categorizer.confidence(predictions)
-            rank[piece] = ranks(log_probabilities(self._categorizer, rows, bounds), self._true[fit[piece]])
+            logs = log_probabilities(self._categorizer, rows, bounds)
+            rank[piece], masses[piece] = ranks(logs, self._true[fit[piece]]), rank_masses(logs)
         target = self._categorizer.rules.target
         categories = len(self._categorizer.predictor.taxonomy.categories)
         return (
             choose_base_threshold(decided, rank == 1, target),
-            fit_suspicion(confidence, rank, categories),
+            fit_suspicion(confidence, rank, masses, categories),
         )
 
 
-def _sellers_of(records: Artifact) -> pd.Series:
+def sellers_of(records: Artifact) -> pd.Series:
     """Seller by product_id, of the products that have one."""
     products = pd.read_parquet(records.file("products.parquet"), columns=["product_id", "seller"]).dropna()
     return products[products["seller"] != ""].set_index("product_id")["seller"]

@@ -1,0 +1,256 @@
+"""Adapt: a file of corrections → the store of corrections, so that the next decision about a seller changes.
+
+    FILE ─► given.py ─► corrections, rejects
+    photos that are sent along, else those that runs and batches know ─► digests of each product
+    store of bottlenecks ─► vectors ─► learnt, PIECE corrections at a time: what is learnt is durable
+
+    FILE.rejects.csv    beside FILE.csv: row, product_id, seller, category, reason, detail
+
+A correction whose vector cannot be had is kept: it is a label of the next run. Killed at any time, the same
+command goes on: what was learnt before is `same`. It works beside a service and other commands.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from features.errors import ShelfmarkError
+from features.storage.paths import AnyPath
+from features.storage.store import Digests, Locations, Store
+from models.corrections.categories import KnownCategories
+from models.corrections.hindsight import worse_sellers
+from models.corrections.histories import Histories
+from models.corrections.known_photos import known_photos
+from models.corrections.store import Correction, Corrections
+from models.decisions.bundle import Bundle
+from pipeline.adapt.given import (
+    GivenCorrection,
+    GivenCorrections,
+    read_corrections,
+    without_older,
+    write_rejects,
+)
+from pipeline.adapt.photos import Photos, read_photos
+from pipeline.job.config import Config
+from pipeline.job.progress import Progress, log
+from pipeline.job.stage import counts_of
+from pipeline.sources.tables import csv_options
+
+PIECE = 256  # corrections learnt together
+IMAGES = 256  # bottlenecks read together: each may be in a shard of its own, which is an open file
+NO_PHOTO, REFUSED, NOT_STORED = "no_photo_known", "photos_refused", "not_in_the_store"
+
+
+class AdaptSummary(BaseModel):
+    """Where every row of a file went, and what else happened."""
+
+    model_config = ConfigDict(frozen=True)
+
+    release: str | None
+    rows: int
+    new: int
+    same: int  # known before, or said by another row
+    replaced: int  # the seller had said something else about the product
+    rejected: int
+    reasons: dict[str, int]  # rejected rows
+    rejects: str | None  # the file that lists them
+    without_vector: dict[str, int]  # corrections that are labels only, by reason
+    photos_extracted: int
+    flagged: dict[str, str]  # sellers whose corrections look wrong since this command, and why
+
+
+def rejects_file(file: AnyPath) -> AnyPath:
+    """The file of the rows that are not taken: `a.rejects.csv` beside `a.csv.gz`."""
+    name = re.sub(r"(?i)(\.(csv|tsv)(\.gz)?|\.parquet)$", "", file.name)
+    return file.with_name(f"{name}.rejects.csv")
+
+
+def adapt(
+    file: AnyPath,
+    workspace: AnyPath,
+    bundle: Bundle,
+    corrections: Corrections,
+    config: Config,
+    photos: Sequence[str] = (),
+    rejects: AnyPath | None = None,
+) -> AdaptSummary:
+    """Learns the corrections of a file.
+
+    Args:
+        file: CSV, TSV or Parquet, see given.py.
+        workspace: of runs, batches and the store of bottlenecks.
+        bundle: in service.
+        corrections: are added to.
+        config: sections [ingest] and [extract].
+        photos: sources of the products' photos, as for `categorize`; one is the file itself where it has a
+            column `image`.
+        rejects: CSV of the rows that are not taken; None: beside the file.
+
+    Raises:
+        ShelfmarkError: the file, or a source of photos, cannot be read; no row can be used.
+    """
+    rejects = rejects_file(file) if rejects is None else rejects
+    given = read_corrections(file, csv_options(config.ingest), KnownCategories.of_bundle(bundle.path))
+    given = without_older(given, corrections)
+    write_rejects(given.rejects, rejects)
+    _require_some(given, file, rejects)
+    sources = [*([str(file)] if given.has_images else []), *photos]
+    vectors = _Vectors.of(given, sources, workspace, bundle, config)
+    flagged_before = _flagged(corrections)
+    counts, without = _learn(given, vectors, bundle, corrections)
+    _flag_worse(given, bundle, corrections)
+    summary = AdaptSummary(
+        release=bundle.categorizer.release,
+        rows=given.rows,
+        new=counts["new"],
+        same=counts["same"] + given.repeated,
+        replaced=counts["replaced"],
+        rejected=len(given.rejects),
+        reasons=given.reasons(),
+        rejects=str(rejects) if given.rejects else None,
+        without_vector=dict(sorted(without.items())),
+        photos_extracted=vectors.photos.extracted,
+        flagged={
+            seller: why for seller, why in _flagged(corrections).items() if seller not in flagged_before
+        },
+    )
+    _require_closed(summary, file)
+    log.info("corrections: %s", counts_of(summary.model_dump(exclude={"flagged", "rejects"})))
+    return summary
+
+
+def _require_some(given: GivenCorrections, file: AnyPath, rejects: AnyPath) -> None:
+    if given.rows and not given.corrections:
+        first, common = given.rejects[0], ", ".join(f"{why} {n:,}" for why, n in given.reasons().items())
+        raise ShelfmarkError(
+            f"{file}: none of {given.rows:,} rows can be used ({common}), for example row {first.row}: "
+            f"{first.detail}; expected corrections with categories of the release; {rejects} lists them"
+        )
+
+
+def _require_closed(summary: AdaptSummary, file: AnyPath) -> None:
+    accounted = summary.new + summary.same + summary.replaced + summary.rejected
+    if accounted != summary.rows:
+        raise ShelfmarkError(
+            f"{file}: of {summary.rows:,} rows {accounted:,} are accounted for; expected all of them; "
+            "please report this"
+        )
+
+
+# Vectors
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Where the bottlenecks of products are."""
+
+    digests: dict[str, list[bytes]]  # of the photos of each product
+    photos: Photos  # that were sent along
+    views: list[Store]
+    distinct: list[bytes]  # digests of all photos
+    position: dict[bytes, int]  # of a digest among them
+    locations: list[Locations]  # of each view
+
+    @classmethod
+    def of(
+        cls, given: GivenCorrections, sources: list[str], workspace: AnyPath, bundle: Bundle, config: Config
+    ) -> "_Vectors":
+        """Finds the photos of the corrected products; extracts those sent along that the store lacks."""
+        main = Store(workspace / "store" / bundle.fingerprint)
+        views = [main, main.mirrored()] if bundle.categorizer.flip else [main]
+        wanted = {one.product_id for one in given.corrections}
+        photos = read_photos(sources, wanted, bundle, views, config) if sources and wanted else Photos()
+        known = known_photos(workspace, bundle.categorizer.release, wanted - photos.digests.keys())
+        digests = photos.digests | known
+        distinct = list(dict.fromkeys(digest for its in digests.values() for digest in its))
+        values = Digests(np.frombuffer(b"".join(distinct), np.uint8).reshape(-1, 32))
+        locations = [store.find(values) for store in views]
+        position = {digest: at for at, digest in enumerate(distinct)}
+        return cls(digests, photos, views, distinct, position, locations)
+
+    def stored(self, product_id: str) -> list[int]:
+        """Positions of those photos of a product that all views of the store have."""
+        at = [self.position[digest] for digest in self.digests.get(product_id, ())]
+        return [one for one in at if all(found.row[one] >= 0 for found in self.locations)]
+
+    def reason(self, product_id: str) -> str:
+        """Why a product without a stored photo has none."""
+        if product_id in self.digests:
+            return NOT_STORED
+        return REFUSED if product_id in self.photos.refused else NO_PHOTO
+
+    def read(self, photos: Sequence[int]) -> np.ndarray:
+        """(n · views, d) float16, the bottlenecks of n photos: of each its views, one after the other."""
+        pieces = []
+        for start in range(0, len(photos), IMAGES):
+            at, found = np.array(photos[start : start + IMAGES]), []
+            for view, there in zip(self.views, self.locations, strict=True):
+                opened = Store(view.path)  # a new one: it holds its shards open
+                found.append(opened.rows(there.names, there.shard[at], there.row[at])[:])
+            pieces.append(np.stack(found, axis=1).reshape(-1, found[0].shape[1]))
+        return np.concatenate(pieces)
+
+
+# Learning
+
+
+def _learn(
+    given: GivenCorrections, vectors: _Vectors, bundle: Bundle, corrections: Corrections
+) -> tuple[Counter[str], Counter[str]]:
+    """Adds the corrections, PIECE at a time; counts what became of them, and those without a vector."""
+    histories = Histories(bundle.adapter, corrections) if bundle.adapter else None
+    if histories is None:
+        log.warning(
+            "corrections: release %s was made without sellers (sellers.method, or an earlier version); "
+            "corrections are labels of the next run", bundle.categorizer.release,
+        )  # fmt: skip
+    counts, without = Counter[str](), Counter[str]()
+    with Progress("adapt", len(given.corrections)) as progress:
+        for start in range(0, len(given.corrections), PIECE):
+            piece = list(_made(given.corrections[start : start + PIECE], vectors, bundle, without))
+            added = histories.learn(piece) if histories else corrections.add([(one, None) for one in piece])
+            counts.update(one.state for one in added)
+            progress.to(start + len(piece))
+    return counts, without
+
+
+def _made(
+    piece: Sequence[GivenCorrection], vectors: _Vectors, bundle: Bundle, without: Counter[str]
+) -> Iterator[Correction]:
+    """The corrections of a piece, with the bottlenecks that can be had."""
+    stored = [vectors.stored(one.product_id) for one in piece]
+    every = [photo for its in stored for photo in its]
+    matrix, end = vectors.read(every) if every else np.empty((0, 0), np.float16), 0
+    for one, its in zip(piece, stored, strict=True):
+        start, end = end, end + len(its) * len(vectors.views)
+        if not its:
+            without[vectors.reason(one.product_id)] += 1
+        yield Correction(
+            seller=one.seller,
+            product_id=one.product_id,
+            category=one.category,
+            who=one.who,
+            when=one.when,
+            comment=one.comment,
+            release=bundle.categorizer.release,
+            images=tuple(vectors.distinct[photo].hex() for photo in its),
+            fingerprint=bundle.fingerprint if its else None,
+            bottlenecks=matrix[start:end] if its else None,
+        )
+
+
+def _flagged(corrections: Corrections) -> dict[str, str]:
+    return {one.seller: one.flagged for one in corrections.sellers() if one.flagged}
+
+
+def _flag_worse(given: GivenCorrections, bundle: Bundle, corrections: Corrections) -> None:
+    """Flags the sellers of the file whose corrections hurt their own later decisions."""
+    if bundle.adapter:
+        names = {one.seller for one in given.corrections}
+        accounts = [one for one in corrections.sellers() if one.seller in names]
+        for seller, why in worse_sellers(bundle.adapter, corrections, accounts).items():
+            corrections.flag(seller, why)

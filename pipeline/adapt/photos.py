@@ -1,0 +1,172 @@
+"""Photos that are sent along with corrections: hashed, and extracted where the store lacks them.
+
+    sources ──► first reading: digests ──► store knows them ─────────────────────────────► digests by product
+                                     └───► second reading of the others: normalised, ──┘
+                                           the backbone is loaded, shards of the store
+
+Of folders and tables only the photos of corrected products are read. Killed, the same command finds in the
+store what it has extracted.
+"""
+
+import functools
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from features.engines.engine import Engine
+from features.images.normalise import normalise
+from features.images.refusal import Refused
+from features.records import pieces_of
+from features.storage.store import Digests, Store
+from models.decisions.bundle import Bundle
+from pipeline.extract.fill_store import engine_of, make_shard, require_all, require_room, try_twice
+from pipeline.ingest.check_images import fetching_of, image_limits
+from pipeline.job.config import Config
+from pipeline.job.progress import log
+from pipeline.sources.image import SourceImage
+from pipeline.sources.listing import only_products
+from pipeline.sources.source import Source, open_sources, read_segment
+from pipeline.sources.tables import csv_options
+
+SHARD_IMAGES, SHARD_BYTES = 512, 2**27  # decoded together, at most; what a killed command loses
+
+
+@dataclass
+class Photos:
+    """The photos of products: digests (sha256 of the source's bytes), and why others are refused."""
+
+    digests: dict[str, list[bytes]] = field(default_factory=dict)  # product_id → its different photos
+    refused: dict[str, str] = field(default_factory=dict)  # product_id → reason of the last one refused
+    extracted: int = 0  # photos that the store lacked
+
+
+def read_photos(
+    sources: list[str], wanted: set[str], bundle: Bundle, views: list[Store], config: Config
+) -> Photos:
+    """Reads the photos of products, and adds those that the store lacks to it.
+
+    Args:
+        sources: paths or URLs, as for `categorize`.
+        wanted: product_id.
+        bundle: in service.
+        views: of the store of its backbone: images, and with `flip` mirrored ones.
+        config: sections [ingest] and [extract].
+
+    Raises:
+        ShelfmarkError: a source cannot be read, or photos cannot be extracted.
+    """
+    photos = Photos()
+    opened = open_sources(sources, csv_options(config.ingest), may_be_empty=True)
+    with tempfile.TemporaryDirectory(prefix="shelfmark-") as scratch:
+        reading = _Reading(opened, config, Path(scratch))
+        for image in reading.images(wanted):
+            if image.reason:
+                photos.refused[image.product_id] = image.reason
+                continue
+            digest, known = (
+                hashlib.sha256(image.data).digest(),
+                photos.digests.setdefault(image.product_id, []),
+            )
+            if digest not in known:
+                known.append(digest)
+        lacking = _lacking(photos, views)
+        if lacking:
+            _extract(reading, lacking, photos, bundle, views, config)
+    return photos
+
+
+@dataclass
+class _Reading:
+    """Sources that are read more than once."""
+
+    sources: list[Source]
+    config: Config
+    scratch: Path
+    readings: int = 0
+
+    def images(self, wanted: set[str]) -> Iterator[SourceImage]:
+        """The images of these products, in the sources' order."""
+        self.readings += 1
+        work, settings = self.scratch / str(self.readings), self.config.ingest
+        work.mkdir()
+        fetching = fetching_of(settings, self.scratch / "fetched")
+        for source in self.sources:
+            for whole in source.segments(work, settings.unit_bytes, settings.unit_images):
+                for segment in only_products(whole, wanted, work / "wanted"):
+                    for image in read_segment(segment, fetching):
+                        if image.product_id in wanted:
+                            yield image
+
+
+def _lacking(photos: Photos, views: list[Store]) -> set[bytes]:
+    """Digests that a view of the store does not have."""
+    distinct = list(dict.fromkeys(digest for its in photos.digests.values() for digest in its))
+    if not distinct:
+        return set()
+    values = Digests(np.frombuffer(b"".join(distinct), np.uint8).reshape(-1, 32))
+    there = np.all([store.find(values).row >= 0 for store in views], axis=0)
+    return {digest for digest, is_there in zip(distinct, there.tolist(), strict=True) if not is_there}
+
+
+def _extract(
+    reading: _Reading, lacking: set[bytes], photos: Photos, bundle: Bundle, views: list[Store], config: Config
+) -> None:
+    """Adds the lacking photos to the store; those that are refused are no photos of their products."""
+    products = {product for product, its in photos.digests.items() if lacking.intersection(its)}
+    log.info("adapt: %s photos are new to the store", f"{len(lacking):,}")
+    backbone, limits = bundle.backbone(), image_limits(config.ingest)
+    require_room(views[0], len(lacking) * len(views), backbone)
+    engine: Engine | None = None
+    done, refused = set[bytes](), dict[bytes, str]()
+    held: dict[bytes, bytes] = {}  # digest → strict JPEG
+
+    def flush() -> None:
+        nonlocal engine
+        if not held:
+            return
+        jpegs = list(held.values())
+        if engine is None:
+            engine = engine_of(
+                backbone, views[0], config.extract, lambda most: pieces_of(jpegs[:most], source="photos")
+            )
+        digests = np.frombuffer(b"".join(held), np.uint8).reshape(-1, 32)
+        pieces = functools.partial(pieces_of, jpegs, source="photos")
+        for store in views:
+            reason = try_twice(
+                functools.partial(make_shard, store, digests, pieces, engine, backbone.weights)
+            )
+            require_all(store, {"of photos": reason} if reason else {}, "photos that were sent along")
+        photos.extracted += len(held)
+        held.clear()
+
+    for image in reading.images(products):
+        digest = b"" if image.reason else hashlib.sha256(image.data).digest()
+        if digest not in lacking or digest in done:
+            continue
+        done.add(digest)
+        try:
+            held[digest] = normalise(image.data, limits).jpeg
+        except Refused as error:
+            refused[digest] = error.reason
+        if len(held) >= SHARD_IMAGES or sum(map(len, held.values())) >= SHARD_BYTES:
+            flush()
+    flush()
+    _forget_refused(photos, refused, lacking - done)
+
+
+def _forget_refused(photos: Photos, refused: dict[bytes, str], changed: set[bytes]) -> None:
+    """Takes photos away that were refused, or were gone when they were read again."""
+    reasons = refused | dict.fromkeys(changed, "changed")
+    for product, its in photos.digests.items():
+        for digest in its:
+            if digest in reasons:
+                photos.refused[product] = reasons[digest]
+    photos.digests = {
+        product: good
+        for product, its in photos.digests.items()
+        if (good := [digest for digest in its if digest not in reasons])
+    }

@@ -1,0 +1,397 @@
+"""Corrections over HTTP: one is made, listed or undone; the seller's next decision knows it.
+
+    POST /v1/corrections ─► fields ─► what the product looks like: photos sent along,
+                                      else a decision of late, else the store of the workspace
+                         ─► worker: as the head sees it ─► the store of corrections ─► 201
+    GET  /v1/corrections?seller=      the newest first, page by page
+    DELETE /v1/corrections/{id}       is undone
+
+Whatever waits for a database or a disk does so in a thread; the worker thread, which decides, waits for
+neither of them here.
+"""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import fastapi
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from python_multipart.multipart import parse_options_header
+
+from features.errors import ShelfmarkError
+from features.storage.paths import AnyPath
+from models.corrections.categories import KnownCategories
+from models.decisions.bundle import Bundle
+from serving.decider import Decider, SeenProduct
+from serving.form import MAX_PHOTOS, Fields, Form, read_form, too_long
+from serving.refusals import HEADER, set_header
+from serving.schemas import (
+    CorrectionMade,
+    CorrectionPage,
+    CorrectionRow,
+    CorrectionUndone,
+    Problem,
+)
+
+if TYPE_CHECKING:
+    from models.corrections.store import Corrections  # SQLAlchemy takes half a second
+
+NEEDED, OPTIONAL = ("product_id", "seller", "category"), ("who", "comment")
+LONGEST = dict.fromkeys((*NEEDED, "who"), 1_000) | {"comment": 10_000}  # bytes, as the store takes them
+MAX_JSON = 2**17  # bytes
+THREADS = 4  # that wait for databases and disks
+PAGE, LARGEST_PAGE = 100, 1_000  # corrections
+LARGEST_ID = 2**63 - 1
+NOT_SEEN = "no photo that can be read was sent along, and this service has not seen the product of late"
+NOT_LEARNT = "the release has not learnt the category; the next one may"
+EXPECTED = (
+    "expected JSON or multipart/form-data with the texts product_id, seller and category, and if you like "
+    "who, comment and, in a form, photos as files in the field images; send it as curl -F product_id=mug-7 "
+    "-F seller=ann -F category=mugs does"
+)
+FIELDS = Fields(LONGEST, EXPECTED, needs_photos=False, no_others=True)
+
+T = TypeVar("T")
+
+
+# OpenAPI
+
+_TEXTS: dict[str, Any] = {
+    "product_id": "Of the corrected product.",
+    "seller": "Whose decisions change.",
+    "category": "What the product is: the id of a category of the release, or its path.",
+    "who": "Who says so.",
+    "comment": "Why.",
+}
+_PROPERTIES: dict[str, Any] = {name: {"type": "string", "description": text} for name, text in _TEXTS.items()}
+_IMAGES: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "string", "format": "binary"},
+    "maxItems": MAX_PHOTOS,
+    "description": "Photos of the product, where the service may not know it.",
+}
+
+
+def _schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    schema = {"type": "object", "required": list(NEEDED), "properties": dict(properties)}
+    return {"schema": schema | {"additionalProperties": False}}
+
+
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": _schema(_PROPERTIES),
+            "multipart/form-data": _schema(_PROPERTIES | {"images": _IMAGES}),
+        },
+    }
+}
+
+
+def problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    """Responses for OpenAPI: `_404="…"` describes a Problem with the status 404."""
+    return {
+        int(name.strip("_")): {"model": Problem, "description": text} for name, text in descriptions.items()
+    }
+
+
+_KEPT = {"_409": "No store of corrections", "_503": "The store of corrections does not answer"}
+MADE = problems(
+    _400="Damaged form or JSON", _413="Too long a text, too many photos or bytes",
+    _409="No store of corrections, or a release without adapter",
+    _422="A field is missing, empty or not known; a category that the release does not have",
+    _503=_KEPT["_503"],
+) | {201: {"headers": HEADER}}  # fmt: skip
+LISTED = problems(_422="No seller, or another wrong parameter", **_KEPT)
+UNDONE = problems(_404="No such correction in use", _422="No number", **_KEPT)
+
+
+# The store
+
+
+def open_store(workspace: AnyPath, url: str | None, has_adapter: bool) -> "Corrections | None":
+    """Opens the store of corrections of a service; None where there is none.
+
+    Args:
+        workspace: of the release.
+        url: of a database; None: the file in the workspace.
+        has_adapter: whether the release decides with corrections; else no file is made.
+
+    Raises:
+        ShelfmarkError: it cannot be opened.
+    """
+    if url is None and not isinstance(workspace, Path):
+        return None
+    from models.corrections.store import FILE, Corrections, corrections_url
+
+    if url is None:
+        file = Path(str(workspace)) / FILE
+        if not file.exists() and not (has_adapter and os.access(file.parent, os.W_OK)):
+            return None
+    return Corrections.open(corrections_url(workspace, url or ""))
+
+
+# A request
+
+
+@dataclass(frozen=True)
+class NewCorrection:
+    """The texts of a request, without blanks around them."""
+
+    product_id: str
+    seller: str
+    category: str
+    who: str | None
+    comment: str | None
+
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> "NewCorrection":
+        """Checks the fields of a request.
+
+        Raises:
+            HTTPException: 422 or 413, one is missing, empty, too long, no text or not known.
+        """
+        for name in values:
+            if name not in LONGEST:
+                raise HTTPException(422, f"{name[:100]!r}: no field of a correction; {EXPECTED}")
+        texts = {name: text_of(name, value) for name, value in values.items() if value is not None}
+        for name in NEEDED:
+            if not texts.get(name):
+                state = "empty" if name in texts else "missing"
+                raise HTTPException(422, f"{name}: {state}; {EXPECTED}")
+        return cls(*(texts[name] for name in NEEDED), *(texts.get(name) or None for name in OPTIONAL))
+
+
+def text_of(name: str, value: object, expected: str = EXPECTED) -> str:
+    """Returns a field without the blanks around it.
+
+    Raises:
+        HTTPException: 422 where it is no text that a database takes, 413 where it is too long.
+    """
+    if not isinstance(value, str):
+        raise HTTPException(422, f"{name}: {json.dumps(value)[:100]}, not a text; {expected}")
+    text = value.strip()
+    if re.search("[\0\ud800-\udfff]", text):
+        raise HTTPException(422, f"{name}: holds characters that are none, such as NUL; {expected}")
+    if len(text.encode()) > LONGEST[name]:
+        raise too_long(name, LONGEST[name])
+    return text
+
+
+async def read_correction(request: Request) -> tuple[NewCorrection, Form]:
+    """Reads the body of a request: its texts, and a form, to be closed, with its photos.
+
+    Raises:
+        HTTPException: 400 where it is damaged, 413 with too much in it, 422 where fields are wrong.
+    """
+    kind, _ = parse_options_header(request.headers.get("content-type"))
+    if kind == b"application/json":
+        return NewCorrection.of(await _read_json(request)), Form()
+    if kind != b"multipart/form-data":
+        raise HTTPException(422, f"neither JSON nor a form; {EXPECTED}")
+    form = await read_form(request, FIELDS)
+    try:
+        return NewCorrection.of(form.texts), form
+    except BaseException:
+        form.close()
+        raise
+
+
+async def _read_json(request: Request) -> Mapping[str, object]:
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > MAX_JSON:
+            raise HTTPException(
+                413, f"JSON of more than {MAX_JSON >> 10} KiB; expected less; shorten the texts"
+            )
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"damaged JSON: {str(error)[:200]}; {EXPECTED}") from error
+    if not isinstance(values, dict):
+        raise HTTPException(422, f"JSON that is no object; {EXPECTED}")
+    return values
+
+
+# The routes
+
+
+class CorrectionService:
+    """Makes, lists and undoes corrections."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        decider: Decider,
+        worker: ThreadPoolExecutor,
+        corrections: "Corrections | None",
+        workspace: AnyPath | None,
+    ) -> None:
+        """Knows the categories of the bundle from now on.
+
+        Args:
+            bundle: in service.
+            decider: of the bundle, used in the worker's thread alone.
+            worker: the thread that decides.
+            corrections: the store; None: every request is refused.
+            workspace: whose runs and batches know products; None: none does.
+        """
+        self._bundle, self._decider, self._worker = bundle, decider, worker
+        self._corrections, self._workspace = corrections, workspace
+        self._categories = KnownCategories.of_bundle(bundle.path)
+        self._learnt = frozenset(bundle.categorizer.predictor.taxonomy.categories.tolist())
+        self._threads = ThreadPoolExecutor(THREADS, "corrections")
+
+    async def make(self, request: Request, response: Response) -> CorrectionMade:
+        """Makes a correction."""
+        corrections = self._require_store()
+        if self._bundle.adapter is None:
+            raise HTTPException(
+                409,
+                f"release {self._bundle.path.name} does not learn from corrections; expected one of a run "
+                "with sellers.method votes or paper; train one, or give the correction to `shelfmark adapt`, "
+                "which keeps it as a label",
+            )
+        new, form = await read_correction(request)
+        try:
+            category = await self._in_thread(partial(self._known_category, new.category))
+            seen, source, reason = await self._see(new.product_id, form, response)
+        finally:
+            form.close()
+        encoded = await self._at_work(partial(self._decider.encode, seen, category)) if seen else None
+        from models.corrections.store import Correction
+
+        correction = Correction(
+            seller=new.seller,
+            product_id=new.product_id,
+            category=category,
+            who=new.who,
+            comment=new.comment,
+            release=self._bundle.categorizer.release,
+            images=seen.digests if seen else (),
+            fingerprint=self._bundle.fingerprint if seen else None,
+            bottlenecks=seen.bottlenecks if seen else None,
+        )
+        [added] = await self._in_thread(partial(corrections.add, [(correction, encoded)]))
+        return CorrectionMade(
+            id=added.id, state=added.state, product_id=new.product_id, seller=new.seller, category=category,
+            vector=source, reason=reason or (None if category in self._learnt else NOT_LEARNT),
+        )  # fmt: skip
+
+    async def _see(
+        self, product_id: str, form: Form, response: Response
+    ) -> tuple[SeenProduct | None, Any, str | None]:
+        """What a product looks like, where that is from, and why it is not known."""
+        if form.photos:
+            seen, refusals = await self._at_work(partial(self._decider.see, product_id, form.photos))
+            set_header(response, product_id, refusals)
+            if seen:
+                return seen, "photos", None
+        if seen := self._decider.recent.get(product_id):
+            return seen, "recent", None
+        if self._workspace is None:
+            return (
+                None,
+                None,
+                NOT_SEEN,
+            )
+        from serving.stored import stored_product
+
+        found = await self._in_thread(partial(stored_product, self._workspace, self._bundle, product_id))
+        return (None, None, found) if isinstance(found, str) else (found, "store", None)
+
+    def _known_category(self, text: str) -> str:
+        """The category of the release that a text names."""
+        category = self._categories.find(text)
+        if category is None:
+            near = self._categories.nearest(text)
+            hint = f"did you mean {near!r}?" if near else "see the release's taxonomy.csv"
+            raise HTTPException(
+                422,
+                f"category {text[:100]!r}: not of release {self._bundle.path.name}; expected the id or the "
+                f"path of one of its categories; {hint}",
+            )
+        return category
+
+    async def page(self, seller: str, limit: int, after: int | None) -> CorrectionPage:
+        """Some corrections of a seller, the newest first."""
+        corrections = self._require_store()
+        expected = "expected ?seller=NAME; give it"
+        name = text_of("seller", seller, expected)
+        if not name:
+            raise HTTPException(422, f"seller: empty; {expected}")
+        found = await self._in_thread(partial(corrections.page, name, limit, after))
+        rows = [CorrectionRow.model_validate(row | {"base_category": row["base"]}) for row in found.rows]
+        return CorrectionPage(
+            seller=name, in_use=found.corrections, flagged=found.flagged, set_aside=found.set_aside,
+            corrections=rows, next=rows[-1].id if len(rows) == limit else None,
+        )  # fmt: skip
+
+    async def undo(self, number: int) -> CorrectionUndone:
+        """Undoes a correction."""
+        corrections = self._require_store()
+        if not await self._in_thread(partial(corrections.undo, [number])):
+            raise HTTPException(
+                404,
+                f"correction {number}: not in use; expected the id of one that is; "
+                "GET /v1/corrections?seller=NAME lists them",
+            )
+        return CorrectionUndone(id=number, state="undone")
+
+    def _require_store(self) -> "Corrections":
+        if self._corrections is None:
+            raise HTTPException(
+                409,
+                "this service keeps no corrections; expected a workspace that it may write to, or a "
+                "database; start shelfmark-serve with --corrections postgresql://USER@HOST/DATABASE",
+            )
+        return self._corrections
+
+    async def _at_work(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """The result of work with databases and disks; 503 where these do not answer."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except ShelfmarkError as error:
+            raise HTTPException(503, str(error)) from error
+
+
+def add_routes(app: FastAPI, service: CorrectionService) -> None:
+    """Puts /v1/corrections into an app."""
+
+    @app.post("/v1/corrections", status_code=201, responses=MADE, openapi_extra=BODY)
+    async def make_correction(request: Request, response: Response) -> CorrectionMade:
+        """Makes a correction: this product of this seller has this category.
+
+        The seller's next decision knows it. The same again changes nothing; another category replaces the
+        first one.
+        """
+        return await service.make(request, response)
+
+    @app.get("/v1/corrections", responses=LISTED)
+    async def corrections_of_seller(
+        seller: Annotated[str, Query(description="His name.")],
+        limit: Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Of a page.")] = PAGE,
+        after: Annotated[
+            int | None, Query(ge=1, le=LARGEST_ID, description="`next` of the page before.")
+        ] = None,
+    ) -> CorrectionPage:
+        """Lists a seller's corrections, undone and replaced ones too, the newest first."""
+        return await service.page(seller, limit, after)
+
+    @app.delete("/v1/corrections/{number}", responses=UNDONE)
+    async def undo_correction(
+        number: Annotated[int, fastapi.Path(ge=1, le=LARGEST_ID, description="The correction's id.")],
+    ) -> CorrectionUndone:
+        """Undoes a correction: the seller's next decision does not know it any more."""
+        return await service.undo(number)
