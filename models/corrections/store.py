@@ -34,8 +34,6 @@ import hashlib
 import json
 import re
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -64,7 +62,6 @@ from features.storage.databases import (
     state_of,
 )
 from features.storage.paths import AnyPath, absolute
-from models.corrections import erase
 from models.decisions.suspicion import LIMIT, add_evidence
 
 if TYPE_CHECKING:  # its imports take a second, and lists need none of it
@@ -553,11 +550,12 @@ class Corrections:
     def delete_seller(self, seller: str) -> int:
         """Deletes everything of a seller; returns how many corrections there were, ended ones too.
 
-        In SQLite its bytes are overwritten, in the WAL, too, by a process of its own: erase.py. In PostgreSQL
-        they are free space after VACUUM, until something else comes there.
+        In SQLite no copy of them is left, in the WAL neither: the whole file is written anew, and meanwhile
+        others can read, but not write. In PostgreSQL they are free space after VACUUM, until something else
+        comes there.
 
         Raises:
-            ShelfmarkError: others read or write without a pause, so that nothing could be overwritten.
+            ShelfmarkError: others read or write without a pause, so that copies are left.
         """
         deleted = 0
         while count := self._change(lambda connection: self._delete(connection, seller)):
@@ -587,13 +585,9 @@ class Corrections:
     def _erase(self) -> None:
         """Overwrites what was deleted where the transactions have left copies."""
         if self._file:
-            command = [sys.executable, erase.__file__, str(self._file), str(WAIT)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise ShelfmarkError(
-                    f"{self._shown}: deleted, but not overwritten: {done.stderr.strip()[-300:]}; expected "
-                    f"free moments within {WAIT:g} s; run the same command again"
-                )
+            with self._errors(), closing(sqlite3.connect(self._file, isolation_level=None)) as connection:
+                _patiently(lambda: connection.execute("VACUUM"))
+                _patiently(lambda: _empty_wal(connection))
         else:
             with self._errors(), self._writes.connect() as connection:
                 outside = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -1179,6 +1173,15 @@ def _begin_writing(connection: sql.Connection) -> None:
 
 def _begin_reading(connection: sql.Connection) -> None:
     connection.exec_driver_sql("BEGIN")
+
+
+def _empty_wal(connection: sqlite3.Connection) -> None:
+    """Moves all that is in the WAL into the file, and cuts the WAL to nothing."""
+    (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        error = sqlite3.OperationalError("others read or write all the time")
+        error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        raise error
 
 
 def _patiently(work: Callable[[], object]) -> None:
