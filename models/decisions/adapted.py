@@ -192,8 +192,8 @@ class Adapter:
         for start, stop in product_ranges(bounds, PIECE):
             rows = bottlenecks[bounds[start] : bounds[stop]]
             own = bounds[start : stop + 1] - bounds[start]
-            predictions = self.categorizer.predict(rows, own)
-            rank = ranks(log_probabilities(self.categorizer, rows, own), wanted[start:stop])
+            predictions, probability = self.categorizer.predict_few(rows, own)
+            rank = ranks(logs_of(probability), wanted[start:stop])
             confidence = confidence_of_all(self.categorizer, predictions)
             evidence = self.rules.suspicion.evidence(confidence, rank).tolist()
             names = taxonomy.categories[predictions.top[:, 0]].tolist()
@@ -245,36 +245,54 @@ class Adapter:
         """
         if len(sellers) != len(product_id):
             raise ValueError(f"{len(sellers)} sellers of {len(product_id)} products; expected one each")
-        predictions = self.categorizer.predict(bottlenecks, bounds)
-        table = self.categorizer.decide(product_id, predictions)
-        base_confidence = self.categorizer.confidence(predictions)
-        names = self.categorizer.predictor.taxonomy.categories
-        adapted = np.zeros(len(table), bool)
-        base, base_category = predictions.top[:, 0], np.full(len(table), None, dtype=object)
-        corrections = np.zeros(len(table), np.int64)
-        changed: dict[int, tuple[int, float, str]] = {}  # product → category, confidence, status
-        for start, stop in product_ranges(bounds, PIECE):
-            used = [row for row in range(start, stop) if sellers[row] is not None]
-            if not used:
-                continue
-            at = np.concatenate([np.arange(bounds[row], bounds[row + 1]) for row in used])
-            images = np.diff(bounds)[used]
-            own = np.concatenate([[0], np.cumsum(images)])
-            piece = bottlenecks[at]
-            vectors = product_vectors(self.categorizer, self.rules.vectors, piece, own)
-            log_probability = log_probabilities(self.categorizer, piece, own)
-            for number, row in enumerate(used):
-                state = sellers[row]
-                assert state is not None
-                corrections[row], base_category[row] = state.corrections, names[base[row]]
-                decision = self._adapt(
-                    state, vectors[number], log_probability[number], int(base[row]), base_confidence[row]
-                )
-                if decision:
-                    changed[row], adapted[row] = decision, True
-        return _with_columns(self.categorizer, table, changed).assign(
-            adapted=adapted, base_category=pd.Series(base_category, dtype=object), corrections=corrections
+        parts, changed = list[Predictions](), dict[int, tuple[int, float, str]]()
+        used = any(state is not None for state in sellers)
+        for start, stop in product_ranges(bounds, PIECE) if used else ():
+            rows = bottlenecks[slice(bounds[start], bounds[stop])]
+            own = bounds[start : stop + 1] - bounds[start]
+            predictions, probability = self.categorizer.predict_few(rows, own)
+            parts.append(predictions)
+            decisions = self._adapted(rows, own, predictions, probability, sellers[start:stop])
+            changed |= {start + number: decision for number, decision in decisions.items()}
+        predictions = Predictions.joined(parts) if parts else self.categorizer.predict(bottlenecks, bounds)
+        table = _with_columns(self.categorizer, self.categorizer.decide(product_id, predictions), changed)
+        base = self.categorizer.predictor.taxonomy.categories[predictions.top[:, 0]].tolist()
+        return table.assign(
+            adapted=np.isin(np.arange(len(table)), list(changed)),
+            base_category=pd.Series(
+                [name if state else None for name, state in zip(base, sellers, strict=True)], dtype=object
+            ),
+            corrections=np.array([state.corrections if state else 0 for state in sellers], np.int64),
         )
+
+    def _adapted(
+        self,
+        rows: np.ndarray,
+        bounds: np.ndarray,
+        predictions: Predictions,
+        probability: np.ndarray,
+        sellers: Sequence[SellerState | None],
+    ) -> dict[int, tuple[int, float, str]]:
+        """The adapted decisions about a few products: number → category, confidence, status."""
+        used = np.array([state is not None for state in sellers])
+        if not used.any():
+            return {}
+        images = np.diff(bounds)
+        vectors = product_vectors(
+            self.categorizer,
+            self.rules.vectors,
+            rows[np.repeat(used, images)],
+            np.concatenate([[0], np.cumsum(images[used])]),
+        )
+        logs, confidence = logs_of(probability[used]), self.categorizer.confidence(predictions)
+        found = {}
+        for vector, log_probability, number in zip(vectors, logs, np.flatnonzero(used).tolist(), strict=True):
+            state, base = sellers[number], int(predictions.top[number, 0])
+            assert state is not None
+            decision = self._adapt(state, vector, log_probability, base, confidence[number])
+            if decision:
+                found[number] = decision
+        return found
 
     def _adapt(
         self, state: SellerState, vector: np.ndarray, log_probability: np.ndarray, base: int, confident: float
@@ -343,7 +361,12 @@ def log_probabilities(categorizer: Categorizer, bottlenecks: np.ndarray, bounds:
         bottlenecks: (rows, d), products together; all in memory.
         bounds: (n + 1,), from 0.
     """
-    logs: np.ndarray = np.log(np.maximum(categorizer.probabilities(bottlenecks, bounds), LEAST))
+    return logs_of(categorizer.probabilities(bottlenecks, bounds))
+
+
+def logs_of(probability: np.ndarray) -> np.ndarray:
+    """Returns the logarithms of probabilities, at least log(LEAST)."""
+    logs: np.ndarray = np.log(np.maximum(probability, LEAST))
     return logs
 
 

@@ -21,7 +21,7 @@ from features.records import pieces_of
 from models.decisions.categories import Department
 from models.decisions.confidence import DECIMALS, ConfidenceModel, Evidence
 from models.decisions.levels import stop_level
-from models.decisions.predictions import Predictions, level_probabilities, predict
+from models.decisions.predictions import Predictions, level_probabilities, predict, summarize
 from models.decisions.thresholds import Certificate
 from models.heads.architectures import SET, Head
 from models.rows import Rows
@@ -178,6 +178,19 @@ class Categorizer:
             bounds: (n + 1,) of the rows.
         """
         return self.predictor.predict(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
+
+    def predict_few(self, bottlenecks: np.ndarray, bounds: np.ndarray) -> tuple[Predictions, np.ndarray]:
+        """Predictions about a few products, and their (n, C) float64 probabilities, in one pass of the head.
+
+        Args:
+            bottlenecks: (rows, d), products together; all in memory.
+            bounds: (n + 1,), from 0.
+        """
+        predictor, rules = self.predictor, self.rules
+        levels = level_probabilities(
+            predictor.head, bottlenecks, bounds, rules.temperature, rules.aggregation, predictor.set_head
+        )
+        return summarize(levels, np.diff(bounds), predictor.taxonomy), levels[-1]
 
     def probabilities(self, bottlenecks: np.ndarray, bounds: np.ndarray) -> np.ndarray:
         """(n, C) float64 probabilities of all categories, of a few products; arguments as of `predict`."""

@@ -46,6 +46,11 @@ class Predictions:
         """Predictions about the chosen products: (m,) row numbers, (n,) bool, or a slice."""
         return Predictions(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":
+        """Predictions about the products of several parts, at least one, in their order."""
+        return cls(*(np.concatenate([getattr(one, column.name) for one in parts]) for column in fields(cls)))
+
     def evidence(self, taxonomy: Taxonomy, sizes: np.ndarray, level: int | None = None) -> Evidence:
         """The numbers that the confidence in a node of each product is computed from.
 
@@ -110,9 +115,8 @@ def predict(
         rows = bottlenecks[slice(bounds[start], bounds[stop])]
         own = bounds[start : stop + 1] - bounds[start]
         levels = level_probabilities(head, rows, own, temperature, aggregation, set_head)
-        parts.append(_summarized(levels, np.diff(own), taxonomy))
-    columns = zip(*parts, strict=True)
-    return Predictions(*(np.concatenate(column) for column in columns))
+        parts.append(summarize(levels, np.diff(own), taxonomy))
+    return Predictions.joined(parts)
 
 
 def level_probabilities(
@@ -145,10 +149,14 @@ def level_probabilities(
     return levels
 
 
-def _summarized(
-    levels: Sequence[np.ndarray], images: np.ndarray, taxonomy: Taxonomy
-) -> tuple[np.ndarray, ...]:
-    """The columns of `Predictions` from the (n, nodes) probabilities of each level that the head has."""
+def summarize(levels: Sequence[np.ndarray], images: np.ndarray, taxonomy: Taxonomy) -> Predictions:
+    """Predictions about a few products from their probabilities.
+
+    Args:
+        levels: (n, nodes) float64 of each level that the head has, of `level_probabilities`.
+        images: (n,) int, images of each product.
+        taxonomy: of the head's categories.
+    """
     probability = levels[-1]
     summed = [probability @ sums for sums in taxonomy.sums]
     top = _top(probability)
@@ -163,7 +171,7 @@ def _summarized(
     entropy = -np.sum(probability * log_probability, axis=1)
     pnorm = max_logit_pnorm(log_probability)
     mass, rival = _masses([*summed[:-1], probability], taxonomy.nodes[:, top[:, 0]], level_top)
-    return (
+    return Predictions(
         *(top, top_probability.astype(np.float32), level_top, own_top),
         *(entropy.astype(np.float32), mass, rival, pnorm.astype(np.float32), images),
     )

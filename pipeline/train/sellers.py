@@ -28,7 +28,7 @@ from models.decisions.adapted import (
     SellerRules,
     Vectors,
     confidence_of_all,
-    log_probabilities,
+    logs_of,
     product_vectors,
     read_styles,
     require_styles,
@@ -294,9 +294,9 @@ class _ValProducts:
         chosen = self._rows_of[seller][:MOST_PRODUCTS]
         vectors, logs, base, confidence = [], [], [], []
         for _, _, rows, bounds in _pieces(self._rows, self._bounds, chosen):
-            predictions = self._categorizer.predict(rows, bounds)
+            predictions, probability = self._categorizer.predict_few(rows, bounds)
             vectors.append(product_vectors(self._categorizer, self._vectors, rows, bounds))
-            logs.append(log_probabilities(self._categorizer, rows, bounds))
+            logs.append(logs_of(probability))
             base.append(predictions.top[:, 0])
             confidence.append(self._categorizer.confidence(predictions))
         return SellerProducts(
@@ -318,11 +318,11 @@ class _ValProducts:
         confidence, rank = np.empty(len(fit)), np.empty(len(fit), np.int64)
         decided, masses = np.empty(len(fit)), np.empty((len(fit), len(RANKS)))
         for start, stop, rows, bounds in _pieces(self._rows, self._bounds, fit):
-            predictions = self._categorizer.predict(rows, bounds)
+            predictions, probability = self._categorizer.predict_few(rows, bounds)
             piece = slice(start, stop)
             confidence[piece] = confidence_of_all(self._categorizer, predictions)
             decided[piece] = self._categorizer.confidence(predictions)
-            logs = log_probabilities(self._categorizer, rows, bounds)
+            logs = logs_of(probability)
             rank[piece], masses[piece] = ranks(logs, self._true[fit[piece]]), rank_masses(logs)
         target = self._categorizer.rules.target
         categories = len(self._categorizer.predictor.taxonomy.categories)
