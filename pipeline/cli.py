@@ -380,12 +380,12 @@ def categorize(
     """
     from pipeline.arguments import check_categorize
     from pipeline.job.command_log import command_log, log_of_job
+    from pipeline.job.corrected import sellers_in_service
     from pipeline.job.decisions_output import decisions_source
     from pipeline.job.load_config import load_config
 
-    config = load_config(
-        file, sets, {"extract.engine": engine}, used=CATEGORIZE_USES, unused=CATEGORIZE_LEAVES
-    )
+    base: dict[str, object] = {"sellers": sellers_in_service(workspace)}
+    config = load_config(file, sets, {"extract.engine": engine}, base, CATEGORIZE_USES, CATEGORIZE_LEAVES)
     check_categorize(workspace, sources, output, config, only_new, records)
     with command_log(log_of_job(workspace, "categorize")):
         start_tensorflow(config.extract.engine)

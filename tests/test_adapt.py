@@ -1,10 +1,12 @@
 """Files of corrections: what is read, where vectors come from, what is learnt, what people do about it."""
 
+import contextlib
 import copy
 import hashlib
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -777,6 +779,29 @@ def test_corrections_of_a_file_are_learnt_listed_exported_and_labels_of_the_next
     store.close()
 
 
+def test_products_of_a_batch_are_found_by_their_ids_and_decided_anew(
+    shop: Path, workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def categorized(name: str) -> pd.DataFrame:
+        arguments = ["categorize", shop / "shop.csv", "--workspace", workspace, "--output", tmp_path / name]
+        assert run_here(capsys, *arguments)[0] == 0
+        return pd.read_parquet(tmp_path / name).set_index("product_id")
+
+    before = categorized("before.parquet")
+    assert "adapted" not in before
+    other = next(kind for kind in KINDS if kind != before.loc["p171", "category"])
+    file = write_manifest(tmp_path / "said.csv", [said("p171", other, "s9")])
+    status, printed = run_here(capsys, "adapt", file, "--workspace", workspace, "--json")
+    found = json.loads(printed)
+    assert (status, found["new"], found["without_vector"], found["photos_extracted"]) == (0, 1, {}, 0)
+    after = categorized("after.parquet")
+    sellers = pd.read_csv(shop / "shop.csv").set_index("product_id")["seller"].reindex(after.index)
+    assert set(after.loc[after["corrections"] > 0].index) == set(sellers.index[sellers == "s9"])
+    assert after.loc["p171", "base_category"] == before.loc["p171", "category"]
+    others = sellers != "s9"
+    assert after.loc[others, list(before)].equals(before[others.to_numpy()])
+
+
 def test_the_commands_about_sellers(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -849,11 +874,25 @@ def test_killed_at_any_moment_the_same_command_goes_on(shop: Path, workspace: Pa
     rows += [said(f"unseen{number}", "mug", f"s{number % 5}") for number in range(3_000)]
     file = write_manifest(tmp_path / "said.csv", rows)
     command = [sys.executable, "-m", "pipeline.cli", "adapt", str(file), "--workspace", str(workspace)]
-    for seconds in (6, 8, 9, 10):
+    file_of_corrections = workspace / "corrections.sqlite"
+
+    def there() -> int:
+        if not file_of_corrections.is_file():
+            return 0
+        with contextlib.closing(sqlite3.connect(file_of_corrections)) as opened:
+            try:
+                return int(opened.execute("SELECT count(*) FROM corrections").fetchone()[0])
+            except sqlite3.OperationalError:  # the tables are being made
+                return 0
+
+    for enough in (1, 700, 2_000):
         job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
+        while there() < enough and job.poll() is None:
+            time.sleep(0.01)
+        assert job.poll() is None
         job.send_signal(signal.SIGKILL)
         job.wait()
+        assert enough <= there() < len(rows)
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["new"] + found["same"] == len(rows) == found["rows"]
