@@ -196,7 +196,7 @@ def adding(options: argparse.Namespace) -> dict[str, Any]:
     drawn, store = _Drawn(options), _opened(options)
     histories = Histories(_adapter(options), store, options.budget)
     times, after, used = [], [], []
-    for number, seller in enumerate(drawn.traffic(3000, "zipf")):
+    for number, seller in enumerate(drawn.traffic(1000, "zipf")):
         row = drawn.row(seller, f"{os.getpid()}-{number}")
         processor, began = time.thread_time(), time.perf_counter()
         store.add([row])
@@ -239,7 +239,7 @@ def _crowd(options: argparse.Namespace, kinds: list[str]) -> dict[str, Any]:
     """Runs processes at the same time; gathers their times."""
     names = ("corrections", "sellers", "width", "file", "seconds")
     command = [sys.executable, __file__, *(f"--{name}={getattr(options, name)}" for name in names)]
-    start = time.time() + 20  # when all have done their imports
+    start = time.time() + 25  # when all have done their imports
     running = [
         subprocess.Popen([*command, f"--subject={kind}", f"--start={start}"], stdout=subprocess.PIPE)
         for kind in kinds
@@ -270,7 +270,7 @@ def reader(options: argparse.Namespace) -> dict[str, Any]:
             times.append(time.perf_counter() - began)
 
     threads = [threading.Thread(target=read, args=(number,)) for number in range(READERS // READER_PROCESSES)]
-    for name in range(20):  # as a service that runs already
+    for name in range(3):  # as a service that runs already
         histories.state(drawn.name(name))
     for thread in threads:
         thread.start()

@@ -221,7 +221,8 @@ class Adapter:
         taxonomy = self.categorizer.predictor.taxonomy
         predicted, category = (taxonomy.index(np.array(names, dtype=object)) for names in (base, true))
         known = (predicted >= 0) & (category >= 0)
-        model = self.method.seller(vectors[known], predicted[known], category[known])
+        rows = slice(None) if known.all() else known  # a copy of 4,000 vectors takes a sixth of the time
+        model = self.method.seller(vectors[rows], predicted[rows], category[rows])
         return SellerState(model, corrections, flagged)
 
     def decide(
