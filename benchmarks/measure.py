@@ -123,6 +123,7 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 def verdict(what: str, value: float, target: float, unit: str, *, at_least: bool = False) -> dict[str, Any]:
     """A figure against its target: {"what", "value", "target", "passed"}; printed as one line."""
+    value = float(value)  # NumPy's numbers and truths are not those of JSON
     passed = value >= target if at_least else value <= target
     sign = ">=" if at_least else "<="
     print(f"{'pass' if passed else 'FAIL'}: {what}: {value:.2f}{unit} (target {sign} {target:g}{unit})")

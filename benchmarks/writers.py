@@ -548,8 +548,7 @@ def verdicts(found: dict[str, Any]) -> list[dict[str, Any]]:
                 "drawn, paper: gain of the worst writer", paper["worst"], -0.5, " points", at_least=True
             ),
         ]  # fmt: skip
-    if "strokes" in found:
-        five = found["strokes"]["examples"]["better, 5"]
+    if five := found.get("strokes", {}).get("examples", {}).get("better, 5"):  # none where digits are few
         judged += [
             measure.verdict(
                 "strokes, better, 5 a digit: fewer errors", five["fewer"], 0.25, "", at_least=True

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -137,8 +138,13 @@ def make_bundle(
     tree: dict[str, str] = TREE,
     hidden: tuple[int, int] = (8, 8),
     scale: float = 1.0,
+    sellers: Callable[[str], Any] | None = None,
 ) -> Artifact:
-    """Puts a bundle together without the pipeline; `tree` is category → its parent, in the alphabet."""
+    """Puts a bundle together without the pipeline; `tree` is category → its parent, in the alphabet.
+
+    `sellers` gives the rules of adapted decisions from the digest of the head.
+    """
+    from models.decisions.adapted import SELLERS_FILE
     from models.decisions.bundle import HEAD_FILES, THRESHOLDS
     from models.decisions.categorizer import DecisionRules
     from models.decisions.confidence import ConfidenceModel
@@ -163,6 +169,8 @@ def make_bundle(
         fit={"products": 0},
     )
     (work / THRESHOLDS).write_text(json.dumps(rules.to_dict()))
+    if sellers:
+        (work / SELLERS_FILE).write_text(json.dumps(sellers(rules.model).to_dict()))
     backbone.save(work)
     pd.DataFrame({"product_id": ["p"], "split": ["train"]}).to_parquet(work / SPLITS, index=False)
     return seal(

@@ -237,17 +237,17 @@ def test_revisions_rise_with_every_change_of_a_seller_and_with_no_other(store: C
 
 
 def test_evidence_flags_a_seller_and_restore_begins_anew(store: Corrections) -> None:
-    store.add([row("ann", f"p{n}", encoded=seen(evidence=2.0)) for n in range(3)])
-    store.add([row("bob", "p", encoded=seen(evidence=2.0))])
+    store.add([row("ann", f"p{n}", encoded=seen(evidence=3.0)) for n in range(3)])
+    store.add([row("bob", "p", encoded=seen(evidence=3.0))])
     assert store.history("ann", HEAD).flagged is None
     store.add([row("ann", "p0")] * 5)  # the same says nothing new
     assert store.history("ann", HEAD).flagged is None
-    store.add([row("ann", "p3", encoded=seen(evidence=2.0))])
+    store.add([row("ann", "p3", encoded=seen(evidence=3.0))])
     flagged = store.history("ann", HEAD).flagged
-    assert flagged and "evidence 8.0 of 6.9 after 4 corrections" in flagged
+    assert flagged and "evidence 12.0 of 11.5 after 4 corrections" in flagged
     store.restore("ann")
     assert store.history("ann", HEAD).flagged is None
-    store.add([row("ann", "p4", encoded=seen(evidence=2.0))])
+    store.add([row("ann", "p4", encoded=seen(evidence=3.0))])
     assert store.history("ann", HEAD).flagged is None
     assert store.history("bob", HEAD).flagged is None
 

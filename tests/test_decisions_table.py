@@ -26,7 +26,7 @@ from features.errors import ShelfmarkError
 from features.storage.databases import hide_password, is_database
 from pipeline.cli import main
 from pipeline.job import decisions_table
-from pipeline.job.decisions_file import SCHEMA, decisions_digest
+from pipeline.job.decisions_file import ADAPTED, SCHEMA, WITH_ADAPTED, decisions_digest
 from pipeline.job.decisions_output import decisions_source, open_output, require_output
 
 sql = pytest.importorskip("sqlalchemy")
@@ -290,6 +290,59 @@ def execute_types(url: str) -> list[tuple[str, str]]:
         engine.dispose()
 
 
+ADAPTED_ROWS: dict[str, tuple[bool, str | None, int]] = {
+    "a": (True, 'pe"ar', 3), "b": (False, "apple", 3), "c": (False, None, 0)
+}  # fmt: skip
+
+
+def adapted(rows: dict[str, tuple[bool, str | None, int]]) -> pa.Table:
+    """Decisions with the columns of corrections."""
+    table = decided(list(rows))
+    for name, values in zip(ADAPTED.names, zip(*rows.values(), strict=True), strict=True):
+        table = table.append_column(ADAPTED.field(name), pa.array(values, ADAPTED.field(name).type))
+    return table
+
+
+def columns_of_corrections(url: str) -> dict[str, tuple[Any, ...]]:
+    """product_id → adapted, base_category, corrections, as a user of the database sees them."""
+    found = execute(url, "SELECT product_id, adapted, base_category, corrections FROM decisions")
+    return {row[0]: tuple(row[1:]) for row in found}
+
+
+def test_columns_of_corrections_are_written_and_come_back(url: str) -> None:
+    write_parts(open_output(url, "job", Path("unused"), WITH_ADAPTED), [adapted(ADAPTED_ROWS)])
+    assert columns_of_corrections(url) == ADAPTED_ROWS
+    rows = read(url, ["product_id", *ADAPTED.names])
+    assert {row.pop("product_id"): tuple(row.values()) for row in rows} == ADAPTED_ROWS
+
+
+def test_an_older_table_gets_the_columns_and_rows_without_corrections_reset_them(url: str) -> None:
+    write_all(url, [decided(["a", "b", "old"])])
+    digest = decisions_digest(decisions_source(url))
+    require_output(url, WITH_ADAPTED)
+    assert len(execute(url, "SELECT * FROM decisions")[0]) == len(SCHEMA), "a check adds nothing"
+    write_parts(open_output(url, "next", Path("unused"), WITH_ADAPTED), [adapted(ADAPTED_ROWS)])
+    assert columns_of_corrections(url) == ADAPTED_ROWS | {"old": (None, None, None)}
+    assert decisions_digest(decisions_source(url)) != digest
+    write_all(url, [decided(["a"])], job="later")
+    assert columns_of_corrections(url)["a"] == (False, None, 0)
+    assert columns_of_corrections(url)["b"] == ADAPTED_ROWS["b"]
+
+
+def test_columns_of_the_user_with_such_names_are_left_alone_until_they_are_needed(url: str) -> None:
+    write_all(url, [decided(["a"])])
+    execute(
+        url, "ALTER TABLE decisions ADD COLUMN corrections TEXT", "UPDATE decisions SET corrections = 'x'"
+    )
+    write_all(url, [decided(["a"])], job="next")
+    assert execute(url, "SELECT corrections FROM decisions") == [("x",)]
+    assert read(url, ["product_id", "corrections"]) == [{"product_id": "a", "corrections": None}]
+    with pytest.raises(
+        ShelfmarkError, match="column corrections is TEXT; expected INTEGER; change it, or name"
+    ):
+        require_output(url, WITH_ADAPTED)
+
+
 def test_a_table_of_the_user_with_a_unique_index_is_used(url: str) -> None:
     columns = ", ".join(f"{name} {kind}" for name, kind in execute_types(url))
     execute(url, f"CREATE TABLE mine (id INTEGER, {columns})", "CREATE UNIQUE INDEX one ON mine (product_id)")
@@ -506,6 +559,25 @@ def test_what_postgresql_refuses_is_one_line_without_the_password(server: Server
             assert word not in str(error.value)
     execute(url, "GRANT SELECT ON t TO reader")
     assert len(read(f"{reader}#t")) == len(WANTED)
+
+
+@pytest.mark.databases
+def test_a_user_who_may_not_add_columns_reads_the_statement(server: Server) -> None:
+    url = server.new_database()
+    execute(url, "CREATE ROLE writer LOGIN PASSWORD 's3cret'")
+    write_all(url)
+    for table in ("decisions", "decisions_parts"):
+        execute(url, f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO writer")
+    writer = url.replace("postgres:postgres@", "writer:s3cret@")
+    require_output(writer)
+    with pytest.raises(ShelfmarkError) as error:
+        require_output(writer, WITH_ADAPTED)
+    assert re.search(
+        r"the column adapted, for decisions by sellers' corrections, cannot be added \(must be owner of "
+        r"table decisions\); expected the table's owner, or a table that has it; run ALTER TABLE decisions "
+        r"ADD COLUMN adapted BOOLEAN as its owner, or name another table",
+        str(error.value),
+    )
 
 
 @pytest.mark.databases

@@ -13,10 +13,21 @@ import pytest
 from features.errors import ShelfmarkError
 from features.storage.artifact import open_artifact
 from features.storage.paths import remove
-from models.decisions.adapted import SELLERS_FILE, STYLES, STYLES_FILES, SellerRules, read_styles
-from models.decisions.bundle import Bundle, open_bundle
+from models.decisions.adapted import (
+    SELLERS_FILE,
+    STYLES,
+    STYLES_FILES,
+    SellerRules,
+    product_vectors,
+    read_styles,
+)
+from models.decisions.bundle import THRESHOLDS, Bundle, load_predictor, open_bundle, read_rules
+from models.decisions.categorizer import Categorizer
+from models.decisions.predictions import product_bounds
+from models.sellers.styles import fit_styles
 from pipeline.cli import main
 from pipeline.demo.drawn_catalogue import draw_catalogue
+from pipeline.job.catalogue import learnt_categories_of, open_part
 from pipeline.job.config import Config
 from pipeline.job.run import Run, begin_run
 from pipeline.job.summaries import SellersSummary, StylesSummary
@@ -110,24 +121,18 @@ def open_thresholds(run: Run) -> dict[str, object]:
 def test_the_stage_is_made_again_for_what_matters_alone(run: Run) -> None:
     before = run.sellers()
     assert before
+    rules = before.file(SELLERS_FILE).read_bytes()
     again = seller_rules(run)
     assert again
     assert again.digest == before.digest
     other = seller_rules(opened(run.workspace, vectors="bottlenecks"))
     assert other
-    assert other.made_from["settings"] != before.made_from["settings"]
-    remove(run.path / "sellers")
+    assert other.digest != before.digest
+    assert rules_of(run).vectors == "bottlenecks"
     back = seller_rules(opened(run.workspace, vectors="hidden"))
     assert back
-    assert back.file(SELLERS_FILE).read_bytes() == before_bytes(run, back)
-
-
-def before_bytes(run: Run, artifact: object) -> bytes:
-    """The rules, made once more."""
-    remove(run.path / "sellers")
-    made = seller_rules(run)
-    assert made
-    return made.file(SELLERS_FILE).read_bytes()
+    assert back.digest == before.digest
+    assert back.file(SELLERS_FILE).read_bytes() == rules, "the same work has the same result"
 
 
 def test_without_sellers_nothing_is_accepted_and_the_reason_says_so(
@@ -194,3 +199,22 @@ def test_the_bundle_holds_the_rules_and_its_adapter_opens(run: Run) -> None:
 def packed(run: Run) -> Bundle:
     pack(run)
     return open_bundle(run.path / "bundle")
+
+
+def test_styles_are_found_in_the_means_of_the_products_of_each_category(run: Run) -> None:
+    paper = opened(run.workspace, method="paper")
+    made = styles(paper)
+    assert made
+    found, records = read_styles(made.folder()), run.records()
+    bottlenecks = run.bottlenecks(records)
+    categorizer = Categorizer(
+        load_predictor(run.path / "head"), read_rules(run.path / "thresholds" / THRESHOLDS)
+    )
+    trained = open_part(bottlenecks, run.store, "train")
+    bounds = product_bounds(trained.product_id)
+    vectors = product_vectors(categorizer, "hidden", trained.rows[:], bounds)
+    _, category = learnt_categories_of(records)
+    codes = categorizer.predictor.taxonomy.index(category.reindex(trained.product_id[bounds[:-1]]).to_numpy())
+    expected = fit_styles(lambda code: vectors[codes == code], found.categories, 16, paper.config.seed)
+    np.testing.assert_array_equal(found.bounds, expected.bounds)
+    np.testing.assert_array_equal(found.centroids, expected.centroids)

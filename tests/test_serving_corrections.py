@@ -1,6 +1,11 @@
 """Corrections over HTTP: made, listed, undone; from where a product is known; what is refused, and how."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +15,20 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from catalogues import HTML, photo
 from conftest import make_bundle
-from corrected import adapter_of, store_of
+from corrected import adapter_of, rules_of, store_of
 from fastapi.testclient import TestClient
 from test_categorize import Saved
 from test_extract import Running
 
+from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
-from features.storage.store import Store
+from features.storage.artifact import begin, partial_of, seal
+from features.storage.store import Store, digest_array
 from models.corrections.store import Correction, Corrections
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.categorizer import COLUMNS
@@ -106,12 +115,6 @@ def test_a_product_that_was_decided_about_of_late_needs_no_photos(
 def test_a_product_of_a_run_or_a_batch_is_known_from_the_store(
     client: TestClient, corrections: Corrections, tmp_path: Path, known: str
 ) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from features.storage.artifact import begin, partial_of, seal
-    from features.storage.store import digest_array
-
     workspace = tmp_path / "W"
     digests = np.arange(64, dtype=np.uint8).reshape(2, 32)
     rows = np.arange(24, dtype=np.float16).reshape(2, 12)
@@ -259,8 +262,6 @@ def test_only_a_request_with_a_seller_gets_the_three_fields(client: TestClient, 
 def test_a_wrong_field_is_named(
     client: TestClient, corrections: Corrections, fields: dict[str, Any], status: int, message: str
 ) -> None:
-    import re
-
     data = json.dumps(TEXTS | fields).encode()
     response = client.post("/v1/corrections", content=data, headers={"Content-Type": "application/json"})
     assert re.search(message, detail(response, status)), response.text
@@ -410,3 +411,37 @@ def test_a_workspace_that_cannot_be_written_has_no_store(
 ) -> None:
     monkeypatch.setattr(service_module.os, "access", lambda *_: False)
     assert open_store(tmp_path, None, has_adapter=True) is None
+
+
+def test_the_command_learns_and_keeps_what_it_has_acknowledged(drawn_weights: Path, tmp_path: Path) -> None:
+    releases = tmp_path / "W" / "releases"
+    backbone = load_backbone("mobilenet", str(drawn_weights), 32)
+    make_bundle(releases / "first", backbone, threshold=0.3, sellers=rules_of)
+    (releases / "current").symlink_to("first")
+    url = f"sqlite:///{tmp_path / 'shop.sqlite'}"
+    command = [sys.executable, "-m", "serving", "--workspace", str(tmp_path / "W"), "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "SHELFMARK_CORRECTIONS": url},
+    ) as process:  # fmt: skip
+        limit = threading.Timer(120, process.kill)
+        limit.start()
+        assert process.stderr is not None
+        try:
+            line_of = re.compile(r".* first is served at (http://127\.0\.0\.1:\d+)\n")
+            address = next(found[1] for line in process.stderr if (found := line_of.fullmatch(line)))
+            with httpx.Client(base_url=address, timeout=60) as client:
+                form = {"product_id": "mug-7", "seller": "ann"}
+                first = client.post("/v1/categorize", data=form, files=images(photo(1))).json()
+                category = "milk" if first["category"] != "milk" else "oats"
+                made = client.post("/v1/corrections", json=form | {"category": category}).json()
+                again = client.post("/v1/categorize", data=form, files=images(photo(1))).json()
+        finally:
+            limit.cancel()
+            process.send_signal(signal.SIGKILL)
+    assert (made["state"], made["vector"]) == ("new", "recent")
+    assert (first["corrections"], again["corrections"], again["base_category"]) == (0, 1, first["category"])
+    kept = Corrections.open(url)
+    assert [(row["id"], row["category"]) for row in kept.export("ann")] == [(made["id"], category)]
+    kept.close()
+    assert not (tmp_path / "W" / "corrections.sqlite").exists()
