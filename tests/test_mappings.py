@@ -10,11 +10,12 @@ import pyarrow as pa
 import pytest
 
 from features.errors import ShelfmarkError
+from features.storage.paths import writing
 from models.decisions.categorizer import decisions_table
 from models.mappings import read_mappings
 from models.taxonomy_changes import Step
 from pipeline.cli import main
-from pipeline.job.decisions_file import SCHEMA, read_decisions, write_decisions
+from pipeline.job.decisions_file import SCHEMA, WITH_ADAPTED, file_writer, read_decisions, write_decisions
 from pipeline.taxonomy.check import check
 
 SHOPIFY = """\
@@ -354,6 +355,24 @@ def test_migrate_moves_what_has_one_target_and_keeps_every_row(
         "unchanged 2, rename 2, split 1, delete 1, node renamed 1, node gone 1, dead 1"
         in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_migrate_keeps_what_corrections_did(tmp_path: Path, suffix: str) -> None:
+    given, out = tmp_path / f"d{suffix}", tmp_path / f"out{suffix}"
+    rows = [row | {"adapted": row["product_id"] == "1", "base_category": "soap", "corrections": 3}
+            for row in ROWS]  # fmt: skip
+    with writing(given) as working, file_writer(given, working, WITH_ADAPTED) as write:
+        write(pa.Table.from_pylist(rows, WITH_ADAPTED))
+    mapping = written(tmp_path / "m.csv", RULES)
+    assert shelfmark("taxonomy", "migrate", given, "--mapping", mapping, "--output", out) == 0
+    found = pa.concat_tables(read_decisions(out, WITH_ADAPTED.names)).to_pylist()
+    assert found[0]["category"] == "fruit"
+    names = ("adapted", "base_category", "corrections")
+    assert [tuple(row[name] for name in names) for row in found[:2]] == [
+        (True, "soap", 3),
+        (False, "soap", 3),
+    ]
 
 
 def test_migrate_without_trees_trusts_the_mapping(tmp_path: Path) -> None:

@@ -27,7 +27,13 @@ from features.storage.databases import is_database
 from features.storage.paths import AnyPath, any_path, writing
 from models.decisions.categorizer import ACCEPTED, PARENT, REVIEW
 from models.taxonomy_changes import FOR_PEOPLE, UNCHANGED, Change, Places, Step, key, tree_changes
-from pipeline.job.decisions_file import SCHEMA, StoredDecisions, decisions_digest, read_decisions
+from pipeline.job.decisions_file import (
+    SCHEMA,
+    WITH_ADAPTED,
+    StoredDecisions,
+    decisions_digest,
+    read_decisions,
+)
 from pipeline.job.decisions_output import open_output, require_output
 from pipeline.job.tree import mapping_bytes
 
@@ -71,7 +77,9 @@ def migrate(
         )
     require_output(output)
     paths: dict[str, str] = {}
-    for piece in read_decisions(decisions, ["category", "category_path"]):
+    schema = SCHEMA
+    for piece in read_decisions(decisions, ["category", "category_path", "adapted"]):
+        schema = schema if piece["adapted"].null_count == len(piece) else WITH_ADAPTED
         distinct = piece.group_by(["category", "category_path"]).aggregate([]).to_pydict()
         pairs = zip(distinct["category"], distinct["category_path"], strict=True)
         paths |= {category: path or "" for category, path in pairs if category is not None}
@@ -81,9 +89,9 @@ def migrate(
         pd.DataFrame(columns=list(LEDGER)).to_csv(working, index=False)
         rules = [mapping_bytes(step).decode(), before, after]
         job = digest_of(["migrate", decisions_digest(decisions), *rules])
-        out, parts = open_output(output, job, Path(work)), 0
-        for table in _large(read_decisions(decisions, SCHEMA.names)):
-            carried, changed = migration.migrated(table)
+        out, parts = open_output(output, job, Path(work), schema), 0
+        for table in _large(read_decisions(decisions, schema.names)):
+            carried, changed = migration.migrated(table, schema)
             counts.update(str(kind) for *_, kind, _ in changed)
             counts[UNCHANGED] += len(carried) - len(changed)
             pd.DataFrame(changed).to_csv(working, mode="a", header=False, index=False)
@@ -146,9 +154,12 @@ class _Migration:
         changes = {change.category: change for change in tree_changes(places, after, step).changes}
         return cls({name: changes[name] for name in places}, paths, step, before, after)
 
-    def migrated(self, piece: pa.Table) -> tuple[pa.Table, list[tuple[object, ...]]]:
-        """A piece of decisions carried over, columns SCHEMA; and the rows of the ledger, columns LEDGER."""
-        columns = {name: piece[name].to_pylist() for name in SCHEMA.names}
+    def migrated(self, piece: pa.Table, schema: pa.Schema) -> tuple[pa.Table, list[tuple[object, ...]]]:
+        """A piece of decisions carried over, columns of `schema`; and the rows of the ledger, columns LEDGER.
+
+        What the head said stays as it said it: top_categories, and base_category.
+        """
+        columns = {name: piece[name].to_pylist() for name in schema.names}
         noted = []
         for row, category in enumerate(columns["category"]):
             status = columns["status"][row]
@@ -161,7 +172,7 @@ class _Migration:
                 noted.append((product, status, new.get("status", status), *note))
             for name, value in new.items():
                 columns[name][row] = value
-        return pa.table(columns, schema=SCHEMA), noted
+        return pa.table(columns, schema=schema), noted
 
     def _decided(self, decision: Mapping[str, Any]) -> tuple[dict[str, object], tuple[object, ...] | None]:
         """The values of a decision that are other ones now; and from, to, kind and reason of the ledger."""
