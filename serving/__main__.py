@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_envvar=True,
     metavar="URL",
     help="Database of sellers' corrections: postgresql://USER@HOST/DATABASE or sqlite:///FILE; default: "
-    "corrections.sqlite in the workspace.",
+    "that of sellers.database when the release was trained, else corrections.sqlite in the workspace.",
 )
 @click.version_option(package_name="shelfmark")
 @click.pass_obj
@@ -83,10 +83,11 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, correctio
 
         from models.decisions.bundle import open_bundle
         from serving.app import create_app
-        from serving.corrections import open_store
+        from serving.corrections import database_of, open_store
 
         bundle = open_bundle(any_path(workspace) / "releases" / release)
-        store = open_store(any_path(workspace), corrections or None, bundle.adapter is not None)
+        database = corrections or database_of(any_path(workspace), release)
+        store = open_store(any_path(workspace), database, bundle.adapter is not None)
         app = create_app(bundle, store, any_path(workspace))
         if bundle.adapter and store is None:
             log.warning(
