@@ -34,9 +34,10 @@ import numpy as np
 import psutil
 from measure import MB, conditions, run, table, verdict
 
-from models.corrections import store as store_module
+from models.corrections import database, sqlite_file
+from models.corrections.correction import Correction
 from models.corrections.histories import BUDGET, Histories
-from models.corrections.store import Correction, Corrections
+from models.corrections.store import Corrections
 from models.decisions.adapted import Adapter, Encoded
 from models.sellers.paper import PaperMethod
 from models.sellers.styles import Styles
@@ -134,7 +135,7 @@ def _measured(options: argparse.Namespace, subject: str, *more: str) -> dict[str
 
 def fill(options: argparse.Namespace) -> dict[str, Any]:
     """Fills the store, seller by seller, in large transactions: nobody else is there."""
-    store_module.ROWS, store_module.REST = 1024, 0.0
+    database.AT_ONCE, database.REST = 1024, 0.0
     drawn, store = _Drawn(options), _opened(options)
     began = time.monotonic()
     for seller, count in enumerate(drawn.counts.tolist()):
@@ -283,14 +284,14 @@ def writer(options: argparse.Namespace) -> dict[str, Any]:
     """One who adds one correction after the other."""
     drawn, store = _Drawn(options), _opened(options)
     times, waits = [], []
-    patiently = store_module._patiently
+    patiently = sqlite_file.patiently
 
     def timed(work: Callable[[], object]) -> None:
         began = time.perf_counter()
         patiently(work)
         waits.append(time.perf_counter() - began)
 
-    store_module._patiently = timed
+    sqlite_file.patiently = timed
     for seller in _paced(options, drawn.traffic(100_000, "zipf")):
         row = drawn.row(seller, f"{os.getpid()}-{len(times)}")
         began = time.perf_counter()

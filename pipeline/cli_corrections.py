@@ -12,7 +12,8 @@ from features.storage.paths import AnyPath
 from pipeline.cli_options import PATH, Commands, start_tensorflow
 
 if TYPE_CHECKING:
-    from models.corrections.store import Corrections, SellerAccount
+    from models.corrections.correction import SellerAccount
+    from models.corrections.store import Corrections
     from pipeline.job.config import SellersSettings
 
 USES = ("ingest", "extract", "sellers")  # sections of settings that adapt uses

@@ -141,7 +141,8 @@ def open_store(workspace: AnyPath, url: str | None, has_adapter: bool) -> "Corre
     """
     if url is None and not isinstance(workspace, Path):
         return None
-    from models.corrections.store import FILE, Corrections, corrections_url
+    from models.corrections.database import FILE, corrections_url
+    from models.corrections.store import Corrections
 
     if url is None:
         file = Path(str(workspace)) / FILE
@@ -279,7 +280,7 @@ class CorrectionService:
         finally:
             form.close()
         encoded = await self._at_work(partial(self._decider.encode, seen, category)) if seen else None
-        from models.corrections.store import Correction
+        from models.corrections.correction import Correction
 
         correction = Correction(
             seller=new.seller,

@@ -5,8 +5,10 @@ from typing import Literal
 
 import numpy as np
 
+from models.corrections.correction import Correction
+from models.corrections.database import corrections_url
 from models.corrections.histories import Histories
-from models.corrections.store import Correction, Corrections, corrections_url
+from models.corrections.store import Corrections
 from models.decisions.adapted import AdaptedConfidence, Adapter, SellerRules, vector_width
 from models.decisions.categorizer import Categorizer
 from models.decisions.suspicion import Suspicion

@@ -31,9 +31,10 @@ from features.errors import ShelfmarkError
 from features.storage.store import Digests, Store
 from models.corrections import hindsight as hindsight_module
 from models.corrections.categories import KnownCategories
+from models.corrections.correction import Correction, Missing
 from models.corrections.hindsight import Hindsight, hindsight_of, worse_sellers
 from models.corrections.histories import Histories
-from models.corrections.store import Correction, Corrections, Missing
+from models.corrections.store import Corrections
 from models.decisions.adapted import SELLERS_FILE, AdaptedConfidence, Adapter, SellerRules, load_adapter
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import Categorizer

@@ -16,7 +16,8 @@ from test_categorize import CONFIG, Saved
 from test_extract import Running
 from test_ingest import in_a_loop
 
-from models.corrections.store import Correction, Corrections
+from models.corrections.correction import Correction
+from models.corrections.store import Corrections
 from models.decisions.adapted import ADAPTED_COLUMNS, Adapter
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.categorizer import COLUMNS

@@ -23,8 +23,9 @@ from test_once import Held
 
 from features.errors import ShelfmarkError
 from features.storage.store import Digests, Store
+from models.corrections.correction import Correction
 from models.corrections.known_photos import known_photos
-from models.corrections.store import Correction, Corrections
+from models.corrections.store import Corrections
 from models.decisions.adapted import ADAPTED_COLUMNS
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import COLUMNS

@@ -15,7 +15,8 @@ from tf_records import dataset
 
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, begin, partial_of
-from models.corrections.store import Correction, Corrections
+from models.corrections.correction import Correction
+from models.corrections.store import Corrections
 from pipeline.adapt.flags import contradicted_sellers, flag_sellers
 from pipeline.ingest import check_images as check_module
 from pipeline.ingest import ingest as ingest_module

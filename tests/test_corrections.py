@@ -23,9 +23,12 @@ from postgresql_server import Server
 
 from features.errors import ShelfmarkError
 from features.storage.paths import any_path
-from models.corrections import store as store_module
+from models.corrections import sqlite_file, vectors
+from models.corrections.correction import Added, Correction, History
+from models.corrections.database import corrections_url
 from models.corrections.histories import EACH, LEAST, Histories
-from models.corrections.store import Added, Correction, Corrections, History, corrections_url
+from models.corrections.store import Corrections
+from models.corrections.tables import BOTTLENECKS, SELLERS, VECTORS
 from models.decisions.adapted import Encoded, SellerState
 
 HEAD, OTHER_HEAD, FINGERPRINT = "a" * 64, "b" * 64, "f" * 64
@@ -197,7 +200,7 @@ def test_any_order_of_changes_leaves_what_a_plain_list_says(store: Corrections) 
 
 
 def test_a_history_has_the_newest_corrections(store: Corrections, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "MOST", 70)
+    monkeypatch.setattr(vectors, "MOST", 70)
     store.add([row("ann", f"p{n}", "apple", seen(n)) for n in range(200)])
     history = store.history("ann", HEAD)
     assert [number for number, _, _ in said(history)] == list(range(130, 200))
@@ -338,10 +341,10 @@ def test_a_deleted_seller_leaves_nothing(store: Corrections) -> None:
     assert [one["seller"] for one in store.export()] == ["bob"] * 3
     assert [one.seller for one in store.sellers()] == ["bob"]
     assert len(store.history("ann", HEAD).ids) == 0 and len(store.history("bob", HEAD).ids) == 3
-    with store._reads.begin() as connection:
+    with store._database.reading() as connection:
         counts = [
             connection.execute(sql.select(sql.func.count()).select_from(table)).scalar_one()
-            for table in (store_module._VECTORS, store_module._BOTTLENECKS, store_module._SELLERS)
+            for table in (VECTORS, BOTTLENECKS, SELLERS)
         ]
     assert counts == [1, 3, 1]
 
@@ -366,7 +369,7 @@ def test_no_byte_of_a_deleted_seller_is_in_the_files(tmp_path: Path) -> None:
         for start in range(0, len(rows), 100):
             added = store.add(rows[start : start + 100])
             store.undo([one.id for one in added if chance.random() < 0.1])
-        with store._reads.begin() as reader:  # one who reads while it is deleted, and ends
+        with store._database.reading() as reader:  # one who reads while it is deleted, and ends
             reader.execute(sql.text("SELECT count(*) FROM corrections")).scalar()
             threading.Timer(0.3, reader.close).start()
             others = {name: said(store.history(name, HEAD)) for name in ("ann", "bob", "cid")}
@@ -437,7 +440,7 @@ def open_and_add(url: str, seller: str) -> None:
 
 
 def test_tables_of_a_newer_version_are_refused(url: str) -> None:
-    with closing(Corrections.open(url)) as store, store._writes.begin() as connection:
+    with closing(Corrections.open(url)) as store, store._database._writes.begin() as connection:
         connection.execute(sql.text("UPDATE corrections_version SET version = 99"))
     with pytest.raises(
         ShelfmarkError, match=r"corrections of a newer shelfmark \(tables 99\); expected 1 at most; use"
@@ -470,7 +473,7 @@ def test_a_damaged_file_is_one_line_when_its_pages_are_read(tmp_path: Path) -> N
     with closing(Corrections.open(f"sqlite:///{file}")) as store:
         store.add([row("ann", f"p{n}", **kept(n)) for n in range(200)])
     whole = bytearray(file.read_bytes())
-    whole[store_module.PAGE * 2 :] = b"\xff" * (len(whole) - store_module.PAGE * 2)
+    whole[sqlite_file.PAGE * 2 :] = b"\xff" * (len(whole) - sqlite_file.PAGE * 2)
     file.write_bytes(whole)
     with (
         pytest.raises(

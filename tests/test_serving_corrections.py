@@ -29,7 +29,8 @@ from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
 from features.storage.artifact import begin, partial_of, seal
 from features.storage.store import Store, digest_array
-from models.corrections.store import Correction, Corrections
+from models.corrections.correction import Correction
+from models.corrections.store import Corrections
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.categorizer import COLUMNS
 from serving import corrections as service_module

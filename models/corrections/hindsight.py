@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
-from models.corrections.store import Corrections, Missing, SellerAccount
+from models.corrections.correction import Missing, SellerAccount
+from models.corrections.store import Corrections
 from models.decisions.adapted import Adapter, log_probabilities, product_vectors
 
 LEVEL = 0.001

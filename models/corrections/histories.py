@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.corrections.store import Added, Correction, Corrections, History
+from models.corrections.correction import Added, Correction, History
+from models.corrections.store import Corrections
 
 if TYPE_CHECKING:
     from models.decisions.adapted import Adapter, Encoded, SellerState

@@ -22,10 +22,11 @@ from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Locations, Store
 from models.corrections.categories import KnownCategories
+from models.corrections.correction import Correction
 from models.corrections.hindsight import worse_sellers
 from models.corrections.histories import Histories
 from models.corrections.known_photos import known_photos
-from models.corrections.store import Correction, Corrections
+from models.corrections.store import Corrections
 from models.decisions.bundle import Bundle
 from pipeline.adapt.given import (
     GivenCorrection,

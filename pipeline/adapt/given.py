@@ -23,7 +23,8 @@ from features.delimited import SUFFIXES, is_delimited
 from features.errors import ShelfmarkError, one_line
 from features.storage.paths import AnyPath, write_whole
 from models.corrections.categories import KnownCategories
-from models.corrections.store import Correction, Corrections, require_texts
+from models.corrections.correction import Correction, require_texts
+from models.corrections.store import Corrections
 from pipeline.sources.manifest import ends_in_zero
 from pipeline.sources.tables import Columns, CsvOptions, DelimitedTable, ParquetTable
 

@@ -21,7 +21,8 @@ from pipeline.ingest.index import Coded, most_common
 from pipeline.job.progress import log
 
 if TYPE_CHECKING:
-    from models.corrections.store import Corrections, History  # SQLAlchemy takes half a second
+    from models.corrections.correction import History
+    from models.corrections.store import Corrections  # SQLAlchemy takes half a second
 
 FILE = "_sellers.arrow"
 TEXTS = pa.list_(pa.string())

@@ -1,6 +1,6 @@
 """The corrections of a workspace, and the labels that a run takes from them.
 
-    WORKSPACE/corrections.sqlite, or a database: see models/corrections/store.py
+    WORKSPACE/corrections.sqlite, or a database: see models/corrections/database.py
     runs/<run>/corrections.parquet   LABELS: those in use when the run's records were begun; no file for none
 
 While a service takes corrections, a run that was killed goes on with the labels that it began with.
@@ -46,7 +46,8 @@ def open_corrections(workspace: AnyPath, settings: SellersSettings) -> "Correcti
     Raises:
         ShelfmarkError: they cannot be opened.
     """
-    from models.corrections.store import Corrections, corrections_url
+    from models.corrections.database import corrections_url
+    from models.corrections.store import Corrections
 
     return Corrections.open(corrections_url(workspace, database_of(settings)))
 
