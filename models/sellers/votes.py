@@ -15,6 +15,7 @@ logarithm of the sum, in its place, came out better. T, α, β and γ are the mo
 are kept apart for that (`fit_votes`): empirical Bayes. What else was tried: docs/experiments/sellers.md.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -54,7 +55,7 @@ class VotesSeller:
 
     def __init__(self, votes: Votes) -> None:
         self.votes = votes
-        self._keys = np.empty((0, 0), np.float32)  # rows of length one; grows by doubling
+        self._keys = np.empty((0, 0), np.float32)  # rows of length one; room_of says how many
         self._true = np.empty(0, np.int32)
         self._kept = self._count = 0
 
@@ -78,7 +79,7 @@ class VotesSeller:
 
     def learn(self, vector: np.ndarray, base: int, true: int) -> None:
         """Takes in a product; see SellerModel. The base classifier's category is not needed."""
-        key = unit(vector)
+        (key,) = unit(vector[None])
         if self._kept == len(self._true):
             self._grow(len(key))
         if self._kept == MOST:
@@ -88,12 +89,23 @@ class VotesSeller:
         self._kept += 1
         self._count += 1
 
+    def copy(self) -> "VotesSeller":
+        """Returns a copy; see SellerModel. It shares the vectors, and takes over the room behind them."""
+        made = copy.copy(self)
+        self._keys, self._true = self._keys[: self._kept], self._true[: self._kept]
+        return made
+
     def _grow(self, width: int) -> None:
-        room = min(max(2 * self._kept, 16), MOST)
+        room = min(room_of(self._kept), MOST)
         keys, true = np.empty((room, width), np.float32), np.empty(room, np.int32)
         if self._kept:
             keys[: self._kept], true[: self._kept] = self._keys[: self._kept], self._true[: self._kept]
         self._keys, self._true = keys, true
+
+
+def room_of(kept: int) -> int:
+    """Returns how many vectors there is room for, when the room for `kept` of them is full."""
+    return kept + max(kept // 4, 16)
 
 
 @dataclass(frozen=True)
