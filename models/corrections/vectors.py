@@ -13,11 +13,11 @@ import sqlalchemy as sql
 
 from models.corrections.correction import History
 from models.corrections.tables import ACCOUNT, ID, NAME, VECTORS
+from models.sellers.votes import MOST
 
 if TYPE_CHECKING:
     from models.decisions.adapted import Encoded
 
-MOST = 4_000  # corrections of a seller that a history has, the newest ones
 PIECE = 32  # vectors in a row
 
 

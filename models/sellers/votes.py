@@ -25,7 +25,7 @@ from scipy.special import logsumexp
 
 from models.sellers.interface import Choice
 
-MOST = 4_000  # corrections of a seller that are kept: 8 MB of 1,024 numbers
+MOST = 2_000  # corrections of a seller that are in use, the newest ones: 8 MB of 1,024 numbers
 EVALUATIONS = 140  # of the likelihood, at most
 LIMITS = np.log([(0.1, 10), (0.01, 10), (0.5, 400), (0.01, 1e6)]).T  # of T, α, β, γ
 WRONG = 0.1  # share of corrections that the fit takes to be wrong
