@@ -70,19 +70,21 @@ class Histories:
         Raises:
             ShelfmarkError: the store cannot be read.
         """
-        revision = self.corrections.revision(seller)
-        if revision == 0:
-            self._drop(seller)
-            return None
         with self._lock:
             one = self._sellers.setdefault(seller, _Seller())
             self._sellers.move_to_end(seller)
-            if one.revision == revision:
-                return one.state
-        with one.lock:
-            if one.revision < revision:  # else another thread has made it meanwhile
-                self._make(seller, one)
-            return one.state
+            revision, state = one.revision, one.state
+        if revision and revision == self.corrections.revision(seller):
+            return state
+        try:
+            with one.lock:
+                # what another thread has made meanwhile may be older than a correction that was there before
+                if not one.revision or one.revision != self.corrections.revision(seller):
+                    self._make(seller, one)
+        finally:
+            if not one.revision:  # one without corrections, or an error
+                self._drop(seller)
+        return one.state
 
     def _make(self, seller: str, one: _Seller) -> None:
         head, newer = self.adapter.rules.model, None

@@ -12,7 +12,7 @@ import numpy as np
 import sqlalchemy as sql
 
 from models.corrections.correction import History
-from models.corrections.tables import ACCOUNT, ID, NAME, VECTORS
+from models.corrections.tables import ACCOUNT, ID, NAME, SELLERS, VECTORS
 from models.sellers.votes import MOST
 
 if TYPE_CHECKING:
@@ -40,16 +40,17 @@ class Vector(NamedTuple):
 
 def history_of(connection: sql.Connection, seller: str, head: str) -> History:
     """Returns what a seller has in use: of those with a vector of this head, the newest MOST."""
-    account = connection.execute(ACCOUNT, {"name": seller}).first()
-    if account is None:
-        return History(0, _NO_IDS, [], [], _NO_VECTORS, 0, 0, None, None)
     pieces: list[Any] = []
     last, count = 2**62, 0
     while count < MOST:
         some = connection.execute(_PIECES, {"head": head, "name": seller, "last": last}).all()
-        pieces += some
-        count += sum(piece.size for piece in some)
-        if len(some) < _MOST_PIECES:
+        if not some:
+            return History(0, _NO_IDS, [], [], _NO_VECTORS, 0, 0, None, None)
+        account = some[0]
+        there = [piece for piece in some if piece.size]
+        pieces += there
+        count += sum(piece.size for piece in there)
+        if len(there) < _MOST_PIECES:
             break
         last = some[-1].first - 1
     size = connection.execute(_SIZE, {"head": head, "name": seller}).scalar() if count >= MOST else count
@@ -98,9 +99,15 @@ def _history(account: Any, pieces: Sequence[Any], most: int, size: int) -> Histo
 
 _OF_HEAD = (VECTORS.c.head == sql.bindparam("head", type_=sql.Text)) & (VECTORS.c.seller == NAME)
 _MOST_PIECES = MOST // PIECE + 2
+# the account beside each piece, and once where there is none: two statements would take longer
 _PIECES = (
-    sql.select(VECTORS.c.first, VECTORS.c.size, VECTORS.c.ids, VECTORS.c.names, VECTORS.c.numbers)
-    .where(_OF_HEAD, VECTORS.c.first <= sql.bindparam("last", type_=ID))
+    sql.select(
+        *(SELLERS.c[name] for name in ("revision", "corrections", "flagged", "set_aside")),
+        *(VECTORS.c[name] for name in ("first", "size", "ids", "names", "numbers")),
+    )
+    .select_from(SELLERS)
+    .outerjoin(VECTORS, _OF_HEAD & (VECTORS.c.first <= sql.bindparam("last", type_=ID)))
+    .where(SELLERS.c.seller == NAME)
     .order_by(VECTORS.c.first.desc())
     .limit(_MOST_PIECES)
 )
