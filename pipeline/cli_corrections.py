@@ -79,7 +79,8 @@ def adapt(
     FILE is a .csv, .tsv or .parquet with product_id, seller, category, and optionally who, when, comment and
     image: a path relative to the file. A category is an id or a path of the release's tree. The next decision
     about a product of the seller takes the corrections into account; nothing is trained. The next retrain
-    takes them as labels. The same command again doubles nothing.
+    takes them as labels, of those products that its catalogue holds as this seller's. The same command again
+    doubles nothing.
 
     \b
     Example:

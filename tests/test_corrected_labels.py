@@ -92,6 +92,36 @@ def test_a_correction_comes_before_the_category_of_the_source(tmp_path: Path) ->
     ]
 
 
+def test_a_correction_of_another_sellers_product_is_no_label(tmp_path: Path, caplog: Any) -> None:
+    source = catalogue(tmp_path, ann="0 1 2", bob="3")
+    rows = [
+        ("0", "cup", "bob"),  # of ann
+        ("1", "cup", "ann"), ("1", "lamp", "eve"),  # what another one says later takes nothing away
+        ("3", "lamp", "bob"), ("3", "cup", "Bob"),
+        ("20", "mug", "ann"), ("20", "lamp", "bob"),  # without a seller: the newest
+        ("gone", "cup", "bob"),
+    ]  # fmt: skip
+    columns = {"product_id": 0, "category": 1, "seller": 2}
+    table = [
+        {name: row[at] for name, at in columns.items()} | {"when": NOON, "id": number}
+        for number, row in enumerate(rows, start=1)
+    ]
+    pq.write_table(pa.Table.from_pylist(table, LABELS), tmp_path / "corrections.parquet")
+    with caplog.at_level("INFO", logger="shelfmark"):
+        records = make_records(
+            [source], tmp_path / "records", SETTINGS, corrections=tmp_path / "corrections.parquet"
+        )
+    before = {product.id: product.category for product in draw_products(COUNTS)}
+    assert categories(records) == before | {"1": "cup", "3": "lamp", "20": "lamp"}
+    summary = RecordsSummary.of(records)
+    assert summary.corrected == {"changed": 3}
+    assert summary.corrections_left_out == {
+        "not_in_the_sources": 1, "of_another_seller": 3, "older_than_another": 1,
+    }  # fmt: skip
+    assert pq.read_table(records.file("corrected.parquet"))["id"].to_pylist() == [2, 7, 4]
+    assert "of another seller 3" in caplog.text
+
+
 def test_the_records_themselves_hold_the_corrected_category(tmp_path: Path) -> None:
     records = made(tmp_path, {str(number): "cup" for number in range(10)})
     found = {

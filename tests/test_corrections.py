@@ -277,7 +277,7 @@ def test_sellers_are_set_aside_with_a_reason_and_restored(store: Corrections) ->
             change("cid")
 
 
-def test_labels_are_the_newest_corrections_of_sellers_in_use(store: Corrections) -> None:
+def test_labels_are_the_corrections_of_sellers_in_use_and_the_newest_is_the_last(store: Corrections) -> None:
     assert store.labels().columns.tolist() == ["product_id", "category", "seller", "when", "who", "id"]
     nothing = store.labels_digest()
     assert len(store.labels()) == 0
@@ -291,9 +291,10 @@ def test_labels_are_the_newest_corrections_of_sellers_in_use(store: Corrections)
     store.undo([one["id"] for one in store.export("ann") if one["product_id"] == "p3"])  # type: ignore[misc]
     labels = store.labels()
     assert labels[["product_id", "category", "seller", "who"]].values.tolist() == [
-        ["p10", "kiwi", "ann", "Bo"], ["p2", "apple", "ann", None], ["é", "fig", "bob", None]
+        ["p10", "kiwi", "ann", "Bo"], ["p2", "fig", "bob", None], ["p2", "apple", "ann", None],
+        ["é", "fig", "bob", None],
     ]  # fmt: skip
-    assert labels["when"][1] == later
+    assert labels["when"][2] == later
     digest = store.labels_digest()
     assert digest != nothing
     store.restore("dan")

@@ -78,7 +78,7 @@ def in_use(connection: sql.Connection) -> bool:
 
 
 def labels(connection: sql.Connection) -> pd.DataFrame:
-    """Returns the newest correction in use of each product; see `Corrections.labels`."""
+    """Returns the corrections in use that may be labels; see `Corrections.labels`."""
     columns = [ROWS.c[name] for name in ("product_id", "category", "seller", "made", "who", "id")]
     query = (
         sql.select(*columns)
@@ -92,8 +92,7 @@ def labels(connection: sql.Connection) -> pd.DataFrame:
         {name: pd.Series(list(some), dtype=object) for name, some in zip(names, values, strict=True)}
     )
     table = table.astype({"id": "int64"}).assign(when=pd.to_datetime(table["when"], utc=True))
-    newest = table.sort_values(["product_id", "when", "id"]).drop_duplicates("product_id", keep="last")
-    return newest.reset_index(drop=True)
+    return table.sort_values(["product_id", "when", "id"]).reset_index(drop=True)
 
 
 # What a head has no vectors of

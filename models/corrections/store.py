@@ -233,10 +233,11 @@ class Corrections:
             return lists.sellers(connection)
 
     def labels(self) -> pd.DataFrame:
-        """Returns the newest correction in use of each product, none of flagged or set aside sellers.
+        """Returns what each seller says of each product, without flagged and set aside sellers.
 
-        Columns product_id, category, seller, when (UTC), who, id; sorted by product_id. Of two sellers who
-        say something about the same product, the later moment counts, then the higher id.
+        Columns product_id, category, seller, when (UTC), who, id; sorted by product_id. Where several sellers
+        say something about the same product, the latest moment comes last, then the highest id. Whose product
+        it is, the sources say.
         """
         with self._database.reading() as connection:
             return lists.labels(connection)

@@ -50,6 +50,7 @@ from pipeline.ingest.duplicates import contradictions
 from pipeline.ingest.image_statistics import IMAGE_STATISTICS, image_statistics
 from pipeline.ingest.index import Index, tidied
 from pipeline.ingest.layout import RecordsLayout, lay_out, write_plan
+from pipeline.ingest.override import VERSION as OVERRIDES
 from pipeline.ingest.override import Overridden, log_overridden, override
 from pipeline.ingest.rejects import refuse_flood, write_rejects
 from pipeline.ingest.relabel import Relabelling, counts_of, log_relabelled, relabel, relabelling
@@ -169,7 +170,9 @@ class _IngestJob:
             "mapping": digest_of(mapping_bytes(self.step).decode()) if self.step else "none",
         }
         # without corrections, records are those of a version that knew none
-        return made_from | ({"corrections": file_digest(self.corrections)} if self.corrections else {})
+        if not self.corrections:
+            return made_from
+        return made_from | {"corrections": f"{OVERRIDES} {file_digest(self.corrections)}"}
 
 
 def _make(work: AnyPath, job: _IngestJob, fetched: AnyPath) -> Mapping[str, object]:

@@ -3,7 +3,8 @@
     records/  corrected.parquet   product_id, from (null: the sources give none), to, seller, when, id
 
 A correction is a category of the tree of its time: a mapping carries it over to the new tree, as it does the
-labels of the sources. It is left out where the new tree does not know its category.
+labels of the sources. It is left out where the new tree does not know its category, where the sources lack the
+product, and where they name another seller of it. Of a product without a seller, the newest one counts.
 """
 
 from collections import Counter
@@ -26,6 +27,8 @@ CORRECTED = pa.schema(
 )
 NEW, CHANGED, CONFIRMED = "new", "changed", "confirmed"
 UNKNOWN, REMOVED, ABSENT = "unknown_category", "category_gone", "not_in_the_sources"
+ANOTHERS, OLDER = "of_another_seller", "older_than_another"
+VERSION = 2  # of what corrections do; raise it when the same ones give other labels
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,14 @@ def override(index: Index, labels: pa.Table, how: Relabelling | None, known: Col
 
     Args:
         index: of all rows, with the categories of the new tree.
-        labels: product_id (distinct), category, seller, when, id.
+        labels: product_id, category, seller, when, id; of a product the newest is the last.
         how: what the mapping says; None: there is none.
         known: categories of the new tree.
     """
-    at = pc.index_in(
-        index.product_id, value_set=labels["product_id"].combine_chunks().cast(pa.large_string())
-    )
-    at = at.fill_null(-1).to_numpy()  # (p,) which label a product has
+    at, left_out = _label_of_products(index, labels)
     target, reason = _targets(labels["category"].to_pylist(), how, known)
     is_known = np.array([name is not None for name in target], bool)
-    there = np.zeros(len(labels), bool)
-    there[at[at >= 0]] = True
-    left_out = Counter(why for why, here in zip(reason, there.tolist(), strict=True) if here and why)
-    left_out[ABSENT] = int(np.count_nonzero(~there))
+    left_out.update(reason[one] for one in at[at >= 0].tolist() if reason[one])
     chosen = at >= 0
     chosen[chosen] = is_known[at[chosen]]
     product = np.flatnonzero(chosen)
@@ -90,6 +87,26 @@ def override(index: Index, labels: pa.Table, how: Relabelling | None, known: Col
         dict(sorted(Counter(kinds.tolist()).items())),
         {why: count for why, count in sorted(left_out.items()) if count},
     )
+
+
+def _label_of_products(index: Index, labels: pa.Table) -> tuple[np.ndarray, Counter[str]]:
+    """(p,) int, which label a product has, -1 for none; and the labels that no product has, by reason."""
+    product = pc.index_in(labels["product_id"].cast(pa.large_string()), value_set=index.product_id)
+    product = product.fill_null(-1).to_numpy()  # (m,) the product of a label
+    numbers = {name: number for number, name in enumerate(index.seller.values)}
+    said_by = np.array([numbers.get(name, -1) for name in labels["seller"].to_pylist()], np.int64)
+    sellers = most_common(index.product, index.seller, len(index.product_id))[0]
+    is_there = product >= 0
+    seller = np.where(is_there, sellers[product], 0) if len(sellers) else np.zeros(len(product), np.int32)
+    usable = is_there & ((seller == 0) | (seller == said_by))
+    at = np.full(len(index.product_id), -1)
+    at[product[usable]] = np.flatnonzero(usable)  # the last of a product's
+    counts = {
+        ABSENT: np.count_nonzero(~is_there),
+        ANOTHERS: np.count_nonzero(is_there & ~usable),
+        OLDER: np.count_nonzero(usable) - np.count_nonzero(at >= 0),
+    }
+    return at, Counter({why: int(count) for why, count in counts.items()})
 
 
 def _targets(
