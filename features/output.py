@@ -24,6 +24,7 @@ from typing import TextIO, cast
 import click
 
 from features.errors import ShelfmarkError, one_line
+from features.printable import escaped
 
 log = logging.getLogger("shelfmark")
 
@@ -46,7 +47,7 @@ def show_error(message: str, status: int) -> None:
     if _as_json:
         log.error(message, extra={"status": status})
     else:
-        print(f"error: {message}", file=console())
+        print(f"error: {escaped(message)}", file=console())
 
 
 def show_wrong_usage(wrong: click.ClickException, status: int) -> None:
@@ -111,7 +112,7 @@ def _text_of(seconds: float) -> str:
 
 
 class _Lines(logging.Formatter):
-    """Date, time and message; every line of it begins with them."""
+    """Date, time and message; every line of it begins with them, and control characters are escaped."""
 
     def __init__(self, levels: bool) -> None:
         super().__init__()
@@ -124,7 +125,8 @@ class _Lines(logging.Formatter):
             head += f" {record.levelname} {record.name}:"
         elif record.levelno >= logging.WARNING:
             head += f" {record.levelname.lower()}:"
-        return "\n".join(f"{head} {line}" for line in text.splitlines() or [""])
+        lines = (escaped(line, keep="\t") for line in text.splitlines() or [""])
+        return "\n".join(f"{head} {line}" for line in lines)
 
 
 class _Json(logging.Formatter):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from features.printable import escaped
 from features.storage.paths import AnyPath
 from pipeline.cli_options import PATH
 
@@ -50,9 +51,9 @@ def status(workspace: AnyPath, as_json: bool) -> None:
         what = f": {', '.join(found.clean.removals)}" if found.clean.removals else ""
         print(f"clean       would free {in_words(found.clean.bytes)}{_short(what)}")
     if found.corrections is not None:
-        print(f"corrections {_corrections(found.corrections)}")
+        print(f"corrections {escaped(_corrections(found.corrections))}")
     for note in found.notes:
-        print(f"note        {note}")
+        print(f"note        {escaped(note)}")
 
 
 @click.command()

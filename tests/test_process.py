@@ -258,6 +258,21 @@ def test_the_error_is_in_the_log_with_its_traceback_where_it_is_a_fault(tmp_path
         assert " ERROR shelfmark: " in file.read_text()
 
 
+def test_control_characters_of_others_are_escaped(tmp_path):
+    body = """
+        with log_to(Path(log)):
+            log_ = logging.getLogger("shelfmark")
+            log_.info("seller %s is flagged", "a\\x1b[2Jb\\u202ec\\td")
+        raise ShelfmarkError("seller a\\x1b[31m\\nb: no such one")
+    """
+    code, _, err = result(body, "--log", str(tmp_path / "a.log"))
+    line, error = err.splitlines()
+    assert code == 1
+    assert line.endswith("seller a\\x1b[2Jb\\u202ec\td is flagged")
+    assert error == "error: seller a\\x1b[31m\\nb: no such one"
+    assert "seller a\\x1b[2Jb" in (tmp_path / "a.log").read_text()
+
+
 def test_every_line_is_a_json_object_on_demand(tmp_path):
     code, out, err = result(SAYS, "--log", str(tmp_path / "run.log"), "--log-json")
     assert (code, out) == (0, "result\n")

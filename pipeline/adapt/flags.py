@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError, one_line
+from features.printable import escaped
 from features.storage.artifact import Artifact
 from models.corrections.hindsight import worse_sellers
 from models.corrections.store import Corrections
@@ -67,7 +68,7 @@ def flag_sellers(records: Artifact, corrections: Corrections, bundle: Bundle | N
             "corrections: seller %s is flagged: %s; his corrections accept nothing, and are no labels of the "
             "next run; `shelfmark corrections set-aside --seller %s --why TEXT` takes them out of use, "
             "`restore` clears the flag",
-            seller, why, shlex.quote(seller),
+            escaped(seller), escaped(why), shlex.quote(escaped(seller)),
         )  # fmt: skip
     return found
 
