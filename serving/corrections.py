@@ -26,6 +26,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from python_multipart.multipart import parse_options_header
 
 from features.errors import ShelfmarkError
+from features.printable import CONTROL
 from features.storage.paths import AnyPath
 from models.corrections.categories import KnownCategories
 from models.decisions.bundle import Bundle
@@ -180,7 +181,9 @@ def text_of(name: str, value: object, expected: str = EXPECTED) -> str:
         raise HTTPException(422, f"{name}: {json.dumps(value)[:100]}, not a text; {expected}")
     text = value.strip()
     if re.search("[\0\ud800-\udfff]", text):
-        raise HTTPException(422, f"{name}: holds characters that are none, such as NUL; {expected}")
+        raise HTTPException(422, f"{name}: holds NUL or half a character; {expected}")
+    if name != "comment" and CONTROL.search(text):
+        raise HTTPException(422, f"{name}: holds control characters, such as a new line; {expected}")
     if len(text.encode()) > LONGEST[name]:
         raise too_long(name, LONGEST[name])
     return text

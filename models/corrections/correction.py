@@ -8,7 +8,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from features.errors import ShelfmarkError
+from features.printable import CONTROL
 
+ONE_LINE = ("seller", "product_id", "who")  # texts without control characters
 LONGEST, LONGEST_COMMENT = 1_000, 10_000  # bytes of a text; PostgreSQL's indices take 2,700
 
 State = Literal["new", "same", "replaced"]
@@ -86,7 +88,7 @@ class Missing(NamedTuple):
 
 
 def require_texts(correction: Correction) -> None:
-    """Raises a ShelfmarkError for texts that a database does not take."""
+    """Raises a ShelfmarkError for texts that a database does not take, and names of more than a line."""
     for name in ("seller", "product_id", "category", "who", "comment", "release", "fingerprint"):
         text = getattr(correction, name)
         if text is None:
@@ -96,15 +98,21 @@ def require_texts(correction: Correction) -> None:
         needed = name in ("seller", "product_id", "category")
         if size > longest or (needed and not text) or "\0" in text or _SURROGATE.search(text):
             problem = (
-                f"{size:,} bytes"
+                f"is {size:,} bytes"
                 if size > longest
-                else "empty"
+                else "is empty"
                 if not text
-                else "with characters that are none"
+                else "holds NUL or half a character"
             )
             raise ShelfmarkError(
-                f"correction of product {correction.product_id[:100]!r}: its {name} is {problem}; expected a "
+                f"correction of product {correction.product_id[:100]!r}: its {name} {problem}; expected a "
                 f"text of {'1' if needed else '0'} to {longest:,} bytes in UTF-8; correct it"
+            )
+    for name in ONE_LINE:
+        if CONTROL.search(getattr(correction, name) or ""):
+            raise ShelfmarkError(
+                f"correction of product {correction.product_id[:100]!r}: its {name} holds control "
+                "characters, such as a new line; expected a text without; correct it"
             )
 
 
