@@ -304,18 +304,23 @@ def test_columns_of_the_users_own_with_these_names_stay_until_they_are_needed(sh
 # Only new
 
 
-def test_products_of_corrected_sellers_are_always_decided_again(shop: Shop) -> None:
+def test_products_of_corrected_sellers_are_always_decided_again(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="shelfmark")
     before = shop.batch()
     earlier = str(shop.folder / "d.parquet")
     assert list(shop.batch("e.parquet", only_new=earlier).index) == ["7"]
     made = shop.correct_ann(before)
     ann = sorted(one.id for one in PRODUCTS if seller_of(one) == "ann")
     again = shop.batch("f.parquet", only_new=earlier)
+    assert "before; all of 1 sellers with corrections in use are decided again" in caplog.text
     assert list(again.index) == sorted([*ann, "7"])
     everything = shop.batch("g.parquet")
     pd.testing.assert_frame_equal(again, everything.loc[again.index])
     shop.corrections.undo(made)
     again = shop.batch("h.parquet", only_new=str(shop.folder / "g.parquet"))
+    assert f"{len(ann):,} more with corrections, which are decided again" in caplog.text
     assert list(again.index) == sorted([*ann, "7"]), "their decisions stand on corrections that are gone"
     assert not again["adapted"].any()
 

@@ -176,8 +176,15 @@ class _Job:
         known.mkdir(parents=True, exist_ok=True)
         self._index_store()
         if self.only_new is not None and not (known / f"{DECIDED}.rest.npy").is_file():
-            count = index_decided(self.only_new, self.bundle.categorizer.release, self.corrected, known)
-            log.info("only new: %s products were decided by this release before", f"{count:,}")
+            left, adapted = index_decided(
+                self.only_new, self.bundle.categorizer.release, self.corrected, known
+            )
+            again = f"; {adapted:,} more with corrections, which are decided again" if adapted else ""
+            sellers = f"; all of {len(self.corrected):,} sellers with corrections in use are decided again"
+            log.info(
+                "only new: %s products were decided by this release before%s%s",
+                f"{left:,}", again, sellers if self.corrected else "",
+            )  # fmt: skip
         return len(self.views)
 
     def _index_store(self) -> None:

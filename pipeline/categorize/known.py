@@ -58,11 +58,13 @@ def unpacked(place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (place >> np.uint64(32)).astype(np.int64), (low >> np.uint64(1)).astype(np.int64), low % 2 == 1
 
 
-def index_decided(decisions: str, release: str | None, sellers: Collection[str], folder: AnyPath) -> int:
+def index_decided(
+    decisions: str, release: str | None, sellers: Collection[str], folder: AnyPath
+) -> tuple[int, int]:
     """Writes the index of the products that this release has decided about; returns how many they are.
 
     Products that it found unreadable are not among them: their photos may have come meanwhile. Nor are those
-    whose decisions corrections stand behind, because these may have changed.
+    whose decisions corrections stand behind, because these may have changed: they are the second number.
 
     Args:
         decisions: earlier ones.
@@ -70,13 +72,17 @@ def index_decided(decisions: str, release: str | None, sellers: Collection[str],
         sellers: whose corrections are in use; they get an index, too.
         folder: of the indices.
     """
+    adapted = 0
 
     def rows() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        nonlocal adapted
         columns = ["product_id", "status", "release", "corrections"]
         for table in read_decisions(decisions_source(decisions), columns):
             own = pc.and_(pc.equal(table["release"], release), pc.not_equal(table["status"], UNREADABLE))
+            there = pc.sum(own, min_count=0).as_py()
             own = pc.and_(own, pc.equal(pc.fill_null(table["corrections"], 0), 0))
+            adapted += there - pc.sum(own, min_count=0).as_py()
             yield text_digests(table.filter(own)["product_id"].to_pylist()), {}
 
     build_index(folder, CORRECTED, iter([(text_digests(sorted(sellers)), {})]), {})
-    return len(build_index(folder, DECIDED, rows(), {}))
+    return len(build_index(folder, DECIDED, rows(), {})), adapted
