@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from features.errors import ShelfmarkError
+from features.printable import escaped
 from features.storage.paths import AnyPath
 from pipeline.cli_options import PATH, Commands, start_tensorflow
 
@@ -54,7 +55,10 @@ def _of_a_workspace(command: Callable[..., None]) -> Callable[..., None]:
     "batches know.",
 )
 @click.option(
-    "--rejects", type=PATH, metavar="FILE.csv", help="For rows that cannot be used; default: beside FILE."
+    "--rejects",
+    type=PATH,
+    metavar="FILE.csv",
+    help="For rows and photos that cannot be used; default: beside FILE.",
 )
 @click.option(
     "--engine",
@@ -118,11 +122,13 @@ def adapt(
     print(f"{corrections}: {counts}, rejected {found.rejected:,}{_reasons(found.reasons)}")
     if found.rejects is not None:
         print(f"rejected    {found.rejects}")
+    if found.photos_refused:
+        print(f"photos      {found.photos_refused:,} refused")
     if found.without_vector:
         number = sum(found.without_vector.values())
         print(f"labels only {number:,} corrections without a vector{_reasons(found.without_vector)}")
     for seller, why in found.flagged.items():
-        print(f"flagged     {seller}: {why}")
+        print(f"flagged     {escaped(seller)}: {escaped(why)}")
 
 
 def _reasons(counts: dict[str, int]) -> str:
@@ -182,10 +188,10 @@ def _row(account: "SellerAccount") -> tuple[str, ...]:
         if why
     ]
     return (
-        account.seller,
+        escaped(account.seller),
         *(f"{number:,}" for number in (account.corrections, account.ended, account.without_vector)),
         "" if account.last is None else f"{account.last:%Y-%m-%d %H:%M}",
-        "; ".join(notes),
+        escaped("; ".join(notes)),
     )
 
 
@@ -197,6 +203,8 @@ def export(
     target: AnyPath, workspace: AnyPath, file: Path | None, sets: tuple[str, ...], seller: str | None
 ) -> None:
     """Writes all corrections, ended ones too, to a .csv, .jsonl or .parquet.
+
+    Texts are as they were given: a spreadsheet may take one that begins with =, +, - or @ for a formula.
 
     \b
     Example:
@@ -210,7 +218,7 @@ def export(
 
 
 @corrections.command()
-@click.argument("ids", type=click.IntRange(min=1), nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", type=click.IntRange(min=1, max=2**63 - 1), nargs=-1, required=True, metavar="ID...")
 @_of_a_workspace
 def undo(ids: tuple[int, ...], workspace: AnyPath, file: Path | None, sets: tuple[str, ...]) -> None:
     """Undoes corrections by their ids, which export shows.
@@ -253,7 +261,7 @@ def delete(workspace: AnyPath, file: Path | None, sets: tuple[str, ...], seller:
                 f"--seller {seller}: nothing is deleted; expected --yes, because nothing brings corrections "
                 "back; `shelfmark corrections set-aside` takes them out of use instead"
             )
-        print(f"{seller}: {store.delete_seller(seller):,} corrections deleted")
+        print(f"{escaped(seller)}: {store.delete_seller(seller):,} corrections deleted")
 
 
 @corrections.command("set-aside")
@@ -273,8 +281,9 @@ def set_aside(workspace: AnyPath, file: Path | None, sets: tuple[str, ...], sell
         raise click.UsageError("--why is empty; expected the reason")
     with _opened(workspace, file, sets, seller, is_needed=True) as store:
         assert store is not None
+        before = _account(store, seller).set_aside
         store.set_aside(seller, why)
-    print(f"{seller}: set aside")
+    print(escaped(f"{seller}: set aside" + (f"; the reason before was: {before}" if before else "")))
 
 
 @corrections.command()
@@ -289,8 +298,12 @@ def restore(workspace: AnyPath, file: Path | None, sets: tuple[str, ...], seller
     """
     with _opened(workspace, file, sets, seller, is_needed=True) as store:
         assert store is not None
+        account = _account(store, seller)
+        if not (account.set_aside or account.flagged):
+            print(f"{escaped(seller)}: in use already; neither set aside nor flagged, so nothing is changed")
+            return
         store.restore(seller)
-    print(f"{seller}: in use")
+    print(f"{escaped(seller)}: in use")
 
 
 def _settings(workspace: AnyPath, file: Path | None, sets: tuple[str, ...]) -> "SellersSettings":
@@ -334,6 +347,11 @@ def _opened(
         yield store
     finally:
         store.close()
+
+
+def _account(store: "Corrections", seller: str) -> "SellerAccount":
+    """What the list says of a seller who has made corrections."""
+    return next(one for one in store.sellers() if one.seller == seller)
 
 
 def _require_seller(seller: str, known: list[str]) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,39 @@ def test_every_row_is_a_correction_a_repetition_or_a_reject(tmp_path: Path, know
     assert len(found.corrections) + found.repeated + len(found.rejects) == found.rows
 
 
+@pytest.mark.parametrize(
+    ("when", "is_taken"),
+    [
+        ("1970-01-01T00:00:00Z", True),
+        ("1969-12-31T23:59:59Z", False),
+        ("0001-01-01T00:00:00+14:00", False),
+        ("9999-12-31T23:59:59-14:00", False),
+        ((datetime.now(UTC) + timedelta(hours=23)).isoformat(), True),
+        ((datetime.now(UTC) + timedelta(hours=30)).isoformat(), False),
+    ],
+)
+def test_a_time_is_from_1970_until_now(
+    tmp_path: Path, known: KnownCategories, when: str, is_taken: bool
+) -> None:
+    file = tmp_path / "said.csv"
+    file.write_text(f"product_id,seller,category,when\n1,ann,1002,{when}\n2,ann,1002,\n")
+    found = read(file, known)
+    assert [one.product_id for one in found.corrections] == (["1", "2"] if is_taken else ["2"])
+    assert [one.reason for one in found.rejects] == ([] if is_taken else ["bad_time"])
+
+
+@pytest.mark.parametrize("column", ["product_id", "seller", "who"])
+def test_names_with_control_characters_are_rejects(
+    tmp_path: Path, known: KnownCategories, column: str
+) -> None:
+    row = {"product_id": "1", "seller": "ann", "category": "1002", "who": "eve", "comment": "two\nlines"}
+    file = write_manifest(tmp_path / "said.csv", [row, row | {"product_id": "2", column: "a\x1b[31m\nb"}])
+    found = read(file, known)
+    assert [(one.product_id, one.comment) for one in found.corrections] == [("1", "two\nlines")]
+    assert [(one.row, one.reason) for one in found.rejects] == [(2, "bad_text")]
+    assert f"its {column} holds control characters" in found.rejects[0].detail
+
+
 def test_of_rows_that_contradict_each_other_the_last_or_latest_counts(
     tmp_path: Path, known: KnownCategories
 ) -> None:
@@ -370,7 +403,7 @@ def test_photos_that_are_sent_along_are_extracted_where_the_store_lacks_them(pla
     found = place(rows)
     assert counts(found) == (4, 1, 0, 0)  # the second photo of b is no second correction
     assert len(place.bundle.loaded) == 1 and found.photos_extracted == 2
-    assert found.without_vector == {"photos_refused": 2}
+    assert found.without_vector == {"no_photo_known": 1, "photos_refused": 1}
     assert [len(row["images"]) for row in place.in_use()] == [1, 2, 0, 0]
     again = place(rows)
     assert counts(again) == (0, 5, 0, 0)
@@ -393,8 +426,13 @@ def test_refused_photos_leave_a_label_and_say_so(place: Workplace) -> None:
     (place.folder / "c.jpg").write_bytes(photo(1))
     rows = [said("a", image="a.jpg"), said("b", image="b.jpg"), said("b", image="c.jpg")]
     found = place(rows)
-    assert found.without_vector == {"photos_refused": 1}
+    assert found.without_vector == {"photos_refused": 1} and found.photos_refused == 2
     assert [len(row["images"]) for row in place.in_use()] == [0, 1]
+    rejects = pd.read_csv(place.folder / "said.rejects.csv", dtype=str)
+    assert found.rejects == str(place.folder / "said.rejects.csv")
+    assert rejects["row"].isna().all() and rejects["product_id"].tolist() == ["a", "b"]
+    assert rejects["reason"].tolist() == ["photo_not_an_image", "photo_truncated"]
+    assert [Path(detail.partition(": ")[0]).name for detail in rejects["detail"]] == ["a.jpg", "b.jpg"]
     place.index("week", {"a": place.stored(photo(5))})  # what a run knows is used instead
     assert place([said("a", NAMES[2], image="a.jpg")]).without_vector == {}
 
@@ -482,12 +520,17 @@ def test_a_file_without_a_usable_row_is_an_error_that_names_the_reasons(place: W
     with pytest.raises(ShelfmarkError, match=r"none of 2 rows can be used \(unknown_category 2\)"):
         place([said("1", "x"), said("2", "y")])
     assert (place.folder / "said.rejects.csv").exists() and place.in_use() == []
+    with pytest.raises(ShelfmarkError) as error:
+        place([said("1", when="soon")])
+    assert str(error.value).count("expected") == 1 and "says what is wrong with each" in str(error.value)
 
 
-def test_a_file_of_a_header_alone_learns_nothing(place: Workplace) -> None:
+def test_a_file_of_a_header_alone_learns_nothing(place: Workplace, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="shelfmark")
     (place.folder / "said.csv").write_text("product_id,seller,category\n")
     found = adapt(place.folder / "said.csv", place.folder / "W", place.bundle, place.corrections, CONFIG)
     assert (found.rows, *counts(found)) == (0, 0, 0, 0, 0)
+    assert "corrections: release week" in caplog.text and " 0" not in caplog.text
 
 
 def test_a_release_without_sellers_keeps_labels_and_bottlenecks(
@@ -616,6 +659,8 @@ def test_a_seller_who_hurts_himself_is_flagged_by_adapt(place: Workplace) -> Non
     found = place(rows)
     suspicious = {seller: why for seller, why in found.flagged.items() if "changed" in why}
     assert list(suspicious) == ["wavering"]
+    assert place(rows).flagged == found.flagged, "a command that goes on names who was flagged before it"
+    assert place([said("other", seller="quiet")]).flagged == {}
     assert suspicious["wavering"].startswith(
         "his earlier corrections changed 15 later categories, 15 of them"
     )
@@ -811,16 +856,28 @@ def test_the_commands_about_sellers(
 
     assert corrections("list") == (0, f"{workspace}: nobody has made corrections yet\n")
     assert not (workspace / "corrections.sqlite").exists()
+    (workspace / "corrections.sqlite").mkdir()
+    status, printed = corrections("list")
+    assert status == 1 and "corrections.sqlite" in printed and printed.count("\n") == 1
+    (workspace / "corrections.sqlite").rmdir()
     status, printed = corrections("undo", "1")
     assert status == 1 and "nobody has made corrections yet" in printed
     file = write_manifest(tmp_path / "said.csv", [said("p0", "lamp", "s0"), said("p3", "lamp", "s1")])
     assert run_here(capsys, "adapt", file, "--workspace", workspace)[0] == 0
     assert corrections("set-aside", "--seller", "s0", "--why", "a test") == (0, "s0: set aside\n")
     assert "set aside: a test" in corrections("list", "--seller", "s0")[1]
+    assert corrections("set-aside", "--seller", "s0", "--why", "a\n\x1b[31mtest") == (
+        0, "s0: set aside; the reason before was: a test\n",
+    )  # fmt: skip
+    assert "set aside: a\\n\\x1b[31mtest\n" in corrections("list", "--seller", "s0")[1]
+    assert corrections("set-aside", "--seller", "s0", "--why", "a test")[0] == 0
     (account,) = json.loads(corrections("list", "--seller", "s0", "--json")[1])
     assert (account["corrections"], account["set_aside"], account["flagged"]) == (1, "a test", None)
     assert "set aside 1: s0" in run_here(capsys, "status", "--workspace", workspace)[1]
     assert corrections("restore", "--seller", "s0") == (0, "s0: in use\n")
+    assert corrections("restore", "--seller", "s0")[1].startswith("s0: in use already; neither set aside")
+    status, printed = corrections("undo", "9" * 23)
+    assert status == 2 and "is not in the range" in printed
     status, printed = corrections("restore", "--seller", "s11")
     assert status == 1 and "--seller s11: has made no corrections; expected one of 2 sellers" in printed
     assert corrections("undo", "1") == (0, "1 undone\n")

@@ -4,7 +4,7 @@
     photos that are sent along, else those that runs and batches know ─► digests of each product
     store of bottlenecks ─► vectors ─► learnt, PIECE corrections at a time: what is learnt is durable
 
-    FILE.rejects.csv    beside FILE.csv: row, product_id, seller, category, reason, detail
+    FILE.rejects.csv    beside FILE.csv: row, product_id, seller, category, reason, detail; photos without row
 
 A correction whose vector cannot be had is kept: it is a label of the next run. Killed at any time, the same
 command goes on: what was learnt before is `same`. It works beside a service and other commands.
@@ -61,7 +61,8 @@ class AdaptSummary(BaseModel):
     rejects: str | None  # the file that lists them
     without_vector: dict[str, int]  # corrections that are labels only, by reason
     photos_extracted: int
-    flagged: dict[str, str]  # sellers whose corrections look wrong since this command, and why
+    photos_refused: int
+    flagged: dict[str, str]  # sellers of the file whose corrections look wrong, and why
 
 
 def rejects_file(file: AnyPath) -> AnyPath:
@@ -101,7 +102,7 @@ def adapt(
     _require_some(given, file, rejects)
     sources = [*([str(file)] if given.has_images else []), *photos]
     vectors = _Vectors.of(given, sources, workspace, bundle, config)
-    flagged_before = _flagged(corrections)
+    write_rejects(given.rejects, rejects, vectors.photos.refused)
     counts, without = _learn(given, vectors, bundle, corrections)
     _flag_worse(given, bundle, corrections)
     summary = AdaptSummary(
@@ -112,15 +113,15 @@ def adapt(
         replaced=counts["replaced"],
         rejected=len(given.rejects),
         reasons=given.reasons(),
-        rejects=str(rejects) if given.rejects else None,
+        rejects=str(rejects) if given.rejects or vectors.photos.refused else None,
         without_vector=dict(sorted(without.items())),
         photos_extracted=vectors.photos.extracted,
-        flagged={
-            seller: why for seller, why in _flagged(corrections).items() if seller not in flagged_before
-        },
+        photos_refused=len(vectors.photos.refused),
+        flagged=_flagged(corrections, {one.seller for one in given.corrections}),
     )
     _require_closed(summary, file)
-    log.info("corrections: %s", counts_of(summary.model_dump(exclude={"flagged", "rejects"})))
+    counted = summary.model_dump(exclude={"flagged", "rejects"})
+    log.info("corrections: %s", counts_of({name: value for name, value in counted.items() if value != {}}))
     return summary
 
 
@@ -129,7 +130,8 @@ def _require_some(given: GivenCorrections, file: AnyPath, rejects: AnyPath) -> N
         first, common = given.rejects[0], ", ".join(f"{why} {n:,}" for why, n in given.reasons().items())
         raise ShelfmarkError(
             f"{file}: none of {given.rows:,} rows can be used ({common}), for example row {first.row}: "
-            f"{first.detail}; expected corrections with categories of the release; {rejects} lists them"
+            f"{first.detail.partition('; expected')[0]}; expected one at least; {rejects} says what is wrong "
+            "with each"
         )
 
 
@@ -151,6 +153,7 @@ class _Vectors:
 
     digests: dict[str, list[bytes]]  # of the photos of each product
     photos: Photos  # that were sent along
+    refused: frozenset[str]  # products with a photo that was refused
     views: list[Store]
     distinct: list[bytes]  # digests of all photos
     position: dict[bytes, int]  # of a digest among them
@@ -171,7 +174,8 @@ class _Vectors:
         values = Digests(np.frombuffer(b"".join(distinct), np.uint8).reshape(-1, 32))
         locations = [store.find(values) for store in views]
         position = {digest: at for at, digest in enumerate(distinct)}
-        return cls(digests, photos, views, distinct, position, locations)
+        refused = frozenset(photo.product_id for photo in photos.refused)
+        return cls(digests, photos, refused, views, distinct, position, locations)
 
     def stored(self, product_id: str) -> list[int]:
         """Positions of those photos of a product that all views of the store have."""
@@ -182,7 +186,7 @@ class _Vectors:
         """Why a product without a stored photo has none."""
         if product_id in self.digests:
             return NOT_STORED
-        return REFUSED if product_id in self.photos.refused else NO_PHOTO
+        return REFUSED if product_id in self.refused else NO_PHOTO
 
     def read(self, photos: Sequence[int]) -> np.ndarray:
         """(n · views, d) float16, the bottlenecks of n photos: of each its views, one after the other."""
@@ -244,8 +248,8 @@ def _made(
         )
 
 
-def _flagged(corrections: Corrections) -> dict[str, str]:
-    return {one.seller: one.flagged for one in corrections.sellers() if one.flagged}
+def _flagged(corrections: Corrections, sellers: set[str]) -> dict[str, str]:
+    return {one.seller: one.flagged for one in corrections.sellers() if one.flagged and one.seller in sellers}
 
 
 def _flag_worse(given: GivenCorrections, bundle: Bundle, corrections: Corrections) -> None:

@@ -7,14 +7,17 @@ image                             a photo of the product, several rows of one pr
 every row ─┬─► one correction of each seller and product: by its last row, or the one with the latest `when`
            ├─► repeated: rows that say the same
            └─► rejects: rows that say something else, or cannot be used, with the reason
+photos that are refused ─► rejects, without a row
+
+Texts in the rejects are as they were written: a spreadsheet may take one that begins with = for a formula.
 """
 
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -31,6 +34,7 @@ from pipeline.sources.tables import Columns, CsvOptions, DelimitedTable, Parquet
 NEEDED = ("product_id", "seller", "category")
 OPTIONAL = ("who", "when", "comment")
 REJECTS = ("row", "product_id", "seller", "category", "reason", "detail")
+FIRST, AHEAD = datetime(1970, 1, 1, tzinfo=UTC), timedelta(days=1)  # a clock may be wrong, a zone missing
 EXPECTED = f"expected {', '.join(NEEDED)} and, optionally, {', '.join(OPTIONAL)}, image"
 
 
@@ -53,6 +57,15 @@ class Reject(NamedTuple):
     product_id: str
     seller: str
     category: str  # as written
+    reason: str
+    detail: str
+
+
+class RefusedPhoto(NamedTuple):
+    """A photo that cannot be used."""
+
+    product_id: str
+    file: str  # path or URL
     reason: str
     detail: str
 
@@ -181,9 +194,10 @@ def _checked(
         return reject("unknown_category", f"the release's tree does not have it{hint}")
     try:
         when = _time(cells.get("when", ""))
-    except ValueError:
+    except (ValueError, OverflowError):  # 0001-01-01T00:00+14:00 is in no year of UTC
         return reject(
-            "bad_time", f"when is {cells['when'][:40]!r}; expected ISO 8601, as 2026-11-28T09:30:00Z"
+            "bad_time",
+            f"when is {cells['when'][:40]!r}; expected ISO 8601 from 1970 until now, as 2026-11-28T09:30:00Z",
         )
     who, comment = cells.get("who") or None, cells.get("comment") or None
     try:
@@ -194,11 +208,18 @@ def _checked(
 
 
 def _time(text: str) -> datetime | None:
-    """A time in UTC; None where none is given."""
+    """A time in UTC; None where none is given.
+
+    Raises:
+        ValueError, OverflowError: it is none, or before FIRST, or after now by more than AHEAD.
+    """
     if not text:
         return None
     when = datetime.fromisoformat(text)
-    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+    when = when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+    if not FIRST <= when <= datetime.now(UTC) + AHEAD:
+        raise ValueError("out of range")
+    return when
 
 
 def _one_each(usable: list[GivenCorrection]) -> tuple[list[GivenCorrection], list[Reject]]:
@@ -250,13 +271,22 @@ def without_older(given: GivenCorrections, corrections: Corrections) -> GivenCor
     return replace(given, corrections=kept, rejects=sorted([*given.rejects, *older]))
 
 
-def write_rejects(rejects: list[Reject], file: AnyPath) -> None:
-    """Writes the rows that are not taken as a CSV for spreadsheets; for none, removes an earlier one."""
-    if not rejects:
+def write_rejects(rejects: list[Reject], file: AnyPath, photos: Sequence[RefusedPhoto] = ()) -> None:
+    """Writes what is not taken as a CSV for people; for none, removes an earlier one.
+
+    Args:
+        rejects: rows.
+        file: to write.
+        photos: each becomes a line without row, seller and category.
+    """
+    if not rejects and not photos:
         file.unlink(missing_ok=True)
         return
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(REJECTS)
     writer.writerows(rejects)
+    for photo in photos:
+        detail = f"{photo.file}: {photo.detail or photo.reason}"
+        writer.writerow(("", photo.product_id, "", "", f"photo_{photo.reason}", detail))
     write_whole(file, text.getvalue().encode("utf-8-sig"))

@@ -23,8 +23,10 @@ from features.images.refusal import Refused
 from features.records import pieces_of
 from features.storage.store import Digests, Store
 from models.decisions.bundle import Bundle
+from pipeline.adapt.given import RefusedPhoto
 from pipeline.extract.fill_store import engine_of, make_shard, require_all, require_room, try_twice
 from pipeline.ingest.check_images import fetching_of, image_limits
+from pipeline.ingest.index import NO_IMAGE
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.sources.image import SourceImage
@@ -37,10 +39,11 @@ SHARD_IMAGES, SHARD_BYTES = 512, 2**27  # decoded together, at most; what a kill
 
 @dataclass
 class Photos:
-    """The photos of products: digests (sha256 of the source's bytes), and why others are refused."""
+    """The photos of products: digests (sha256 of the source's bytes), and those that are refused."""
 
     digests: dict[str, list[bytes]] = field(default_factory=dict)  # product_id → its different photos
-    refused: dict[str, str] = field(default_factory=dict)  # product_id → reason of the last one refused
+    refused: list[RefusedPhoto] = field(default_factory=list)
+    files: dict[tuple[str, bytes], str] = field(default_factory=dict)  # product_id, digest → where it is
     extracted: int = 0  # photos that the store lacked
 
 
@@ -65,7 +68,9 @@ def read_photos(
         reading = _Reading(opened, config, Path(scratch))
         for image in reading.images(wanted):
             if image.reason:
-                photos.refused[image.product_id] = image.reason
+                if image.reason != NO_IMAGE:
+                    name = image.origin or image.file
+                    photos.refused.append(RefusedPhoto(image.product_id, name, image.reason, image.detail))
                 continue
             digest, known = (
                 hashlib.sha256(image.data).digest(),
@@ -73,6 +78,7 @@ def read_photos(
             )
             if digest not in known:
                 known.append(digest)
+                photos.files[image.product_id, digest] = image.origin or image.file
         lacking = _lacking(photos, views)
         if lacking:
             _extract(reading, lacking, photos, bundle, views, config)
@@ -121,7 +127,7 @@ def _extract(
     backbone, limits = bundle.backbone(), image_limits(config.ingest)
     require_room(views[0], len(lacking) * len(views), backbone)
     engine: Engine | None = None
-    done, refused = set[bytes](), dict[bytes, str]()
+    done, refused = set[bytes](), dict[bytes, Refused | None]()
     held: dict[bytes, bytes] = {}  # digest → strict JPEG
 
     def flush() -> None:
@@ -151,22 +157,23 @@ def _extract(
         try:
             held[digest] = normalise(image.data, limits).jpeg
         except Refused as error:
-            refused[digest] = error.reason
+            refused[digest] = error
         if len(held) >= SHARD_IMAGES or sum(map(len, held.values())) >= SHARD_BYTES:
             flush()
     flush()
-    _forget_refused(photos, refused, lacking - done)
+    _forget_refused(photos, refused | dict.fromkeys(lacking - done))
 
 
-def _forget_refused(photos: Photos, refused: dict[bytes, str], changed: set[bytes]) -> None:
-    """Takes photos away that were refused, or were gone when they were read again."""
-    reasons = refused | dict.fromkeys(changed, "changed")
+def _forget_refused(photos: Photos, refused: dict[bytes, Refused | None]) -> None:
+    """Takes photos away that were refused; None stands for one that was gone when it was read again."""
     for product, its in photos.digests.items():
         for digest in its:
-            if digest in reasons:
-                photos.refused[product] = reasons[digest]
+            if digest in refused:
+                error = refused[digest]
+                reason, detail = (error.reason, error.detail) if error else ("changed", "while it was read")
+                photos.refused.append(RefusedPhoto(product, photos.files[product, digest], reason, detail))
     photos.digests = {
         product: good
         for product, its in photos.digests.items()
-        if (good := [digest for digest in its if digest not in reasons])
+        if (good := [digest for digest in its if digest not in refused])
     }

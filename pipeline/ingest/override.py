@@ -3,8 +3,8 @@
     records/  corrected.parquet   product_id, from (null: the sources give none), to, seller, when, id
 
 A correction is a category of the tree of its time: a mapping carries it over to the new tree, as it does the
-labels of the sources. It is left out where the new tree does not know its category, where the sources lack the
-product, and where they name another seller of it. Of a product without a seller, the newest one counts.
+labels of the sources. It is left out where the new tree does not know its category, where the sources lack
+the product, and where they name another seller of it. Of a product without a seller, the newest one counts.
 """
 
 from collections import Counter

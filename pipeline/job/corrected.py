@@ -38,7 +38,7 @@ def open_corrections(workspace: AnyPath, settings: SellersSettings) -> "Correcti
 def has_corrections(workspace: AnyPath, settings: SellersSettings) -> bool:
     """Whether there may be corrections of a workspace: a database is named, or the file is there."""
     file = workspace / LOCAL
-    return bool(database_of(settings)) or (isinstance(file, Path) and file.is_file())
+    return bool(database_of(settings)) or (isinstance(file, Path) and file.exists())
 
 
 def find_corrections(workspace: AnyPath, settings: SellersSettings) -> "Corrections | None":
