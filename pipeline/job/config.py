@@ -418,8 +418,8 @@ class SellersSettings(Section):
     Choose bottlenecks when sellers correct to categories that the head distinguishes badly; their corrections
     then take more memory."""
     labels: Annotated[bool, "ingest"] = True
-    """Corrections are labels of the next run: they replace the category that the sources give. Set false when
-    your catalogue takes the corrections over by itself."""
+    """Corrections are labels of the next run: they replace the category that the sources give, unless these
+    name another seller of the product. Set false when your catalogue takes the corrections over by itself."""
     database: Annotated[str, "speed", AfterValidator(_postgresql)] = ""
     """Where corrections are kept: "" for corrections.sqlite in the workspace, or postgresql://USER@HOST/NAME.
     Set a database when several computers write. The variable SHELFMARK_CORRECTIONS comes before it, and may
