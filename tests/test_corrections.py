@@ -511,8 +511,9 @@ def test_urls_that_are_none_are_one_line_without_the_password(text: str, expecte
     ("changed", "expected"),
     [
         ({"seller": ""}, "its seller is empty; expected a text of 1 to 1,000 bytes"),
-        ({"product_id": "p\0"}, "its product_id is with characters that are none"),
-        ({"category": "\ud800"}, "its category is with characters that are none"),
+        ({"product_id": "p\0"}, "its product_id holds NUL or half a character"),
+        ({"category": "\ud800"}, "its category holds NUL or half a character"),
+        ({"seller": "a\nb"}, "its seller holds control characters, such as a new line"),
         ({"comment": "é" * 5001}, "its comment is 10,002 bytes; expected a text of 0 to 10,000 bytes"),
     ],
 )
