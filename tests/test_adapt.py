@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -471,6 +471,22 @@ def test_a_file_that_is_given_again_takes_nothing_back_that_was_said_since(place
         "a": NAMES[3], "b": NAMES[1], "c": NAMES[1],
     }  # fmt: skip
     assert counts(place([said("a", when="2026-11-25")])) == (0, 0, 1, 0)
+
+
+def test_a_file_that_is_given_again_takes_nothing_back_that_was_undone_since(place: Workplace) -> None:
+    monday = [said("a", when="2026-11-23"), said("b", when="2026-11-23"), said("c", when="")]
+    place([said("a", NAMES[3], when="2026-11-20")])  # the seller changed his mind on Monday
+    assert counts(place(monday)) == (2, 0, 1, 0)
+    place.corrections.undo([row["id"] for row in place.in_use()])
+    found = place(monday)
+    assert counts(found) == (1, 0, 0, 2) and found.reasons == {"older": 2}
+    rejects = pd.read_csv(place.folder / "said.rejects.csv", dtype=str)
+    assert all("this was undone on " in detail for detail in rejects["detail"])
+    assert [row["product_id"] for row in place.in_use()] == ["c"]  # without a time it is said now
+    with pytest.raises(ShelfmarkError, match="none of 1 rows can be used \\(older 1\\)"):
+        place([said("a", NAMES[3], when="2026-11-20")])  # Monday's replaced it
+    tomorrow = f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%dT%H:%M}"
+    assert counts(place([said("a", when=tomorrow), said("b", NAMES[3], when="2026-11-24")])) == (2, 0, 0, 0)
 
 
 def test_a_text_that_no_database_takes_is_a_reject(place: Workplace) -> None:
