@@ -850,6 +850,36 @@ def test_the_commands_about_sellers(
     assert status == 1 and "expected .csv, .jsonl, .parquet" in printed
 
 
+def test_a_seller_whose_deletion_could_not_overwrite_is_erased_by_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "corrections.sqlite"
+    with contextlib.closing(Corrections.open(f"sqlite:///{file}")) as store:
+        store.add([(Correction("4711", f"secret-{n}", "mug"), None) for n in range(50)])
+        store.add([(Correction("4712", "other", "mug"), None)])
+    arguments = ("corrections", "delete", "--workspace", tmp_path, "--seller", "4711")
+    files = [file, tmp_path / "corrections.sqlite-wal"]
+
+    def left() -> bool:
+        return any(b"secret" in one.read_bytes() for one in files if one.exists())
+
+    with contextlib.closing(sqlite3.connect(file)) as reader, monkeypatch.context() as patch:
+        patch.setattr("models.corrections.sqlite_file.WAIT", 0.05)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM corrections").fetchone()
+        status, printed = run_here(capsys, *arguments, "--yes")
+        assert status == 1 and "others read or write all the time; expected a pause, in which" in printed
+        assert left()
+        status, printed = run_here(capsys, *arguments, "--yes")
+        assert status == 1 and left()
+    status, printed = run_here(capsys, *arguments)
+    assert status == 1 and "--seller 4711: has made no corrections; expected one of 1 sellers" in printed
+    assert run_here(capsys, *arguments, "--yes") == (
+        0, "4711: had no corrections, and nothing is left of 4711; did you mean '4712'?\n",
+    )  # fmt: skip
+    assert not left()
+
+
 def test_what_is_wrong_is_said_before_tensorflow_starts(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

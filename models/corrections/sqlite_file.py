@@ -14,6 +14,7 @@ PAGE = 16_384  # bytes of SQLite: 8,192 would be half empty with bottlenecks of 
 LARGEST_WAL = 2_000  # pages, 32 MB
 WAIT = 60.0  # s for a lock, at most
 TRY = 0.001  # s between attempts to get the lock
+BUSY = "others read or write all the time"
 GATHER = 0.5  # s between checkpoints of the WAL
 
 
@@ -69,7 +70,7 @@ def _empty_wal(connection: sqlite3.Connection) -> None:
     """Moves all that is in the WAL into the file, and cuts the WAL to nothing."""
     (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
-        error = sqlite3.OperationalError("others read or write all the time")
+        error = sqlite3.OperationalError(BUSY)
         error.sqlite_errorcode = sqlite3.SQLITE_BUSY
         raise error
 
