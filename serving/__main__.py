@@ -71,7 +71,7 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, correctio
     with _bind(host, port) as listener:
         if beam:
             use_beam_options(beam)  # before the workspace is read
-        from models.decisions.releases import require_in_service
+        from models.decisions.releases import require_in_service, settings_of_run
 
         release = require_in_service(
             any_path(workspace)
@@ -83,11 +83,11 @@ def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, correctio
 
         from models.decisions.bundle import open_bundle
         from serving.app import create_app
-        from serving.corrections import database_of, open_store
+        from serving.corrections import open_store
 
         bundle = open_bundle(any_path(workspace) / "releases" / release)
-        database = corrections or database_of(any_path(workspace), release)
-        store = open_store(any_path(workspace), database, bundle.adapter is not None)
+        database = corrections or settings_of_run(any_path(workspace), release, "sellers").get("database")
+        store = open_store(any_path(workspace), str(database or "") or None, bundle.adapter is not None)
         app = create_app(bundle, store, any_path(workspace))
         if bundle.adapter and store is None:
             log.warning(

@@ -29,7 +29,6 @@ from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath
 from models.corrections.categories import KnownCategories
 from models.decisions.bundle import Bundle
-from models.decisions.releases import runs_named
 from serving.decider import Decider, SeenProduct
 from serving.form import MAX_PHOTOS, Fields, Form, read_form, too_long
 from serving.refusals import HEADER, set_header
@@ -115,17 +114,6 @@ UNDONE = problems(_404="No such correction in use", _422="No number", **_KEPT)
 
 
 # The store
-
-
-def database_of(workspace: AnyPath, release: str) -> str | None:
-    """The database of corrections that the run of a release named; None where it named none, or is gone."""
-    for name in runs_named(release):
-        try:
-            saved = json.loads((workspace / "runs" / name / "config.json").read_bytes())
-            return saved["settings"]["sellers"]["database"] or None
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
 
 
 def open_store(workspace: AnyPath, url: str | None, has_adapter: bool) -> "Corrections | None":

@@ -27,7 +27,7 @@ from models.decisions.adapted import (
     vector_width,
 )
 from models.decisions.bundle import open_bundle
-from models.decisions.categorizer import ACCEPTED, COLUMNS, REVIEW, Categorizer
+from models.decisions.categorizer import ACCEPTED, COLUMNS, PARENT, REVIEW, Categorizer, LevelRule
 from models.decisions.suspicion import Suspicion
 from models.decisions.thresholds import Certificate
 from models.heads.architectures import SET, Head, build_head, set_logits
@@ -175,6 +175,31 @@ def test_another_category_that_is_not_certified_waits_for_a_person(
     assert row["confidence"] == (0.0 if withheld else share)
     assert [row["node"], row["node_path"]] == [None, None]
     assert row["node_level"] is pd.NA
+
+
+def test_a_node_above_both_categories_stays_decided(
+    categorizer: Categorizer, bottlenecks: np.ndarray
+) -> None:
+    """The base is sure of level 1 alone: a category of the same branch keeps it, one of another does not."""
+    certain = LevelRule(replace(categorizer.rules.confidence), Certificate(0.9, 0.1, 1000, 50, threshold=0.0))
+    rules = replace(
+        categorizer.rules, certificate=replace(categorizer.rules.certificate, threshold=None),
+        levels={"level1": certain},
+    )  # fmt: skip
+    coarse = replace(categorizer, rules=rules)
+    taxonomy = categorizer.predictor.taxonomy
+    _, base = decided(coarse, bottlenecks, Says(None, 0.5))
+    assert base["status"] == PARENT
+    (at,) = np.flatnonzero(taxonomy.categories == base["category"])
+    same = taxonomy.nodes[0] == taxonomy.nodes[0][at]
+    same[at] = False
+    beside, elsewhere = np.flatnonzero(same)[0], np.flatnonzero(taxonomy.nodes[0] != taxonomy.nodes[0][at])[0]
+    row, _ = decided(coarse, bottlenecks, Says(int(beside), 0.5))
+    node = ["status", "node", "node_path", "node_level"]
+    assert row[node].tolist() == base[node].tolist()
+    assert (row["category"], row["confidence"], row["adapted"]) == (taxonomy.categories[beside], 0.5, True)
+    row, _ = decided(coarse, bottlenecks, Says(int(elsewhere), 0.5))
+    assert (row["status"], row["node"], row["adapted"]) == (REVIEW, None, True)
 
 
 @pytest.mark.parametrize(("share", "flagged"), [(0.5, False), (0.99, True)])

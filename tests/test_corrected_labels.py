@@ -20,18 +20,12 @@ from models.corrections.store import Corrections
 from pipeline.adapt.flags import contradicted_sellers, flag_sellers
 from pipeline.ingest import check_images as check_module
 from pipeline.ingest import ingest as ingest_module
+from pipeline.ingest.corrected_labels import LABELS, labels_of_run
 from pipeline.ingest.ingest import ingest, make_records
 from pipeline.ingest.override import CORRECTED
 from pipeline.job.account import was_interrupted
 from pipeline.job.config import Config, IngestSettings, SellersSettings
-from pipeline.job.corrected import (
-    LABELS,
-    database_of,
-    has_corrections,
-    labels_of_run,
-    open_corrections,
-    sellers_in_service,
-)
+from pipeline.job.corrected import database_of, has_corrections, open_corrections, sellers_in_service
 from pipeline.job.load_config import load_config
 from pipeline.job.run import Run
 from pipeline.job.summaries import RecordsSummary

@@ -33,7 +33,7 @@ SETTINGS = (
     "ingest.min_products=5", "ingest.val_share=0.3", "ingest.test_share=0.2", "ingest.least_test=2",
     "backbone.name=mobilenet", "backbone.image_size=32", "extract.shard_images=200", "head.hidden=[64,64]",
     "head.aggregation=mean", "train.epochs=40", "train.batch=16", "train.second_dropout=0",
-    "calibration.precision=0.8", "gate.repetitions=300",
+    "calibration.precision=0.8", "gate.repetitions=300", "sellers.method=none",
 )  # fmt: skip
 BAD = ("train.epochs=1", "train.learning_rate=1e-9")
 

@@ -36,7 +36,7 @@ from models.decisions.categorizer import COLUMNS
 from serving import corrections as service_module
 from serving import decider
 from serving.app import create_app
-from serving.corrections import database_of, open_store
+from serving.corrections import open_store
 from serving.decider import RecentProducts, SeenProduct
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
@@ -405,18 +405,6 @@ def test_a_file_is_made_only_where_corrections_can_count(tmp_path: Path) -> None
     assert (tmp_path / "other.sqlite").is_file()
     with pytest.raises(ShelfmarkError, match=r"mysql://host: no database for corrections; expected"):
         open_store(tmp_path, "mysql://host", has_adapter=True)
-
-
-def test_the_service_finds_the_database_that_the_run_of_the_release_named(tmp_path: Path) -> None:
-    config = tmp_path / "runs" / "2026-W47" / "config.json"
-    config.parent.mkdir(parents=True)
-    config.write_text(
-        json.dumps({"settings": {"sellers": {"database": "postgresql://shop@host/corrections"}}})
-    )
-    assert database_of(tmp_path, "2026-W47.2") == "postgresql://shop@host/corrections"
-    assert database_of(tmp_path, "2026-W48") is None
-    config.write_text(json.dumps({"settings": {"sellers": {"database": ""}}}))
-    assert database_of(tmp_path, "2026-W47") is None
 
 
 def test_a_workspace_that_cannot_be_written_has_no_store(

@@ -68,7 +68,7 @@ def names() -> list[str]:
     """Returns the names of the family, without importing Keras.
 
     >>> names()[:3]
-    ['alexnet', 'googlenet', 'herbarium_googlenet']
+    ['alexnet', 'googlenet', 'handwriting']
     """
     return sorted(network.name for network in NETWORKS.values())
 

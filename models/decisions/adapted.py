@@ -11,6 +11,7 @@ For a product whose seller has corrections in use:
     2  else, the adapted confidence reaches the certified threshold, the seller
        is not flagged and the category not withheld                              accepted, adapted
     3  else, the category differs                                                review, adapted
+       but where the base decided on a node above both categories                its node, adapted
     4  else                                                                      the base decision
 
 The certificate is about the decisions of rule 2 alone (seller_rules.py). A decision never depends on the
@@ -41,6 +42,7 @@ from models.sellers.interface import SellerMethod, SellerModel
 from models.sellers.paper import PaperMethod
 from models.sellers.styles import Styles
 from models.sellers.votes import Votes, VotesMethod
+from models.taxonomy import Taxonomy
 
 ADAPTED_COLUMNS = ("adapted", "base_category", "corrections")  # bool, str or None, int; after COLUMNS
 SELLERS_FILE = "sellers.json"
@@ -332,20 +334,31 @@ def _with_columns(
     taxonomy, paths = categorizer.predictor.taxonomy, categorizer.predictor.paths
     columns = {name: table[name].tolist() for name in COLUMNS}
     for row, (category, confidence, status) in changed.items():
-        accepted = status == ACCEPTED
-        name, path, level = taxonomy.categories[category], paths[category], int(taxonomy.depth[category])
-        values = {
-            "category": name,
-            "category_path": path,
-            "confidence": confidence,
-            "status": status,
-            "node": name if accepted else None,
-            "node_path": path if accepted else None,
-            "node_level": level if accepted else None,
-        }
+        name, path = taxonomy.categories[category], paths[category]
+        values = {"category": name, "category_path": path, "confidence": confidence}
+        if status == ACCEPTED:
+            level = int(taxonomy.depth[category])
+            values |= {"status": status, "node": name, "node_path": path, "node_level": level}
+        elif not _is_below(taxonomy, category, columns["node_level"][row], columns["category"][row]):
+            values |= {"status": status, "node": None, "node_path": None, "node_level": None}
         for column, value in values.items():
             columns[column][row] = value
     return decisions_table(**columns)
+
+
+def _is_below(taxonomy: Taxonomy, category: int, level: object, base: str) -> bool:
+    """Whether the base's decision is a node of a level above its own category that is above `category`, too.
+
+    Args:
+        taxonomy: of both categories.
+        category: the adapted one.
+        level: of the node that the base decided on; missing where it decided on none.
+        base: the base's category.
+    """
+    at = taxonomy.index(np.array([base], dtype=object))[0]
+    if not isinstance(level, int) or level >= taxonomy.depth[at]:
+        return False
+    return bool(taxonomy.nodes[level - 1][category] == taxonomy.nodes[level - 1][at])
 
 
 def confidence_of_all(categorizer: Categorizer, predictions: Predictions) -> np.ndarray:

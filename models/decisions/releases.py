@@ -8,6 +8,8 @@ from an object store has the file, which is read on a disk, too.
 """
 
 import hashlib
+import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -20,6 +22,8 @@ SPLITS = "splits.parquet"  # in a bundle: product_id and split of every product 
 CURRENT, ASIDE = "current", "current.old"  # aside: a copied directory while the link replaces it
 OUT = "current.out"  # a copied directory while it is taken out of service
 NOT_RELEASES = (CURRENT, ASIDE, OUT)
+
+log = logging.getLogger("shelfmark")
 
 
 def in_service(releases: AnyPath) -> str | None:
@@ -129,6 +133,20 @@ def runs_named(release: str) -> tuple[str, ...]:
     (('2026-W47',), ('2026-W47.2', '2026-W47'))
     """
     return tuple(dict.fromkeys((release, re.sub(r"\.\d+$", "", release))))
+
+
+def settings_of_run(workspace: AnyPath, release: str, section: str) -> dict[str, object]:
+    """A section of the settings of the run that a release is of; {} where they are gone or cannot be read."""
+    for name in runs_named(release):
+        try:
+            saved = json.loads((workspace / "runs" / name / "config.json").read_bytes())
+            return dict(saved["settings"][section])
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("%s: its settings [%s] cannot be read; the defaults are used", release, section)
+            return {}
+    return {}
 
 
 def put_into_service(releases: AnyPath, name: str) -> None:

@@ -45,6 +45,7 @@ from pipeline.ingest.check_images import (
     forget_fetched,
     image_limits,
 )
+from pipeline.ingest.corrected_labels import labels_of_run
 from pipeline.ingest.duplicates import contradictions
 from pipeline.ingest.image_statistics import IMAGE_STATISTICS, image_statistics
 from pipeline.ingest.index import Index, tidied
@@ -63,7 +64,6 @@ from pipeline.ingest.split_plan import (
 from pipeline.ingest.write_records import IMAGES, ShardDigest, notes_of, write_shards
 from pipeline.job.catalogue import UNLEARNT
 from pipeline.job.config import IngestSettings
-from pipeline.job.corrected import labels_of_run
 from pipeline.job.progress import log
 from pipeline.job.room import INGEST, require_disk, warn_of_disk, warn_of_memory
 from pipeline.job.run import Run
