@@ -52,6 +52,7 @@ POOL = 4096  # different vectors; what they are changes no time
 READERS, READER_PROCESSES, WRITERS = 20, 4, 2
 PACE = 0.1  # s from one read or write to the next
 SECONDS = 30.0  # of readers beside writers
+READY = "ready\n"
 
 
 def main() -> None:
@@ -240,12 +241,16 @@ def _crowd(options: argparse.Namespace, kinds: list[str]) -> dict[str, Any]:
     """Runs processes at the same time; gathers their times."""
     names = ("corrections", "sellers", "width", "file", "seconds")
     command = [sys.executable, __file__, *(f"--{name}={getattr(options, name)}" for name in names)]
-    start = time.time() + 25  # when all have done their imports
     running = [
-        subprocess.Popen([*command, f"--subject={kind}", f"--start={start}"], stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, f"--subject={kind}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for kind in kinds
     ]
-    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
+    for process in running:  # all have done their imports and first look-ups
+        assert process.stdout and process.stdout.readline() == READY
+    start = f"{time.time() + 0.5}\n"
+    found = [json.loads(process.communicate(start)[0].splitlines()[-1]) for process in running]
     gathered: dict[str, list[float]] = {"reads": [], "writes": [], "waits": []}
     for kind, one in zip(kinds, found, strict=True):
         gathered["reads" if kind == "reader" else "writes"] += one.get("times", [])
@@ -263,16 +268,17 @@ def reader(options: argparse.Namespace) -> dict[str, Any]:
     histories = Histories(_adapter(options), store, options.budget)
     times: list[float] = []
 
-    def read(number: int) -> None:
-        own = _Drawn(options, number)
-        for seller in _paced(options, own.traffic(100_000, "zipf")):
+    def read(own: _Drawn, sellers: list[int]) -> None:
+        for seller in _paced(options, sellers):
             began = time.perf_counter()
             histories.state(own.name(seller)).model.predict(own.vector().astype(np.float32), own.logits())
             times.append(time.perf_counter() - began)
 
-    threads = [threading.Thread(target=read, args=(number,)) for number in range(READERS // READER_PROCESSES)]
-    for name in range(3):  # as a service that runs already
-        histories.state(drawn.name(name))
+    owns = [_Drawn(options, number) for number in range(READERS // READER_PROCESSES)]
+    threads = [threading.Thread(target=read, args=(own, own.traffic(100_000, "zipf"))) for own in owns]
+    for seller in dict.fromkeys(drawn.traffic(2000, "zipf")):  # as a service that runs already
+        histories.state(drawn.name(seller))
+    options.start = _start_of_all()
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -292,7 +298,9 @@ def writer(options: argparse.Namespace) -> dict[str, Any]:
         waits.append(time.perf_counter() - began)
 
     sqlite_file.patiently = timed
-    for seller in _paced(options, drawn.traffic(100_000, "zipf")):
+    sellers = drawn.traffic(100_000, "zipf")
+    options.start = _start_of_all()
+    for seller in _paced(options, sellers):
         row = drawn.row(seller, f"{os.getpid()}-{len(times)}")
         began = time.perf_counter()
         store.add([row])
@@ -305,8 +313,8 @@ def bulk(options: argparse.Namespace) -> dict[str, Any]:
     """One who adds thousands at once."""
     drawn, store = _Drawn(options), _opened(options)
     added = 0
-    while time.time() < options.start:
-        time.sleep(0.01)
+    options.start = _start_of_all()
+    time.sleep(max(options.start - time.time(), 0))
     while time.time() < options.start + options.seconds:
         sellers = drawn.traffic(2000, "zipf")
         store.add([drawn.row(seller, f"bulk-{os.getpid()}-{added + n}") for n, seller in enumerate(sellers)])
@@ -405,6 +413,12 @@ def _paced(options: argparse.Namespace, sellers: list[int]) -> Iterator[int]:
         at += PACE
 
 
+def _start_of_all() -> float:
+    """Says that this process is ready; returns the time when all of them start."""
+    print(READY, end="", flush=True)
+    return float(sys.stdin.readline())
+
+
 def _quantiles(seconds: np.ndarray) -> dict[str, float]:
     """ms, and how many."""
     if not len(seconds):
@@ -431,7 +445,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--file", help="a store that is kept, and filled where it is missing")
     parser.add_argument("--json", default=str(RESULTS), help="where the results are written")
     parser.add_argument("--subject", help=argparse.SUPPRESS)
-    parser.add_argument("--start", type=float, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--budget", type=int, default=BUDGET, help=argparse.SUPPRESS)
     parser.add_argument("--method", default="votes", help=argparse.SUPPRESS)
     parser.add_argument("--traffic", default="zipf", help=argparse.SUPPRESS)

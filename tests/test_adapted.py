@@ -31,7 +31,7 @@ from models.decisions.categorizer import ACCEPTED, COLUMNS, PARENT, REVIEW, Cate
 from models.decisions.suspicion import Suspicion
 from models.decisions.thresholds import Certificate
 from models.heads.architectures import SET, Head, build_head, set_logits
-from models.sellers.interface import Choice
+from models.sellers.interface import Choice, SellerModel
 from models.sellers.paper import PaperMethod
 from models.sellers.styles import Styles
 from models.sellers.votes import Votes, VotesMethod
@@ -87,6 +87,9 @@ class Says:
     def predict(self, vector: np.ndarray, logits: np.ndarray) -> Choice:
         base = int(np.argmax(logits))
         return Choice(base if self.category is None else self.category, self.share, base, self.corrections)
+
+    def copy(self) -> SellerModel:
+        return self
 
     def learn(self, vector: np.ndarray, base: int, true: int) -> None:
         raise AssertionError("deciding never learns")

@@ -29,7 +29,12 @@ from models.corrections.database import corrections_url
 from models.corrections.histories import EACH, LEAST, Histories
 from models.corrections.store import Corrections
 from models.corrections.tables import BOTTLENECKS, SELLERS, VECTORS
-from models.decisions.adapted import Encoded, SellerState
+from models.decisions.adapted import Adapter, Encoded, SellerState
+from models.sellers.interface import Choice
+from models.sellers.paper import PaperMethod
+from models.sellers.styles import Styles
+from models.sellers.votes import Votes, VotesMethod
+from models.taxonomy import Taxonomy
 
 HEAD, OTHER_HEAD, FINGERPRINT = "a" * 64, "b" * 64, "f" * 64
 MONDAY = datetime(2026, 11, 23, 8, tzinfo=UTC)
@@ -395,11 +400,12 @@ def test_others_write_while_a_seller_is_deleted_and_lose_nothing(tmp_path: Path)
     url, acknowledged = f"sqlite:///{tmp_path}/c.sqlite", tmp_path / "acknowledged"
     acknowledged.touch()
     products = [f"p{n}" for n in range(150)]
+    # before this process opens it: after a fork, the child may wait for a lock that a thread has held here
+    writer = multiprocessing.get_context("fork").Process(
+        target=add_one_by_one, args=(url, "ann", products, acknowledged)
+    )
+    writer.start()
     with closing(Corrections.open(url)) as store:
-        writer = multiprocessing.get_context("fork").Process(
-            target=add_one_by_one, args=(url, "ann", products, acknowledged)
-        )
-        writer.start()
         deleted = 0
         while writer.exitcode is None or deleted == 0:
             store.add([row("bob", f"p{n}", encoded=seen(n), **kept(n)) for n in range(100)])
@@ -564,7 +570,7 @@ def test_after_kills_every_acknowledged_correction_is_there_once(
         process.start()
     kills = 0
     while living := [writer for writer in range(4) if running[writer].exitcode is None]:
-        time.sleep(0.03 + 0.1 * chance.random())
+        time.sleep(0.01 + 0.04 * chance.random())
         if kills < 16:
             victim = chance.choice(living)
             if running[victim].exitcode is None:
@@ -654,7 +660,8 @@ class FakeAdapter:
     )
 
     def __init__(self) -> None:
-        self.made: list[list[str]] = []
+        self.made: list[list[str]] = []  # true categories of each state that was made of all corrections
+        self.more: list[list[str]] = []  # of each that was made of the one before, the newer ones alone
         self.waits: dict[str, threading.Event] = {}
 
     def encode(self, bottlenecks: np.ndarray, bounds: np.ndarray, claimed: list[str]) -> list[Encoded]:
@@ -665,10 +672,23 @@ class FakeAdapter:
     def state(
         self, vectors: np.ndarray, base: list[str], true: list[str], corrections: int, flagged: bool
     ) -> SellerState:
-        self.made.append(true)
+        self.made.append(list(true))
         if true and true[0] in self.waits:
             self.waits[true[0]].wait(30)
         model: Any = list(zip(vectors[:, 0].tolist() if true else [], base, true, strict=True))
+        return SellerState(model, corrections, flagged)
+
+    def state_with(
+        self,
+        before: SellerState,
+        vectors: np.ndarray,
+        base: list[str],
+        true: list[str],
+        corrections: int,
+        flagged: bool,
+    ) -> SellerState:
+        self.more.append(list(true))
+        model: Any = [*before.model, *zip(vectors[:, 0].tolist() if true else [], base, true, strict=True)]  # type: ignore[misc]
         return SellerState(model, corrections, flagged)
 
 
@@ -700,6 +720,86 @@ def test_a_state_follows_every_change_also_of_others(url: str, store: Correction
         assert (back := histories.state("ann")) and back.model == [(3, "pear", "kiwi")]
         other.undo([one["id"] for one in other.export("ann")])  # type: ignore[misc]
         assert histories.state("ann") is None
+
+
+def test_after_additions_the_newer_ones_alone_are_read(
+    store: Corrections, adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "MOST", 110)
+    histories = Histories(adapter, store)
+
+    def steps() -> tuple[int, list[list[str]]]:
+        """States made of all corrections, and the newer ones of the others, since the last call."""
+        state, history = histories.state("ann"), store.history("ann", HEAD)
+        assert (state.model if state else None) == (None if history.set_aside else said(history))
+        if state:
+            assert (state.corrections, state.flagged) == (history.corrections, history.flagged is not None)
+        found = len(adapter.made), adapter.more[:]
+        adapter.made.clear()
+        adapter.more.clear()
+        return found
+
+    added = store.add([row("ann", f"p{n}", "fig", seen(n)) for n in range(50)])
+    assert steps() == (1, [])
+    store.add([row("ann", f"q{n}", f"new {n}", seen(n)) for n in range(40)])
+    assert steps() == (0, [[f"new {n}" for n in range(40)]])
+    store.add([row("bob", "p"), (Correction("ann", "bare", "fig"), None)])
+    assert steps() == (0, [[]])
+    store.flag("ann", "test")
+    assert steps() == (0, [[]])
+    store.add([row("ann", "r", "kiwi", seen(3))])
+    assert steps() == (0, [["kiwi"]])
+    store.undo([added[0].id])
+    assert steps() == (1, [])
+    store.add([row("ann", "p1", "plum", seen(4))])  # replaces
+    assert steps() == (1, [])
+    (late,) = store.add([(Correction("ann", "late", "fig"), None)])
+    store.add([row("ann", "s", "kiwi", seen(5))])
+    store.undo([added[2].id])
+    store.put_vectors([(late.id, seen(6))])  # as many as before, but not the same
+    assert steps() == (1, [])
+    store.set_aside("ann", "test")
+    assert steps() == (0, [])
+    store.restore("ann")
+    assert steps() == (1, [])
+    store.add([row("ann", f"t{n}", "kiwi", seen(n)) for n in range(19)])
+    assert steps() == (0, [["kiwi"] * 19]) and len(store.history("ann", HEAD).ids) == 110
+    store.add([row("ann", "u", "kiwi", seen(5))])
+    assert steps() == (1, [])
+    store.delete_seller("ann")
+    assert histories.state("ann") is None
+
+
+@pytest.mark.parametrize("method", ["votes", "paper"])
+def test_a_state_made_of_the_one_before_is_that_of_the_whole_history(method: str, tmp_path: Path) -> None:
+    chance = np.random.default_rng(20)
+    names = np.array([f"c{n}" for n in range(6)], dtype=object)
+    styles = Styles(chance.normal(size=(15, 24)).astype(np.float32), np.array([0, 3, 6, 9, 12, 15, 15]))
+    categorizer: Any = SimpleNamespace(
+        predictor=SimpleNamespace(model=HEAD, taxonomy=Taxonomy(names, names[:, None]))
+    )
+    rules: Any = SimpleNamespace(model=HEAD)
+    adapter = Adapter(categorizer, rules, VotesMethod(Votes()) if method == "votes" else PaperMethod(styles))
+    asked = [(chance.normal(size=24).astype(np.float32), chance.normal(size=6)) for _ in range(30)]
+
+    def choices(state: SellerState | None) -> list[Choice]:
+        return [state.model.predict(*one) for one in asked] if state else []
+
+    with closing(Corrections.open(f"sqlite:///{tmp_path}/c.sqlite")) as store:
+        histories, added, seen_before = Histories(adapter, store), 0, []
+        for count in (3, 1, 1, 40, 1, 7, 90, 1):
+            rows = []
+            for _ in range(count):
+                base, true = (str(name) for name in chance.choice([*names, "unknown"], 2))
+                encoded = Encoded(HEAD, base, chance.normal(size=24).astype(np.float16), 0.0)
+                rows.append(row("ann", f"p{added}", true, encoded))
+                added += 1
+            store.add(rows)
+            state = histories.state("ann")
+            seen_before.append((state, choices(state)))
+            assert choices(state) == choices(Histories(adapter, store).state("ann"))
+        assert all(choices(state) == before for state, before in seen_before), "an earlier state has changed"
+        assert len({tuple(before) for _, before in seen_before}) > 4
 
 
 def test_memory_is_bounded_and_the_ones_used_last_stay(tmp_path: Path, adapter: Any) -> None:

@@ -3,8 +3,9 @@
     seller ──► revision in the store ──► the same: the state in memory
                                          another:  history ──► adapter ──► state, kept in memory
 
-A state in memory is never changed: after a correction, the next use makes another one. While one thread makes
-a seller's state, others that need the same one wait for it, and nobody else does.
+A state in memory is never changed: after a correction, the next use makes another one. Where the seller has
+added corrections and changed nothing else, it is made of the state before and of these alone. While one
+thread makes a seller's state, others that need the same one wait for it, and nobody else does.
 """
 
 import threading
@@ -15,16 +16,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.corrections.correction import Added, Correction, History
+from models.corrections.correction import Added, Correction
 from models.corrections.store import Corrections
+from models.sellers.votes import room_of
 
 if TYPE_CHECKING:
     from models.decisions.adapted import Adapter, Encoded, SellerState
 
 BUDGET = 256 * 2**20  # bytes
 EACH = 1_100  # bytes of a seller beside his corrections
-# bytes of a correction, measured: "votes" keeps its vector in float32 and 4 to 8 more; "paper" 260 to 750
-NUMBER, BESIDE, LEAST = 4, 8, 750
+# bytes of a correction, measured: "votes" keeps its vector in float32 and 4 to 8 more, "paper" 260 to 750;
+# and its id
+NUMBER, BESIDE, LEAST = 4, 16, 750
 
 
 @dataclass
@@ -34,6 +37,7 @@ class _Seller:
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while the state is made
     revision: int = 0
     state: "SellerState | None" = None
+    ids: np.ndarray | None = None  # of the corrections in it
     bytes: int = 0
 
 
@@ -66,30 +70,40 @@ class Histories:
         Raises:
             ShelfmarkError: the store cannot be read.
         """
-        revision = self.corrections.revision(seller)
-        if revision == 0:
-            self._drop(seller)
-            return None
         with self._lock:
             one = self._sellers.setdefault(seller, _Seller())
             self._sellers.move_to_end(seller)
-            if one.revision == revision:
-                return one.state
-        with one.lock:
-            if one.revision < revision:  # else another thread has made it meanwhile
-                self._make(seller, one)
-            return one.state
+            revision, state = one.revision, one.state
+        if revision and revision == self.corrections.revision(seller):
+            return state
+        try:
+            with one.lock:
+                # what another thread has made meanwhile may be older than a correction that was there before
+                if not one.revision or one.revision != self.corrections.revision(seller):
+                    self._make(seller, one)
+        finally:
+            if not one.revision:  # one without corrections, or an error
+                self._drop(seller)
+        return one.state
 
     def _make(self, seller: str, one: _Seller) -> None:
-        history = self.corrections.history(seller, self.adapter.rules.model)
-        state, size = None, EACH
+        head, newer = self.adapter.rules.model, None
+        if one.state is not None and one.ids is not None:
+            newer = self.corrections.newer(seller, head, one.ids)
+        history = newer or self.corrections.history(seller, head)
+        state, ids, size = None, None, EACH
         if history.corrections and history.set_aside is None:
-            state = self.adapter.state(
-                history.vectors, history.base, history.true, history.corrections, history.flagged is not None
-            )
-            size += _bytes_of(history)
+            vectors, base, true = history.vectors, history.base, history.true
+            counts = history.corrections, history.flagged is not None
+            if newer is None or one.state is None or one.ids is None:
+                state, ids = self.adapter.state(vectors, base, true, *counts), history.ids
+                size += _bytes_of(len(ids), vectors)
+            else:
+                state = self.adapter.state_with(one.state, vectors, base, true, *counts)
+                ids = np.concatenate([one.ids, newer.ids])
+                size += max(one.bytes - EACH, _bytes_of(room_of(len(ids)), vectors))
         with self._lock:
-            one.revision, one.state = history.revision, state
+            one.revision, one.state, one.ids = history.revision, state, ids
             if self._sellers.get(seller) is not one:  # dropped meanwhile
                 return
             self._bytes += size - one.bytes
@@ -149,7 +163,7 @@ class Histories:
         return self.adapter.categorizer.predictor.head.shape.fingerprint
 
 
-def _bytes_of(history: History) -> int:
-    """Of what a method keeps of the corrections, at most."""
-    corrections, width = map(int, history.vectors.shape)
+def _bytes_of(corrections: int, vectors: np.ndarray) -> int:
+    """Of what a method keeps of so many corrections with vectors like these, at most."""
+    width = int(vectors.shape[1])
     return corrections * max(width * NUMBER + BESIDE, LEAST)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import sqlalchemy as sql
 
@@ -188,6 +189,17 @@ class Corrections:
         """Returns what a seller has in use: of those with a vector of this head, the newest MOST."""
         with self._database.reading() as connection:
             return vectors.history_of(connection, seller, head)
+
+    def newer(self, seller: str, head: str, ids: np.ndarray) -> History | None:
+        """Returns as a history what a seller has added, vectors and all; None: more than that has changed.
+
+        Args:
+            seller: one whose history was read before.
+            head: of that history.
+            ids: those of that history, int64, rising; the seller may have MOST of them, the newer ones too.
+        """
+        with self._database.reading() as connection:
+            return vectors.newer_than(connection, seller, head, ids)
 
     def export(self, seller: str | None = None) -> Iterator[dict[str, object]]:
         """Yields all corrections, ended ones too, in the order of their ids, without vectors and bottlenecks.

@@ -12,12 +12,12 @@ import numpy as np
 import sqlalchemy as sql
 
 from models.corrections.correction import History
-from models.corrections.tables import ACCOUNT, ID, NAME, VECTORS
+from models.corrections.tables import ACCOUNT, ID, NAME, SELLERS, VECTORS
+from models.sellers.votes import MOST
 
 if TYPE_CHECKING:
     from models.decisions.adapted import Encoded
 
-MOST = 4_000  # corrections of a seller that a history has, the newest ones
 PIECE = 32  # vectors in a row
 
 
@@ -40,40 +40,74 @@ class Vector(NamedTuple):
 
 def history_of(connection: sql.Connection, seller: str, head: str) -> History:
     """Returns what a seller has in use: of those with a vector of this head, the newest MOST."""
-    account = connection.execute(ACCOUNT, {"name": seller}).first()
-    if account is None:
-        return History(0, _NO_IDS, [], [], _NO_VECTORS, 0, 0, None, None)
     pieces: list[Any] = []
     last, count = 2**62, 0
     while count < MOST:
         some = connection.execute(_PIECES, {"head": head, "name": seller, "last": last}).all()
-        pieces += some
-        count += sum(piece.size for piece in some)
-        if len(some) < _MOST_PIECES:
+        if not some:
+            return History(0, _NO_IDS, [], [], _NO_VECTORS, 0, 0, None, None)
+        account = some[0]
+        there = [piece for piece in some if piece.size]
+        pieces += there
+        count += sum(piece.size for piece in there)
+        if len(there) < _MOST_PIECES:
             break
         last = some[-1].first - 1
     size = connection.execute(_SIZE, {"head": head, "name": seller}).scalar() if count >= MOST else count
     pieces.reverse()
-    ids = np.frombuffer(b"".join([piece.ids for piece in pieces]), "<i8")[-MOST:]
+    return _history(account, pieces, MOST, size or 0)
+
+
+def newer_than(connection: sql.Connection, seller: str, head: str, ids: np.ndarray) -> History | None:
+    """Returns what was added after the corrections `ids`; None: something else has changed, too.
+
+    Nothing else has where the head's vectors are still those of `ids`, and others with higher ids: an id is
+    never given twice, what it stands for never changes, and to undo a correction deletes its vector.
+    """
+    account = connection.execute(ACCOUNT, {"name": seller}).first()
+    bind = {"head": head, "name": seller}
+    found = [np.frombuffer(some, "<i8") for some in connection.execute(_IDS, bind).scalars()]
+    now = np.concatenate([_NO_IDS, *found])
+    more = len(now) - len(ids)
+    if account is None or len(now) > MOST or more < 0 or not np.array_equal(now[: len(ids)], ids):
+        return None
+    pieces: list[Any] = []
+    if more:
+        last = np.cumsum([len(some) for some in found])  # of each piece
+        first = found[int(np.searchsorted(last, len(ids), side="right"))][0]
+        pieces += connection.execute(_BETWEEN, bind | {"low": int(first), "high": int(now[-1])})
+    return _history(account, pieces, more, len(now))
+
+
+def _history(account: Any, pieces: Sequence[Any], most: int, size: int) -> History:
+    """The newest `most` vectors of pieces, and the account; `size` vectors are there in all."""
+    ids = np.frombuffer(b"".join([piece.ids for piece in pieces]), "<i8")
     numbers = np.frombuffer(b"".join([piece.numbers for piece in pieces]), "<f2")
-    vectors = numbers.reshape(count, -1)[-MOST:] if count else _NO_VECTORS
+    vectors = numbers.reshape(len(ids), -1) if pieces else _NO_VECTORS
     base: list[str] = []
     true: list[str] = []
     for piece in pieces:
         some_base, some_true = json.loads(piece.names)
         base += some_base
         true += some_true
+    start = max(len(ids) - most, 0)
     return History(
-        account.revision, ids, base[-MOST:], true[-MOST:], vectors, account.corrections,
-        account.corrections - (size or 0), account.flagged, account.set_aside,
+        account.revision, ids[start:], base[start:], true[start:], vectors[start:], account.corrections,
+        account.corrections - size, account.flagged, account.set_aside,
     )  # fmt: skip
 
 
 _OF_HEAD = (VECTORS.c.head == sql.bindparam("head", type_=sql.Text)) & (VECTORS.c.seller == NAME)
 _MOST_PIECES = MOST // PIECE + 2
+# the account beside each piece, and once where there is none: two statements would take longer
 _PIECES = (
-    sql.select(VECTORS.c.first, VECTORS.c.size, VECTORS.c.ids, VECTORS.c.names, VECTORS.c.numbers)
-    .where(_OF_HEAD, VECTORS.c.first <= sql.bindparam("last", type_=ID))
+    sql.select(
+        *(SELLERS.c[name] for name in ("revision", "corrections", "flagged", "set_aside")),
+        *(VECTORS.c[name] for name in ("first", "size", "ids", "names", "numbers")),
+    )
+    .select_from(SELLERS)
+    .outerjoin(VECTORS, _OF_HEAD & (VECTORS.c.first <= sql.bindparam("last", type_=ID)))
+    .where(SELLERS.c.seller == NAME)
     .order_by(VECTORS.c.first.desc())
     .limit(_MOST_PIECES)
 )
@@ -87,7 +121,7 @@ def ids_with_vectors(connection: sql.Connection, seller: str, head: str) -> set[
     return {number for ids in pieces for number in np.frombuffer(ids, "<i8").tolist()}
 
 
-_IDS = sql.select(VECTORS.c.ids).where(_OF_HEAD)
+_IDS = sql.select(VECTORS.c.ids).where(_OF_HEAD).order_by(VECTORS.c.first)
 
 
 def heads_of(connection: sql.Connection) -> list[str]:

@@ -164,6 +164,20 @@ class Encoded:
     evidence: float  # that it is wrong, see suspicion.py; 0 where it says nothing
 
 
+class _Index(dict[str, int]):
+    """Names → what `Taxonomy.index` says of them, which takes longer than all else for a few names."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        self._taxonomy = taxonomy
+
+    def __missing__(self, name: str) -> int:
+        index = int(self._taxonomy.index(np.array([name], dtype=object))[0])
+        if index >= 0:
+            self[name] = index
+        return index
+
+
 class Adapter:
     """Decides about products of sellers who have made corrections."""
 
@@ -175,6 +189,7 @@ class Adapter:
                 "run calibrate again"
             )
         self.categorizer, self.rules, self.method = categorizer, rules, method
+        self._index = _Index(categorizer.predictor.taxonomy)
 
     def encode(self, bottlenecks: np.ndarray, bounds: np.ndarray, claimed: Sequence[str]) -> list[Encoded]:
         """Returns corrections as this head sees them, one for each of n products.
@@ -220,12 +235,45 @@ class Adapter:
             corrections: in use, at least n.
             flagged: whether they look wrong.
         """
-        taxonomy = self.categorizer.predictor.taxonomy
-        predicted, category = (taxonomy.index(np.array(names, dtype=object)) for names in (base, true))
-        known = (predicted >= 0) & (category >= 0)
-        rows = slice(None) if known.all() else known  # a copy of 4,000 vectors takes a sixth of the time
-        model = self.method.seller(vectors[rows], predicted[rows], category[rows])
+        model = self.method.seller(*self._known(vectors, base, true))
         return SellerState(model, corrections, flagged)
+
+    def state_with(
+        self,
+        before: SellerState,
+        vectors: np.ndarray,
+        base: Sequence[str],
+        true: Sequence[str],
+        corrections: int,
+        flagged: bool,
+    ) -> SellerState:
+        """Returns the state of a seller who has made more corrections since; `before` stays as it is.
+
+        It is what `state` makes of the whole history, in a fraction of the time.
+
+        Args:
+            before: what an Adapter of the same head and rules made of the corrections before.
+            vectors: (n, v) float16, of the newer ones alone.
+            base: n categories of the base.
+            true: n categories, as the seller says.
+            corrections: in use, the earlier ones too.
+            flagged: whether they look wrong.
+        """
+        model = before.model.copy()
+        for vector, said, category in zip(*self._known(vectors, base, true), strict=True):
+            model.learn(vector, int(said), int(category))
+        return SellerState(model, corrections, flagged)
+
+    def _known(
+        self, vectors: np.ndarray, base: Sequence[str], true: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Vectors, base and true categories of the rows whose categories the head knows."""
+        predicted, category = (
+            np.fromiter(map(self._index.__getitem__, names), np.int64, len(names)) for names in (base, true)
+        )
+        known = (predicted >= 0) & (category >= 0)
+        rows = slice(None) if known.all() else known  # a copy of all vectors takes a sixth of the time
+        return vectors[rows], predicted[rows], category[rows]
 
     def decide(
         self,

@@ -50,6 +50,10 @@ class SellerModel(Protocol):
         """
         ...
 
+    def copy(self) -> "SellerModel":
+        """Returns one that has learnt the same; what it learns from now on does not change this one."""
+        ...
+
 
 class SellerMethod(Protocol):
     """A way to learn from corrections, with all that sellers share."""

@@ -73,6 +73,16 @@ class PaperSeller:
         counts[style] = counts.get(style, 0) + 1
         self._corrections += 1
 
+    def copy(self) -> "PaperSeller":
+        """Returns a copy; see SellerModel."""
+        made = PaperSeller(self.styles, self.prior)
+        made._history = {
+            base: {true: dict(counts) for true, counts in pairs.items()}
+            for base, pairs in self._history.items()
+        }
+        made._own, made._trials, made._corrections = self._own[:], dict(self._trials), self._corrections
+        return made
+
     def candidates(self, vector: np.ndarray, base: int) -> list[int]:
         """Returns the categories of base, 2NN, 4NN, …, 10NN; the base's alone without a history for it."""
         pairs = self._history.get(base)

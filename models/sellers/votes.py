@@ -15,6 +15,7 @@ logarithm of the sum, in its place, came out better. T, α, β and γ are the mo
 are kept apart for that (`fit_votes`): empirical Bayes. What else was tried: docs/experiments/sellers.md.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -24,7 +25,8 @@ from scipy.special import logsumexp
 
 from models.sellers.interface import Choice
 
-MOST = 4_000  # corrections of a seller that are kept: 8 MB of 1,024 numbers
+MOST = 2_000  # corrections of a seller that are in use, the newest ones: 8 MB of 1,024 numbers
+TOGETHER = 64  # vectors that are made ready at once, so that they stay in the cache
 EVALUATIONS = 140  # of the likelihood, at most
 LIMITS = np.log([(0.1, 10), (0.01, 10), (0.5, 400), (0.01, 1e6)]).T  # of T, α, β, γ
 WRONG = 0.1  # share of corrections that the fit takes to be wrong
@@ -54,7 +56,7 @@ class VotesSeller:
 
     def __init__(self, votes: Votes) -> None:
         self.votes = votes
-        self._keys = np.empty((0, 0), np.float32)  # rows of length one; grows by doubling
+        self._keys = np.empty((0, 0), np.float32)  # rows of length one; room_of says how many
         self._true = np.empty(0, np.int32)
         self._kept = self._count = 0
 
@@ -78,7 +80,7 @@ class VotesSeller:
 
     def learn(self, vector: np.ndarray, base: int, true: int) -> None:
         """Takes in a product; see SellerModel. The base classifier's category is not needed."""
-        key = unit(vector)
+        (key,) = unit(vector[None])
         if self._kept == len(self._true):
             self._grow(len(key))
         if self._kept == MOST:
@@ -88,12 +90,23 @@ class VotesSeller:
         self._kept += 1
         self._count += 1
 
+    def copy(self) -> "VotesSeller":
+        """Returns a copy; see SellerModel. It shares the vectors, and takes over the room behind them."""
+        made = copy.copy(self)
+        self._keys, self._true = self._keys[: self._kept], self._true[: self._kept]
+        return made
+
     def _grow(self, width: int) -> None:
-        room = min(max(2 * self._kept, 16), MOST)
+        room = min(room_of(self._kept), MOST)
         keys, true = np.empty((room, width), np.float32), np.empty(room, np.int32)
         if self._kept:
             keys[: self._kept], true[: self._kept] = self._keys[: self._kept], self._true[: self._kept]
         self._keys, self._true = keys, true
+
+
+def room_of(kept: int) -> int:
+    """Returns how many vectors there is room for, when the room for `kept` of them is full."""
+    return kept + max(kept // 4, 16)
 
 
 @dataclass(frozen=True)
@@ -116,30 +129,39 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     [0.6000000238418579, 0.800000011920929]
     """
     rows = np.asarray(vectors)
-    rows = _widened(rows) if rows.dtype == np.float16 and rows.ndim == 2 else rows.astype(np.float32)
+    if rows.dtype != np.float16 or rows.ndim != 2:
+        wide = rows.astype(np.float32)
+        _to_length_one(wide)
+        return wide
+    wide = np.empty(rows.shape, np.float32)
+    for start in range(0, len(rows), TOGETHER):
+        some = wide[start : start + TOGETHER]
+        _widen(rows[start : start + TOGETHER], some)
+        _to_length_one(some)
+    return wide
+
+
+def _to_length_one(rows: np.ndarray) -> None:
     length = np.sqrt(np.einsum("...d,...d->...", rows, rows))[..., None]
     rows /= np.where(length > 0, length, 1)
-    return rows
 
 
-def _widened(rows: np.ndarray) -> np.ndarray:
-    """(n, d) float32 of (n, d) finite float16, exactly; three times as fast as NumPy's own conversion.
+def _widen(rows: np.ndarray, wide: np.ndarray) -> None:
+    """Puts (n, d) finite float16 into float32, exactly; three times as fast as NumPy's own conversion.
 
     The 15 bits beside the sign move to where float32 has its exponent and fraction; that is the number times
-    2^-112, as the exponents of the two count from 15 and 127. A few rows at a time stay in the cache.
+    2^-112, as the exponents of the two count from 15 and 127.
 
-    >>> _widened(np.array([[1.5, -65504, 6e-8, -0.0]], np.float16)).tolist()
+    >>> wide = np.empty((1, 4), np.float32)
+    >>> _widen(np.array([[1.5, -65504, 6e-8, -0.0]], np.float16), wide)
+    >>> wide.tolist()
     [[1.5, -65504.0, 5.960464477539063e-08, -0.0]]
     """
-    wide = np.empty(rows.shape, np.float32)
-    whole = rows.view(np.int16)
-    for start in range(0, len(rows), 64):
-        bits = wide[start : start + 64].view(np.int32)
-        bits[...] = whole[start : start + 64]  # the sign fills what is before it
-        bits <<= 13
-        bits &= np.int32(-0x70000001)  # all but the three bits after the sign
-        wide[start : start + 64] *= np.float32(2.0**112)
-    return wide
+    bits = wide.view(np.int32)
+    bits[...] = rows.view(np.int16)  # the sign fills what is before it
+    bits <<= 13
+    bits &= np.int32(-0x70000001)  # all but the three bits after the sign
+    wide *= np.float32(2.0**112)
 
 
 def fit_votes(
