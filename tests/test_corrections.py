@@ -483,12 +483,43 @@ def test_a_damaged_file_is_one_line_when_its_pages_are_read(tmp_path: Path) -> N
     file.write_bytes(whole)
     with (
         pytest.raises(
-            ShelfmarkError, match="malformed; expected corrections as they were written; put a copy"
+            ShelfmarkError, match="malformed; expected corrections as they were written; stop the services"
         ),
         closing(Corrections.open(f"sqlite:///{file}")) as store,
     ):
         list(store.export())
         store.history("ann", HEAD)
+
+
+@pytest.mark.parametrize("change", ["moved", "deleted", "replaced"])
+def test_nothing_goes_into_a_file_that_is_not_there_any_more(tmp_path: Path, change: str) -> None:
+    file, backup = tmp_path / "corrections.sqlite", tmp_path / "backup.sqlite"
+    with closing(Corrections.open(f"sqlite:///{backup}")) as store:
+        store.add([row("ann", "p", "fig")])
+    with closing(Corrections.open(f"sqlite:///{file}")) as store:
+        (first,) = store.add([row("ann", "p", "apple")])
+        if change == "deleted":
+            file.unlink()
+        else:
+            file.rename(tmp_path / "away.sqlite")
+        if change == "replaced":
+            backup.rename(file)
+        before = file.read_bytes() if change == "replaced" else None
+        for use in (
+            lambda: store.add([row("ann", "q", "kiwi")]),
+            lambda: store.undo([first.id]),
+            lambda: store.delete_seller("ann"),
+            lambda: store.history("ann", HEAD),
+        ):
+            with pytest.raises(
+                ShelfmarkError,
+                match=r"corrections\.sqlite: is not the file that was opened; expected it to stay while "
+                r"services and commands run; restart the service",
+            ):
+                use()
+        assert file.exists() == (change == "replaced") and (not before or file.read_bytes() == before)
+    with closing(Corrections.open(f"sqlite:///{file}")) as store:
+        assert store.add([row("ann", "q", "kiwi")])[0].state == "new"
 
 
 @pytest.mark.parametrize(
@@ -800,6 +831,22 @@ def test_a_state_made_of_the_one_before_is_that_of_the_whole_history(method: str
             assert choices(state) == choices(Histories(adapter, store).state("ann"))
         assert all(choices(state) == before for state, before in seen_before), "an earlier state has changed"
         assert len({tuple(before) for _, before in seen_before}) > 4
+
+
+def test_a_state_follows_an_older_copy_that_is_restored_in_place(tmp_path: Path, adapter: Any) -> None:
+    file, copy = tmp_path / "corrections.sqlite", tmp_path / "copy.sqlite"
+    with closing(Corrections.open(f"sqlite:///{file}")) as store:
+        store.add([row("ann", "p", "fig", seen(1))])
+        histories = Histories(adapter, store)
+        with closing(sqlite3.connect(file)) as opened, closing(sqlite3.connect(copy)) as target:
+            opened.backup(target)
+        store.add([row("ann", "p", "kiwi", seen(2)), row("ann", "q", "apple", seen(3))])
+        newest = store.revision("ann")
+        assert (state := histories.state("ann")) and len(state.model) == 2  # type: ignore[arg-type]
+        with closing(sqlite3.connect(copy)) as source, closing(sqlite3.connect(file)) as opened:
+            source.backup(opened)
+        assert store.revision("ann") < newest
+        assert (state := histories.state("ann")) and state.model == [(1, "pear", "fig")]
 
 
 def test_memory_is_bounded_and_the_ones_used_last_stay(tmp_path: Path, adapter: Any) -> None:

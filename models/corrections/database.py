@@ -61,6 +61,7 @@ class Database:
         """Connects to nothing yet; `open` does."""
         self.shown = shown
         self._file = Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+        self._identity: tuple[int, int] | None = None  # of the file that was opened
         self._checkpoints = sqlite_file.Checkpoints(self._file) if self._file else None
         if self._file:
             self._writes, self._reads = sqlite_file.engines(url)
@@ -123,6 +124,8 @@ class Database:
                 with self._errors():
                     sqlite_file.begin_file(self._file)
             self.change(self._make_tables)
+        if self._file:
+            self._identity = sqlite_file.identity_of(self._file)
 
     def _version(self, connection: sql.Connection) -> int | None:
         """The version of the tables that are there; None: there are none."""
@@ -155,6 +158,17 @@ class Database:
                 )
         connection.execute(sql.insert(VERSIONS), {"version": VERSION})
 
+    def _require_same_file(self) -> None:
+        """Raises a ShelfmarkError where the path leads to another file, or to none.
+
+        What is open would go on in the old one, which nobody finds any more.
+        """
+        if self._file and self._identity and self._identity != sqlite_file.identity_of(self._file):
+            raise ShelfmarkError(
+                f"{self.shown}: is not the file that was opened; expected it to stay while services and "
+                "commands run; restart the service, or run the command again"
+            )
+
     # Transactions
 
     @contextmanager
@@ -164,6 +178,7 @@ class Database:
         Raises:
             ShelfmarkError: the database cannot be read.
         """
+        self._require_same_file()
         with self._errors(), self._reads.begin() as connection:
             yield connection
 
@@ -175,6 +190,7 @@ class Database:
         Raises:
             ShelfmarkError: the database cannot be written.
         """
+        self._require_same_file()
         with self._errors():
             for pause in (*PAUSES, None):
                 try:
@@ -214,6 +230,7 @@ class Database:
         Raises:
             ShelfmarkError: others read or write without a pause, so that copies are left.
         """
+        self._require_same_file()
         if self._file:
             with self._errors(), closing(sqlite3.connect(self._file, isolation_level=None)) as connection:
                 sqlite_file.erase(connection)
@@ -259,5 +276,6 @@ _ADVICE = (
     ((), ("unable to open database file",),
      "expected a file in a directory that is there; check path and permissions"),
     ((), ("not a database", "malformed", "disk image"),
-     "expected corrections as they were written; put a copy of the file back, or move it away to begin anew"),
+     "expected corrections as they were written; stop the services and commands that use it, then put a copy "
+     "of the file back, or move it away to begin anew"),
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """A SQLite file that many processes write: its locks, its WAL, and how it is moved into the file."""
 
+import os
 import sqlite3
 import threading
 import time
@@ -16,6 +17,15 @@ WAIT = 60.0  # s for a lock, at most
 TRY = 0.001  # s between attempts to get the lock
 BUSY = "others read or write all the time"
 GATHER = 0.5  # s between checkpoints of the WAL
+
+
+def identity_of(file: Path) -> tuple[int, int] | None:
+    """Returns what tells a file from another one at the same path; None where there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def begin_file(file: Path) -> None:
