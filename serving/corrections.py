@@ -31,7 +31,7 @@ from models.corrections.categories import KnownCategories
 from models.decisions.bundle import Bundle
 from serving.decider import Decider, SeenProduct
 from serving.form import MAX_PHOTOS, Fields, Form, read_form, too_long
-from serving.refusals import HEADER, set_header
+from serving.refusals import HEADER, STORE, set_header, unavailable
 from serving.schemas import (
     CorrectionMade,
     CorrectionPage,
@@ -249,6 +249,9 @@ class CorrectionService:
         self._corrections, self._workspace = corrections, workspace
         self._categories = KnownCategories.of_bundle(bundle.path)
         self._learnt = frozenset(bundle.categorizer.predictor.taxonomy.categories.tolist())
+        self._places = {corrections.shown: STORE} if corrections else {}
+        if workspace is not None:
+            self._places[str(workspace)] = "the workspace"
         self._threads = ThreadPoolExecutor(THREADS, "corrections")
 
     async def make(self, request: Request, response: Response) -> CorrectionMade:
@@ -364,7 +367,7 @@ class CorrectionService:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except ShelfmarkError as error:
-            raise HTTPException(503, str(error)) from error
+            raise unavailable(error, self._places) from error
 
 
 def add_routes(app: FastAPI, service: CorrectionService) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import pandas as pd
 import simplejpeg
-from fastapi import HTTPException
 
 from features.engines.choose import choose_engine
 from features.errors import ShelfmarkError
@@ -23,6 +22,7 @@ from features.images.refusal import LIMITS, Refused
 from models.decisions.adapted import Adapter, Encoded, unadapted
 from models.decisions.bundle import Bundle
 from models.decisions.categorizer import ReadPhotos, categorize_photos, decide_read, read_photos
+from serving.refusals import STORE, unavailable
 from serving.schemas import Decision, decision_of
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Decider:
         try:
             state = self._histories.state(seller)
         except ShelfmarkError as error:
-            raise HTTPException(503, str(error)) from error
+            raise unavailable(error, {self._histories.corrections.shown: STORE}) from error
         bounds = np.array([0, len(read.bottlenecks)])
         return adapter.decide(np.array([product_id], dtype=object), read.bottlenecks, bounds, [state])
 

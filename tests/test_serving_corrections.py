@@ -332,19 +332,37 @@ def test_without_a_store_or_an_adapter_nothing_is_made(
     assert client.get("/v1/corrections?seller=ann").json()["in_use"] == 0
 
 
-def test_a_store_that_does_not_answer_is_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> Any:
-        raise ShelfmarkError("db: is locked; expected the lock; try again")
+def test_a_store_that_does_not_answer_is_503_and_only_the_log_says_where_it_is(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(self: Corrections, *_: Any) -> Any:
+        raise ShelfmarkError(f"{self.shown}: is locked; expected the lock; try again")
 
-    for name in ("add", "undo", "page", "revision"):
+    for name in ("add", "undo", "page", "revision", "history"):
         monkeypatch.setattr(Corrections, name, fails)
     for response in (
         client.post("/v1/corrections", json=TEXTS), client.delete("/v1/corrections/1"),
         client.get("/v1/corrections?seller=ann"),
         client.post("/v1/categorize", data={"seller": "ann"}, files=images(photo(1))),
     ):  # fmt: skip
-        assert detail(response, 503) == "db: is locked; expected the lock; try again"
+        assert detail(response, 503) == "the store of corrections: is locked; expected the lock; try again"
+    assert caplog.text.count(f"{tmp_path}/W/corrections.sqlite: is locked") == 4
+
+    def no_store(*_: Any) -> Any:
+        raise ShelfmarkError(f"{tmp_path}/W/store/x: damaged; expected shards; remove it")
+
+    monkeypatch.setattr("serving.stored.stored_product", no_store)
+    response = client.post("/v1/corrections", json=TEXTS | {"product_id": "another"})
+    assert detail(response, 503) == "the workspace/store/x: damaged; expected shards; remove it"
     assert client.post("/v1/categorize", files=images(photo(1))).status_code == 200
+
+
+def test_a_file_that_was_moved_away_is_503_and_takes_nothing(client: TestClient, tmp_path: Path) -> None:
+    assert client.post("/v1/corrections", json=TEXTS).status_code == 201
+    (tmp_path / "W" / "corrections.sqlite").rename(tmp_path / "away.sqlite")
+    problem = detail(client.post("/v1/corrections", json=TEXTS | {"product_id": "b"}), 503)
+    assert problem.startswith("the store of corrections: is not the file that was opened; expected it to stay")
+    assert str(tmp_path) not in problem
 
 
 def test_decisions_do_not_wait_for_a_slow_store(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,11 @@ class Corrections:
         """
         return cls(Database.open(url))
 
+    @property
+    def shown(self) -> str:
+        """The database's URL as errors show it, without a password."""
+        return self._database.shown
+
     def close(self) -> None:
         """Ends its connections; the last one of a SQLite file leaves no WAL."""
         self._database.close()
