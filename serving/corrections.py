@@ -129,13 +129,15 @@ def open_store(workspace: AnyPath, url: str | None, has_adapter: bool) -> "Corre
     """
     if url is None and not isinstance(workspace, Path):
         return None
-    from models.corrections.database import FILE, corrections_url
+    from models.corrections.database import FILE, corrections_url, warn_of_unused_file
     from models.corrections.store import Corrections
 
     if url is None:
         file = Path(str(workspace)) / FILE
         if not file.exists() and not (has_adapter and os.access(file.parent, os.W_OK)):
             return None
+    else:
+        warn_of_unused_file(workspace, url)
     return Corrections.open(corrections_url(workspace, url or ""))
 
 

@@ -4,12 +4,14 @@ A change is durable before it returns (SQLite: WAL with synchronous=FULL; Postgr
 What would take longer is done as several transactions, with a pause between, in which others get the lock.
 """
 
+import logging
+import os
 import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +37,7 @@ REST = 0.003  # s between transactions of one change
 PAUSES = (0.05, 1.0, 3.0)  # s before a transaction is tried again that a lost connection has ended
 
 T = TypeVar("T")
+log = logging.getLogger("shelfmark")
 
 
 def corrections_url(workspace: AnyPath, database: str) -> str:
@@ -52,6 +55,26 @@ def corrections_url(workspace: AnyPath, database: str) -> str:
         )
     file = str(absolute(workspace / FILE))
     return sql.URL.create("sqlite", database=file).render_as_string(hide_password=False)
+
+
+@cache
+def warn_of_unused_file(workspace: AnyPath, url: str) -> None:
+    """Warns, once in a process, of a workspace's file of corrections that is not the database in use.
+
+    Args:
+        workspace: that the corrections are of.
+        url: of the database in use.
+    """
+    file = workspace / FILE
+    if not (isinstance(file, Path) and file.is_file()):
+        return
+    used = re.sub("^sqlite:///", "", url)
+    if used != url and os.path.realpath(used) == os.path.realpath(file):
+        return
+    log.warning(
+        "%s is not used; expected corrections in one place, and they are in %s; move the file away, or name "
+        "no database in sellers.database, SHELFMARK_CORRECTIONS or --corrections", file, hide_password(url),
+    )  # fmt: skip
 
 
 class Database:
