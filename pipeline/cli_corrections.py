@@ -346,7 +346,8 @@ def _require_seller(seller: str, known: list[str]) -> None:
     if seller not in known:
         hint = _near(seller, known) or "; `shelfmark corrections list` lists them"
         raise ShelfmarkError(
-            f"--seller {seller}: has made no corrections; expected one of {len(known):,} sellers who have{hint}"
+            f"--seller {seller}: has made no corrections; expected one of {len(known):,} sellers who "
+            f"have{hint}"
         )
 
 

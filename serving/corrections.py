@@ -14,8 +14,10 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +27,14 @@ import fastapi
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from python_multipart.multipart import parse_options_header
 
-from features.errors import ShelfmarkError
+from features.errors import ShelfmarkError, one_line
 from features.storage.paths import AnyPath
 from models.corrections.categories import KnownCategories
+from models.decisions.adapted import Encoded
 from models.decisions.bundle import Bundle
 from serving.decider import Decider, SeenProduct
 from serving.form import MAX_PHOTOS, Fields, Form, read_form, too_long
-from serving.refusals import HEADER, STORE, set_header, unavailable
+from serving.refusals import HEADER, STORE, log, set_header, unavailable
 from serving.schemas import (
     CorrectionMade,
     CorrectionPage,
@@ -41,6 +44,7 @@ from serving.schemas import (
 )
 
 if TYPE_CHECKING:
+    from models.corrections.histories import Histories
     from models.corrections.store import Corrections  # SQLAlchemy takes half a second
 
 NEEDED, OPTIONAL = ("product_id", "seller", "category"), ("who", "comment")
@@ -227,6 +231,10 @@ async def _read_json(request: Request) -> Mapping[str, object]:
 # The routes
 
 
+class _Stopped(Exception):
+    """The service ends."""
+
+
 class CorrectionService:
     """Makes, lists and undoes corrections."""
 
@@ -255,6 +263,40 @@ class CorrectionService:
         if workspace is not None:
             self._places[str(workspace)] = "the workspace"
         self._threads = ThreadPoolExecutor(THREADS, "corrections")
+
+    @contextmanager
+    def encoding_missing(self) -> Iterator[None]:
+        """Encodes, in a thread, corrections that were made while another release was in service."""
+        histories = self._decider.histories
+        if histories is None:
+            yield
+            return
+        stopped = threading.Event()
+        thread = threading.Thread(
+            target=self._encode_missing, args=(histories, stopped), name="encoding", daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _encode_missing(self, histories: "Histories", stopped: threading.Event) -> None:
+        def encode(*given: Any) -> "list[Encoded]":
+            if stopped.is_set():
+                raise _Stopped
+            return self._worker.submit(histories.adapter.encode, *given).result()
+
+        try:
+            count = histories.carry(encode=encode)
+        except _Stopped:
+            return
+        except ShelfmarkError as error:
+            log.warning("corrections without a vector stay without: %s", one_line(error))
+            return
+        if count:
+            log.info("%d corrections made under another release are encoded for this one", count)
 
     async def make(self, request: Request, response: Response) -> CorrectionMade:
         """Makes a correction."""

@@ -446,6 +446,18 @@ def test_the_next_decision_of_the_seller_changes_and_no_others(place: Workplace)
     assert decided("ann") == (base, False, 0)
 
 
+def test_corrections_that_another_release_saw_are_encoded_when_adapt_begins(place: Workplace) -> None:
+    assert place.bundle.adapter
+    place.index("week", {"a": place.stored(photo(1)), "b": place.stored(photo(2), photo(3))})
+    place([said("a"), said("b", seller="bob")])
+    head = place.bundle.adapter.rules.model
+    wanted = [place.corrections.history(name, head).vectors.tolist() for name in ("ann", "bob")]
+    place.corrections.forget_vectors([])  # as a release with another head has learnt them
+    assert [place.corrections.history(name, head).missing for name in ("ann", "bob")] == [1, 1]
+    assert counts(place([said("other")])) == (1, 0, 0, 0)
+    assert [place.corrections.history(name, head).vectors.tolist() for name in ("ann", "bob")] == wanted
+
+
 def test_another_category_replaces_and_the_account_closes(place: Workplace) -> None:
     rows = [said(str(number), NAMES[number % 3], f"seller {number % 2}") for number in range(9)]
     assert counts(place(rows)) == (9, 0, 0, 0)

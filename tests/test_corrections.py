@@ -119,6 +119,28 @@ def test_what_was_added_without_photos_takes_them_when_it_is_repeated(store: Cor
     assert store.sellers()[0].without_vector == 0
 
 
+def test_what_another_head_saw_gets_the_vector_of_the_head_that_sees_it_again(store: Corrections) -> None:
+    (first,) = store.add([row("ann", "p", "apple", seen(1, evidence=2.0), **kept(1))])
+    later = row("ann", "p", "apple", seen(2, "fig", OTHER_HEAD, 3.0), **kept(1))
+    before = store.revision("ann")
+    assert store.add([later]) == [Added(first.id, "same")]
+    assert store.revision("ann") > before
+    assert said(store.history("ann", HEAD)) == [(1, "pear", "apple")]
+    assert said(store.history("ann", OTHER_HEAD)) == [(2, "fig", "apple")]
+    (exported,) = store.export("ann")
+    assert (exported["base"], exported["evidence"], exported["fingerprint"]) == ("pear", 2.0, FINGERPRINT)
+    with store._database.reading() as connection:  # evidence counts once
+        assert connection.execute(sql.select(SELLERS.c.suspicion)).scalar() == 2.0
+    before = store.revision("ann")
+    assert store.add([later]) == [Added(first.id, "same")] and store.revision("ann") == before
+    other = {"bottlenecks": np.ones((3, 6), np.float16), "fingerprint": "e" * 64}
+    store.add([row("ann", "p", "apple", seen(4, "kiwi", "c" * 64), **other)])  # a head on another backbone
+    assert said(store.history("ann", "c" * 64)) == [(4, "kiwi", "apple")]
+    assert list(store.missing("d" * 64, FINGERPRINT)) == []
+    ((again,),) = store.missing("d" * 64, "e" * 64)
+    assert again.bottlenecks.shape == (3, 6)
+
+
 def test_undone_corrections_are_in_use_no_more(store: Corrections) -> None:
     ids = [one.id for one in store.add([row("ann", f"p{n}", "apple", seen(n)) for n in range(3)])]
     assert store.undo([ids[1], ids[1], 10**9]) == 1
@@ -902,7 +924,15 @@ def test_learning_encodes_what_the_backbone_has_seen_and_carrying_the_rest(
         Encoded(OTHER_HEAD, one.base, one.vector * 2, 5.0) for one in FakeAdapter.encode(adapter, *given)
     ]
     assert (carried := Histories(adapter, store)).carry() == 2
+    statements: list[str] = []
+
+    def count(*given: Any) -> None:
+        statements.append(given[2])
+
+    sql.event.listen(store._database._reads, "before_cursor_execute", count)
     assert carried.carry() == 0
+    assert len([one for one in statements if one.startswith("SELECT")]) <= 4
+    sql.event.remove(store._database._reads, "before_cursor_execute", count)
     assert said(store.history("ann", OTHER_HEAD)) == [(2, "base of fig", "fig"), (8, "base of kiwi", "kiwi")]
     assert store.history("ann", OTHER_HEAD).flagged is None  # evidence counts once, when it is made
     assert carried.learn([]) == []

@@ -294,8 +294,8 @@ _ADVICE = (
     ((), ("is locked",),
      f"expected the lock within {sqlite_file.WAIT:g} s; end what holds it, then try again"),
     ((), (sqlite_file.BUSY,),
-     "expected a pause, in which what was deleted is overwritten; stop what uses it, then run the same command "
-     "again"),
+     "expected a pause, in which what was deleted is overwritten; stop what uses it, then run the same "
+     "command again"),
     ((), ("unable to open database file",),
      "expected a file in a directory that is there; check path and permissions"),
     ((), ("not a database", "malformed", "disk image"),
