@@ -158,7 +158,7 @@ def test_products_of_a_corrected_seller_alone_are_adapted_and_counted(
     assert (after["corrections"] == np.where(ann & (after["status"] != "unreadable"), 5, 0)).all()
     assert after.loc["7", list(ADAPTED_COLUMNS)].fillna("").tolist() == [False, "", 0], "unreadable"
     assert f"adapted {after['adapted'].sum()}\n" in caplog.text and after["adapted"].sum() > 0
-    assert "sellers: 5 corrections of 1 sellers count" in caplog.text
+    assert "sellers: 5 corrections of 1 sellers are in use" in caplog.text
     assert sum(shop.counts.values()) == 24
 
 

@@ -68,7 +68,7 @@ def keep_sellers(
                 if history.corrections and history.set_aside is None:  # it may have changed a moment ago
                     writer.write_batch(pa.RecordBatch.from_pylist([_row(name, history)], KEPT))
                     kept, missing = kept + history.corrections, missing + history.missing
-        log.info("sellers: %s corrections of %s sellers count", f"{kept:,}", f"{len(names):,}")
+        log.info("sellers: %s corrections of %s sellers are in use", f"{kept:,}", f"{len(names):,}")
         if missing:
             log.warning(
                 "sellers: %s of %s corrections have no vector of this release; expected one of each; those "
