@@ -250,7 +250,11 @@ def _crowd(options: argparse.Namespace, kinds: list[str]) -> dict[str, Any]:
     for process in running:  # all have done their imports and first look-ups
         assert process.stdout and process.stdout.readline() == READY
     start = f"{time.time() + 0.5}\n"
-    found = [json.loads(process.communicate(start)[0].splitlines()[-1]) for process in running]
+    for process in running:
+        assert process.stdin
+        process.stdin.write(start)
+        process.stdin.flush()
+    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
     gathered: dict[str, list[float]] = {"reads": [], "writes": [], "waits": []}
     for kind, one in zip(kinds, found, strict=True):
         gathered["reads" if kind == "reader" else "writes"] += one.get("times", [])
