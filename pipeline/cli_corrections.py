@@ -248,20 +248,28 @@ def undo(ids: tuple[int, ...], workspace: AnyPath, file: Path | None, sets: tupl
 def delete(workspace: AnyPath, file: Path | None, sets: tuple[str, ...], seller: str, yes: bool) -> None:
     """Deletes everything that a seller has corrected, with vectors and bottlenecks.
 
-    Records of earlier runs keep the labels that they were made from, until `clean` removes the runs.
+    Records of earlier runs keep the labels that they were made from, until `clean` removes the runs. Where
+    the command could not overwrite what it had deleted, because others used the database without a pause, the
+    same command again does so.
 
     \b
     Example:
       shelfmark corrections delete --workspace shop --seller 4711 --yes
     """
-    with _opened(workspace, file, sets, seller, is_needed=True) as store:
+    with _opened(workspace, file, sets, is_needed=True) as store:
         assert store is not None
+        known = [one.seller for one in store.sellers()]
         if not yes:
+            _require_seller(seller, known)
             raise ShelfmarkError(
                 f"--seller {seller}: nothing is deleted; expected --yes, because nothing brings corrections "
                 "back; `shelfmark corrections set-aside` takes them out of use instead"
             )
-        print(f"{escaped(seller)}: {store.delete_seller(seller):,} corrections deleted")
+        if deleted := store.delete_seller(seller):
+            print(f"{escaped(seller)}: {deleted:,} corrections deleted")
+        else:
+            name = escaped(seller)
+            print(f"{name}: had no corrections, and nothing is left of {name}{_near(seller, known)}")
 
 
 @corrections.command("set-aside")
@@ -355,12 +363,17 @@ def _account(store: "Corrections", seller: str) -> "SellerAccount":
 
 
 def _require_seller(seller: str, known: list[str]) -> None:
+    if seller not in known:
+        hint = _near(seller, known) or "; `shelfmark corrections list` lists them"
+        raise ShelfmarkError(
+            f"--seller {seller}: has made no corrections; expected one of {len(known):,} sellers who "
+            f"have{hint}"
+        )
+
+
+def _near(seller: str, known: list[str]) -> str:
+    """The seller who may be meant, as the end of a sentence; "" for none."""
     import difflib
 
-    if seller not in known:
-        near = difflib.get_close_matches(seller, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`shelfmark corrections list` lists them"
-        raise ShelfmarkError(
-            f"--seller {seller}: has made no corrections; expected one of {len(known):,} sellers who have; "
-            f"{hint}"
-        )
+    near = difflib.get_close_matches(seller, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

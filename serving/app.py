@@ -10,7 +10,9 @@ in service until the process ends; corrections count from the next decision on.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +85,13 @@ def create_app(
     """
     decider, health = Decider(bundle, corrections), _health(bundle)
     worker = ThreadPoolExecutor(1, "categorize")
-    app = FastAPI(title="shelfmark", version="1")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with service.encoding_missing():
+            yield
+
+    app = FastAPI(title="shelfmark", version="1", lifespan=lifespan)
     app.add_middleware(_BodyLimit)
     app.add_exception_handler(RequestValidationError, _refuse_parameters)
 
@@ -102,7 +110,8 @@ def create_app(
         set_header(response, product_id, refusals)
         return decision
 
-    add_routes(app, CorrectionService(bundle, decider, worker, corrections, workspace))
+    service = CorrectionService(bundle, decider, worker, corrections, workspace)
+    add_routes(app, service)
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")

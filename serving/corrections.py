@@ -14,8 +14,10 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,14 +27,15 @@ import fastapi
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from python_multipart.multipart import parse_options_header
 
-from features.errors import ShelfmarkError
+from features.errors import ShelfmarkError, one_line
 from features.printable import CONTROL
 from features.storage.paths import AnyPath
 from models.corrections.categories import KnownCategories
+from models.decisions.adapted import Encoded
 from models.decisions.bundle import Bundle
 from serving.decider import Decider, SeenProduct
 from serving.form import MAX_PHOTOS, Fields, Form, read_form, too_long
-from serving.refusals import HEADER, set_header
+from serving.refusals import HEADER, STORE, log, set_header, unavailable
 from serving.schemas import (
     CorrectionMade,
     CorrectionPage,
@@ -42,6 +45,7 @@ from serving.schemas import (
 )
 
 if TYPE_CHECKING:
+    from models.corrections.histories import Histories
     from models.corrections.store import Corrections  # SQLAlchemy takes half a second
 
 NEEDED, OPTIONAL = ("product_id", "seller", "category"), ("who", "comment")
@@ -130,13 +134,15 @@ def open_store(workspace: AnyPath, url: str | None, has_adapter: bool) -> "Corre
     """
     if url is None and not isinstance(workspace, Path):
         return None
-    from models.corrections.database import FILE, corrections_url
+    from models.corrections.database import FILE, corrections_url, warn_of_unused_file
     from models.corrections.store import Corrections
 
     if url is None:
         file = Path(str(workspace)) / FILE
         if not file.exists() and not (has_adapter and os.access(file.parent, os.W_OK)):
             return None
+    else:
+        warn_of_unused_file(workspace, url)
     return Corrections.open(corrections_url(workspace, url or ""))
 
 
@@ -228,6 +234,10 @@ async def _read_json(request: Request) -> Mapping[str, object]:
 # The routes
 
 
+class _Stopped(Exception):
+    """The service ends."""
+
+
 class CorrectionService:
     """Makes, lists and undoes corrections."""
 
@@ -252,7 +262,44 @@ class CorrectionService:
         self._corrections, self._workspace = corrections, workspace
         self._categories = KnownCategories.of_bundle(bundle.path)
         self._learnt = frozenset(bundle.categorizer.predictor.taxonomy.categories.tolist())
+        self._places = {corrections.shown: STORE} if corrections else {}
+        if workspace is not None:
+            self._places[str(workspace)] = "the workspace"
         self._threads = ThreadPoolExecutor(THREADS, "corrections")
+
+    @contextmanager
+    def encoding_missing(self) -> Iterator[None]:
+        """Encodes, in a thread, corrections that were made while another release was in service."""
+        histories = self._decider.histories
+        if histories is None:
+            yield
+            return
+        stopped = threading.Event()
+        thread = threading.Thread(
+            target=self._encode_missing, args=(histories, stopped), name="encoding", daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _encode_missing(self, histories: "Histories", stopped: threading.Event) -> None:
+        def encode(*given: Any) -> "list[Encoded]":
+            if stopped.is_set():
+                raise _Stopped
+            return self._worker.submit(histories.adapter.encode, *given).result()
+
+        try:
+            count = histories.carry(encode=encode)
+        except _Stopped:
+            return
+        except ShelfmarkError as error:
+            log.warning("corrections without a vector stay without: %s", one_line(error))
+            return
+        if count:
+            log.info("%d corrections made under another release are encoded for this one", count)
 
     async def make(self, request: Request, response: Response) -> CorrectionMade:
         """Makes a correction."""
@@ -367,7 +414,7 @@ class CorrectionService:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except ShelfmarkError as error:
-            raise HTTPException(503, str(error)) from error
+            raise unavailable(error, self._places) from error
 
 
 def add_routes(app: FastAPI, service: CorrectionService) -> None:

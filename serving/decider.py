@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import pandas as pd
 import simplejpeg
-from fastapi import HTTPException
 
 from features.engines.choose import choose_engine
 from features.errors import ShelfmarkError
@@ -23,9 +22,11 @@ from features.images.refusal import LIMITS, Refused
 from models.decisions.adapted import Adapter, Encoded, unadapted
 from models.decisions.bundle import Bundle
 from models.decisions.categorizer import ReadPhotos, categorize_photos, decide_read, read_photos
+from serving.refusals import STORE, unavailable
 from serving.schemas import Decision, decision_of
 
 if TYPE_CHECKING:
+    from models.corrections.histories import Histories
     from models.corrections.store import Corrections  # SQLAlchemy takes half a second
 
 BATCH = 4  # photos a step of the backbone: products have one to four, so most cost one step
@@ -68,7 +69,7 @@ class RecentProducts:
 
 
 class Decider:
-    """One bundle with its backbone loaded and warm; all but `recent` is for one thread."""
+    """One bundle with its backbone loaded and warm; all but `recent` and `histories` is for one thread."""
 
     def __init__(self, bundle: Bundle, corrections: "Corrections | None") -> None:
         """Loads the backbone, and decides about a black photo as a try.
@@ -120,7 +121,7 @@ class Decider:
         try:
             state = self._histories.state(seller)
         except ShelfmarkError as error:
-            raise HTTPException(503, str(error)) from error
+            raise unavailable(error, {self._histories.corrections.shown: STORE}) from error
         bounds = np.array([0, len(read.bottlenecks)])
         return adapter.decide(np.array([product_id], dtype=object), read.bottlenecks, bounds, [state])
 
@@ -131,6 +132,11 @@ class Decider:
         photos = [file.read() for file in files]
         read = read_photos(self._categorizer, self._engine, product_id, photos, LIMITS)
         return (SeenProduct(read.digests, read.bottlenecks) if read.digests else None), read.refusals
+
+    @property
+    def histories(self) -> "Histories | None":
+        """Of the sellers; None where no corrections count."""
+        return self._histories
 
     def encode(self, seen: SeenProduct, category: str) -> Encoded:
         """Returns a correction as the adapter's head sees it."""

@@ -484,6 +484,18 @@ def test_the_next_decision_of_the_seller_changes_and_no_others(place: Workplace)
     assert decided("ann") == (base, False, 0)
 
 
+def test_corrections_that_another_release_saw_are_encoded_when_adapt_begins(place: Workplace) -> None:
+    assert place.bundle.adapter
+    place.index("week", {"a": place.stored(photo(1)), "b": place.stored(photo(2), photo(3))})
+    place([said("a"), said("b", seller="bob")])
+    head = place.bundle.adapter.rules.model
+    wanted = [place.corrections.history(name, head).vectors.tolist() for name in ("ann", "bob")]
+    place.corrections.forget_vectors([])  # as a release with another head has learnt them
+    assert [place.corrections.history(name, head).missing for name in ("ann", "bob")] == [1, 1]
+    assert counts(place([said("other")])) == (1, 0, 0, 0)
+    assert [place.corrections.history(name, head).vectors.tolist() for name in ("ann", "bob")] == wanted
+
+
 def test_another_category_replaces_and_the_account_closes(place: Workplace) -> None:
     rows = [said(str(number), NAMES[number % 3], f"seller {number % 2}") for number in range(9)]
     assert counts(place(rows)) == (9, 0, 0, 0)
@@ -509,6 +521,22 @@ def test_a_file_that_is_given_again_takes_nothing_back_that_was_said_since(place
         "a": NAMES[3], "b": NAMES[1], "c": NAMES[1],
     }  # fmt: skip
     assert counts(place([said("a", when="2026-11-25")])) == (0, 0, 1, 0)
+
+
+def test_a_file_that_is_given_again_takes_nothing_back_that_was_undone_since(place: Workplace) -> None:
+    monday = [said("a", when="2026-11-23"), said("b", when="2026-11-23"), said("c", when="")]
+    place([said("a", NAMES[3], when="2026-11-20")])  # the seller changed his mind on Monday
+    assert counts(place(monday)) == (2, 0, 1, 0)
+    place.corrections.undo([row["id"] for row in place.in_use()])
+    found = place(monday)
+    assert counts(found) == (1, 0, 0, 2) and found.reasons == {"older": 2}
+    rejects = pd.read_csv(place.folder / "said.rejects.csv", dtype=str)
+    assert all("this was undone on " in detail for detail in rejects["detail"])
+    assert [row["product_id"] for row in place.in_use()] == ["c"]  # without a time it is said now
+    with pytest.raises(ShelfmarkError, match="none of 1 rows can be used \\(older 1\\)"):
+        place([said("a", NAMES[3], when="2026-11-20")])  # Monday's replaced it
+    tomorrow = f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%dT%H:%M}"
+    assert counts(place([said("a", when=tomorrow), said("b", NAMES[3], when="2026-11-24")])) == (2, 0, 0, 0)
 
 
 def test_a_text_that_no_database_takes_is_a_reject(place: Workplace) -> None:
@@ -889,6 +917,36 @@ def test_the_commands_about_sellers(
     assert corrections("list")[1].count("\n") == 2
     status, printed = corrections("export", str(tmp_path / "all.xlsx"))
     assert status == 1 and "expected .csv, .jsonl, .parquet" in printed
+
+
+def test_a_seller_whose_deletion_could_not_overwrite_is_erased_by_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "corrections.sqlite"
+    with contextlib.closing(Corrections.open(f"sqlite:///{file}")) as store:
+        store.add([(Correction("4711", f"secret-{n}", "mug"), None) for n in range(50)])
+        store.add([(Correction("4712", "other", "mug"), None)])
+    arguments = ("corrections", "delete", "--workspace", tmp_path, "--seller", "4711")
+    files = [file, tmp_path / "corrections.sqlite-wal"]
+
+    def left() -> bool:
+        return any(b"secret" in one.read_bytes() for one in files if one.exists())
+
+    with contextlib.closing(sqlite3.connect(file)) as reader, monkeypatch.context() as patch:
+        patch.setattr("models.corrections.sqlite_file.WAIT", 0.05)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM corrections").fetchone()
+        status, printed = run_here(capsys, *arguments, "--yes")
+        assert status == 1 and "others read or write all the time; expected a pause, in which" in printed
+        assert left()
+        status, printed = run_here(capsys, *arguments, "--yes")
+        assert status == 1 and left()
+    status, printed = run_here(capsys, *arguments)
+    assert status == 1 and "--seller 4711: has made no corrections; expected one of 1 sellers" in printed
+    assert run_here(capsys, *arguments, "--yes") == (
+        0, "4711: had no corrections, and nothing is left of 4711; did you mean '4712'?\n",
+    )  # fmt: skip
+    assert not left()
 
 
 def test_what_is_wrong_is_said_before_tensorflow_starts(

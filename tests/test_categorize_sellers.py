@@ -158,7 +158,7 @@ def test_products_of_a_corrected_seller_alone_are_adapted_and_counted(
     assert (after["corrections"] == np.where(ann & (after["status"] != "unreadable"), 5, 0)).all()
     assert after.loc["7", list(ADAPTED_COLUMNS)].fillna("").tolist() == [False, "", 0], "unreadable"
     assert f"adapted {after['adapted'].sum()}\n" in caplog.text and after["adapted"].sum() > 0
-    assert "sellers: 5 corrections of 1 sellers count" in caplog.text
+    assert "sellers: 5 corrections of 1 sellers are in use" in caplog.text
     assert sum(shop.counts.values()) == 24
 
 
@@ -243,6 +243,36 @@ def test_corrections_without_a_vector_of_the_head_are_named(
     found = shop.batch("e.parquet")
     assert "sellers: 1 of 6 corrections have no vector of this release; expected one of each" in caplog.text
     assert list(found.loc["1", list(ADAPTED_COLUMNS)]) == [False, found.loc["1", "category"], 1]
+
+
+def test_corrections_that_another_release_saw_are_encoded_before_deciding(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.correct_ann(shop.batch())
+    wanted = shop.batch("wanted.parquet")
+    assert wanted["adapted"].any()
+    assert shop.bundle.adapter
+    shop.corrections.forget_vectors([])  # as a release with another head has learnt them
+    caplog.set_level("INFO", "shelfmark")
+    assert shop.batch("e.parquet").equals(wanted)
+    assert "sellers: 5 corrections encoded that had no vector of this release" in caplog.text
+    caplog.clear()
+    assert shop.batch("f.parquet").equals(wanted) and "encoded that had no vector" not in caplog.text
+
+
+def test_a_store_that_cannot_be_written_leaves_corrections_without_a_vector(
+    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.correct_ann(shop.batch())
+    shop.corrections.forget_vectors([])
+
+    def refuses(*_: object) -> None:
+        raise ShelfmarkError("db: permission denied; expected the rights; grant them")
+
+    monkeypatch.setattr(Corrections, "put_vectors", refuses)
+    found = shop.batch("e.parquet")
+    assert "corrections without a vector stay without: db: permission denied" in caplog.text
+    assert not found["adapted"].any() and found["corrections"].max() == 5
 
 
 # Formats

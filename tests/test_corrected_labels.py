@@ -16,6 +16,7 @@ from tf_records import dataset
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, begin, partial_of
 from models.corrections.correction import Correction
+from models.corrections.database import warn_of_unused_file
 from models.corrections.store import Corrections
 from pipeline.adapt.flags import contradicted_sellers, flag_sellers
 from pipeline.ingest import check_images as check_module
@@ -29,6 +30,7 @@ from pipeline.job.corrected import database_of, has_corrections, open_correction
 from pipeline.job.load_config import load_config
 from pipeline.job.run import Run
 from pipeline.job.summaries import RecordsSummary
+from serving.corrections import open_store
 
 SETTINGS = IngestSettings(min_products=5, least_test=2)
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -363,6 +365,27 @@ def test_the_environment_comes_before_the_settings_and_may_hold_a_password(
     assert pq.read_table(labels_of_run(run))["product_id"].to_pylist() == ["7"]
     monkeypatch.setenv("SHELFMARK_CORRECTIONS", "postgresql://ann:secret@db/shop")
     assert database_of(named) == "postgresql://ann:secret@db/shop"
+
+
+def test_a_file_of_corrections_beside_a_database_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def opened(url: str) -> str:
+        caplog.clear()
+        for _ in range(2):
+            monkeypatch.setenv("SHELFMARK_CORRECTIONS", url)
+            open_corrections(tmp_path, SellersSettings()).close()
+            open_store(tmp_path, url or None, has_adapter=True).close()  # type: ignore[union-attr]
+        return caplog.text
+
+    other = f"sqlite:///{tmp_path}/other.sqlite"
+    assert opened(other) == ""
+    assert opened("") == opened(f"sqlite:///{tmp_path}/corrections.sqlite") == ""
+    warn_of_unused_file.cache_clear()  # as in another process
+    said = opened(other)
+    file = tmp_path / "corrections.sqlite"
+    assert said.count("is not used") == 1 and f"{file} is not used; expected corrections in one place" in said
+    assert f"they are in {other}; move the file away" in said
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,28 @@ def test_what_was_added_without_photos_takes_them_when_it_is_repeated(store: Cor
     assert store.sellers()[0].without_vector == 0
 
 
+def test_what_another_head_saw_gets_the_vector_of_the_head_that_sees_it_again(store: Corrections) -> None:
+    (first,) = store.add([row("ann", "p", "apple", seen(1, evidence=2.0), **kept(1))])
+    later = row("ann", "p", "apple", seen(2, "fig", OTHER_HEAD, 3.0), **kept(1))
+    before = store.revision("ann")
+    assert store.add([later]) == [Added(first.id, "same")]
+    assert store.revision("ann") > before
+    assert said(store.history("ann", HEAD)) == [(1, "pear", "apple")]
+    assert said(store.history("ann", OTHER_HEAD)) == [(2, "fig", "apple")]
+    (exported,) = store.export("ann")
+    assert (exported["base"], exported["evidence"], exported["fingerprint"]) == ("pear", 2.0, FINGERPRINT)
+    with store._database.reading() as connection:  # evidence counts once
+        assert connection.execute(sql.select(SELLERS.c.suspicion)).scalar() == 2.0
+    before = store.revision("ann")
+    assert store.add([later]) == [Added(first.id, "same")] and store.revision("ann") == before
+    other = {"bottlenecks": np.ones((3, 6), np.float16), "fingerprint": "e" * 64}
+    store.add([row("ann", "p", "apple", seen(4, "kiwi", "c" * 64), **other)])  # a head on another backbone
+    assert said(store.history("ann", "c" * 64)) == [(4, "kiwi", "apple")]
+    assert list(store.missing("d" * 64, FINGERPRINT)) == []
+    ((again,),) = store.missing("d" * 64, "e" * 64)
+    assert again.bottlenecks.shape == (3, 6)
+
+
 def test_undone_corrections_are_in_use_no_more(store: Corrections) -> None:
     ids = [one.id for one in store.add([row("ann", f"p{n}", "apple", seen(n)) for n in range(3)])]
     assert store.undo([ids[1], ids[1], 10**9]) == 1
@@ -484,12 +506,43 @@ def test_a_damaged_file_is_one_line_when_its_pages_are_read(tmp_path: Path) -> N
     file.write_bytes(whole)
     with (
         pytest.raises(
-            ShelfmarkError, match="malformed; expected corrections as they were written; put a copy"
+            ShelfmarkError, match="malformed; expected corrections as they were written; stop the services"
         ),
         closing(Corrections.open(f"sqlite:///{file}")) as store,
     ):
         list(store.export())
         store.history("ann", HEAD)
+
+
+@pytest.mark.parametrize("change", ["moved", "deleted", "replaced"])
+def test_nothing_goes_into_a_file_that_is_not_there_any_more(tmp_path: Path, change: str) -> None:
+    file, backup = tmp_path / "corrections.sqlite", tmp_path / "backup.sqlite"
+    with closing(Corrections.open(f"sqlite:///{backup}")) as store:
+        store.add([row("ann", "p", "fig")])
+    with closing(Corrections.open(f"sqlite:///{file}")) as store:
+        (first,) = store.add([row("ann", "p", "apple")])
+        if change == "deleted":
+            file.unlink()
+        else:
+            file.rename(tmp_path / "away.sqlite")
+        if change == "replaced":
+            backup.rename(file)
+        before = file.read_bytes() if change == "replaced" else None
+        for use in (
+            lambda: store.add([row("ann", "q", "kiwi")]),
+            lambda: store.undo([first.id]),
+            lambda: store.delete_seller("ann"),
+            lambda: store.history("ann", HEAD),
+        ):
+            with pytest.raises(
+                ShelfmarkError,
+                match=r"corrections\.sqlite: is not the file that was opened; expected it to stay while "
+                r"services and commands run; restart the service",
+            ):
+                use()
+        assert file.exists() == (change == "replaced") and (not before or file.read_bytes() == before)
+    with closing(Corrections.open(f"sqlite:///{file}")) as store:
+        assert store.add([row("ann", "q", "kiwi")])[0].state == "new"
 
 
 @pytest.mark.parametrize(
@@ -804,6 +857,22 @@ def test_a_state_made_of_the_one_before_is_that_of_the_whole_history(method: str
         assert len({tuple(before) for _, before in seen_before}) > 4
 
 
+def test_a_state_follows_an_older_copy_that_is_restored_in_place(tmp_path: Path, adapter: Any) -> None:
+    file, copy = tmp_path / "corrections.sqlite", tmp_path / "copy.sqlite"
+    with closing(Corrections.open(f"sqlite:///{file}")) as store:
+        store.add([row("ann", "p", "fig", seen(1))])
+        histories = Histories(adapter, store)
+        with closing(sqlite3.connect(file)) as opened, closing(sqlite3.connect(copy)) as target:
+            opened.backup(target)
+        store.add([row("ann", "p", "kiwi", seen(2)), row("ann", "q", "apple", seen(3))])
+        newest = store.revision("ann")
+        assert (state := histories.state("ann")) and len(state.model) == 2  # type: ignore[arg-type]
+        with closing(sqlite3.connect(copy)) as source, closing(sqlite3.connect(file)) as opened:
+            source.backup(opened)
+        assert store.revision("ann") < newest
+        assert (state := histories.state("ann")) and state.model == [(1, "pear", "fig")]
+
+
 def test_memory_is_bounded_and_the_ones_used_last_stay(tmp_path: Path, adapter: Any) -> None:
     with closing(Corrections.open(f"sqlite:///{tmp_path}/c.sqlite")) as store:
         store.add([row(f"s{seller}", f"p{n}", f"s{seller}") for seller in range(6) for n in range(10)])
@@ -857,7 +926,15 @@ def test_learning_encodes_what_the_backbone_has_seen_and_carrying_the_rest(
         Encoded(OTHER_HEAD, one.base, one.vector * 2, 5.0) for one in FakeAdapter.encode(adapter, *given)
     ]
     assert (carried := Histories(adapter, store)).carry() == 2
+    statements: list[str] = []
+
+    def count(*given: Any) -> None:
+        statements.append(given[2])
+
+    sql.event.listen(store._database._reads, "before_cursor_execute", count)
     assert carried.carry() == 0
+    assert len([one for one in statements if one.startswith("SELECT")]) <= 4
+    sql.event.remove(store._database._reads, "before_cursor_execute", count)
     assert said(store.history("ann", OTHER_HEAD)) == [(2, "base of fig", "fig"), (8, "base of kiwi", "kiwi")]
     assert store.history("ann", OTHER_HEAD).flagged is None  # evidence counts once, when it is made
     assert carried.learn([]) == []

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -224,6 +225,41 @@ def test_a_correction_by_another_process_counts_at_once(
 # The decision
 
 
+def test_corrections_that_another_release_saw_are_encoded_after_the_start(
+    bundle: Bundle, corrections: Corrections, tmp_path: Path, light: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, head = create_app(bundle, corrections, tmp_path / "W"), bundle.categorizer.predictor.model
+    with TestClient(app) as client:
+        for number in range(3):
+            sent = TEXTS | {"product_id": f"p{number}"}
+            assert client.post("/v1/corrections", data=sent, files=images(photo(number))).status_code == 201
+    wanted = corrections.history("ann", head).vectors.tolist()
+    assert len(wanted) == 3
+    corrections.forget_vectors([])  # as a release with another head has learnt them
+    assert corrections.history("ann", head).missing == 3
+    goes_on, real, threads = threading.Event(), Corrections.put_vectors, list[str]()
+
+    def slow(self: Corrections, rows: Any) -> None:
+        threads.append(threading.current_thread().name)
+        goes_on.wait(30)
+        real(self, rows)
+
+    monkeypatch.setattr(Corrections, "put_vectors", slow)
+    with TestClient(app) as client:  # it has begun, and waits for nothing
+        form = {"seller": "ann"}
+        found = client.post("/v1/categorize", data=form, files=images(photo(0))).json()
+        assert (found["adapted"], found["corrections"]) == (False, 3)
+        goes_on.set()
+        until = time.monotonic() + 30
+        while corrections.history("ann", head).missing and time.monotonic() < until:
+            time.sleep(0.01)
+        assert corrections.history("ann", head).vectors.tolist() == wanted
+        found = client.post("/v1/categorize", data=form, files=images(photo(0))).json()
+        assert (found["category"], found["adapted"]) == ("milk", True)
+    assert threads == ["encoding"]
+    assert not [one for one in threading.enumerate() if one.name == "encoding"]
+
+
 def test_only_a_request_with_a_seller_gets_the_three_fields(client: TestClient, bundle: Bundle) -> None:
     plain = TestClient(create_app(replace(bundle, adapter=None)))
     requests: list[dict[str, str]] = [{}, {"product_id": "x"}, {"seller": ""}, {"seller": "  "}]
@@ -334,19 +370,39 @@ def test_without_a_store_or_an_adapter_nothing_is_made(
     assert client.get("/v1/corrections?seller=ann").json()["in_use"] == 0
 
 
-def test_a_store_that_does_not_answer_is_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> Any:
-        raise ShelfmarkError("db: is locked; expected the lock; try again")
+def test_a_store_that_does_not_answer_is_503_and_only_the_log_says_where_it_is(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(self: Corrections, *_: Any) -> Any:
+        raise ShelfmarkError(f"{self.shown}: is locked; expected the lock; try again")
 
-    for name in ("add", "undo", "page", "revision"):
+    for name in ("add", "undo", "page", "revision", "history"):
         monkeypatch.setattr(Corrections, name, fails)
     for response in (
         client.post("/v1/corrections", json=TEXTS), client.delete("/v1/corrections/1"),
         client.get("/v1/corrections?seller=ann"),
         client.post("/v1/categorize", data={"seller": "ann"}, files=images(photo(1))),
     ):  # fmt: skip
-        assert detail(response, 503) == "db: is locked; expected the lock; try again"
+        assert detail(response, 503) == "the store of corrections: is locked; expected the lock; try again"
+    assert caplog.text.count(f"{tmp_path}/W/corrections.sqlite: is locked") == 4
+
+    def no_store(*_: Any) -> Any:
+        raise ShelfmarkError(f"{tmp_path}/W/store/x: damaged; expected shards; remove it")
+
+    monkeypatch.setattr("serving.stored.stored_product", no_store)
+    response = client.post("/v1/corrections", json=TEXTS | {"product_id": "another"})
+    assert detail(response, 503) == "the workspace/store/x: damaged; expected shards; remove it"
     assert client.post("/v1/categorize", files=images(photo(1))).status_code == 200
+
+
+def test_a_file_that_was_moved_away_is_503_and_takes_nothing(client: TestClient, tmp_path: Path) -> None:
+    assert client.post("/v1/corrections", json=TEXTS).status_code == 201
+    (tmp_path / "W" / "corrections.sqlite").rename(tmp_path / "away.sqlite")
+    problem = detail(client.post("/v1/corrections", json=TEXTS | {"product_id": "b"}), 503)
+    assert problem.startswith(
+        "the store of corrections: is not the file that was opened; expected it to stay"
+    )
+    assert str(tmp_path) not in problem
 
 
 def test_decisions_do_not_wait_for_a_slow_store(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

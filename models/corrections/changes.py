@@ -51,36 +51,73 @@ def add(rows: "Sequence[tuple[Correction, Encoded | None]]", connection: sql.Con
         table = [_columns_of(*rows[at]) for at in fresh]
         for at, (number,) in zip(fresh, connection.execute(_INSERT, table).all(), strict=True):
             ids[at] = number
-    bare = [at for at, old in enumerate(known) if old and not old.bottleneck_rows and at not in fresh]
-    filled = [at for at in bare if rows[at][0].bottlenecks is not None]
-    for at in filled:
-        kept = _columns_of(*rows[at])
-        names = ("images", "fingerprint", "bottleneck_rows", "base", "evidence")
-        connection.execute(
-            sql.update(ROWS).where(ROWS.c.id == ids[at]).values({name: kept[name] for name in names})
-        )
-    changed = [(ids[at], *rows[at]) for at in sorted([*fresh, *filled])]
-    _put_bottlenecks(connection, [(number, one.bottlenecks) for number, one, _ in changed])
+    same = [at for at in range(len(rows)) if at not in fresh]
+    unseen = _without_vector(connection, rows, ids, same)
+    bare = [at for at in same if _lacks_bottlenecks(known[at], rows[at][0], at in unseen)]
+    for at in bare:
+        connection.execute(sql.delete(BOTTLENECKS).where(BOTTLENECKS.c.id == ids[at]))
+        _set(connection, ids[at], rows[at], ("images", "fingerprint", "bottleneck_rows"))
+    unjudged = [at for at in unseen if (old := known[at]) and old.base is None]
+    for at in unjudged:
+        _set(connection, ids[at], rows[at], ("base", "evidence"))
+    _put_bottlenecks(connection, [(ids[at], rows[at][0].bottlenecks) for at in sorted([*fresh, *bare])])
     vectors.put(
         connection,
-        [(number, one.seller, one.category, encoded) for number, one, encoded in changed if encoded],
+        [
+            (ids[at], one.seller, one.category, encoded)
+            for at in sorted([*fresh, *unseen])
+            for one, encoded in [rows[at]]
+            if encoded
+        ],
     )
     for at in fresh:
         correction, encoded = rows[at]
         accounts[correction.seller].take(encoded, replaces=known[at] is not None)
-    for at in filled:
+    for at in unjudged:  # evidence counts once, whichever heads see the correction later
         accounts[rows[at][0].seller].take_evidence(rows[at][1])
-    save(connection, [accounts[name] for name in {one.seller for _, one, _ in changed}])
+    save(connection, [accounts[name] for name in {rows[at][0].seller for at in [*fresh, *bare, *unseen]}])
     return [
         Added(number, "same" if at not in fresh else "replaced" if known[at] else "new")
         for at, number in enumerate(ids)
     ]
 
 
+def _without_vector(
+    connection: sql.Connection,
+    rows: "Sequence[tuple[Correction, Encoded | None]]",
+    ids: Sequence[int],
+    same: Sequence[int],
+) -> list[int]:
+    """Which of the corrections that are there have no vector of the head that sees them now."""
+    sellers = defaultdict(set)
+    for at in same:
+        one, encoded = rows[at]
+        if encoded:
+            sellers[encoded.head].add(one.seller)
+    there = {head: vectors.ids_with_vectors(connection, names, head) for head, names in sellers.items()}
+    return [at for at in same if (encoded := rows[at][1]) and ids[at] not in there[encoded.head]]
+
+
+def _lacks_bottlenecks(old: Any, new: Correction, is_unseen: bool) -> bool:
+    """Whether a correction that is there has no bottlenecks, or those of a backbone that the head has not."""
+    if new.bottlenecks is None:
+        return False
+    return not old.bottleneck_rows or (is_unseen and old.fingerprint != new.fingerprint)
+
+
+def _set(
+    connection: sql.Connection, number: int, row: "tuple[Correction, Encoded | None]", names: Sequence[str]
+) -> None:
+    columns = _columns_of(*row)
+    connection.execute(
+        sql.update(ROWS).where(ROWS.c.id == number).values({name: columns[name] for name in names})
+    )
+
+
 def _there(
     connection: sql.Connection, rows: "Sequence[tuple[Correction, Encoded | None]]"
 ) -> dict[tuple[str, str], Any]:
-    """Seller and product → id, category, bottleneck_rows of the correction in use."""
+    """Seller and product → the correction in use."""
     products = defaultdict(list)
     for correction, _ in rows:
         products[correction.seller].append(correction.product_id)
@@ -92,7 +129,10 @@ def _there(
 
 
 _THERE = sql.select(
-    *(ROWS.c[name] for name in ("id", "seller", "product_id", "category", "bottleneck_rows"))
+    *(
+        ROWS.c[name]
+        for name in ("id", "seller", "product_id", "category", "bottleneck_rows", "fingerprint", "base")
+    )
 ).where(ROWS.c.seller == NAME, ROWS.c.product_id.in_(sql.bindparam("products", expanding=True)), IN_USE)
 _INSERT = sql.insert(ROWS).returning(ROWS.c.id, sort_by_parameter_order=True)
 

@@ -4,12 +4,14 @@ A change is durable before it returns (SQLite: WAL with synchronous=FULL; Postgr
 What would take longer is done as several transactions, with a pause between, in which others get the lock.
 """
 
+import logging
+import os
 import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +37,7 @@ REST = 0.003  # s between transactions of one change
 PAUSES = (0.05, 1.0, 3.0)  # s before a transaction is tried again that a lost connection has ended
 
 T = TypeVar("T")
+log = logging.getLogger("shelfmark")
 
 
 def corrections_url(workspace: AnyPath, database: str) -> str:
@@ -54,6 +57,26 @@ def corrections_url(workspace: AnyPath, database: str) -> str:
     return sql.URL.create("sqlite", database=file).render_as_string(hide_password=False)
 
 
+@cache
+def warn_of_unused_file(workspace: AnyPath, url: str) -> None:
+    """Warns, once in a process, of a workspace's file of corrections that is not the database in use.
+
+    Args:
+        workspace: that the corrections are of.
+        url: of the database in use.
+    """
+    file = workspace / FILE
+    if not (isinstance(file, Path) and file.is_file()):
+        return
+    used = re.sub("^sqlite:///", "", url)
+    if used != url and os.path.realpath(used) == os.path.realpath(file):
+        return
+    log.warning(
+        "%s is not used; expected corrections in one place, and they are in %s; move the file away, or name "
+        "no database in sellers.database, SHELFMARK_CORRECTIONS or --corrections", file, hide_password(url),
+    )  # fmt: skip
+
+
 class Database:
     """The database of corrections; many threads and processes may use it at once."""
 
@@ -61,6 +84,7 @@ class Database:
         """Connects to nothing yet; `open` does."""
         self.shown = shown
         self._file = Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+        self._identity: tuple[int, int] | None = None  # of the file that was opened
         self._checkpoints = sqlite_file.Checkpoints(self._file) if self._file else None
         if self._file:
             self._writes, self._reads = sqlite_file.engines(url)
@@ -123,6 +147,8 @@ class Database:
                 with self._errors():
                     sqlite_file.begin_file(self._file)
             self.change(self._make_tables)
+        if self._file:
+            self._identity = sqlite_file.identity_of(self._file)
 
     def _version(self, connection: sql.Connection) -> int | None:
         """The version of the tables that are there; None: there are none."""
@@ -155,6 +181,17 @@ class Database:
                 )
         connection.execute(sql.insert(VERSIONS), {"version": VERSION})
 
+    def _require_same_file(self) -> None:
+        """Raises a ShelfmarkError where the path leads to another file, or to none.
+
+        What is open would go on in the old one, which nobody finds any more.
+        """
+        if self._file and self._identity and self._identity != sqlite_file.identity_of(self._file):
+            raise ShelfmarkError(
+                f"{self.shown}: is not the file that was opened; expected it to stay while services and "
+                "commands run; restart the service, or run the command again"
+            )
+
     # Transactions
 
     @contextmanager
@@ -164,6 +201,7 @@ class Database:
         Raises:
             ShelfmarkError: the database cannot be read.
         """
+        self._require_same_file()
         with self._errors(), self._reads.begin() as connection:
             yield connection
 
@@ -175,6 +213,7 @@ class Database:
         Raises:
             ShelfmarkError: the database cannot be written.
         """
+        self._require_same_file()
         with self._errors():
             for pause in (*PAUSES, None):
                 try:
@@ -214,6 +253,7 @@ class Database:
         Raises:
             ShelfmarkError: others read or write without a pause, so that copies are left.
         """
+        self._require_same_file()
         if self._file:
             with self._errors(), closing(sqlite3.connect(self._file, isolation_level=None)) as connection:
                 sqlite_file.erase(connection)
@@ -253,8 +293,12 @@ _ADVICE = (
     (("53100",), ("is full", "no space"), "expected free space for corrections; make some, then try again"),
     ((), ("is locked",),
      f"expected the lock within {sqlite_file.WAIT:g} s; end what holds it, then try again"),
+    ((), (sqlite_file.BUSY,),
+     "expected a pause, in which what was deleted is overwritten; stop what uses it, then run the same "
+     "command again"),
     ((), ("unable to open database file",),
      "expected a file in a directory that is there; check path and permissions"),
     ((), ("not a database", "malformed", "disk image"),
-     "expected corrections as they were written; put a copy of the file back, or move it away to begin anew"),
+     "expected corrections as they were written; stop the services and commands that use it, then put a copy "
+     "of the file back, or move it away to begin anew"),
 )  # fmt: skip

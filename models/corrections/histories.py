@@ -10,7 +10,7 @@ thread makes a seller's state, others that need the same one wait for it, and no
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from models.sellers.votes import room_of
 
 if TYPE_CHECKING:
     from models.decisions.adapted import Adapter, Encoded, SellerState
+
+    Encode = Callable[[np.ndarray, np.ndarray, Sequence[str]], list[Encoded]]
 
 BUDGET = 256 * 2**20  # bytes
 EACH = 1_100  # bytes of a seller beside his corrections
@@ -133,19 +135,25 @@ class Histories:
             seen[index] = encoded
         return self.corrections.add(list(zip(corrections, seen, strict=True)))
 
-    def carry(self) -> int:
+    def carry(self, sellers: Collection[str] | None = None, encode: "Encode | None" = None) -> int:
         """Encodes for the adapter's head all corrections that lack its vector; returns how many.
 
-        Those without bottlenecks, or with those of another backbone, stay without.
+        Those without bottlenecks, or with those of another backbone, stay without. Where none lacks it, it is
+        a look into the counts of the database.
+
+        Args:
+            sellers: of these alone; None: of all.
+            encode: in place of the adapter's, for instance where one thread alone may use the head.
 
         Raises:
             ShelfmarkError: the store cannot be read or written.
         """
         count = 0
-        for piece in self.corrections.missing(self.adapter.rules.model, self._fingerprint):
+        encode = encode or self.adapter.encode
+        for piece in self.corrections.missing(self.adapter.rules.model, self._fingerprint, sellers):
             bounds = np.cumsum([0, *(len(one.bottlenecks) for one in piece)])
             rows = np.concatenate([one.bottlenecks for one in piece])
-            encoded = self.adapter.encode(rows, bounds, [one.category for one in piece])
+            encoded = encode(rows, bounds, [one.category for one in piece])
             self.corrections.put_vectors([(one.id, seen) for one, seen in zip(piece, encoded, strict=True)])
             count += len(piece)
         return count

@@ -1,6 +1,7 @@
 """What is listed within a transaction: corrections, sellers, labels, and what a head has no vectors of."""
 
 import json
+from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
@@ -122,13 +123,29 @@ def incomplete_sellers(
     )
 
 
-def without_vectors(connection: sql.Connection, seller: str, head: str, fingerprint: str) -> list[int]:
-    """Returns ids of a seller's corrections in use with bottlenecks of this backbone and no such vector."""
-    of_the_backbone = sql.select(ROWS.c.id).where(
-        ROWS.c.seller == seller, IN_USE, ROWS.c.fingerprint == fingerprint, ROWS.c.bottleneck_rows > 0
+def without_vectors(
+    connection: sql.Connection, sellers: Collection[str], head: str, fingerprint: str
+) -> dict[str, list[int]]:
+    """Returns ids of corrections in use with bottlenecks of this backbone and no such vector, by seller.
+
+    Args:
+        connection: of a transaction.
+        sellers: a few hundred at most; those who lack none are left out.
+        head: digest of the head's files.
+        fingerprint: of its backbone.
+    """
+    of_the_backbone = (
+        sql.select(ROWS.c.seller, ROWS.c.id)
+        .where(ROWS.c.seller.in_(list(sellers)), IN_USE)
+        .where(ROWS.c.fingerprint == fingerprint, ROWS.c.bottleneck_rows > 0)
+        .order_by(ROWS.c.seller, ROWS.c.id)
     )
-    wanted = set(connection.execute(of_the_backbone).scalars())
-    return sorted(wanted - ids_with_vectors(connection, seller, head))
+    there = ids_with_vectors(connection, sellers, head)
+    lacking = defaultdict[str, list[int]](list)
+    for seller, number in connection.execute(of_the_backbone):
+        if number not in there:
+            lacking[seller].append(number)
+    return lacking
 
 
 def with_bottlenecks(connection: sql.Connection, ids: Collection[int]) -> list[Missing]:

@@ -1,5 +1,6 @@
 """A SQLite file that many processes write: its locks, its WAL, and how it is moved into the file."""
 
+import os
 import sqlite3
 import threading
 import time
@@ -14,7 +15,17 @@ PAGE = 16_384  # bytes of SQLite: 8,192 would be half empty with bottlenecks of 
 LARGEST_WAL = 2_000  # pages, 32 MB
 WAIT = 60.0  # s for a lock, at most
 TRY = 0.001  # s between attempts to get the lock
+BUSY = "others read or write all the time"
 GATHER = 0.5  # s between checkpoints of the WAL
+
+
+def identity_of(file: Path) -> tuple[int, int] | None:
+    """Returns what tells a file from another one at the same path; None where there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def begin_file(file: Path) -> None:
@@ -69,7 +80,7 @@ def _empty_wal(connection: sqlite3.Connection) -> None:
     """Moves all that is in the WAL into the file, and cuts the WAL to nothing."""
     (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
-        error = sqlite3.OperationalError("others read or write all the time")
+        error = sqlite3.OperationalError(BUSY)
         error.sqlite_errorcode = sqlite3.SQLITE_BUSY
         raise error
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # its imports take a second, and lists need none of it
     from models.decisions.adapted import Encoded
 
 READ_ROWS = 1000  # at once, of lists
+SELLERS_AT_ONCE = 500  # whose missing vectors are found together
 
 
 class Corrections:
@@ -57,6 +58,11 @@ class Corrections:
         """
         return cls(Database.open(url))
 
+    @property
+    def shown(self) -> str:
+        """The database's URL as errors show it, without a password."""
+        return self._database.shown
+
     def close(self) -> None:
         """Ends its connections; the last one of a SQLite file leaves no WAL."""
         self._database.close()
@@ -67,8 +73,8 @@ class Corrections:
         """Adds corrections in this order; when it returns, they are durable.
 
         Some of them at a time are a transaction: there as a whole, or not at all. After an error or a kill,
-        the same call again adds what is missing. One that is there already is the same; it takes vector and
-        bottlenecks where it had none.
+        the same call again adds what is missing. One that is there already is the same; it takes bottlenecks
+        where it had none, and the vector where this head had none.
 
         Args:
             rows: what the head that is in service sees of each; None where its vector cannot be had.
@@ -263,14 +269,16 @@ class Corrections:
         with self._database.reading() as connection:
             incomplete = lists.incomplete_sellers(connection, head, sellers)
         size = 4 * database.AT_ONCE
-        for seller in incomplete:
+        for begin in range(0, len(incomplete), SELLERS_AT_ONCE):
+            some = incomplete[begin : begin + SELLERS_AT_ONCE]
             with self._database.reading() as connection:
-                wanted = lists.without_vectors(connection, seller, head, fingerprint)
-            for start in range(0, len(wanted), size):
-                with self._database.reading() as connection:
-                    found = lists.with_bottlenecks(connection, wanted[start : start + size])
-                if found:
-                    yield found
+                wanted = lists.without_vectors(connection, some, head, fingerprint)
+            for ids in wanted.values():
+                for start in range(0, len(ids), size):
+                    with self._database.reading() as connection:
+                        found = lists.with_bottlenecks(connection, ids[start : start + size])
+                    if found:
+                        yield found
 
 
 _REVISION = sql.select(SELLERS.c.revision).where(SELLERS.c.seller == NAME)

@@ -5,7 +5,7 @@ A piece that loses or gains vectors is written anew; the others stay.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -115,12 +115,16 @@ _SIZE = sql.select(sql.func.sum(VECTORS.c.size)).where(_OF_HEAD)
 _NO_IDS, _NO_VECTORS = np.empty(0, "<i8"), np.empty((0, 0), "<f2")
 
 
-def ids_with_vectors(connection: sql.Connection, seller: str, head: str) -> set[int]:
-    """Returns the ids of a seller's corrections that this head has vectors of."""
-    pieces = connection.execute(_IDS, {"head": head, "name": seller}).scalars()
+def ids_with_vectors(connection: sql.Connection, sellers: Collection[str], head: str) -> set[int]:
+    """Returns the ids of some sellers' corrections that this head has vectors of."""
+    pieces = connection.execute(_IDS_OF_SOME, {"head": head, "names": list(sellers)}).scalars()
     return {number for ids in pieces for number in np.frombuffer(ids, "<i8").tolist()}
 
 
+_IDS_OF_SOME = sql.select(VECTORS.c.ids).where(
+    VECTORS.c.head == sql.bindparam("head", type_=sql.Text),
+    VECTORS.c.seller.in_(sql.bindparam("names", expanding=True)),
+)
 _IDS = sql.select(VECTORS.c.ids).where(_OF_HEAD).order_by(VECTORS.c.first)
 
 

@@ -103,6 +103,7 @@ def adapt(
     sources = [*([str(file)] if given.has_images else []), *photos]
     vectors = _Vectors.of(given, sources, workspace, bundle, config)
     write_rejects(given.rejects, rejects, vectors.photos.refused)
+    _encode_missing(bundle, corrections)
     counts, without = _learn(given, vectors, bundle, corrections)
     _flag_worse(given, bundle, corrections)
     summary = AdaptSummary(
@@ -201,6 +202,12 @@ class _Vectors:
 
 
 # Learning
+
+
+def _encode_missing(bundle: Bundle, corrections: Corrections) -> None:
+    """Encodes corrections that were made while another release was in service."""
+    if bundle.adapter and (encoded := Histories(bundle.adapter, corrections).carry()):
+        log.info("corrections: %s made under another release are encoded for this one", f"{encoded:,}")
 
 
 def _learn(

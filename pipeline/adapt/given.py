@@ -6,7 +6,8 @@ image                             a photo of the product, several rows of one pr
 
 every row ─┬─► one correction of each seller and product: by its last row, or the one with the latest `when`
            ├─► repeated: rows that say the same
-           └─► rejects: rows that say something else, or cannot be used, with the reason
+           └─► rejects: rows that say something else, are older than what was said or undone since, or
+               cannot be used, with the reason
 photos that are refused ─► rejects, without a row
 
 Texts in the rejects are as they were written: a spreadsheet may take one that begins with = for a formula.
@@ -18,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -245,7 +246,7 @@ def _one_each(usable: list[GivenCorrection]) -> tuple[list[GivenCorrection], lis
 
 
 def without_older(given: GivenCorrections, corrections: Corrections) -> GivenCorrections:
-    """The corrections without those that are older than what the seller has said since, which are rejects.
+    """The corrections without those that are older than what was said or undone since, which are rejects.
 
     So a file that is given again takes nothing back. A row without a time is as new as now.
 
@@ -254,21 +255,35 @@ def without_older(given: GivenCorrections, corrections: Corrections) -> GivenCor
         corrections: what was said before.
     """
     dated = {one.seller for one in given.corrections if one.when is not None}
-    newest: dict[tuple[str, str], tuple[datetime, str]] = {}
+    last: dict[tuple[str, str], dict[str, Any]] = {}  # of a product; in use, or undone
     for seller in sorted(dated):
         for row in corrections.export(seller):
-            when = row["when"]
-            if row["ended"] is None and isinstance(when, datetime):
-                newest[seller, str(row["product_id"])] = when, str(row["category"])
+            last[seller, str(row["product_id"])] = row
     kept, older = list[GivenCorrection](), list[Reject]()
     for one in given.corrections:
-        said = newest.get((one.seller, one.product_id))
-        if said and one.when is not None and one.when < said[0] and one.category != said[1]:
-            detail = f"the seller said {said[1]} on {said[0]:%Y-%m-%d %H:%M} UTC"
-            older.append(Reject(one.row, one.product_id, one.seller, one.category, "older", detail))
-        else:
+        since = _said_since(one, last.get((one.seller, one.product_id)))
+        if since is None:
             kept.append(one)
+        else:
+            older.append(Reject(one.row, one.product_id, one.seller, one.category, "older", since))
     return replace(given, corrections=kept, rejects=sorted([*given.rejects, *older]))
+
+
+def _said_since(one: GivenCorrection, last: dict[str, Any] | None) -> str | None:
+    """What was said or undone after a row; None for nothing.
+
+    Args:
+        one: the row.
+        last: the product's last correction by the seller, as it is exported; None: he has made none.
+    """
+    if one.when is None or last is None:
+        return None
+    if one.category != last["category"]:
+        if one.when < last["when"]:
+            return f"the seller said {last['category']} on {last['when']:%Y-%m-%d %H:%M} UTC"
+    elif last["ended"] is not None and one.when <= last["ended"]:
+        return f"this was undone on {last['ended']:%Y-%m-%d %H:%M} UTC"
+    return None
 
 
 def write_rejects(rejects: list[Reject], file: AnyPath, photos: Sequence[RefusedPhoto] = ()) -> None:

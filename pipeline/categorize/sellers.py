@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.errors import ShelfmarkError, one_line
 from features.storage.paths import AnyPath, local, writing
 from models.decisions.adapted import Adapter, SellerState, unadapted
 from models.decisions.predictions import Predictions
@@ -59,6 +60,7 @@ def keep_sellers(
     file = work / FILE
     if not file.is_file():
         names = sorted(_named(units) & sellers_in_use(corrections))
+        _encode_missing(corrections, adapter, names)
         kept = missing = 0
         with writing(file) as working, pa.ipc.new_file(working, KEPT) as writer:
             for name in names:
@@ -66,7 +68,7 @@ def keep_sellers(
                 if history.corrections and history.set_aside is None:  # it may have changed a moment ago
                     writer.write_batch(pa.RecordBatch.from_pylist([_row(name, history)], KEPT))
                     kept, missing = kept + history.corrections, missing + history.missing
-        log.info("sellers: %s corrections of %s sellers count", f"{kept:,}", f"{len(names):,}")
+        log.info("sellers: %s corrections of %s sellers are in use", f"{kept:,}", f"{len(names):,}")
         if missing:
             log.warning(
                 "sellers: %s of %s corrections have no vector of this release; expected one of each; those "
@@ -74,6 +76,19 @@ def keep_sellers(
                 "training on", f"{missing:,}", f"{kept:,}",
             )  # fmt: skip
     return KeptSellers(adapter, file)
+
+
+def _encode_missing(corrections: "Corrections", adapter: Adapter, names: list[str]) -> None:
+    """Encodes corrections that were made while another release was in service."""
+    from models.corrections.histories import Histories
+
+    try:
+        encoded = Histories(adapter, corrections).carry(names)
+    except ShelfmarkError as error:  # a database that may only be read
+        log.warning("sellers: corrections without a vector stay without: %s", one_line(error))
+        return
+    if encoded:
+        log.info("sellers: %s corrections encoded that had no vector of this release", f"{encoded:,}")
 
 
 def _named(units: list[AnyPath]) -> set[str]:

@@ -29,10 +29,12 @@ def open_corrections(workspace: AnyPath, settings: SellersSettings) -> "Correcti
     Raises:
         ShelfmarkError: they cannot be opened.
     """
-    from models.corrections.database import corrections_url
+    from models.corrections.database import corrections_url, warn_of_unused_file
     from models.corrections.store import Corrections
 
-    return Corrections.open(corrections_url(workspace, database_of(settings)))
+    url = corrections_url(workspace, database_of(settings))
+    warn_of_unused_file(workspace, url)
+    return Corrections.open(url)
 
 
 def has_corrections(workspace: AnyPath, settings: SellersSettings) -> bool:
