@@ -53,7 +53,7 @@ def _carry(corrections: Corrections, bundle: Bundle, workspace: AnyPath) -> Carr
         return None
     if bundle.adapter is None:
         log.info(
-            "corrections: release %s uses none; %s of %s sellers are labels only",
+            "corrections: release %s uses none: %s corrections, of %s sellers, are labels at most",
             bundle.path.name, f"{sum(one.corrections for one in accounts):,}", f"{len(accounts):,}",
         )  # fmt: skip
         return None
@@ -61,7 +61,7 @@ def _carry(corrections: Corrections, bundle: Bundle, workspace: AnyPath) -> Carr
     head = bundle.adapter.rules.model
     left = sum(corrections.history(one.seller, head).missing for one in accounts)
     log.info(
-        "corrections: %s encoded for release %s; %s have no bottlenecks of its backbone, and are labels only",
+        "corrections: %s encoded for release %s; %s have no bottlenecks of its backbone: labels at most",
         f"{encoded:,}", bundle.path.name, f"{left:,}",
     )  # fmt: skip
     releases = workspace / "releases"
