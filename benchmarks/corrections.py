@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/corrections.py [--width 1024] [--only lookups,adding]
 
     store      SQLite, corrections with vectors of `--width` numbers (1,024: the hidden layer of the default
-               head) and bottlenecks of 2,048. Seller number r has a share of them that is proportional to 1/r
+               head) and bottlenecks of 2,048. Seller number r has a share of them that is proportional to
+               1/r; with `--shape equal` all sellers have as many, and there are no bottlenecks
     opening    the store, in a new process, after its imports
     look-ups   Histories.state and VotesSeller.predict with 1,000 categories, from an empty memory on. Sellers
                come as often as they have corrections (zipf), or all equally often; with the default budget
@@ -83,6 +84,7 @@ def main() -> None:
         "load average": round(os.getloadavg()[2]),  # of 15 minutes: what else the computer did
         "corrections": options.corrections,
         "sellers": options.sellers,
+        "corrections of sellers": options.shape,
         "numbers in a vector": options.width,
         "ms": times,
         "beside": single,
@@ -123,7 +125,7 @@ STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 def _measured(options: argparse.Namespace, subject: str, *more: str) -> dict[str, Any]:
     """What a process of its own prints, and its peak memory."""
-    names = ("corrections", "sellers", "width", "file", "seconds")
+    names = ("corrections", "sellers", "shape", "width", "file", "seconds")
     command = [f"--{name}={getattr(options, name)}" for name in names]
     done = run([sys.executable, __file__, f"--subject={subject}", *command, *more])
     found: dict[str, Any] = json.loads(done.output.splitlines()[-1])
@@ -239,7 +241,7 @@ def together(options: argparse.Namespace) -> dict[str, Any]:
 
 def _crowd(options: argparse.Namespace, kinds: list[str]) -> dict[str, Any]:
     """Runs processes at the same time; gathers their times."""
-    names = ("corrections", "sellers", "width", "file", "seconds")
+    names = ("corrections", "sellers", "shape", "width", "file", "seconds")
     command = [sys.executable, __file__, *(f"--{name}={getattr(options, name)}" for name in names)]
     running = [
         subprocess.Popen(
@@ -341,7 +343,8 @@ class _Drawn:
 
     def __init__(self, options: argparse.Namespace, seed: int | None = None) -> None:
         self.random = np.random.default_rng(os.getpid() if seed is None else (os.getpid(), seed))
-        shares = 1 / np.arange(1, options.sellers + 1)
+        self.equal = options.shape == "equal"
+        shares = np.ones(options.sellers) if self.equal else 1 / np.arange(1, options.sellers + 1)
         self.shares = shares / shares.sum()
         counts = np.maximum(np.floor(self.shares * options.corrections), 1).astype(int)
         counts[: options.corrections - counts.sum()] += 1
@@ -367,7 +370,8 @@ class _Drawn:
         at, base, true = (int(n) for n in self.random.integers(0, (POOL, CATEGORIES, CATEGORIES)))
         correction = Correction(
             self.name(seller), product, f"category {true:04d}", who="person", release="2026-W47",
-            images=(f"{at:064x}",), fingerprint=FINGERPRINT, bottlenecks=self._bottlenecks[at],
+            images=(f"{at:064x}",), fingerprint=FINGERPRINT,
+            bottlenecks=None if self.equal else self._bottlenecks[at],
         )  # fmt: skip
         return correction, Encoded(HEAD, f"category {base:04d}", self._vectors[at], 0.0)
 
@@ -442,6 +446,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--corrections", type=int, default=1_000_000)
     parser.add_argument("--sellers", type=int, default=10_000)
+    parser.add_argument("--shape", choices=("zipf", "equal"), default="zipf", help="corrections of sellers")
     parser.add_argument("--width", type=int, default=1024, help="numbers in a vector")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of readers beside writers")
     parser.add_argument("--only", help="which steps, by their first words")
