@@ -252,6 +252,14 @@ def test_every_row_is_a_correction_a_repetition_or_a_reject(tmp_path: Path, know
         ((datetime.now(UTC) + timedelta(hours=23)).isoformat(), True),
         ((datetime.now(UTC) + timedelta(hours=30)).isoformat(), False),
     ],
+    ids=[
+        "the first",
+        "before",
+        "year 1",
+        "year 9999",
+        "within a day",
+        "after a day",
+    ],  # the same in all workers
 )
 def test_a_time_is_from_1970_until_now(
     tmp_path: Path, known: KnownCategories, when: str, is_taken: bool
