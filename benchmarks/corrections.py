@@ -446,7 +446,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--corrections", type=int, default=1_000_000)
     parser.add_argument("--sellers", type=int, default=10_000)
-    parser.add_argument("--shape", choices=("zipf", "equal"), default="zipf", help="corrections of sellers")
+    parser.add_argument("--shape", choices=("zipf", "equal"), default="equal", help="corrections of sellers")
     parser.add_argument("--width", type=int, default=1024, help="numbers in a vector")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of readers beside writers")
     parser.add_argument("--only", help="which steps, by their first words")
