@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/corrections.py [--width 1024] [--only lookups,adding]
 
     store      SQLite, corrections with vectors of `--width` numbers (1,024: the hidden layer of the default
-               head) and bottlenecks of 2,048. Seller number r has a share of them that is proportional to
-               1/r; with `--shape equal` all sellers have as many, and there are no bottlenecks
+               head). All sellers have equally many, without bottlenecks; with `--shape zipf` seller
+               number r has a share of them that is proportional to 1/r, and each has bottlenecks of 2,048
     opening    the store, in a new process, after its imports
     look-ups   Histories.state and VotesSeller.predict with 1,000 categories, from an empty memory on. Sellers
                come as often as they have corrections (zipf), or all equally often; with the default budget
