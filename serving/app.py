@@ -11,9 +11,7 @@ in service until the process ends; corrections count from the next decision on.
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -25,15 +23,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from features.storage.paths import AnyPath
 from models.decisions.bundle import Bundle
 from serving.corrections import LONGEST, CorrectionService, add_routes, text_of
-from serving.decider import Decider
 from serving.form import MAX_PHOTOS, Fields, read_form
-from serving.refusals import HEADER, set_header
+from serving.refusals import HEADER, set_header, unavailable
+from serving.room import Product, Room, RoomLimits
 from serving.schemas import Decision, Health, Problem
+from serving.served import Served
 
 if TYPE_CHECKING:
     from models.corrections.store import Corrections  # SQLAlchemy takes half a second
 
 MAX_BYTES = 64 << 20  # of a request's body
+TIME_LIMIT = 30.0  # s
 MAX_ID = 2**20  # bytes of the product_id
 EXPECTED = (
     "expected multipart/form-data with the photos of one product as files in the field images; "
@@ -83,13 +83,15 @@ def create_app(
     Raises:
         ShelfmarkError: the backbone does not belong to the bundle.
     """
-    decider, health = Decider(bundle, corrections), _health(bundle)
-    worker = ThreadPoolExecutor(1, "categorize")
+    room, health = Room(Served.of(bundle, corrections), RoomLimits()), _health(bundle)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with service.encoding_missing():
-            yield
+        try:
+            with service.encoding_missing():
+                yield
+        finally:
+            room.close()
 
     app = FastAPI(title="shelfmark", version="1", lifespan=lifespan)
     app.add_middleware(_BodyLimit)
@@ -103,14 +105,17 @@ def create_app(
         try:
             product_id = form.texts.get("product_id") or None
             seller = text_of("seller", form.texts.get("seller", ""), EXPECTED) or None
-            work = partial(decider.decide, product_id, seller, form.photos)
-            decision, refusals = await asyncio.get_running_loop().run_in_executor(worker, work)
+            future = room.submit([Product(product_id, seller, form.photos)], TIME_LIMIT)
+            [answer] = await asyncio.wrap_future(future)
         finally:
             form.close()
-        set_header(response, product_id, refusals)
-        return decision
+        if answer.error:
+            raise unavailable(answer.error, {})
+        assert answer.decision is not None
+        set_header(response, product_id, answer.refusals)
+        return answer.decision
 
-    service = CorrectionService(bundle, decider, worker, corrections, workspace)
+    service = CorrectionService(bundle, room, corrections, workspace)
     add_routes(app, service)
 
     @app.head("/healthz", include_in_schema=False)

@@ -33,9 +33,10 @@ from features.storage.paths import AnyPath
 from models.corrections.categories import KnownCategories
 from models.decisions.adapted import Encoded
 from models.decisions.bundle import Bundle
-from serving.decider import Decider, SeenProduct
+from serving.decider import SeenProduct
 from serving.form import MAX_PHOTOS, Fields, Form, read_form, too_long
 from serving.refusals import HEADER, STORE, log, set_header, unavailable
+from serving.room import Product, Room
 from serving.schemas import (
     CorrectionMade,
     CorrectionPage,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 NEEDED, OPTIONAL = ("product_id", "seller", "category"), ("who", "comment")
 LONGEST = dict.fromkeys((*NEEDED, "who"), 1_000) | {"comment": 10_000}  # bytes, as the store takes them
 MAX_JSON = 2**17  # bytes
+TIME_LIMIT = 30.0  # s, of looking at photos
 THREADS = 4  # that wait for databases and disks
 PAGE, LARGEST_PAGE = 100, 1_000  # corrections
 LARGEST_ID = 2**63 - 1
@@ -244,8 +246,7 @@ class CorrectionService:
     def __init__(
         self,
         bundle: Bundle,
-        decider: Decider,
-        worker: ThreadPoolExecutor,
+        room: Room,
         corrections: "Corrections | None",
         workspace: AnyPath | None,
     ) -> None:
@@ -253,12 +254,11 @@ class CorrectionService:
 
         Args:
             bundle: in service.
-            decider: of the bundle, used in the worker's thread alone.
-            worker: the thread that decides.
+            room: with the bundle in service.
             corrections: the store; None: every request is refused.
             workspace: whose runs and batches know products; None: none does.
         """
-        self._bundle, self._decider, self._worker = bundle, decider, worker
+        self._bundle, self._room, self._decider = bundle, room, room.served.decider
         self._corrections, self._workspace = corrections, workspace
         self._categories = KnownCategories.of_bundle(bundle.path)
         self._learnt = frozenset(bundle.categorizer.predictor.taxonomy.categories.tolist())
@@ -289,7 +289,7 @@ class CorrectionService:
         def encode(*given: Any) -> "list[Encoded]":
             if stopped.is_set():
                 raise _Stopped
-            return self._worker.submit(histories.adapter.encode, *given).result()
+            return histories.adapter.encode(*given)
 
         try:
             count = histories.carry(encode=encode)
@@ -317,7 +317,7 @@ class CorrectionService:
             seen, source, reason = await self._see(new.product_id, form, response)
         finally:
             form.close()
-        encoded = await self._at_work(partial(self._decider.encode, seen, category)) if seen else None
+        encoded = await self._in_thread(partial(self._decider.encode, seen, category)) if seen else None
         from models.corrections.correction import Correction
 
         correction = Correction(
@@ -342,10 +342,11 @@ class CorrectionService:
     ) -> tuple[SeenProduct | None, Any, str | None]:
         """What a product looks like, where that is from, and why it is not known."""
         if form.photos:
-            seen, refusals = await self._at_work(partial(self._decider.see, product_id, form.photos))
-            set_header(response, product_id, refusals)
-            if seen:
-                return seen, "photos", None
+            looked_at = Product(product_id, None, form.photos, decide=False)
+            [answer] = await asyncio.wrap_future(self._room.submit([looked_at], TIME_LIMIT))
+            set_header(response, product_id, answer.refusals)
+            if answer.seen:
+                return answer.seen, "photos", None
         if seen := self._decider.recent.get(product_id):
             return seen, "recent", None
         if self._workspace is None:
@@ -405,9 +406,6 @@ class CorrectionService:
                 "database; start shelfmark-serve with --corrections postgresql://USER@HOST/DATABASE",
             )
         return self._corrections
-
-    async def _at_work(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The result of work with databases and disks; 503 where these do not answer."""
