@@ -74,7 +74,7 @@ class Connection(H11Protocol):
         """
         super().__init__(config, server_state, app_state, _loop)
         self._limits, self._refused = limits, refused
-        self._stage = h11.IDLE  # of the request, as h11 counts
+        self._stage: Any = h11.IDLE  # of the request, as h11 counts
         self._since = self._heard = 0.0  # when the stage and when the last bytes came
         self._begun = False  # whether bytes of a request that is in the stage IDLE have come
         self._unsent, self._unsent_since = 0, 0.0  # bytes of an answer that the client does not take
