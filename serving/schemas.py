@@ -10,15 +10,13 @@
     GET    /readyz                200 Readiness
            every error            Problem
 
-Missing numbers are null, whatever NumPy and pandas call them.
+What has no value is null.
 """
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-import pandas as pd
-from pandas.api.types import is_scalar
 from pydantic import BaseModel, ConfigDict
 
 from features.images.refusal import Refused
@@ -270,19 +268,6 @@ class Problem(_Body):
     """The second part; empty where a database gave the message."""
     next_step: str
     """The third part; empty as the second."""
-
-
-def decision_of(decisions: pd.DataFrame, product_id: str | None) -> Decision:
-    """Returns the only row of a table of decisions.
-
-    Args:
-        decisions: one row, with the columns COLUMNS of models.decisions.categorizer, and where the request
-            names a seller ADAPTED_COLUMNS of models.decisions.adapted.
-        product_id: as given in the request.
-    """
-    row = {name: column.iloc[0] for name, column in decisions.items()}
-    values = {name: None if is_scalar(value) and pd.isna(value) else value for name, value in row.items()}
-    return Decision.model_validate(values | {"product_id": product_id})
 
 
 def photos_of(refusals: Sequence[Refused | None]) -> list[SentPhoto]:
