@@ -32,7 +32,7 @@ from serving.problems import problem_response, retry_after
 
 MANY = "{} connections are open; expected fewer; use each for several requests, or try again in a second"
 LATE = "{} did not come within {:g} s; expected a request without pauses; send it again"
-UNREADABLE = "the request cannot be read ({}); expected one of HTTP/1.1, with at most {} KiB of headers; correct it"
+UNREADABLE = "the request cannot be read ({}); expected one of HTTP/1.1, headers within {} KiB; correct it"
 LINGER_S = 5.0  # in which what a client still sends is read and dropped
 
 

@@ -67,6 +67,7 @@ class Server(uvicorn.Server):
             loop="asyncio",
             http=protocol,
             ws="none",
+            lifespan="off",
             log_config=None,
             timeout_keep_alive=limits.idle_s,  # type: ignore[arg-type]  # seconds for call_later
             h11_max_incomplete_event_size=limits.header_bytes,

@@ -153,10 +153,10 @@ class ReleaseWatcher:
         """Stays with the release in service; says so where it has not been said."""
         if self._see() != seen:
             return
-        name = seen.name or "none"
-        if self._state.refused_release != (name, reason):
+        name, shown = seen.name or "none", reason.replace(str(self._releases.parent), "the workspace")
+        if self._state.refused_release != (name, shown):
             log.error("release %s is refused, %s stays in service: %s", name, self._room.served.name, reason)
-        self._state.refused_release = name, reason
+        self._state.refused_release = name, shown
         self._refused, self._tried = seen, time.monotonic()
 
     def _opened(self, path: AnyPath, like: Served) -> Served:

@@ -1,4 +1,4 @@
-"""The server: limits of connections, and an end that loses nothing; with a small app in place of the service."""
+"""The server: limits of connections, and an end that loses nothing; with a small app of its own."""
 
 import asyncio
 import json
@@ -30,12 +30,7 @@ class App:
         self.begun, self.gone = threading.Event(), threading.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            self.loop = asyncio.get_running_loop()
-            while (await receive())["type"] != "lifespan.shutdown":
-                await send({"type": "lifespan.startup.complete"})
-            await send({"type": "lifespan.shutdown.complete"})
-            return
+        self.loop = asyncio.get_running_loop()
         status, body = (503, b"draining") if self.state.draining else (200, b"done")
         if status == 200:
             more = scope["path"] == "/body"
@@ -98,7 +93,7 @@ def running(limits: ConnectionLimits = QUICK, drain_s: float = PATIENCE) -> Iter
         yield one
     finally:
         one.server.should_exit = True
-        if one.thread.is_alive():
+        if one.app.begun.is_set() and one.thread.is_alive():
             one.go_on()
         one.end()
 
