@@ -61,6 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
     help="Seconds that a request waits for its decisions; default: 30. X-Request-Timeout asks for less.",
 )
 @click.option(
+    "--drain",
+    type=click.FloatRange(0, 3600),
+    default=30.0,
+    help="Seconds within which SIGTERM or SIGINT finishes what was accepted; default: 30.",
+)
+@click.option(
     "--tokens",
     metavar="FILE",
     help="Who may use the service: a line `SHA256 [NAME]` for each bearer token; default: everybody.",
@@ -83,6 +89,7 @@ def serve(
     port: int,
     uds: str | None,
     timeout: float,
+    drain: float,
     tokens: str | None,
     protect_metrics: bool,
     corrections: str | None,
@@ -92,6 +99,9 @@ def serve(
     POST /v1/categorize takes the photos of one product in the multipart field images, or of several
     products in images.0, images.1, …; POST /v1/corrections takes what a seller corrects. GET /readyz says
     whether requests are taken, GET /metrics has figures for Prometheus; /docs describes the rest.
+
+    Another release is served as soon as releases/current names it, without a restart. SIGTERM finishes what
+    was accepted and ends with status 143, SIGINT with 130; a second signal ends at once.
 
     \b
     Example:
@@ -117,11 +127,10 @@ def serve(
 
         release = require_in_service(any_path(workspace))
         access = Access(Tokens(Path(tokens)) if tokens else None, not protect_metrics)
-        import uvicorn
-
         from serving.app import create_app
         from serving.loading import Loading
         from serving.metrics import Metrics
+        from serving.server import DEFAULT_LIMITS, Server
         from serving.state import ServiceState
 
         state = ServiceState()
@@ -130,8 +139,7 @@ def serve(
         with _expect_free(host, port, uds):  # another server may have taken it since it was bound
             listener.listen()
         _warn_of_strangers(listener, access.tokens is not None)
-        config = uvicorn.Config(app, log_config=None, loop="asyncio", http="h11", ws="none", lifespan="off")
-        server = uvicorn.Server(config)
+        server = Server(app, state, DEFAULT_LIMITS, drain, metrics.ended_connection)
 
         def end() -> None:
             server.should_exit = True
@@ -144,6 +152,13 @@ def serve(
             loading.close()
         if loading.error:
             raise loading.error
+        if server.lost:
+            raise ShelfmarkError(
+                f"{server.lost} accepted requests were not finished; expected them to be within {drain:g} s; "
+                "give a longer --drain"
+            )
+        if server.received:
+            sys.exit(128 + server.received)  # as every command that a signal ends
 
 
 add_common_options(serve)

@@ -61,23 +61,29 @@ def main(descriptor: int, memory: int, seconds: float) -> None:
 
 def _respond(connection: socket.socket, requests: BinaryIO, size: int, length: int, resident: int) -> bool:
     """Reads and decodes one photo and sends the response; returns whether the process ends now."""
-    digest, kind, ends = bytes(32), REFUSED, False
-    try:
-        data = requests.read(length)
-        digest = hashlib.sha256(data).digest()
-        payload = decoded(normalise(data, LIMITS).jpeg, size).tobytes()
-        kind = PIXELS
-        del data
-    except Refused as refused:
-        payload = _text(refused)
-    except MemoryError:
-        payload, ends = _text(Refused("too_large", "decoding takes more memory than a photo may")), True
-    except ValueError as error:
-        payload = _text(Refused("undecodable", str(error)))
+    kind, digest, payload, ends = _decode(requests, size, length)
     ends = ends or _has_grown(resident)
     connection.sendall(RESPONSE.pack(kind, ends, digest, len(payload)))
     connection.sendall(payload)
     return ends
+
+
+def _decode(requests: BinaryIO, size: int, length: int) -> tuple[int, bytes, bytes | memoryview, bool]:
+    """Returns kind, sha256, pixels or refusal, and whether memory ran out; nothing else stays in memory."""
+    digest = bytes(32)
+    try:
+        data = requests.read(length)
+        digest = hashlib.sha256(data).digest()
+        jpeg = normalise(data, LIMITS).jpeg
+        del data
+        return PIXELS, digest, decoded(jpeg, size).data.cast("B"), False
+    except Refused as refused:
+        return REFUSED, digest, _text(refused), False
+    except MemoryError:
+        refused = Refused("too_large", "decoding takes more memory than a photo may")
+        return REFUSED, digest, _text(refused), True
+    except ValueError as error:
+        return REFUSED, digest, _text(Refused("undecodable", str(error))), False
 
 
 def _text(refused: Refused) -> bytes:

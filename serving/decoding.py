@@ -75,6 +75,8 @@ class DecodeProcess:
         Raises:
             ShelfmarkError: it does not start.
         """
+        if self._process and self._process.poll() is not None:
+            self.close()  # it has ended between two photos, for want of memory for instance
         if self._process is None:
             self._begin()
         if self._is_ready:

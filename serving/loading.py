@@ -1,7 +1,7 @@
 """Opens the release in service while the server already responds: in a thread, with its outcome in the state.
 
 decode processes start ─┐
-bundle ─► engines, warm ┴─► Room ─► corrections ─► state.ready
+bundle ─► engines, warm ┴─► Room ─► corrections ─► state.ready ─► ReleaseWatcher
    └─► error: the server ends, and with it the command
 """
 
@@ -17,6 +17,7 @@ from serving.state import ServiceState
 if TYPE_CHECKING:
     from models.corrections.store import Corrections
     from models.decisions.bundle import Bundle
+    from serving.watcher import ReleaseWatcher
 
 log = logging.getLogger("shelfmark")
 
@@ -46,6 +47,7 @@ class Loading:
         self._workspace, self._release, self._database = workspace, release, database
         self._state, self._metrics, self._timeout_s = state, metrics, timeout_s
         self.corrections: Corrections | None = None
+        self._watcher: ReleaseWatcher | None = None
         self.error: BaseException | None = None  # why it could not be opened
 
     def start(self, at: str, failed: Callable[[], None]) -> None:
@@ -59,6 +61,8 @@ class Loading:
 
     def close(self) -> None:
         """Ends what was opened."""
+        if self._watcher:
+            self._watcher.stop()
         if self._state.corrections:
             self._state.corrections.close()
         if self._state.room:
@@ -81,6 +85,7 @@ class Loading:
         from serving.corrections import CorrectionService
         from serving.room import Room, RoomLimits
         from serving.served import Served
+        from serving.watcher import ReleaseWatcher
 
         limits = RoomLimits(seconds=self._timeout_s)
         processes = limits.started()  # while the release is opened
@@ -95,6 +100,10 @@ class Loading:
         state, room = self._state, Room(served, limits, self._metrics, processes)
         state.corrections = CorrectionService(room, self.corrections, self._workspace, self._timeout_s)
         state.room, state.ready = room, True
+        self._watcher = ReleaseWatcher(
+            self._workspace, room, state, self.corrections, switched=state.corrections.switched
+        )
+        self._watcher.start()
         for caveat in bundle.caveats:
             log.warning("%s: %s", self._release, caveat)
         log.info("%s is served at %s", self._release, at)

@@ -52,6 +52,11 @@ class Metrics:
             "shelfmark_request_seconds", "From the headers of a request to the end of its answer.",
             ("route",), buckets=LONG, registry=registry,
         )  # fmt: skip
+        self._connections = Counter(
+            "shelfmark_ended_connections", "Connections that the server ended before the service saw a "
+            "whole request: too slow (408), too many (503), or not HTTP.",
+            ("status",), registry=registry,
+        )  # fmt: skip
         self._products = Counter(
             "shelfmark_products", "Products that were decided about, by the status of the decision.",
             ("status",), registry=registry,
@@ -89,6 +94,10 @@ class Metrics:
     def refused_request(self, status: int) -> None:
         """Counts an answer that the app has not given: to what is no request, or comes too late."""
         self._requests.labels(OTHER, OTHER, status).inc()
+
+    def ended_connection(self, status: int) -> None:
+        """Counts a connection that the server has ended."""
+        self._connections.labels(status).inc()
 
     def product(self, status: str) -> None:
         """Counts a decision."""

@@ -289,7 +289,15 @@ class Room:
             self._served = served
             self._rate.value = served.rate / served.views
 
-    def submit(self, products: Sequence[Product], timeout_s: float) -> "Future[list[Answer]]":
+    @property
+    def full(self) -> Full | None:
+        """Why not even a single photo would be taken now; None where one would be."""
+        excess = self._pending + 1 - self.most_photos
+        return self._full(excess) if excess > 0 and self._pending else None
+
+    def submit(
+        self, products: Sequence[Product], timeout_s: float, served: Served | None = None
+    ) -> "Future[list[Answer]]":
         """Takes a request; its Future gives an answer for each product, in their order.
 
         Cancel it, and nothing more is done for it. A request of more photos than may wait is taken when none
@@ -298,6 +306,7 @@ class Room:
         Args:
             products: of the request; their photos stay open until the Future is done.
             timeout_s: after so many seconds the Future raises a TimeoutError.
+            served: that decides; None: what is in service.
 
         Raises:
             Full: too many photos wait. Closed: the room takes no more requests.
@@ -309,8 +318,8 @@ class Room:
                 raise Closed("the service is ending; expected one that takes requests; send it again later")
             excess = self._pending + count - self.most_photos
             if excess > 0 and self._pending:
-                raise Full(max(LEAST_RETRY, min(excess, self._pending) / max(self._rate.value, 1e-3)))
-            request = _Request(self._served, future, count, len(products), [None] * len(products))
+                raise self._full(min(excess, self._pending))
+            request = _Request(served or self._served, future, count, len(products), [None] * len(products))
             self._live[future] = request
             if not self._waiting:
                 self._rate.begin()
@@ -351,6 +360,10 @@ class Room:
             thread.join()
 
     # Requests
+
+    def _full(self, photos: int) -> Full:
+        """The refusal where so many photos have to be done first."""
+        return Full(max(LEAST_RETRY, photos / max(self._rate.value, 1e-3)))
 
     def _enter(self, request: _Request, number: int, product: Product) -> None:
         count = len(product.photos)

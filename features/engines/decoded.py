@@ -1,15 +1,15 @@
-"""From one JPEG to pixels without TensorFlow, bit for bit what pixels.py gives, for a process that decodes alone.
+"""From one JPEG to pixels, bit for bit what pixels.py gives, without TensorFlow.
 
     jpeg ─► decode (integer DCT, smooth upsampling) ─► rows used, along x ─► along y ─► round half to even
 
-The formula is that of tf.image.resize, bilinear without antialiasing, in float32 and in this order (TensorFlow,
-core/kernels/image/resize_bilinear_op.cc); another order rounds differently:
+The formula is that of tf.image.resize, bilinear without antialiasing, in float32 and in this order
+(TensorFlow, core/kernels/image/resize_bilinear_op.cc); another order rounds differently:
 
     at = (i + 0.5) · n / size - 0.5        position in the source, for pixel i; lerp = at - floor(at)
     top = tl + (tr - tl) · x_lerp          the row above; bottom alike
     value = top + (bottom - top) · y_lerp
 
-A photo of 180 px at 299: 0.9 ms of a core, of which 0.2 decode.
+A photo of 180 px at 299 takes 1.0 ms of a core, 0.2 of them to decode it.
 """
 
 from functools import lru_cache
@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 
 CHANNELS = 3
-BAND = 64  # rows computed together: they stay in a core's cache, and large photos need little memory
+BAND = 48  # rows computed together: they stay in a core's cache, and large photos need little memory
 
 
 def decoded(jpeg: bytes, size: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def decoded(jpeg: bytes, size: int) -> np.ndarray:
     Raises:
         ValueError: it cannot be decoded.
     """
-    pixels = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+    pixels: np.ndarray = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
     height, width, _ = pixels.shape
     if height == width == size:
         return pixels
@@ -69,7 +69,7 @@ def _rows_used(above: np.ndarray, below: np.ndarray) -> tuple[slice | np.ndarray
 
 @lru_cache(maxsize=256)  # photos of a catalogue have few sizes
 def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The source pixels before and after each of `size` pixels, (size,) intp, and the (size,) float32 lerp."""
+    """The source pixels before and after each of `size`, (size,) intp, and the lerp, (size,) float32."""
     half = np.float32(0.5)
     at = (np.arange(size, dtype=np.float32) + half) * (np.float32(length) / np.float32(size)) - half
     floor = np.floor(at)
