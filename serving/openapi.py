@@ -18,6 +18,13 @@ ABOUT = (
     "what happened, what was expected, and what to do next."
 )
 
+# what features/printable.py calls a control character
+CONTROLS = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+ONE_LINE = f"^[^{CONTROLS}]*$"
+NOT_EMPTY = rf"^[^{CONTROLS}]*[^\s{CONTROLS}][^{CONTROLS}]*$"
+SHORTEST = 0.001  # s, of X-Request-Timeout
+LONGEST = 1_000  # bytes of a text; JSON Schema counts characters
+
 _PHOTOS = {
     "type": "array",
     "items": {"type": "string", "format": "binary"},
@@ -25,10 +32,11 @@ _PHOTOS = {
     "maxItems": MAX_PHOTOS,
     "description": f"Photos of one product, 1 to {MAX_PHOTOS}; the same one twice counts once.",
 }
-_ID = {"type": "string", "maxLength": 250, "description": "Returned in the decision."}
+_ID = {"type": "string", "maxLength": LONGEST, "description": "Returned in the decision."}
 _SELLER = {
     "type": "string",
-    "maxLength": 250,
+    "maxLength": LONGEST,
+    "pattern": ONE_LINE,
     "description": "Whose corrections count. The decision then has `adapted`, `base_category` and "
     "`corrections`.",
 }
@@ -51,16 +59,6 @@ SEVERAL_PRODUCTS: dict[str, Any] = {
     },
     "dependentRequired": {"product_id.1": ["images.1"], "seller.1": ["images.1"]},
 }
-FORM_EXAMPLES: dict[str, Any] = {
-    "one": {"summary": "One product", "value": {"images": ["front.jpg", "back.jpg"], "product_id": "mug-7"}},
-    "several": {
-        "summary": "Two products",
-        "value": {
-            "images.0": ["mug.jpg"], "product_id.0": "mug-7",
-            "images.1": ["lamp.jpg"], "product_id.1": "lamp-2",
-        },
-    },
-}  # fmt: skip
 _DECISION: dict[str, Any] = {
     "product_id": "mug-7", "category": "1002", "category_path": "Kitchen / Mugs", "confidence": 0.94,
     "status": "accepted", "node": "1002", "node_path": "Kitchen / Mugs", "node_level": 2,
@@ -113,15 +111,14 @@ CATEGORIZE: dict[str, Any] = {
                 "in": "header",
                 "description": "Seconds for the decision, counted from the end of the request; at most the "
                 "service's own limit, 30 by default.",
-                "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 30},
+                "schema": {"type": "number", "minimum": SHORTEST, "maximum": 30},
             }
         ],
         "requestBody": {
             "required": True,
             "content": {
                 "multipart/form-data": {
-                    "schema": {"oneOf": [ONE_PRODUCT, SEVERAL_PRODUCTS]},
-                    "examples": FORM_EXAMPLES,
+                    "schema": {"anyOf": [ONE_PRODUCT, SEVERAL_PRODUCTS]},
                 }
             },
         },
