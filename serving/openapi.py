@@ -40,24 +40,13 @@ _SELLER = {
     "description": "Whose corrections count. The decision then has `adapted`, `base_category` and "
     "`corrections`.",
 }
-ONE_PRODUCT: dict[str, Any] = {
-    "title": "One product",
+# Of one product: in a schema of both forms, each would allow the other one's fields, as unknown ones are skipped.
+FORM: dict[str, Any] = {
     "type": "object",
     "required": ["images"],
     "properties": {"images": _PHOTOS, "product_id": _ID, "seller": _SELLER},
-}
-SEVERAL_PRODUCTS: dict[str, Any] = {
-    "title": "Several products",
-    "description": f"Each product has a number, 0 to {MAX_PRODUCTS - 1} without gaps: images.0, "
-    "product_id.0, seller.0, images.1, …",
-    "type": "object",
-    "required": ["images.0"],
-    "properties": {
-        f"{name}.{number}": schema
-        for number in (0, 1)
-        for name, schema in (("images", _PHOTOS), ("product_id", _ID), ("seller", _SELLER))
-    },
-    "dependentRequired": {"product_id.1": ["images.1"], "seller.1": ["images.1"]},
+    "description": f"Several products have a number each, 0 to {MAX_PRODUCTS - 1} without gaps: `images.0`, "
+    "`product_id.0`, `seller.0`, `images.1`, …",
 }
 _DECISION: dict[str, Any] = {
     "product_id": "mug-7", "category": "1002", "category_path": "Kitchen / Mugs", "confidence": 0.94,
@@ -116,11 +105,7 @@ CATEGORIZE: dict[str, Any] = {
         ],
         "requestBody": {
             "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {"anyOf": [ONE_PRODUCT, SEVERAL_PRODUCTS]},
-                }
-            },
+            "content": {"multipart/form-data": {"schema": FORM}},
         },
     },
 }

@@ -258,7 +258,9 @@ def test_a_request_waits_as_long_as_it_says_and_is_then_given_up(
     assert "Retry-After" in response.headers
 
 
-@pytest.mark.parametrize("header", ["0", "0.0009", "-1", "20.1", "nan", "inf", "soon", "1_0", "", "٣", "1 s", "0x1"])
+@pytest.mark.parametrize(
+    "header", ["0", "0.0009", "-1", "20.1", "nan", "inf", "soon", "1_0", "", "٣", "1 s", "0x1"]
+)
 def test_a_wrong_time_limit_is_refused(stubbed: TestClient, stub: Stub, header: str) -> None:
     headers = {"X-Request-Timeout": header.encode()}
     response = stubbed.post("/v1/categorize", files=images(photo(1)), headers=headers)
