@@ -40,7 +40,7 @@ _SELLER = {
     "description": "Whose corrections count. The decision then has `adapted`, `base_category` and "
     "`corrections`.",
 }
-# Of one product: in a schema of both forms, each would allow the other one's fields, as unknown ones are skipped.
+# Of one product: in a schema of both forms, each would allow the other one's fields, as all unknown ones.
 FORM: dict[str, Any] = {
     "type": "object",
     "required": ["images"],
