@@ -3,8 +3,8 @@
     python client.py http://127.0.0.1:8000 mug-1=front.jpg,back.jpg mug-2=mug.jpg > decisions.jsonl
 
     products ─► requests within the service's limits ─► POST /v1/categorize ─► decisions, in the order given
-                                                          │ 429, 503, no connection: again, after Retry-After
-                                                          └ other errors: Refused, with the service's own words
+                                               429, 503, no connection: again, after Retry-After
+                                               other errors: Refused, with the service's own words
 
 A token, where the service has some, comes from the variable SHELFMARK_TOKEN.
 """
@@ -90,6 +90,8 @@ def _post(client: httpx.Client, products: list[Product], end: float) -> dict:
             answer = client.post("/v1/categorize", files=files, data=texts, headers=headers, timeout=left)
         except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
             after = None  # the service starts again, or its balancer asks another one
+        except httpx.TimeoutException:
+            break
         else:
             if answer.is_success:
                 return answer.json()
