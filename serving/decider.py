@@ -1,36 +1,35 @@
-"""What the one worker thread does: it decides about products, and looks at those that corrections are about.
+"""From bottlenecks to decisions, for many products at once: head, confidence, thresholds, sellers.
 
-photos ─► bottlenecks ─┬─► head ─► confidence ─► Decision
+products' bottlenecks ─┬─► head ─► confidence ─► Decision
                        ├─► with a seller: his corrections in use ─► Decision with three more fields
                        └─► RecentProducts: a correction may follow
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import simplejpeg
+from pandas.api.types import is_scalar
 
-from features.engines.choose import choose_engine
-from features.errors import ShelfmarkError
-from features.images.refusal import LIMITS, Refused
-from models.decisions.adapted import Adapter, Encoded, unadapted
+from features.errors import ShelfmarkError, one_line
+from models.decisions.adapted import ADAPTED_COLUMNS, Encoded, SellerState, unadapted
 from models.decisions.bundle import Bundle
-from models.decisions.categorizer import ReadPhotos, categorize_photos, decide_read, read_photos
-from serving.refusals import STORE, unavailable
-from serving.schemas import Decision, decision_of
+from models.decisions.categorizer import unreadable
+from serving.schemas import Decision
 
 if TYPE_CHECKING:
     from models.corrections.histories import Histories
     from models.corrections.store import Corrections  # SQLAlchemy takes half a second
 
-BATCH = 4  # photos a step of the backbone: products have one to four, so most cost one step
 RECENT_BYTES = 64 * 2**20  # of bottlenecks
+STORE = "the store of corrections"
+
+log = logging.getLogger("shelfmark")
 
 
 @dataclass(frozen=True)
@@ -68,78 +67,108 @@ class RecentProducts:
             self._bytes -= known.bottlenecks.nbytes
 
 
+class StoreUnavailable(ShelfmarkError):
+    """A seller's corrections cannot be read now; the message does not say where the store is."""
+
+
+@dataclass(frozen=True)
+class ReadProduct:
+    """A product whose photos have been read."""
+
+    product_id: str | None  # as given in the request
+    seller: str | None  # whose corrections count; None: nobody's
+    seen: SeenProduct | None  # None: no photo is readable
+
+
 class Decider:
-    """One bundle with its backbone loaded and warm; all but `recent` and `histories` is for one thread."""
+    """Decides with one bundle; threads may use it side by side."""
 
     def __init__(self, bundle: Bundle, corrections: "Corrections | None") -> None:
-        """Loads the backbone, and decides about a black photo as a try.
-
-        Raises:
-            ShelfmarkError: the backbone does not belong to the bundle.
-        """
+        """Reads nothing of the corrections yet; None: none count."""
         self._categorizer, self._adapter = bundle.categorizer, bundle.adapter
-        self._engine = choose_engine(bundle.backbone(), BATCH)
         self._histories = None
         self.recent = RecentProducts()
-        black = BytesIO(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
-        self.decide(None, None, [black])
         if corrections and bundle.adapter:
             from models.corrections.histories import Histories
 
             self._histories = Histories(bundle.adapter, corrections)
-
-    def decide(
-        self, product_id: str | None, seller: str | None, files: Sequence[BinaryIO]
-    ) -> tuple[Decision, list[Refused | None]]:
-        """Decides about one product; says for each photo why it was refused, or None.
-
-        Args:
-            product_id: as given in the request.
-            seller: whose corrections count; None: nobody's.
-            files: of the photos.
-
-        Raises:
-            HTTPException: 503, the corrections cannot be read.
-        """
-        photos = [file.read() for file in files]  # here: waiting products keep large photos on disk
-        categorizer, name = self._categorizer, product_id or ""
-        if self._histories is None or self._adapter is None:
-            table, refusals = categorize_photos(categorizer, self._engine, name, photos, LIMITS)
-            return decision_of(unadapted(table) if seller else table, product_id), refusals
-        read = read_photos(categorizer, self._engine, name, photos, LIMITS)
-        if product_id and read.digests:
-            self.recent.put(product_id, SeenProduct(read.digests, read.bottlenecks))
-        if seller and read.digests:
-            table = self._adapted(self._adapter, name, seller, read)
-        else:
-            table = decide_read(categorizer, name, read)
-            table = unadapted(table) if seller else table
-        return decision_of(table, product_id), read.refusals
-
-    def _adapted(self, adapter: Adapter, product_id: str, seller: str, read: ReadPhotos) -> pd.DataFrame:
-        assert self._histories is not None
-        try:
-            state = self._histories.state(seller)
-        except ShelfmarkError as error:
-            raise unavailable(error, {self._histories.corrections.shown: STORE}) from error
-        bounds = np.array([0, len(read.bottlenecks)])
-        return adapter.decide(np.array([product_id], dtype=object), read.bottlenecks, bounds, [state])
-
-    def see(
-        self, product_id: str, files: Sequence[BinaryIO]
-    ) -> tuple[SeenProduct | None, list[Refused | None]]:
-        """Returns what the photos of a product show, None where none can be read; and each one's refusal."""
-        photos = [file.read() for file in files]
-        read = read_photos(self._categorizer, self._engine, product_id, photos, LIMITS)
-        return (SeenProduct(read.digests, read.bottlenecks) if read.digests else None), read.refusals
 
     @property
     def histories(self) -> "Histories | None":
         """Of the sellers; None where no corrections count."""
         return self._histories
 
+    def decide(self, products: Sequence[ReadProduct]) -> list[Decision | StoreUnavailable]:
+        """Decides about products, in their order; an error is about its product alone."""
+        found: list[Decision | StoreUnavailable | None] = [None] * len(products)
+        states: dict[int, SellerState | None] = {}
+        for number, product in enumerate(products):
+            try:
+                states[number] = self._state(product)
+            except ShelfmarkError as error:
+                found[number] = self._unavailable(error)
+        seen = [number for number in states if products[number].seen]
+        nothing = [number for number in states if not products[number].seen]
+        for numbers, table in (
+            (seen, self._table([products[number] for number in seen], [states[number] for number in seen])),
+            (nothing, unadapted(unreadable([""] * len(nothing), self._categorizer.release))),
+        ):
+            chosen = [products[number] for number in numbers]
+            for number, decision in zip(numbers, _decisions(table, chosen), strict=True):
+                found[number] = decision
+        return [one for one in found if one is not None]
+
     def encode(self, seen: SeenProduct, category: str) -> Encoded:
         """Returns a correction as the adapter's head sees it."""
         assert self._adapter is not None
         [encoded] = self._adapter.encode(seen.bottlenecks, np.array([0, len(seen.bottlenecks)]), [category])
         return encoded
+
+    def _state(self, product: ReadProduct) -> SellerState | None:
+        """What the corrections of a product's seller say; what its photos show is kept for one to come."""
+        if self._histories is None or product.seen is None:
+            return None
+        if product.product_id:
+            self.recent.put(product.product_id, product.seen)
+        return self._histories.state(product.seller) if product.seller else None
+
+    def _unavailable(self, error: ShelfmarkError) -> StoreUnavailable:
+        assert self._histories is not None
+        text = one_line(error)
+        log.error("%s", text)
+        return StoreUnavailable(text.replace(self._histories.corrections.shown, STORE))
+
+    def _table(self, products: Sequence[ReadProduct], states: Sequence[SellerState | None]) -> pd.DataFrame:
+        """Decisions about products with readable photos, columns COLUMNS and ADAPTED_COLUMNS."""
+        rows = [product.seen.bottlenecks for product in products if product.seen]
+        if not rows:
+            return unadapted(unreadable([], self._categorizer.release))
+        bounds = np.concatenate([[0], np.cumsum([len(own) for own in rows])])
+        bottlenecks = np.concatenate(rows)
+        names = np.array([product.product_id or "" for product in products], dtype=object)
+        if self._adapter is not None and any(state is not None for state in states):
+            return self._adapter.decide(names, bottlenecks, bounds, states)
+        return unadapted(self._categorizer.decide(names, self._categorizer.predict(bottlenecks, bounds)))
+
+
+def _decisions(table: pd.DataFrame, products: Sequence[ReadProduct]) -> list[Decision]:
+    """The rows of a table of decisions; without a seller, the fields about corrections are not set.
+
+    Missing numbers are null, whatever NumPy and pandas call them.
+    """
+    columns = {name: [_plain(value) for value in column.tolist()] for name, column in table.items()}
+    columns["product_id"] = [product.product_id for product in products]
+    return [
+        Decision.model_validate(
+            {
+                name: values[row]
+                for name, values in columns.items()
+                if product.seller or name not in ADAPTED_COLUMNS
+            }
+        )
+        for row, product in enumerate(products)
+    ]
+
+
+def _plain(value: object) -> object:
+    return None if is_scalar(value) and pd.isna(value) else value

@@ -1,0 +1,108 @@
+"""A process that decodes photos for the service, and can be killed: `python -m serving.decode_process FD …`.
+
+    request   size (px) and length of the photo, then its bytes
+    response  kind, whether the process ends now, sha256 of the photo, length; then
+              pixels (size, size, 3) uint8   or   reason and detail of the refusal
+
+It imports what decoding needs, neither TensorFlow nor pandas. Its address space is limited to what it has
+after its imports and `memory` more, so the worst picture ends in a MemoryError here, never in a machine
+without memory. It ends when its socket is closed, which the system does when the service dies; with an alarm
+where a decoder does not return meanwhile; and after a photo that has left it larger, so that its memory is
+free again.
+"""
+
+import ctypes
+import hashlib
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from features.engines.decoded import decoded
+from features.images.normalise import normalise
+from features.images.refusal import LIMITS, Refused
+
+REQUEST = struct.Struct("<IQ")  # size in px; length in bytes
+RESPONSE = struct.Struct("<B?32sI")  # kind; the process ends now; sha256; length in bytes
+READY, PIXELS, REFUSED = 0, 1, 2
+GROWN = 32 << 20  # bytes of resident memory above the start; a process that is larger is replaced
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def main(descriptor: int, memory: int, seconds: float) -> None:
+    """Decodes what arrives until the socket is closed.
+
+    Args:
+        descriptor: of the connected socket.
+        memory: bytes of address space beside what the imports take.
+        seconds: a photo that takes longer ends the process.
+    """
+    for name in (signal.SIGINT, signal.SIGTERM):  # the service decides when its processes end
+        signal.signal(name, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print warnings about damaged files
+    connection = socket.socket(fileno=descriptor)
+    size, resident = _memory()
+    limit = size + memory
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with connection, connection.makefile("rb", buffering=1 << 16) as requests:
+        connection.sendall(RESPONSE.pack(READY, False, bytes(32), 0))
+        while head := requests.read(REQUEST.size):
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            ends = _respond(connection, requests, *REQUEST.unpack(head), resident)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if ends:
+                break
+
+
+def _respond(connection: socket.socket, requests: BinaryIO, size: int, length: int, resident: int) -> bool:
+    """Reads and decodes one photo and sends the response; returns whether the process ends now."""
+    kind, digest, payload, ends = _decode(requests, size, length)
+    ends = ends or _has_grown(resident)
+    connection.sendall(RESPONSE.pack(kind, ends, digest, len(payload)))
+    connection.sendall(payload)
+    return ends
+
+
+def _decode(requests: BinaryIO, size: int, length: int) -> tuple[int, bytes, bytes | memoryview, bool]:
+    """Returns kind, sha256, pixels or refusal, and whether memory ran out; nothing else stays in memory."""
+    digest = bytes(32)
+    try:
+        data = requests.read(length)
+        digest = hashlib.sha256(data).digest()
+        jpeg = normalise(data, LIMITS).jpeg
+        del data
+        return PIXELS, digest, decoded(jpeg, size).data.cast("B"), False
+    except Refused as refused:
+        return REFUSED, digest, _text(refused), False
+    except MemoryError:
+        refused = Refused("too_large", "decoding takes more memory than a photo may")
+        return REFUSED, digest, _text(refused), True
+    except ValueError as error:
+        return REFUSED, digest, _text(Refused("undecodable", str(error))), False
+
+
+def _text(refused: Refused) -> bytes:
+    return f"{refused.reason}\n{refused.detail}".encode()
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes of this process: address space, resident."""
+    size, resident = Path("/proc/self/statm").read_text().split()[:2]
+    return int(size) * PAGE, int(resident) * PAGE
+
+
+def _has_grown(before: int) -> bool:
+    """Whether more memory than GROWN is still used once the free part is given back."""
+    if _memory()[1] - before <= GROWN:
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return _memory()[1] - before > GROWN
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
