@@ -22,6 +22,7 @@ import httpx
 
 MAX_PRODUCTS = 64  # of a request, as the service's own limit
 MAX_BYTES = 60 << 20  # of a request's photos; the service takes 64 MiB, headers of the parts included
+REQUEST_S = 30  # the most that a request may ask for: --timeout of the service
 RETRY = (429, 503)  # full; not ready, or about to end
 WAIT_S = (0.25, 8.0)  # the first wait without a Retry-After, and the longest
 
@@ -85,7 +86,9 @@ def _post(client: httpx.Client, products: list[Product], end: float) -> dict:
     texts |= {f"seller.{n}": product.seller for n, product in enumerate(products) if product.seller}
     wait = WAIT_S[0]
     while (left := end - time.monotonic()) > 0:
-        headers = {"X-Request-Timeout": f"{left:.3f}"}  # what nobody waits for is not computed
+        headers = {
+            "X-Request-Timeout": f"{min(left, REQUEST_S):.3f}"
+        }  # what nobody waits for is not computed
         try:
             answer = client.post("/v1/categorize", files=files, data=texts, headers=headers, timeout=left)
         except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
