@@ -22,7 +22,6 @@ from serving.room import Answer, Full, Product, Room, RoomLimits
 from serving.served import Served
 from serving.state import ServiceState
 
-
 _STARTED: list[Room] = []
 _SERVED: list[Served] = []
 

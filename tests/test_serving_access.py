@@ -174,9 +174,8 @@ def test_a_socket_file_that_was_left_is_replaced_and_one_in_use_is_not(tmp_path:
         dead.bind(str(path))
     with _listener("", 0, str(path)) as listener:
         listener.listen()
-        with pytest.raises(ShelfmarkError, match="Address already in use; expected a path"):
-            with _listener("", 0, str(path)):
-                pass
+        with pytest.raises(ShelfmarkError, match="already in use; expected"), _listener("", 0, str(path)):
+            pass
         assert path.exists()
     path.write_text("a file of somebody else")
     with pytest.raises(ShelfmarkError, match="Address already in use"), _listener("", 0, str(path)):
@@ -196,9 +195,9 @@ def test_the_socket_file_of_a_later_server_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["x" * 200, "missing/shelfmark.sock"])
 def test_a_path_that_cannot_be_a_socket_is_named(tmp_path: Path, path: str) -> None:
-    with pytest.raises(ShelfmarkError, match="; expected a path in a directory that may be written to"):
-        with _listener("", 0, str(tmp_path / path)):
-            pass
+    expected = "; expected a path in a directory that may be written to"
+    with pytest.raises(ShelfmarkError, match=expected), _listener("", 0, str(tmp_path / path)):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -223,7 +222,8 @@ def test_an_address_that_others_reach_is_warned_of_where_nobody_needs_a_token(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     for host, tokens, warned in (
-        ("127.0.0.1", False, 0), ("0.0.0.0", True, 0), ("0.0.0.0", False, 1), ("::1", False, 0), ("::", False, 1),
+        ("127.0.0.1", False, 0), ("0.0.0.0", True, 0), ("0.0.0.0", False, 1),
+        ("::1", False, 0), ("::", False, 1),
     ):  # fmt: skip
         caplog.clear()
         with _listener(host, 0, None) as listener:
