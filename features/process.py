@@ -227,7 +227,7 @@ class _Signals:
             if number == 0:
                 return
             if number is None or (number == signal.SIGINT and first):
-                _end_at_once(128 + first)
+                end_at_once(128 + first, f"{ENDED[128 + first]}; the same command continues the work")
             elif number in self._before and not first:
                 first, deadline = number, time.monotonic() + GRACE
 
@@ -240,11 +240,15 @@ def _read_byte(descriptor: int, seconds: float | None) -> int | None:
     return os.read(descriptor, 1)[0] if ready else None
 
 
-def _end_at_once(status: int) -> None:
-    """Ends the process and its children; takes no lock that the main thread may hold."""
-    line = f"error: {ENDED[status]}; the same command continues the work\n"
+def end_at_once(status: int, message: str) -> None:
+    """Ends the process and its children; takes no lock that the main thread may hold.
+
+    Args:
+        status: of the process.
+        message: of the `error:` line.
+    """
     with contextlib.suppress(OSError, ValueError):
-        os.write(console().fileno(), line.encode())
+        os.write(console().fileno(), f"error: {message}\n".encode())
     note(f"ERROR {ENDED[status]} in the middle of its work")
     _end_children()
     os._exit(status)

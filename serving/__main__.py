@@ -1,20 +1,30 @@
 """The command `shelfmark-serve`: the bundle in service, behind HTTP.
 
+    an address, or a socket file ─► bound ─► listens: /healthz responds, the rest with 503
+                                               └─► Loading, in a thread ─► ready
+
 Exit status, as for the other commands: 0 done, 1 failed with one `error:` line, 2 wrong usage. TensorFlow and
-FastAPI are imported inside the function: they take seconds, `--help` must not.
+FastAPI are imported inside functions: they take seconds, `--help` must not.
 """
 
+import ipaddress
 import logging
+import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from features.errors import ShelfmarkError
 from features.process import add_common_options, run_command
 from features.storage.paths import STORE_OPTIONS, all_begin, any_path, use_beam_options
+
+SOCKET_MODE = 0o660  # owner and group
 
 log = logging.getLogger("shelfmark")
 
@@ -34,15 +44,34 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option(
-    "--workspace",
-    required=True,
-    help="Directory with the release in service.",
-)
+@click.option("--workspace", required=True, help="Directory with the release in service.")
 @click.option(
     "--host", default="127.0.0.1", help="Address to listen at; default: 127.0.0.1, for this computer only."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Default: 8000; 0: any free one.")
+@click.option(
+    "--uds",
+    metavar="PATH",
+    help="Unix domain socket to listen at, in place of an address; for its owner and group.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=30.0,
+    help="Seconds that a request waits for its decisions; default: 30. X-Request-Timeout asks for less.",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 3600),
+    default=30.0,
+    help="Seconds within which SIGTERM or SIGINT finishes what was accepted; default: 30.",
+)
+@click.option(
+    "--tokens",
+    metavar="FILE",
+    help="Who may use the service: a line `SHA256 [NAME]` for each bearer token; default: everybody.",
+)
+@click.option("--protect-metrics", is_flag=True, help="With --tokens: /metrics needs a token, too.")
 @click.option(
     "--corrections",
     envvar="SHELFMARK_CORRECTIONS",
@@ -52,84 +81,171 @@ def main(arguments: list[str] | None = None) -> None:
     "that of sellers.database when the release was trained, else corrections.sqlite in the workspace.",
 )
 @click.version_option(package_name="shelfmark")
-@click.pass_obj
-def serve(beam: tuple[str, ...], workspace: str, host: str, port: int, corrections: str | None) -> None:
+@click.pass_context
+def serve(
+    context: click.Context,
+    workspace: str,
+    host: str,
+    port: int,
+    uds: str | None,
+    timeout: float,
+    drain: float,
+    tokens: str | None,
+    protect_metrics: bool,
+    corrections: str | None,
+) -> None:
     """Decides over HTTP about products from their photos, with the bundle in service.
 
-    POST /v1/categorize takes the photos of one product in the multipart field images; POST
-    /v1/corrections takes what a seller corrects; GET /healthz returns which bundle is loaded; /docs
-    describes the rest. A later release is served after a restart, a correction counts at once.
+    POST /v1/categorize takes the photos of one product in the multipart field images, or of several
+    products in images.0, images.1, …; POST /v1/corrections takes what a seller corrects. GET /readyz says
+    whether requests are taken, GET /metrics has figures for Prometheus; /docs describes the rest.
+
+    Another release is served as soon as releases/current names it, without a restart. SIGTERM finishes what
+    was accepted and ends with status 143, SIGINT with 130; a second signal ends at once.
 
     \b
     Example:
       shelfmark-serve --workspace shop --port 8080
     """
+    beam: tuple[str, ...] = context.obj
     if beam and not all_begin(beam, STORE_OPTIONS):
         raise click.UsageError(
             "expected after -- nothing but Beam's options of object stores, as --s3_endpoint_url=…"
         )
-    with _bind(host, port) as listener:
+    given = [
+        name for name in ("host", "port") if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+    if uds and given:
+        raise click.UsageError(f"--uds beside --{given[0]}; expected one place to listen at; leave one out")
+    if protect_metrics and not tokens:
+        raise click.UsageError("--protect-metrics without --tokens; expected a file of tokens; give it")
+    with _listener(host, port, uds) as listener:
         if beam:
             use_beam_options(beam)  # before the workspace is read
-        from models.decisions.releases import require_in_service, settings_of_run
+        from models.decisions.releases import require_in_service
+        from serving.access import Access, Tokens
 
-        release = require_in_service(
-            any_path(workspace)
-        )  # before TensorFlow is imported, which takes seconds
-        from features.engines.backbones import start_tensorflow
-
-        start_tensorflow()
-        import uvicorn
-
-        from models.decisions.bundle import open_bundle
+        release = require_in_service(any_path(workspace))
+        access = Access(Tokens(Path(tokens)) if tokens else None, not protect_metrics)
         from serving.app import create_app
-        from serving.corrections import open_store
+        from serving.loading import Loading
+        from serving.metrics import Metrics
+        from serving.server import DEFAULT_LIMITS, Server
+        from serving.state import ServiceState
 
-        bundle = open_bundle(any_path(workspace) / "releases" / release)
-        database = corrections or settings_of_run(any_path(workspace), release, "sellers").get("database")
-        store = open_store(any_path(workspace), str(database or "") or None, bundle.adapter is not None)
-        app = create_app(bundle, store, any_path(workspace))
-        if bundle.adapter and store is None:
-            log.warning(
-                "%s: sellers' corrections do not count; expected a workspace on a disk that may be "
-                "written to, or a database; give --corrections", release,
-            )  # fmt: skip
-        with _expect_free(host, port):  # another server may have taken it while this one was loading
-            listener.listen()  # only now: until then connections are refused rather than kept waiting
-        at, port = listener.getsockname()[:2]
-        for caveat in bundle.caveats:
-            log.warning("%s: %s", release, caveat)
-        log.info("%s is served at http://%s:%d", release, f"[{at}]" if ":" in at else at, port)
-        uvicorn.Server(uvicorn.Config(app, log_config=None)).run([listener])
+        state = ServiceState()
+        metrics = Metrics(state)
+        app = create_app(state, metrics, access, timeout)
+        with _expect_free(host, port, uds):  # another server may have taken it since it was bound
+            listener.listen()
+        _warn_of_strangers(listener, access.tokens is not None)
+        server = Server(app, state, DEFAULT_LIMITS, drain, metrics.ended_connection)
+
+        def end() -> None:
+            server.should_exit = True
+
+        loading = Loading(any_path(workspace), release, corrections, state, metrics, timeout)
+        loading.start(at=_place(listener), failed=end)
+        try:
+            server.run([listener])
+        finally:
+            loading.close()
+        if loading.error:
+            raise loading.error
+        if server.lost:
+            raise ShelfmarkError(
+                f"{server.lost} accepted requests were not finished; expected them to be within {drain:g} s; "
+                "give a longer --drain"
+            )
+        if server.received:
+            sys.exit(128 + server.received)  # as every command that a signal ends
 
 
 add_common_options(serve)
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """Returns a bound socket; before anything is loaded, so that a port in use is reported at once."""
-    with _expect_free(host, port):
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    return listener
+# Where it listens
 
 
 @contextmanager
-def _expect_free(host: str, port: int) -> Iterator[None]:
-    """Turns an OSError into a ShelfmarkError that names the address."""
+def _listener(host: str, port: int, uds: str | None) -> Iterator[socket.socket]:
+    """A bound socket; before anything is loaded, so that a place in use is reported at once."""
+    with _expect_free(host, port, uds):
+        if uds:
+            _remove_stale(uds)
+            family, kind, protocol, address = socket.AF_UNIX, socket.SOCK_STREAM, 0, uds
+        else:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, kind, protocol, _, address = found[0]  # type: ignore[assignment]
+        listener = socket.socket(family, kind, protocol)
+    with listener:
+        with _expect_free(host, port, uds):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            before = os.umask(0o777 & ~SOCKET_MODE)  # of a socket file, from its first moment on
+            try:
+                listener.bind(address)
+            finally:
+                os.umask(before)
+        made = os.stat(uds) if uds else None
+        try:
+            yield listener
+        finally:
+            with suppress(OSError):
+                if uds and made and os.path.samestat(os.stat(uds), made):
+                    os.unlink(uds)
+
+
+def _remove_stale(path: str) -> None:
+    """Removes the socket file of a server that has ended; one that is in use stays, as any other file."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return  # binding says that the place is taken
+    except OSError:
+        return
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+@contextmanager
+def _expect_free(host: str, port: int, uds: str | None) -> Iterator[None]:
+    """Turns an OSError into a ShelfmarkError that names the place."""
     try:
         yield
     except OSError as error:
+        reason = error.strerror or str(error)
+        if uds:
+            raise ShelfmarkError(
+                f"{uds}: {reason}; expected a path in a directory that may be written to, of at most 107 "
+                "bytes, where no file and no other server is; give another --uds"
+            ) from error
         raise ShelfmarkError(
-            f"{host}:{port}: {error.strerror}; expected a free address of this computer; "
+            f"{host}:{port}: {reason}; expected a free address of this computer; "
             "give another --host or --port"
         ) from error
+
+
+def _place(listener: socket.socket) -> str:
+    """Where the service is, for people."""
+    if listener.family is socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _warn_of_strangers(listener: socket.socket, has_tokens: bool) -> None:
+    """Warns where other computers may use the service, whoever they are."""
+    if listener.family is socket.AF_UNIX or has_tokens:
+        return
+    host = listener.getsockname()[0]
+    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        log.warning(
+            "%s: other computers can use the service without a token; expected --tokens, or a proxy in front "
+            "that lets nobody else in; see docs/serving.md",
+            _place(listener),
+        )
 
 
 if __name__ == "__main__":

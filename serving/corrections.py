@@ -6,8 +6,8 @@
     GET  /v1/corrections?seller=      the newest first, page by page
     DELETE /v1/corrections/{id}       is undone
 
-Whatever waits for a database or a disk does so in a thread; the worker thread, which decides, waits for
-neither of them here.
+Whatever waits for a database or a disk does so in a thread; what decides waits for neither of them here. A
+request uses one release from its beginning to its end, whatever is put into service meanwhile.
 """
 
 import asyncio
@@ -15,9 +15,8 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,28 +30,24 @@ from features.errors import ShelfmarkError, one_line
 from features.printable import CONTROL
 from features.storage.paths import AnyPath
 from models.corrections.categories import KnownCategories
-from models.decisions.adapted import Encoded
-from models.decisions.bundle import Bundle
-from serving.decider import SeenProduct
-from serving.form import MAX_PHOTOS, Fields, Form, read_form, too_long
-from serving.refusals import HEADER, STORE, log, set_header, unavailable
-from serving.room import Product, Room
-from serving.schemas import (
-    CorrectionMade,
-    CorrectionPage,
-    CorrectionRow,
-    CorrectionUndone,
-    Problem,
-)
+from serving.form import MAX_PHOTOS, Fields, Form, Sent, read_form, too_long
+from serving.openapi import CORRECTION_EXAMPLE, problems
+from serving.problems import HEADER, STORE, log, log_refused, set_header, unavailable
+from serving.schemas import CorrectionMade, CorrectionPage, CorrectionRow, CorrectionUndone
+from serving.state import ServiceState
+from serving.waiting import TIMEOUT, answers_of
 
 if TYPE_CHECKING:
     from models.corrections.histories import Histories
     from models.corrections.store import Corrections  # SQLAlchemy takes half a second
+    from models.decisions.adapted import Encoded
+    from serving.decider import SeenProduct
+    from serving.room import Room
+    from serving.served import Served
 
 NEEDED, OPTIONAL = ("product_id", "seller", "category"), ("who", "comment")
 LONGEST = dict.fromkeys((*NEEDED, "who"), 1_000) | {"comment": 10_000}  # bytes, as the store takes them
 MAX_JSON = 2**17  # bytes
-TIME_LIMIT = 30.0  # s, of looking at photos
 THREADS = 4  # that wait for databases and disks
 PAGE, LARGEST_PAGE = 100, 1_000  # corrections
 LARGEST_ID = 2**63 - 1
@@ -77,7 +72,15 @@ _TEXTS: dict[str, Any] = {
     "who": "Who says so.",
     "comment": "Why.",
 }
-_PROPERTIES: dict[str, Any] = {name: {"type": "string", "description": text} for name, text in _TEXTS.items()}
+_PROPERTIES: dict[str, Any] = {
+    name: {
+        "type": "string",
+        "description": text,
+        "minLength": 1 if name in NEEDED else 0,
+        "maxLength": LONGEST[name] // 4,  # characters, of 4 bytes at most
+    }
+    for name, text in _TEXTS.items()
+}
 _IMAGES: dict[str, Any] = {
     "type": "array",
     "items": {"type": "string", "format": "binary"},
@@ -88,7 +91,7 @@ _IMAGES: dict[str, Any] = {
 
 def _schema(properties: Mapping[str, Any]) -> dict[str, Any]:
     schema = {"type": "object", "required": list(NEEDED), "properties": dict(properties)}
-    return {"schema": schema | {"additionalProperties": False}}
+    return {"schema": schema | {"additionalProperties": False}, "example": CORRECTION_EXAMPLE}
 
 
 BODY = {
@@ -100,21 +103,14 @@ BODY = {
         },
     }
 }
-
-
-def problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
-    """Responses for OpenAPI: `_404="…"` describes a Problem with the status 404."""
-    return {
-        int(name.strip("_")): {"model": Problem, "description": text} for name, text in descriptions.items()
-    }
-
-
-_KEPT = {"_409": "No store of corrections", "_503": "The store of corrections does not answer"}
+_KEPT = {"_409": "No store of corrections", "_503": "Not ready, or the store of corrections does not answer"}
 MADE = problems(
     _400="Damaged form or JSON", _413="Too long a text, too many photos or bytes",
     _409="No store of corrections, or a release without adapter",
+    _415="Neither JSON nor a form, or a compressed body",
     _422="A field is missing, empty or not known; a category that the release does not have",
-    _503=_KEPT["_503"],
+    _429="The queue of photos is full; Retry-After says when to try again",
+    _503=_KEPT["_503"], _504="The photos were not read within the time limit",
 ) | {201: {"headers": HEADER}}  # fmt: skip
 LISTED = problems(_422="No seller, or another wrong parameter", **_KEPT)
 UNDONE = problems(_404="No such correction in use", _422="No number", **_KEPT)
@@ -205,12 +201,13 @@ async def read_correction(request: Request) -> tuple[NewCorrection, Form]:
     """
     kind, _ = parse_options_header(request.headers.get("content-type"))
     if kind == b"application/json":
-        return NewCorrection.of(await _read_json(request)), Form()
+        return NewCorrection.of(await _read_json(request)), Form([Sent()])
     if kind != b"multipart/form-data":
-        raise HTTPException(422, f"neither JSON nor a form; {EXPECTED}")
+        accepted = {"Accept": "application/json, multipart/form-data"}
+        raise HTTPException(415, f"neither JSON nor a form; {EXPECTED}", accepted)
     form = await read_form(request, FIELDS)
     try:
-        return NewCorrection.of(form.texts), form
+        return NewCorrection.of(form.products[0].texts), form
     except BaseException:
         form.close()
         raise
@@ -237,7 +234,7 @@ async def _read_json(request: Request) -> Mapping[str, object]:
 
 
 class _Stopped(Exception):
-    """The service ends."""
+    """Another release is in service, or the service ends."""
 
 
 class CorrectionService:
@@ -245,79 +242,72 @@ class CorrectionService:
 
     def __init__(
         self,
-        bundle: Bundle,
-        room: Room,
+        room: "Room",
         corrections: "Corrections | None",
         workspace: AnyPath | None,
+        timeout_s: float = TIMEOUT,
     ) -> None:
-        """Knows the categories of the bundle from now on.
+        """Begins to encode corrections that lack the vector of the release in service.
 
         Args:
-            bundle: in service.
-            room: with the bundle in service.
+            room: reads photos, and knows the release in service.
             corrections: the store; None: every request is refused.
             workspace: whose runs and batches know products; None: none does.
+            timeout_s: for reading the photos of a correction.
         """
-        self._bundle, self._room, self._decider = bundle, room, room.served.decider
+        self._room, self._timeout_s = room, timeout_s
         self._corrections, self._workspace = corrections, workspace
-        self._categories = KnownCategories.of_bundle(bundle.path)
-        self._learnt = frozenset(bundle.categorizer.predictor.taxonomy.categories.tolist())
+        self._categories = _categories(room.served)
         self._places = {corrections.shown: STORE} if corrections else {}
         if workspace is not None:
             self._places[str(workspace)] = "the workspace"
         self._threads = ThreadPoolExecutor(THREADS, "corrections")
+        self._stopped = threading.Event()
+        self._encoding: threading.Thread | None = None
+        self.switched(room.served)
 
-    @contextmanager
-    def encoding_missing(self) -> Iterator[None]:
-        """Encodes, in a thread, corrections that were made while another release was in service."""
-        histories = self._decider.histories
+    def switched(self, served: "Served") -> None:
+        """Knows another release's categories; encodes, in a thread, corrections that were made before it.
+
+        Args:
+            served: in service from now on.
+        """
+        self._categories = _categories(served)
+        self._stopped.set()
+        histories = served.decider.histories
         if histories is None:
-            yield
             return
-        stopped = threading.Event()
-        thread = threading.Thread(
-            target=self._encode_missing, args=(histories, stopped), name="encoding", daemon=True
+        self._stopped = threading.Event()
+        self._encoding = threading.Thread(
+            target=_encode_missing, args=(histories, self._stopped), name="encoding", daemon=True
         )
-        thread.start()
-        try:
-            yield
-        finally:
-            stopped.set()
-            thread.join()
+        self._encoding.start()
 
-    def _encode_missing(self, histories: "Histories", stopped: threading.Event) -> None:
-        def encode(*given: Any) -> "list[Encoded]":
-            if stopped.is_set():
-                raise _Stopped
-            return histories.adapter.encode(*given)
-
-        try:
-            count = histories.carry(encode=encode)
-        except _Stopped:
-            return
-        except ShelfmarkError as error:
-            log.warning("corrections without a vector stay without: %s", one_line(error))
-            return
-        if count:
-            log.info("%d corrections made under another release are encoded for this one", count)
+    def close(self) -> None:
+        """Ends the encoding."""
+        self._stopped.set()
+        if self._encoding:
+            self._encoding.join()
+        self._threads.shutdown(wait=False)
 
     async def make(self, request: Request, response: Response) -> CorrectionMade:
         """Makes a correction."""
-        corrections = self._require_store()
-        if self._bundle.adapter is None:
+        corrections, served = self._require_store(), self._room.served
+        bundle = served.bundle
+        if bundle.adapter is None:
             raise HTTPException(
                 409,
-                f"release {self._bundle.path.name} does not learn from corrections; expected one of a run "
+                f"release {served.name} does not learn from corrections; expected one of a run "
                 "with sellers.method votes or paper; train one, or give the correction to `shelfmark adapt`, "
                 "which keeps it as a label",
             )
         new, form = await read_correction(request)
         try:
-            category = await self._in_thread(partial(self._known_category, new.category))
-            seen, source, reason = await self._see(new.product_id, form, response)
+            category = await self._in_thread(partial(self._known_category, served, new.category))
+            seen, source, reason = await self._see(served, new.product_id, form, request, response)
         finally:
             form.close()
-        encoded = await self._in_thread(partial(self._decider.encode, seen, category)) if seen else None
+        encoded = await self._in_thread(partial(served.decider.encode, seen, category)) if seen else None
         from models.corrections.correction import Correction
 
         correction = Correction(
@@ -326,49 +316,52 @@ class CorrectionService:
             category=category,
             who=new.who,
             comment=new.comment,
-            release=self._bundle.categorizer.release,
+            release=bundle.categorizer.release,
             images=seen.digests if seen else (),
-            fingerprint=self._bundle.fingerprint if seen else None,
+            fingerprint=bundle.fingerprint if seen else None,
             bottlenecks=seen.bottlenecks if seen else None,
         )
         [added] = await self._in_thread(partial(corrections.add, [(correction, encoded)]))
+        learnt = category in bundle.categorizer.predictor.taxonomy.categories
         return CorrectionMade(
             id=added.id, state=added.state, product_id=new.product_id, seller=new.seller, category=category,
-            vector=source, reason=reason or (None if category in self._learnt else NOT_LEARNT),
+            vector=source, reason=reason or (None if learnt else NOT_LEARNT),
         )  # fmt: skip
 
     async def _see(
-        self, product_id: str, form: Form, response: Response
-    ) -> tuple[SeenProduct | None, Any, str | None]:
+        self, served: "Served", product_id: str, form: Form, request: Request, response: Response
+    ) -> tuple["SeenProduct | None", Any, str | None]:
         """What a product looks like, where that is from, and why it is not known."""
-        if form.photos:
-            looked_at = Product(product_id, None, form.photos, decide=False)
-            [answer] = await asyncio.wrap_future(self._room.submit([looked_at], TIME_LIMIT))
-            set_header(response, product_id, answer.refusals)
+        from serving.room import Product
+
+        if files := form.products[0].files:
+            product = Product(product_id, None, files, decide=False)
+            [answer] = await answers_of(self._room, [product], request, self._timeout_s, served)
+            log_refused(product_id, answer.refusals)
+            set_header(response, answer.refusals)
             if answer.seen:
                 return answer.seen, "photos", None
-        if seen := self._decider.recent.get(product_id):
+        if seen := served.decider.recent.get(product_id):
             return seen, "recent", None
         if self._workspace is None:
-            return (
-                None,
-                None,
-                NOT_SEEN,
-            )
+            return None, None, NOT_SEEN
         from serving.stored import stored_product
 
-        found = await self._in_thread(partial(stored_product, self._workspace, self._bundle, product_id))
+        found = await self._in_thread(partial(stored_product, self._workspace, served.bundle, product_id))
         return (None, None, found) if isinstance(found, str) else (found, "store", None)
 
-    def _known_category(self, text: str) -> str:
-        """The category of the release that a text names."""
-        category = self._categories.find(text)
+    def _known_category(self, served: "Served", text: str) -> str:
+        """The category of a release that a text names."""
+        digest, categories = self._categories
+        if digest != served.bundle.digest:  # the release was switched while the request came
+            _, categories = _categories(served)
+        category = categories.find(text)
         if category is None:
-            near = self._categories.nearest(text)
+            near = categories.nearest(text)
             hint = f"did you mean {near!r}?" if near else "see the release's taxonomy.csv"
             raise HTTPException(
                 422,
-                f"category {text[:100]!r}: not of release {self._bundle.path.name}; expected the id or the "
+                f"category {text[:100]!r}: not of release {served.name}; expected the id or the "
                 f"path of one of its categories; {hint}",
             )
         return category
@@ -415,8 +408,34 @@ class CorrectionService:
             raise unavailable(error, self._places) from error
 
 
-def add_routes(app: FastAPI, service: CorrectionService) -> None:
-    """Puts /v1/corrections into an app."""
+def _categories(served: "Served") -> tuple[str, KnownCategories]:
+    """The digest of a release's bundle, and its categories."""
+    return served.bundle.digest, KnownCategories.of_bundle(served.bundle.path)
+
+
+def _encode_missing(histories: "Histories", stopped: threading.Event) -> None:
+    def encode(*given: Any) -> "list[Encoded]":
+        if stopped.is_set():
+            raise _Stopped
+        return histories.adapter.encode(*given)
+
+    try:
+        count = histories.carry(encode=encode)
+    except _Stopped:
+        return
+    except ShelfmarkError as error:
+        log.warning("corrections without a vector stay without: %s", one_line(error))
+        return
+    if count:
+        log.info("%d corrections made under another release are encoded for this one", count)
+
+
+def add_routes(app: FastAPI, state: ServiceState) -> None:
+    """Puts /v1/corrections into an app; the state has the service as soon as it is ready."""
+
+    def service() -> CorrectionService:
+        assert state.corrections is not None
+        return state.corrections
 
     @app.post("/v1/corrections", status_code=201, responses=MADE, openapi_extra=BODY)
     async def make_correction(request: Request, response: Response) -> CorrectionMade:
@@ -425,22 +444,22 @@ def add_routes(app: FastAPI, service: CorrectionService) -> None:
         The seller's next decision knows it. The same again changes nothing; another category replaces the
         first one.
         """
-        return await service.make(request, response)
+        return await service().make(request, response)
 
     @app.get("/v1/corrections", responses=LISTED)
     async def corrections_of_seller(
-        seller: Annotated[str, Query(description="His name.")],
+        seller: Annotated[str, Query(description="His name.", max_length=LONGEST["seller"])],
         limit: Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Of a page.")] = PAGE,
         after: Annotated[
             int | None, Query(ge=1, le=LARGEST_ID, description="`next` of the page before.")
         ] = None,
     ) -> CorrectionPage:
         """Lists a seller's corrections, undone and replaced ones too, the newest first."""
-        return await service.page(seller, limit, after)
+        return await service().page(seller, limit, after)
 
     @app.delete("/v1/corrections/{number}", responses=UNDONE)
     async def undo_correction(
         number: Annotated[int, fastapi.Path(ge=1, le=LARGEST_ID, description="The correction's id.")],
     ) -> CorrectionUndone:
         """Undoes a correction: the seller's next decision does not know it any more."""
-        return await service.undo(number)
+        return await service().undo(number)

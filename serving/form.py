@@ -10,8 +10,12 @@ Content-Disposition: form-data; name="product_id"
 
 mug-7                       a text
 --edge--                    the end; a body without it was cut off
+
+Several products have numbers, from 0 on without gaps, in any order: images.0, product_id.0, images.1, …
 """
 
+import re
+import threading
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
@@ -24,9 +28,16 @@ from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from serving.problems import GONE
+
 MAX_PHOTOS = 16  # of one product
+MAX_PRODUCTS = 64  # of one request
+MAX_PARTS = 2_048  # of one form: 64 products of 16 photos and two texts have 1,152; each costs 30 µs
 IN_MEMORY = 2**20  # bytes of a photo; a larger one is kept on the disk
+ALL_IN_MEMORY = 2**28  # bytes of all photos of all requests; those that come then are kept on the disk
 MAX_NAME = 2**10  # bytes of a text that was sent for a photo: mostly its file name
+NUMBER = re.compile(rb"0|[1-9][0-9]*")
+NO_GAPS = "expected products with numbers 0, 1, 2, … without gaps, each with photos; number them so"
 
 
 @dataclass(frozen=True)
@@ -37,53 +48,128 @@ class Fields:
     expected: str  # what an error says of it: what was expected; what to do next
     needs_photos: bool = True
     no_others: bool = False  # other fields are refused, else they are skipped
+    several: bool = False  # products, with numbers
+
+
+@dataclass
+class Sent:
+    """What was sent of one product."""
+
+    photos: list["Photo"] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[BinaryIO]:
+        """The photos, to be read from their beginning."""
+        return [photo.file for photo in self.photos]
 
 
 @dataclass
 class Form:
     """The content of a request."""
 
-    photos: list[BinaryIO] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
+    products: list[Sent] = field(default_factory=list)  # exactly one where they have no numbers
+    numbered: bool = False
 
     def close(self) -> None:
         """Closes the photos, which removes those on the disk."""
-        for photo in self.photos:
-            photo.close()
+        for product in self.products:
+            for photo in product.photos:
+                photo.close()
+
+
+class _Memory:
+    """The bytes of all photos that are in memory; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock, self.used = threading.Lock(), 0
+
+    def take(self, count: int) -> bool:
+        """Takes so many bytes where they are left."""
+        with self._lock:
+            if self.used + count > ALL_IN_MEMORY:
+                return False
+            self.used += count
+            return True
+
+    def give(self, count: int) -> None:
+        with self._lock:
+            self.used -= count
+
+
+MEMORY = _Memory()
+
+
+class Photo:
+    """A photo that was sent, in memory or on the disk."""
+
+    def __init__(self) -> None:
+        self.file = cast(BinaryIO, SpooledTemporaryFile())  # noqa: SIM115
+        self.size = 0  # bytes
+        self._held = 0  # bytes in memory
+        self._on_disk = False
+
+    def write(self, data: bytes) -> None:
+        """Adds bytes; beyond IN_MEMORY, or when others have used the memory, all of them go to the disk."""
+        self.size += len(data)
+        if not self._on_disk and (self.size > IN_MEMORY or not MEMORY.take(len(data))):
+            cast("SpooledTemporaryFile[bytes]", self.file).rollover()
+            self._on_disk = True
+            self._give_back()
+        if not self._on_disk:
+            self._held += len(data)
+        self.file.write(data)
+
+    def close(self) -> None:
+        """Removes it."""
+        self.file.close()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        MEMORY.give(self._held)
+        self._held = 0
 
 
 async def read_form(request: Request, fields: Fields) -> Form:
     """Reads the photos and the texts.
 
     Raises:
-        HTTPException: 400 where the form is damaged, 413 with too much in it, 422 without needed photos.
+        HTTPException: 400 where the form is damaged, 413 with too much in it, 415 where it is none, 422
+            without needed photos or with wrong numbers.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
-        raise HTTPException(422, f"no form of photos; {fields.expected}")
+        raise HTTPException(415, f"no form of photos; {fields.expected}", {"Accept": "multipart/form-data"})
     if not options.get(b"boundary"):
         raise HTTPException(400, f"no boundary in Content-Type; {fields.expected}")
-    form = Form()
+    reader = None
     try:
-        reader = _FormReader(options[b"boundary"], form, fields)
+        reader = _FormReader(options[b"boundary"], fields)
         await reader.read(request.stream())
-        reader.require_photos()
+        return reader.form()
     except BaseException as error:
-        form.close()
+        if reader:
+            reader.close()
         if isinstance(error, FormParserError):
             raise HTTPException(400, f"damaged form: {error}; {fields.expected}") from error
         if isinstance(error, ClientDisconnect):
-            raise HTTPException(400, "the client has closed the connection") from error
+            raise left() from error
         raise
-    return form
+
+
+def left() -> HTTPException:
+    """Returns the response that nobody gets."""
+    return HTTPException(GONE, "the client has closed the connection; expected it to wait; send it again")
 
 
 class _FormReader:
     """Reads the parts of a body one after the other into a form."""
 
-    def __init__(self, boundary: bytes, form: Form, fields: Fields) -> None:
-        self._form, self._fields = form, fields
-        self._photos = 0  # received; of too many, only the first are kept
+    def __init__(self, boundary: bytes, fields: Fields) -> None:
+        self._fields = fields
+        self._products: dict[int, Sent] = {}
+        self._numbered: bool | None = None  # None: no part that counts has come
+        self._parts = self._received = 0  # parts, bytes
         self._edge = b"\r\n--" + boundary
         self._before = b"\r\n"  # the last bytes of the preamble; an edge at the very beginning is one, too
         self._begun = self._ended = False
@@ -103,20 +189,39 @@ class _FormReader:
         )
 
     async def read(self, stream: AsyncIterator[bytes]) -> None:
-        """Reads the whole body, in a thread: writing to the disk would keep other requests waiting."""
+        """Reads the whole body; what may be written to the disk in a thread, or other requests would wait."""
         async for data in stream:
-            if data:
+            self._received += len(data)
+            if self._received > IN_MEMORY or MEMORY.used + len(data) > ALL_IN_MEMORY:
                 await run_in_threadpool(self._take, data)
+            elif data:
+                self._take(data)
 
-    def require_photos(self) -> None:
-        """Raises an HTTPException when the body was cut off, or holds too many photos, or not the needed."""
+    def form(self) -> Form:
+        """Returns what has come.
+
+        Raises:
+            HTTPException: 400 where the body was cut off, 422 where photos or products are missing.
+        """
         if not self._ended:
             raise HTTPException(400, f"the form ends before its last boundary; {self._fields.expected}")
-        if self._photos > MAX_PHOTOS:
-            detail = f"{self._photos} photos; expected {MAX_PHOTOS} at most; leave some out"
-            raise HTTPException(413, detail)
-        if self._fields.needs_photos and not self._photos:
-            raise HTTPException(422, f"no photo in the field images; {self._fields.expected}")
+        if not self._numbered:
+            one = self._products.get(0, Sent())
+            if self._fields.needs_photos and not one.photos:
+                raise HTTPException(422, f"no photo in the field images; {self._fields.expected}")
+            return Form([one])
+        for number in range(max(self._products) + 1):
+            if number not in self._products:
+                raise HTTPException(
+                    422, f"product {number} of {max(self._products) + 1} is missing; {NO_GAPS}"
+                )
+            if not self._products[number].photos:
+                raise HTTPException(422, f"no photo in the field images.{number}; {NO_GAPS}")
+        return Form([self._products[number] for number in range(len(self._products))], numbered=True)
+
+    def close(self) -> None:
+        """Closes the photos that have come."""
+        Form(list(self._products.values())).close()
 
     def _take(self, data: bytes) -> None:
         if not self._begun:
@@ -132,6 +237,11 @@ class _FormReader:
 
     def _on_part_begin(self) -> None:
         self._part = _Part()
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise HTTPException(
+                413, f"more than {MAX_PARTS:,} parts; expected fewer in one form; send the rest in another"
+            )
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._part.header += data[start:end]
@@ -143,20 +253,53 @@ class _FormReader:
         self._part.end_header()
 
     def _on_headers_finished(self) -> None:
-        part = self._part
-        if part.name == b"images":
-            self._photos += 1
-            if self._photos <= MAX_PHOTOS:
-                part.photo = cast(BinaryIO, SpooledTemporaryFile(IN_MEMORY))  # noqa: SIM115
-                self._form.photos.append(part.photo)
+        part, fields = self._part, self._fields
+        name, number = self._name_and_number(part.name)
+        if name != b"images" and name.decode("latin-1") not in fields.longest:
+            if fields.no_others:
+                raise HTTPException(
+                    422, f"{_decoded(part.name)[:100]!r}: no field of this form; {fields.expected}"
+                )
             return
-        part.wanted = next((name for name in self._fields.longest if name.encode() == part.name), None)
-        if part.wanted and part.file_name is not None:
-            raise HTTPException(422, f"{part.wanted}: a file, not a text; {self._fields.expected}")
-        if not part.wanted and self._fields.no_others:
+        product = self._product(part.name, number)
+        if name == b"images":
+            if len(product.photos) == MAX_PHOTOS:
+                detail = f"more than {MAX_PHOTOS} photos of a product"
+                raise HTTPException(413, f"{detail}; expected {MAX_PHOTOS} at most; leave some out")
+            part.photo = Photo()
+            product.photos.append(part.photo)
+        elif part.file_name is not None:
+            raise HTTPException(422, f"{_decoded(part.name)}: a file, not a text; {fields.expected}")
+        else:
+            part.wanted = name.decode()
+        part.product = product
+
+    def _name_and_number(self, whole: bytes) -> tuple[bytes, int | None]:
+        """Name and number of a part: images.7 is the photos of product 7; other names have none."""
+        name, dot, digits = whole.partition(b".")
+        known = name == b"images" or name.decode("latin-1") in self._fields.longest
+        if not (self._fields.several and dot and known):
+            return whole, None
+        if not NUMBER.fullmatch(digits):
+            raise HTTPException(422, f"{_decoded(whole)[:100]!r}: no number after the point; {NO_GAPS}")
+        if len(digits) > 3 or int(digits) >= MAX_PRODUCTS:
             raise HTTPException(
-                422, f"{_decoded(part.name)[:100]!r}: no field of this form; {self._fields.expected}"
+                413,
+                f"{_decoded(whole)[:100]!r}: a product beyond number {MAX_PRODUCTS - 1}; expected at most "
+                f"{MAX_PRODUCTS} products in one request; send the others in another one",
             )
+        return name, int(digits)
+
+    def _product(self, whole: bytes, number: int | None) -> Sent:
+        """The product of a part."""
+        if self._numbered is not None and self._numbered != (number is not None):
+            raise HTTPException(
+                422,
+                f"{_decoded(whole)[:100]!r} beside fields {'with' if self._numbered else 'without'} number; "
+                "expected images for one product, or images.0, images.1, … for several; use one of both",
+            )
+        self._numbered = number is not None
+        return self._products.setdefault(number or 0, Sent())
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._part
@@ -165,22 +308,21 @@ class _FormReader:
         elif part.wanted:
             part.text += data[start:end]
             if len(part.text) > self._fields.longest[part.wanted]:
-                raise too_long(part.wanted, self._fields.longest[part.wanted])
+                raise too_long(_decoded(part.name), self._fields.longest[part.wanted])
 
     def _on_part_end(self) -> None:
         part = self._part
-        if part.wanted:
-            self._form.texts[part.wanted] = _decoded(part.text)
-        if part.photo is None:
+        if part.wanted and part.product:
+            part.product.texts[part.wanted] = _decoded(part.text)
+        if part.photo is None or part.product is None:
             return
-        size = part.photo.tell()
-        part.photo.seek(0)
-        if part.file_name is None and size <= MAX_NAME and _is_text(part.photo.read()):
-            raise HTTPException(422, f"images: a text, not a file; {self._fields.expected}")
-        part.photo.seek(0)
+        file, size = part.photo.file, part.photo.size
+        file.seek(0)
+        if part.file_name is None and size <= MAX_NAME and _is_text(file.read()):
+            raise HTTPException(422, f"{_decoded(part.name)}: a text, not a file; {self._fields.expected}")
+        file.seek(0)
         if part.file_name == b"" and not size:  # a browser's form in which no file was chosen
-            self._photos -= 1
-            self._form.photos.pop().close()
+            part.product.photos.pop().close()
 
     def _on_end(self) -> None:
         self._ended = True
@@ -196,7 +338,8 @@ class _Part:
     file_name: bytes | None = None  # None: not given; a photo needs none
     wanted: str | None = None  # name of a text that is expected
     text: bytearray = field(default_factory=bytearray)
-    photo: BinaryIO | None = None
+    photo: Photo | None = None
+    product: Sent | None = None  # that it is a part of; None: it is skipped
 
     def end_header(self) -> None:
         """Keeps name and file name of a finished Content-Disposition."""

@@ -1,24 +1,41 @@
 """The JSON bodies of the HTTP service, one definition for the service and its OpenAPI page.
 
-    POST   /v1/categorize         200 Decision           400, 413, 422, 503 Problem
-    POST   /v1/corrections        201 CorrectionMade     400, 409, 413, 422, 503 Problem
-    GET    /v1/corrections        200 CorrectionPage     409, 422, 503 Problem
-    DELETE /v1/corrections/{id}   200 CorrectionUndone   404, 409, 422, 503 Problem
+    POST   /v1/categorize         200 Decision, or Decisions of several products
+    POST   /v1/corrections        201 CorrectionMade
+    GET    /v1/corrections        200 CorrectionPage
+    DELETE /v1/corrections/{id}   200 CorrectionUndone
+    GET    /v1/release            200 Release
+    GET    /v1/taxonomy           200 Tree
     GET    /healthz               200 Health
+    GET    /readyz                200 Readiness
+           every error            Problem
 
-Missing numbers are null, whatever NumPy and pandas call them.
+What has no value is null.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-import pandas as pd
-from pandas.api.types import is_scalar
 from pydantic import BaseModel, ConfigDict
+
+from features.images.refusal import Refused
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class SentPhoto(_Body):
+    """What became of a photo that was sent."""
+
+    index: int
+    """Its number among the photos of the product, from 0."""
+    refused: str | None
+    """Why it could not be used: `empty`, `not_an_image`, `format_not_allowed`, `too_large`, `truncated`,
+    `undecodable`; null where it was used."""
+    detail: str | None
+    """The same in words; null where it was used."""
 
 
 class Decision(_Body):
@@ -47,6 +64,8 @@ class Decision(_Body):
     """Their probabilities."""
     release: str | None
     """Name of the release that decided."""
+    photos: list[SentPhoto] = []
+    """What became of each photo, in the order in which they were sent."""
     adapted: bool = False
     """Whether the seller's corrections made the decision; this and what follows only where the request names
     a seller."""
@@ -54,6 +73,15 @@ class Decision(_Body):
     """The category without corrections; null where none of the seller's are in use."""
     corrections: int = 0
     """How many of the seller's are in use."""
+
+
+class Decisions(_Body):
+    """The decisions about several products."""
+
+    decisions: list[Decision]
+    """In the order of the products' numbers."""
+    release: str
+    """Name of the release that decided about all of them."""
 
 
 class CorrectionMade(_Body):
@@ -129,35 +157,124 @@ class CorrectionUndone(_Body):
 
 
 class Health(_Body):
-    """What is in service."""
+    """The process lives, and what is in service; null until the release is loaded."""
 
     status: Literal["ok"]
-    """The bundle is loaded and serves requests."""
+    """It responds."""
+    release: str | None
+    """Name of its directory under releases/."""
+    bundle: str | None
+    """Its digest."""
+    backbone: str | None
+    """Fingerprint of its backbone."""
+    threshold: float | None
+    """Confidence from which it decides alone; null when none is certified."""
+
+
+class RefusedRelease(_Body):
+    """A newer release that is not in service, because it could not be used."""
+
+    release: str
+    """Its name."""
+    reason: str
+    """Why: what happened; what was expected; what to do next."""
+
+
+class Readiness(_Body):
+    """The service is loaded and warm, and takes requests."""
+
+    status: Literal["ready"]
+    """Otherwise the response is a problem with the status 503."""
+    release: str
+    """In service."""
+    refused_release: RefusedRelease | None
+    """The release that `releases/current` names, where it cannot be used; the one before stays."""
+
+
+class Level(_Body):
+    """A level of the tree above the categories."""
+
+    level: int
+    """1 = coarsest."""
+    threshold: float | None
+    """Confidence from which products stop there; null where none is certified."""
+
+
+class Release(_Body):
+    """What is in service, and what it promises."""
+
     release: str
     """Name of its directory under releases/."""
     bundle: str
     """Its digest."""
     backbone: str
     """Fingerprint of its backbone."""
+    image_size: int
+    """Height and width of a photo for the backbone, in pixels."""
+    engine: str
+    """What runs the backbone, and its precision."""
     threshold: float | None
-    """Confidence from which it decides alone; null when none is certified."""
+    """Confidence from which a category is decided automatically; null when none is certified."""
+    target_precision: float
+    """Promised share of correct ones among the automatic decisions, at every level."""
+    delta: float
+    """Probability that the promise fails."""
+    caveats: list[str]
+    """Warnings for everybody who uses the decisions."""
+    levels: list[Level]
+    """The levels above the categories, from coarse to fine."""
+    categories: int
+    """How many there are."""
+    aggregation: str
+    """How the photos of a product are put together."""
+    sellers_method: str | None
+    """How sellers' corrections change decisions; null where they do not."""
+
+
+class Category(_Body):
+    """A category of the tree."""
+
+    category: str
+    """Its id."""
+    names: list[str]
+    """From coarse to fine; the last one is its own."""
+
+
+class Tree(_Body):
+    """The categories of the release in service."""
+
+    release: str
+    """Whose they are."""
+    levels: int
+    """Of the deepest category."""
+    categories: list[Category]
+    """All of them, by id."""
 
 
 class Problem(_Body):
-    """Why a request is refused."""
+    """Why a request is refused (RFC 9457)."""
 
+    type: Literal["about:blank"] = "about:blank"
+    """The status says all that a program needs."""
+    title: str
+    """The status in words."""
+    status: int
+    """As in the response."""
     detail: str
     """What happened; what was expected; what to do next."""
+    what_happened: str
+    """The first part."""
+    expected: str
+    """The second part; empty where a database gave the message."""
+    next_step: str
+    """The third part; empty as the second."""
 
 
-def decision_of(decisions: pd.DataFrame, product_id: str | None) -> Decision:
-    """Returns the only row of a table of decisions.
-
-    Args:
-        decisions: one row, with the columns COLUMNS of models.decisions.categorizer, and where the request
-            names a seller ADAPTED_COLUMNS of models.decisions.adapted.
-        product_id: as given in the request.
-    """
-    row = {name: column.iloc[0] for name, column in decisions.items()}
-    values = {name: None if is_scalar(value) and pd.isna(value) else value for name, value in row.items()}
-    return Decision.model_validate(values | {"product_id": product_id})
+def photos_of(refusals: Sequence[Refused | None]) -> list[SentPhoto]:
+    """Returns what became of the photos of a product, in their order."""
+    return [
+        SentPhoto.model_construct(
+            index=index, refused=one.reason if one else None, detail=one.detail if one else None
+        )
+        for index, one in enumerate(refusals)
+    ]

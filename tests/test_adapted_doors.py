@@ -11,7 +11,7 @@ import pytest
 from catalogues import HTML, Drawn, draw_products, manifest_rows, write_manifest
 from conftest import make_bundle
 from corrected import Method, adapter_of, store_of
-from fastapi.testclient import TestClient
+from service import client_of, state_of
 from test_categorize import CONFIG, Saved
 from test_extract import Running
 from test_ingest import in_a_loop
@@ -24,8 +24,7 @@ from models.decisions.categorizer import COLUMNS
 from pipeline.categorize import read_units, sort_rows
 from pipeline.categorize.categorize import categorize
 from pipeline.extract import fill_store as shards_module
-from serving import decider
-from serving.app import create_app
+from serving import served
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow", "light")
 PRODUCTS = [replace(one, pictures=one.pictures or (HTML,)) for one in draw_products({"": 24})]
@@ -48,7 +47,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> 
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, with a backbone of mean colours, and many small parts."""
     monkeypatch.setattr(read_units, "run_units", in_a_loop)
-    for module in (shards_module, decider):
+    for module in (shards_module, served):
         monkeypatch.setattr(module, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
     monkeypatch.setattr(Bundle, "backbone", lambda self: Loaded())
     monkeypatch.setattr(sort_rows, "PART_ROWS", 10)
@@ -69,7 +68,7 @@ class Doors:
         rows = [row | {"seller": sellers[row["product_id"]]} for row in rows]
         self.source = str(write_manifest(folder / "shop" / "shop.csv", rows))
         self.corrections: Corrections = store_of(self.workspace)
-        self.client = TestClient(create_app(self.bundle, self.corrections, self.workspace))
+        self.client = client_of(state_of(self.bundle, self.corrections, self.workspace))
 
     def batch(self, name: str = "d.parquet", **more: Any) -> pd.DataFrame:
         output = self.folder / name

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from catalogues import draw_products, manifest_rows, write_manifest
 from fastapi.testclient import TestClient
+from service import serving
 from test_engines import BF16, LIMIT, needs, without
 
 from features.engines.backbones import (
@@ -32,7 +33,6 @@ from features.records import pieces_of
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import categorize_photos
 from pipeline.cli import main
-from serving.app import create_app
 
 pytest.importorskip("onnxruntime")
 tf2onnx = pytest.importorskip("tf2onnx")
@@ -247,8 +247,8 @@ def releases(
 def clients(releases: dict[str, Path]) -> Iterator[dict[str, TestClient]]:
     bundles = {name: open_bundle(path / "releases" / "first") for name, path in releases.items()}
     with (
-        TestClient(create_app(bundles["keras"])) as in_keras,
-        TestClient(create_app(bundles["onnx"])) as in_onnx,
+        serving(bundles["keras"]) as in_keras,
+        serving(bundles["onnx"]) as in_onnx,
     ):
         yield {"keras": in_keras, "onnx": in_onnx}
 

@@ -23,6 +23,7 @@ from catalogues import HTML, photo
 from conftest import make_bundle
 from corrected import adapter_of, rules_of, store_of
 from fastapi.testclient import TestClient
+from service import client_of, images, problem, serving, state_of
 from test_categorize import Saved
 from test_extract import Running
 
@@ -35,8 +36,7 @@ from models.corrections.store import Corrections
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.categorizer import COLUMNS
 from serving import corrections as service_module
-from serving import decider
-from serving.app import create_app
+from serving import served
 from serving.corrections import open_store
 from serving.decider import RecentProducts, SeenProduct
 
@@ -47,7 +47,7 @@ TEXTS = {"product_id": "mug-7", "seller": "ann", "category": "milk"}
 @pytest.fixture(autouse=True)
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backbone of mean colours."""
-    monkeypatch.setattr(decider, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
+    monkeypatch.setattr(served, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
     monkeypatch.setattr(Bundle, "backbone", lambda self: Saved())
 
 
@@ -68,20 +68,7 @@ def corrections(tmp_path: Path) -> Iterator[Corrections]:
 
 @pytest.fixture
 def client(bundle: Bundle, corrections: Corrections, tmp_path: Path, light: None) -> TestClient:
-    return TestClient(create_app(bundle, corrections, tmp_path / "W"))
-
-
-def images(*photos: bytes) -> list[tuple[str, tuple[str, bytes]]]:
-    return [("images", ("photo", data)) for data in photos]
-
-
-def detail(response: httpx.Response, status: int) -> str:
-    """What a problem says: what happened; what was expected; what to do next."""
-    assert response.status_code == status, response.text
-    assert list(response.json()) == ["detail"]
-    text: str = response.json()["detail"]
-    assert text.count("; ") >= 2 and "\n" not in text, text
-    return text
+    return client_of(state_of(bundle, corrections, tmp_path / "W"))
 
 
 # From where a product is known
@@ -228,8 +215,8 @@ def test_a_correction_by_another_process_counts_at_once(
 def test_corrections_that_another_release_saw_are_encoded_after_the_start(
     bundle: Bundle, corrections: Corrections, tmp_path: Path, light: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app, head = create_app(bundle, corrections, tmp_path / "W"), bundle.categorizer.predictor.model
-    with TestClient(app) as client:
+    head = bundle.categorizer.predictor.model
+    with serving(bundle, corrections, tmp_path / "W") as client:
         for number in range(3):
             sent = TEXTS | {"product_id": f"p{number}"}
             assert client.post("/v1/corrections", data=sent, files=images(photo(number))).status_code == 201
@@ -245,7 +232,7 @@ def test_corrections_that_another_release_saw_are_encoded_after_the_start(
         real(self, rows)
 
     monkeypatch.setattr(Corrections, "put_vectors", slow)
-    with TestClient(app) as client:  # it has begun, and waits for nothing
+    with serving(bundle, corrections, tmp_path / "W") as client:  # it has begun, and waits for nothing
         form = {"seller": "ann"}
         found = client.post("/v1/categorize", data=form, files=images(photo(0))).json()
         assert (found["adapted"], found["corrections"]) == (False, 3)
@@ -261,18 +248,18 @@ def test_corrections_that_another_release_saw_are_encoded_after_the_start(
 
 
 def test_only_a_request_with_a_seller_gets_the_three_fields(client: TestClient, bundle: Bundle) -> None:
-    plain = TestClient(create_app(replace(bundle, adapter=None)))
+    plain = client_of(state_of(replace(bundle, adapter=None)))
     requests: list[dict[str, str]] = [{}, {"product_id": "x"}, {"seller": ""}, {"seller": "  "}]
     for form in requests:
         texts = {
             one.post("/v1/categorize", data=form, files=images(photo(1))).text for one in (client, plain)
         }
-        assert len(texts) == 1 and list(json.loads(texts.pop())) == list(COLUMNS)
+        assert len(texts) == 1 and list(json.loads(texts.pop())) == [*COLUMNS, "photos"]
     for one in (client, plain):
         for data in (photo(1), HTML):
             found = one.post("/v1/categorize", data={"seller": "ann"}, files=images(data)).json()
-            assert list(found)[len(COLUMNS) :] == ["adapted", "base_category", "corrections"]
-            assert list(found.values())[len(COLUMNS) :] == [False, None, 0]
+            assert list(found)[len(COLUMNS) + 1 :] == ["adapted", "base_category", "corrections"]
+            assert list(found.values())[len(COLUMNS) + 1 :] == [False, None, 0]
 
 
 # Refused
@@ -303,15 +290,15 @@ def test_a_wrong_field_is_named(
 ) -> None:
     data = json.dumps(TEXTS | fields).encode()
     response = client.post("/v1/corrections", content=data, headers={"Content-Type": "application/json"})
-    assert re.search(message, detail(response, status)), response.text
+    assert re.search(message, problem(response, status)), response.text
     assert not list(corrections.export())
 
 
 @pytest.mark.parametrize(
     ("request_", "status", "message"),
     [
-        ({}, 422, "neither JSON nor a form; "),
-        ({"data": TEXTS}, 422, "neither JSON nor a form; "),  # application/x-www-form-urlencoded
+        ({}, 415, "neither JSON nor a form; "),
+        ({"data": TEXTS}, 415, "neither JSON nor a form; "),  # application/x-www-form-urlencoded
         ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "damaged JSON: "),
         ({"content": b"\xff", "headers": {"Content-Type": "application/json"}}, 400, "damaged JSON: "),
         ({"content": b"[" * 60_000, "headers": {"Content-Type": "application/json"}}, 400, "damaged JSON: "),
@@ -319,20 +306,24 @@ def test_a_wrong_field_is_named(
         ({"data": TEXTS | {"seller": "x" * 1001}, "files": images(b"x")}, 413, "seller: more than 1,000"),
         ({"data": TEXTS | {"sellar": "x"}, "files": images(b"x")}, 422, "'sellar': no field of this form; "),
         ({"data": {"seller": "ann"}, "files": images(b"x")}, 422, "product_id: missing; "),
-        ({"data": TEXTS, "files": images(*[photo(1)] * 17)}, 413, "17 photos; expected 16 at most"),
+        (
+            {"data": TEXTS, "files": images(*[photo(1)] * 17)},
+            413,
+            "more than 16 photos of a product; expected 16",
+        ),
         ({"files": [("seller", ("ann.txt", b"ann"))]}, 422, "seller: a file, not a text; "),
     ],
 )
 def test_a_body_that_is_none_is_refused(
     client: TestClient, request_: dict[str, Any], status: int, message: str
 ) -> None:
-    assert detail(client.post("/v1/corrections", **request_), status).startswith(message)
+    assert problem(client.post("/v1/corrections", **request_), status).startswith(message)
 
 
 def test_a_seller_of_a_decision_has_limits_too(client: TestClient) -> None:
     for seller, status in (("x" * 1001, 413), ("a\0", 422)):
         response = client.post("/v1/categorize", data={"seller": seller}, files=images(photo(1)))
-        assert detail(response, status).startswith("seller: ")
+        assert problem(response, status).startswith("seller: ")
 
 
 @pytest.mark.parametrize(
@@ -350,21 +341,23 @@ def test_a_seller_of_a_decision_has_limits_too(client: TestClient) -> None:
 def test_wrong_parameters_are_one_line(
     client: TestClient, method: str, path: str, status: int, message: str
 ) -> None:
-    assert detail(client.request(method, f"/v1/corrections{path}"), status).startswith(message)
+    assert problem(client.request(method, f"/v1/corrections{path}"), status).startswith(message)
 
 
 def test_without_a_store_or_an_adapter_nothing_is_made(
     bundle: Bundle, corrections: Corrections, tmp_path: Path
 ) -> None:
     for one in (bundle, replace(bundle, adapter=None)):
-        client = TestClient(create_app(one))
+        client = client_of(state_of(one))
         for response in (
             client.post("/v1/corrections", json=TEXTS), client.delete("/v1/corrections/1"),
             client.get("/v1/corrections?seller=ann"),
         ):  # fmt: skip
-            assert detail(response, 409).startswith("this service keeps no corrections; expected a workspace")
-    client = TestClient(create_app(replace(bundle, adapter=None), corrections, tmp_path))
-    assert "does not learn from corrections; expected" in detail(
+            assert problem(response, 409).startswith(
+                "this service keeps no corrections; expected a workspace"
+            )
+    client = client_of(state_of(replace(bundle, adapter=None), corrections, tmp_path))
+    assert "does not learn from corrections; expected" in problem(
         client.post("/v1/corrections", json=TEXTS), 409
     )
     assert client.get("/v1/corrections?seller=ann").json()["in_use"] == 0
@@ -383,7 +376,7 @@ def test_a_store_that_does_not_answer_is_503_and_only_the_log_says_where_it_is(
         client.get("/v1/corrections?seller=ann"),
         client.post("/v1/categorize", data={"seller": "ann"}, files=images(photo(1))),
     ):  # fmt: skip
-        assert detail(response, 503) == "the store of corrections: is locked; expected the lock; try again"
+        assert problem(response, 503) == "the store of corrections: is locked; expected the lock; try again"
     assert caplog.text.count(f"{tmp_path}/W/corrections.sqlite: is locked") == 4
 
     def no_store(*_: Any) -> Any:
@@ -391,18 +384,16 @@ def test_a_store_that_does_not_answer_is_503_and_only_the_log_says_where_it_is(
 
     monkeypatch.setattr("serving.stored.stored_product", no_store)
     response = client.post("/v1/corrections", json=TEXTS | {"product_id": "another"})
-    assert detail(response, 503) == "the workspace/store/x: damaged; expected shards; remove it"
+    assert problem(response, 503) == "the workspace/store/x: damaged; expected shards; remove it"
     assert client.post("/v1/categorize", files=images(photo(1))).status_code == 200
 
 
 def test_a_file_that_was_moved_away_is_503_and_takes_nothing(client: TestClient, tmp_path: Path) -> None:
     assert client.post("/v1/corrections", json=TEXTS).status_code == 201
     (tmp_path / "W" / "corrections.sqlite").rename(tmp_path / "away.sqlite")
-    problem = detail(client.post("/v1/corrections", json=TEXTS | {"product_id": "b"}), 503)
-    assert problem.startswith(
-        "the store of corrections: is not the file that was opened; expected it to stay"
-    )
-    assert str(tmp_path) not in problem
+    text = problem(client.post("/v1/corrections", json=TEXTS | {"product_id": "b"}), 503)
+    assert text.startswith("the store of corrections: is not the file that was opened; expected it to stay")
+    assert str(tmp_path) not in text
 
 
 def test_decisions_do_not_wait_for_a_slow_store(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +421,7 @@ def test_openapi_describes_corrections(client: TestClient) -> None:
         body = post["requestBody"]["content"][kind]["schema"]
         assert body["required"] == ["product_id", "seller", "category"]
         assert all("description" in one for one in body["properties"].values())
-    assert set(post["responses"]) == {"201", "400", "409", "413", "422", "503"}
+    assert set(post["responses"]) == {"201", "400", "409", "413", "415", "422", "429", "503", "504"}
     get = schema["paths"]["/v1/corrections"]["get"]
     assert {one["name"] for one in get["parameters"]} == {"seller", "limit", "after"}
     assert set(get["responses"]) == {"200", "409", "422", "503"}

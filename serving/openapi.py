@@ -1,0 +1,182 @@
+"""What OpenAPI says of the service beside the bodies of schemas.py: forms, examples, headers, errors.
+
+The examples are requests and responses that tests send and receive.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+
+from serving.form import MAX_PHOTOS, MAX_PRODUCTS
+from serving.problems import HEADER, MEDIA_TYPE
+from serving.schemas import Decision, Decisions, Health, Problem, Readiness, Release, Tree
+
+ABOUT = (
+    "Decides about products from their photos. Errors are problem documents (RFC 9457); their `detail` says "
+    "what happened, what was expected, and what to do next."
+)
+
+_PHOTOS = {
+    "type": "array",
+    "items": {"type": "string", "format": "binary"},
+    "minItems": 1,
+    "maxItems": MAX_PHOTOS,
+    "description": f"Photos of one product, 1 to {MAX_PHOTOS}; the same one twice counts once.",
+}
+_ID = {"type": "string", "maxLength": 250, "description": "Returned in the decision."}
+_SELLER = {
+    "type": "string",
+    "maxLength": 250,
+    "description": "Whose corrections count. The decision then has `adapted`, `base_category` and "
+    "`corrections`.",
+}
+ONE_PRODUCT: dict[str, Any] = {
+    "title": "One product",
+    "type": "object",
+    "required": ["images"],
+    "properties": {"images": _PHOTOS, "product_id": _ID, "seller": _SELLER},
+}
+SEVERAL_PRODUCTS: dict[str, Any] = {
+    "title": "Several products",
+    "description": f"Each product has a number, 0 to {MAX_PRODUCTS - 1} without gaps: images.0, "
+    "product_id.0, seller.0, images.1, …",
+    "type": "object",
+    "required": ["images.0"],
+    "properties": {
+        f"{name}.{number}": schema
+        for number in (0, 1)
+        for name, schema in (("images", _PHOTOS), ("product_id", _ID), ("seller", _SELLER))
+    },
+    "dependentRequired": {"product_id.1": ["images.1"], "seller.1": ["images.1"]},
+}
+FORM_EXAMPLES: dict[str, Any] = {
+    "one": {"summary": "One product", "value": {"images": ["front.jpg", "back.jpg"], "product_id": "mug-7"}},
+    "several": {
+        "summary": "Two products",
+        "value": {
+            "images.0": ["mug.jpg"], "product_id.0": "mug-7",
+            "images.1": ["lamp.jpg"], "product_id.1": "lamp-2",
+        },
+    },
+}  # fmt: skip
+_DECISION: dict[str, Any] = {
+    "product_id": "mug-7", "category": "1002", "category_path": "Kitchen / Mugs", "confidence": 0.94,
+    "status": "accepted", "node": "1002", "node_path": "Kitchen / Mugs", "node_level": 2,
+    "top_categories": ["1002", "1007"], "top_probabilities": [0.91, 0.05], "release": "2026-W47",
+    "photos": [
+        {"index": 0, "refused": None, "detail": None},
+        {"index": 1, "refused": "truncated", "detail": "the file ends early"},
+    ],
+}  # fmt: skip
+DECISION_EXAMPLES: dict[str, Any] = {
+    "one": {"summary": "One product", "value": _DECISION},
+    "several": {"summary": "Several", "value": {"decisions": [_DECISION], "release": "2026-W47"}},
+}
+CORRECTION_EXAMPLE = {
+    "product_id": "mug-7",
+    "seller": "ann",
+    "category": "Kitchen / Mugs",
+    "comment": "a mug",
+}
+
+
+def problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    """Responses for OpenAPI: `_404="…"` describes a Problem with the status 404."""
+    return {
+        int(name.strip("_")): {"model": Problem, "description": text} for name, text in descriptions.items()
+    }
+
+
+CATEGORIZE: dict[str, Any] = {
+    "responses": {
+        200: {
+            "model": Decision | Decisions,
+            "headers": HEADER,
+            "content": {"application/json": {"examples": DECISION_EXAMPLES}},
+        },
+        **problems(
+            _400="Damaged multipart/form-data",
+            _413="Too many products, photos or bytes",
+            _415="No multipart/form-data, or a compressed body",
+            _422="No photos, wrong numbers of products, or a wrong X-Request-Timeout",
+            _429="The queue of photos is full; Retry-After says when to try again",
+            _503="Not ready, or ending; with a seller also: the store of corrections does not answer",
+            _504="No decision within the time limit",
+        ),
+    },
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": "X-Request-Timeout",
+                "in": "header",
+                "description": "Seconds for the decision, counted from the end of the request; at most the "
+                "service's own limit, 30 by default.",
+                "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 30},
+            }
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {"oneOf": [ONE_PRODUCT, SEVERAL_PRODUCTS]},
+                    "examples": FORM_EXAMPLES,
+                }
+            },
+        },
+    },
+}
+_NOT_READY = problems(_503="The release is being loaded, or the service is ending")
+RELEASE: dict[str, Any] = {"responses": {200: {"model": Release}, **_NOT_READY}}
+TAXONOMY: dict[str, Any] = {
+    "responses": {
+        200: {"model": Tree, "headers": {"ETag": {"schema": {"type": "string"}}}},
+        304: {"description": "If-None-Match names the tree as it is"},
+        **_NOT_READY,
+    }
+}
+HEALTH: dict[str, Any] = {"responses": {200: {"model": Health}}}
+READINESS: dict[str, Any] = {"responses": {200: {"model": Readiness}, **_NOT_READY}}
+METRICS: dict[str, Any] = {
+    "responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    "response_class": PlainTextResponse,
+}
+
+
+def finish(app: FastAPI, with_tokens: bool) -> None:
+    """Gives an app an OpenAPI document in which errors have their own type of content.
+
+    Args:
+        app: with all its routes.
+        with_tokens: requests need a token.
+    """
+    framework = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = framework()
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    _finish_operation(operation, with_tokens and path not in ("/healthz", "/readyz"))
+            if with_tokens:
+                schemes = {"token": {"type": "http", "scheme": "bearer"}}
+                document["components"]["securitySchemes"] = schemes
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
+
+
+def _finish_operation(operation: dict[str, Any], with_token: bool) -> None:
+    responses: dict[str, Any] = operation["responses"]
+    if with_token:
+        operation["security"] = [{"token": []}]
+        responses["401"] = {"description": "No token, or one that is not known", "content": _problem()}
+    for status, response in responses.items():
+        if status >= "400":
+            response["content"] = _problem()
+
+
+def _problem() -> Mapping[str, Any]:
+    return {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}

@@ -1,0 +1,216 @@
+"""The watcher: when releases/current moves, the new release is opened beside the old one and takes over.
+
+    releases/current ──► moved? ──► opened, checked and warm, in a thread of its own
+                                      ├─ cannot be used ──► refused: log, /readyz, /metrics; the old one stays
+                                      ├─ moved on meanwhile ──► dropped, the next one is opened
+                                      └─ takes over between two batches ──► the old one's memory is given back
+
+Requests in flight keep the release that they began with. What is in service is in memory: its directory may
+be removed. A refused release is tried again when its files change, and every minute; the log says it once.
+"""
+
+import ctypes
+import gc
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from features.errors import ShelfmarkError, one_line
+from features.storage.artifact import find_artifact
+from features.storage.paths import AnyPath
+from models.decisions.releases import in_service, require_whole
+from serving.served import Served
+
+if TYPE_CHECKING:
+    from models.corrections.store import Corrections  # SQLAlchemy takes half a second
+    from serving.room import Room
+    from serving.state import ServiceState
+
+POLL_S = 1.0  # between two looks at releases/current on a disk: two small files
+REMOTE_POLL_S = 15.0  # on an object store: some requests
+RETRY_S = 60.0  # after which a refused release is tried again
+NICENESS = 10  # of the thread that opens a release
+FREED_S = 60.0  # within which requests in flight let go of the old release
+
+log = logging.getLogger("shelfmark")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What releases/current leads to."""
+
+    name: str | None
+    digest: str | None  # of the bundle; None where files are missing or resized
+    problem: str | None = None  # why it cannot be read
+
+
+class ReleaseWatcher:
+    """Keeps the release that is in service the one that releases/current names."""
+
+    def __init__(
+        self,
+        workspace: AnyPath,
+        room: "Room",
+        state: "ServiceState",
+        corrections: "Corrections | None",
+        poll_s: float | None = None,
+        switched: Callable[[Served], None] = lambda _: None,
+    ) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            workspace: with releases/.
+            room: whose release it is.
+            state: that says which release was refused.
+            corrections: of sellers, for the releases to come.
+            poll_s: between two looks; None: POLL_S on a disk, REMOTE_POLL_S on an object store.
+            switched: called with a release that has taken over.
+        """
+        self._releases, self._room, self._state = workspace / "releases", room, state
+        self._corrections, self._switched = corrections, switched
+        self._poll_s = poll_s or (POLL_S if isinstance(workspace, Path) else REMOTE_POLL_S)
+        self._backbone = _backbone_files(self._releases / room.served.name)
+        self._refused: _Seen | None = None
+        self._tried = 0.0  # when the refused one was tried
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="releases", daemon=True)
+
+    def start(self) -> None:
+        """Begins to look, in a thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; a release that is being opened does not take over any more."""
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._poll_s):
+            try:
+                self.look()
+            except Exception:
+                log.exception("releases: the watcher has failed; expected to go on; it looks again")
+
+    def look(self) -> None:
+        """Looks at releases/current once, and switches where it has moved."""
+        while not self._stopped.is_set():
+            seen = self._see()
+            if self._is_settled(seen):
+                return
+            began = time.monotonic()
+            opened = self._open_or_refuse(seen)
+            if self._see() != seen:
+                continue  # it moved on meanwhile
+            if opened and not self._stopped.is_set():
+                old = weakref.ref(self._room.served)
+                self._take_over(opened, time.monotonic() - began)
+                _give_back(old, self._stopped)
+            return
+
+    def _is_settled(self, seen: _Seen) -> bool:
+        """Whether nothing is to be done: it is in service, or was refused a short while ago."""
+        served = self._room.served
+        if (seen.name, seen.digest) == (served.name, served.bundle.digest):
+            if self._state.refused_release:
+                log.info("%s stays in service, as releases/current says", served.name)
+            self._state.refused_release = self._refused = None
+            return True
+        return seen == self._refused and time.monotonic() - self._tried < RETRY_S
+
+    def _see(self) -> _Seen:
+        """Returns what is to be in service, from a few small files."""
+        name = None
+        try:
+            name = in_service(self._releases)
+            if name is None:
+                raise ShelfmarkError(
+                    f"{self._releases}: nothing is in service; expected releases/current; put a release into "
+                    "service by `shelfmark release`"
+                )
+            return _Seen(name, require_whole(self._releases, name).digest)
+        except (ShelfmarkError, OSError) as error:
+            return _Seen(name, None, one_line(error))
+
+    # The new one
+
+    def _open_or_refuse(self, seen: _Seen) -> Served | None:
+        """Opens a release; None where it cannot be used."""
+        if seen.problem:
+            self._refuse(seen, seen.problem)
+            return None
+        try:
+            return self._opened(self._releases / str(seen.name), self._room.served)
+        except Exception as error:
+            log.debug("%s", seen.name, exc_info=error)
+            self._refuse(seen, one_line(error))
+            return None
+
+    def _refuse(self, seen: _Seen, reason: str) -> None:
+        """Stays with the release in service; says so where it has not been said."""
+        if self._see() != seen:
+            return
+        name, shown = seen.name or "none", reason.replace(str(self._releases.parent), "the workspace")
+        if self._state.refused_release != (name, shown):
+            log.error("release %s is refused, %s stays in service: %s", name, self._room.served.name, reason)
+        self._state.refused_release = name, shown
+        self._refused, self._tried = seen, time.monotonic()
+
+    def _opened(self, path: AnyPath, like: Served) -> Served:
+        """Opens a release in a thread of its own.
+
+        Where the files of the backbone are the same, its engines are used again, and the thread has a low
+        priority. Threads that an engine starts would have the same priority, and nobody may raise it again:
+        3 of OpenVINO's 15, when it was tried.
+        """
+        result: list[Served | BaseException] = []
+        same = bool(self._backbone) and _backbone_files(path) == self._backbone
+
+        def work() -> None:
+            try:
+                if same:
+                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+                result.append(Served.open(path, self._corrections, like=like if same else None))
+            except BaseException as error:
+                result.append(error)
+
+        thread = threading.Thread(target=work, name="opens a release", daemon=True)
+        thread.start()
+        thread.join()
+        [served] = result
+        if isinstance(served, BaseException):
+            raise served
+        return served
+
+    def _take_over(self, served: Served, seconds: float) -> None:
+        """Puts an opened release into service."""
+        before = self._room.served.name
+        self._room.take_over(served)
+        self._backbone = _backbone_files(self._releases / served.name)
+        self._switched(served)
+        self._state.refused_release = self._refused = None
+        log.info("%s is in service in place of %s, opened in %.1f s", served.name, before, seconds)
+        for caveat in served.bundle.caveats:
+            log.warning("%s: %s", served.name, caveat)
+
+
+def _backbone_files(path: AnyPath) -> dict[str, str]:
+    """The sha256 of the files of a bundle's backbone, by the manifest; none where it is gone."""
+    bundle = find_artifact(path)
+    files = bundle.files.items() if bundle else ()
+    return {name: entry["sha256"] for name, entry in files if name.startswith("backbone.")}
+
+
+def _give_back(old: "weakref.ref[Served]", stopped: threading.Event) -> None:
+    """Gives memory back to the system when nothing uses a release any more."""
+    deadline = time.monotonic() + FREED_S
+    while old() is not None and time.monotonic() < deadline and not stopped.wait(0.05):
+        pass
+    if old() is not None:
+        gc.collect()
+    if os.uname().sysname == "Linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc's
+        trim(0)
