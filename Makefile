@@ -130,10 +130,16 @@ bench-corrections: $(READY) ## a million corrections in SQLite: look-ups, adding
 bench-decisions: $(READY) ## a million decisions into every kind of output; 2 GB of disk
 	.venv/bin/python benchmarks/decisions_output.py
 
-# All extras but gpu and torch: a computer without a GPU has no use for CUDA's gigabytes.
-lock: $(UV) ## requirements.lock from setup.cfg, keeping versions that still fit (newest: make lock UPGRADE=--upgrade)
-	$(UV) pip compile setup.cfg $(EXTRAS:%=--extra %) --universal --python-version 3.11 --fork-strategy fewest \
-	  --generate-hashes --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock
+# All extras but gpu and torch: a computer without a GPU has no use for CUDA's gigabytes. What gpu adds is in a lock of
+# its own, for the image alone; both files together are what an image with a GPU is made from.
+COMPILE = $(UV) pip compile setup.cfg --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+	  --custom-compile-command 'make lock' $(UPGRADE) --quiet
+lock: $(UV) ## the locks from setup.cfg, keeping versions that still fit (newest: make lock UPGRADE=--upgrade)
+	$(COMPILE) $(EXTRAS:%=--extra %) --output-file requirements.lock
+	cp requirements-gpu.lock .venv/gpu.txt
+	$(COMPILE) --extra gpu --constraint requirements.lock --output-file .venv/gpu.txt
+	(echo '# What the extra gpu adds to requirements.lock; by make lock.'; \
+	  awk '/^[^ ]/ {wanted = /^nvidia-/} wanted' .venv/gpu.txt) > requirements-gpu.lock
 
 clean: ## removes what make and the tools made, .venv and demo-workspace included
 	rm -rf .venv demo-workspace shelfmark.egg-info build site .coverage* .hypothesis .*_cache

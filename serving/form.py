@@ -142,12 +142,14 @@ async def read_form(request: Request, fields: Fields) -> Form:
         raise HTTPException(415, f"no form of photos; {fields.expected}", {"Accept": "multipart/form-data"})
     if not options.get(b"boundary"):
         raise HTTPException(400, f"no boundary in Content-Type; {fields.expected}")
-    reader = _FormReader(options[b"boundary"], fields)
+    reader = None
     try:
+        reader = _FormReader(options[b"boundary"], fields)
         await reader.read(request.stream())
         return reader.form()
     except BaseException as error:
-        reader.close()
+        if reader:
+            reader.close()
         if isinstance(error, FormParserError):
             raise HTTPException(400, f"damaged form: {error}; {fields.expected}") from error
         if isinstance(error, ClientDisconnect):

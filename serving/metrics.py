@@ -91,10 +91,6 @@ class Metrics:
         self._requests.labels(route, method if method in METHODS else OTHER, status).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def refused_request(self, status: int) -> None:
-        """Counts an answer that the app has not given: to what is no request, or comes too late."""
-        self._requests.labels(OTHER, OTHER, status).inc()
-
     def ended_connection(self, status: int) -> None:
         """Counts a connection that the server has ended."""
         self._connections.labels(status).inc()

@@ -22,8 +22,8 @@ from serving.room import Answer, Full, Product, Room, RoomLimits
 from serving.served import Served
 from serving.state import ServiceState
 
-
 _STARTED: list[Room] = []
+_SERVED: list[Served] = []
 
 
 class SharedRoom:
@@ -56,7 +56,9 @@ def state_of(
     bundle: Bundle, corrections: Corrections | None = None, workspace: Path | None = None
 ) -> ServiceState:
     """A ready service."""
-    room: Any = SharedRoom(Served.of(bundle, corrections))
+    served = Served.of(bundle, corrections, _SERVED[-1] if _SERVED else None)  # engines of before
+    _SERVED[:] = [served]
+    room: Any = SharedRoom(served)
     return ServiceState(room, CorrectionService(room, corrections, workspace), ready=True)
 
 
@@ -87,7 +89,9 @@ def images(*photos: bytes, field: str = "images") -> list[tuple[str, tuple[str, 
 
 def several(products: Sequence[Sequence[bytes]]) -> list[tuple[str, tuple[str, bytes]]]:
     """The photos of several products as files of a form."""
-    return [one for number, photos in enumerate(products) for one in images(*photos, field=f"images.{number}")]
+    return [
+        one for number, photos in enumerate(products) for one in images(*photos, field=f"images.{number}")
+    ]
 
 
 def problem(response: httpx.Response, status: int) -> str:

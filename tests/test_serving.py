@@ -20,11 +20,10 @@ import conftest
 import httpx
 import keras
 import numpy as np
-import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from service import client_of, images, problem, serving, several, state_of
+from service import client_of, images, problem, serving, state_of
 
 from features.engines.backbones import load_backbone, start_tensorflow
 from features.engines.choose import choose_engine
@@ -32,16 +31,12 @@ from features.engines.engine import Engine, extract
 from features.images.normalise import normalise
 from features.images.refusal import LIMITS
 from features.records import pieces_of
-from models.decisions.adapted import ADAPTED_COLUMNS
 from models.decisions.bundle import Bundle, open_bundle
-from models.decisions.categorizer import COLUMNS, LevelRule, categorize_photos, decisions_table
+from models.decisions.categorizer import COLUMNS, LevelRule, categorize_photos
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
-from serving import __main__ as command_module
 from serving import app as app_module
 from serving.__main__ import main
-from serving.room import Closed, Full
-from serving.schemas import Decision
 from serving.served import SHAPES
 
 ROOT = Path(__file__).parents[1]

@@ -306,7 +306,11 @@ def test_a_wrong_field_is_named(
         ({"data": TEXTS | {"seller": "x" * 1001}, "files": images(b"x")}, 413, "seller: more than 1,000"),
         ({"data": TEXTS | {"sellar": "x"}, "files": images(b"x")}, 422, "'sellar': no field of this form; "),
         ({"data": {"seller": "ann"}, "files": images(b"x")}, 422, "product_id: missing; "),
-        ({"data": TEXTS, "files": images(*[photo(1)] * 17)}, 413, "more than 16 photos of a product; expected 16"),
+        (
+            {"data": TEXTS, "files": images(*[photo(1)] * 17)},
+            413,
+            "more than 16 photos of a product; expected 16",
+        ),
         ({"files": [("seller", ("ann.txt", b"ann"))]}, 422, "seller: a file, not a text; "),
     ],
 )
@@ -349,7 +353,9 @@ def test_without_a_store_or_an_adapter_nothing_is_made(
             client.post("/v1/corrections", json=TEXTS), client.delete("/v1/corrections/1"),
             client.get("/v1/corrections?seller=ann"),
         ):  # fmt: skip
-            assert problem(response, 409).startswith("this service keeps no corrections; expected a workspace")
+            assert problem(response, 409).startswith(
+                "this service keeps no corrections; expected a workspace"
+            )
     client = client_of(state_of(replace(bundle, adapter=None), corrections, tmp_path))
     assert "does not learn from corrections; expected" in problem(
         client.post("/v1/corrections", json=TEXTS), 409
@@ -386,9 +392,7 @@ def test_a_file_that_was_moved_away_is_503_and_takes_nothing(client: TestClient,
     assert client.post("/v1/corrections", json=TEXTS).status_code == 201
     (tmp_path / "W" / "corrections.sqlite").rename(tmp_path / "away.sqlite")
     text = problem(client.post("/v1/corrections", json=TEXTS | {"product_id": "b"}), 503)
-    assert text.startswith(
-        "the store of corrections: is not the file that was opened; expected it to stay"
-    )
+    assert text.startswith("the store of corrections: is not the file that was opened; expected it to stay")
     assert str(tmp_path) not in text
 
 
@@ -420,7 +424,7 @@ def test_openapi_describes_corrections(client: TestClient) -> None:
     assert set(post["responses"]) == {"201", "400", "409", "413", "415", "422", "429", "503", "504"}
     get = schema["paths"]["/v1/corrections"]["get"]
     assert {one["name"] for one in get["parameters"]} == {"seller", "limit", "after"}
-    assert set(get["responses"]) == {"200", "409", "422", "503"}
+    assert set(get["responses"]) == {"200", "409", "413", "422", "503"}
     delete = schema["paths"]["/v1/corrections/{number}"]["delete"]
     assert set(delete["responses"]) == {"200", "404", "409", "422", "503"}
     for name in ("CorrectionMade", "CorrectionPage", "CorrectionRow", "CorrectionUndone"):

@@ -28,7 +28,18 @@ from pipeline.release.judge import Verdict
 from pipeline.release.trace import Trace
 from pipeline.status import RunState, Status
 from pipeline.train.figures import Metrics, SellersFigures
-from serving.schemas import CorrectionMade, CorrectionPage, CorrectionUndone, Decision, Health, Problem
+from serving.schemas import (
+    CorrectionMade,
+    CorrectionPage,
+    CorrectionUndone,
+    Decision,
+    Decisions,
+    Health,
+    Problem,
+    Readiness,
+    Release,
+    Tree,
+)
 
 FOLDER = Path(__file__).parents[1] / "schemas"
 DEFINITIONS = {
@@ -41,7 +52,11 @@ DEFINITIONS = {
     "http-correction": CorrectionMade,  # POST /v1/corrections
     "http-corrections": CorrectionPage,  # GET /v1/corrections
     "http-decision": Decision,  # POST /v1/categorize
+    "http-decisions": Decisions,  # the same of several products
     "http-health": Health,  # GET /healthz
+    "http-ready": Readiness,  # GET /readyz
+    "http-release": Release,  # GET /v1/release
+    "http-taxonomy": Tree,  # GET /v1/taxonomy
     "http-undone": CorrectionUndone,  # DELETE /v1/corrections/{id}
     "http-problem": Problem,  # what the service says when it refuses a request
     "manifest": ArtifactManifest,  # manifest.json of every finished directory
