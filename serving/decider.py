@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -170,5 +170,5 @@ def _decisions(table: pd.DataFrame, products: Sequence[ReadProduct]) -> list[Dec
     ]
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     return None if is_scalar(value) and pd.isna(value) else value
