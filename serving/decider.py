@@ -148,7 +148,7 @@ class Decider:
         names = _names(products)
         if self._adapter is not None and any(state is not None for state in states):
             table = self._adapter.decide(np.array(names, dtype=object), bottlenecks, bounds, states)
-            return {name: [_plain(value) for value in column.tolist()] for name, column in table.items()}
+            return {str(name): [_plain(value) for value in column.tolist()] for name, column in table.items()}
         predictions = self._categorizer.predict(bottlenecks, bounds)
         return self._categorizer.decide_columns(np.array(names, dtype=object), predictions) | _unadapted(
             names
