@@ -25,7 +25,7 @@ from models.decisions.decision_graph import STATUSES, DecisionNames, decide
 
 NAMES = "names.json"
 PIXELS, COUNTS = "pixels", "images_per_product"  # inputs
-INPUTS = {
+PIXEL_INPUTS = {
     PIXELS: "(n, size, size, 3) uint8, RGB, the images of all products, one product after the other",
     COUNTS: "(p,) int32, how many of the images each product has, at least 1; their sum is n",
 }

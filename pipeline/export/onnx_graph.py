@@ -21,7 +21,7 @@ from features.engines.onnx_file import first_line, opset_of
 from features.engines.pixels import decode_jpegs
 from features.errors import ShelfmarkError
 from features.storage.paths import write_whole
-from pipeline.export.graph import COUNTS, PIXELS, TEXTS, ExportedGraph
+from pipeline.export.graph import COUNTS, PIXEL_INPUTS, PIXELS, TEXTS, ExportedGraph
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +30,8 @@ MODEL = "model.onnx"
 VIEWS = "views"
 IR_VERSION = 10  # of the files' format: that of ONNX 1.16, of 2024
 OPSET = 18  # the newest version of the operators that tf2onnx writes
-PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
+PACKAGES = ("tensorflow", "tf2onnx", "onnx")
+INPUTS = PIXEL_INPUTS
 
 
 def write(graph: ExportedGraph, folder: Path) -> None:
@@ -72,8 +73,7 @@ def in_numbers(graph: ExportedGraph) -> "onnx.ModelProto":
     Raises:
         ShelfmarkError: as of `write`.
     """
-    for package in PACKAGES:
-        require_package(package, "export --format onnx", "onnx")
+    require_package("tf2onnx", "onnx", "onnx")
     backbone = graph.backbone
     if isinstance(backbone, KerasBackbone):
         model = _converted(graph, graph.from_pixels, graph.signature(), OPSET)

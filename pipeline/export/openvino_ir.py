@@ -15,19 +15,19 @@ import numpy as np
 import tensorflow as tf
 
 from features.engines.backbones import KerasBackbone
-from features.engines.engine import require_package
 from features.engines.onnx_file import first_line
 from features.engines.openvino_graphs import transpose_late
 from features.engines.pixels import decode_jpegs
 from features.errors import ShelfmarkError
-from pipeline.export.graph import COUNTS, NAMES, OUTPUTS, PIXELS, ExportedGraph
+from pipeline.export.graph import COUNTS, NAMES, OUTPUTS, PIXEL_INPUTS, PIXELS, ExportedGraph
 from pipeline.export.onnx_graph import in_numbers
 
 if TYPE_CHECKING:
     import openvino
 
 MODEL = "model.xml"
-PACKAGES = ("openvino",)
+PACKAGES = ("tensorflow", "openvino")
+INPUTS = PIXEL_INPUTS
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}  # else processors with AMX decide in bfloat16
 
 
@@ -37,7 +37,6 @@ def write(graph: ExportedGraph, folder: Path) -> None:
     Raises:
         ShelfmarkError: a package is missing, or an operation of the backbone cannot be written.
     """
-    require_package("openvino", "export --format openvino", "openvino")
     import openvino
 
     try:

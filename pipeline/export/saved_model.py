@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from features.engines.backbones import require_keras
+from features.engines.backbones import KerasBackbone
 from features.engines.pixels import decode_jpegs
-from pipeline.export.graph import COUNTS, INPUTS, TEXTS, ExportedGraph
+from features.errors import ShelfmarkError
+from pipeline.export.graph import COUNTS, PIXEL_INPUTS, TEXTS, ExportedGraph
 
 IMAGES = "images"
 SIGNATURE = "serving_default"
 PACKAGES = ("tensorflow", "keras")
-JPEG_INPUTS = {
+INPUTS = {
     IMAGES: "(n,) string, JPEGs of all products, one product after the other",
-    COUNTS: INPUTS[COUNTS],
+    COUNTS: PIXEL_INPUTS[COUNTS],
 }
 
 
@@ -31,7 +32,14 @@ def write(graph: ExportedGraph, folder: Path) -> None:
     Raises:
         ShelfmarkError: the backbone is no network of Keras.
     """
-    backbone = require_keras(graph.backbone, "in a SavedModel")
+    backbone = graph.backbone
+    if not isinstance(backbone, KerasBackbone):
+        raise ShelfmarkError(
+            f"backbone {backbone.name}: cannot be written as a SavedModel, because it is an ONNX file; "
+            "expected a network of Keras; give --format onnx or openvino"
+        )
+
+    size, model = backbone.image_size, backbone.model
 
     def serve(images: tf.Tensor, images_per_product: tf.Tensor) -> dict[str, tf.Tensor]:
         check = [
@@ -47,13 +55,13 @@ def write(graph: ExportedGraph, folder: Path) -> None:
             ),
         ]
         with tf.control_dependencies(check):
-            pixels = decode_jpegs(images, backbone.image_size)
+            pixels = decode_jpegs(images, size)
         found = graph.from_pixels(pixels, images_per_product)
         texts = {name: tf.gather(tf.constant(graph.texts[name]), found[name]) for name in TEXTS}
         return found | texts
 
     module = tf.Module()
-    models = [backbone.model, graph.bundle.categorizer.head.model]
+    models = [model, graph.bundle.categorizer.head.model]
     module.weights = [variable.value for model in models for variable in model.variables]
     inputs = [tf.TensorSpec((None,), tf.string, name=IMAGES), tf.TensorSpec((None,), tf.int32, name=COUNTS)]
     module.serve = tf.function(serve, input_signature=inputs, autograph=False)
