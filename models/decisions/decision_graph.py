@@ -12,7 +12,7 @@ Head, temperature, thresholds and tree are constants of the graph. It computes i
 does; what the categorizer rounds to float32 is rounded here, too. Every operation is one that ONNX has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from models.heads.architectures import SET, Head
 from models.taxonomy import Taxonomy
 
 UNITS = 10**DECIMALS  # of a confidence: whole ones are compared, which are exact in float32, too
+LEAST_SCORE = -1e30  # its exponential is 0; not infinite, so that differences are numbers
 STATUSES = (REVIEW, PARENT, ACCEPTED)  # by number
 
 
@@ -99,7 +100,7 @@ def decide(
 def _probabilities(categorizer: Categorizer, bottlenecks: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """(p, C) float64 from (n, d) bottlenecks and the (p,) int32 rows of each product."""
     rules = categorizer.rules
-    bottlenecks = tf.cast(tf.cast(bottlenecks, tf.float16), tf.float32)
+    bottlenecks = as_float16(bottlenecks)
     first = tf.cumsum(rows, exclusive=True)
     if rules.aggregation == SET:
         head = categorizer.head
@@ -117,10 +118,52 @@ def _probabilities(categorizer: Categorizer, bottlenecks: tf.Tensor, rows: tf.Te
     return _means(probability, first, rows)
 
 
+def as_float16(values: tf.Tensor) -> tf.Tensor:
+    """Float32 rounded to the 11 bits of float16: Veltkamp's splitting (Dekker, Numerische Mathematik 1971).
+
+    Converters drop a cast to float16 and back. The same numbers as that cast gives from 6.1e-5 to 65504;
+    smaller ones keep more bits.
+    """
+    shifted = values * (2**13 + 1)
+    return shifted - (shifted - values)
+
+
 def _logits(head: Head, bottlenecks: tf.Tensor) -> tf.Tensor:
     """(n, C) float64, of the categories."""
+    if head.shape.hierarchical:
+        import keras
+
+        levels = range(1, len(head.shape.parents) + 1)
+        scores = [head.model.get_layer(f"scores_{level}").output for level in levels]
+        found = keras.Model(head.model.input, scores)(bottlenecks, training=False)
+        return _leaf_log_probabilities(found, head.shape.parents)
     found = head.model(bottlenecks, training=False)
     return tf.cast(found[-1] if isinstance(found, list | tuple) else found, tf.float64)
+
+
+def _leaf_log_probabilities(scores: Sequence[tf.Tensor], parents: Sequence[Sequence[int]]) -> tf.Tensor:
+    """(n, C) float64, as `hierarchy.leaf_log_probabilities`, whose segments not all converters know.
+
+    The scores of each family are a row of a table, which shorter families fill up with LEAST_SCORE.
+    """
+    total: tf.Tensor = None
+    for level, parents_of_nodes in zip(scores, parents, strict=True):
+        parent = np.array(parents_of_nodes, np.int32)
+        families = [np.flatnonzero(parent == family) for family in range(int(parent.max()) + 1)]
+        most = max(map(len, families))
+        missing = len(parent)  # the column behind the last one
+        table = np.array([np.pad(one, (0, most - len(one)), constant_values=missing) for one in families])
+        padded = tf.pad(tf.cast(level, tf.float64), [[0, 0], [0, 1]], constant_values=LEAST_SCORE)
+        of_families = tf.gather(padded, tf.constant(table.astype(np.int32)), axis=1)
+        given = padded[:, :-1] - tf.gather(_log_sum_exp(of_families), tf.constant(parent), axis=1)
+        total = given if total is None else given + tf.gather(total, tf.constant(parent), axis=1)
+    return total
+
+
+def _log_sum_exp(values: tf.Tensor) -> tf.Tensor:
+    """Over the last axis."""
+    largest = tf.reduce_max(values, axis=-1, keepdims=True)
+    return tf.math.log(tf.reduce_sum(tf.exp(values - largest), axis=-1)) + largest[..., 0]
 
 
 def _means(values: tf.Tensor, first: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
