@@ -26,9 +26,7 @@ from pipeline.cli_options import PATH, start_tensorflow
     help="Compare its decisions with those of categorize on 500 photos of this source; where they differ, "
     "nothing is written.",
 )
-def export(
-    workspace: AnyPath, kind: str, output: AnyPath, release: str | None, source: str | None
-) -> None:
+def export(workspace: AnyPath, kind: str, output: AnyPath, release: str | None, source: str | None) -> None:
     """Writes a release for other servers.
 
     From photos to decisions in one graph: backbone, head, confidence and thresholds. saved_model takes JPEGs,

@@ -1,4 +1,4 @@
-"""Categorizers of every kind over given bottlenecks: drawn heads, fitted confidences, thresholds in between."""
+"""Categorizers of every kind over given bottlenecks: drawn heads, fitted confidences, some thresholds."""
 
 import json
 from dataclasses import dataclass, replace
@@ -58,7 +58,7 @@ def drawn_tree() -> Taxonomy:
 def draw_categorizer(
     kind: Kind, rows: np.ndarray, bounds: np.ndarray, fingerprint: str = "drawn", release: str = "drawn"
 ) -> Categorizer:
-    """A categorizer for bottlenecks like these: (n, d) of products, (p + 1,) bounds; p is 60 at least."""
+    """A categorizer for bottlenecks like these: (n, d) of products, (p + 1,) bounds; p is 40 at least."""
     tree, rng = drawn_tree(), np.random.default_rng(3)
     scale = float(1 / np.sqrt(np.mean(rows.astype(np.float64) ** 2)))
     shape = HeadShape(
@@ -88,7 +88,8 @@ def draw_categorizer(
     rules = DecisionRules(
         model="drawn", labels="drawn", temperature=0.8, confidence=found[-1].confidence,
         certificate=found[-1].certificate, target=0.9, delta=0.1, fit={"products": 60},
-        aggregation=kind.aggregation, levels={"level1": found[0], "level2": found[1]}, withheld=(str(tree.categories[often[-2]]),),
+        aggregation=kind.aggregation, levels={"level1": found[0], "level2": found[1]},
+        withheld=(str(tree.categories[often[-2]]),),
     )  # fmt: skip
     return Categorizer(predictor, rules, release)
 

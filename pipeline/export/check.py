@@ -1,7 +1,7 @@
 """The check: the categorizer and the written files decide about the same photos.
 
-    SOURCE ──► up to 500 photos of products, the same each time ──► normalise ──┬─► categorizer, fp32 ─► decisions
-                                                                               └─► written files ─────► decisions
+    SOURCE ──► 500 photos of products, always the same ──► normalise ──┬─► categorizer, fp32 ─► decisions
+                                                                      └─► written files ─────► decisions
 
 Both get the JPEGs of `normalise`, a repeated photo once: what differs is the computation alone.
 """

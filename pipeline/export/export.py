@@ -95,7 +95,7 @@ def _write(graph: ExportedGraph, module: ModuleType, work: Path) -> None:
 
 
 def _require_equal(result: CheckResult) -> None:
-    """Logs what the check found; raises a ShelfmarkError when decisions differ beyond the engines' precision."""
+    """Logs what the check found; raises a ShelfmarkError when decisions differ beyond PRECISION."""
     log.info("export: checked: %s", result.to_sentence())
     if result.beyond:
         raise ShelfmarkError(

@@ -2,8 +2,8 @@
 
     pixels (n, size, size, 3) uint8    images_per_product (p,) int32    ──► model.onnx ──► OUTPUTS
 
-A network of Keras is converted together with the decision by tf2onnx. A backbone that is an ONNX file stays as
-it is: the decision is converted alone and put behind it. tf2onnx makes inputs of constants that are texts, so
+tf2onnx converts a network of Keras together with the decision. A backbone that is an ONNX file stays as it
+is: the decision is converted alone and put behind it. tf2onnx makes inputs of constants that are texts, so
 names are added at the end.
 """
 
@@ -80,7 +80,11 @@ def in_numbers(graph: ExportedGraph) -> "onnx.ModelProto":
     else:
         assert isinstance(backbone, OnnxBackbone)
         model = _behind(graph, backbone)
-    for values, first in ((model.graph.input[:1], "n"), (model.graph.input[1:], "p"), (model.graph.output, "p")):
+    for values, first in (
+        (model.graph.input[:1], "n"),
+        (model.graph.input[1:], "p"),
+        (model.graph.output, "p"),
+    ):
         for value in values:
             value.type.tensor_type.shape.dim[0].dim_param = first
     return model
