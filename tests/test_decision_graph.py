@@ -18,7 +18,12 @@ def drawn_rows(images: np.ndarray, seed: int) -> np.ndarray:
     return (products + rng.normal(0, 0.5, products.shape)).astype(np.float16)
 
 
-@pytest.mark.parametrize("name", KINDS)
+QUICK = ("hierarchical, geometric mean", "multitask, trees", "set, mirrored")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
 def test_statuses_nodes_and_confidences_are_those_of_the_categorizer(name: str) -> None:
     import tensorflow as tf
 

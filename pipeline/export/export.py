@@ -55,11 +55,12 @@ def export(path: AnyPath, kind: str, output: AnyPath, source: str | None = None)
     module = importlib.import_module(f"pipeline.export.{MODULES[kind]}")
     with tempfile.TemporaryDirectory(prefix="shelfmark-") as scratch:
         place = output if isinstance(output, Path) else Path(scratch) / output.name
-        work = partial_of(place)
+        work = place.with_name(partial_of(place).name)
         remove(work)  # of an export that was killed
         made_from = {"bundle": bundle.digest, "format": kind}
         try:
-            _write(graph, module, Path(begin(work, made_from)))
+            begin(work, made_from)
+            _write(graph, module, work)
             log.info("export: release %s is written as %s", bundle.categorizer.release, kind)
             result = None
             if photos is not None:

@@ -56,8 +56,8 @@ class ExportedGraph:
     def texts(self) -> Mapping[str, list[str]]:
         """The texts of each output of TEXTS, by its numbers."""
         categories = self.bundle.categorizer.predictor.taxonomy.categories
-        values = {"top_categories": categories, "status": STATUSES, "node": self.names.node}
-        return {name: [str(text) for text in values[name]] for name in TEXTS}
+        texts = (categories.tolist(), list(STATUSES), self.names.node.tolist())
+        return dict(zip(TEXTS, texts, strict=True))
 
     def signature(self) -> list[tf.TensorSpec]:
         """The inputs of `from_pixels`."""

@@ -54,15 +54,14 @@ def write(graph: ExportedGraph, folder: Path) -> None:
 
 def _name(network: "onnx.GraphProto", output: str, texts: list[str]) -> None:
     """Makes an output of numbers one of texts, which are a constant of the network."""
-    from onnx import TensorProto, helper
+    from onnx import TensorProto, helper, numpy_helper
 
     value = next(one for one in network.output if one.name == output)
     number, table = f"{output}/number", f"{output}/texts"
     for node in network.node:
         node.output[:] = [number if name == output else name for name in node.output]
         node.input[:] = [number if name == output else name for name in node.input]
-    encoded = [text.encode() for text in texts]
-    network.initializer.append(helper.make_tensor(table, TensorProto.STRING, [len(texts)], encoded))
+    network.initializer.append(numpy_helper.from_array(np.array(texts, object), table))
     network.node.append(helper.make_node("Gather", [table, number], [output], axis=0))
     value.type.tensor_type.elem_type = TensorProto.STRING
 
@@ -103,7 +102,8 @@ def _converted(
         raise _refused(graph, first_line(error)) from error
     if storage or len(model.graph.input) != len(signature):
         raise _refused(graph, "it has over 2 GB of weights" if storage else "a constant became an input")
-    return model
+    converted: onnx.ModelProto = model
+    return converted
 
 
 def _refused(graph: ExportedGraph, reason: str) -> ShelfmarkError:

@@ -87,4 +87,6 @@ class Runner:
 
     def _named(self, table: str, column: str, numbers: np.ndarray) -> np.ndarray:
         """Texts instead of numbers."""
-        return np.array([row[column] for row in self._names[table]], object)[numbers]
+        texts = np.array([row[column] for row in self._names[table]], object)
+        named: np.ndarray = texts[numbers]
+        return named
