@@ -224,51 +224,47 @@ def test_a_saved_model_refuses_counts_that_are_not_those_of_the_photos(
 class InProcess:
     """Decides by a categorizer, as written files do."""
 
-    def __init__(self, categorizer: Categorizer, backbone: Backbone) -> None:
-        self._categorizer, self._backbone = categorizer, backbone
+    def __init__(self, categorizer: Categorizer) -> None:
+        self._categorizer = categorizer
 
     def decide(self, jpegs: list[bytes], counts: np.ndarray) -> dict[str, np.ndarray]:
-        rows = self._backbone.bottlenecks(pixels_of(jpegs, SIZE)).astype(np.float16)
+        rows = self._categorizer.bottlenecks(None, jpegs, "photos")  # type: ignore[arg-type]
         predictions = self._categorizer.predict(rows, np.concatenate([[0], np.cumsum(counts)]))
         table = self._categorizer.decide(np.arange(len(counts)).astype(str), predictions)
-        return {
-            "status": table["status"].to_numpy(),
-            "node": table["node"].fillna("").to_numpy(),
-            "confidence": table["confidence"].to_numpy(),
-        }
+        found = {name: table[name].to_numpy() for name in ("status", "confidence")}
+        return found | {"node": table["node"].fillna("").to_numpy()}
 
 
 def test_only_a_difference_away_from_the_thresholds_is_an_error_of_the_export(
-    backbone: KerasBackbone, jpegs: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from pipeline.export import check as module
 
-    engine = choose_engine(backbone, 8, "tensorflow", "fp32")
-    monkeypatch.setattr(module, "choose_engine", lambda *arguments, **options: engine)
-    bundle = open_bundle(drawn_bundle(tmp_path, backbone, jpegs, Kind(confidence="probability")))
-    photos = module.Photos(counts_of_products(), jpegs, kept=len(jpegs), refused=0)
+    rows = np.random.default_rng(6).normal(size=(100, 12)).astype(np.float16)
+    drawn = draw_categorizer(KINDS["flat"], rows, np.arange(101))
+    monkeypatch.setattr(Categorizer, "bottlenecks", lambda *given: rows[[int(jpeg) for jpeg in given[2]]])
+    monkeypatch.setattr(module, "choose_engine", lambda *arguments, **options: None)
+    photos = module.Photos(np.ones(100, np.int32), [b"%d" % number for number in range(100)], 100, 0)
 
     def at(threshold: float) -> Categorizer:
-        rules = bundle.categorizer.rules  # the category alone is decided
+        rules = drawn.rules  # the category alone is decided
         certificate = replace(rules.certificate, threshold=threshold)
-        return replace(bundle.categorizer, rules=replace(rules, certificate=certificate, levels={}))
+        return replace(drawn, rules=replace(rules, certificate=certificate, levels={}))
 
-    found = InProcess(bundle.categorizer, backbone).decide(jpegs, photos.counts)["confidence"]
-    values = np.sort(found)[::-1]
+    values = np.sort(InProcess(drawn).decide(photos.jpegs, photos.counts)["confidence"])[::-1]
     apart = -np.diff(values) > 2 * module.PRECISION
-    rank = int(np.flatnonzero(apart[1:] & apart[:-1])[1]) + 1  # a product far from those beside it
-    edge, higher = float(values[rank]), int((values[:rank] < 1).sum())
-    assert higher > 0
+    rank = int(np.flatnonzero(apart[1:] & apart[:-1])[2]) + 1  # a product far from those beside it
+    edge = float(values[rank])
 
     def differences(threshold: float) -> tuple[int, int]:
-        written = InProcess(at(threshold), backbone)
-        result = module.check(at(edge - module.PRECISION / 2), backbone, written, photos)
-        assert result.confidence < 1e-6 and result.products == PRODUCTS
+        categorizer, written = at(edge - module.PRECISION / 2), InProcess(at(threshold))
+        result = module.check(categorizer, None, written, photos)  # type: ignore[arg-type]
+        assert (result.confidence, result.products) == (0.0, 100)
         return result.differ, result.beyond
 
     assert differences(edge - module.PRECISION / 4) == (0, 0)
     assert differences(edge + 1e-6) == (1, 0)  # that one is within the engines' precision
-    assert differences(1.0) == (higher + 1, higher)
+    assert differences(1.1) == (rank + 1, rank) and rank > 0
 
 
 def test_an_export_that_decides_otherwise_is_not_written(
