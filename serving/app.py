@@ -73,8 +73,13 @@ def create_app(
     async def categorize(request: Request) -> Response:
         """Decides about products from their readable photos.
 
-        One product has the fields `images`, `product_id` and `seller`; several have them with numbers:
-        `images.0`, `product_id.0`, `images.1`, … All of them are decided by one release, or none.
+        One product has the fields `images`, `product_id` and `seller`:
+
+            curl -F images=@front.jpg -F images=@back.jpg -F product_id=mug-7 http://127.0.0.1:8000/v1/categorize
+
+        Several have them with numbers; all of them are decided by one release, or none:
+
+            curl -F images.0=@front.jpg -F product_id.0=mug-7 -F images.1=@lamp.jpg http://127.0.0.1:8000/v1/categorize
         """
         room, limit = room_of(state), timeout_of(request, timeout_s)
         require_place(room)  # before the body is read

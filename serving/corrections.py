@@ -31,7 +31,7 @@ from features.printable import CONTROL
 from features.storage.paths import AnyPath
 from models.corrections.categories import KnownCategories
 from serving.form import MAX_PHOTOS, Fields, Form, Sent, read_form, too_long
-from serving.openapi import CORRECTION_EXAMPLE, problems
+from serving.openapi import CORRECTION_EXAMPLE, NOT_EMPTY, ONE_LINE, problems
 from serving.problems import HEADER, STORE, log, log_refused, set_header, unavailable
 from serving.schemas import CorrectionMade, CorrectionPage, CorrectionRow, CorrectionUndone
 from serving.state import ServiceState
@@ -72,14 +72,19 @@ _TEXTS: dict[str, Any] = {
     "who": "Who says so.",
     "comment": "Why.",
 }
+_PATTERNS = dict.fromkeys(NEEDED, NOT_EMPTY) | {"who": ONE_LINE, "comment": r"^[^\u0000]*$"}
 _PROPERTIES: dict[str, Any] = {
     name: {
         "type": "string",
         "description": text,
-        "minLength": 1 if name in NEEDED else 0,
-        "maxLength": LONGEST[name] // 4,  # characters, of 4 bytes at most
+        "maxLength": LONGEST[name],
+        "pattern": _PATTERNS[name],
     }
     for name, text in _TEXTS.items()
+}
+_IN_JSON = {
+    name: field | ({} if name in NEEDED else {"type": ["string", "null"]})
+    for name, field in _PROPERTIES.items()
 }
 _IMAGES: dict[str, Any] = {
     "type": "array",
@@ -98,7 +103,7 @@ BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": _schema(_PROPERTIES),
+            "application/json": _schema(_IN_JSON),
             "multipart/form-data": _schema(_PROPERTIES | {"images": _IMAGES}),
         },
     }
@@ -112,7 +117,8 @@ MADE = problems(
     _429="The queue of photos is full; Retry-After says when to try again",
     _503=_KEPT["_503"], _504="The photos were not read within the time limit",
 ) | {201: {"headers": HEADER}}  # fmt: skip
-LISTED = problems(_422="No seller, or another wrong parameter", **_KEPT)
+SELLER: dict[str, Any] = {"maxLength": LONGEST["seller"], "pattern": NOT_EMPTY}
+LISTED = problems(_413="Too long a name", _422="No seller, or another wrong parameter", **_KEPT)
 UNDONE = problems(_404="No such correction in use", _422="No number", **_KEPT)
 
 
@@ -448,7 +454,7 @@ def add_routes(app: FastAPI, state: ServiceState) -> None:
 
     @app.get("/v1/corrections", responses=LISTED)
     async def corrections_of_seller(
-        seller: Annotated[str, Query(description="His name.", max_length=LONGEST["seller"])],
+        seller: Annotated[str, Query(description="His name.", json_schema_extra=SELLER)],
         limit: Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Of a page.")] = PAGE,
         after: Annotated[
             int | None, Query(ge=1, le=LARGEST_ID, description="`next` of the page before.")

@@ -18,6 +18,13 @@ ABOUT = (
     "what happened, what was expected, and what to do next."
 )
 
+# what features/printable.py calls a control character
+CONTROLS = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+ONE_LINE = f"^[^{CONTROLS}]*$"
+NOT_EMPTY = rf"^[^{CONTROLS}]*[^\s{CONTROLS}][^{CONTROLS}]*$"
+SHORTEST = 0.001  # s, of X-Request-Timeout
+LONGEST = 1_000  # bytes of a text; JSON Schema counts characters
+
 _PHOTOS = {
     "type": "array",
     "items": {"type": "string", "format": "binary"},
@@ -25,42 +32,22 @@ _PHOTOS = {
     "maxItems": MAX_PHOTOS,
     "description": f"Photos of one product, 1 to {MAX_PHOTOS}; the same one twice counts once.",
 }
-_ID = {"type": "string", "maxLength": 250, "description": "Returned in the decision."}
+_ID = {"type": "string", "maxLength": LONGEST, "description": "Returned in the decision."}
 _SELLER = {
     "type": "string",
-    "maxLength": 250,
+    "maxLength": LONGEST,
+    "pattern": ONE_LINE,
     "description": "Whose corrections count. The decision then has `adapted`, `base_category` and "
     "`corrections`.",
 }
-ONE_PRODUCT: dict[str, Any] = {
-    "title": "One product",
+# Of one product: in a schema of both forms, each would allow the other one's fields, as all unknown ones.
+FORM: dict[str, Any] = {
     "type": "object",
     "required": ["images"],
     "properties": {"images": _PHOTOS, "product_id": _ID, "seller": _SELLER},
+    "description": f"Several products have a number each, 0 to {MAX_PRODUCTS - 1} without gaps: `images.0`, "
+    "`product_id.0`, `seller.0`, `images.1`, …",
 }
-SEVERAL_PRODUCTS: dict[str, Any] = {
-    "title": "Several products",
-    "description": f"Each product has a number, 0 to {MAX_PRODUCTS - 1} without gaps: images.0, "
-    "product_id.0, seller.0, images.1, …",
-    "type": "object",
-    "required": ["images.0"],
-    "properties": {
-        f"{name}.{number}": schema
-        for number in (0, 1)
-        for name, schema in (("images", _PHOTOS), ("product_id", _ID), ("seller", _SELLER))
-    },
-    "dependentRequired": {"product_id.1": ["images.1"], "seller.1": ["images.1"]},
-}
-FORM_EXAMPLES: dict[str, Any] = {
-    "one": {"summary": "One product", "value": {"images": ["front.jpg", "back.jpg"], "product_id": "mug-7"}},
-    "several": {
-        "summary": "Two products",
-        "value": {
-            "images.0": ["mug.jpg"], "product_id.0": "mug-7",
-            "images.1": ["lamp.jpg"], "product_id.1": "lamp-2",
-        },
-    },
-}  # fmt: skip
 _DECISION: dict[str, Any] = {
     "product_id": "mug-7", "category": "1002", "category_path": "Kitchen / Mugs", "confidence": 0.94,
     "status": "accepted", "node": "1002", "node_path": "Kitchen / Mugs", "node_level": 2,
@@ -113,17 +100,12 @@ CATEGORIZE: dict[str, Any] = {
                 "in": "header",
                 "description": "Seconds for the decision, counted from the end of the request; at most the "
                 "service's own limit, 30 by default.",
-                "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 30},
+                "schema": {"type": "number", "minimum": SHORTEST, "maximum": 30},
             }
         ],
         "requestBody": {
             "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {"oneOf": [ONE_PRODUCT, SEVERAL_PRODUCTS]},
-                    "examples": FORM_EXAMPLES,
-                }
-            },
+            "content": {"multipart/form-data": {"schema": FORM}},
         },
     },
 }

@@ -508,7 +508,8 @@ class Room:
         with self._lock:
             until = None
             while not self._closed:
-                if self._rows >= LARGEST or (self._rows and not self._decoding):
+                more = self._decoding or self._waiting
+                if self._rows >= LARGEST or (self._rows and not more):
                     break
                 if self._rows:
                     now = time.monotonic()
@@ -552,19 +553,9 @@ class Room:
 
     def _decide_all(self, queue: "SimpleQueue[_Work | None]") -> None:
         """The thread of a head."""
-        while first := queue.get():
-            products, more = [first], True
-            while more:
-                try:
-                    another = queue.get_nowait()
-                except Empty:
-                    break
-                if another is None:
-                    queue.put(None)
-                    break
-                products.append(another)
+        while products := _arrived(queue):
             self._decide_arrived([work for work in products if not work.request.has_ended])
-            del first, products
+            del products
 
     def _decide_arrived(self, products: list[_Work]) -> None:
         """Decides about products, those of one release together."""
@@ -608,3 +599,18 @@ def _view(photo: _Photo, view: int) -> np.ndarray:
     """The pixels of a photo, for the second view mirrored left to right."""
     assert photo.pixels is not None
     return photo.pixels[:, ::-1] if view else photo.pixels
+
+
+def _arrived(queue: "SimpleQueue[_Work | None]") -> list[_Work]:
+    """Waits for products, and returns all that have arrived; none: the room closes."""
+    products = list[_Work]()
+    work = queue.get()
+    while work is not None:
+        products.append(work)
+        try:
+            work = queue.get_nowait()
+        except Empty:
+            return products
+    if products:
+        queue.put(None)  # for the next time
+    return products

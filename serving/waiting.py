@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fastapi import HTTPException, Request
 
 from serving.form import left
+from serving.openapi import SHORTEST
 from serving.problems import SECONDS, retry_after
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ def timeout_of(request: Request, longest: float) -> float:
     if text is None:
         return longest
     seconds = float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,19})?(e-?[0-9]{1,2})?", text) else 0.0
-    if not 0 < seconds <= longest:
+    if not SHORTEST <= seconds <= longest:
         raise HTTPException(
             422,
-            f"X-Request-Timeout: {text[:50]!r}; expected seconds, more than 0 and at most {longest:g}; "
+            f"X-Request-Timeout: {text[:50]!r}; expected seconds, {SHORTEST:g} to {longest:g}; "
             "correct it, or leave it out",
         )
     return seconds

@@ -36,7 +36,7 @@ POLL_S = 1.0  # between two looks at releases/current on a disk: two small files
 REMOTE_POLL_S = 15.0  # on an object store: some requests
 RETRY_S = 60.0  # after which a refused release is tried again
 NICENESS = 10  # of the thread that opens a release
-FREED_S = 60.0  # within which requests in flight let go of the old release
+FREED_S = 120.0  # within which requests in flight end, and with them the use of a former release
 
 log = logging.getLogger("shelfmark")
 
@@ -75,6 +75,8 @@ class ReleaseWatcher:
         self._releases, self._room, self._state = workspace / "releases", room, state
         self._corrections, self._switched = corrections, switched
         self._poll_s = poll_s or (POLL_S if isinstance(workspace, Path) else REMOTE_POLL_S)
+        self._backbone = _backbone_files(self._releases / room.served.name)
+        self._old: list[tuple[weakref.ref[Served], float]] = []  # former releases, and since when
         self._refused: _Seen | None = None
         self._tried = 0.0  # when the refused one was tried
         self._stopped = threading.Event()
@@ -92,6 +94,7 @@ class ReleaseWatcher:
         while not self._stopped.wait(self._poll_s):
             try:
                 self.look()
+                self.tidy()
             except Exception:
                 log.exception("releases: the watcher has failed; expected to go on; it looks again")
 
@@ -106,10 +109,18 @@ class ReleaseWatcher:
             if self._see() != seen:
                 continue  # it moved on meanwhile
             if opened and not self._stopped.is_set():
-                old = weakref.ref(self._room.served)
                 self._take_over(opened, time.monotonic() - began)
-                _give_back(old, self._stopped)
             return
+
+    def tidy(self) -> None:
+        """Gives memory back to the system when nothing uses a former release any more."""
+        for old, since in [*self._old]:
+            overdue = time.monotonic() - since > FREED_S
+            if overdue:
+                gc.collect()
+            if overdue or old() is None:
+                self._old.remove((old, since))
+                _trim()
 
     def _is_settled(self, seen: _Seen) -> bool:
         """Whether nothing is to be done: it is in service, or was refused a short while ago."""
@@ -146,7 +157,7 @@ class ReleaseWatcher:
             return self._opened(self._releases / str(seen.name), self._room.served)
         except Exception as error:
             log.debug("%s", seen.name, exc_info=error)
-            self._refuse(seen, one_line(error))
+            self._refuse(seen, _reason(error))
             return None
 
     def _refuse(self, seen: _Seen, reason: str) -> None:
@@ -162,18 +173,18 @@ class ReleaseWatcher:
     def _opened(self, path: AnyPath, like: Served) -> Served:
         """Opens a release in a thread of its own.
 
-        The thread has a low priority where the backbone stays: threads that an engine starts would have the
-        same priority, and nobody may raise it again. Measured: 3 of OpenVINO's 15.
+        Where the files of the backbone are the same, its engines are used again, and the thread has a low
+        priority. Threads that an engine starts would have the same priority, and nobody may raise it again:
+        3 of OpenVINO's 15, when it was tried.
         """
         result: list[Served | BaseException] = []
-        bundle = find_artifact(path)
-        low = bundle is not None and bundle.summary.get("fingerprint") == like.bundle.fingerprint
+        same = bool(self._backbone) and _backbone_files(path) == self._backbone
 
         def work() -> None:
             try:
-                if low:
+                if same:
                     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-                result.append(Served.open(path, self._corrections, like=like))
+                result.append(Served.open(path, self._corrections, like=like if same else None))
             except BaseException as error:
                 result.append(error)
 
@@ -188,7 +199,9 @@ class ReleaseWatcher:
     def _take_over(self, served: Served, seconds: float) -> None:
         """Puts an opened release into service."""
         before = self._room.served.name
+        self._old.append((weakref.ref(self._room.served), time.monotonic()))
         self._room.take_over(served)
+        self._backbone = _backbone_files(self._releases / served.name)
         self._switched(served)
         self._state.refused_release = self._refused = None
         log.info("%s is in service in place of %s, opened in %.1f s", served.name, before, seconds)
@@ -196,12 +209,25 @@ class ReleaseWatcher:
             log.warning("%s: %s", served.name, caveat)
 
 
-def _give_back(old: "weakref.ref[Served]", stopped: threading.Event) -> None:
-    """Gives memory back to the system when nothing uses a release any more."""
-    deadline = time.monotonic() + FREED_S
-    while old() is not None and time.monotonic() < deadline and not stopped.wait(0.05):
-        pass
-    if old() is not None:
-        gc.collect()
-    if os.uname().sysname == "Linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc's
+def _backbone_files(path: AnyPath) -> dict[str, str]:
+    """The sha256 of the files of a bundle's backbone, by the manifest; none where it is gone."""
+    bundle = find_artifact(path)
+    files = bundle.files.items() if bundle else ()
+    return {name: entry["sha256"] for name, entry in files if name.startswith("backbone.")}
+
+
+def _reason(error: Exception) -> str:
+    """Why a release cannot be used, in three parts."""
+    if isinstance(error, ShelfmarkError | OSError):
+        return one_line(error)
+    message = " ".join(str(error).split())[:300]
+    return (
+        f"cannot be opened ({type(error).__name__}: {message}); expected a bundle that this shelfmark reads; "
+        "put another release into service, or start the service again with --debug and report it"
+    )
+
+
+def _trim() -> None:
+    """Gives memory that is free in this process back to the system; only glibc needs that."""
+    if os.uname().sysname == "Linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)

@@ -424,7 +424,7 @@ def test_openapi_describes_corrections(client: TestClient) -> None:
     assert set(post["responses"]) == {"201", "400", "409", "413", "415", "422", "429", "503", "504"}
     get = schema["paths"]["/v1/corrections"]["get"]
     assert {one["name"] for one in get["parameters"]} == {"seller", "limit", "after"}
-    assert set(get["responses"]) == {"200", "409", "422", "503"}
+    assert set(get["responses"]) == {"200", "409", "413", "422", "503"}
     delete = schema["paths"]["/v1/corrections/{number}"]["delete"]
     assert set(delete["responses"]) == {"200", "404", "409", "422", "503"}
     for name in ("CorrectionMade", "CorrectionPage", "CorrectionRow", "CorrectionUndone"):

@@ -30,6 +30,7 @@ from models.taxonomy import read_taxonomy
 
 HEAD_FILES = (STRUCTURE, WEIGHTS, "sizes.npy", "taxonomy.csv")
 THRESHOLDS = "thresholds.json"
+VERSION = 5  # of the bundles that this code writes; it reads these and earlier ones
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ def open_bundle(path: AnyPath) -> Bundle:
         ShelfmarkError: no finished bundle is there, or its parts do not belong together.
     """
     artifact = open_artifact(path, "bundle")
+    if artifact.version > VERSION:
+        raise ShelfmarkError(
+            f"{path}: a bundle of version {artifact.version}, of a newer shelfmark; expected version "
+            f"{VERSION} at most; install the shelfmark that made it, or put another release into service"
+        )
     folder = artifact.folder()
     if name := damaged_file(artifact, folder):
         raise ShelfmarkError(

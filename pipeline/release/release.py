@@ -13,7 +13,7 @@ from features.errors import Busy
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from models.decisions.adapted import SELLERS_FILE, STYLES, STYLES_FILES
-from models.decisions.bundle import HEAD_FILES, THRESHOLDS
+from models.decisions.bundle import HEAD_FILES, THRESHOLDS, VERSION
 from models.decisions.releases import SPLITS, in_service, release_digest
 from models.heads.architectures import SET_FILES
 from pipeline.job.catalogue import UNLEARNT
@@ -30,8 +30,6 @@ from pipeline.release.gate_products import write_measured
 from pipeline.release.judge import Verdict
 from pipeline.release.switch import link_bundle, releases_locked
 from pipeline.release.trace import trace_of, write_trace
-
-VERSION = 5
 
 
 def pack(run: Run) -> Artifact:
