@@ -67,7 +67,7 @@ test-databases: $(READY) ## decisions and corrections in PostgreSQL and SQLite, 
 
 # IMAGE=clean_directory: without Podman's containers. Debian and Ubuntu: apt install podman runc debootstrap
 test-image: $(READY) ## the image: the steps of its build in a clean directory; with Podman the containers, too (3.5 GB)
-	.venv/bin/python -m pytest -q -m image tests/test_image.py $(IMAGE:%=-k %)
+	.venv/bin/python -m pytest -q -m image tests/test_image.py $(if $(IMAGE),-k "$(IMAGE)")
 
 test-nginx: $(READY) ## the example of nginx, and the service behind it (Debian and Ubuntu: apt install nginx-light)
 	REQUIRE_NGINX=1 .venv/bin/python -m pytest -q -m "slow or not slow" tests/test_deployment.py
