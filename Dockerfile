@@ -9,8 +9,8 @@
 #              └──► serve              and a health check
 #
 # BASE is a tag and no digest: each build gets the security fixes of Debian and of Python 3.11, the packages are those
-# of the lock all the same. To build the same again, or with certificates and an index of your own, give another one:
-# --build-arg BASE=python:3.11-slim@sha256:…
+# of the lock all the same. Where every build has to have the same base, or one with certificates and an index of your
+# own: --build-arg BASE=python:3.11-slim@sha256:…
 ARG BASE=python:3.11-slim
 
 

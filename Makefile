@@ -17,10 +17,10 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
 # Tests are many and small: one thread each is quicker than waking a pool for every matrix.
-test test-slow test-statistics test-browser test-databases test-runners test-flink coverage: export OMP_NUM_THREADS = 1
-test test-slow test-statistics test-browser test-databases test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
+test test-slow test-statistics test-browser test-databases test-image test-nginx test-runners test-flink coverage: export OMP_NUM_THREADS = 1
+test test-slow test-statistics test-browser test-databases test-image test-nginx test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: help setup demo test test-slow test-statistics test-browser test-databases test-runners test-flink coverage check docs lock clean
+.PHONY: help setup demo test test-slow test-statistics test-browser test-databases test-image test-nginx test-runners test-flink coverage check docs lock clean
 .PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-categorize bench-decisions bench-corrections bench-writers bench-serve-hard
 
 help: ## this list
@@ -65,6 +65,13 @@ test-browser: $(READY) ## the pages in a headless Chromium (Debian and Ubuntu: a
 test-databases: $(READY) ## decisions and corrections in PostgreSQL and SQLite, on a server that the tests start
 	REQUIRE_DATABASES=1 .venv/bin/python -m pytest -q -m "databases or not databases" tests/test_decisions_table.py tests/test_corrections.py
 
+# IMAGE=clean_directory: without Podman's containers. Debian and Ubuntu: apt install podman runc debootstrap
+test-image: $(READY) ## the image: the steps of its build in a clean directory; with Podman the containers, too (3.5 GB)
+	.venv/bin/python -m pytest -q -m image tests/test_image.py $(if $(IMAGE),-k "$(IMAGE)")
+
+test-nginx: $(READY) ## the example of nginx, and the service behind it (Debian and Ubuntu: apt install nginx-light)
+	REQUIRE_NGINX=1 .venv/bin/python -m pytest -q -m "slow or not slow" tests/test_deployment.py
+
 test-runners: $(READY) ## ingest and extract on every Beam runner that can be had here: Flink, Prism, job services, processes
 	.venv/bin/python -m pytest -q -m runners
 
@@ -78,11 +85,12 @@ coverage: $(READY) ## the quick tests, and the lines and branches they leave out
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
 
-check: $(READY) ## style, types, direction of imports, links and commands in the documentation
+check: $(READY) ## style, types, direction of imports, the Dockerfile, links and commands in the documentation
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/hadolint Dockerfile
 	.venv/bin/python -m pytest -q tests/test_docs.py
 
 docs: export NO_MKDOCS_2_WARNING = 1

@@ -456,7 +456,7 @@ def draw_run(folder: Path, images: int) -> tuple[Any, Any, Any, Path]:
     tree, rng = taxonomy(), np.random.default_rng(0)
     head = begin(partial_of(folder / "head"), {"fingerprint": "drawn"})
     shape = HeadShape(SIZES[0], CATEGORIES, SIZES[1:-1], 0.5, 1.0, "drawn")
-    model = Head(shape, build_head(shape))
+    model = Head.of(shape, build_head(shape))
     model.save(head)
     write_taxonomy(tree, head / "taxonomy.csv")
     np.save(head / "sizes.npy", np.full(CATEGORIES, 100, np.int32))

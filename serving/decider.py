@@ -8,18 +8,18 @@ products' bottlenecks ─┬─► head ─► confidence ─► Decision
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_scalar
 
 from features.errors import ShelfmarkError, one_line
-from models.decisions.adapted import ADAPTED_COLUMNS, Encoded, SellerState, unadapted
+from models.decisions.adapted import ADAPTED_COLUMNS, Encoded, SellerState
 from models.decisions.bundle import Bundle
-from models.decisions.categorizer import unreadable
+from models.decisions.categorizer import unreadable_columns
 from serving.schemas import Decision
 
 if TYPE_CHECKING:
@@ -107,14 +107,14 @@ class Decider:
                 states[number] = self._state(product)
             except ShelfmarkError as error:
                 found[number] = self._unavailable(error)
-        seen = [number for number in states if products[number].seen]
-        nothing = [number for number in states if not products[number].seen]
-        for numbers, table in (
-            (seen, self._table([products[number] for number in seen], [states[number] for number in seen])),
-            (nothing, unadapted(unreadable([""] * len(nothing), self._categorizer.release))),
-        ):
+        groups = (
+            ([number for number in states if products[number].seen], self._columns),
+            ([number for number in states if not products[number].seen], self._unreadable),
+        )
+        for numbers, columns in groups:
             chosen = [products[number] for number in numbers]
-            for number, decision in zip(numbers, _decisions(table, chosen), strict=True):
+            values = columns(chosen, [states[number] for number in numbers]) if numbers else {}
+            for number, decision in zip(numbers, _decisions(values, chosen), strict=True):
                 found[number] = decision
         return [one for one in found if one is not None]
 
@@ -138,26 +138,42 @@ class Decider:
         log.error("%s", text)
         return StoreUnavailable(text.replace(self._histories.corrections.shown, STORE))
 
-    def _table(self, products: Sequence[ReadProduct], states: Sequence[SellerState | None]) -> pd.DataFrame:
-        """Decisions about products with readable photos, columns COLUMNS and ADAPTED_COLUMNS."""
+    def _columns(
+        self, products: Sequence[ReadProduct], states: Sequence[SellerState | None]
+    ) -> dict[str, list[Any]]:
+        """Decisions about products with readable photos: COLUMNS and ADAPTED_COLUMNS → values."""
         rows = [product.seen.bottlenecks for product in products if product.seen]
-        if not rows:
-            return unadapted(unreadable([], self._categorizer.release))
         bounds = np.concatenate([[0], np.cumsum([len(own) for own in rows])])
         bottlenecks = np.concatenate(rows)
-        names = np.array([product.product_id or "" for product in products], dtype=object)
+        names = _names(products)
         if self._adapter is not None and any(state is not None for state in states):
-            return self._adapter.decide(names, bottlenecks, bounds, states)
-        return unadapted(self._categorizer.decide(names, self._categorizer.predict(bottlenecks, bounds)))
+            table = self._adapter.decide(np.array(names, dtype=object), bottlenecks, bounds, states)
+            return {str(name): [_plain(value) for value in column.tolist()] for name, column in table.items()}
+        predictions = self._categorizer.predict(bottlenecks, bounds)
+        return self._categorizer.decide_columns(np.array(names, dtype=object), predictions) | _unadapted(
+            names
+        )
+
+    def _unreadable(
+        self, products: Sequence[ReadProduct], _: Sequence[SellerState | None]
+    ) -> dict[str, list[Any]]:
+        """As `_columns`, of products without."""
+        names = _names(products)
+        return unreadable_columns(names, self._categorizer.release) | _unadapted(names)
 
 
-def _decisions(table: pd.DataFrame, products: Sequence[ReadProduct]) -> list[Decision]:
-    """The rows of a table of decisions; without a seller, the fields about corrections are not set.
+def _names(products: Sequence[ReadProduct]) -> list[str]:
+    return [product.product_id or "" for product in products]
 
-    Missing numbers are null, whatever NumPy and pandas call them.
-    """
-    columns = {name: [_plain(value) for value in column.tolist()] for name, column in table.items()}
-    columns["product_id"] = [product.product_id for product in products]
+
+def _unadapted(names: Sequence[str]) -> dict[str, list[Any]]:
+    """What `unadapted` says of products."""
+    values = zip(ADAPTED_COLUMNS, (False, None, 0), strict=True)
+    return {name: [value] * len(names) for name, value in values}
+
+
+def _decisions(columns: Mapping[str, Sequence[Any]], products: Sequence[ReadProduct]) -> list[Decision]:
+    """One decision for each product; without a seller, the fields about corrections are not set."""
     return [
         Decision.model_validate(
             {
@@ -165,10 +181,12 @@ def _decisions(table: pd.DataFrame, products: Sequence[ReadProduct]) -> list[Dec
                 for name, values in columns.items()
                 if product.seller or name not in ADAPTED_COLUMNS
             }
+            | {"product_id": product.product_id}
         )
         for row, product in enumerate(products)
     ]
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
+    """A value of a table; missing numbers are None, whatever NumPy and pandas call them."""
     return None if is_scalar(value) and pd.isna(value) else value

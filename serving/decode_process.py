@@ -45,15 +45,16 @@ def main(descriptor: int, memory: int, seconds: float) -> None:
         signal.signal(name, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print warnings about damaged files
     connection = socket.socket(fileno=descriptor)
-    size, resident = _memory()
-    limit = size + memory
+    addresses, resident = _memory()
+    limit = addresses + memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with connection, connection.makefile("rb", buffering=1 << 16) as requests:
+    with connection, connection.makefile("rb") as requests:
         connection.sendall(RESPONSE.pack(READY, False, bytes(32), 0))
         while head := requests.read(REQUEST.size):
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            ends = _respond(connection, requests, *REQUEST.unpack(head), resident)
+            size, length = REQUEST.unpack(head)
+            ends = _respond(connection, requests, size, length, resident)
             signal.setitimer(signal.ITIMER_REAL, 0)
             if ends:
                 break
@@ -80,8 +81,8 @@ def _decode(requests: BinaryIO, size: int, length: int) -> tuple[int, bytes, byt
     except Refused as refused:
         return REFUSED, digest, _text(refused), False
     except MemoryError:
-        refused = Refused("too_large", "decoding takes more memory than a photo may")
-        return REFUSED, digest, _text(refused), True
+        detail = "decoding takes more memory than a photo may"
+        return REFUSED, digest, _text(Refused("too_large", detail)), True
     except ValueError as error:
         return REFUSED, digest, _text(Refused("undecodable", str(error))), False
 

@@ -154,7 +154,7 @@ def make_bundle(
 
     work = begin(partial_of(path), {"drawn": "here"})
     shape = HeadShape(backbone.width, len(tree), hidden, 0.5, scale, backbone.fingerprint)
-    Head(shape, build_head(shape)).save(work)
+    Head.of(shape, build_head(shape)).save(work)
     levels = pd.DataFrame({"category": list(tree), "level1": list(tree.values()), "level2": list(tree)})
     levels.to_csv(work / "taxonomy.csv", index=False)
     np.save(work / "sizes.npy", np.arange(20, 20 + len(tree), dtype=np.int32))

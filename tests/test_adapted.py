@@ -234,13 +234,13 @@ def test_the_base_confidence_of_a_withheld_category_counts_as_nothing(
 
 def with_flip(categorizer: Categorizer) -> Categorizer:
     head = categorizer.predictor.head
-    flipped = Head(replace(head.shape, flip=True), head.model)
+    flipped = Head(replace(head.shape, flip=True), head.weights)
     return replace(categorizer, predictor=replace(categorizer.predictor, head=flipped))
 
 
 def with_set_head(categorizer: Categorizer) -> Categorizer:
     shape = replace(categorizer.head.shape, kind=SET, images=2, parents=())
-    predictor = replace(categorizer.predictor, set_head=Head(shape, build_head(shape)))
+    predictor = replace(categorizer.predictor, set_head=Head.of(shape, build_head(shape)))
     return replace(categorizer, predictor=predictor, rules=replace(categorizer.rules, aggregation=SET))
 
 

@@ -38,7 +38,7 @@ def with_set_head(predictor: Predictor, images: int) -> Predictor:
     model = build_head(shape)
     as_it_is = [np.ones(6), np.zeros(6), np.zeros(6), np.full(6, 0.999)]  # of the batch normalization
     model.set_weights([np.eye(6), np.zeros(6), *as_it_is, 20 * np.eye(6), np.zeros(6)])
-    return dataclasses.replace(predictor, set_head=Head(shape, model))
+    return dataclasses.replace(predictor, set_head=Head.of(shape, model))
 
 
 def sure_of_one_image() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -139,7 +139,7 @@ def test_set_head_is_part_of_the_model_that_thresholds_belong_to(bundle_path: Pa
             (tmp_path / file.name).write_bytes(file.read_bytes())
     width = plain.head.shape.width
     shape = HeadShape(width, len(conftest.TREE), (4, 1), 0.0, 1.0, "", kind="set", images=2)
-    Head(shape, build_head(shape)).save(tmp_path)
+    Head.of(shape, build_head(shape)).save(tmp_path)
     assert set(SET_FILES) <= {file.name for file in tmp_path.iterdir()}
     again = load_predictor(tmp_path)
     assert again.set_head is not None and again.set_head.shape == shape

@@ -232,7 +232,7 @@ def test_a_photo_given_twice_counts_once(
 
     original = Categorizer.predict
     monkeypatch.setattr(Categorizer, "predict", predict)
-    head = Head(dataclasses.replace(bundled.predictor.head.shape, flip=flip), bundled.predictor.head.model)
+    head = Head(dataclasses.replace(bundled.predictor.head.shape, flip=flip), bundled.predictor.head.weights)
     categorizer = dataclasses.replace(bundled, predictor=dataclasses.replace(bundled.predictor, head=head))
     photos = [photo(1), b"text", photo(2), photo(1), b"text", photo(1)]
     _, refusals = categorize_photos(categorizer, Corner(), "p", photos, Limits())
@@ -275,7 +275,7 @@ def test_a_head_of_two_views_predicts_from_each_photo_and_its_mirror_image(
     original = Categorizer.predict
     monkeypatch.setattr(Categorizer, "predict", predict)
     shape = dataclasses.replace(bundled.predictor.head.shape, flip=flip)
-    head = Head(shape, bundled.predictor.head.model)
+    head = Head(shape, bundled.predictor.head.weights)
     categorizer = dataclasses.replace(bundled, predictor=dataclasses.replace(bundled.predictor, head=head))
     photos = [two_halves((200, 200, 200), (50, 50, 50)), two_halves((100, 100, 100), (150, 150, 150))]
     table, refused = categorize_photos(categorizer, Corner(), "a", photos, Limits())

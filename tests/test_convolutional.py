@@ -39,7 +39,7 @@ def drawn(model: keras.Model, seed: int = 0) -> keras.Model:
 def drawn_head(width: int, **fields: Any) -> Head:
     values = {"hidden": (8, 9), "dropout": 0.5, "scale": 0.7, "fingerprint": "x", "selector": 7}
     shape = HeadShape(width=width, categories=4, parents=PARENTS, **values | fields)
-    return Head(shape, drawn(build_head(shape)))
+    return Head.of(shape, drawn(build_head(shape)))
 
 
 def photos(count: int, height: int, width: int) -> np.ndarray:

@@ -81,7 +81,7 @@ def shape(kind: str = "flat") -> HeadShape:
 
 def head(kind: str = "flat") -> Head:
     keras.utils.set_random_seed(1)
-    return Head(shape(kind), build_head(shape(kind)))
+    return Head.of(shape(kind), build_head(shape(kind)))
 
 
 def photos(seed: int, count: int, kind: str = "flat") -> Photos:
@@ -162,7 +162,7 @@ def test_only_tuned_batch_normalizations_take_the_statistics_of_the_batch(share:
     """The last of three is layer 8 of 11: frozen, an image's output in training depends on no other image."""
     backbone = tiny()
     freeze(network_of(backbone), share)
-    top = Head(shape(), keras.Sequential([keras.Input((8,)), keras.layers.Identity()]))
+    top = Head.of(shape(), keras.Sequential([keras.Input((8,)), keras.layers.Identity()]))
     model = on_top(top, backbone.model)
     pixels = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3)).astype(np.float32)
     together = model(pixels, training=True).numpy()

@@ -55,7 +55,7 @@ def weights(model: keras.Model, layer: str) -> list[np.ndarray]:
 def started(kind: str = "flat", **changes) -> tuple[keras.Model, keras.Model, keras.Model]:
     """Last week's model, a new one, and the new one after the warm start."""
     keras.utils.set_random_seed(1)
-    old = Head(shape(OLD, kind, **changes), build_head(shape(OLD, kind, **changes)))
+    old = Head.of(shape(OLD, kind, **changes), build_head(shape(OLD, kind, **changes)))
     for layer in old.model.layers:  # biases and statistics are alike in every fresh head
         layer.set_weights(
             [array + np.random.default_rng(3).random(array.shape) for array in layer.get_weights()]
@@ -87,11 +87,11 @@ def test_output_columns_are_matched_by_the_names_of_their_categories() -> None:
 
 def test_a_head_that_starts_from_itself_is_the_same() -> None:
     keras.utils.set_random_seed(1)
-    old = Head(shape(OLD), build_head(shape(OLD)))
+    old = Head.of(shape(OLD), build_head(shape(OLD)))
     again = build_head(shape(OLD))
     assert warm_start(again, shape(OLD), OLD, old, OLD) == CarriedOver(4, 0, 0)
     rows = np.random.default_rng(0).normal(0, 1, (9, 5)).astype(np.float32)
-    np.testing.assert_array_equal(Head(shape(OLD), again).logits(rows), old.logits(rows))
+    np.testing.assert_array_equal(Head.of(shape(OLD), again).logits(rows), old.logits(rows))
 
 
 @pytest.mark.parametrize("kind", ["separate", "multitask", "taxonnet"])
@@ -132,15 +132,15 @@ def test_outputs_do_not_depend_on_new_statistics_and_scale_of_the_bottlenecks() 
     now_shape = replace(old_shape, scale=2.5)
     rng = np.random.default_rng(0)
     keras.utils.set_random_seed(1)
-    old = Head(old_shape, build_head(old_shape))
-    model = build_head(now_shape)
-    for head in (old.model, model):
+    last_weeks, model = build_head(old_shape), build_head(now_shape)
+    for head in (last_weeks, model):
         head.get_layer(STANDARD).set_weights([rng.normal(0, 1, 5), rng.uniform(0.5, 2, 5)])
+    old = Head.of(old_shape, last_weeks)
     before = weights(model, STANDARD)
     warm_start(model, now_shape, OLD, old, OLD)
     np.testing.assert_array_equal(weights(model, STANDARD), before)  # this week's own
     rows = rng.normal(0, 1, (20, 5)).astype(np.float32)
-    np.testing.assert_allclose(Head(now_shape, model).logits(rows), old.logits(rows), atol=1e-5)
+    np.testing.assert_allclose(Head.of(now_shape, model).logits(rows), old.logits(rows), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_reason_why_a_head_does_not_fit_is_given(changes: dict, why: str) ->
     assert misfit(now, shape(OLD)) == why
     assert misfit(shape(NEW), shape(OLD)) is None
     with pytest.raises(ValueError, match="expected a head that fits"):
-        warm_start(build_head(now), now, NEW, Head(shape(OLD), build_head(shape(OLD))), OLD)
+        warm_start(build_head(now), now, NEW, Head.of(shape(OLD), build_head(shape(OLD))), OLD)
 
 
 def test_training_begins_with_last_weeks_head() -> None:
@@ -166,7 +166,7 @@ def test_training_begins_with_last_weeks_head() -> None:
     rows, labels = rng.normal(0, 1, (40, 5)).astype(np.float16), rng.integers(0, 4, 40)
     recipe = Recipe(batch=8, learning_rate=1e-9, decay=0.0, epochs=1, patience=1, seed=5)
     keras.utils.set_random_seed(1)
-    old = Head(shape(OLD), build_head(shape(OLD)))
+    old = Head.of(shape(OLD), build_head(shape(OLD)))
     head, _ = fit_head(
         shape(NEW), Examples(rows, labels), None, recipe,
         start=lambda model: warm_start(model, shape(NEW), NEW, old, OLD),
@@ -199,13 +199,13 @@ def test_a_merged_category_starts_from_the_mean_of_its_sources_by_their_products
 
 def test_parts_of_a_split_category_are_together_as_probable_as_it_was() -> None:
     keras.utils.set_random_seed(1)
-    old = Head(shape(OLD), build_head(shape(OLD)))
+    old = Head.of(shape(OLD), build_head(shape(OLD)))
     now = tree(apple="food", bar="home", flakes="home", leek="food", vase="home")
     warm = build_head(shape(now))
     carried = warm_start(warm, shape(now), now, old, OLD, changes(now, OLD, soap="bar flakes"))
     assert carried == CarriedOver(kept=5, added=0, removed=0)
     rows = np.random.default_rng(0).normal(0, 1, (9, 5)).astype(np.float32)
-    then, here = (softmax(head.logits(rows)) for head in (old, Head(shape(now), warm)))
+    then, here = (softmax(head.logits(rows)) for head in (old, Head.of(shape(now), warm)))
     np.testing.assert_allclose(here[:, [0, 3, 4]], then[:, [0, 1, 3]], rtol=1e-4)
     np.testing.assert_allclose(here[:, 1] + here[:, 2], then[:, 2], rtol=1e-4)
 

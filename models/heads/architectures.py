@@ -33,7 +33,17 @@ import numpy as np
 
 from features.engines.backbones import save_weights
 from features.errors import ShelfmarkError
-from models.heads.hierarchy import leaf_log_probabilities
+from models.heads import hierarchy
+from models.heads.predicting import (
+    Layers,
+    Weights,
+    dense,
+    leaf_log_probabilities,
+    normalized,
+    relu,
+    run,
+    scaled,
+)
 from models.heads.tensors import Tensor
 from models.rows import Rows
 
@@ -42,7 +52,6 @@ if TYPE_CHECKING:
 
 WEIGHTS, STRUCTURE = "head.weights.h5", "head.json"
 SET_FILES = ("set.json", "set.weights.h5")  # structure and weights of the set head, where there is one
-PREDICT_BATCH = 256  # images; always the same size, so that every image is computed by the same kernels
 STANDARD = "standard"  # the layer that standardizes
 FLAT, SEPARATE, MULTITASK, TAXONNET, SET = ARCHITECTURES = (
     "flat", "separate", "multitask", "taxonnet", "set",
@@ -144,7 +153,7 @@ def head_layers(x: Tensor, shape: HeadShape) -> Tensor | list[Tensor]:
             layers.Dense(len(nodes), name=f"scores_{level}")(x)
             for level, nodes in enumerate(shape.parents, start=1)
         ]
-        return leaf_log_probabilities(scores, shape.parents)
+        return hierarchy.leaf_log_probabilities(scores, shape.parents)
     return layers.Dense(shape.categories, name="logits")(x)
 
 
@@ -191,41 +200,37 @@ def _set_layers(x: Tensor, shape: HeadShape) -> Tensor:
 
 
 class Head:
-    """A head with its weights; a `Classifier` of models/decisions/predictions.py."""
+    """A head with its weights; a `Classifier` of models/decisions/predictions.py, computed with NumPy."""
 
-    def __init__(self, shape: HeadShape, model: "keras.Model") -> None:
-        self.shape, self.model = shape, model
+    def __init__(self, shape: HeadShape, weights: Weights) -> None:
+        self.shape, self.weights = shape, weights
+
+    @classmethod
+    def of(cls, shape: HeadShape, model: "keras.Model") -> "Head":
+        """Returns the head with the weights that a model of `build_head` has now."""
+        head = cls(shape, {layer.name: layer.get_weights() for layer in model.layers})
+        head.__dict__["model"] = model
+        return head
+
+    @cached_property
+    def model(self) -> "keras.Model":
+        """The head as a Keras model, for what trains it or builds on it."""
+        model = build_head(self.shape)
+        for layer in model.layers:
+            layer.set_weights(self.weights.get(layer.name, []))
+        return model
 
     def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
         """(n, d) float16 or float32 → (n, nodes) float32 logits of each level of the head, coarse to fine."""
-        return self._run(self.model, bottlenecks, self.shape.level_sizes)
+        return self._run(self._outputs, bottlenecks, self.shape.level_sizes)
 
     def hidden(self, bottlenecks: np.ndarray) -> np.ndarray:
         """(n, d) float16 or float32 → (n, h) float32, what the last hidden layer gives.
 
         Of the categories where every level has its own; of a set head what the largest over the images is.
         """
-        return self._run(self._hidden_model, bottlenecks, (self._hidden_model.output.shape[1],))[0]
-
-    @cached_property
-    def _hidden_model(self) -> "keras.Model":
-        import keras
-
-        last = {SET: "largest", SEPARATE: f"hidden2_{len(self.shape.level_sizes)}"}
-        layer = self.model.get_layer(last.get(self.shape.kind, "hidden2"))
-        return keras.Model(self.model.input, layer.output)
-
-    def _run(self, model: "keras.Model", bottlenecks: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
-        """(n, width) float32 of each output."""
-        outs = [np.empty((len(bottlenecks), width), np.float32) for width in widths]
-        for start in range(0, len(bottlenecks), PREDICT_BATCH):
-            piece = np.zeros((PREDICT_BATCH, self.shape.images * self.shape.width), np.float32)
-            count = len(bottlenecks[start : start + PREDICT_BATCH])
-            piece[:count] = bottlenecks[start : start + PREDICT_BATCH]
-            found = model.predict_on_batch(piece)
-            for out, level in zip(outs, found if isinstance(found, list) else [found], strict=True):
-                out[start : start + count] = np.asarray(level)[:count]
-        return outs
+        width = self.shape.hidden[0 if self.shape.kind == SET else 1]
+        return self._run(lambda x: [self._last_hidden(self._scaled(x))], bottlenecks, [width])[0]
 
     def logits(self, bottlenecks: np.ndarray) -> np.ndarray:
         """(n, d) float16 or float32 → (n, C) float32, of the categories."""
@@ -236,6 +241,53 @@ class Head:
         structure, weights = SET_FILES if self.shape.kind == SET else (STRUCTURE, WEIGHTS)
         (folder / structure).write_text(self.shape.to_json())
         save_weights(self.model, folder / weights)
+
+    def _run(self, layers: Layers, bottlenecks: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+        return run(layers, bottlenecks, self.shape.images * self.shape.width, widths)
+
+    def _outputs(self, x: np.ndarray) -> list[np.ndarray]:
+        """`head_layers` of one piece, (n, images · d) float32, which is changed."""
+        shape, x = self.shape, self._scaled(x)
+        levels = list(enumerate(shape.level_sizes, start=1))
+        if shape.kind == SEPARATE:
+            return [self._dense(self._hidden(x, f"_{level}"), f"logits_{level}") for level, _ in levels]
+        x = self._last_hidden(x)
+        if shape.kind == MULTITASK:
+            return [self._dense(x, f"logits_{level}") for level, _ in levels]
+        if shape.kind == TAXONNET:
+            return self._top_down(x)
+        if shape.hierarchical:
+            scores = [self._dense(x, f"scores_{level}") for level in range(1, len(shape.parents) + 1)]
+            return [leaf_log_probabilities(scores, shape.parents)]
+        return [self._dense(x, "logits")]
+
+    def _scaled(self, x: np.ndarray) -> np.ndarray:
+        if self.shape.kind == SET:
+            x = x.reshape(-1, self.shape.images, self.shape.width)
+        return scaled(x, self.shape.scale, self.weights[STANDARD] if self.shape.standardized else None)
+
+    def _last_hidden(self, x: np.ndarray) -> np.ndarray:
+        """What the last hidden layer gives for scaled bottlenecks."""
+        if self.shape.kind == SET:
+            images = relu(normalized(self._dense(x, "hidden1"), self.weights["normalization"]))
+            largest: np.ndarray = images.max(axis=1)
+            return largest
+        return self._hidden(x, f"_{len(self.shape.level_sizes)}" if self.shape.kind == SEPARATE else "")
+
+    def _hidden(self, x: np.ndarray, suffix: str) -> np.ndarray:
+        first = normalized(self._dense(x, f"hidden1{suffix}"), self.weights[f"normalization{suffix}"])
+        return relu(self._dense(relu(first), f"hidden2{suffix}"))
+
+    def _top_down(self, x: np.ndarray) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = []
+        for level in range(1, len(self.shape.level_sizes) + 1):
+            read = np.concatenate([outputs[-1], x], axis=1) if outputs else x
+            selected = relu(self._dense(read, f"selector_{level}"))
+            outputs.append(self._dense(selected, f"logits_{level}"))
+        return outputs
+
+    def _dense(self, x: np.ndarray, name: str) -> np.ndarray:
+        return dense(x, self.weights[name])
 
 
 class ProductRows:
@@ -284,13 +336,24 @@ def load_head(folder: Path, files: tuple[str, str] = (STRUCTURE, WEIGHTS)) -> He
             f"{folder / structure}: cannot be read ({error}); expected the structure of a head; "
             f"remove {folder.name}/ and run again"
         ) from error
-    model = build_head(shape)
     try:
-        model.load_weights(folder / weights)
-    except (OSError, ValueError) as error:
+        head = Head(shape, _read_weights(folder / weights))
+        head.outputs(np.zeros((1, shape.images * shape.width), np.float32))  # fails if weights do not fit
+    except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ShelfmarkError(
             f"{folder / weights}: cannot be read ({reason}); expected a head's weights; "
             f"remove {folder.name}/ and run again"
         ) from error
-    return Head(shape, model)
+    return head
+
+
+def _read_weights(file: Path) -> Weights:
+    """Reads a file of Keras' `save_weights`: layers/<number of its class>/vars, with the layer's name."""
+    import h5py
+
+    with h5py.File(file) as content:
+        layers = [layer["vars"] for layer in content["layers"].values()]
+        return {
+            layer.attrs["name"]: [layer[str(number)][()] for number in range(len(layer))] for layer in layers
+        }

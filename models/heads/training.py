@@ -146,7 +146,7 @@ def fit_head(
         epochs.end_epoch(totals, _evaluation(evaluate, selecting) if selecting else None)
     epochs.save()
     kept.set_weights(epochs.best or model.get_weights())
-    return Head(shape, kept), epochs.history
+    return Head.of(shape, kept), epochs.history
 
 
 def _initial_model(
