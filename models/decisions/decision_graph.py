@@ -162,8 +162,8 @@ def _leaf_log_probabilities(scores: Sequence[tf.Tensor], parents: Sequence[Seque
 
 def _log_sum_exp(values: tf.Tensor) -> tf.Tensor:
     """Over the last axis."""
-    largest = tf.reduce_max(values, axis=-1, keepdims=True)
-    return tf.math.log(tf.reduce_sum(tf.exp(values - largest), axis=-1)) + largest[..., 0]
+    largest = tf.reduce_max(values, axis=-1)  # with keepdims tf2onnx makes a pooling, which has no float64
+    return tf.math.log(tf.reduce_sum(tf.exp(values - largest[..., None]), axis=-1)) + largest
 
 
 def _means(values: tf.Tensor, first: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
