@@ -21,7 +21,7 @@ test test-slow test-statistics test-browser test-databases test-image test-nginx
 test test-slow test-statistics test-browser test-databases test-image test-nginx test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
 .PHONY: help setup demo test test-slow test-statistics test-browser test-databases test-image test-nginx test-runners test-flink coverage check docs lock clean
-.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-categorize bench-decisions bench-corrections bench-serve bench-writers
+.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-categorize bench-decisions bench-corrections bench-serve bench-serve-hard bench-writers
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -67,7 +67,7 @@ test-databases: $(READY) ## decisions and corrections in PostgreSQL and SQLite, 
 
 # IMAGE=clean_directory: without Podman's containers. Debian and Ubuntu: apt install podman runc debootstrap
 test-image: $(READY) ## the image: the steps of its build in a clean directory; with Podman the containers, too (3.5 GB)
-	.venv/bin/python -m pytest -q -m image tests/test_image.py $(IMAGE:%=-k %)
+	.venv/bin/python -m pytest -q -m image tests/test_image.py $(if $(IMAGE),-k "$(IMAGE)")
 
 test-nginx: $(READY) ## the example of nginx, and the service behind it (Debian and Ubuntu: apt install nginx-light)
 	REQUIRE_NGINX=1 .venv/bin/python -m pytest -q -m "slow or not slow" tests/test_deployment.py
@@ -122,6 +122,9 @@ bench-extract: $(READY) ## extraction beside the backbone alone, then what engin
 
 bench-train: $(READY) ## training beside scikit-learn and NumPy's products, and 2 M bottlenecks from the disk; 8 GB of disk
 	.venv/bin/python benchmarks/train.py
+
+bench-serve-hard: $(READY) ## the service under hostile bodies, switches of its release, overload and signals; half an hour
+	.venv/bin/python benchmarks/serve_hard.py
 
 bench-categorize: $(READY) ## a batch beside the bare engine and the bare store, all new and all known, and its memory; 2 GB of disk
 	.venv/bin/python benchmarks/categorize.py

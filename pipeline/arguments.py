@@ -25,6 +25,11 @@ NEEDED = {  # finished artifacts of the run, in the order in which the command o
     "suspects": ("records", "bottlenecks", "head"),
     "compare": ("records", "bottlenecks"),
 }
+EXPORT_NEEDS = {  # packages, by format
+    "saved_model": (),
+    "onnx": ("onnx", "onnxruntime", "tf2onnx"),
+    "openvino": ("openvino",),
+}
 MADE_BY = {"records": "ingest", "bottlenecks": "extract", "head": "train", "thresholds": "calibrate"}
 
 
@@ -102,6 +107,30 @@ def check_categorize(
         raise ShelfmarkError(
             f"{earlier}: no such file; expected decisions of `shelfmark categorize`; check --only-new"
         )
+
+
+def check_export(workspace: AnyPath, kind: str, output: AnyPath, source: str | None) -> None:
+    """Checks the arguments of export; errors as for `check_run`."""
+    import importlib.util
+
+    from features.storage.paths import sizes
+    from pipeline.sources.source import open_sources
+
+    check_workspace(workspace)
+    check_writable(output)
+    for package in EXPORT_NEEDS[kind]:
+        if importlib.util.find_spec(package) is None:
+            raise ShelfmarkError(
+                f"--format {kind}: {package} is not installed; expected in the same environment; "
+                f"pip install 'shelfmark[{kind}]'"
+            )
+    if output.exists() and (not output.is_dir() or sizes(output)):
+        what = "not empty" if output.is_dir() else "not a directory"
+        raise ShelfmarkError(
+            f"{output}: {what}; expected a new or empty directory; give another --output, or remove it"
+        )
+    if source is not None:
+        open_sources([source])
 
 
 def check_workspace(workspace: AnyPath, is_made: bool = False) -> None:

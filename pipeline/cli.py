@@ -14,6 +14,7 @@ from features.process import run_command
 from features.storage.paths import S3_OPTIONS, STORE_OPTIONS, AnyPath, all_begin, use_beam_options
 from pipeline.cli_audit import audit
 from pipeline.cli_corrections import adapt, corrections
+from pipeline.cli_export import export
 from pipeline.cli_look import look
 from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
 from pipeline.cli_releases import release, releases, rollback, withdraw
@@ -403,6 +404,7 @@ def categorize(
 shelfmark.add_command(adapt)
 shelfmark.add_command(corrections)
 shelfmark.add_command(look)
+shelfmark.add_command(export)
 shelfmark.add_command(audit)
 shelfmark.add_command(taxonomy)
 

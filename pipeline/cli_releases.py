@@ -60,7 +60,7 @@ def release(name: str, workspace: AnyPath, why: str | None, who: str | None) -> 
     """Puts a release into service.
 
     NAME is a release that is there, or a run whose bundle was kept out; for the latter --why is needed. It is
-    one step, recorded in releases/log.jsonl. Servers serve it after a restart.
+    one step, recorded in releases/log.jsonl. Servers serve it within seconds.
 
     \b
     Example:

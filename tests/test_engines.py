@@ -236,7 +236,7 @@ def test_network_of_two_outputs_is_refused(mobilenet: Backbone) -> None:
     network = to_openvino(mobilenet, request=8)
     network.add_outputs(network.get_result().input_value(0).get_node().input_value(0))
     with pytest.raises(ShelfmarkError, match=r"shapes \[8,1024\], .*; expected one of \(8, 1024\);"):
-        OpenVino(network, mobilenet, 8, "fp32")
+        OpenVino(network, mobilenet.width, 8, "fp32")
 
 
 @needs("openvino")

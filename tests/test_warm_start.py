@@ -132,10 +132,10 @@ def test_outputs_do_not_depend_on_new_statistics_and_scale_of_the_bottlenecks() 
     now_shape = replace(old_shape, scale=2.5)
     rng = np.random.default_rng(0)
     keras.utils.set_random_seed(1)
-    old = Head.of(old_shape, build_head(old_shape))
-    model = build_head(now_shape)
-    for head in (old.model, model):
+    last_weeks, model = build_head(old_shape), build_head(now_shape)
+    for head in (last_weeks, model):
         head.get_layer(STANDARD).set_weights([rng.normal(0, 1, 5), rng.uniform(0.5, 2, 5)])
+    old = Head.of(old_shape, last_weeks)
     before = weights(model, STANDARD)
     warm_start(model, now_shape, OLD, old, OLD)
     np.testing.assert_array_equal(weights(model, STANDARD), before)  # this week's own

@@ -1,16 +1,26 @@
 """Which engine runs a frozen backbone here: the requested one, or the fastest."""
 
 import importlib.util
+import json
 import logging
 import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from features.engines.backbones import Backbone, KerasBackbone, OnnxBackbone
+from features.engines.backbones import (
+    Backbone,
+    BackboneDescription,
+    KerasBackbone,
+    OnnxBackbone,
+)
 from features.engines.engine import Engine, require_package
 from features.engines.jax import Jax
 from features.engines.onnxruntime import OnnxRuntime
-from features.engines.openvino import Int8Calibration, load_openvino
-from features.engines.tensorflow import TensorFlow, has_gpu
+from features.engines.openvino import Int8Calibration, load_openvino, load_openvinos
+from features.engines.tensorflow import TensorFlow, has_gpu, may_have_gpu
 from features.errors import ShelfmarkError
+from features.storage.paths import AnyPath
 
 log = logging.getLogger("shelfmark")
 
@@ -32,6 +42,7 @@ def choose_engine(
     engine: str = "auto",
     precision: str = "auto",
     calibration: Int8Calibration | None = None,
+    kept: AnyPath | None = None,
 ) -> Engine:
     """Returns the requested engine, or the fastest available one; a line in the log says which and why.
 
@@ -41,6 +52,7 @@ def choose_engine(
         engine: auto, tensorflow, openvino, onnxruntime (FILE.onnx alone) or jax (not FILE.onnx).
         precision: fp32, bf16, int8 or auto: bf16 where the hardware computes in it, else fp32.
         calibration: for int8.
+        kept: directory where OpenVINO's network is kept, see kept_networks.py; None: it is not kept.
 
     Raises:
         ShelfmarkError: it was requested and cannot run here.
@@ -55,7 +67,7 @@ def choose_engine(
     if isinstance(backbone, KerasBackbone):
         _require_backend("jax" if name == "jax" else "tensorflow", name)
     if name == "openvino":
-        chosen = load_openvino(backbone, batch, precision, calibration)
+        chosen = load_openvino(backbone, batch, precision, calibration, kept)
     elif name == "onnxruntime" and isinstance(backbone, OnnxBackbone):
         chosen = OnnxRuntime(backbone, batch, precision)
     elif name == "jax" and isinstance(backbone, KerasBackbone):
@@ -70,6 +82,51 @@ def choose_engine(
         )
     log.info("engine: %s: %s", chosen.name, why)
     return chosen
+
+
+def engines_for(
+    load: Callable[[], Backbone],
+    description: BackboneDescription,
+    width: int,
+    batches: Sequence[int],
+    kept: AnyPath | None,
+) -> dict[int, Engine]:
+    """Returns the fastest engine for each of several sizes of batches.
+
+    Where OpenVINO is the fastest and has its network kept, neither TensorFlow nor Keras is imported.
+
+    Args:
+        load: loads the backbone.
+        description: of the backbone.
+        width: of its bottlenecks.
+        batches: sizes, images.
+        kept: as for `choose_engine`.
+
+    Raises:
+        ShelfmarkError: no engine can run it here.
+    """
+    from_onnx, installed = description.width is not None, importlib.util.find_spec("openvino")
+    if kept is None or from_onnx or not installed or _keras_backend() != "tensorflow" or may_have_gpu():
+        backbone = load()
+        return {batch: choose_engine(backbone, batch) for batch in batches}
+    engines = load_openvinos(load, width, batches, "auto", kept)
+    log.info("engine: %s: no GPU, and OpenVINO is installed", next(iter(engines.values())).name)
+    return dict(engines)
+
+
+def _keras_backend() -> str:
+    """The backend that Keras has, or will have once it is imported."""
+    if "keras" in sys.modules:
+        import keras
+
+        return str(keras.backend.backend())
+    if chosen := os.environ.get("KERAS_BACKEND"):
+        return chosen
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    try:
+        return str(json.loads((home / "keras.json").read_text()).get("backend", "tensorflow"))
+    except (OSError, ValueError, AttributeError):
+        return "tensorflow"
 
 
 def _fastest(backbone: Backbone) -> tuple[str, str]:

@@ -5,15 +5,16 @@ import io
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.engines.backbones import Backbone, OnnxBackbone, require_keras
+from features.engines.backbones import Backbone, KerasBackbone, OnnxBackbone, require_keras
 from features.engines.engine import images_of_a_request, require_package, round_into
+from features.engines.kept_networks import keep, read_kept
 from features.engines.onnx_encoder import INPUT
 from features.engines.onnx_file import first_line
 from features.engines.openvino_graphs import ready_for_bfloat16, transpose_late
@@ -46,13 +47,14 @@ class Int8Calibration:
 class OpenVino:
     """The backbone on a CPU; a batch is split into requests, of which several run at once."""
 
-    def __init__(self, network: "openvino.Model", backbone: Backbone, batch: int, precision: str) -> None:
+    def __init__(self, network: "openvino.Model", width: int, batch: int, precision: str) -> None:
+        """Compiles a network for requests of a fixed size, whose bottlenecks have `width` numbers."""
         import openvino
 
         self.name = f"openvino {precision}"
-        self.batch, self.size, self.width = batch, backbone.image_size, backbone.width
-        self._request = network.input(0).shape[0]
-        _require_bottlenecks(network, (self._request, self.width))
+        self._request, self.size = network.input(0).shape[:2]
+        self.batch, self.width = batch, width
+        _require_bottlenecks(network, (self._request, width))
         several = batch > self._request
         hints = {
             "PERFORMANCE_HINT": "THROUGHPUT" if several else "LATENCY",
@@ -108,41 +110,111 @@ def _request(backbone: Backbone, batch: int) -> int:
 
 
 def load_openvino(
-    backbone: Backbone, batch: int, precision: str, calibration: Int8Calibration | None
+    backbone: Backbone,
+    batch: int,
+    precision: str,
+    calibration: Int8Calibration | None,
+    kept: AnyPath | None = None,
 ) -> OpenVino:
-    """Converts the backbone, or opens its quantised network.
+    """Converts the backbone, or opens its kept or its quantised network.
 
     Raises:
         ShelfmarkError: a package is missing, or int8 has no images to calibrate with.
+    """
+    precision = precision_here(precision)
+    if precision == "int8":
+        return OpenVino(_quantised(backbone, batch, calibration), backbone.width, batch, precision)
+    if kept is not None and isinstance(backbone, KerasBackbone):
+        return load_openvinos(lambda: backbone, backbone.width, [batch], precision, kept)[batch]
+    network = _rounding_for(to_openvino(backbone, _request(backbone, batch)), precision)
+    return OpenVino(network, backbone.width, batch, precision)
+
+
+def load_openvinos(
+    load: Callable[[], Backbone], width: int, batches: Sequence[int], precision: str, kept: AnyPath
+) -> dict[int, OpenVino]:
+    """Opens the kept network for several sizes of batches, or converts the backbone and keeps its network.
+
+    Args:
+        load: loads the backbone; called when its network is not kept.
+        width: of its bottlenecks.
+        batches: sizes, images.
+        precision: fp32, bf16 or auto.
+        kept: directory of its bottlenecks, where its network is kept.
+
+    Returns:
+        An engine for each size.
+
+    Raises:
+        ShelfmarkError: a package is missing, or the backbone cannot be loaded.
+    """
+    precision = precision_here(precision)
+    network = read_kept(kept, precision)
+    if network is not None:
+        with contextlib.suppress(RuntimeError, ShelfmarkError):  # of another width, for instance
+            return _for_batches(network, width, batches, precision)
+        log.warning("engine: %s: the kept network does not fit; it is converted again", kept)
+    backbone = load()
+    network = _rounding_for(to_openvino(backbone, None), precision)
+    try:
+        engines = _for_batches(network, width, batches, precision)
+    except (RuntimeError, ShelfmarkError):  # its operations know the number of images
+        networks = {batch: to_openvino(backbone, _request(backbone, batch)) for batch in batches}
+        return {
+            batch: OpenVino(_rounding_for(one, precision), width, batch, precision)
+            for batch, one in networks.items()
+        }
+    keep(network, kept, precision)
+    return engines
+
+
+def _for_batches(
+    network: "openvino.Model", width: int, batches: Sequence[int], precision: str
+) -> dict[int, OpenVino]:
+    """Engines of a network that takes any number of images."""
+    engines = {}
+    for batch in batches:
+        own = network.clone()
+        own.reshape([images_of_a_request(batch, one=False), *own.input(0).partial_shape[1:]])
+        engines[batch] = OpenVino(own, width, batch, precision)
+    return engines
+
+
+def precision_here(precision: str) -> str:
+    """Returns the precision in which this processor is to compute: `auto` is bf16 where it can, else fp32.
+
+    Raises:
+        ShelfmarkError: OpenVINO is missing, or the processor cannot compute in this precision.
     """
     require_package("openvino", "openvino")
     import openvino
 
     can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "auto":
-        precision = "bf16" if "BF16" in can else "fp32"
+        return "bf16" if "BF16" in can else "fp32"
     if precision == "bf16" and "BF16" not in can:
         raise ShelfmarkError(
             "precision bf16: this processor has neither avx512_bf16 nor amx_bf16; expected one of them; "
             "give extract.precision=fp32"
         )
-    if precision == "int8":
-        network = _quantised(backbone, batch, calibration)
-    else:
-        network = to_openvino(backbone, _request(backbone, batch))
+    return precision
+
+
+def _rounding_for(network: "openvino.Model", precision: str) -> "openvino.Model":
+    """Returns the network, changed where bf16 rounds better so."""
     if precision == "bf16":
         ready_for_bfloat16(network)
-    return OpenVino(network, backbone, batch, precision)
+    return network
 
 
-def to_openvino(backbone: Backbone, request: int) -> "openvino.Model":
-    """Returns the network, preprocessing included, for uint8 images of a fixed shape."""
+def to_openvino(backbone: Backbone, request: int | None) -> "openvino.Model":
+    """Returns the network, preprocessing included, for `request` uint8 images, or for any number of them."""
     network = as_converted(backbone, request)
     transpose_late(network)
     return network
 
 
-def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
+def as_converted(backbone: Backbone, request: int | None) -> "openvino.Model":
     """Returns the network as OpenVINO's converter gives it.
 
     Its output is selected by name: what TensorFlow keeps for the gradients of swish (IdentityN) would become
@@ -150,9 +222,9 @@ def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
     """
     import openvino
 
-    shape = (request, backbone.image_size, backbone.image_size, 3)
+    size = backbone.image_size
     if isinstance(backbone, OnnxBackbone):
-        return _read_onnx(backbone, shape)
+        return _read_onnx(backbone, (-1 if request is None else request, size, size, 3))
 
     import tensorflow as tf
 
@@ -161,7 +233,8 @@ def as_converted(backbone: Backbone, request: int) -> "openvino.Model":
     def network(pixels: tf.Tensor) -> tf.Tensor:
         return model(tf.cast(pixels, tf.float32), training=False)
 
-    function = tf.function(network, input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
+    pixels = tf.TensorSpec((request, size, size, 3), tf.uint8)
+    function = tf.function(network, input_signature=[pixels], autograph=False)
     traced = function.get_concrete_function()
     return openvino.convert_model(traced, output=[tensor.name for tensor in traced.outputs])
 

@@ -127,7 +127,17 @@ def _jpegs(texts: "tf.Tensor", examples: "tf.Tensor") -> "tf.Tensor":
 
 
 def _pixels(jpegs: "tf.Tensor", size: int, batch: int, flip: bool) -> "tf.Tensor":
-    """Decodes (n,) JPEGs, n up to `batch` → (batch, size, size, 3) uint8, black at the end.
+    """Decodes (n,) JPEGs, n up to `batch` → (batch, size, size, 3) uint8, black at the end."""
+    import tensorflow as tf
+
+    images = decode_jpegs(jpegs, size)
+    images = tf.reverse(images, [2]) if flip else images
+    images = tf.pad(images, [[0, batch - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]])
+    return tf.ensure_shape(images, (batch, size, size, 3))
+
+
+def decode_jpegs(jpegs: "tf.Tensor", size: int) -> "tf.Tensor":
+    """Adds to a graph: (n,) strict JPEGs → (n, size, size, 3) uint8.
 
     Each is resized alone: resizing a batch of equal sizes together was not quicker (0.86 ms instead of 0.78).
     """
@@ -138,7 +148,4 @@ def _pixels(jpegs: "tf.Tensor", size: int, batch: int, flip: bool) -> "tf.Tensor
         resized = tf.image.resize(pixels, (size, size), method=RESIZE)
         return tf.cast(tf.round(resized), tf.uint8)
 
-    images = tf.map_fn(decode, jpegs, fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8))
-    images = tf.reverse(images, [2]) if flip else images
-    images = tf.pad(images, [[0, batch - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]])
-    return tf.ensure_shape(images, (batch, size, size, 3))
+    return tf.map_fn(decode, jpegs, fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8))

@@ -1,6 +1,8 @@
 """The engine TensorFlow: the backbone as Keras runs it; and networks in bfloat16."""
 
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +36,12 @@ def has_gpu() -> bool:
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
+
+
+def may_have_gpu() -> bool:
+    """Whether TensorFlow could see a GPU: on Linux only with a device file, of NVIDIA, AMD or WSL."""
+    devices = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("kfd"), *Path("/dev").glob("dxg")]
+    return sys.platform != "linux" or bool(devices)
 
 
 def in_precision(model: "keras.Model", precision: str) -> "keras.Model":

@@ -13,13 +13,15 @@ sellers.json says how a seller's corrections change decisions (adapted.py); the 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from features.engines.backbones import Backbone, read_backbone
+from features.engines.backbones import BACKBONE, Backbone, BackboneDescription, read_backbone
+from features.engines.choose import engines_for
+from features.engines.engine import Engine
 from features.errors import ShelfmarkError
 from features.storage.artifact import damaged_file, digest_of, file_digest, open_artifact
 from features.storage.paths import AnyPath
@@ -47,6 +49,24 @@ class Bundle:
     def backbone(self) -> Backbone:
         """The bundle's backbone, with the weights it was extracted with."""
         return read_backbone(self.path, self.fingerprint)
+
+    def engines(self, batches: Sequence[int], store: AnyPath | None) -> dict[int, Engine]:
+        """The fastest engine of its backbone for each size of batches.
+
+        Where OpenVINO is the fastest and has its network kept, TensorFlow and Keras are not imported.
+
+        Args:
+            batches: sizes, images.
+            store: directory of all stores, WORKSPACE/store; the converted network is kept there, beside the
+                backbone's bottlenecks. None: it is not kept.
+
+        Raises:
+            ShelfmarkError: no engine can run it here.
+        """
+        description = BackboneDescription.read(self.path / BACKBONE)
+        width = self.categorizer.predictor.head.shape.width
+        kept = store / self.fingerprint if store is not None else None
+        return engines_for(self.backbone, description, width, batches, kept)
 
 
 def load_predictor(folder: Path) -> Predictor:

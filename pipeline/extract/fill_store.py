@@ -181,7 +181,7 @@ def engine_of(
     """The engine of the settings; int8 is fitted to a sample of the images, for both views together."""
     kept = store.path.parent if store.flip else store.path
     return choose_engine(
-        backbone, settings.batch, settings.engine, settings.precision, Int8Calibration(kept, sample)
+        backbone, settings.batch, settings.engine, settings.precision, Int8Calibration(kept, sample), kept
     )
 
 

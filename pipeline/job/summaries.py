@@ -228,3 +228,20 @@ class BundleSummary(Summary):
     weights: str
     fingerprint: str
     independent: bool
+
+
+class ExportSummary(Summary):
+    """Of an export: what a program needs to use it."""
+
+    format: str  # saved_model, onnx or openvino
+    release: str
+    target_precision: float
+    caveats: list[str]
+    backbone: str
+    weights: str
+    image_size: int  # px
+    inputs: dict[str, str]  # name → shape, type, meaning
+    outputs: dict[str, str]
+    left_out: list[str]  # of what `categorize` does
+    versions: dict[str, str]  # of the packages that wrote it
+    check: dict[str, object] | None  # what `--check` found
