@@ -96,7 +96,7 @@ class Loading:
         try:
             bundle = open_bundle(self._workspace / "releases" / self._release)
             self.corrections = self._open_store(bundle)
-            served = Served.of(bundle, self.corrections)
+            served = Served.of(bundle, self.corrections, store=self._workspace / "store")
         except BaseException:
             for process in processes:
                 process.close()
