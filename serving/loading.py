@@ -88,8 +88,8 @@ class Loading:
         from serving.served import Served
         from serving.watcher import ReleaseWatcher
 
-        # Packages stay. With them a full collection takes 0.3 s, in which nobody is answered (TensorFlow, 535,000
-        # objects); what is opened from here on is collected, so that another release can take its place.
+        # Packages stay. With TensorFlow's 535,000 objects a full collection takes 0.3 s, in which nobody is
+        # answered. What is opened from here on is collected, so that another release can take its place.
         gc.freeze()
         limits = RoomLimits(seconds=self._timeout_s)
         processes = limits.started()  # while the release is opened
