@@ -11,7 +11,7 @@
 
 A drawn MobileNet of 224 px and five heads; the service is the command in a process of its own, the clients
 are in this one, on the same cores. Memory is that of the service and its decode processes without what they
-share with others (USS). Writes results/serve_hard.json.
+share with others (USS). Writes results/serve_hard.json, at full size only.
 """
 
 import argparse
@@ -72,7 +72,11 @@ def main() -> None:
                 if name != "verdicts":
                     print(f"  {name}: {value}")
     results["conditions"] = conditions("uvicorn", "h11", "openvino", "tensorflow")
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    full = parser.parse_args([])
+    if all(
+        getattr(options, name) == getattr(full, name) for name in ("bodies", "switches", "seconds", "side")
+    ):
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     rows = [
         (subject, one["what"], one["value"], one["target"], "reached" if one["passed"] else "missed")
         for subject in SUBJECTS
@@ -629,11 +633,13 @@ def measure_kill(workspace: Path, options: argparse.Namespace) -> dict[str, Any]
     """SIGKILL and SIGTERM under load."""
     killed, in_flight, orphans, _, _ = _signalled(workspace, signal.SIGKILL)
     ended, _, _, status, seconds = _signalled(workspace, signal.SIGTERM)
+    last = (workspace / "serve.log").read_text().splitlines()[-1]
     lost = [one for one in killed if one.status not in (200, "refused")]
     dropped = [one for one in ended if one.status not in (200, 503, "refused")]
     with service(workspace) as one:
         again = asyncio.run(send(one.port, request_of(photos()[:1])))
     return {
+        "the log of SIGTERM": last,
         "after SIGKILL": statuses(killed),
         "after SIGTERM": statuses(ended),
         "s from SIGTERM to the end": round(seconds, 2),

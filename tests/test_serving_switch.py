@@ -178,6 +178,7 @@ def test_a_request_that_has_begun_keeps_its_release(service: Service) -> None:
     assert [future.result(60)[0].release for future in futures] == ["a"] * len(PHOTOS)
 
 
+@pytest.mark.slow  # an engine for each batch size
 def test_a_release_with_another_backbone_is_served_with_it(service: Service, first: Served) -> None:
     service.move_to("d")
     assert service.decide(0)["release"] == "d"
@@ -381,6 +382,7 @@ def test_a_release_of_a_newer_version_is_not_opened(spare: Path) -> None:
 # The command
 
 
+@pytest.mark.slow  # a process with TensorFlow
 def test_a_switch_and_sigterm_under_load_lose_nothing_that_was_accepted(workspace: Path) -> None:
     put_into_service(workspace / "releases", "a")
     command = [sys.executable, "-m", "serving", "--workspace", str(workspace), "--port", "0"]
