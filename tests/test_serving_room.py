@@ -491,6 +491,9 @@ def test_what_happens_is_watched() -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> Bundle:
+    import keras
+
+    keras.utils.set_random_seed(5)
     path = tmp_path_factory.mktemp("bundle") / "week"
     make_bundle(path, Saved(), threshold=0.25, scale=0.01)
     return open_bundle(path)
@@ -571,7 +574,7 @@ def test_products_of_sellers_and_of_nobody_are_decided_about_together(
     assert adapted.adapter
     corrections = store_of(tmp_path / "W")
     try:
-        [base] = Decider(adapted, None).decide([drawn_product(1)])  # the head is drawn anew each time
+        [base] = Decider(adapted, None).decide([drawn_product(1)])
         assert isinstance(base, Decision)
         claimed = "oats" if base.category != "oats" else "pear"
         first = drawn_product(1, "a", "ann")
