@@ -491,6 +491,9 @@ def test_what_happens_is_watched() -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> Bundle:
+    import keras
+
+    keras.utils.set_random_seed(5)
     path = tmp_path_factory.mktemp("bundle") / "week"
     make_bundle(path, Saved(), threshold=0.25, scale=0.01)
     return open_bundle(path)
@@ -571,9 +574,12 @@ def test_products_of_sellers_and_of_nobody_are_decided_about_together(
     assert adapted.adapter
     corrections = store_of(tmp_path / "W")
     try:
+        [base] = Decider(adapted, None).decide([drawn_product(1)])
+        assert isinstance(base, Decision)
+        claimed = "oats" if base.category != "oats" else "pear"
         first = drawn_product(1, "a", "ann")
         assert first.seen
-        learn(corrections, adapted.adapter, "ann", {"mug": ("oats", first.seen.bottlenecks)})
+        learn(corrections, adapted.adapter, "ann", {"mug": (claimed, first.seen.bottlenecks)})
         decider = Decider(adapted, corrections)
         products = [first, drawn_product(1, "b", "bob"), ReadProduct("c", "ann", None), drawn_product(2, "d")]
         together = decider.decide(products)
@@ -581,9 +587,9 @@ def test_products_of_sellers_and_of_nobody_are_decided_about_together(
         assert together == [found for [found] in alone]
         assert isinstance(ann, Decision) and isinstance(bob, Decision)
         assert isinstance(nothing, Decision) and isinstance(nobody, Decision)
-        assert (ann.category, ann.adapted, ann.corrections) == ("oats", True, 1)
+        assert (ann.category, ann.adapted, ann.corrections) == (claimed, True, 1)
         assert (bob.adapted, bob.corrections, bob.base_category) == (False, 0, None)
-        assert bob.category == ann.base_category != "oats"
+        assert bob.category == ann.base_category == base.category
         assert (nothing.status, nothing.corrections) == ("unreadable", 0)
         assert "adapted" not in nobody.model_fields_set and "adapted" in bob.model_fields_set
         assert decider.recent.get("a") is first.seen and decider.recent.get("c") is None
