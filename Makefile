@@ -21,7 +21,7 @@ test test-slow test-statistics test-browser test-databases test-image test-nginx
 test test-slow test-statistics test-browser test-databases test-image test-nginx test-runners test-flink coverage: export TF_CPP_MIN_LOG_LEVEL = 2
 
 .PHONY: help setup demo test test-slow test-statistics test-browser test-databases test-image test-nginx test-runners test-flink coverage check docs lock clean
-.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-categorize bench-decisions bench-corrections bench-writers bench-serve-hard
+.PHONY: bench bench-ingest bench-urls bench-extract bench-store bench-train bench-calibrate bench-categorize bench-decisions bench-corrections bench-serve bench-serve-hard bench-writers
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -100,7 +100,7 @@ docs: $(READY) ## the generated pages of docs/, then the site, in site/index.htm
 	.venv/bin/mkdocs build --strict
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest urls plan store extract engines_agree encoders inception train train_noise calibrate categorize decisions_output corrections small_shops drift; do \
+	@set -e; for bench in main_job ingest urls plan store extract engines_agree encoders inception train train_noise calibrate categorize decisions_output corrections small_shops drift serve; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, pictures within Parquet, and the plan of 8 M products; 2.5 GB of disk
@@ -137,6 +137,9 @@ bench-writers: $(READY) ## corrections of writers that training has not seen, on
 
 bench-corrections: $(READY) ## a million corrections in SQLite: look-ups, adding, readers beside writers; 8 GB of disk
 	.venv/bin/python benchmarks/corrections.py
+
+bench-serve: $(READY) ## the service over loopback beside the bare engine and TensorFlow under FastAPI, and its memory
+	.venv/bin/python benchmarks/serve.py
 
 bench-decisions: $(READY) ## a million decisions into every kind of output; 2 GB of disk
 	.venv/bin/python benchmarks/decisions_output.py

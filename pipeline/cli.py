@@ -379,6 +379,7 @@ def categorize(
     Example:
       shelfmark categorize catalogue.bson --workspace shop --output decisions.parquet
     """
+    from features.engines.choose import use_engine
     from pipeline.arguments import check_categorize
     from pipeline.job.command_log import command_log, log_of_job
     from pipeline.job.corrected import sellers_in_service
@@ -389,7 +390,7 @@ def categorize(
     config = load_config(file, sets, {"extract.engine": engine}, base, CATEGORIZE_USES, CATEGORIZE_LEAVES)
     check_categorize(workspace, sources, output, config, only_new, records)
     with command_log(log_of_job(workspace, "categorize")):
-        start_tensorflow(config.extract.engine)
+        use_engine(config.extract.engine)  # TensorFlow starts when a photo is new
         from pipeline.categorize.categorize import categorize
         from pipeline.release.in_service import require_release
 

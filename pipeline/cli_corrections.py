@@ -10,7 +10,7 @@ import click
 from features.errors import ShelfmarkError
 from features.printable import escaped
 from features.storage.paths import AnyPath
-from pipeline.cli_options import PATH, Commands, start_tensorflow
+from pipeline.cli_options import PATH, Commands
 
 if TYPE_CHECKING:
     from models.corrections.correction import SellerAccount
@@ -90,6 +90,7 @@ def adapt(
     Example:
       shelfmark adapt corrections.csv --workspace shop
     """
+    from features.engines.choose import use_engine
     from models.decisions.releases import require_in_service
     from pipeline.adapt.given import check_given
     from pipeline.arguments import check_workspace, check_writable
@@ -106,7 +107,7 @@ def adapt(
     check_given(corrections, csv_options(config.ingest))
     check_writable(rejects or corrections.parent)
     with command_log(log_of_job(workspace, "adapt")):
-        start_tensorflow(config.extract.engine)
+        use_engine(config.extract.engine)  # TensorFlow starts when a photo is new
         from pipeline.adapt.adapt import adapt
         from pipeline.release.in_service import require_release
 

@@ -79,24 +79,21 @@ class Loading:
             failed()
 
     def _open(self, at: str) -> None:
-        from features.engines.backbones import start_tensorflow
-
-        start_tensorflow()
         from models.decisions.bundle import open_bundle
         from serving.corrections import CorrectionService
         from serving.room import Room, RoomLimits
         from serving.served import Served
         from serving.watcher import ReleaseWatcher
 
-        # Packages stay. With TensorFlow's 535,000 objects a full collection takes 0.3 s, in which nobody is
-        # answered. What is opened from here on is collected, so that another release can take its place.
+        # Packages stay: a full collection would go through their objects, and nobody is answered meanwhile.
+        # What is opened from here on is collected, so that another release can take its place.
         gc.freeze()
         limits = RoomLimits(seconds=self._timeout_s)
         processes = limits.started()  # while the release is opened
         try:
             bundle = open_bundle(self._workspace / "releases" / self._release)
             self.corrections = self._open_store(bundle)
-            served = Served.of(bundle, self.corrections)
+            served = Served.of(bundle, self.corrections, store=self._workspace / "store")
         except BaseException:
             for process in processes:
                 process.close()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.engines.choose import choose_engine
 from features.engines.engine import Engine
 from features.storage.paths import AnyPath
 from models.decisions.bundle import Bundle, open_bundle
@@ -48,27 +47,40 @@ class Served:
         return 2 if self.bundle.categorizer.flip else 1
 
     @classmethod
-    def open(cls, path: AnyPath, corrections: "Corrections | None", like: "Served | None" = None) -> "Served":
+    def open(
+        cls,
+        path: AnyPath,
+        corrections: "Corrections | None",
+        like: "Served | None" = None,
+        store: AnyPath | None = None,
+    ) -> "Served":
         """Opens a bundle and makes it warm.
 
         Args:
             path: of the bundle.
             corrections: of sellers; None: decisions are the base's.
             like: its engines are used again where the backbone is the same.
+            store: WORKSPACE/store, where the converted network is kept; None: it is not kept.
 
         Raises:
             ShelfmarkError: the bundle cannot be read, or its parts do not belong together.
         """
-        return cls.of(open_bundle(path), corrections, like)
+        return cls.of(open_bundle(path), corrections, like, store)
 
     @classmethod
-    def of(cls, bundle: Bundle, corrections: "Corrections | None", like: "Served | None" = None) -> "Served":
+    def of(
+        cls,
+        bundle: Bundle,
+        corrections: "Corrections | None",
+        like: "Served | None" = None,
+        store: AnyPath | None = None,
+    ) -> "Served":
         """As `open`, of a bundle that is open."""
+        engines: Mapping[int, Engine]
         if like is not None and like.bundle.fingerprint == bundle.fingerprint:
             engines, rate = like.engines, like.rate
         else:
-            backbone = bundle.backbone()
-            engines = {shape: choose_engine(backbone, shape) for shape in SHAPES}
+            engines = bundle.engines(SHAPES, store)
             rate = _warm(engines)
         decider = Decider(bundle, corrections)
         _try(bundle, decider)

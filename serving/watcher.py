@@ -184,7 +184,8 @@ class ReleaseWatcher:
             try:
                 if same:
                     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-                result.append(Served.open(path, self._corrections, like=like if same else None))
+                store = self._releases.parent / "store"
+                result.append(Served.open(path, self._corrections, like if same else None, store))
             except BaseException as error:
                 result.append(error)
 

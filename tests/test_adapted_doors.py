@@ -13,7 +13,7 @@ from conftest import make_bundle
 from corrected import Method, adapter_of, store_of
 from service import client_of, state_of
 from test_categorize import CONFIG, Saved
-from test_extract import Running
+from test_extract import Running, engines_by_hand
 from test_ingest import in_a_loop
 
 from models.corrections.correction import Correction
@@ -24,7 +24,6 @@ from models.decisions.categorizer import COLUMNS
 from pipeline.categorize import read_units, sort_rows
 from pipeline.categorize.categorize import categorize
 from pipeline.extract import fill_store as shards_module
-from serving import served
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow", "light")
 PRODUCTS = [replace(one, pictures=one.pictures or (HTML,)) for one in draw_products({"": 24})]
@@ -47,9 +46,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> 
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, with a backbone of mean colours, and many small parts."""
     monkeypatch.setattr(read_units, "run_units", in_a_loop)
-    for module in (shards_module, served):
-        monkeypatch.setattr(module, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
+    monkeypatch.setattr(shards_module, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
     monkeypatch.setattr(Bundle, "backbone", lambda self: Loaded())
+    monkeypatch.setattr(Bundle, "engines", lambda self, batches, store: engines_by_hand(Loaded(), batches))
     monkeypatch.setattr(sort_rows, "PART_ROWS", 10)
 
 

@@ -72,6 +72,11 @@ class Running:
             rows[number * self.batch : (number + 1) * self.batch] = self.backbone.bottlenecks(pixels)
 
 
+def engines_by_hand(backbone, batches):
+    """Engines for Colours by their sizes of batches."""
+    return {batch: Running(backbone, batch) for batch in batches}
+
+
 @pytest.fixture(autouse=True)
 def by_hand(monkeypatch):
     monkeypatch.setattr(shards_module, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))

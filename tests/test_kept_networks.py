@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from features.engines import openvino as engine_module
-from features.engines.backbones import Backbone
+from features.engines.backbones import Backbone, load_backbone
 from features.engines.choose import choose_engine
 from features.engines.engine import Engine
 from features.engines.kept_networks import keep, read_kept
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 
 
 @pytest.fixture(scope="module")
-def backbone(quiet_tensorflow: None) -> Backbone:
-    return conftest.drawn_backbone(1, 32)
+def backbone(drawn_weights: Path) -> Backbone:
+    return load_backbone("mobilenet", str(drawn_weights), 32)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -469,6 +470,18 @@ def test_command_with_half_a_bundle_says_so(tmp_path: Path, capsys: pytest.Captu
     assert re.fullmatch(
         r"error: .*releases/half: missing; expected the bundle of release half; .*\n", message
     )
+
+
+def test_command_ends_where_the_release_cannot_be_opened(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found after the service has begun to respond."""
+    shutil.copytree(workspace / "releases", tmp_path / "releases", symlinks=True)
+    thresholds = tmp_path / "releases" / "2026-W47" / "thresholds.json"
+    thresholds.write_text(thresholds.read_text().replace("0.9", "0.8", 1))
+    status, message = stopped(capsys, "--workspace", str(tmp_path), "--port", "0")
+    assert status == 1
+    assert re.search(r"\nerror: .*thresholds.json: damaged; expected the digest that .*\n$", message)
 
 
 def test_command_says_that_the_port_is_taken(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from corrected import adapter_of, rules_of, store_of
 from fastapi.testclient import TestClient
 from service import client_of, images, problem, serving, state_of
 from test_categorize import Saved
-from test_extract import Running
+from test_extract import engines_by_hand
 
 from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
@@ -36,7 +36,6 @@ from models.corrections.store import Corrections
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.categorizer import COLUMNS
 from serving import corrections as service_module
-from serving import served
 from serving.corrections import open_store
 from serving.decider import RecentProducts, SeenProduct
 
@@ -47,8 +46,7 @@ TEXTS = {"product_id": "mug-7", "seller": "ann", "category": "milk"}
 @pytest.fixture(autouse=True)
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backbone of mean colours."""
-    monkeypatch.setattr(served, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
-    monkeypatch.setattr(Bundle, "backbone", lambda self: Saved())
+    monkeypatch.setattr(Bundle, "engines", lambda self, batches, store: engines_by_hand(Saved(), batches))
 
 
 @pytest.fixture(scope="module")

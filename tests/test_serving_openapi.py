@@ -20,12 +20,11 @@ from corrected import adapter_of, store_of
 from fastapi.testclient import TestClient
 from service import client_of, images, state_of
 from test_categorize import Saved
-from test_extract import Running
+from test_extract import engines_by_hand
 
 from models.decisions.adapted import ADAPTED_COLUMNS
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.categorizer import COLUMNS
-from serving import served
 from serving.form import MAX_PHOTOS
 from serving.openapi import CORRECTION_EXAMPLE
 from serving.schemas import Decision, Decisions, Problem
@@ -43,8 +42,7 @@ def state(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> I
     tree = {"Mugs": "Kitchen", "Plates": "Kitchen", "Lamps": "Light"}
     make_bundle(path / "week", Saved(), threshold=0.25, scale=0.01, tree=tree)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
-        patch.setattr(Bundle, "backbone", lambda self: Saved())
+        patch.setattr(Bundle, "engines", lambda self, batches, store: engines_by_hand(Saved(), batches))
         bundle = open_bundle(path / "week")
         store = store_of(path / "W")
         state = state_of(replace(bundle, adapter=adapter_of(bundle.categorizer)), store, path / "W")

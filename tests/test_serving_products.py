@@ -14,11 +14,10 @@ from conftest import make_bundle
 from fastapi.testclient import TestClient
 from service import client_of, images, problem, several, state_of
 from test_categorize import Saved
-from test_extract import Running
+from test_extract import engines_by_hand
 
 from models.decisions.bundle import Bundle, open_bundle
 from serving import form as form_module
-from serving import served
 from serving.form import MEMORY
 from serving.metrics import Metrics
 from serving.room import Answer, Closed, Full
@@ -38,8 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> 
 def state(bundle: Bundle) -> Iterator[ServiceState]:
     """A service with a backbone of mean colours."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
-        patch.setattr(Bundle, "backbone", lambda self: Saved())
+        patch.setattr(Bundle, "engines", lambda self, batches, store: engines_by_hand(Saved(), batches))
         yield state_of(bundle)
 
 

@@ -18,14 +18,13 @@ import pytest
 from conftest import Photo, make_bundle
 from corrected import adapter_of, learn, store_of
 from test_categorize import Saved
-from test_extract import Running
+from test_extract import engines_by_hand
 
 from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import Refused
 from models.decisions.bundle import Bundle, open_bundle
-from serving import served as served_module
 from serving.decider import Decider, ReadProduct, SeenProduct, StoreUnavailable
 from serving.decoding import DecodedPhoto, DecodeLimits, DecodeProcess
 from serving.fair_queue import FairQueue
@@ -527,8 +526,7 @@ def assert_decided_as_in_batch(served: Served, photos: list[bytes]) -> None:
 
 
 def test_decisions_are_those_of_batch(bundle: Bundle, photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served_module, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
-    monkeypatch.setattr(Bundle, "backbone", lambda self: Saved())
+    monkeypatch.setattr(Bundle, "engines", lambda self, batches, store: engines_by_hand(Saved(), batches))
     photos = [photo(seed, 60 + seed, 50) for seed in range(23)]
     assert_decided_as_in_batch(Served.of(bundle, None), photos)
 
@@ -545,8 +543,7 @@ def test_decisions_of_a_network_are_those_of_batch_at_every_batch_size(
 def test_engines_are_used_again_where_the_backbone_is_the_same(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served_module, "choose_engine", lambda backbone, batch, *_: Running(backbone, batch))
-    monkeypatch.setattr(Bundle, "backbone", lambda self: Saved())
+    monkeypatch.setattr(Bundle, "engines", lambda self, batches, store: engines_by_hand(Saved(), batches))
     first = Served.of(bundle, None)
     assert sorted(first.engines) == sorted(SHAPES) and first.rate > 0 and first.name == "week"
     assert [engine.batch for engine in first.engines.values()] == list(first.engines)

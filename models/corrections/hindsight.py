@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
 
 from models.corrections.correction import Missing, SellerAccount
 from models.corrections.store import Corrections
@@ -42,6 +41,8 @@ class Hindsight:
         >>> Hindsight(0, 9).is_worse, Hindsight(0, 10).is_worse, Hindsight(10, 20).is_worse
         (False, True, False)
         """
+        from scipy.stats import binom
+
         return bool(binom.sf(self.hurt - 1, self.helped + self.hurt, 0.5) <= LEVEL)
 
     def why(self) -> str:

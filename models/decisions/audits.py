@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 from scipy.special import betaincinv
-from scipy.stats import hypergeom
 
 from models.decisions.thresholds import lower_bound, p_values
 
@@ -181,6 +180,8 @@ def _most_wrong(stream: int, checked: int, wrong: int, miss: float) -> int:
     Exact, from the hypergeometric distribution (Konijn, "Statistical theory of sample survey design and
     analysis", 1973): the probability falls as the number grows, so that it is found by bisection.
     """
+    from scipy.stats import hypergeom
+
     low, high = wrong, stream - (checked - wrong) + 1  # low is possible, high is not
     while high - low > 1:
         middle = (low + high) // 2

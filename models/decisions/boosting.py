@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 TREES = 60
@@ -154,6 +153,8 @@ def fit_boosting(terms: Mapping[str, np.ndarray], correct: np.ndarray) -> Boosti
     Returns:
         The same bits for the same order of rows, on any number of cores.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
     model = HistGradientBoostingClassifier(
         max_iter=TREES, max_leaf_nodes=LEAVES, early_stopping=False, random_state=0
     )

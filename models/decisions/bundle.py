@@ -19,7 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from features.engines.backbones import BACKBONE, Backbone, BackboneDescription, read_backbone
+from features.engines.backbones import (
+    BACKBONE,
+    Backbone,
+    BackboneDescription,
+    read_backbone,
+    start_tensorflow,
+)
 from features.engines.choose import engines_for
 from features.engines.engine import Engine
 from features.errors import ShelfmarkError
@@ -47,7 +53,8 @@ class Bundle:
     adapter: Adapter | None = None  # decides for sellers with corrections; None where the bundle has no rules
 
     def backbone(self) -> Backbone:
-        """The bundle's backbone, with the weights it was extracted with."""
+        """The bundle's backbone, with the weights it was extracted with; starts TensorFlow."""
+        start_tensorflow()
         return read_backbone(self.path, self.fingerprint)
 
     def engines(self, batches: Sequence[int], store: AnyPath | None) -> dict[int, Engine]:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import betaincinv, betaln, digamma, expit, logit
 
 from models.decisions.metrics import AcceptanceCurve, CategoryCounts, acceptance_rate_at
@@ -142,6 +141,8 @@ def _prior(products: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
     (a + b) ** -2.5 over logit m and log s. Without it, categories that happen to be alike would be of
     infinite strength, and one category alone would be certain of itself.
     """
+    from scipy.optimize import minimize
+
     some = products > 0
     pairs, weight = np.unique(np.stack([products[some], correct[some]]), axis=1, return_counts=True)
     n, x = pairs.astype(np.float64)

@@ -318,7 +318,9 @@ def unreadable_columns(product_id: Sequence[str], release: str | None) -> dict[s
     """As `unreadable`, without pandas: COLUMNS → values."""
     count = len(product_id)
     same = dict.fromkeys(COLUMNS) | {"confidence": 0.0, "status": UNREADABLE, "release": release}
-    empty = {name: [[] for _ in product_id] for name in ("top_categories", "top_probabilities")}
+    empty: dict[str, list[Any]] = {
+        name: [[] for _ in product_id] for name in ("top_categories", "top_probabilities")
+    }
     return {name: [value] * count for name, value in same.items()} | {"product_id": list(product_id)} | empty
 
 

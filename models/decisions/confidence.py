@@ -21,9 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, softmax
-from sklearn.linear_model import LogisticRegression
 
 from models.decisions.boosting import Boosting, fit_boosting
 
@@ -70,6 +68,8 @@ def fit_temperature(
     Raises:
         ValueError: no product, or counts that do not fit.
     """
+    from scipy.optimize import minimize_scalar
+
     first = _first_images(logits, images)
     if len(truth) != len(images) or len(images) == 0:
         raise ValueError(
@@ -372,6 +372,8 @@ def fit_confidence(evidence: Evidence, correct: np.ndarray, kind: Kind = "logist
 
 def _fit_logistic(evidence: Evidence, correct: np.ndarray) -> ConfidenceModel:
     """The logistic model of products in their canonical order."""
+    from sklearn.linear_model import LogisticRegression
+
     terms = _terms(evidence, evidence.images)
     mean = {name: round(float(term.mean()), DECIMALS) for name, term in terms.items()}
     scale = {name: round(float(term.std()), DECIMALS) or 1.0 for name, term in terms.items()}

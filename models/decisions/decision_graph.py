@@ -144,7 +144,7 @@ def _logits(head: Head, bottlenecks: tf.Tensor) -> tf.Tensor:
 def _leaf_log_probabilities(scores: Sequence[tf.Tensor], parents: Sequence[Sequence[int]]) -> tf.Tensor:
     """(n, C) float64, as `hierarchy.leaf_log_probabilities`, whose segments not all converters know.
 
-    The scores of each family are a row of a table, which shorter families fill up with LEAST_SCORE.
+    The scores of each family are a column of a table, which shorter families fill up with LEAST_SCORE.
     """
     total: tf.Tensor = None
     for level, parents_of_nodes in zip(scores, parents, strict=True):
@@ -154,16 +154,16 @@ def _leaf_log_probabilities(scores: Sequence[tf.Tensor], parents: Sequence[Seque
         missing = len(parent)  # the column behind the last one
         table = np.array([np.pad(one, (0, most - len(one)), constant_values=missing) for one in families])
         padded = tf.pad(tf.cast(level, tf.float64), [[0, 0], [0, 1]], constant_values=LEAST_SCORE)
-        of_families = tf.gather(padded, tf.constant(table.astype(np.int32)), axis=1)
+        of_families = tf.gather(padded, tf.constant(table.T.astype(np.int32)), axis=1)
         given = padded[:, :-1] - tf.gather(_log_sum_exp(of_families), tf.constant(parent), axis=1)
         total = given if total is None else given + tf.gather(total, tf.constant(parent), axis=1)
     return total
 
 
 def _log_sum_exp(values: tf.Tensor) -> tf.Tensor:
-    """Over the last axis."""
-    largest = tf.reduce_max(values, axis=-1, keepdims=True)
-    return tf.math.log(tf.reduce_sum(tf.exp(values - largest), axis=-1)) + largest[..., 0]
+    """Over axis 1; of a maximum over the last axis tf2onnx makes a pooling, which has no float64."""
+    largest = tf.reduce_max(values, axis=1)
+    return tf.math.log(tf.reduce_sum(tf.exp(values - largest[:, None]), axis=1)) + largest
 
 
 def _means(values: tf.Tensor, first: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:

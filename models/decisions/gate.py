@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
 
 from models.decisions.metrics import acceptance_curve, acceptance_rate_at, precision
 from models.decisions.paired import Difference, changes_by_group, mcnemar
@@ -233,6 +232,8 @@ def is_below(side: Decided, target: float, certainty: float) -> bool:
         target: precision.
         certainty: 0 to 1.
     """
+    from scipy.stats import binom
+
     accepted = int(np.count_nonzero(side.accepted))
     correct = int(np.count_nonzero(side.accepted & side.correct))
     return accepted > 0 and float(binom.cdf(correct, accepted, target)) <= (1 - certainty) / 2

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtri
-from scipy.stats import binom
 
 from models.decisions.categories import holm
 
@@ -42,6 +41,8 @@ def mcnemar(gained: int, lost: int) -> float:
     >>> mcnemar(1, 9), mcnemar(5, 5), mcnemar(0, 0)
     (0.021484375, 1.0, 1.0)
     """
+    from scipy.stats import binom
+
     fewer, both = min(gained, lost), gained + lost
     return min(1.0, 2 * float(binom.cdf(fewer, both, 0.5)))
 
@@ -71,6 +72,7 @@ def changes_by_group(
         groups: how many.
         level: probability, at most, that any group is called really changed that is not.
     """
+    from scipy.stats import binom
 
     def count(chosen: np.ndarray) -> np.ndarray:
         return np.bincount(code[chosen], minlength=groups)

@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
 
 from features.product import order_key
 from models.decisions.adapted import AdaptedConfidence, adapted_terms
@@ -274,6 +273,8 @@ def fit_adapted_confidence(fit: Replayed) -> tuple[AdaptedConfidence, np.ndarray
 
 
 def _fit(fit: Replayed) -> AdaptedConfidence:
+    from sklearn.linear_model import LogisticRegression
+
     count, successes = len(fit.correct), int(np.count_nonzero(fit.correct))
     if count < LEAST_PRODUCTS or min(successes, count - successes) < LEAST_OUTCOMES:
         needed = f"expected {LEAST_PRODUCTS}, {LEAST_OUTCOMES} correct, {LEAST_OUTCOMES} wrong"

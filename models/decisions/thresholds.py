@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import betainc, betaincinv, ndtr, ndtri
-from scipy.stats import binom
 
 from features.product import order_key
 from models.decisions.names import Names
@@ -300,6 +299,8 @@ def most_errors(accepted: np.ndarray | float, level: np.ndarray | float, alpha: 
     >>> most_errors(np.array([21, 22, 100]), 0.1, 0.1)
     array([-1.,  0.,  5.])
     """
+    from scipy.stats import binom
+
     whole = np.round(accepted)
     reached = binom.ppf(level, whole, alpha)  # the fewest errors with p >= level
     most: np.ndarray = np.where(binom.cdf(reached, whole, alpha) > level, reached - 1, reached)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
 from models.rows import Rows
@@ -109,6 +108,8 @@ def fit_styles(vectors_of: Callable[[int], Rows], categories: int, width: int, s
 
 def _of_category(rows: Rows, rng: np.random.Generator) -> np.ndarray:
     """(k or fewer, d) float32."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
     n, k = len(rows), count_styles(len(rows))
     chosen = np.sort(rng.choice(n, MOST, replace=False)) if n > MOST else slice(None)
     vectors = np.asarray(rows[chosen], np.float32)

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from models.sellers.interface import Choice
@@ -182,6 +181,8 @@ def fit_votes(
     Raises:
         ValueError: no products.
     """
+    from scipy.optimize import minimize
+
     rng = np.random.default_rng(seed)
     known = [_Prepared.of(seller, wrong, rng) for seller in sellers if len(seller.true)]
     if not known:
