@@ -46,7 +46,7 @@ class ConnectionLimits:
     answer_s: float = 30.0  # without the client taking a byte of its answer
     idle_s: float = 5.0  # between two requests
     header_bytes: int = 64 << 10
-    connections: int = 1_000  # at the same time; one more is answered 503
+    connections: int = 4_096  # at the same time, more than requests may wait; one more is answered 503
 
 
 class Connection(H11Protocol):

@@ -12,6 +12,7 @@ everything at once.
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import threading
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from serving.state import ServiceState
 
 CHECK_S = 0.25  # between two looks at the connections' limits
+MOST_FILES = 65_536  # open at a time
 PASS_S = 0.1  # what is in a socket when draining begins is read within this time
 LAST_S = 1.0  # for answers to what came while draining, after the address is closed
 
@@ -82,6 +84,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to accept connections, and to look at their limits."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # usually 1,024 files, sockets among them
+        if soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or soft < hard):
+            most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
         await super().startup(sockets)
         self._checks = asyncio.create_task(self._check_connections())
 

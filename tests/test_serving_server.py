@@ -190,6 +190,8 @@ def test_a_body_that_goes_on_for_ever_is_answered_408() -> None:
 def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
     with running() as one:
         client = one.connect(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        while not one.server.server_state.connections:
+            time.sleep(0.01)
         while one.server.server_state.connections:
             time.sleep(0.02)
         with pytest.raises(ConnectionResetError):
