@@ -1,6 +1,6 @@
 """The engine room: products' photos in, decisions out, for many requests at once.
 
-    submit ─► photos wait, at most `photos` of them (else Full, at once)
+    submit ─► photos wait, a bounded number of them (else Full, at once)
                 │  one photo of each request in turn, while fewer than two batches are decoded and wait
                 ▼
     decode threads, a process each (decoding.py) ─► pixels, or a refusal
@@ -44,6 +44,8 @@ from serving.served import SHAPES, Served, compute
 LARGEST = max(SHAPES)
 AHEAD = 2 * LARGEST  # rows that are decoded and wait, or are being decoded
 MOST_PHOTOS = 1024  # that wait, by default
+LARGE_SHARE = 4  # a request counts as at most this part, 1/4, of what may wait: others are taken beside it
+LONGEST_WAIT = 4.0  # s of the engine's work that wait, by default: after too many requests it is free as soon
 MOST_PROCESSES = 8  # that decode, by default
 LEAST_RETRY = 0.1  # s
 
@@ -90,7 +92,7 @@ class Closed(Exception):
 class RoomLimits:
     """How much waits and how it is decoded."""
 
-    photos: int | None = None  # that wait; None: what is computed in half of `seconds`
+    photos: int | None = None  # that wait; None: what is computed in LONGEST_WAIT, or half of `seconds`
     seconds: float = 30.0  # usual time limit of a request
     wait_ms: float = 2.0  # for photos that are being decoded, to fill a batch
     processes: int | None = None  # that decode; None: one for each core, 2 to MOST_PROCESSES
@@ -149,6 +151,7 @@ class _Request:
     served: Served
     future: "Future[list[Answer]]"
     photos_left: int  # not yet computed or refused
+    charged: int  # of them that count in what may wait
     products_left: int  # not yet decided about
     answers: list[Answer | None]
     has_ended: bool = False  # nobody waits for it any more
@@ -237,7 +240,7 @@ class Room:
         self._live: dict[Future[list[Answer]], _Request] = {}
         self._deadlines: list[tuple[float, int, weakref.ref[Future[list[Answer]]]]] = []  # a heap
         self._numbers = itertools.count()
-        self._pending = 0
+        self._pending = self._charged = 0  # photos
         self._waiting = FairQueue[_Photo]()
         self._ready: OrderedDict[int, FairQueue[_Row]] = OrderedDict()  # by the id of the engines
         self._rows = 0  # in all of _ready
@@ -278,10 +281,11 @@ class Room:
 
     @property
     def most_photos(self) -> int:
-        """How many photos may be pending: as given, or what is computed in half the usual time limit."""
+        """How many photos may be pending: as given, or what is computed in a few seconds."""
         if self._limits.photos is not None:
             return self._limits.photos
-        return max(AHEAD, min(MOST_PHOTOS, int(self._rate.value * self._limits.seconds / 2)))
+        seconds = min(LONGEST_WAIT, self._limits.seconds / 2)
+        return max(AHEAD, min(MOST_PHOTOS, int(self._rate.value * seconds)))
 
     def take_over(self, served: Served) -> None:
         """Puts another release into service: new requests get it, those here keep theirs."""
@@ -292,16 +296,16 @@ class Room:
     @property
     def full(self) -> Full | None:
         """Why not even a single photo would be taken now; None where one would be."""
-        excess = self._pending + 1 - self.most_photos
-        return self._full(excess) if excess > 0 and self._pending else None
+        excess = self._charged + 1 - self.most_photos
+        return self._full(excess) if excess > 0 else None
 
     def submit(
         self, products: Sequence[Product], timeout_s: float, served: Served | None = None
     ) -> "Future[list[Answer]]":
         """Takes a request; its Future gives an answer for each product, in their order.
 
-        Cancel it, and nothing more is done for it. A request of more photos than may wait is taken when none
-        do. Safe in threads, and quick.
+        Cancel it, and nothing more is done for it. A large request counts as a part of what may wait, so it
+        is taken beside others, and others beside it. Safe in threads, and quick.
 
         Args:
             products: of the request; their photos stay open until the Future is done.
@@ -316,14 +320,19 @@ class Room:
         with self._lock:
             if not self._accepts:
                 raise Closed("the service is ending; expected one that takes requests; send it again later")
-            excess = self._pending + count - self.most_photos
-            if excess > 0 and self._pending:
-                raise self._full(min(excess, self._pending))
-            request = _Request(served or self._served, future, count, len(products), [None] * len(products))
+            most = self.most_photos
+            charged = min(count, max(1, most // LARGE_SHARE))
+            excess = self._charged + charged - most
+            if excess > 0:
+                raise self._full(excess)
+            request = _Request(
+                served or self._served, future, count, charged, len(products), [None] * len(products)
+            )
             self._live[future] = request
             if not self._waiting:
                 self._rate.begin()
             self._pending += count
+            self._charged += charged
             for number, product in enumerate(products):
                 self._enter(request, number, product)
             deadline = (time.monotonic() + timeout_s, next(self._numbers), weakref.ref(future))
@@ -387,7 +396,8 @@ class Room:
                 if not queue:
                     del self._ready[id(request.served.engines)]
             self._pending -= request.photos_left
-            request.photos_left = 0
+            self._charged -= request.charged
+            request.photos_left = request.charged = 0
             self._decodable.notify_all()
             if not self._live:
                 self._emptied.notify_all()
@@ -485,7 +495,11 @@ class Room:
         if self._waiting:
             self._rate.leave()
         self._watch.queued(self._pending)
-        work.request.photos_left -= 1
+        request = work.request
+        request.photos_left -= 1
+        if request.photos_left < request.charged:
+            request.charged -= 1
+            self._charged -= 1
         work.photos_left -= 1
         if not work.photos_left:
             self._to_head(work)

@@ -274,40 +274,44 @@ def test_a_batch_is_one_of_the_sizes_and_of_what_has_arrived(place: Place) -> No
 
 
 def test_too_many_photos_are_refused_at_once_with_the_seconds_until_there_is_room() -> None:
-    place = place_of(RoomLimits(photos=10))
+    place = place_of(RoomLimits(photos=12))
     try:
         place.decoding.go.clear()
-        first = place.submit([1, 2, 3, 4], [5, 6, 7, 8])
+        taken = [place.submit([first, first + 1]) for first in range(0, 10, 2)]
         with pytest.raises(Full) as full:
-            place.submit([9], [10], [11])
-        assert full.value.retry_after == pytest.approx(
-            0.1
-        )  # one photo too many, at 100 a second; at least 0.1
+            place.submit([10], [11], [12])
+        one_too_many = pytest.approx(0.1)  # s, at 100 a second; at least 0.1
+        assert full.value.retry_after == one_too_many
         assert place.room.full is None
-        second = place.submit([9, 10])
-        assert place.room.pending == 10 and place.room.full
+        taken.append(place.submit([10, 11]))
+        assert place.room.pending == 12 and place.room.full
         place.decoding.go.set()
-        assert seen(first.result(LONG) + second.result(LONG)) == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+        assert [seen(one.result(LONG)) for one in taken] == [[[n, n + 1]] for n in range(0, 12, 2)]
         assert place.room.pending == 0 and place.room.full is None
     finally:
         place.room.close()
 
 
-def test_a_request_larger_than_the_bound_is_taken_when_nothing_waits() -> None:
+def test_large_requests_and_small_ones_are_taken_beside_each_other_until_the_bound_is_reached() -> None:
+    """A request counts as at most a quarter of what may wait."""
     place = place_of(RoomLimits(photos=4))
     try:
         place.decoding.go.clear()
-        large = place.submit(list(range(16)))
+        large = [place.submit(list(range(16))) for _ in range(2)]
+        small = [place.submit([99]), place.submit([98])]
         with pytest.raises(Full):
-            place.submit([99])
+            place.submit([97])
         place.decoding.go.set()
-        assert seen(large.result(LONG)) == [list(range(16))]
+        assert [seen(one.result(LONG)) for one in large] == [[list(range(16))]] * 2
+        assert [seen(one.result(LONG)) for one in small] == [[[99]], [[98]]]
+        assert place.room.full is None and place.room.pending == 0
+        assert seen(place.submit([97]).result(LONG)) == [[97]]
     finally:
         place.room.close()
 
 
-@pytest.mark.parametrize(("rate", "photos"), [(0.1, AHEAD), (20.0, 300), (1000.0, 1024)])
-def test_as_many_photos_wait_as_half_the_time_limit_computes(rate: float, photos: int) -> None:
+@pytest.mark.parametrize(("rate", "photos"), [(0.1, AHEAD), (20.0, 80), (1000.0, 1024)])
+def test_as_many_photos_wait_as_four_seconds_compute(rate: float, photos: int) -> None:
     place = place_of(RoomLimits(seconds=30))
     try:
         place.room.take_over(replace(place.room.served, rate=rate))
