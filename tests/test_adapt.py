@@ -960,7 +960,7 @@ def test_a_seller_whose_deletion_could_not_overwrite_is_erased_by_the_same_comma
 def test_what_is_wrong_is_said_before_tensorflow_starts(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.cli_corrections.start_tensorflow", None)
+    monkeypatch.setattr("features.engines.backbones.start_tensorflow", None)
     status, printed = run_here(capsys, "adapt", tmp_path / "gone.csv", "--workspace", workspace)
     assert status == 1 and "gone.csv: no such file" in printed
     (tmp_path / "said.csv").write_text("product,seller,category\n")

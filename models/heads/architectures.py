@@ -245,10 +245,15 @@ class Head:
         save_weights(self.model, folder / weights)
 
     def _run(self, layers: Layers, bottlenecks: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
-        return run(layers, bottlenecks, self.shape.images * self.shape.width, widths)
+        return run(layers, bottlenecks, widths)
+
+    @cached_property
+    def _exact(self) -> Weights:
+        """The weights in float64."""
+        return {name: [one.astype(np.float64) for one in own] for name, own in self.weights.items()}
 
     def _outputs(self, x: np.ndarray) -> list[np.ndarray]:
-        """`head_layers` of one piece, (n, images · d) float32, which is changed."""
+        """`head_layers` of one piece, (n, images · d) float64, which is changed."""
         shape, x = self.shape, self._scaled(x)
         levels = list(enumerate(shape.level_sizes, start=1))
         if shape.kind == SEPARATE:
@@ -266,18 +271,18 @@ class Head:
     def _scaled(self, x: np.ndarray) -> np.ndarray:
         if self.shape.kind == SET:
             x = x.reshape(-1, self.shape.images, self.shape.width)
-        return scaled(x, self.shape.scale, self.weights[STANDARD] if self.shape.standardized else None)
+        return scaled(x, self.shape.scale, self._exact[STANDARD] if self.shape.standardized else None)
 
     def _last_hidden(self, x: np.ndarray) -> np.ndarray:
         """What the last hidden layer gives for scaled bottlenecks."""
         if self.shape.kind == SET:
-            images = relu(normalized(self._dense(x, "hidden1"), self.weights["normalization"]))
+            images = relu(normalized(self._dense(x, "hidden1"), self._exact["normalization"]))
             largest: np.ndarray = images.max(axis=1)
             return largest
         return self._hidden(x, f"_{len(self.shape.level_sizes)}" if self.shape.kind == SEPARATE else "")
 
     def _hidden(self, x: np.ndarray, suffix: str) -> np.ndarray:
-        first = normalized(self._dense(x, f"hidden1{suffix}"), self.weights[f"normalization{suffix}"])
+        first = normalized(self._dense(x, f"hidden1{suffix}"), self._exact[f"normalization{suffix}"])
         return relu(self._dense(relu(first), f"hidden2{suffix}"))
 
     def _top_down(self, x: np.ndarray) -> list[np.ndarray]:
@@ -289,7 +294,7 @@ class Head:
         return outputs
 
     def _dense(self, x: np.ndarray, name: str) -> np.ndarray:
-        return dense(x, self.weights[name])
+        return dense(x, self._exact[name])
 
 
 def _outside_graphs() -> AbstractContextManager[None]:

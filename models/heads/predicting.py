@@ -1,15 +1,13 @@
 """What a head computes, in NumPy: the formulas of architectures.py, from the weights of its layers.
 
-    (n, images · d) float16 ─► pieces of 48 rows, several at once ─► layer by layer ─► (n, nodes) float32
+    (n, images · d) float16 ─► pieces of 128 rows, several at once ─► float64, layer by layer
+                                                                 └─► (n, nodes) float32
 
-Deciding needs no Keras and no TensorFlow, which take five seconds to start. Every piece has the same size,
-filled up with zeros, and one thread of the BLAS computes it: a matrix product rounds differently for other
-sizes and other numbers of threads. Where a row is in its piece may change its last digit.
-
-Processor seconds on two busy cores, of a head 2,048 → 1,024 → 1,024 → C; in brackets Keras, by 256 rows:
-
-    C = 1,000    20,000 rows 3.5 (3.5)    one row 0.006 (0.039)
-    C = 8,000    10,000 rows 4.4 (4.5)    one row 0.019 (0.094)
+Deciding needs no Keras and no TensorFlow, which take five seconds to start. In float32 a matrix product
+rounds differently for other numbers of rows, other places of a row among them, and other processors, and a
+product that lies at the threshold would be decided by that. In float64 these differences are too small to
+survive the rounding at the end, so a product has the same decision alone, in any batch, and over HTTP; it
+takes about twice the time.
 """
 
 import os
@@ -22,21 +20,20 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 Weights = Mapping[str, Sequence[np.ndarray]]  # by the layer's name, in Keras' order
-Layers = Callable[[np.ndarray], list[np.ndarray]]  # (48, images · d) float32 → (48, nodes) of each output
+Layers = Callable[[np.ndarray], list[np.ndarray]]  # (n, images · d) float64 → (n, nodes) of each output
 
-PIECE = 48  # rows of bottlenecks
-EPSILON = np.float32(1e-3)  # of Keras' BatchNormalization
+PIECE = 128  # rows of bottlenecks: for more, a matrix product takes as long a row
+EPSILON = 1e-3  # of Keras' BatchNormalization
 
 _one_at_a_time = threading.Lock()  # the number of threads of a BLAS is one for the whole process
 
 
-def run(layers: Layers, bottlenecks: np.ndarray, width: int, widths: Sequence[int]) -> list[np.ndarray]:
+def run(layers: Layers, bottlenecks: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
     """Computes the outputs of all rows, on all cores.
 
     Args:
         layers: of one piece.
-        bottlenecks: (n, width) float16 or float32.
-        width: numbers in a row.
+        bottlenecks: (n, images · d) float16 or float32.
         widths: of the outputs.
 
     Returns:
@@ -45,11 +42,9 @@ def run(layers: Layers, bottlenecks: np.ndarray, width: int, widths: Sequence[in
     outs = [np.empty((len(bottlenecks), nodes), np.float32) for nodes in widths]
 
     def compute(start: int) -> None:
-        rows = bottlenecks[start : start + PIECE]
-        piece = np.zeros((PIECE, width), np.float32)
-        piece[: len(rows)] = rows
+        piece = bottlenecks[start : start + PIECE].astype(np.float64)
         for out, found in zip(outs, layers(piece), strict=True):
-            out[start : start + len(rows)] = found[: len(rows)]
+            out[start : start + PIECE] = found
 
     starts = range(0, len(bottlenecks), PIECE)
     with _one_at_a_time, _blas().limit(limits=1, user_api="blas"):
@@ -70,7 +65,7 @@ def _blas() -> ThreadpoolController:
 
 def scaled(x: np.ndarray, scale: float, standard: Sequence[np.ndarray] | None) -> np.ndarray:
     """Returns x · scale, of which (x - mean) / sqrt(variance + 0.001) with a standard; x is changed."""
-    x *= np.float32(scale)
+    x *= np.float32(scale)  # as Keras holds it
     if standard is not None:
         mean, variance = standard
         x -= mean
@@ -79,7 +74,7 @@ def scaled(x: np.ndarray, scale: float, standard: Sequence[np.ndarray] | None) -
 
 
 def dense(x: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """(…, d) → (…, u) float32, x · kernel + bias."""
+    """(…, d) → (…, u), x · kernel + bias."""
     kernel, bias = weights
     found: np.ndarray = x @ kernel
     found += bias
@@ -97,7 +92,7 @@ def normalized(x: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
 
 def relu(x: np.ndarray) -> np.ndarray:
     """Returns max(x, 0); x is changed."""
-    np.maximum(x, np.float32(0), out=x)
+    np.maximum(x, 0, out=x)
     return x
 
 
@@ -105,11 +100,11 @@ def leaf_log_probabilities(scores: Sequence[np.ndarray], parents: tuple[tuple[in
     """Hierarchical softmax, as `hierarchy.leaf_log_probabilities` computes it with Keras.
 
     Args:
-        scores: (n, nodes) float32 of each level, from coarse to fine.
+        scores: (n, nodes) of each level, from coarse to fine.
         parents: Taxonomy.parents.
 
     Returns:
-        (n, C) float32.
+        (n, C).
     """
     total: np.ndarray | None = None
     for nodes, parents_of_nodes in zip(scores, parents, strict=True):
