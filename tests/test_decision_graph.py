@@ -44,7 +44,8 @@ def test_statuses_nodes_and_confidences_are_those_of_the_categorizer(name: str) 
 
     np.testing.assert_allclose(found["confidence"], expected["confidence"], rtol=0, atol=2e-6)
     assert np.mean(found["top_categories"] == predictions.top) > 0.999  # but for equal ones
-    np.testing.assert_allclose(found["top_probabilities"], predictions.top_probability, rtol=0, atol=1e-6)
+    # the graph has the head in float32, the categorizer in float64: a logit of 116 differs by 2.3e-5
+    np.testing.assert_allclose(found["top_probabilities"], predictions.top_probability, rtol=0, atol=5e-6)
     row = found["decision"]
     assert [STATUSES[number] for number in names.status[row]] == expected["status"].tolist()
     assert names.node[row].tolist() == expected["node"].fillna("").tolist()
