@@ -107,7 +107,7 @@ def _head(shape: HeadShape, rows: np.ndarray) -> Head:
         elif isinstance(layer, keras.layers.Dense):
             kernel, bias = layer.get_weights()
             layer.set_weights([2 * kernel, rng.normal(0, 0.3, bias.shape)])
-    return Head.of(shape, model)
+    return Head(shape, Head.of(shape, model).weights)  # like one from a file: `model` is not built yet
 
 
 def write_bundle(path: Path, backbone: Backbone, categorizer: Categorizer) -> Artifact:

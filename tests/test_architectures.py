@@ -135,6 +135,16 @@ def test_dropout_is_for_training_only(head: Head) -> None:
     assert np.abs(np.asarray(model(bottlenecks, training=True)) - outputs).max() > 0.01
 
 
+def test_a_model_that_is_first_built_within_a_graph_of_tensorflow_has_its_weights(head: Head) -> None:
+    import tensorflow as tf
+
+    bottlenecks, fresh = draw(4, np.float32), Head(head.shape, head.weights)
+    found = tf.function(lambda rows: fresh.model(rows, training=False))(tf.constant(bottlenecks))
+    np.testing.assert_allclose(found.numpy(), head.logits(bottlenecks), rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(fresh.model.get_weights(), head.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_saved_head_is_read_back_to_the_bit(head: Head, tmp_path: Path) -> None:
     head.save(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["head.json", "head.weights.h5"]

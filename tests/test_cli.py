@@ -108,6 +108,7 @@ def test_the_examples_of_the_stages_run_one_after_the_other(tmp_path, monkeypatc
         "report",
         "retrain",
         "categorize",
+        "export",
         "look",
         "clean",
     ):

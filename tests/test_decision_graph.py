@@ -8,7 +8,8 @@ from models.decisions.boosting import Boosting, fit_boosting
 from models.decisions.categorizer import ACCEPTED, PARENT, REVIEW
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
-WIDTH, PRODUCTS = 12, 300
+WIDTH = 12
+PRODUCTS = 240  # fewer than 256: the splits of their trees are between their terms, with more at one of them
 
 
 def drawn_rows(images: np.ndarray, seed: int) -> np.ndarray:
@@ -37,12 +38,14 @@ def test_statuses_nodes_and_confidences_are_those_of_the_categorizer(name: str) 
     predictions = categorizer.predict(rows, bounds)
     expected = categorizer.decide(np.arange(PRODUCTS).astype(str), predictions)
     names = DecisionNames.of(categorizer.predictor.taxonomy)
-    found = decide(categorizer, names, tf.constant(rows.astype(np.float32)), tf.constant(images, tf.int32))
+    graph = tf.function(lambda rows, images: decide(categorizer, names, rows, images))  # as a converter does
+    found = graph(tf.constant(rows.astype(np.float32)), tf.constant(images, tf.int32))
     found = {column: value.numpy() for column, value in found.items()}
 
     np.testing.assert_allclose(found["confidence"], expected["confidence"], rtol=0, atol=2e-6)
     assert np.mean(found["top_categories"] == predictions.top) > 0.999  # but for equal ones
-    np.testing.assert_allclose(found["top_probabilities"], predictions.top_probability, rtol=0, atol=1e-6)
+    # the graph has the head in float32, the categorizer in float64: a logit of 116 differs by 2.3e-5
+    np.testing.assert_allclose(found["top_probabilities"], predictions.top_probability, rtol=0, atol=5e-6)
     row = found["decision"]
     assert [STATUSES[number] for number in names.status[row]] == expected["status"].tolist()
     assert names.node[row].tolist() == expected["node"].fillna("").tolist()

@@ -181,7 +181,12 @@ def without_our_code(code: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "package"), [("saved_model", "tensorflow"), ("onnx", "onnxruntime"), ("openvino", "openvino")]
+    ("kind", "package"),
+    [
+        pytest.param("saved_model", "tensorflow", marks=pytest.mark.slow),  # TensorFlow takes long to start
+        ("onnx", "onnxruntime"),
+        ("openvino", "openvino"),
+    ],
 )
 def test_the_example_of_the_page_decides_as_the_categorizer(
     kind: str, package: str, exported: Callable[[str], Any], jpegs: list[bytes], tmp_path: Path

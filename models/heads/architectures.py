@@ -24,6 +24,7 @@ epsilon of the batch normalization and nothing is learnt. Parts in brackets depe
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -214,10 +215,11 @@ class Head:
 
     @cached_property
     def model(self) -> "keras.Model":
-        """The head as a Keras model, for what trains it or builds on it."""
-        model = build_head(self.shape)
-        for layer in model.layers:
-            layer.set_weights(self.weights.get(layer.name, []))
+        """The head as a Keras model, for what trains it or builds on it, also within a tf.function."""
+        with _outside_graphs():
+            model = build_head(self.shape)
+            for layer in model.layers:
+                layer.set_weights(self.weights.get(layer.name, []))
         return model
 
     def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
@@ -293,6 +295,18 @@ class Head:
 
     def _dense(self, x: np.ndarray, name: str) -> np.ndarray:
         return dense(x, self._exact[name])
+
+
+def _outside_graphs() -> AbstractContextManager[None]:
+    """Within a graph of TensorFlow `set_weights` adds an operation to it and sets nothing."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return nullcontext()
+    import tensorflow as tf
+
+    found: AbstractContextManager[None] = tf.init_scope()
+    return found
 
 
 class ProductRows:
