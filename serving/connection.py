@@ -46,7 +46,8 @@ class ConnectionLimits:
     answer_s: float = 30.0  # without the client taking a byte of its answer
     idle_s: float = 5.0  # between two requests
     header_bytes: int = 64 << 10
-    connections: int = 4_096  # at the same time, more than requests may wait; one more is answered 503
+    connections: int = 4_096  # at the same time, more than requests may wait; one more is answered 503.
+    # Refused ones stay for seconds: when they are as many, the next one is reset
 
 
 class Connection(H11Protocol):
