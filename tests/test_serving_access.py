@@ -207,6 +207,8 @@ def test_a_path_that_cannot_be_a_socket_is_named(tmp_path: Path, path: str) -> N
         ("--host 127.0.0.1 --uds s", "--uds beside --host; "),
         ("--protect-metrics", "--protect-metrics without --tokens; "),
         ("--timeout 0", "0.0 is not in the range"),
+        ("--timeout nan", "nan is no number of seconds; expected one 0<x<=3600"),
+        ("--drain NaN", "NaN is no number of seconds; expected one 0<=x<=3600"),
     ],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(

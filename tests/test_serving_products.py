@@ -179,7 +179,7 @@ def test_all_photos_of_a_request_that_go_to_the_disk_are_in_one_file(
     files: list[Any] = []
 
     def opening(**given: Any) -> Any:
-        files.append(TemporaryFile(**given))
+        files.append(TemporaryFile(**given))  # noqa: SIM115
         return files[-1]
 
     monkeypatch.setattr(form_module, "TemporaryFile", opening)
