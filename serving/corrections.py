@@ -364,7 +364,7 @@ class CorrectionService:
         category = categories.find(text)
         if category is None:
             near = categories.nearest(text)
-            hint = f"did you mean {near!r}?" if near else "see the release's taxonomy.csv"
+            hint = f"did you mean {near!r}?" if near else "GET /v1/taxonomy lists them"
             raise HTTPException(
                 422,
                 f"category {text[:100]!r}: not of release {served.name}; expected the id or the "
