@@ -14,6 +14,7 @@ closed for writing, and what still comes is read and dropped for a while.
 """
 
 import asyncio
+import logging
 import socket
 import struct
 import sys
@@ -33,6 +34,7 @@ from serving.problems import problem_response, retry_after
 MANY = "{} connections are open; expected fewer; use each for several requests, or try again in a second"
 LATE = "{} did not come within {:g} s; expected a request without pauses; send it again"
 UNREADABLE = "the request cannot be read ({}); expected one of HTTP/1.1, headers within {} KiB; correct it"
+PROBES = frozenset(("/healthz", "/readyz", "/metrics"))  # every few seconds, by machines
 LINGER_S = 5.0  # in which what a client still sends is read and dropped
 
 
@@ -74,6 +76,7 @@ class Connection(H11Protocol):
             refused: called with the status of each answer that is not the application's.
         """
         super().__init__(config, server_state, app_state, _loop)
+        self.access_logger = cast(logging.Logger, _AccessLog(self.access_logger))
         self._limits, self._refused = limits, refused
         self._stage: Any = h11.IDLE  # of the request, as h11 counts
         self._since = self._heard = 0.0  # when the stage and when the last bytes came
@@ -247,3 +250,16 @@ class _Transport:
     def close(self) -> None:
         """Ends the connection."""
         self._connection.end()
+
+
+class _AccessLog:
+    """The log of requests as uvicorn writes it: without queries, which may hold secrets, and without probes."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+
+    def info(self, line: str, client: str, method: str, path: str, version: str, status: int) -> None:
+        """Takes what uvicorn says of a request; the client of a socket file has no address."""
+        path, _, _ = path.partition("?")
+        level = logging.DEBUG if path in PROBES else logging.INFO
+        self._log.log(level, line, client or "unix", method, path, version, status)

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -61,11 +63,15 @@ class App:
 class Running:
     """A server in a thread, and its address."""
 
-    def __init__(self, limits: ConnectionLimits, drain_s: float) -> None:
+    def __init__(self, limits: ConnectionLimits, drain_s: float, uds: Path | None = None) -> None:
         self.state, self.refused = ServiceState(), list[int]()
         self.app = App(self.state)
         self.server = Server(self.app, self.state, limits, drain_s, self.refused.append)
-        listener = socket.create_server(("127.0.0.1", 0))
+        if uds:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(uds))
+        else:
+            listener = socket.create_server(("127.0.0.1", 0))
         self.address = listener.getsockname()
         self.thread = threading.Thread(target=self.server.run, args=([listener],))
         self.thread.start()
@@ -74,7 +80,9 @@ class Running:
 
     def connect(self, data: bytes = b"") -> socket.socket:
         """A connection that has sent something."""
-        client = socket.create_connection(self.address, timeout=PATIENCE)
+        client = socket.socket(socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET)
+        client.settimeout(PATIENCE)
+        client.connect(self.address)
         client.sendall(data)
         return client
 
@@ -93,8 +101,10 @@ class Running:
 
 
 @contextmanager
-def running(limits: ConnectionLimits = QUICK, drain_s: float = PATIENCE) -> Iterator[Running]:
-    one = Running(limits, drain_s)
+def running(
+    limits: ConnectionLimits = QUICK, drain_s: float = PATIENCE, uds: Path | None = None
+) -> Iterator[Running]:
+    one = Running(limits, drain_s, uds)
     try:
         yield one
     finally:
@@ -326,6 +336,22 @@ def test_errors_of_accepting_are_one_line_a_minute_without_a_traceback(
         assert caplog.records[1].exc_info
     finally:
         loop.close()
+
+
+# The log of requests
+
+
+@pytest.mark.parametrize("place", ["address", "socket file"])
+def test_the_log_has_requests_without_their_queries_and_no_probes(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "uvicorn.access")
+    with running(uds=tmp_path / "s" if place == "socket file" else None) as one:
+        for path in ("/healthz", "/readyz", "/metrics?x=1", "/v1/corrections?seller=s3cret"):
+            assert first(one.connect(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
+    [line] = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    client = "unix" if place == "socket file" else r"127\.0\.0\.1:\d+"
+    assert re.fullmatch(client + ' - "GET /v1/corrections HTTP/1.1" 200', line)
 
 
 # The end
