@@ -328,6 +328,9 @@ class CorrectionService:
             bottlenecks=seen.bottlenecks if seen else None,
         )
         [added] = await self._in_thread(partial(corrections.add, [(correction, encoded)]))
+        if added.state == "same" and not seen:
+            kept = partial(corrections.has_vector, added.id, new.seller, bundle.categorizer.predictor.model)
+            source, reason = ("kept", None) if await self._in_thread(kept) else (source, reason)
         learnt = category in bundle.categorizer.predictor.taxonomy.categories
         return CorrectionMade(
             id=added.id, state=added.state, product_id=new.product_id, seller=new.seller, category=category,

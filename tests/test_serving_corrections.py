@@ -155,6 +155,19 @@ def test_the_same_again_changes_nothing_and_another_category_replaces(client: Te
     assert first["id"] == same["id"] < other["id"]
 
 
+def test_the_same_again_without_photos_says_that_what_was_seen_is_kept(
+    client: TestClient, corrections: Corrections, bundle: Bundle
+) -> None:
+    first = client.post("/v1/corrections", data=TEXTS, files=images(photo(1))).json()
+    same = client.post("/v1/corrections", json=TEXTS).json()
+    assert same == first | {"state": "same", "vector": "kept", "reason": None}
+    assert len(corrections.history("ann", bundle.categorizer.predictor.model).vectors) == 1
+    corrections.forget_vectors([])
+    again = client.post("/v1/corrections", json=TEXTS).json()
+    assert (again["state"], again["vector"]) == ("same", None)
+    assert again["reason"].startswith("no photo that can be read was sent along")
+
+
 def test_corrections_are_listed_page_by_page_the_newest_first(client: TestClient) -> None:
     ids = []
     for number in range(5):
