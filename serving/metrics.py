@@ -144,9 +144,10 @@ class _Now(Collector):
             release.add_metric([], labels | {"backbone": served.bundle.fingerprint})
         yield release
         refused = GaugeMetricFamily(
-            "shelfmark_refused_release", "1: a newer release could not be used.", labels=["release"]
-        )
-        if state.refused_release:
+            "shelfmark_refused_release", "1: the release that is to be in service could not be used.",
+            labels=["release"],
+        )  # fmt: skip
+        if state.refused_release and state.refused_release[0] is not None:  # None: by `withdraw`
             refused.add_metric([state.refused_release[0]], 1)
         yield refused
 

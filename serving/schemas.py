@@ -172,10 +172,10 @@ class Health(_Body):
 
 
 class RefusedRelease(_Body):
-    """A newer release that is not in service, because it could not be used."""
+    """What `releases/current` names, where that could not be used."""
 
-    release: str
-    """Its name."""
+    release: str | None
+    """Its name; null after `shelfmark withdraw`: nothing is to be in service."""
     reason: str
     """Why: what happened; what was expected; what to do next."""
 
