@@ -253,7 +253,7 @@ class _Transport:
 
 
 class _AccessLog:
-    """The log of requests as uvicorn writes it: without queries, which may hold secrets, and without probes."""
+    """The log of requests as uvicorn writes it: without probes and queries, which may hold secrets."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log

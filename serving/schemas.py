@@ -98,8 +98,8 @@ class CorrectionMade(_Body):
     category: str
     """The id of the category."""
     vector: Literal["photos", "recent", "store", "kept"] | None
-    """From where the service knows what the product looks like: the photos sent along, a decision of late, the
-    store of the workspace, or the same correction as it was made before; null where it does not."""
+    """From where the service knows what the product looks like: the photos sent along, a decision of late,
+    the store of the workspace, or the same correction as it was made before; null where it does not."""
     reason: str | None
     """Why the correction changes no decision of this release, and is kept as a label of the next training
     alone; null where it does."""

@@ -2,7 +2,7 @@
 
     releases/current ──► moved? ──► opened, checked and warm, in a thread of its own
                                       ├─ cannot be used ──► refused: log, /readyz, /metrics; the old one stays
-                                      ├─ nothing is named, after `withdraw` ──► log, /readyz; the old one stays
+                                      ├─ nothing, after `withdraw` ──► log, /readyz; the old one stays
                                       ├─ moved on meanwhile ──► dropped, the next one is opened
                                       └─ takes over between two batches ──► the old one's memory is given back
 
@@ -42,8 +42,8 @@ NICENESS = 10  # of the thread that opens a release
 FREED_S = 120.0  # within which requests in flight end, and with them the use of a former release
 
 NOTHING = (
-    "releases/current is not there; expected it to name a release; put one into service by `shelfmark release` "
-    "or `shelfmark rollback`, or end the service"
+    "releases/current is not there; expected it to name a release; put one into service by "
+    "`shelfmark release` or `shelfmark rollback`, or end the service"
 )
 
 log = logging.getLogger("shelfmark")
@@ -190,8 +190,8 @@ class ReleaseWatcher:
             log.warning("nothing is in service any more; the service goes on with %s: %s", served, reason)
         elif name == served:
             log.error(
-                "the files of %s, which is in service, cannot be used any more; the service goes on with what "
-                "it has in memory, and could not start again: %s", served, reason,
+                "the files of %s, which is in service, cannot be used any more; the service goes on with "
+                "what it has in memory, and could not start again: %s", served, reason,
             )  # fmt: skip
         else:
             log.error("release %s is refused, %s stays in service: %s", name, served, reason)
