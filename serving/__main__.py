@@ -137,7 +137,13 @@ def serve(
         from models.decisions.releases import require_in_service
         from serving.access import Access, Tokens
 
-        release = require_in_service(any_path(workspace))
+        path = any_path(workspace)
+        if isinstance(path, Path) and not path.is_dir():
+            raise ShelfmarkError(
+                f"{workspace}: no such directory; expected a workspace with a release in service; "
+                "give another --workspace"
+            )
+        release = require_in_service(path)
         access = Access(Tokens(Path(tokens)) if tokens else None, not protect_metrics)
         from serving.app import create_app
         from serving.loading import Loading
@@ -156,7 +162,7 @@ def serve(
         def end() -> None:
             server.should_exit = True
 
-        loading = Loading(any_path(workspace), release, corrections, state, metrics, timeout)
+        loading = Loading(path, release, corrections, state, metrics, timeout)
         loading.start(at=_place(listener), failed=end)
         try:
             server.run([listener])

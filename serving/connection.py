@@ -15,6 +15,7 @@ closed for writing, and what still comes is read and dropped for a while.
 
 import asyncio
 import logging
+import re
 import socket
 import struct
 import sys
@@ -35,6 +36,7 @@ MANY = "{} connections are open; expected fewer; use each for several requests, 
 LATE = "{} did not come within {:g} s; expected a request without pauses; send it again"
 UNREADABLE = "the request cannot be read ({}); expected one of HTTP/1.1, headers within {} KiB; correct it"
 PROBES = frozenset(("/healthz", "/readyz", "/metrics"))  # every few seconds, by machines
+ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#]*")
 LINGER_S = 5.0  # in which what a client still sends is read and dropped
 
 
@@ -76,6 +78,7 @@ class Connection(H11Protocol):
             refused: called with the status of each answer that is not the application's.
         """
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = _Http(h11.SERVER, limits.header_bytes)
         self.access_logger = cast(logging.Logger, _AccessLog(self.access_logger))
         self._limits, self._refused = limits, refused
         self._stage: Any = h11.IDLE  # of the request, as h11 counts
@@ -227,6 +230,23 @@ class Connection(H11Protocol):
         self._ending = self.loop.time() + LINGER_S
         self._socket.write_eof()
         self._socket.resume_reading()
+
+
+class _Http(h11.Connection):
+    """HTTP as h11 reads it; a request may name a whole URL, as one to a proxy does (RFC 9112, 3.2.2)."""
+
+    def next_event(self) -> Any:
+        """Returns the next event; a request has a path as its target."""
+        event: Any = super().next_event()
+        if not isinstance(event, h11.Request) or not (found := ABSOLUTE.match(event.target)):
+            return event
+        rest = event.target[found.end() :]
+        return h11.Request(
+            method=event.method,
+            headers=event.headers.raw_items(),
+            target=rest if rest.startswith(b"/") else b"/" + rest,
+            http_version=event.http_version,
+        )
 
 
 class _Transport:

@@ -220,6 +220,13 @@ def test_options_that_do_not_go_together_are_wrong_usage(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_workspace_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--workspace", str(tmp_path / "nope"), "--port", "0"])
+    assert stop.value.code == 1
+    assert f"{tmp_path}/nope: no such directory; expected a workspace with" in capsys.readouterr().err
+
+
 def test_an_address_that_others_reach_is_warned_of_where_nobody_needs_a_token(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from catalogues import HTML, photo
 from conftest import make_bundle
 from corrected import adapter_of, rules_of, store_of
 from fastapi.testclient import TestClient
-from service import client_of, images, problem, serving, state_of
+from service import SharedRoom, client_of, images, problem, serving, state_of
 from test_categorize import Saved
 from test_extract import engines_by_hand
 
@@ -331,10 +331,33 @@ def test_a_body_that_is_none_is_refused(
     assert problem(client.post("/v1/corrections", **request_), status).startswith(message)
 
 
-def test_a_seller_of_a_decision_has_limits_too(client: TestClient) -> None:
-    for seller, status in (("x" * 1001, 413), ("a\0", 422)):
-        response = client.post("/v1/categorize", data={"seller": seller}, files=images(photo(1)))
-        assert problem(response, status).startswith("seller: ")
+def test_texts_of_a_decision_have_limits_too(client: TestClient) -> None:
+    for name, text, status in (
+        ("seller", "x" * 1001, 413), ("seller", "a\0", 422), ("product_id", "a\0", 422),
+        ("product_id", "a\x1b[31mb", 422), ("product_id", "a\n", 422),
+    ):  # fmt: skip
+        response = client.post("/v1/categorize", data={name: text}, files=images(photo(1)))
+        assert problem(response, status).startswith(f"{name}: ")
+
+
+def test_a_correction_may_ask_for_less_time(client: TestClient, corrections: Corrections) -> None:
+    for text in ("0", "soon", "31"):
+        response = client.post("/v1/corrections", json=TEXTS, headers={"X-Request-Timeout": text})
+        assert problem(response, 422).startswith(
+            f"X-Request-Timeout: '{text}'; expected seconds, 0.001 to 30"
+        )
+    given: list[float] = []
+    submit = SharedRoom.submit
+
+    def noting(self: Any, products: Any, timeout_s: float, served: Any = None) -> Any:
+        given.append(timeout_s)
+        return submit(self, products, timeout_s, served)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SharedRoom, "submit", noting)
+        for headers in ({"X-Request-Timeout": "20.5"}, {}):
+            client.post("/v1/corrections", data=TEXTS, files=images(photo(1)), headers=headers)
+    assert given == [20.5, 30.0]
 
 
 @pytest.mark.parametrize(

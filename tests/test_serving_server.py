@@ -338,6 +338,19 @@ def test_errors_of_accepting_are_one_line_a_minute_without_a_traceback(
         loop.close()
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["http://x/quick", "HTTPS://user@[::1]:80/quick?a=/b", "http://x", "http://x?a", "/quick?http://x/no"],
+)
+def test_a_target_with_a_host_is_the_path_of_it(target: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "uvicorn.access")
+    with running() as one:
+        assert first(one.connect(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
+    [line] = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    path = "/quick" if "/quick" in target else "/"
+    assert line.endswith(f'"GET {path} HTTP/1.1" 200')
+
+
 # The log of requests
 
 
