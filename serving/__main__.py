@@ -9,6 +9,7 @@ FastAPI are imported inside functions: they take seconds, `--help` must not.
 
 import ipaddress
 import logging
+import math
 import os
 import socket
 import stat
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -43,6 +45,16 @@ def main(arguments: list[str] | None = None) -> None:
         root.setLevel(before)
 
 
+class _Seconds(click.FloatRange):
+    """A number within a range; click lets NaN pass, which is neither below nor above a limit."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds; expected one {self._describe_range()}", param, ctx)
+        return seconds
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--workspace", required=True, help="Directory with the release in service.")
 @click.option(
@@ -56,13 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, 3600, min_open=True),
+    type=_Seconds(0, 3600, min_open=True),
     default=30.0,
     help="Seconds that a request waits for its decisions; default: 30. X-Request-Timeout asks for less.",
 )
 @click.option(
     "--drain",
-    type=click.FloatRange(0, 3600),
+    type=_Seconds(0, 3600),
     default=30.0,
     help="Seconds within which SIGTERM or SIGINT finishes what was accepted; default: 30.",
 )
@@ -125,7 +137,13 @@ def serve(
         from models.decisions.releases import require_in_service
         from serving.access import Access, Tokens
 
-        release = require_in_service(any_path(workspace))
+        path = any_path(workspace)
+        if isinstance(path, Path) and not path.is_dir():
+            raise ShelfmarkError(
+                f"{workspace}: no such directory; expected a workspace with a release in service; "
+                "give another --workspace"
+            )
+        release = require_in_service(path)
         access = Access(Tokens(Path(tokens)) if tokens else None, not protect_metrics)
         from serving.app import create_app
         from serving.loading import Loading
@@ -144,7 +162,7 @@ def serve(
         def end() -> None:
             server.should_exit = True
 
-        loading = Loading(any_path(workspace), release, corrections, state, metrics, timeout)
+        loading = Loading(path, release, corrections, state, metrics, timeout)
         loading.start(at=_place(listener), failed=end)
         try:
             server.run([listener])

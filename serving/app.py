@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import openapi
 from serving.access import Access
-from serving.corrections import LONGEST, add_routes, text_of
+from serving.corrections import LONGEST, add_routes, require_printable, text_of
 from serving.described import Descriptions
 from serving.form import Fields, Form, read_form
 from serving.metrics import MEDIA_TYPE as METRICS_TYPE
@@ -152,10 +152,12 @@ def products_of(form: Form) -> "list[Product]":
     """Returns the products of a form.
 
     Raises:
-        HTTPException: 422, a seller is no text that a database takes.
+        HTTPException: 422, a product_id or a seller is no text that lines and databases take.
     """
     from serving.room import Product
 
+    for sent in form.products:
+        require_printable("product_id", sent.texts.get("product_id", ""), EXPECTED)
     return [
         Product(
             sent.texts.get("product_id") or None,

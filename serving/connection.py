@@ -14,6 +14,8 @@ closed for writing, and what still comes is read and dropped for a while.
 """
 
 import asyncio
+import logging
+import re
 import socket
 import struct
 import sys
@@ -33,6 +35,8 @@ from serving.problems import problem_response, retry_after
 MANY = "{} connections are open; expected fewer; use each for several requests, or try again in a second"
 LATE = "{} did not come within {:g} s; expected a request without pauses; send it again"
 UNREADABLE = "the request cannot be read ({}); expected one of HTTP/1.1, headers within {} KiB; correct it"
+PROBES = frozenset(("/healthz", "/readyz", "/metrics"))  # every few seconds, by machines
+ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#]*")
 LINGER_S = 5.0  # in which what a client still sends is read and dropped
 
 
@@ -46,7 +50,8 @@ class ConnectionLimits:
     answer_s: float = 30.0  # without the client taking a byte of its answer
     idle_s: float = 5.0  # between two requests
     header_bytes: int = 64 << 10
-    connections: int = 4_096  # at the same time, more than requests may wait; one more is answered 503
+    connections: int = 4_096  # at the same time, more than requests may wait; one more is answered 503.
+    # Refused ones stay for seconds: when they are as many, the next one is reset
 
 
 class Connection(H11Protocol):
@@ -73,6 +78,8 @@ class Connection(H11Protocol):
             refused: called with the status of each answer that is not the application's.
         """
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = _Http(h11.SERVER, limits.header_bytes)
+        self.access_logger = cast(logging.Logger, _AccessLog(self.access_logger))
         self._limits, self._refused = limits, refused
         self._stage: Any = h11.IDLE  # of the request, as h11 counts
         self._since = self._heard = 0.0  # when the stage and when the last bytes came
@@ -225,6 +232,23 @@ class Connection(H11Protocol):
         self._socket.resume_reading()
 
 
+class _Http(h11.Connection):
+    """HTTP as h11 reads it; a request may name a whole URL, as one to a proxy does (RFC 9112, 3.2.2)."""
+
+    def next_event(self) -> Any:
+        """Returns the next event; a request has a path as its target."""
+        event: Any = super().next_event()
+        if not isinstance(event, h11.Request) or not (found := ABSOLUTE.match(event.target)):
+            return event
+        rest = event.target[found.end() :]
+        return h11.Request(
+            method=event.method,
+            headers=event.headers.raw_items(),
+            target=rest if rest.startswith(b"/") else b"/" + rest,
+            http_version=event.http_version,
+        )
+
+
 class _Transport:
     """The socket as uvicorn sees it: `close` is the connection's, and nothing is written afterwards."""
 
@@ -246,3 +270,16 @@ class _Transport:
     def close(self) -> None:
         """Ends the connection."""
         self._connection.end()
+
+
+class _AccessLog:
+    """The log of requests as uvicorn writes it: without probes and queries, which may hold secrets."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+
+    def info(self, line: str, client: str, method: str, path: str, version: str, status: int) -> None:
+        """Takes what uvicorn says of a request; the client of a socket file has no address."""
+        path, _, _ = path.partition("?")
+        level = logging.DEBUG if path in PROBES else logging.INFO
+        self._log.log(level, line, client or "unix", method, path, version, status)

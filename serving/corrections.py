@@ -31,11 +31,11 @@ from features.printable import CONTROL
 from features.storage.paths import AnyPath
 from models.corrections.categories import KnownCategories
 from serving.form import MAX_PHOTOS, Fields, Form, Sent, read_form, too_long
-from serving.openapi import CORRECTION_EXAMPLE, NOT_EMPTY, ONE_LINE, problems
+from serving.openapi import CORRECTION_EXAMPLE, NOT_EMPTY, ONE_LINE, TIMEOUT_HEADER, problems
 from serving.problems import HEADER, STORE, log, log_refused, set_header, unavailable
 from serving.schemas import CorrectionMade, CorrectionPage, CorrectionRow, CorrectionUndone
 from serving.state import ServiceState
-from serving.waiting import TIMEOUT, answers_of
+from serving.waiting import TIMEOUT, answers_of, timeout_of
 
 if TYPE_CHECKING:
     from models.corrections.histories import Histories
@@ -100,20 +100,22 @@ def _schema(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 BODY = {
+    "parameters": [TIMEOUT_HEADER],
     "requestBody": {
         "required": True,
         "content": {
             "application/json": _schema(_IN_JSON),
             "multipart/form-data": _schema(_PROPERTIES | {"images": _IMAGES}),
         },
-    }
+    },
 }
 _KEPT = {"_409": "No store of corrections", "_503": "Not ready, or the store of corrections does not answer"}
 MADE = problems(
     _400="Damaged form or JSON", _413="Too long a text, too many photos or bytes",
     _409="No store of corrections, or a release without adapter",
     _415="Neither JSON nor a form, or a compressed body",
-    _422="A field is missing, empty or not known; a category that the release does not have",
+    _422="A field is missing, empty or not known; a category that the release does not have; a wrong "
+    "X-Request-Timeout",
     _429="The queue of photos is full; Retry-After says when to try again",
     _503=_KEPT["_503"], _504="The photos were not read within the time limit",
 ) | {201: {"headers": HEADER}}  # fmt: skip
@@ -190,13 +192,18 @@ def text_of(name: str, value: object, expected: str = EXPECTED) -> str:
     if not isinstance(value, str):
         raise HTTPException(422, f"{name}: {json.dumps(value)[:100]}, not a text; {expected}")
     text = value.strip()
+    require_printable(name, text, expected)
+    if len(text.encode()) > LONGEST[name]:
+        raise too_long(name, LONGEST[name])
+    return text
+
+
+def require_printable(name: str, text: str, expected: str) -> None:
+    """Raises an HTTPException 422 where a field holds characters that databases or lines do not take."""
     if re.search("[\0\ud800-\udfff]", text):
         raise HTTPException(422, f"{name}: holds NUL or half a character; {expected}")
     if name != "comment" and CONTROL.search(text):
         raise HTTPException(422, f"{name}: holds control characters, such as a new line; {expected}")
-    if len(text.encode()) > LONGEST[name]:
-        raise too_long(name, LONGEST[name])
-    return text
 
 
 async def read_correction(request: Request) -> tuple[NewCorrection, Form]:
@@ -259,7 +266,7 @@ class CorrectionService:
             room: reads photos, and knows the release in service.
             corrections: the store; None: every request is refused.
             workspace: whose runs and batches know products; None: none does.
-            timeout_s: for reading the photos of a correction.
+            timeout_s: for reading the photos of a correction; a request may ask for less.
         """
         self._room, self._timeout_s = room, timeout_s
         self._corrections, self._workspace = corrections, workspace
@@ -299,7 +306,7 @@ class CorrectionService:
     async def make(self, request: Request, response: Response) -> CorrectionMade:
         """Makes a correction."""
         corrections, served = self._require_store(), self._room.served
-        bundle = served.bundle
+        bundle, limit = served.bundle, timeout_of(request, self._timeout_s)
         if bundle.adapter is None:
             raise HTTPException(
                 409,
@@ -310,7 +317,7 @@ class CorrectionService:
         new, form = await read_correction(request)
         try:
             category = await self._in_thread(partial(self._known_category, served, new.category))
-            seen, source, reason = await self._see(served, new.product_id, form, request, response)
+            seen, source, reason = await self._see(served, new.product_id, form, request, response, limit)
         finally:
             form.close()
         encoded = await self._in_thread(partial(served.decider.encode, seen, category)) if seen else None
@@ -328,6 +335,9 @@ class CorrectionService:
             bottlenecks=seen.bottlenecks if seen else None,
         )
         [added] = await self._in_thread(partial(corrections.add, [(correction, encoded)]))
+        if added.state == "same" and not seen:
+            kept = partial(corrections.has_vector, added.id, new.seller, bundle.categorizer.predictor.model)
+            source, reason = ("kept", None) if await self._in_thread(kept) else (source, reason)
         learnt = category in bundle.categorizer.predictor.taxonomy.categories
         return CorrectionMade(
             id=added.id, state=added.state, product_id=new.product_id, seller=new.seller, category=category,
@@ -335,14 +345,20 @@ class CorrectionService:
         )  # fmt: skip
 
     async def _see(
-        self, served: "Served", product_id: str, form: Form, request: Request, response: Response
+        self,
+        served: "Served",
+        product_id: str,
+        form: Form,
+        request: Request,
+        response: Response,
+        limit: float,
     ) -> tuple["SeenProduct | None", Any, str | None]:
         """What a product looks like, where that is from, and why it is not known."""
         from serving.room import Product
 
         if files := form.products[0].files:
             product = Product(product_id, None, files, decide=False)
-            [answer] = await answers_of(self._room, [product], request, self._timeout_s, served)
+            [answer] = await answers_of(self._room, [product], request, limit, served)
             log_refused(product_id, answer.refusals)
             set_header(response, answer.refusals)
             if answer.seen:
@@ -364,7 +380,7 @@ class CorrectionService:
         category = categories.find(text)
         if category is None:
             near = categories.nearest(text)
-            hint = f"did you mean {near!r}?" if near else "see the release's taxonomy.csv"
+            hint = f"did you mean {near!r}?" if near else "GET /v1/taxonomy lists them"
             raise HTTPException(
                 422,
                 f"category {text[:100]!r}: not of release {served.name}; expected the id or the "

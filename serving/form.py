@@ -4,7 +4,8 @@ anything                    a preamble, which is skipped
 --edge                      a part: headers, an empty line, bytes
 Content-Disposition: form-data; name="images"; filename="front.jpg"
 
-…                           a photo, with a file name or without; in memory up to 1 MiB, then on the disk
+…                           a photo, with a file name or without; in memory up to 1 MiB, then on the disk,
+                            where all photos of a request are in one file, one after the other
 --edge
 Content-Disposition: form-data; name="product_id"
 
@@ -14,12 +15,14 @@ mug-7                       a text
 Several products have numbers, from 0 on without gaps, in any order: images.0, product_id.0, images.1, …
 """
 
+import io
+import os
 import re
 import threading
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from tempfile import SpooledTemporaryFile
-from typing import BinaryIO, cast
+from tempfile import TemporaryFile
+from typing import IO, BinaryIO, cast
 
 from fastapi import HTTPException, Request
 from python_multipart import MultipartParser
@@ -70,12 +73,15 @@ class Form:
 
     products: list[Sent] = field(default_factory=list)  # exactly one where they have no numbers
     numbered: bool = False
+    spool: "Spool | None" = None  # of the photos on the disk
 
     def close(self) -> None:
-        """Closes the photos, which removes those on the disk."""
+        """Closes the photos, and removes those on the disk."""
         for product in self.products:
             for photo in product.photos:
                 photo.close()
+        if self.spool:
+            self.spool.close()
 
 
 class _Memory:
@@ -100,28 +106,103 @@ class _Memory:
 MEMORY = _Memory()
 
 
+class Spool:
+    """The photos of one request that are on the disk: one file, opened with the first of them."""
+
+    def __init__(self) -> None:
+        self._lock, self._file = threading.Lock(), cast("IO[bytes] | None", None)
+        self.size = 0  # bytes
+
+    def write(self, data: bytes) -> None:
+        """Adds bytes at the end."""
+        if self._file is None:
+            self._file = TemporaryFile(buffering=0)  # noqa: SIM115
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
+        self.size += len(data)
+
+    def read(self, at: int, count: int) -> bytes:
+        """Returns bytes from a place on.
+
+        Raises:
+            ValueError: the request has ended.
+        """
+        with self._lock:  # nothing is read by the number of a file that was closed meanwhile
+            if self._file is None:
+                raise ValueError("read of a closed file")
+            return os.pread(self._file.fileno(), count, at)
+
+    def close(self) -> None:
+        """Removes the file."""
+        with self._lock:
+            if self._file:
+                self._file.close()
+
+
+class _Piece(io.RawIOBase):
+    """A photo in a spool, as a file."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool, self._begin, self._at = spool, spool.size, 0
+        self.size = 0  # bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if self.closed:
+            raise ValueError("seek of a closed file")
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: "memoryview[int]") -> int:  # type: ignore[override]
+        count = max(min(len(buffer), self.size - self._at), 0)
+        data = self._spool.read(self._begin + self._at, count)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        """Adds bytes; nothing else may come into the spool until the photo is whole."""
+        self._spool.write(data)
+        self.size += len(data)
+        return len(data)
+
+
 class Photo:
     """A photo that was sent, in memory or on the disk."""
 
-    def __init__(self) -> None:
-        self.file = cast(BinaryIO, SpooledTemporaryFile())  # noqa: SIM115
+    def __init__(self, spool: Spool) -> None:
+        """Holds nothing yet.
+
+        Args:
+            spool: of the request.
+        """
+        self.file: BinaryIO = io.BytesIO()
         self.size = 0  # bytes
+        self._spool = spool
         self._held = 0  # bytes in memory
-        self._on_disk = False
+        self.on_disk = False
 
     def write(self, data: bytes) -> None:
         """Adds bytes; beyond IN_MEMORY, or when others have used the memory, all of them go to the disk."""
         self.size += len(data)
-        if not self._on_disk and (self.size > IN_MEMORY or not MEMORY.take(len(data))):
-            cast("SpooledTemporaryFile[bytes]", self.file).rollover()
-            self._on_disk = True
+        if not self.on_disk and (self.size > IN_MEMORY or not MEMORY.take(len(data))):
+            before = cast(io.BytesIO, self.file).getvalue()
+            self.file, self.on_disk = cast(BinaryIO, _Piece(self._spool)), True
+            self.file.write(before)
             self._give_back()
-        if not self._on_disk:
+        if not self.on_disk:
             self._held += len(data)
         self.file.write(data)
 
     def close(self) -> None:
-        """Removes it."""
+        """Removes it from the memory."""
         self.file.close()
         self._give_back()
 
@@ -168,6 +249,7 @@ class _FormReader:
     def __init__(self, boundary: bytes, fields: Fields) -> None:
         self._fields = fields
         self._products: dict[int, Sent] = {}
+        self._spool = Spool()
         self._numbered: bool | None = None  # None: no part that counts has come
         self._parts = self._received = 0  # parts, bytes
         self._edge = b"\r\n--" + boundary
@@ -209,7 +291,7 @@ class _FormReader:
             one = self._products.get(0, Sent())
             if self._fields.needs_photos and not one.photos:
                 raise HTTPException(422, f"no photo in the field images; {self._fields.expected}")
-            return Form([one])
+            return Form([one], spool=self._spool)
         for number in range(max(self._products) + 1):
             if number not in self._products:
                 raise HTTPException(
@@ -217,11 +299,12 @@ class _FormReader:
                 )
             if not self._products[number].photos:
                 raise HTTPException(422, f"no photo in the field images.{number}; {NO_GAPS}")
-        return Form([self._products[number] for number in range(len(self._products))], numbered=True)
+        products = [self._products[number] for number in range(len(self._products))]
+        return Form(products, numbered=True, spool=self._spool)
 
     def close(self) -> None:
         """Closes the photos that have come."""
-        Form(list(self._products.values())).close()
+        Form(list(self._products.values()), spool=self._spool).close()
 
     def _take(self, data: bytes) -> None:
         if not self._begun:
@@ -266,7 +349,7 @@ class _FormReader:
             if len(product.photos) == MAX_PHOTOS:
                 detail = f"more than {MAX_PHOTOS} photos of a product"
                 raise HTTPException(413, f"{detail}; expected {MAX_PHOTOS} at most; leave some out")
-            part.photo = Photo()
+            part.photo = Photo(self._spool)
             product.photos.append(part.photo)
         elif part.file_name is not None:
             raise HTTPException(422, f"{_decoded(part.name)}: a file, not a text; {fields.expected}")

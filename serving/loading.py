@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from features.printable import escaped
 from features.storage.paths import AnyPath
 from serving.metrics import Metrics
 from serving.state import ServiceState
@@ -106,8 +107,8 @@ class Loading:
         )
         self._watcher.start()
         for caveat in bundle.caveats:
-            log.warning("%s: %s", self._release, caveat)
-        log.info("%s is served at %s", self._release, at)
+            log.warning("%s: %s", escaped(self._release), caveat)
+        log.info("%s is served at %s", escaped(self._release), at)
 
     def _open_store(self, bundle: "Bundle") -> "Corrections | None":
         from models.decisions.releases import settings_of_run

@@ -9,11 +9,20 @@ Each service has a registry of its own. Labels take few values: a path that is n
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from serving.state import ServiceState
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a time beside each counter, which doubles the series
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ROUTES = frozenset(
@@ -144,9 +153,10 @@ class _Now(Collector):
             release.add_metric([], labels | {"backbone": served.bundle.fingerprint})
         yield release
         refused = GaugeMetricFamily(
-            "shelfmark_refused_release", "1: a newer release could not be used.", labels=["release"]
-        )
-        if state.refused_release:
+            "shelfmark_refused_release", "1: the release that is to be in service could not be used.",
+            labels=["release"],
+        )  # fmt: skip
+        if state.refused_release and state.refused_release[0] is not None:  # None: by `withdraw`
             refused.add_metric([state.refused_release[0]], 1)
         yield refused
 

@@ -32,7 +32,12 @@ _PHOTOS = {
     "maxItems": MAX_PHOTOS,
     "description": f"Photos of one product, 1 to {MAX_PHOTOS}; the same one twice counts once.",
 }
-_ID = {"type": "string", "maxLength": LONGEST, "description": "Returned in the decision."}
+_ID = {
+    "type": "string",
+    "maxLength": LONGEST,
+    "pattern": ONE_LINE,
+    "description": "Returned in the decision.",
+}
 _SELLER = {
     "type": "string",
     "maxLength": LONGEST,
@@ -76,6 +81,13 @@ def problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
+TIMEOUT_HEADER: dict[str, Any] = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds for the decision, or for reading the photos of a correction, counted from the "
+    "end of the request; at most the service's own limit, 30 by default.",
+    "schema": {"type": "number", "minimum": SHORTEST, "maximum": 30},
+}
 CATEGORIZE: dict[str, Any] = {
     "responses": {
         200: {
@@ -86,22 +98,15 @@ CATEGORIZE: dict[str, Any] = {
             _400="Damaged multipart/form-data",
             _413="Too many products, photos or bytes",
             _415="No multipart/form-data, or a compressed body",
-            _422="No photos, wrong numbers of products, or a wrong X-Request-Timeout",
+            _422="No photos, wrong numbers of products, a text with control characters, or a wrong "
+            "X-Request-Timeout",
             _429="The queue of photos is full; Retry-After says when to try again",
             _503="Not ready, or ending; with a seller also: the store of corrections does not answer",
             _504="No decision within the time limit",
         ),
     },
     "openapi_extra": {
-        "parameters": [
-            {
-                "name": "X-Request-Timeout",
-                "in": "header",
-                "description": "Seconds for the decision, counted from the end of the request; at most the "
-                "service's own limit, 30 by default.",
-                "schema": {"type": "number", "minimum": SHORTEST, "maximum": 30},
-            }
-        ],
+        "parameters": [TIMEOUT_HEADER],
         "requestBody": {
             "required": True,
             "content": {"multipart/form-data": {"schema": FORM}},

@@ -97,9 +97,9 @@ class CorrectionMade(_Body):
     """Whose decisions change."""
     category: str
     """The id of the category."""
-    vector: Literal["photos", "recent", "store"] | None
-    """From where the service knows what the product looks like: the photos sent along, a decision of late, or
-    the store of the workspace; null where it does not."""
+    vector: Literal["photos", "recent", "store", "kept"] | None
+    """From where the service knows what the product looks like: the photos sent along, a decision of late,
+    the store of the workspace, or the same correction as it was made before; null where it does not."""
     reason: str | None
     """Why the correction changes no decision of this release, and is kept as a label of the next training
     alone; null where it does."""
@@ -172,10 +172,10 @@ class Health(_Body):
 
 
 class RefusedRelease(_Body):
-    """A newer release that is not in service, because it could not be used."""
+    """What `releases/current` names, where that could not be used."""
 
-    release: str
-    """Its name."""
+    release: str | None
+    """Its name; null after `shelfmark withdraw`: nothing is to be in service."""
     reason: str
     """Why: what happened; what was expected; what to do next."""
 

@@ -7,17 +7,23 @@
 The address stays open while requests are finished: whoever is behind a balancer reads from /readyz that this
 service goes, and a request that was already under way gets an answer instead of a reset. A second signal ends
 everything at once.
+
+A connection is an open file, a request with large photos has another one, and so has a connection that was
+refused, for some seconds. The system limits open files: the limit of connections is a third of what the
+service itself leaves of them.
 """
 
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 
+from features.errors import ShelfmarkError
 from features.process import end_at_once
 from serving.connection import Connection, ConnectionLimits
 
@@ -35,6 +42,11 @@ if TYPE_CHECKING:
 
 CHECK_S = 0.25  # between two looks at the connections' limits
 MOST_FILES = 65_536  # open at a time
+OWN_FILES = 128  # of the service itself, beside two for each core: of decode processes, databases, a release
+ACCEPTED_AT_ONCE = 32  # connections; asyncio has up to four times as many before the first one is refused
+WAITING = 2_048  # connections that the system holds until they are accepted
+FEWEST = 16  # connections that a service can do with
+ERROR_S = 60.0  # between two lines in the log that no connection can be accepted
 PASS_S = 0.1  # what is in a socket when draining begins is read within this time
 LAST_S = 1.0  # for answers to what came while draining, after the address is closed
 
@@ -62,11 +74,16 @@ class Server(uvicorn.Server):
             limits: of connections.
             drain_s: for the end of accepted requests after a signal.
             refused: called with the status of each answer that is not the app's.
+
+        Raises:
+            ShelfmarkError: the system lets this process have too few open files.
         """
+        limits = within_files(limits, open_files())
         protocol: Any = partial(Connection, limits=limits, refused=refused)
         config = uvicorn.Config(
             app,
             loop="asyncio",
+            backlog=ACCEPTED_AT_ONCE,
             http=protocol,
             ws="none",
             lifespan="off",
@@ -84,11 +101,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to accept connections, and to look at their limits."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # usually 1,024 files, sockets among them
-        if soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or soft < hard):
-            most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+        asyncio.get_running_loop().set_exception_handler(AcceptErrors())
         await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(WAITING)
         self._checks = asyncio.create_task(self._check_connections())
 
     async def _check_connections(self) -> None:
@@ -171,3 +187,61 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.02)
         for connection in self._connections():
             connection.abort()
+
+
+# Open files
+
+
+def open_files() -> int:
+    """Raises the limit of open files as far as this process may; returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # usually 1,024 files, sockets among them
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
+
+
+def within_files(limits: ConnectionLimits, files: int, cores: int | None = None) -> ConnectionLimits:
+    """Returns limits with as many connections as open files allow.
+
+    Args:
+        limits: of connections.
+        files: that may be open at a time.
+        cores: of the machine; None: of this one.
+
+    Raises:
+        ShelfmarkError: they are too few for a service.
+    """
+    own = OWN_FILES + 2 * (cores or os.cpu_count() or 1) + 4 * ACCEPTED_AT_ONCE
+    connections = (files - own) // 3  # each with a socket, a file of photos, and a refused one beside it
+    if connections < FEWEST:
+        raise ShelfmarkError(
+            f"at most {files:,} files may be open at a time; expected {own + 3 * FEWEST:,} or more; raise "
+            "the limit: `ulimit -n`, LimitNOFILE= of systemd, ulimits of Docker"
+        )
+    if connections < limits.connections:
+        log.warning(
+            "at most %s files may be open at a time: %s connections are the most; expected %s; "
+            "raise the limit: `ulimit -n`, LimitNOFILE= of systemd, ulimits of Docker",
+            f"{files:,}", f"{connections:,}", f"{limits.connections:,}",
+        )  # fmt: skip
+    return replace(limits, connections=min(connections, limits.connections))
+
+
+class AcceptErrors:
+    """Says in a line, once a minute, that connections cannot be accepted: asyncio tries again by itself."""
+
+    def __init__(self) -> None:
+        self._said = -ERROR_S
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Takes an error that asyncio has nowhere to send; others than these are logged as it does."""
+        if "socket.accept()" not in context["message"]:
+            loop.default_exception_handler(context)
+        elif loop.time() - self._said >= ERROR_S:
+            self._said = loop.time()
+            log.error(
+                "connections cannot be accepted (%s); expected fewer open files; raise their limit",
+                context.get("exception"),
+            )

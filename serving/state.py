@@ -21,5 +21,6 @@ class ServiceState:
     corrections: "CorrectionService | None" = None  # as the room
     ready: bool = False  # loaded, and every batch size was run once
     draining: bool = False  # finishes what it has accepted, and then ends
-    refused_release: tuple[str, str] | None = None  # a newer release that could not be used, and why
+    # what releases/current names and could not be used, and why; None in place of the name: it names nothing
+    refused_release: tuple[str | None, str] | None = None
     in_flight: int = 0  # requests that are not finished

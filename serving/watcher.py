@@ -2,6 +2,7 @@
 
     releases/current ──► moved? ──► opened, checked and warm, in a thread of its own
                                       ├─ cannot be used ──► refused: log, /readyz, /metrics; the old one stays
+                                      ├─ nothing, after `withdraw` ──► log, /readyz; the old one stays
                                       ├─ moved on meanwhile ──► dropped, the next one is opened
                                       └─ takes over between two batches ──► the old one's memory is given back
 
@@ -17,13 +18,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.errors import ShelfmarkError, one_line
+from features.printable import escaped
 from features.storage.artifact import find_artifact
-from features.storage.paths import AnyPath
+from features.storage.paths import AnyPath, stats
 from models.decisions.releases import in_service, require_whole
 from serving.served import Served
 
@@ -38,6 +41,11 @@ RETRY_S = 60.0  # after which a refused release is tried again
 NICENESS = 10  # of the thread that opens a release
 FREED_S = 120.0  # within which requests in flight end, and with them the use of a former release
 
+NOTHING = (
+    "releases/current is not there; expected it to name a release; put one into service by "
+    "`shelfmark release` or `shelfmark rollback`, or end the service"
+)
+
 log = logging.getLogger("shelfmark")
 
 
@@ -45,9 +53,10 @@ log = logging.getLogger("shelfmark")
 class _Seen:
     """What releases/current leads to."""
 
-    name: str | None
+    name: str | None  # None: nothing is to be in service
     digest: str | None  # of the bundle; None where files are missing or resized
     problem: str | None = None  # why it cannot be read
+    files: tuple[tuple[str, object], ...] = ()  # of what is not in service: name, and what a change changes
 
 
 class ReleaseWatcher:
@@ -106,7 +115,8 @@ class ReleaseWatcher:
                 return
             began = time.monotonic()
             opened = self._open_or_refuse(seen)
-            if self._see() != seen:
+            now = self._see()
+            if (now.name, now.digest) != (seen.name, seen.digest):
                 continue  # it moved on meanwhile
             if opened and not self._stopped.is_set():
                 self._take_over(opened, time.monotonic() - began)
@@ -127,24 +137,27 @@ class ReleaseWatcher:
         served = self._room.served
         if (seen.name, seen.digest) == (served.name, served.bundle.digest):
             if self._state.refused_release:
-                log.info("%s stays in service, as releases/current says", served.name)
+                log.info("%s stays in service, as releases/current says", escaped(served.name))
             self._state.refused_release = self._refused = None
             return True
         return seen == self._refused and time.monotonic() - self._tried < RETRY_S
 
     def _see(self) -> _Seen:
         """Returns what is to be in service, from a few small files."""
-        name = None
         try:
             name = in_service(self._releases)
-            if name is None:
-                raise ShelfmarkError(
-                    f"{self._releases}: nothing is in service; expected releases/current; put a release into "
-                    "service by `shelfmark release`"
-                )
-            return _Seen(name, require_whole(self._releases, name).digest)
         except (ShelfmarkError, OSError) as error:
-            return _Seen(name, None, one_line(error))
+            return _Seen("current", None, one_line(error))
+        if name is None:
+            return _Seen(None, None, NOTHING)
+        path = self._releases / name
+        try:
+            digest = require_whole(self._releases, name).digest
+        except (ShelfmarkError, OSError) as error:
+            return _Seen(name, None, one_line(error), _versions(path))
+        served = self._room.served
+        is_served = (name, digest) == (served.name, served.bundle.digest)
+        return _Seen(name, digest, files=() if is_served else _versions(path))
 
     # The new one
 
@@ -164,11 +177,24 @@ class ReleaseWatcher:
         """Stays with the release in service; says so where it has not been said."""
         if self._see() != seen:
             return
-        name, shown = seen.name or "none", reason.replace(str(self._releases.parent), "the workspace")
-        if self._state.refused_release != (name, shown):
-            log.error("release %s is refused, %s stays in service: %s", name, self._room.served.name, reason)
-        self._state.refused_release = name, shown
+        shown = escaped(reason.replace(str(self._releases.parent), "the workspace"))
+        refused = seen.name and escaped(seen.name), shown
+        if self._state.refused_release != refused:
+            self._say(*refused, escaped(reason))
+        self._state.refused_release = refused
         self._refused, self._tried = seen, time.monotonic()
+
+    def _say(self, name: str | None, _: str, reason: str) -> None:
+        served = escaped(self._room.served.name)
+        if name is None:
+            log.warning("nothing is in service any more; the service goes on with %s: %s", served, reason)
+        elif name == served:
+            log.error(
+                "the files of %s, which is in service, cannot be used any more; the service goes on with "
+                "what it has in memory, and could not start again: %s", served, reason,
+            )  # fmt: skip
+        else:
+            log.error("release %s is refused, %s stays in service: %s", name, served, reason)
 
     def _opened(self, path: AnyPath, like: Served) -> Served:
         """Opens a release in a thread of its own.
@@ -199,15 +225,29 @@ class ReleaseWatcher:
 
     def _take_over(self, served: Served, seconds: float) -> None:
         """Puts an opened release into service."""
-        before = self._room.served.name
+        before, name = escaped(self._room.served.name), escaped(served.name)
         self._old.append((weakref.ref(self._room.served), time.monotonic()))
         self._room.take_over(served)
         self._backbone = _backbone_files(self._releases / served.name)
         self._switched(served)
         self._state.refused_release = self._refused = None
-        log.info("%s is in service in place of %s, opened in %.1f s", served.name, before, seconds)
+        log.info("%s is in service in place of %s, opened in %.1f s", name, before, seconds)
         for caveat in served.bundle.caveats:
-            log.warning("%s: %s", served.name, caveat)
+            log.warning("%s: %s", name, caveat)
+
+
+def _versions(path: AnyPath) -> tuple[tuple[str, object], ...]:
+    """The files of a release: name, and size and times, which other contents of the same size have others."""
+    if not isinstance(path, Path):
+        with suppress(ShelfmarkError, OSError):
+            return tuple(stats(path).items())
+        return ()
+    found = []
+    for file in sorted(path.rglob("*")):
+        with suppress(OSError):  # it has gone meanwhile
+            state = file.stat()
+            found.append((file.name, (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)))
+    return tuple(found)
 
 
 def _backbone_files(path: AnyPath) -> dict[str, str]:

@@ -124,6 +124,17 @@ def test_the_command_prints_a_decision_a_line_or_one_line_of_an_error(address, p
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "given", [[], ["http://x"], ["http://x", "mug"], ["http://x", "mug=a", "=b"]], ids=str
+)
+def test_wrong_arguments_are_answered_with_the_usage(given):
+    for command in ([sys.executable, CLIENTS / "client.py"], ["sh", CLIENTS / "curl.sh"]):
+        arguments = given[:2] if command[0] == "sh" else given
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("usage: ") and done.stderr.count("\n") == 1
+
+
 def test_curl_asks_for_one_product_for_two_and_for_the_release(address, photos):
     if not shutil.which("curl"):
         pytest.skip("no curl here")

@@ -30,7 +30,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.__main__ import serve
+from serving.connection import ConnectionLimits
 from serving.metrics import Metrics
+from serving.server import within_files
 from serving.state import ServiceState
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +78,13 @@ def test_systemd_takes_the_unit(tmp_path):
     security = ["systemd-analyze", "security", "--offline=yes", "--threshold=25", str(file)]
     done = subprocess.run(security, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]  # an exposure of 2.5 of 10 at most
+
+
+def test_systemd_and_compose_let_the_service_have_the_files_of_all_connections():
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    limits = ConnectionLimits()
+    for files in (int(unit("LimitNOFILE")), compose["serve"]["ulimits"]["nofile"]):
+        assert within_files(limits, files, cores=256) == limits
 
 
 def test_kubernetes_takes_the_service():

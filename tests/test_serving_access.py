@@ -207,6 +207,8 @@ def test_a_path_that_cannot_be_a_socket_is_named(tmp_path: Path, path: str) -> N
         ("--host 127.0.0.1 --uds s", "--uds beside --host; "),
         ("--protect-metrics", "--protect-metrics without --tokens; "),
         ("--timeout 0", "0.0 is not in the range"),
+        ("--timeout nan", "nan is no number of seconds; expected one 0<x<=3600"),
+        ("--drain NaN", "NaN is no number of seconds; expected one 0<=x<=3600"),
     ],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(
@@ -216,6 +218,13 @@ def test_options_that_do_not_go_together_are_wrong_usage(
         main(["--workspace", str(tmp_path), *arguments.split()])
     assert stop.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_workspace_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--workspace", str(tmp_path / "nope"), "--port", "0"])
+    assert stop.value.code == 1
+    assert f"{tmp_path}/nope: no such directory; expected a workspace with" in capsys.readouterr().err
 
 
 def test_an_address_that_others_reach_is_warned_of_where_nobody_needs_a_token(

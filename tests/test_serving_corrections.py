@@ -23,7 +23,7 @@ from catalogues import HTML, photo
 from conftest import make_bundle
 from corrected import adapter_of, rules_of, store_of
 from fastapi.testclient import TestClient
-from service import client_of, images, problem, serving, state_of
+from service import SharedRoom, client_of, images, problem, serving, state_of
 from test_categorize import Saved
 from test_extract import engines_by_hand
 
@@ -155,6 +155,19 @@ def test_the_same_again_changes_nothing_and_another_category_replaces(client: Te
     assert first["id"] == same["id"] < other["id"]
 
 
+def test_the_same_again_without_photos_says_that_what_was_seen_is_kept(
+    client: TestClient, corrections: Corrections, bundle: Bundle
+) -> None:
+    first = client.post("/v1/corrections", data=TEXTS, files=images(photo(1))).json()
+    same = client.post("/v1/corrections", json=TEXTS).json()
+    assert same == first | {"state": "same", "vector": "kept", "reason": None}
+    assert len(corrections.history("ann", bundle.categorizer.predictor.model).vectors) == 1
+    corrections.forget_vectors([])
+    again = client.post("/v1/corrections", json=TEXTS).json()
+    assert (again["state"], again["vector"]) == ("same", None)
+    assert again["reason"].startswith("no photo that can be read was sent along")
+
+
 def test_corrections_are_listed_page_by_page_the_newest_first(client: TestClient) -> None:
     ids = []
     for number in range(5):
@@ -267,7 +280,7 @@ def test_only_a_request_with_a_seller_gets_the_three_fields(client: TestClient, 
     ("fields", "status", "message"),
     [
         ({"category": "mlik"}, 422, "category 'mlik': not of release week; .*; did you mean 'milk'?"),
-        ({"category": "€§$%"}, 422, "not of release week; .*; see the release's taxonomy.csv"),
+        ({"category": "€§$%"}, 422, "not of release week; .*; GET /v1/taxonomy lists them"),
         ({"category": ""}, 422, "category: empty; expected JSON or multipart/form-data with the texts"),
         ({"seller": " "}, 422, "seller: empty; "),
         ({"product_id": None}, 422, "product_id: missing; "),
@@ -318,10 +331,33 @@ def test_a_body_that_is_none_is_refused(
     assert problem(client.post("/v1/corrections", **request_), status).startswith(message)
 
 
-def test_a_seller_of_a_decision_has_limits_too(client: TestClient) -> None:
-    for seller, status in (("x" * 1001, 413), ("a\0", 422)):
-        response = client.post("/v1/categorize", data={"seller": seller}, files=images(photo(1)))
-        assert problem(response, status).startswith("seller: ")
+def test_texts_of_a_decision_have_limits_too(client: TestClient) -> None:
+    for name, text, status in (
+        ("seller", "x" * 1001, 413), ("seller", "a\0", 422), ("product_id", "a\0", 422),
+        ("product_id", "a\x1b[31mb", 422), ("product_id", "a\n", 422),
+    ):  # fmt: skip
+        response = client.post("/v1/categorize", data={name: text}, files=images(photo(1)))
+        assert problem(response, status).startswith(f"{name}: ")
+
+
+def test_a_correction_may_ask_for_less_time(client: TestClient, corrections: Corrections) -> None:
+    for text in ("0", "soon", "31"):
+        response = client.post("/v1/corrections", json=TEXTS, headers={"X-Request-Timeout": text})
+        assert problem(response, 422).startswith(
+            f"X-Request-Timeout: '{text}'; expected seconds, 0.001 to 30"
+        )
+    given: list[float] = []
+    submit = SharedRoom.submit
+
+    def noting(self: Any, products: Any, timeout_s: float, served: Any = None) -> Any:
+        given.append(timeout_s)
+        return submit(self, products, timeout_s, served)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SharedRoom, "submit", noting)
+        for headers in ({"X-Request-Timeout": "20.5"}, {}):
+            client.post("/v1/corrections", data=TEXTS, files=images(photo(1)), headers=headers)
+    assert given == [20.5, 30.0]
 
 
 @pytest.mark.parametrize(

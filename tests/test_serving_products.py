@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -160,7 +161,7 @@ def test_photos_go_to_the_disk_when_others_have_used_the_memory(
     close = form_module.Form.close
 
     def closing(self: form_module.Form) -> None:
-        seen.append((MEMORY.used, [sent._on_disk for row in self.products for sent in row.photos]))
+        seen.append((MEMORY.used, [sent.on_disk for row in self.products for sent in row.photos]))
         close(self)
 
     monkeypatch.setattr(form_module.Form, "close", closing)
@@ -168,6 +169,43 @@ def test_photos_go_to_the_disk_when_others_have_used_the_memory(
     assert one(client, photo(1), photo(2)) == expected
     assert seen == [(len(photo(1)), [False, True])]
     assert MEMORY.used == 0
+
+
+def test_all_photos_of_a_request_that_go_to_the_disk_are_in_one_file(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [[photo(1), photo(2)], [photo(3)], [photo(0), HTML]]
+    expected = client.post("/v1/categorize", files=several(photos)).json()
+    files: list[Any] = []
+
+    def opening(**given: Any) -> Any:
+        files.append(TemporaryFile(**given))  # noqa: SIM115
+        return files[-1]
+
+    monkeypatch.setattr(form_module, "TemporaryFile", opening)
+    monkeypatch.setattr(form_module, "IN_MEMORY", 100)
+    found = client.post("/v1/categorize", files=several(photos)).json()
+    assert [one["photos"] for one in found["decisions"]] == [one["photos"] for one in expected["decisions"]]
+    assert [one["category"] for one in found["decisions"]] == [
+        one["category"] for one in expected["decisions"]
+    ]
+    [file] = files
+    assert file.closed
+
+
+def test_a_photo_on_the_disk_is_read_as_a_file_until_the_request_ends() -> None:
+    spool = form_module.Spool()
+    first, second = form_module.Photo(spool), form_module.Photo(spool)
+    for one, data in ((first, b"a" * 2**20 + b"bc"), (second, b"d" * 2**20 + b"ef")):
+        for start in range(0, len(data), 300_000):
+            one.write(data[start : start + 300_000])
+    for one, end in ((first, b"bc"), (second, b"ef")):
+        assert one.file.seek(0, 2) == one.size == 2**20 + 2
+        assert one.file.seek(2**20) == 2**20 and one.file.read(9) == end and one.file.read(1) == b""
+    spool.close()
+    first.file.seek(0)
+    with pytest.raises(ValueError, match="closed file"):
+        first.file.read(1)
 
 
 # The queue and the time

@@ -2,18 +2,26 @@
 
 import asyncio
 import json
+import logging
+import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from features.errors import ShelfmarkError
 from serving.connection import ConnectionLimits
-from serving.server import Server
+from serving.server import AcceptErrors, Server, within_files
 from serving.state import ServiceState
 
 QUICK = ConnectionLimits(headers_s=0.3, body_s=1.0, silent_s=0.3, answer_s=0.3, idle_s=0.3, connections=6)
@@ -55,11 +63,15 @@ class App:
 class Running:
     """A server in a thread, and its address."""
 
-    def __init__(self, limits: ConnectionLimits, drain_s: float) -> None:
+    def __init__(self, limits: ConnectionLimits, drain_s: float, uds: Path | None = None) -> None:
         self.state, self.refused = ServiceState(), list[int]()
         self.app = App(self.state)
         self.server = Server(self.app, self.state, limits, drain_s, self.refused.append)
-        listener = socket.create_server(("127.0.0.1", 0))
+        if uds:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(uds))
+        else:
+            listener = socket.create_server(("127.0.0.1", 0))
         self.address = listener.getsockname()
         self.thread = threading.Thread(target=self.server.run, args=([listener],))
         self.thread.start()
@@ -68,7 +80,9 @@ class Running:
 
     def connect(self, data: bytes = b"") -> socket.socket:
         """A connection that has sent something."""
-        client = socket.create_connection(self.address, timeout=PATIENCE)
+        client = socket.socket(socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET)
+        client.settimeout(PATIENCE)
+        client.connect(self.address)
         client.sendall(data)
         return client
 
@@ -87,8 +101,10 @@ class Running:
 
 
 @contextmanager
-def running(limits: ConnectionLimits = QUICK, drain_s: float = PATIENCE) -> Iterator[Running]:
-    one = Running(limits, drain_s)
+def running(
+    limits: ConnectionLimits = QUICK, drain_s: float = PATIENCE, uds: Path | None = None
+) -> Iterator[Running]:
+    one = Running(limits, drain_s, uds)
     try:
         yield one
     finally:
@@ -245,6 +261,110 @@ def test_more_connections_than_allowed_are_answered_503() -> None:
         while len(one.server.server_state.connections) > 1:
             time.sleep(0.01)
         assert read(one.connect(GET.replace(b"Host", b"Connection: close\r\nHost"))).endswith(b"done")
+
+
+@pytest.mark.parametrize(("files", "connections"), [(1_024, 254), (16_384, 4_096), (65_536, 4_096)], ids=str)
+def test_connections_are_limited_by_open_files(files: int, connections: int) -> None:
+    assert within_files(ConnectionLimits(), files, cores=2).connections == connections
+    assert within_files(QUICK, files, cores=2) == QUICK
+
+
+def test_a_limit_of_too_few_open_files_is_an_error() -> None:
+    with pytest.raises(ShelfmarkError, match="at most 256 files may be open at a time; expected 308 or more"):
+        within_files(ConnectionLimits(), 256, cores=2)
+
+
+CROWD = """
+import logging, resource, sys, threading
+from test_serving_server import App, ConnectionLimits, Server, ServiceState, socket
+
+logging.basicConfig(level=logging.INFO)
+resource.setrlimit(resource.RLIMIT_NOFILE, (500, 500))
+state = ServiceState()
+server = Server(App(state), state, ConnectionLimits(headers_s=60.0))
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+threading.Thread(target=lambda: (sys.stdin.read(), server.handle_exit(15, None)), daemon=True).start()
+server.run([listener])
+"""
+
+
+def test_connections_beyond_the_limit_of_open_files_are_answered_503_and_nothing_fails() -> None:
+    command = [sys.executable, "-c", CROWD]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as process, ExitStack() as clients:  # fmt: skip
+        assert process.stdout and process.stdin and process.stderr
+        address = "127.0.0.1", int(process.stdout.readline())
+        crowd = [clients.enter_context(socket.create_connection(address, PATIENCE)) for _ in range(600)]
+        for client in crowd:
+            with suppress(OSError):  # it was reset
+                client.sendall(b"G")
+        answers = Counter(answer_or_reset(client) for client in crowd[100:])
+        process.stdin.close()
+        log = process.stderr.read()
+        assert process.wait(PATIENCE) == 0
+    assert set(answers) == {0, 503}
+    assert answers[503] >= 20
+    assert "at most 500 files may be open at a time: 80 connections are the most; expected 4,096" in log
+    assert "Traceback" not in log and "cannot be accepted" not in log
+
+
+def answer_or_reset(client: socket.socket) -> int:
+    """The status of an answer; 0: there is none."""
+    try:
+        answer = read(client)
+    except ConnectionResetError:
+        return 0
+    return status_of(answer) if answer else 0
+
+
+def test_errors_of_accepting_are_one_line_a_minute_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop, errors = asyncio.new_event_loop(), AcceptErrors()
+    try:
+        for _ in range(5):
+            error = OSError(24, "Too many open files")
+            errors(loop, {"message": "socket.accept() out of system resource", "exception": error})
+        [record] = caplog.records
+        assert "connections cannot be accepted ([Errno 24] Too many open files); " in record.getMessage()
+        assert record.exc_info is None
+        errors(loop, {"message": "another", "exception": ValueError("of ours")})
+        assert caplog.records[1].exc_info
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["http://x/quick", "HTTPS://user@[::1]:80/quick?a=/b", "http://x", "http://x?a", "/quick?http://x/no"],
+)
+def test_a_target_with_a_host_is_the_path_of_it(target: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "uvicorn.access")
+    with running() as one:
+        assert first(one.connect(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
+    [line] = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    path = "/quick" if "/quick" in target else "/"
+    assert line.endswith(f'"GET {path} HTTP/1.1" 200')
+
+
+# The log of requests
+
+
+@pytest.mark.parametrize("place", ["address", "socket file"])
+def test_the_log_has_requests_without_their_queries_and_no_probes(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "uvicorn.access")
+    with running(uds=tmp_path / "s" if place == "socket file" else None) as one:
+        for path in ("/healthz", "/readyz", "/metrics?x=1", "/v1/corrections?seller=s3cret"):
+            assert first(one.connect(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
+    [line] = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    client = "unix" if place == "socket file" else r"127\.0\.0\.1:\d+"
+    assert re.fullmatch(client + ' - "GET /v1/corrections HTTP/1.1" 200', line)
 
 
 # The end

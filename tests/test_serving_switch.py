@@ -366,11 +366,58 @@ def test_a_release_that_could_not_be_opened_for_a_while_is_tried_again(
     assert service.readiness() == {"status": "ready", "release": "b", "refused_release": None}
 
 
-def test_the_old_release_stays_when_nothing_is_in_service(service: Service) -> None:
+def test_the_old_release_stays_when_nothing_is_in_service_and_nothing_was_refused(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
     take_out_of_service(service.releases)
-    service.watcher.look()
-    assert "nothing is in service" in service.readiness()["refused_release"]["reason"]
+    for _ in range(3):
+        service.watcher.look()
+    refused = service.readiness()["refused_release"]
+    assert refused["release"] is None
+    assert refused["reason"].startswith("releases/current is not there; expected it to name a release; ")
+    [line] = caplog.messages
+    assert line.startswith("nothing is in service any more; the service goes on with a: releases/current is")
+    assert "shelfmark_refused_release{" not in service.figures()
     assert service.decide(0)["release"] == "a"
+
+
+def test_a_release_in_service_whose_directory_goes_is_said_to_be_in_memory(
+    service: Service, spare: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.move_to("spare")
+    shutil.rmtree(spare)
+    for _ in range(3):
+        service.watcher.look()
+    [line] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert line.startswith(
+        "the files of spare, which is in service, cannot be used any more; the service goes"
+    )
+    assert "spare: missing; expected the bundle of release spare; " in line
+    assert service.decide(0)["release"] == "spare"
+    assert 'shelfmark_refused_release{release="spare"} 1' in service.figures()
+
+
+def test_a_refused_release_is_tried_again_when_a_file_of_the_same_size_comes(
+    service: Service, spare: Path
+) -> None:
+    weights = spare / "head.weights.h5"
+    whole = weights.read_bytes()
+    flip(spare)
+    service.move_to("spare")
+    assert service.readiness()["refused_release"]["release"] == "spare"
+    weights.write_bytes(whole)
+    service.watcher.look()
+    assert service.readiness() == {"status": "ready", "release": "spare", "refused_release": None}
+
+
+def test_a_name_of_several_lines_is_one_line_of_the_log(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.move_to("week\n2026-11-29T07:03:37Z a lie")
+    service.move_to("a")
+    assert caplog.messages
+    assert not [line for line in caplog.messages if "\n" in line]
+    assert "release week\\n2026-11-29T07:03:37Z a lie is refused, a stays in service: " in caplog.messages[0]
 
 
 def test_a_release_of_a_newer_version_is_not_opened(spare: Path) -> None:

@@ -117,7 +117,10 @@ def _words(answer: httpx.Response) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints a decision of each product as a line of JSON."""
-    url, *given = arguments
+    url, *given = arguments or [""]
+    if not given or not all(name and photos for name, _, photos in (text.partition("=") for text in given)):
+        print("usage: python client.py URL PRODUCT_ID=PHOTO[,PHOTO...] ...", file=sys.stderr)
+        return 2
     products = [
         Product(product_id, [Path(photo) for photo in photos.split(",")])
         for product_id, _, photos in (text.partition("=") for text in given)

@@ -2,6 +2,7 @@
 # The service by curl: sh curl.sh http://127.0.0.1:8000 front.jpg back.jpg
 # Where it has tokens: SHELFMARK_TOKEN=… sh curl.sh …
 set -eu
+[ $# -eq 3 ] || { echo "usage: sh curl.sh URL FRONT BACK" >&2; exit 2; }
 url=$1 front=$2 back=$3
 # As a file that curl reads, a token is in no list of processes.
 auth() { printf 'header = "Authorization: Bearer %s"\n' "${SHELFMARK_TOKEN-}"; }

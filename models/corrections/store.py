@@ -191,6 +191,11 @@ class Corrections:
         with self._database.reading() as connection:
             return lists.in_use(connection)
 
+    def has_vector(self, number: int, seller: str, head: str) -> bool:
+        """Returns whether a correction of a seller, by its id, has a vector of this head."""
+        with self._database.reading() as connection:
+            return number in vectors.ids_with_vectors(connection, [seller], head)
+
     def history(self, seller: str, head: str) -> History:
         """Returns what a seller has in use: of those with a vector of this head, the newest MOST."""
         with self._database.reading() as connection:
