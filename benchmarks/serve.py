@@ -39,6 +39,7 @@ BACKBONES = {"inception_v3": 299, "mobilenet": 224}
 CONNECTIONS, SINGLES, PICTURES = 32, 40, 64
 EDGE = "shelfmarkedge"
 READY_S = 300.0
+IDLE_S = 3.0  # the service closes idle connections after 5 s
 
 
 def main() -> None:
@@ -283,11 +284,12 @@ def form_of(photos: Sequence[bytes]) -> bytes:
 
 
 class Client:
-    """One connection, kept alive."""
+    """One connection, kept alive; a new one after IDLE_S, before the service closes it."""
 
     def __init__(self, port: int, path: str) -> None:
         self._port, self._path = port, path
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._used = 0.0
 
     async def send(self, body: bytes) -> None:
         """Sends a request and reads its response.
@@ -295,6 +297,9 @@ class Client:
         Raises:
             RuntimeError: its status is not 200.
         """
+        if self._streams and time.perf_counter() - self._used > IDLE_S:
+            self.close()
+            self._streams = None
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
@@ -307,6 +312,7 @@ class Client:
         length = re.search(rb"(?i)content-length: (\d+)", answer)
         assert length
         text = await reader.readexactly(int(length[1]))
+        self._used = time.perf_counter()
         if not answer.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"{answer[:100]!r}: {text[:500]!r}")
 
