@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/serve.py [--images 512] [--repeats 3] [--memory 1000 50000]
 
-    throughput   shelfmark-serve over loopback, 32 connections, products of one photo of 180 px; beside the
+    throughput   shelfmark-serve over loopback, 16 connections, products of one photo of 180 px; beside the
                  engine alone on as many photos that are decoded and in memory, and beside a peer: FastAPI,
                  TensorFlow decodes, resizes and runs the network, one photo a call
     half load    requests that arrive by chance (Poisson) at half that rate: median and 99th percentile
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "serve.json"
 PACKAGES = ("tensorflow", "keras", "openvino", "fastapi", "uvicorn", "numpy", "simplejpeg")
 BACKBONES = {"inception_v3": 299, "mobilenet": 224}
-CONNECTIONS, SINGLES, PICTURES = 32, 40, 64
+CONNECTIONS, SINGLES, PICTURES = 16, 40, 64
 EDGE = "shelfmarkedge"
 READY_S = 300.0
 IDLE_S = 3.0  # the service closes idle connections after 5 s
