@@ -11,7 +11,6 @@ where a decoder does not return meanwhile; and after a photo that has left it la
 free again.
 """
 
-import ctypes
 import hashlib
 import os
 import resource
@@ -25,6 +24,7 @@ from typing import BinaryIO
 from features.engines.decoded import decoded
 from features.images.normalise import normalise
 from features.images.refusal import LIMITS, Refused
+from features.memory import give_back
 
 REQUEST = struct.Struct("<IQ")  # size in px; length in bytes
 RESPONSE = struct.Struct("<B?32sI")  # kind; the process ends now; sha256; length in bytes
@@ -101,7 +101,7 @@ def _has_grown(before: int) -> bool:
     """Whether more memory than GROWN is still used once the free part is given back."""
     if _memory()[1] - before <= GROWN:
         return False
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     return _memory()[1] - before > GROWN
 
 

@@ -10,7 +10,6 @@ Requests in flight keep the release that they began with. What is in service is 
 be removed. A refused release is tried again when its files change, and every minute; the log says it once.
 """
 
-import ctypes
 import gc
 import logging
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.errors import ShelfmarkError, one_line
+from features.memory import give_back
 from features.printable import escaped
 from features.storage.artifact import find_artifact
 from features.storage.paths import AnyPath, stats
@@ -130,7 +130,7 @@ class ReleaseWatcher:
                 gc.collect()
             if overdue or old() is None:
                 self._old.remove((old, since))
-                _trim()
+                give_back()
 
     def _is_settled(self, seen: _Seen) -> bool:
         """Whether nothing is to be done: it is in service, or was refused a short while ago."""
@@ -266,9 +266,3 @@ def _reason(error: Exception) -> str:
         f"cannot be opened ({type(error).__name__}: {message}); expected a bundle that this shelfmark reads; "
         "put another release into service, or start the service again with --debug and report it"
     )
-
-
-def _trim() -> None:
-    """Gives memory that is free in this process back to the system; only glibc needs that."""
-    if os.uname().sysname == "Linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)

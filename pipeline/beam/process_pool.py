@@ -10,7 +10,6 @@ a killed parent. multiprocessing imports the caller's `__main__` once more, whic
 """
 
 import contextlib
-import ctypes
 import os
 import pickle
 import queue
@@ -236,9 +235,3 @@ def local_workers() -> Iterator[Workers]:
     finally:
         workers, _open = _open, None
         workers.end()
-
-
-def give_back() -> None:
-    """Gives freed memory back to the system, which glibc otherwise keeps."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)

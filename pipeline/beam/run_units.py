@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
+from features.memory import give_back
 from features.output import log_is_open, others_output
 from features.storage.object_stores import s3_settings, use_s3_settings
 from features.storage.paths import AnyPath, Remote, any_path, sizes, writing
-from pipeline.beam.process_pool import give_back, local_workers
+from pipeline.beam.process_pool import local_workers
 from pipeline.beam.worker_errors import as_text, from_text
 from pipeline.job.progress import Progress
 
