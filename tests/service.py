@@ -94,6 +94,14 @@ def several(products: Sequence[Sequence[bytes]]) -> list[tuple[str, tuple[str, b
     ]
 
 
+def scope_of_a_form() -> dict[str, Any]:
+    """The ASGI scope of a form about products, whose parts are divided by `edge`."""
+    return {
+        "type": "http", "method": "POST", "path": "/v1/categorize", "query_string": b"",
+        "headers": [(b"content-type", b"multipart/form-data; boundary=edge")],
+    }  # fmt: skip
+
+
 def problem(response: httpx.Response, status: int) -> str:
     """What a problem document says: what happened; what was expected; what to do next."""
     assert response.status_code == status, response.text

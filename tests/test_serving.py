@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from service import client_of, images, problem, serving, state_of
+from service import client_of, images, problem, scope_of_a_form, serving, state_of
 
 from features.engines.backbones import load_backbone, start_tensorflow
 from features.engines.choose import choose_engine
@@ -415,14 +415,7 @@ def test_large_body_is_refused_while_it_comes(bundle: Bundle, monkeypatch: pytes
     async def send(message: Any) -> None:
         response.append(message)
 
-    headers = [(b"content-type", b"multipart/form-data; boundary=edge")]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/categorize",
-        "query_string": b"",
-        "headers": headers,
-    }
+    scope = scope_of_a_form()
     asyncio.run(client_of(state_of(bundle)).app(scope, receive, send))
     assert response[0]["status"] == 413
     assert json.loads(response[1]["body"])["detail"] == TOO_LARGE.format(1)

@@ -13,7 +13,7 @@ import pytest
 from catalogues import HTML, photo
 from conftest import make_bundle
 from fastapi.testclient import TestClient
-from service import client_of, images, problem, several, state_of
+from service import client_of, images, problem, scope_of_a_form, several, state_of
 from test_categorize import Saved
 from test_extract import engines_by_hand
 
@@ -260,10 +260,7 @@ def test_a_full_queue_is_said_before_the_body_is_read(stubbed: TestClient, stub:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http", "method": "POST", "path": "/v1/categorize", "query_string": b"",
-        "headers": [(b"content-type", b"multipart/form-data; boundary=edge")],
-    }  # fmt: skip
+    scope = scope_of_a_form()
     asyncio.run(stubbed.app(scope, receive, send))
     assert sent[0]["status"] == 429
     assert dict(sent[0]["headers"])[b"retry-after"] == b"1"
@@ -311,14 +308,7 @@ def test_what_a_client_that_has_left_waited_for_is_cancelled(stubbed: TestClient
         {"type": "http.request", "body": body + photo(1) + b"\r\n--edge--", "more_body": False},
         {"type": "http.disconnect"},
     ]
-    headers = [(b"content-type", b"multipart/form-data; boundary=edge")]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/categorize",
-        "query_string": b"",
-        "headers": headers,
-    }
+    scope = scope_of_a_form()
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -341,14 +331,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(
         {"type": "http.request", "body": body, "more_body": True},
         {"type": "http.disconnect"},
     ]
-    headers = [(b"content-type", b"multipart/form-data; boundary=edge")]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/categorize",
-        "query_string": b"",
-        "headers": headers,
-    }
+    scope = scope_of_a_form()
 
     async def receive() -> Any:
         return messages.pop(0)
