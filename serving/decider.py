@@ -5,7 +5,6 @@ products' bottlenecks ─┬─► head ─► confidence ─► Decision
                        └─► RecentProducts: a correction may follow
 """
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,11 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_scalar
 
-from features.errors import ShelfmarkError, one_line
-from models.decisions.adapted import ADAPTED_COLUMNS, Encoded, SellerState
+from features.errors import ShelfmarkError
+from models.decisions.adapted import ADAPTED_COLUMNS, UNADAPTED, Encoded, SellerState
 from models.decisions.bundle import Bundle
 from models.decisions.categorizer import unreadable_columns
+from serving.problems import STORE, without_places
 from serving.schemas import Decision
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from models.corrections.store import Corrections  # SQLAlchemy takes half a second
 
 RECENT_BYTES = 64 * 2**20  # of bottlenecks
-STORE = "the store of corrections"
-
-log = logging.getLogger("shelfmark")
 
 
 @dataclass(frozen=True)
@@ -134,9 +131,7 @@ class Decider:
 
     def _unavailable(self, error: ShelfmarkError) -> StoreUnavailable:
         assert self._histories is not None
-        text = one_line(error)
-        log.error("%s", text)
-        return StoreUnavailable(text.replace(self._histories.corrections.shown, STORE))
+        return StoreUnavailable(without_places(error, {self._histories.corrections.shown: STORE}))
 
     def _columns(
         self, products: Sequence[ReadProduct], states: Sequence[SellerState | None]
@@ -167,9 +162,7 @@ def _names(products: Sequence[ReadProduct]) -> list[str]:
 
 
 def _unadapted(names: Sequence[str]) -> dict[str, list[Any]]:
-    """What `unadapted` says of products."""
-    values = zip(ADAPTED_COLUMNS, (False, None, 0), strict=True)
-    return {name: [value] * len(names) for name, value in values}
+    return {name: [value] * len(names) for name, value in UNADAPTED.items()}
 
 
 def _decisions(columns: Mapping[str, Sequence[Any]], products: Sequence[ReadProduct]) -> list[Decision]:

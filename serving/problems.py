@@ -80,18 +80,23 @@ def retry_after(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
-def unavailable(error: ShelfmarkError, places: Mapping[str, str]) -> HTTPException:
-    """Returns the response 503, which does not say where things are; the log does.
+def without_places(error: ShelfmarkError, places: Mapping[str, str]) -> str:
+    """Returns the text of an error without where things are; the log says that.
 
     Args:
         error: of a database or a disk.
-        places: path or URL → how the response names it.
+        places: path or URL → how the text names it.
     """
     text = one_line(error)
     log.error("%s", text)
     for place, name in places.items():
         text = text.replace(place, name)
-    return HTTPException(503, text, retry_after(SECONDS))
+    return text
+
+
+def unavailable(error: ShelfmarkError, places: Mapping[str, str]) -> HTTPException:
+    """Returns the response 503; arguments as of `without_places`."""
+    return HTTPException(503, without_places(error, places), retry_after(SECONDS))
 
 
 def set_header(response: Response, refusals: Sequence[Refused | None]) -> None:

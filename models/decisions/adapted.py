@@ -23,7 +23,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -44,7 +44,9 @@ from models.sellers.styles import Styles
 from models.sellers.votes import Votes, VotesMethod
 from models.taxonomy import Taxonomy
 
-ADAPTED_COLUMNS = ("adapted", "base_category", "corrections")  # bool, str or None, int; after COLUMNS
+# Columns after COLUMNS (bool, str or None, int), as they are where the seller has no corrections
+UNADAPTED: dict[str, Any] = {"adapted": False, "base_category": None, "corrections": 0}
+ADAPTED_COLUMNS = tuple(UNADAPTED)
 SELLERS_FILE = "sellers.json"
 STYLES_FILES = ("centroids.npy", "bounds.npy")  # of the styles; in a bundle with STYLES before the name
 STYLES = "styles."
@@ -477,7 +479,7 @@ def unadapted(decisions: pd.DataFrame) -> pd.DataFrame:
         decisions: n rows, columns COLUMNS.
     """
     nothing = pd.Series([None] * len(decisions), index=decisions.index, dtype=object)
-    return decisions.assign(adapted=False, base_category=nothing, corrections=0)
+    return decisions.assign(**UNADAPTED | {"base_category": nothing})
 
 
 def load_adapter(folder: Path, categorizer: Categorizer, styles_folder: Path | None = None) -> Adapter | None:
