@@ -1,7 +1,8 @@
 """The server: uvicorn, which ends without losing what it has accepted, and keeps connections within limits.
 
     SIGTERM, SIGINT ─► draining: /readyz 503, new requests 503 with Retry-After and Connection: close
-                    ─► requests that came before are finished, within a limit ─► the address is closed
+                    ─► requests that came before are finished, within a limit
+                    ─► connections that the system still holds are accepted ─► the address is closed
                     ─► requests that came meanwhile have their 503 ─► the end
 
 The address stays open while requests are finished: whoever is behind a balancer reads from /readyz that this
@@ -93,6 +94,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
+        self._protocol: Callable[[], Connection] = partial(protocol, config, self.server_state, {})
         self._state, self._drain_s = state, drain_s
         self.received: int | None = None  # signal
         self.lost = 0  # accepted requests that were not finished within the limit
@@ -155,13 +157,10 @@ class Server(uvicorn.Server):
             connection.finish()
         await asyncio.sleep(PASS_S)
         for connection in self._connections():
-            if connection.idle:
+            if connection.idle and connection.silent_for(PASS_S):  # a new one has its first bytes to come
                 connection.shutdown()
         await self._finish(accepted, began + self._drain_s)
-        for server in self.servers:
-            server.close()
-        for listener in sockets or []:
-            listener.close()
+        await self._close_address(sockets or [])
         await self._let_close(time.monotonic() + LAST_S)
         await super().shutdown([])
         self._checks.cancel()
@@ -179,6 +178,20 @@ class Server(uvicorn.Server):
         if self._state.room:
             await asyncio.to_thread(self._state.room.drain, max(deadline - time.monotonic(), 0))
 
+    async def _close_address(self, listeners: list[socket.socket]) -> None:
+        """Takes the connections that the system still holds, which closing would reset, and closes."""
+        loop = asyncio.get_running_loop()
+        for listener in listeners:
+            loop.remove_reader(listener)
+        await asyncio.sleep(0)  # what asyncio has accepted needs the server open for its first step
+        held = [connection for listener in listeners for connection in held_by(listener)]
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            listener.close()
+        for connection in held:
+            await loop.connect_accepted_socket(self._protocol, connection)
+
     async def _let_close(self, deadline: float) -> None:
         while self.server_state.connections and time.monotonic() < deadline:
             for connection in self._connections():
@@ -187,6 +200,17 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.02)
         for connection in self._connections():
             connection.abort()
+
+
+def held_by(listener: socket.socket) -> Iterator[socket.socket]:
+    """Yields the connections that nobody has accepted yet.
+
+    Args:
+        listener: that does not block.
+    """
+    with contextlib.suppress(OSError):  # there are no more, or too many files are open
+        while True:
+            yield listener.accept()[0]
 
 
 # Open files

@@ -423,6 +423,34 @@ def test_bytes_that_are_in_sockets_when_the_end_begins_are_answered() -> None:
         one.end()
 
 
+@pytest.mark.parametrize("_", range(3))
+def test_clients_that_go_on_while_the_service_ends_have_an_answer_or_are_refused(_: int) -> None:
+    """None is reset: not when the end begins, and not when the address is closed."""
+    found: list[int | str] = []
+
+    def go_on(one: Running) -> None:
+        while True:
+            try:
+                client = one.connect(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            except ConnectionRefusedError:
+                return
+            try:
+                found.append(status_of(read(client)))
+            except (OSError, IndexError) as error:
+                found.append(repr(error))
+
+    with running(ConnectionLimits()) as one:
+        clients = [threading.Thread(target=go_on, args=(one,)) for _ in range(16)]
+        for client in clients:
+            client.start()
+        time.sleep(0.3)
+        one.signal()
+        for client in clients:
+            client.join(PATIENCE)
+        one.end()
+    assert set(found) == {200, 503}, Counter(found)
+
+
 def test_what_is_not_finished_within_the_limit_is_counted() -> None:
     with running(ConnectionLimits(), drain_s=0.3) as one:
         client = one.connect(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
