@@ -113,7 +113,7 @@ def tune(
     before = weights_of(network_of(tiny()))
     network, history = tune_backbone(
         tiny(), head(kind), photos(1, 80, kind), photos(2, 24, kind), recipe(**changes),
-        Tuning(share, AUGMENTATION, average), work=work,
+        Tuning(share, AUGMENTATION, SIZE, average=average), work=work,
     )  # fmt: skip
     return before, weights_of(network), network, history
 

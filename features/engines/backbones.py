@@ -331,8 +331,11 @@ def _fingerprint(name: BackboneName, size: int, weights: str) -> str:
     return f"{name.slug}-{size}-{digest}"
 
 
-def with_preprocessing(network: "keras.Model", name: str, size: int) -> "keras.Model":
-    """Returns the network for (n, size, size, 3) pixels 0..255, scaled as the backbone of this name does."""
+def with_preprocessing(network: "keras.Model", name: str, size: int | None) -> "keras.Model":
+    """Returns the network for (n, size, size, 3) pixels 0..255, scaled as the backbone of this name does.
+
+    A size of None: photos of any size, if the network takes them.
+    """
     import keras
 
     pixels = keras.Input((size, size, 3), dtype="float32", name="pixels")

@@ -12,7 +12,7 @@ only: a training that was killed continues to the same head, bit for bit. Where 
 checkpoints, several epochs pass between two checkpoints.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,7 +136,9 @@ def fit_head(
     optimizer.build(model.trainable_variables)
     file = work / CHECKPOINT if work else None
     epochs = Epochs(model, optimizer, file, annealed=recipe.schedule == "cosine")
-    train_on = trainer(model, optimizer, objective_of(recipe, train.labels, model, loss), recipe.mixup > 0)
+    train_on = trainer(
+        model, optimizer, objective_of(recipe, train.labels, model, loss), "rows" if recipe.mixup else "none"
+    )
     evaluate = evaluator(kept)
     training = _DeviceExamples(train, recipe.memory)
     selecting = _DeviceExamples(fit, recipe.memory - training.held) if fit else None
@@ -274,14 +276,16 @@ def _standardize(model: keras.Model, shape: HeadShape, rows: Rows) -> None:
     model.get_layer(STANDARD).set_weights([mean * shape.scale, variance * shape.scale**2])
 
 
-def optimizer_of(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:
-    """SGD by the recipe; a cosine schedule ends after all epochs over so many images."""
+def optimizer_of(
+    recipe: Recipe, images: int, shares: Sequence[float] | None = None
+) -> keras.optimizers.Optimizer:
+    """SGD by the recipe, with shares as in `sgd`; a cosine schedule ends after all epochs over the images."""
     steps = _steps(images, recipe)
     schedule = {
         "inverse_time": lambda: inverse_time_decay(recipe.learning_rate, recipe.decay),
         "cosine": lambda: keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps * recipe.epochs),
     }[recipe.schedule]()
-    return sgd(schedule, recipe.momentum, recipe.weight_decay / steps)
+    return sgd(schedule, recipe.momentum, recipe.weight_decay / steps, shares)
 
 
 def objective_of(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: Loss | None) -> Losses:

@@ -220,17 +220,25 @@ class FinetuneSettings(Section):
     batch: Positive = 128
     """Images in one step (128 in the paper). Lower it when memory runs out, and the learning rate with
     it."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    image_size: Positive | None = None
+    """Height and width of the photos while tuning, in px; without it those of the backbone. Fewer px save
+    time; photos are asked about at the backbone's own size in any case."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02
     """Rate of the first step (0.05 in the paper). Lower it when the loss does not fall from epoch to
     epoch."""
+    first_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Rate of the first layer that is tuned, as a share of the head's; between them it grows from layer to
+    layer by equal factors. Lower it when there are few photos."""
+    schedule: Literal["inverse_time", "cosine"] = "cosine"
+    """How the rate falls: inverse_time is learning_rate / (1 + t·decay), t in steps (as in the paper);
+    cosine falls to 0 at the last epoch. Choose inverse_time with an average when tuning may end early."""
     decay: Annotated[float, Field(ge=0)] = 1e-4
-    """How fast the rate falls: learning_rate / (1 + t·decay), t in steps (as in the paper). Seldom worth a
-    change: the moving average does the work of a falling rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    """Of the inverse_time schedule (as in the paper). Seldom worth a change."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of the gradient steps; 0: none. The paper names none. Lower it together with more epochs."""
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Momentum of the moving average of the weights, which is what is kept; 0: no average. Raise it when
-    accuracy jumps between epochs."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of the moving average of the weights, which is what is kept; 0: no average. Try 0.95 with the
+    schedule inverse_time: the average does the work of a falling rate."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the target that is spread over all categories. Raise it when many labels are wrong; 0:
     none."""
@@ -239,6 +247,12 @@ class FinetuneSettings(Section):
     save time."""
     patience: Positive = 10
     """Epochs without a better FIT accuracy before tuning stops. Lower it to save time."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of the Beta distribution from which the weights of mixup are drawn: photos and labels are blended
+    in pairs; 0: none. With cutmix, too, each batch has one of them."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Likewise of CutMix: a box of one photo is pasted into another; 0: none. Lower it when a part of the
+    product does not show what it is."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Smallest share of a photo's area that a random crop keeps; 1: no crops. Raise it when the product
     fills the photo and details at its edge distinguish categories."""

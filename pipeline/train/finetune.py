@@ -8,10 +8,9 @@ the store; then the backbone's later layers and that head are trained together. 
 train makes the run's head from the bottlenecks of the tuned backbone, as in any week.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -40,14 +39,16 @@ from models.heads.training import Examples, Recipe, fit_head
 from models.taxonomy import Taxonomy
 from pipeline.extract.fill_store import rows_of
 from pipeline.job.catalogue import Part, divide, learnt_categories_of, untrainable
-from pipeline.job.config import Config
+from pipeline.job.config import Config, FinetuneSettings
 from pipeline.job.progress import Progress
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BackboneSummary
 from pipeline.train.from_settings import in_bfloat16, labels_of, loss_of, recipe_of, shape_of
 
-VERSION = 3
+VERSION = 4
+KEPT = 4 / 3  # px of a photo that is kept in memory, for each px of those that the network is given
+BATCH = 128  # photos decoded at a time
 
 
 def finetune(run: Run) -> Artifact:
@@ -140,26 +141,46 @@ def _tune(drawn: _Drawn, head: Head, work: Path) -> tuple[keras.Model, dict[str,
     settings = drawn.config.finetune
     labels = labels_of(drawn.category, drawn.taxonomy, head.shape)
 
-    def photos(images: pd.DataFrame, progress: Progress | None = None) -> Photos:
-        return Photos(_reader(images, drawn.records, drawn.base.image_size, progress), labels(_ids(images)))
+    def photos(images: pd.DataFrame, size: int) -> Photos:
+        memory = int(drawn.config.train.memory_gb * 1e9)
+        return Photos(_reader(images, drawn.records, size, memory), labels(_ids(images)))
 
-    augmentation = Augmentation(settings.crop, settings.flip, settings.colour)
+    size = drawn.base.image_size
+    tuning = tuning_of(settings, size)
     with Progress("finetune", settings.epochs * len(drawn.train)) as progress:
         return tune_backbone(
-            drawn.base, head, photos(drawn.train, progress), photos(drawn.fit) if len(drawn.fit) else None,
-            tuning_of(drawn.config), Tuning(settings.frozen_share, augmentation, settings.average),
-            drawn.loss, work,
+            drawn.base, head, photos(drawn.train, kept_size(tuning.size)),
+            photos(drawn.fit, size) if len(drawn.fit) else None,
+            steps_of(drawn.config), tuning, drawn.loss, work, progress.to,
         )  # fmt: skip
 
 
-def tuning_of(config: Config) -> Recipe:
+def tuning_of(settings: FinetuneSettings, size: int) -> Tuning:
+    """What is tuned and on which photos, for a backbone of `size` px."""
+    return Tuning(
+        frozen_share=settings.frozen_share,
+        augmentation=Augmentation(
+            settings.crop, settings.flip, settings.colour, settings.mixup, settings.cutmix
+        ),
+        size=settings.image_size or size,
+        first_rate=settings.first_rate,
+        average=settings.average,
+    )
+
+
+def kept_size(size: int) -> int:
+    """The px to which photos are decoded that are tuned on at `size` px: a crop is enlarged by less."""
+    return round(KEPT * size)
+
+
+def steps_of(config: Config) -> Recipe:
     """How backbones are tuned here; imbalance as in [train]."""
     settings = config.finetune
     return replace(
         recipe_of(config),
         batch=settings.batch,
         learning_rate=settings.learning_rate,
-        schedule="inverse_time",
+        schedule=settings.schedule,
         decay=settings.decay,
         momentum=settings.momentum,
         weight_decay=0.0,
@@ -221,16 +242,29 @@ def draw(images: pd.DataFrame, category: pd.Series, share: float) -> set[str]:
     return set(drawn["product"][drawn.groupby("category").cumcount() < wanted])
 
 
-def _reader(images: pd.DataFrame, records: Artifact, size: int, progress: Progress | None = None) -> Any:
-    """Reads the pixels of these images by their numbers, as `Photos` takes them."""
+def _reader(
+    images: pd.DataFrame, records: Artifact, size: int, memory: int
+) -> Callable[[np.ndarray, int], Iterator[np.ndarray]]:
+    """Reads the pixels of these images by their numbers, as `Photos` takes them.
 
-    def read(numbers: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-        for pixels in read_pixels(read_pieces(records.path, images.iloc[numbers]), size, batch):
-            yield pixels
-            if progress:
-                progress.to(progress.done + batch)
+    They are decoded once where they fit into `memory` bytes, else each time.
+    """
 
-    return read
+    def decoded(numbers: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+        return read_pixels(read_pieces(records.path, images.iloc[numbers]), size, batch)
+
+    if len(images) * size * size * 3 > memory:
+        return decoded
+    pixels = np.empty((len(images), size, size, 3), np.uint8)
+    for number, some in enumerate(decoded(np.arange(len(images)), BATCH)):
+        part = pixels[number * BATCH : (number + 1) * BATCH]
+        part[:] = some[: len(part)]
+
+    def kept(numbers: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(numbers), batch):
+            yield pixels[numbers[start : start + batch]]
+
+    return kept
 
 
 def _with_bottlenecks(

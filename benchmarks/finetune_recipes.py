@@ -1,0 +1,236 @@
+"""Recipes of fine-tuning on real photos: what each gives on photos of other shops, and what it takes.
+
+    .venv/bin/python benchmarks/finetune_recipes.py [--data ../shared] [--seeds 1]
+        [--recipe "NAME: finetune.epochs=8 finetune.cutmix=1"]… [--ask 224 256] [--workspace DIR]
+
+Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
+`<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`. Its 296 validation
+photos are few, so each recipe is tried on halves of the 2,640 training photos that are as unlike as two
+shops:
+
+    the photos of each category ─► k-means of their frozen bottlenecks, k = 2 ─► half A │ half B
+    tuned on half A ─► asked about half B, and about the validation photos
+
+`along`: the head that is tuned together with the backbone; `own`: one that is trained as usual on the tuned
+bottlenecks of half A, which is what a run does. Nothing selects an epoch. With --workspace decoded photos are
+kept, and rows of earlier commands stay in the table. Writes benchmarks/results/finetune_recipes.json.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import pandas as pd
+from grocery import add_data, find_grocery
+
+RESULTS = Path(__file__).parent / "results" / "finetune_recipes.json"
+SIZE = 224  # px, of the backbone
+BATCH = 128
+
+
+def main() -> None:
+    """Measures, prints a table, writes the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_data(parser)
+    parser.add_argument("--recipe", dest="recipes", action="append", metavar="NAME: SETTING=VALUE …")
+    parser.add_argument("--image-size", type=int, default=SIZE, help="of the backbone, px")
+    parser.add_argument("--ask", type=int, nargs="+", help="px; default: the backbone's")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--halves", type=int, choices=(1, 2), default=1, help="2: tuned on B, too")
+    parser.add_argument("--workspace", type=Path, help="kept; default: a scratch directory")
+    options = parser.parse_args()
+    found = find_grocery(options.data)
+    if found is None:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = try_all(*found, options, options.workspace or Path(scratch))
+    print_table(rows)
+    results = {"image_size": options.image_size, "rows": rows}
+    RESULTS.write_text(
+        json.dumps(results | {"conditions": measure.conditions("tensorflow", "keras")}, indent=1)
+    )
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Prints the mean over seeds and halves of each recipe."""
+    names = list(dict.fromkeys(row["recipe"] for row in rows))
+    figures = [name for name in rows[-1] if "/" in name]
+    shown = []
+    for name in names:
+        its = [row for row in rows if row["recipe"] == name]
+        means = [
+            100 * float(np.mean([row[figure] for row in its if figure in row] or [np.nan]))
+            for figure in figures
+        ]
+        seconds, cpu = (float(np.mean([row[unit] for row in its])) for unit in ("seconds", "cpu_seconds"))
+        shown.append(
+            [name, str(len(its)), *(f"{mean:.1f}" for mean in means), f"{seconds:.0f}", f"{cpu:.0f}"]
+        )
+    print(measure.table(["recipe", "runs", *figures, "s", "CPU s"], shown))
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Photos of one shop or half: pixels by their size, and labels."""
+
+    pixels: dict[int, np.ndarray]  # px → (n, px, px, 3) uint8
+    labels: np.ndarray  # (n,) int
+
+
+def try_all(
+    manifest: Path, weights: Path, options: argparse.Namespace, workspace: Path
+) -> list[dict[str, Any]]:
+    """A row for each recipe, half and seed."""
+    from features.engines.backbones import load_backbone, start_tensorflow
+
+    start_tensorflow()
+    kept = workspace / "rows.json"
+    rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
+    photos = _Photos(manifest, workspace)
+    base = load_backbone("mobilenet", str(weights), options.image_size)
+    frozen = _cached(
+        workspace / f"frozen-{options.image_size}.npy",
+        lambda: bottlenecks(base.model, photos.of(options.image_size)),
+    )
+    half = halves(frozen[photos.train], photos.category[photos.train])
+    for text in options.recipes or ["default:"]:
+        name, _, sets = text.partition(":")
+        for seed in range(options.seeds):
+            for tuned in range(options.halves):
+                base = load_backbone("mobilenet", str(weights), options.image_size)
+                row = try_recipe(base, photos, frozen, half == tuned, sets.split(), seed, options)
+                rows.append(
+                    {"recipe": name, "settings": sets.strip(), "half": "AB"[tuned], "seed": seed} | row
+                )
+                kept.write_text(json.dumps(rows, indent=1))
+                print(rows[-1], flush=True)
+    return rows
+
+
+def try_recipe(
+    base: Any, photos: "_Photos", frozen: np.ndarray, tuned: np.ndarray, sets: list[str], seed: int,
+    options: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    """Tunes on a half and asks about the rest."""
+    from models.heads.architectures import Head, HeadShape
+    from models.heads.finetune import Photos, trunk_of, tune_backbone
+    from models.heads.training import Examples, fit_head
+    from pipeline.job.load_config import load_config
+    from pipeline.train.finetune import kept_size, steps_of, tuning_of
+    from pipeline.train.from_settings import loss_of, recipe_of
+
+    config = load_config(None, (f"seed={seed}", *sets))
+    taxonomy, labels = photos.taxonomy, photos.labels
+    own = np.flatnonzero(photos.train)[tuned]
+    shops = {"B": np.flatnonzero(photos.train)[~tuned], "val": np.flatnonzero(~photos.train)}
+    rms = float(np.sqrt(np.mean(frozen[own].astype(np.float64) ** 2)))
+    shape = HeadShape(
+        frozen.shape[1], len(taxonomy.categories), config.head.hidden, config.head.dropout, 1 / rms,
+        base.fingerprint, standardized=True, second_dropout=config.training()["second_dropout"],
+    )  # fmt: skip
+    loss = loss_of(taxonomy, config)
+
+    def head_on(rows: np.ndarray) -> Any:
+        return fit_head(shape, Examples(rows.astype(np.float16), labels[own]), None, recipe_of(config), loss)[
+            0
+        ]
+
+    start = head_on(frozen[own])
+    tuning = tuning_of(config.finetune, options.image_size)
+    pixels = photos.of(kept_size(tuning.size))
+
+    def read(numbers: np.ndarray, batch: int) -> Any:
+        for first in range(0, len(numbers), batch):
+            yield pixels[own[numbers[first : first + batch]]]
+
+    began, cpu = time.monotonic(), time.process_time()
+    tune_backbone(base, start, Photos(read, labels[own]), None, steps_of(config), tuning, loss)
+    row = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
+    for size in options.ask or [options.image_size]:
+        trunk = trunk_of(base, size)
+        asked = {name: bottlenecks(trunk, photos.of(size)[some]) for name, some in shops.items()}
+        heads = {
+            "along": Head.of(shape, start.model),
+            "own": head_on(bottlenecks(trunk, photos.of(size)[own])),
+        }
+        for kind, head in heads.items():
+            for name, some in shops.items():
+                predicted = head.logits(asked[name].astype(np.float16)).argmax(axis=1)
+                for level, nodes in (
+                    ("leaf", np.arange(len(taxonomy.categories))),
+                    ("level2", taxonomy.nodes[1]),
+                ):
+                    right = float(np.mean(nodes[predicted] == nodes[labels[some]]))
+                    row[f"{kind} {size} {name}/{level}"] = right
+    return row
+
+
+def halves(frozen: np.ndarray, category: np.ndarray) -> np.ndarray:
+    """(n,) int, 0 or 1: the half of each training photo; of about equal size."""
+    from sklearn.cluster import KMeans
+
+    half, counts = np.zeros(len(frozen), int), np.zeros(2, int)
+    unit = frozen / np.linalg.norm(frozen, axis=1, keepdims=True)
+    for name in np.unique(category):
+        its = np.flatnonzero(category == name)
+        cluster = KMeans(2, n_init=10, random_state=0).fit_predict(unit[its])
+        if np.bincount(cluster, minlength=2).argmax() == counts.argmax():
+            cluster = 1 - cluster  # the larger cluster to the smaller half
+        half[its], counts = cluster, counts + np.bincount(cluster, minlength=2)
+    return half
+
+
+def bottlenecks(trunk: Any, pixels: np.ndarray) -> np.ndarray:
+    """(n, px, px, 3) uint8 → (n, d) float32."""
+    parts = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    return np.concatenate([np.asarray(trunk.predict_on_batch(part.astype(np.float32))) for part in parts])
+
+
+def _cached(file: Path, make: Any) -> np.ndarray:
+    if not file.is_file():
+        np.save(file, make())
+    return np.load(file, mmap_mode="r")
+
+
+class _Photos:
+    """All photos with a category that is learnt, decoded once for each size."""
+
+    def __init__(self, manifest: Path, workspace: Path) -> None:
+        from pipeline.ingest.ingest import make_records
+        from pipeline.job.catalogue import learnt_categories_of
+        from pipeline.job.load_config import load_config
+
+        workspace.mkdir(parents=True, exist_ok=True)
+        config = load_config()
+        self.workspace = workspace
+        self.records = make_records([str(manifest)], workspace / "records", config.ingest, seed=config.seed)
+        self.taxonomy, category = learnt_categories_of(self.records)
+        images = pd.read_parquet(self.records.file("images.parquet"))
+        images = images.drop_duplicates(["product_id", "image_digest"])
+        self.images = images[images["product_id"].isin(category.index)]
+        self.train = (self.images["split"] == "train").to_numpy()
+        self.category = category.reindex(self.images["product_id"]).to_numpy()
+        self.labels = self.taxonomy.index(self.category)
+
+    def of(self, size: int) -> np.ndarray:
+        """(n, size, size, 3) uint8."""
+        from features.engines.pixels import read_pixels
+        from features.records import read_pieces
+
+        def decode() -> np.ndarray:
+            parts = list(read_pixels(read_pieces(self.records.path, self.images), size, BATCH))
+            return np.concatenate(parts)[: len(self.images)]
+
+        return _cached(self.workspace / f"pixels-{size}.npy", decode)
+
+
+if __name__ == "__main__":
+    main()
