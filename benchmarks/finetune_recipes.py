@@ -43,6 +43,13 @@ def main() -> None:
     parser.add_argument("--recipe", dest="recipes", action="append", metavar="NAME: SETTING=VALUE …")
     parser.add_argument("--image-size", type=int, default=SIZE, help="of the backbone, px")
     parser.add_argument("--ask", type=int, nargs="+", help="px; default: the backbone's")
+    parser.add_argument(
+        "--between",
+        type=float,
+        nargs="*",
+        default=[],
+        help="also ask weights that are so much of the tuned ones, the rest of the untuned (WiSE-FT)",
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--halves", type=int, choices=(1, 2), default=1, help="2: tuned on B, too")
     parser.add_argument("--workspace", type=Path, help="kept; default: a scratch directory")
@@ -124,7 +131,7 @@ def try_recipe(
     from models.heads.finetune import Photos, trunk_of, tune_backbone
     from models.heads.training import Examples, fit_head
     from pipeline.job.load_config import load_config
-    from pipeline.train.finetune import kept_size, steps_of, tuning_of
+    from pipeline.train.finetune import steps_of, tuning_of
     from pipeline.train.from_settings import loss_of, recipe_of
 
     config = load_config(None, (f"seed={seed}", *sets))
@@ -144,33 +151,47 @@ def try_recipe(
         ]
 
     start = head_on(frozen[own])
-    tuning = tuning_of(config.finetune, options.image_size)
-    pixels = photos.of(kept_size(tuning.size))
+    tuning = tuning_of(config.finetune, base)
+    pixels = photos.of(options.image_size)
 
     def read(numbers: np.ndarray, batch: int) -> Any:
         for first in range(0, len(numbers), batch):
             yield pixels[own[numbers[first : first + batch]]]
 
+    before = [model.get_weights() for model in (base.model, start.model)]
     began, cpu = time.monotonic(), time.process_time()
     tune_backbone(base, start, Photos(read, labels[own]), None, steps_of(config), tuning, loss)
     row = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
-    for size in options.ask or [options.image_size]:
-        trunk = trunk_of(base, size)
-        asked = {name: bottlenecks(trunk, photos.of(size)[some]) for name, some in shops.items()}
-        heads = {
-            "along": Head.of(shape, start.model),
-            "own": head_on(bottlenecks(trunk, photos.of(size)[own])),
-        }
-        for kind, head in heads.items():
-            for name, some in shops.items():
-                predicted = head.logits(asked[name].astype(np.float16)).argmax(axis=1)
-                for level, nodes in (
-                    ("leaf", np.arange(len(taxonomy.categories))),
-                    ("level2", taxonomy.nodes[1]),
-                ):
-                    right = float(np.mean(nodes[predicted] == nodes[labels[some]]))
-                    row[f"{kind} {size} {name}/{level}"] = right
+    after = [model.get_weights() for model in (base.model, start.model)]
+    for share in (1.0, *options.between):
+        for model, old, new in zip((base.model, start.model), before, after, strict=True):
+            model.set_weights(
+                [share * one + (1 - share) * other for one, other in zip(new, old, strict=True)]
+            )
+        for size in options.ask or [options.image_size]:
+            trunk = trunk_of(base, size)
+            asked = {name: bottlenecks(trunk, photos.of(size)[some]) for name, some in shops.items()}
+            heads = {"along": Head.of(shape, start.model)}
+            if share == 1:
+                heads["own"] = head_on(bottlenecks(trunk, photos.of(size)[own]))
+            for kind, head in heads.items():
+                title = f"{kind} {size}" + (f" {share}" if share < 1 else "")
+                row |= {
+                    f"{title} {name}/{level}": right
+                    for name, some in shops.items()
+                    for level, right in accuracies(head.logits(asked[name]), labels[some], taxonomy).items()
+                }
     return row
+
+
+def accuracies(logits: np.ndarray, labels: np.ndarray, taxonomy: Any) -> dict[str, float]:
+    """Share of the photos whose category, and whose node of the second level, is the right one."""
+    predicted = logits.argmax(axis=1)
+    level2 = taxonomy.nodes[1]
+    return {
+        "leaf": float(np.mean(predicted == labels)),
+        "level2": float(np.mean(level2[predicted] == level2[labels])),
+    }
 
 
 def halves(frozen: np.ndarray, category: np.ndarray) -> np.ndarray:

@@ -4,8 +4,10 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -34,10 +36,12 @@ from models.heads.finetune import (
     augment,
     freeze,
     frozen_count,
+    mix,
     on_top,
+    trunk_of,
     tune_backbone,
 )
-from models.heads.training import Recipe, inverse_time_decay
+from models.heads.training import Recipe, inverse_time_decay, optimizer_of
 from pipeline.demo.drawn_catalogue import draw_catalogue
 from pipeline.job.config import Config
 from pipeline.job.load_config import load_config
@@ -62,7 +66,7 @@ def tiny() -> KerasBackbone:
     network.trainable = False
     pixels = keras.Input((SIZE, SIZE, 3), dtype="float32")
     model = keras.Model(pixels, network(pixels / 127.5 - 1.0, training=False))
-    return KerasBackbone("tiny", "random", SIZE, 8, "tiny-16", network, model)
+    return KerasBackbone("mobilenet", "random", SIZE, 8, "tiny-16", network, model)  # scaled like one
 
 
 def network_of(backbone: KerasBackbone) -> keras.Model:
@@ -84,12 +88,12 @@ def head(kind: str = "flat") -> Head:
     return Head.of(shape(kind), build_head(shape(kind)))
 
 
-def photos(seed: int, count: int, kind: str = "flat") -> Photos:
+def photos(seed: int, count: int, kind: str = "flat", size: int = SIZE) -> Photos:
     """Photos whose category, one of eight, is the brightness of each colour: dark or bright."""
     rng = np.random.default_rng(seed)
     category = rng.integers(0, 8, count)
     bright = (category[:, None] >> np.arange(3) & 1)[:, None, None, :]
-    pixels = (60 + 100 * bright + rng.normal(0, 30, (count, SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
+    pixels = (60 + 100 * bright + rng.normal(0, 30, (count, size, size, 3))).clip(0, 255).astype(np.uint8)
 
     def read(numbers: np.ndarray, batch: int) -> Iterator[np.ndarray]:
         for start in range(0, len(numbers), batch):
@@ -104,16 +108,19 @@ def recipe(**changes: float) -> Recipe:
 
 
 AUGMENTATION = Augmentation(area=0.6, flip=True, colour=0.1)
+MIXED = Augmentation(area=0.6, flip=True, colour=0.1, mixup=0.2, cutmix=1.0)
 
 
 def tune(
-    kind: str = "flat", share: float = 0.4, work: Path | None = None, average: float = 0.0, **changes: float
-):
+    kind: str = "flat", share: float = 0.4, work: Path | None = None, average: float = 0.0,
+    size: int = SIZE, first_rate: float = 1.0, augmentation: Augmentation = AUGMENTATION, **changes: float,
+):  # fmt: skip
     """The backbone before and after, layer by layer, and the history."""
     before = weights_of(network_of(tiny()))
+    tuning = Tuning(share, augmentation, size, first_rate, average)
     network, history = tune_backbone(
-        tiny(), head(kind), photos(1, 80, kind), photos(2, 24, kind), recipe(**changes),
-        Tuning(share, AUGMENTATION, SIZE, average=average), work=work,
+        tiny(), head(kind), photos(1, 80, kind, size + 4), photos(2, 24, kind), recipe(**changes), tuning,
+        work=work,
     )  # fmt: skip
     return before, weights_of(network), network, history
 
@@ -136,12 +143,18 @@ def test_frozen_layers_are_the_whole_part_of_the_share(share: float, layers: int
 
 
 @pytest.mark.parametrize(
-    ("share", "bfloat16", "average"), [(0.0, False, 0.9), (0.4, True, 0.0), (0.8, False, 0.9)]
+    ("share", "changes"),
+    [
+        (0.0, {"average": 0.9}),
+        (0.4, {"bfloat16": True}),
+        (0.4, {"bfloat16": True, "size": 12, "augmentation": MIXED}),
+        (0.8, {"average": 0.9, "size": 12, "first_rate": 0.1, "schedule": "cosine", "momentum": 0.9}),
+    ],
 )
 def test_exactly_the_first_layers_stay_bit_for_bit_and_every_later_trainable_weight_moves(
-    share: float, bfloat16: bool, average: float
+    share: float, changes: dict[str, Any]
 ) -> None:
-    before, after, network, _ = tune(share=share, bfloat16=bfloat16, average=average)
+    before, after, network, _ = tune(share=share, **changes)
     frozen = math.floor(share * 11)
     assert len(before) == 11
     assert [layer.trainable for layer in network.layers] == [number >= frozen for number in range(11)]
@@ -208,10 +221,9 @@ def test_only_another_seed_gives_another_backbone(tuned_once: list[list[np.ndarr
     assert not np.array_equal(tuned_once[-4][0], other[-4][0])
 
 
-def test_rate_at_a_step_is_that_of_the_paper() -> None:
-    settings = load_config().finetune
-    assert (settings.learning_rate, settings.decay, settings.batch) == (0.05, 1e-4, 128)
-    assert (settings.frozen_share, settings.share) == (0.4, 0.05)
+def test_rate_at_a_step_of_the_inverse_time_schedule_is_that_of_the_paper() -> None:
+    settings = load_config(sets=("finetune.schedule=inverse_time", "finetune.learning_rate=0.05")).finetune
+    assert (settings.decay, settings.share) == (1e-4, 0.05)
     rate = inverse_time_decay(settings.learning_rate, settings.decay)
     for step in (0, 1, 10_000, 10**6):
         assert float(rate(step)) == pytest.approx(0.05 / (1 + step * 1e-4), rel=1e-6)
@@ -226,6 +238,27 @@ def test_tuning_obeys_the_schedule() -> None:
     assert np.abs(once[-4][0] - undamped[-4][0]).max() > 1e-4
 
 
+def test_a_cosine_ends_at_a_rate_of_nothing() -> None:
+    """One step an epoch, three epochs: the rates are 1, 3/4 and 1/4 of the first."""
+    rate = optimizer_of(recipe(epochs=3, batch=80, schedule="cosine", learning_rate=0.08), 80)._learning_rate
+    np.testing.assert_allclose([float(rate(step)) for step in range(4)], [0.08, 0.06, 0.02, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rates_grow_from_the_first_tuned_weights_to_the_heads(momentum: float) -> None:
+    """A step at a quarter of the rate moves the first weights a quarter as far, and the head's as far."""
+    once = {"epochs": 1, "batch": 80, "momentum": momentum}
+    moved = []
+    for first_rate in (1.0, 0.25):
+        before, after, _, _ = tune(share=0.0, first_rate=first_rate, **once)
+        moved.append([np.abs(new[0] - old[0]).max() for old, new in zip(before, after, strict=True) if old])
+    same, lower = moved
+    convolutions = [0, 2, 4]  # then a batch normalization follows each
+    shares = [lower[number] / same[number] for number in convolutions]
+    # the trunk has 12 trainable variables, four to a block
+    np.testing.assert_allclose(shares, [0.25, 0.25 ** (8 / 12), 0.25 ** (4 / 12)], rtol=1e-3)
+
+
 class Killed(Exception):
     pass
 
@@ -233,7 +266,8 @@ class Killed(Exception):
 def test_a_tuning_killed_after_any_epoch_goes_on_to_the_same_backbone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"epochs": 3, "momentum": 0.9, "average": 0.8}
+    settings: dict[str, Any] = {"epochs": 3, "momentum": 0.9, "average": 0.8, "schedule": "cosine"}
+    settings |= {"size": 12, "first_rate": 0.3, "augmentation": MIXED}
     _, wanted, _, history = tune("multitask", **settings)
     write = epochs.Epochs._write
 
@@ -320,6 +354,79 @@ def test_colours_are_off_by_no_more_than_their_share() -> None:
     assert changed.min() in (80, 81)
     assert changed.max() in (119, 120)
     assert (changed.std(axis=1) > 0).mean() > 0.9  # the colours differ
+
+
+def test_a_photo_is_augmented_to_the_size_it_is_tuned_on() -> None:
+    halves = np.zeros((2, 32, 32, 3), np.uint8)
+    halves[:, :, 16:] = 200
+    smaller = augment(halves, np.random.default_rng(0), Augmentation(), 8)
+    assert smaller.shape == (2, 8, 8, 3)
+    np.testing.assert_array_equal(smaller[:, :, :4], 0)
+    np.testing.assert_array_equal(smaller[:, :, 4:], 200)
+
+
+def grey(*values: int) -> np.ndarray:
+    """A photo of 20 px in each of these greys."""
+    return np.stack([np.full((20, 20, 3), value, np.uint8) for value in values])
+
+
+def test_mixup_blends_opposite_photos_by_their_weight() -> None:
+    mixed, labels, weight = mix(
+        grey(0, 100, 200), np.arange(3), np.random.default_rng(0), Augmentation(mixup=1.0)
+    )
+    wanted = weight * [0, 100, 200] + (1 - weight) * [200, 100, 0]
+    np.testing.assert_array_equal(mixed, grey(*np.rint(wanted).astype(int)))
+    np.testing.assert_array_equal(labels, [0, 1, 2])
+    assert 0 < weight < 1
+
+
+def test_cutmix_pastes_a_box_and_its_weight_is_the_share_of_pixels_that_stay() -> None:
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(200):
+        mixed, _, weight = mix(grey(0, 200), np.arange(2), rng, Augmentation(cutmix=1.0))
+        pasted = mixed[0, :, :, 0] == 200
+        np.testing.assert_array_equal(mixed[1, :, :, 0] == 0, pasted)
+        tall, wide = pasted.any(axis=1).sum(), pasted.any(axis=0).sum()
+        assert pasted.sum() == tall * wide, "it is one box"
+        assert weight[0] == pytest.approx(1 - pasted.mean())
+        shares.append(float(weight[0]))
+    assert min(shares) < 0.2
+    assert max(shares) > 0.95
+
+
+def test_with_mixup_and_cutmix_about_half_of_the_batches_have_either() -> None:
+    rng = np.random.default_rng(0)
+    how = Augmentation(mixup=1.0, cutmix=1.0)
+    cut = [set(np.unique(mix(grey(0, 200), np.arange(2), rng, how)[0])) <= {0, 200} for _ in range(200)]
+    assert 70 < sum(cut) < 130
+
+
+def test_without_either_nothing_is_mixed() -> None:
+    pixels, labels = grey(0, 200), np.arange(2)
+    mixed, same, weight = mix(pixels, labels, np.random.default_rng(0), Augmentation())
+    assert mixed is pixels
+    assert same is labels
+    assert weight.tolist() == [1.0]
+
+
+# The size of the photos
+
+
+def test_a_network_tuned_at_another_size_is_that_network_at_that_size() -> None:
+    backbone = load_backbone("mobilenet", "random", 64)
+    other = load_backbone("mobilenet", "random", 32)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_array_equal(trunk_of(backbone, 32)(pixels).numpy(), other.model(pixels).numpy())
+    assert trunk_of(backbone, 64) is backbone.model
+
+
+def test_a_network_of_one_size_alone_is_not_tuned_at_another() -> None:
+    backbone = tiny()
+    inputs = keras.Input((SIZE, SIZE, 3))
+    flat = keras.Model(inputs, keras.layers.Dense(8)(keras.layers.Flatten()(inputs)))
+    fixed = replace(backbone, network=flat, model=keras.Model(inputs, flat(inputs)))
+    with pytest.raises(ShelfmarkError, match=r"image_size = 12: .* takes photos of 16 px alone; .* leave"):
+        trunk_of(fixed, 12)
 
 
 # The draw
@@ -413,6 +520,14 @@ def test_the_stage_gives_a_backbone_with_a_fingerprint_of_its_own(run: Run) -> N
 
 
 @pytest.mark.slow
+def test_photos_that_do_not_fit_into_memory_are_decoded_again_and_give_the_same_backbone(run: Run) -> None:
+    config = load_config(None, ("train.memory_gb=1e-9",), base=run.config.model_dump(mode="json"))
+    records = open_artifact(run.path / "records", "records")
+    again = finetune_backbone(records, run.untuned_backbone(), run.store, run.path / "again", config)
+    assert again.summary["fingerprint"] == own_backbone(run).summary["fingerprint"]
+
+
+@pytest.mark.slow
 def test_the_same_tuning_gives_the_same_backbone(run: Run) -> None:
     records = open_artifact(run.path / "records", "records")
     again = finetune_backbone(records, run.untuned_backbone(), run.store, run.path / "again", run.config)
@@ -487,6 +602,12 @@ def test_a_tuning_that_leaves_nothing_to_tune_is_refused() -> None:
         ("share=1.5", "less than or equal to 1"),
         ("batch=0", "greater than or equal to 1"),
         ("learning_rate=0", "greater than 0"),
+        ("image_size=0", "greater than or equal to 1"),
+        ("first_rate=0", "greater than 0"),
+        ("first_rate=1.1", "less than or equal to 1"),
+        ("schedule=linear", "'inverse_time' or 'cosine'"),
+        ("mixup=-1", "greater than or equal to 0"),
+        ("cutmix=-1", "greater than or equal to 0"),
         ("crop=0", "greater than 0"),
         ("precision=half", "'auto', 'float32' or 'bfloat16'"),
         ("frozen=0.5", "Did you mean 'frozen_share'"),

@@ -36,6 +36,7 @@ from models.heads.training_steps import Evaluator, Trainer, evaluator, trainer
 # Momentum of the batch normalizations' statistics: they follow within ten steps. At Keras' 0.99 a third of
 # them is still the old network's after a tuning of 100 steps.
 STATISTICS = 0.9
+SMALLER = 5 / 7  # px of the photos that a backbone is tuned on, for each px of its own
 STRETCH = 4 / 3  # between the longest and the shortest side of a crop, at most (Szegedy et al., CVPR 2015)
 
 
@@ -204,12 +205,31 @@ def trunk_of(backbone: KerasBackbone, size: int, bfloat16: bool = False) -> kera
     return in_precision(model, "bf16" if bfloat16 else "fp32")
 
 
+def smaller_size(backbone: KerasBackbone) -> int:
+    """The px on which a backbone is tuned by default: SMALLER of its own, if the network takes such photos.
+
+    >>> [_smaller(size) for size in (224, 299, 128, 32, 20)]
+    [160, 224, 96, 32, 20]
+    """
+    smaller = _smaller(backbone.image_size)
+    try:
+        trunk_of(backbone, smaller)
+    except ShelfmarkError:
+        return backbone.image_size
+    return smaller
+
+
+def _smaller(size: int) -> int:
+    """Networks halve their maps five times: a multiple of 32 px."""
+    return min(max(round(SMALLER * size / 32), 1) * 32, size)
+
+
 def _of_any_size(backbone: KerasBackbone, size: int) -> keras.Model:
     refused = ShelfmarkError(
         f"finetune.image_size = {size}: the network {backbone.name} takes photos of {backbone.image_size} px "
         "alone; expected that size; leave the setting out"
     )
-    if backbone.model is backbone.network:
+    if backbone.model is backbone.network:  # of KerasHub
         raise refused
     try:
         network = keras.models.clone_model(backbone.network, input_tensors=keras.Input((None, None, 3)))

@@ -221,8 +221,9 @@ class FinetuneSettings(Section):
     """Images in one step (128 in the paper). Lower it when memory runs out, and the learning rate with
     it."""
     image_size: Positive | None = None
-    """Height and width of the photos while tuning, in px; without it those of the backbone. Fewer px save
-    time; photos are asked about at the backbone's own size in any case."""
+    """Height and width of the photos while tuning, in px; without it five sevenths of the backbone's, to the
+    nearest multiple of 32, where the network takes such photos. The tuned backbone has its own size as
+    before. Raise it up to that size when details distinguish categories; the time grows with its square."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.02
     """Rate of the first step (0.05 in the paper). Lower it when the loss does not fall from epoch to
     epoch."""

@@ -33,7 +33,14 @@ from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store, digests_of
 from models.heads.architectures import Head
-from models.heads.finetune import Augmentation, Photos, Tuning, frozen_count, tune_backbone
+from models.heads.finetune import (
+    Augmentation,
+    Photos,
+    Tuning,
+    frozen_count,
+    smaller_size,
+    tune_backbone,
+)
 from models.heads.losses import Loss
 from models.heads.training import Examples, Recipe, fit_head
 from models.taxonomy import Taxonomy
@@ -47,7 +54,6 @@ from pipeline.job.summaries import BackboneSummary
 from pipeline.train.from_settings import in_bfloat16, labels_of, loss_of, recipe_of, shape_of
 
 VERSION = 4
-KEPT = 4 / 3  # px of a photo that is kept in memory, for each px of those that the network is given
 BATCH = 128  # photos decoded at a time
 
 
@@ -141,36 +147,29 @@ def _tune(drawn: _Drawn, head: Head, work: Path) -> tuple[keras.Model, dict[str,
     settings = drawn.config.finetune
     labels = labels_of(drawn.category, drawn.taxonomy, head.shape)
 
-    def photos(images: pd.DataFrame, size: int) -> Photos:
-        memory = int(drawn.config.train.memory_gb * 1e9)
-        return Photos(_reader(images, drawn.records, size, memory), labels(_ids(images)))
+    memory = int(drawn.config.train.memory_gb * 1e9)
 
-    size = drawn.base.image_size
-    tuning = tuning_of(settings, size)
+    def photos(images: pd.DataFrame) -> Photos:
+        return Photos(_reader(images, drawn.records, drawn.base.image_size, memory), labels(_ids(images)))
+
     with Progress("finetune", settings.epochs * len(drawn.train)) as progress:
         return tune_backbone(
-            drawn.base, head, photos(drawn.train, kept_size(tuning.size)),
-            photos(drawn.fit, size) if len(drawn.fit) else None,
-            steps_of(drawn.config), tuning, drawn.loss, work, progress.to,
+            drawn.base, head, photos(drawn.train), photos(drawn.fit) if len(drawn.fit) else None,
+            steps_of(drawn.config), tuning_of(settings, drawn.base), drawn.loss, work, progress.to,
         )  # fmt: skip
 
 
-def tuning_of(settings: FinetuneSettings, size: int) -> Tuning:
-    """What is tuned and on which photos, for a backbone of `size` px."""
+def tuning_of(settings: FinetuneSettings, backbone: KerasBackbone) -> Tuning:
+    """What is tuned of a backbone, and on which photos."""
     return Tuning(
         frozen_share=settings.frozen_share,
         augmentation=Augmentation(
             settings.crop, settings.flip, settings.colour, settings.mixup, settings.cutmix
         ),
-        size=settings.image_size or size,
+        size=settings.image_size or smaller_size(backbone),
         first_rate=settings.first_rate,
         average=settings.average,
     )
-
-
-def kept_size(size: int) -> int:
-    """The px to which photos are decoded that are tuned on at `size` px: a crop is enlarged by less."""
-    return round(KEPT * size)
 
 
 def steps_of(config: Config) -> Recipe:
