@@ -243,15 +243,16 @@ class FinetuneSettings(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the target that is spread over all categories. Raise it when many labels are wrong; 0:
     none."""
-    epochs: Positive = 30
+    epochs: Positive = 20
     """Passes over the drawn products, at most. More epochs kept helping where it was tried; lower it to
     save time."""
-    patience: Positive = 10
-    """Epochs without a better FIT accuracy before tuning stops. Lower it to save time."""
-    mixup: Annotated[float, Field(ge=0)] = 0.0
+    patience: Positive = 20
+    """Epochs without a better FIT accuracy before tuning stops. Lower it to save time with the schedule
+    inverse_time; a cosine needs all of its epochs."""
+    mixup: Annotated[float, Field(ge=0)] = 0.2
     """Alpha of the Beta distribution from which the weights of mixup are drawn: photos and labels are blended
     in pairs; 0: none. With cutmix, too, each batch has one of them."""
-    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 1.0
     """Likewise of CutMix: a box of one photo is pasted into another; 0: none. Lower it when a part of the
     product does not show what it is."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.25
