@@ -3,7 +3,6 @@
 import gc
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -241,22 +240,6 @@ def test_a_move_while_a_release_is_opened_counts(service: Service, monkeypatch: 
     monkeypatch.setattr(service.room, "take_over", lambda served: taken.append(served.name))
     service.move_to("b")
     assert (opened, taken) == (["b", "c"], ["c"])
-
-
-def test_the_thread_that_opens_has_a_low_priority_only_where_no_engine_starts_threads(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: dict[str, int] = {}
-
-    def noting(path: Path, *given: Any, **named: Any) -> Served:
-        found[path.name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        raise ShelfmarkError("noted; expected nothing more; go on")
-
-    monkeypatch.setattr(watching, "Served", type("Noting", (), {"open": staticmethod(noting)}))
-    usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    service.move_to("b")
-    service.move_to("d")
-    assert found == {"b": usual + watching.NICENESS, "d": usual}
 
 
 # Releases that cannot
