@@ -4,6 +4,7 @@ import numpy as np
 
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store
+from features.views import FLIP
 from models.corrections.known_photos import known_photos
 from models.decisions.bundle import Bundle
 from serving.decider import SeenProduct
@@ -26,7 +27,7 @@ def stored_product(workspace: AnyPath, bundle: Bundle, product_id: str) -> SeenP
         return UNKNOWN
     digests = Digests(np.frombuffer(b"".join(known), np.uint8).reshape(-1, 32))
     main = Store(workspace / "store" / bundle.fingerprint)
-    views = [main, main.mirrored()] if bundle.categorizer.flip else [main]
+    views = [main, main.view(FLIP)] if bundle.categorizer.flip else [main]
     found = [store.find(digests) for store in views]
     there = np.all([one.row >= 0 for one in found], axis=0)
     if not there.any():
