@@ -4,7 +4,6 @@ import numpy as np
 
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store
-from features.views import FLIP
 from models.corrections.known_photos import known_photos
 from models.decisions.bundle import Bundle
 from serving.decider import SeenProduct
@@ -27,7 +26,7 @@ def stored_product(workspace: AnyPath, bundle: Bundle, product_id: str) -> SeenP
         return UNKNOWN
     digests = Digests(np.frombuffer(b"".join(known), np.uint8).reshape(-1, 32))
     main = Store(workspace / "store" / bundle.fingerprint)
-    views = [main, main.view(FLIP)] if bundle.categorizer.flip else [main]
+    views = [main.view(one) for one in bundle.categorizer.views]
     found = [store.find(digests) for store in views]
     there = np.all([one.row >= 0 for one in found], axis=0)
     if not there.any():
@@ -38,5 +37,5 @@ def stored_product(workspace: AnyPath, bundle: Bundle, product_id: str) -> SeenP
     ]
     return SeenProduct(
         tuple(digest.hex() for digest, has in zip(known, there.tolist(), strict=True) if has),
-        np.stack(rows, axis=1).reshape(-1, rows[0].shape[1]),
+        bundle.categorizer.rows(rows),
     )
