@@ -192,6 +192,7 @@ def test_the_index_has_every_record_sorted_by_product(records, tmp_path):
     assert (index["split"].to_numpy() == index["product_id"].map(split).to_numpy()).all()
     values = {"images": len(index), "fingerprint": "colours-8", "backbone": "colours", "weights": "none"}
     values |= {"views": 1, "engines": {"by hand": len(index)}}
+    values |= {"view_names": ["whole"], "asked": ["whole"], "averaged": False, "view_engines": {}}
     assert made.summary == values
 
 
