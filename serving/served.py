@@ -43,8 +43,8 @@ class Served:
 
     @property
     def views(self) -> int:
-        """How many rows the backbone computes of a photo: 2 where it is also read mirrored."""
-        return 2 if self.bundle.categorizer.flip else 1
+        """How many views of a photo the backbone computes."""
+        return len(self.bundle.categorizer.views)
 
     @classmethod
     def open(
@@ -103,8 +103,8 @@ def _warm(engines: Mapping[int, Engine]) -> float:
 
 def _try(bundle: Bundle, decider: Decider) -> None:
     """Decides about one product, and about as many as a batch may have, whose bottlenecks are zeros."""
-    shape, views = bundle.categorizer.predictor.head.shape, 2 if bundle.categorizer.flip else 1
-    seen = SeenProduct(("0" * 64,), np.zeros((views, shape.width), np.float16))
+    shape = bundle.categorizer.predictor.head.shape
+    seen = SeenProduct(("0" * 64,), np.zeros((shape.rows_of_image, shape.width), np.float16))
     for count in (1, max(SHAPES)):
         decider.decide([ReadProduct(None, None, seen)] * count)
 

@@ -26,7 +26,7 @@ def stored_product(workspace: AnyPath, bundle: Bundle, product_id: str) -> SeenP
         return UNKNOWN
     digests = Digests(np.frombuffer(b"".join(known), np.uint8).reshape(-1, 32))
     main = Store(workspace / "store" / bundle.fingerprint)
-    views = [main, main.mirrored()] if bundle.categorizer.flip else [main]
+    views = [main.view(one) for one in bundle.categorizer.views]
     found = [store.find(digests) for store in views]
     there = np.all([one.row >= 0 for one in found], axis=0)
     if not there.any():
@@ -37,5 +37,5 @@ def stored_product(workspace: AnyPath, bundle: Bundle, product_id: str) -> SeenP
     ]
     return SeenProduct(
         tuple(digest.hex() for digest, has in zip(known, there.tolist(), strict=True) if has),
-        np.stack(rows, axis=1).reshape(-1, rows[0].shape[1]),
+        bundle.categorizer.rows(rows),
     )

@@ -64,7 +64,7 @@ def draw_categorizer(
     shape = HeadShape(
         rows.shape[1], len(tree.categories), (24, 16), 0.5, scale, fingerprint,
         kind=kind.head, parents=tree.parents, selector=8, standardized=kind.standardized,
-        flip=kind.flip, hierarchical=kind.hierarchical,
+        hierarchical=kind.hierarchical, views=("whole", "flip") if kind.flip else ("whole",),
     )  # fmt: skip
     head = _head(shape, rows)
     one = replace(shape, kind=SET, images=3, parents=(), hierarchical=False)

@@ -24,6 +24,7 @@ from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import Refused
+from features.views import FLIP, WHOLE
 from models.decisions.bundle import Bundle, open_bundle
 from serving.decider import Decider, ReadProduct, SeenProduct, StoreUnavailable
 from serving.decoding import DecodedPhoto, DecodeLimits, DecodeProcess
@@ -123,7 +124,11 @@ class InThread:
 
 def served_of(engine: Held, name: str = "week", at: int = 0, flip: bool = False) -> Served:
     engines = {shape: Counting(shape, engine, at) for shape in SHAPES}
-    bundle = SimpleNamespace(path=Path(name), categorizer=SimpleNamespace(flip=flip), fingerprint=str(at))
+    bundle = SimpleNamespace(
+        path=Path(name),
+        categorizer=SimpleNamespace(views=(WHOLE, FLIP) if flip else (WHOLE,)),
+        fingerprint=str(at),
+    )
     return Served(cast(Bundle, bundle), engines, cast(Decider, Naming(name)), rate=100.0)
 
 
@@ -507,7 +512,7 @@ def assert_decided_as_in_batch(served: Served, photos: list[bytes]) -> None:
     """Compares products of one photo each, together and one by one, with what the batch job computes."""
     categorizer, engine = served.bundle.categorizer, served.engines[max(SHAPES)]
     jpegs, names = [normalise(data).jpeg for data in photos], np.arange(len(photos)).astype(str)
-    bottlenecks = categorizer.bottlenecks(engine, jpegs, "drawn")
+    bottlenecks = categorizer.bottlenecks({WHOLE: engine}, jpegs, "drawn")
     table = categorizer.decide(names, categorizer.predict(bottlenecks, np.arange(len(photos) + 1)))
     sizes = list[int]()
 

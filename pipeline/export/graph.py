@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from features.engines.backbones import Backbone, require_keras
 from features.storage.paths import write_whole
+from features.views import FLIP, WHOLE
 from models.decisions.bundle import Bundle
 from models.decisions.decision_graph import STATUSES, DecisionNames, decide
 
@@ -73,7 +74,7 @@ class ExportedGraph:
 
     def views(self, pixels: tf.Tensor) -> tf.Tensor:
         """(rows, size, size, 3): the images, or with `flip` each image and then the mirrored one."""
-        if not self.bundle.categorizer.flip:
+        if self.bundle.categorizer.views != (WHOLE, FLIP):
             return pixels
         size = self.backbone.image_size
         return tf.reshape(tf.stack([pixels, tf.reverse(pixels, [2])], axis=1), (-1, size, size, 3))

@@ -21,6 +21,7 @@ from features.engines.onnx_file import first_line, opset_of
 from features.engines.pixels import decode_jpegs
 from features.errors import ShelfmarkError
 from features.storage.paths import write_whole
+from features.views import FLIP, WHOLE
 from pipeline.export.graph import COUNTS, PIXEL_INPUTS, PIXELS, TEXTS, ExportedGraph
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _behind(graph: ExportedGraph, backbone: OnnxBackbone) -> "onnx.ModelProto":
     opset, (pixels, counts) = min(OPSET, opset_of(encoder)), graph.signature()
     bottlenecks = tf.TensorSpec((None, backbone.width), tf.float32, name=OUTPUT)
     decision = _converted(graph, graph.from_bottlenecks, [bottlenecks, counts], opset)
-    if graph.bundle.categorizer.flip:
+    if graph.bundle.categorizer.views == (WHOLE, FLIP):
         views = _converted(graph, lambda pixels: {VIEWS: graph.views(pixels)}, [pixels], opset)
         for node in encoder.graph.node:
             node.input[:] = [VIEWS if name == INPUT else name for name in node.input]
