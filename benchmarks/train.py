@@ -248,7 +248,7 @@ def _train(
     from models.heads.architectures import HeadShape
     from models.heads.training import Examples, fit_head
     from pipeline.job.load_config import load_config
-    from pipeline.train.from_settings import loss_of, recipe_of
+    from pipeline.train.from_settings import head_precision, loss_of, recipe_of
 
     config = load_config(
         sets=(f"head.recipe={recipe}", f"train.precision={precision}", f"train.epochs={epochs}", *sets)
@@ -259,7 +259,14 @@ def _train(
     every, selecting = Examples(rows, categories), None
     if fit is not None:
         every, selecting = every.only(~fit), every.only(fit)
-    fit_head(shape, every, selecting, recipe_of(config), loss_of(tree(), config), work)
+    fit_head(
+        shape,
+        every,
+        selecting,
+        recipe_of(config, head_precision(config, shape)),
+        loss_of(tree(), config),
+        work,
+    )
     return time.perf_counter() - began
 
 
