@@ -1,11 +1,11 @@
-"""Whether this machine multiplies faster in bfloat16 than in float32: it is tried, for a fraction of a second.
+"""Whether this machine trains faster in bfloat16 than in float32: it is tried, for a fraction of a second.
 
     a head      the products of one training step: of every dense layer y = x·w, and the gradients
                 g·wᵀ of x and xᵀ·g of w, with the casts around them
     a network   a few random photos through it, and the gradients of what is trained
 
 Names of processor features do not say it: TensorFlow's products are 2 to 3 times as fast in bfloat16 with
-amx_bf16, 1.55 to 1.8 times with avx512_bf16 alone, and slower with neither, where it computes them in float32.
+amx_bf16, 1.55 to 1.8 times with avx512_bf16 alone; with neither it computes them in float32, and casts.
 
 Both precisions take turns. What counts is the processor time of this process: the time on the clock depends
 on what else runs on the machine (docs/experiments/training.md).
@@ -17,7 +17,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -32,27 +31,15 @@ log = logging.getLogger("shelfmark")
 
 FLOAT32, BFLOAT16 = PRECISIONS = ("float32", "bfloat16")
 MARGIN = 1.2  # times as fast in bfloat16, to take it
-ROUNDS = 5  # of both precisions, at least
+ROUNDS = 3  # of both precisions, at least
 SECONDS = 0.2  # of trial, at least: rounds of few milliseconds differ more
+HOPELESS = 2  # times as slow in bfloat16 in one round: no more of them
 ROWS = 256  # of a batch, at most; more of them take longer and show the same
 LEAST = 2**26  # multiplications of a step forward; fewer of them are not worth a trial
-PHOTOS = 4  # of a network's trial
+PHOTOS = 2  # of a network's trial
 
 Product = tuple[int, int, int]  # (n, i) · (i, o)
 Step = Callable[[], object]  # computes, and returns when it is done
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a step took."""
-
-    float32: float  # s of processor time, median
-    bfloat16: float  # likewise
-
-    @property
-    def faster(self) -> str:
-        """The precision to compute in; bfloat16 only where it is faster by the margin."""
-        return BFLOAT16 if self.bfloat16 * MARGIN <= self.float32 else FLOAT32
 
 
 def faster_for_head(shape: HeadShape, batch: int) -> str:
@@ -87,7 +74,38 @@ def faster_for_network(network: keras.Model) -> str:
     if keras.backend.backend() != "tensorflow" or not network.trainable_weights:
         return FLOAT32
     photos = np.random.default_rng(0).integers(0, 256, (PHOTOS, *network.input_shape[1:]), np.uint8)
-    return _tried("the network", lambda precision: _network_step(network, photos, precision)).faster
+    return faster("the network is tuned", lambda precision: _network_step(network, photos, precision))
+
+
+def faster(what: str, step_in: Callable[[str], Step]) -> str:
+    """The precision in which a step takes less processor time; a log line says how much in either.
+
+    Args:
+        what: takes these steps, for the log.
+        step_in: makes the step of a precision.
+
+    Returns:
+        "bfloat16" where it is faster by MARGIN, else "float32".
+    """
+    steps = {precision: step_in(precision) for precision in PRECISIONS}
+    for step in steps.values():
+        step()  # makes the graph
+    took: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+    began = time.perf_counter()
+    while len(took[BFLOAT16]) < ROUNDS or time.perf_counter() < began + SECONDS:
+        for precision, step in steps.items():
+            before = time.process_time()
+            step()
+            took[precision].append(time.process_time() - before)
+        if took[BFLOAT16][-1] > HOPELESS * took[FLOAT32][-1]:
+            break
+    float32, bfloat16 = (statistics.median(took[precision]) for precision in PRECISIONS)
+    chosen = BFLOAT16 if bfloat16 * MARGIN <= float32 else FLOAT32
+    log.info(
+        "%s in %s: on trial a step takes %.1f ms of processor time in float32, %.1f ms in bfloat16",
+        what, chosen, 1e3 * float32, 1e3 * bfloat16,
+    )  # fmt: skip
+    return chosen
 
 
 def products(shape: HeadShape, batch: int) -> tuple[Product, ...]:
@@ -107,7 +125,7 @@ def _faster_products(layers: tuple[Product, ...]) -> str:
         [ops.convert_to_tensor(rng.standard_normal(size, np.float32)) for size in ((n, i), (i, o), (n, o))]
         for n, i, o in layers
     ]
-    return _tried("the head", lambda precision: _products_step(values, precision)).faster
+    return faster("the head is trained", lambda precision: _products_step(values, precision))
 
 
 def _products_step(values: list[list[Tensor]], precision: str) -> Step:
@@ -144,26 +162,6 @@ def _network_step(network: keras.Model, photos: np.ndarray, precision: str) -> S
         return gradients
 
     return functools.partial(tf.function(step), tf.convert_to_tensor(photos))
-
-
-def _tried(what: str, step_in: Callable[[str], Step]) -> Trial:
-    """The trial of a step in both precisions, and a log line that says what it showed."""
-    steps = {precision: step_in(precision) for precision in PRECISIONS}
-    for step in steps.values():
-        step()  # makes the graph
-    took: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
-    began = time.perf_counter()
-    while len(took[BFLOAT16]) < ROUNDS or time.perf_counter() < began + SECONDS:
-        for precision, step in steps.items():
-            before = time.process_time()
-            step()
-            took[precision].append(time.process_time() - before)
-    trial = Trial(*(statistics.median(took[precision]) for precision in PRECISIONS))
-    log.info(
-        "%s: trained in %s: a step's products take %.1f ms of processor time in float32, %.1f ms in bfloat16",
-        what, trial.faster, 1e3 * trial.float32, 1e3 * trial.bfloat16,
-    )  # fmt: skip
-    return trial
 
 
 def _of_gpu() -> str | None:
