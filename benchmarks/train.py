@@ -287,14 +287,7 @@ def _train(
     every, selecting = Examples(rows, categories), None
     if fit is not None:
         every, selecting = every.only(~fit), every.only(fit)
-    fit_head(
-        shape,
-        every,
-        selecting,
-        recipe_of(config, used),
-        loss_of(tree(), config),
-        work,
-    )
+    fit_head(shape, every, selecting, recipe_of(config, used), loss_of(tree(), config), work)
     return time.perf_counter() - began, used
 
 
