@@ -7,7 +7,7 @@
                  TensorFlow decodes, resizes and runs the network, one photo a call
     half load    requests that arrive by chance (Poisson) at half that rate: median and 99th percentile
     single       one request after the other, beside the engine's own time for one photo
-    services     one service on all cores, one on each core: photos a second, latencies at half that rate, memory
+    services     one service on all cores, one on each core: photos a second, latencies, memory
     memory       of the service's processes after so many requests, MobileNet at 32 px
 
 Random weights: they cost the same. The service, the engine and the peer take turns; ratios are of the same

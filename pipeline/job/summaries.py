@@ -77,6 +77,7 @@ class BackboneSummary(Summary):
     products: int  # trained on
     images: int
     epochs: int
+    precision: str = ""  # in which it was tuned: float32 or bfloat16; "": of an older version
 
 
 class BottlenecksSummary(Summary):
@@ -118,6 +119,7 @@ class HeadSummary(Summary):
     left_out: int  # images with suspected labels
     categories: int
     epochs: int
+    precision: str = ""  # in which it was trained: float32 or bfloat16; "": of an older version
 
 
 class ThresholdsSummary(Summary):
