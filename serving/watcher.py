@@ -20,13 +20,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from features.errors import ShelfmarkError, one_line
 from features.memory import give_back
 from features.printable import escaped
 from features.storage.artifact import find_artifact
 from features.storage.paths import AnyPath, stats
+from models.decisions.bundle import open_bundle
 from models.decisions.releases import in_service, require_whole
 from serving.served import Served
 
@@ -45,6 +46,8 @@ NOTHING = (
     "releases/current is not there; expected it to name a release; put one into service by "
     "`shelfmark release` or `shelfmark rollback`, or end the service"
 )
+
+T = TypeVar("T")
 
 log = logging.getLogger("shelfmark")
 
@@ -197,31 +200,20 @@ class ReleaseWatcher:
             log.error("release %s is refused, %s stays in service: %s", name, served, reason)
 
     def _opened(self, path: AnyPath, like: Served) -> Served:
-        """Opens a release in a thread of its own.
+        """Opens a release in threads of its own.
 
-        Where the files of the backbone are the same, its engines are used again, and the thread has a low
-        priority. Threads that an engine starts would have the same priority, and nobody may raise it again:
-        3 of OpenVINO's 15, when it was tried.
+        Where the files of the backbone are the same, its engines are used again, and a thread that starts no
+        engine has a low priority. Threads that an engine starts would have the same priority, and nobody may
+        raise it again: 3 of OpenVINO's 15, when it was tried.
         """
-        result: list[Served | BaseException] = []
         same = bool(self._backbone) and _backbone_files(path) == self._backbone
-
-        def work() -> None:
-            try:
-                if same:
-                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-                store = self._releases.parent / "store"
-                result.append(Served.open(path, self._corrections, like if same else None, store))
-            except BaseException as error:
-                result.append(error)
-
-        thread = threading.Thread(target=work, name="opens a release", daemon=True)
-        thread.start()
-        thread.join()
-        [served] = result
-        if isinstance(served, BaseException):
-            raise served
-        return served
+        bundle = _in_thread(lambda: open_bundle(path), NICENESS if same else 0)
+        known = same and like.extractor.has_networks(bundle.categorizer.views)
+        store = self._releases.parent / "store"
+        return _in_thread(
+            lambda: Served.of(bundle, self._corrections, like if same else None, store),
+            NICENESS if known else 0,
+        )
 
     def _take_over(self, served: Served, seconds: float) -> None:
         """Puts an opened release into service."""
@@ -234,6 +226,27 @@ class ReleaseWatcher:
         log.info("%s is in service in place of %s, opened in %.1f s", name, before, seconds)
         for caveat in served.bundle.caveats:
             log.warning("%s: %s", name, caveat)
+
+
+def _in_thread(work: Callable[[], T], niceness: int) -> T:
+    """Does some work in a thread of its own, whose priority is lower by so much; returns or raises as it."""
+    result: list[T | BaseException] = []
+
+    def run() -> None:
+        try:
+            if niceness:
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+            result.append(work())
+        except BaseException as error:
+            result.append(error)
+
+    thread = threading.Thread(target=run, name="opens a release", daemon=True)
+    thread.start()
+    thread.join()
+    [found] = result
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _versions(path: AnyPath) -> tuple[tuple[str, object], ...]:

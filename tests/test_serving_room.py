@@ -24,13 +24,15 @@ from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import Refused
+from features.views import WHOLE, View, parse_view
 from models.decisions.bundle import Bundle, open_bundle
 from serving.decider import Decider, ReadProduct, SeenProduct, StoreUnavailable
 from serving.decoding import DecodedPhoto, DecodeLimits, DecodeProcess
 from serving.fair_queue import FairQueue
 from serving.room import AHEAD, Answer, Closed, Full, Product, Room, RoomLimits, Unwatched
 from serving.schemas import Decision
-from serving.served import SHAPES, Served
+from serving.extractor import SHAPES, Extractor, Network
+from serving.served import Served
 
 LONG = 60.0  # s, on a computer that has much else to do
 BAD = b"no photo"
@@ -105,14 +107,15 @@ class InThread:
     def wait_ready(self) -> None:
         pass
 
-    def decode(self, photo: BinaryIO, size: int) -> DecodedPhoto:
+    def decode(self, photo: BinaryIO, sizes: Sequence[int]) -> DecodedPhoto:
         data = photo.read()
         self.held.pass_by(data)
         digest = hashlib.sha256(data).digest()
         if data == BAD:
             return DecodedPhoto(digest, None, Refused("not_an_image", "drawn"))
-        pixels = np.arange(size * size * 3).reshape(size, size, 3) % 2 * 100 + int(data)
-        return DecodedPhoto(digest, pixels.astype(np.uint8), None)
+        pixels = {size: np.arange(size * size * 3).reshape(size, size, 3) % 2 * 100 for size in sizes}
+        drawn = {size: (values + int(data) + size - 2).astype(np.uint8) for size, values in pixels.items()}
+        return DecodedPhoto(digest, drawn, None)
 
     def kill(self) -> None:
         pass
@@ -121,10 +124,17 @@ class InThread:
         self.closed = True
 
 
-def served_of(engine: Held, name: str = "week", at: int = 0, flip: bool = False) -> Served:
-    engines = {shape: Counting(shape, engine, at) for shape in SHAPES}
-    bundle = SimpleNamespace(path=Path(name), categorizer=SimpleNamespace(flip=flip), fingerprint=str(at))
-    return Served(cast(Bundle, bundle), engines, cast(Decider, Naming(name)), rate=100.0)
+def served_of(
+    engine: Held, name: str = "week", at: int = 0, views: Sequence[str] = ("whole",), rate: float = 100.0
+) -> Served:
+    """A release for photos of 2 px; `rate` is that of each of its networks."""
+    asked, networks = tuple(map(parse_view, views)), dict[View, Network]()
+    for view in (one.network for one in asked):
+        engines = {shape: Counting(shape, engine, at, size=view.input(2)) for shape in SHAPES}
+        networks.setdefault(view, Network(cast(Any, engines), rate))
+    bundle = SimpleNamespace(path=Path(name), fingerprint=str(at))
+    extractor = Extractor(asked, is_averaged=False, size=2, networks=networks)
+    return Served(cast(Bundle, bundle), extractor, cast(Decider, Naming(name)))
 
 
 @dataclass
@@ -204,7 +214,7 @@ def test_a_product_without_a_readable_photo_or_without_any_is_decided_about(plac
 
 
 def test_a_mirrored_view_has_its_own_row_beside_that_of_the_photo() -> None:
-    place = place_of(flip=True)
+    place = place_of(views=["whole", "flip"])
     try:
         [answer] = place.submit([1, 2]).result(LONG)
         assert answer.seen
@@ -263,7 +273,7 @@ def test_a_batch_is_one_of_the_sizes_and_of_what_has_arrived(place: Place) -> No
     assert place.engine.came.wait(LONG)
     more = [place.submit([number]) for number in range(1, 12)]
     wait_for(lambda: len(place.decoding.seen) == 12)
-    wait_for(lambda: place.room._rows == 11)
+    wait_for(lambda: place.room._decoded == 11)
     place.engine.go.set()
     for future in (first, *more):
         future.result(LONG)
@@ -314,7 +324,7 @@ def test_large_requests_and_small_ones_are_taken_beside_each_other_until_the_bou
 def test_as_many_photos_wait_as_four_seconds_compute(rate: float, photos: int) -> None:
     place = place_of(RoomLimits(seconds=30))
     try:
-        place.room.take_over(replace(place.room.served, rate=rate))
+        place.room.take_over(served_of(place.engine, "next", rate=rate))
         assert place.room.most_photos == photos
     finally:
         place.room.close()
@@ -339,7 +349,7 @@ def test_decoded_photos_of_a_cancelled_request_are_not_computed(place: Place) ->
     blocking = place.submit([0])
     assert place.engine.came.wait(LONG)
     future = place.submit([1, 2, 3])
-    wait_for(lambda: place.room._rows == 3)
+    wait_for(lambda: place.room._decoded == 3)
     assert future.cancel()
     place.engine.go.set()
     blocking.result(LONG)
@@ -373,7 +383,7 @@ def test_an_earlier_deadline_counts_although_a_later_one_came_first(place: Place
 def test_an_engine_that_fails_fails_the_requests_of_its_batch_and_no_other(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = cast(Counting, place.room.served.engines[1])
+    engine = cast(Counting, place.room.served.extractor.networks[WHOLE].engines[1])
     engine.fails = True
     with pytest.raises(RuntimeError, match="out of order"):
         place.submit([1]).result(LONG)
@@ -400,7 +410,7 @@ def test_a_photo_that_is_closed_fails_its_request_and_no_other(place: Place) -> 
 def test_requests_keep_the_release_that_they_came_with_and_no_batch_mixes_two(place: Place) -> None:
     place.engine.go.clear()
     before = [place.submit([number]) for number in range(6)]
-    wait_for(lambda: place.room._rows + len(place.engine.seen) >= 6 or len(place.decoding.seen) == 6)
+    wait_for(lambda: place.room._decoded + len(place.engine.seen) >= 6 or len(place.decoding.seen) == 6)
     place.room.take_over(served_of(place.engine, "next", at=50))
     after = [place.submit([number]) for number in range(10, 16)]
     wait_for(lambda: len(place.decoding.seen) == 12)

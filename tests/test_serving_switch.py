@@ -30,11 +30,12 @@ from features.engines.backbones import load_backbone, start_tensorflow
 from features.errors import ShelfmarkError
 from features.images.refusal import LIMITS
 from features.storage.artifact import file_digest
-from models.decisions.bundle import VERSION, open_bundle
+from models.decisions.bundle import VERSION, Bundle, open_bundle
 from models.decisions.categorizer import categorize_photos
 from models.decisions.releases import put_into_service, take_out_of_service
 from serving import watcher as watching
 from serving.app import create_app
+from serving.extractor import Extractor
 from serving.metrics import Metrics
 from serving.room import Product, Room, RoomLimits
 from serving.served import Served
@@ -80,7 +81,7 @@ def answers(workspace: Path, first: Served) -> Answers:
 
 @pytest.fixture(scope="module")
 def first(workspace: Path) -> Served:
-    return Served.open(workspace / "releases" / "a", None)
+    return Served.of(open_bundle(workspace / "releases" / "a"), None)
 
 
 class Service:
@@ -182,12 +183,12 @@ def test_a_request_that_has_begun_keeps_its_release(service: Service) -> None:
 def test_a_release_with_another_backbone_is_served_with_it(service: Service, first: Served) -> None:
     service.move_to("d")
     assert service.decide(0)["release"] == "d"
-    assert service.room.served.engines is not first.engines
+    assert service.room.served.extractor is not first.extractor
 
 
 def test_a_release_with_the_same_backbone_uses_its_engines(service: Service, first: Served) -> None:
     service.move_to("b")
-    assert service.room.served.engines is first.engines
+    assert service.room.served.extractor is first.extractor
     assert 'release="b"' in service.figures()
 
 
@@ -229,14 +230,14 @@ def test_a_release_that_is_made_anew_under_its_name_is_served(service: Service, 
 def test_a_move_while_a_release_is_opened_counts(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
-    def open_slowly(path: Path, *given: Any, **named: Any) -> Served:
-        served = Served.open(path, *given, **named)
-        opened.append(path.name)
-        if path.name == "b":
+    def open_slowly(bundle: Bundle, *given: Any) -> Served:
+        served = Served.of(bundle, *given)
+        opened.append(served.name)
+        if served.name == "b":
             put_into_service(service.releases, "c")
         return served
 
-    monkeypatch.setattr(watching, "Served", type("Slow", (), {"open": staticmethod(open_slowly)}))
+    monkeypatch.setattr(watching, "Served", type("Slow", (), {"of": staticmethod(open_slowly)}))
     taken = []
     monkeypatch.setattr(service.room, "take_over", lambda served: taken.append(served.name))
     service.move_to("b")
@@ -248,15 +249,17 @@ def test_the_thread_that_opens_has_a_low_priority_only_where_no_engine_starts_th
 ) -> None:
     found: dict[str, int] = {}
 
-    def noting(path: Path, *given: Any, **named: Any) -> Served:
-        found[path.name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    def noting(bundle: Bundle, *given: Any) -> Served:
+        found[bundle.path.name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         raise ShelfmarkError("noted; expected nothing more; go on")
 
-    monkeypatch.setattr(watching, "Served", type("Noting", (), {"open": staticmethod(noting)}))
+    monkeypatch.setattr(watching, "Served", type("Noting", (), {"of": staticmethod(noting)}))
     usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     service.move_to("b")
     service.move_to("d")
-    assert found == {"b": usual + watching.NICENESS, "d": usual}
+    monkeypatch.setattr(Extractor, "has_networks", lambda self, views: False)  # a view of another size
+    service.move_to("c")
+    assert found == {"b": usual + watching.NICENESS, "d": usual, "c": usual}
 
 
 # Releases that cannot
