@@ -19,6 +19,7 @@ from features.errors import ShelfmarkError
 from features.records import pieces_of
 from features.storage.paths import copy_tree
 from features.storage.store import Digests, Store
+from features.views import FLIP
 from pipeline.extract import fill_store as shards_module
 from pipeline.extract.extract import extract_records
 from pipeline.extract.fill_store import fill_store
@@ -88,9 +89,9 @@ def extracted(monkeypatch):
     counts = []
     real = shards_module.extract
 
-    def counting(engine, pieces, count, flip):
+    def counting(engine, pieces, count, view):
         counts.append(count)
-        return real(engine, pieces, count, flip)
+        return real(engine, pieces, count, view)
 
     monkeypatch.setattr(shards_module, "extract", counting)
     return counts
@@ -391,8 +392,8 @@ def test_useless_bottlenecks_end_the_extraction_at_its_first_shard(
 
 
 def test_one_number_that_float16_cannot_hold_is_enough(records, tmp_path, extracted, monkeypatch):
-    def overflowing(*arguments, flip):
-        rows = extract(*arguments, flip)
+    def overflowing(*arguments):
+        rows = extract(*arguments)
         rows[3, 5] = np.inf
         return rows
 
@@ -440,7 +441,7 @@ def test_a_lost_shard_of_the_second_view_is_made_again(records, tmp_path, extrac
     both = SETTINGS.model_copy(update={"flip": True})
     common = (tmp_path / "store", tmp_path / "bottlenecks", both)
     first = extract_records(records, Colours(), *common)
-    mirrored = Store(tmp_path / "store" / "colours-8").mirrored()
+    mirrored = Store(tmp_path / "store" / "colours-8").view(FLIP)
     (mirrored.path / f"{mirrored.shards()[0]}.npy").unlink()
     extracted.clear()
     assert extract_records(records, Colours(), *common).digest == first.digest and len(extracted) == 1

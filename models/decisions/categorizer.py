@@ -18,6 +18,7 @@ from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import Limits, Refused
 from features.records import pieces_of
+from features.views import FLIP, WHOLE
 from models.decisions.categories import Department
 from models.decisions.confidence import DECIMALS, ConfidenceModel, Evidence
 from models.decisions.levels import stop_level
@@ -165,8 +166,8 @@ class Categorizer:
             source: named by errors.
         """
         views = [
-            extract(engine, pieces_of(jpegs, source=source), len(jpegs), flip)
-            for flip in ((False, True) if self.flip else (False,))
+            extract(engine, pieces_of(jpegs, source=source), len(jpegs), view)
+            for view in ((WHOLE, FLIP) if self.flip else (WHOLE,))
         ]
         return np.stack(views, axis=1).reshape(-1, engine.width)
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Locations, Store
+from features.views import FLIP
 from models.corrections.categories import KnownCategories
 from models.corrections.correction import Correction
 from models.corrections.hindsight import worse_sellers
@@ -166,7 +167,7 @@ class _Vectors:
     ) -> "_Vectors":
         """Finds the photos of the corrected products; extracts those sent along that the store lacks."""
         main = Store(workspace / "store" / bundle.fingerprint)
-        views = [main, main.mirrored()] if bundle.categorizer.flip else [main]
+        views = [main, main.view(FLIP)] if bundle.categorizer.flip else [main]
         wanted = {one.product_id for one in given.corrections}
         photos = read_photos(sources, wanted, bundle, views, config) if sources and wanted else Photos()
         known = known_photos(workspace, bundle.categorizer.release, wanted - photos.digests.keys())

@@ -27,6 +27,7 @@ from features.storage.artifact import begin, digest_of
 from features.storage.databases import is_database
 from features.storage.paths import AnyPath, absolute, any_path, remove, write_whole
 from features.storage.store import Store
+from features.views import FLIP
 from models.decisions.bundle import Bundle
 from pipeline.categorize.decide import (
     Bottlenecks,
@@ -125,7 +126,7 @@ class _Job:
         self.sources, self.bundle, self.output, self.config = sources, bundle, output, config
         self.beam, self.only_new, self.records, self.home = beam, only_new, records, home
         flip, main = bundle.categorizer.flip, Store(store / bundle.fingerprint)
-        self.views = [main, main.mirrored()] if flip else [main]
+        self.views = [main, main.view(FLIP)] if flip else [main]
         self.roots, self.fetched = roots_of(sources), home / "fetched"
         self.corrected = sellers_in_use(corrections) if corrections else frozenset[str]()
         self.corrections = corrections if self.corrected else None

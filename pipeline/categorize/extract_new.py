@@ -32,6 +32,7 @@ from features.images.refusal import Limits, Refused
 from features.records import Piece, pieces_of
 from features.storage.paths import AnyPath, absolute, any_path, local, remove, writing
 from features.storage.store import Store, digests_of, shard_name
+from features.views import FLIP
 from pipeline.beam.run_units import run_units, write_table
 from pipeline.categorize.digest_index import DigestIndex, build_index
 from pipeline.extract.beam_worker import FAILED, LoadedNetwork, SharedNetwork, failures, share_network
@@ -165,7 +166,7 @@ def extract_new(
     backbone = load()
     with pa.memory_map(str(local(work / PLAN))) as plan:
         images = pa.ipc.open_file(plan).read_all().num_rows
-    for view in (store, store.mirrored()) if flip else (store,):
+    for view in (store, store.view(FLIP)) if flip else (store,):
         require_room(view, images, backbone)
     job = _Job(str(absolute(work)), str(absolute(store.path)), flip, backbone.weights, limits)
     if beam:
@@ -262,10 +263,10 @@ def make_shard(number: int, mark: AnyPath, job: _Job, engine: Engine) -> None:
     digests = digests_of(rows["image_digest"])[good]
     if job.flip and len(digests):
         kept = rows.filter(pa.array(good))
-        views.append(extract(engine, _pieces(kept, job.limits, []), len(digests), flip=True))
+        views.append(extract(engine, _pieces(kept, job.limits, []), len(digests), FLIP))
     store = Store(any_path(job.store))
     name = ""
-    for view, bottlenecks in zip((store, store.mirrored()), views, strict=False):
+    for view, bottlenecks in zip((store, store.view(FLIP)), views, strict=False):
         if len(digests):
             require_use(bottlenecks, job.weights, view)
             name = view.append(digests, bottlenecks, engine=engine.name)

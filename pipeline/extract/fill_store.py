@@ -22,6 +22,7 @@ from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact
 from features.storage.store import Digests, Locations, Store, StoredRows, shard_name
+from features.views import FLIP, WHOLE
 from pipeline.job.account import count_new_images
 from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import Progress, log
@@ -102,7 +103,7 @@ def rows_of(
         (n, d), with flip (2n, d).
     """
     views = []
-    for view in (store, store.mirrored()) if flip else (store,):
+    for view in (store, store.view(FLIP)) if flip else (store,):
         locations = fill_store(view, digests, read, load, settings)
         views.append(view.rows(locations.names, locations.shard, locations.row))
     return views[0].beside(views[1]) if flip else views[0]
@@ -153,7 +154,7 @@ def fill(
             f"{store.path}: lacks images that were just extracted; expected no other job to remove shards; "
             "run the command again"
         )
-    if not store.flip:  # an image counts once
+    if store.of == WHOLE:  # an image counts once
         count_new_images(len(missing))
     return replace(locations, new=len(missing))
 
@@ -178,10 +179,13 @@ def _with_progress(read: Read, shard: np.ndarray, done: int, progress: Progress)
 def engine_of(
     backbone: Backbone, store: Store, settings: ExtractSettings, sample: Callable[[int], Iterator[Piece]]
 ) -> Engine:
-    """The engine of the settings; int8 is fitted to a sample of the images, for both views together."""
-    kept = store.path.parent if store.flip else store.path
+    """The engine of the settings for the store's view; int8 is fitted to a sample of the images.
+
+    What is kept of it is in the store of the view `View.network`, for all views that it computes.
+    """
+    kept, network = store.view(store.of.network).path, backbone.for_view(store.of)
     return choose_engine(
-        backbone, settings.batch, settings.engine, settings.precision, Int8Calibration(kept, sample), kept
+        network, settings.batch, settings.engine, settings.precision, Int8Calibration(kept, sample), kept
     )
 
 
@@ -204,7 +208,7 @@ def make_shard(
 
     Ingest has decoded every image: here nothing is rejected, and `extract` refuses more or fewer images.
     """
-    bottlenecks = extract(engine, read(), len(digests), flip=store.flip)
+    bottlenecks = extract(engine, read(), len(digests), store.of)
     require_use(bottlenecks, weights, store)
     store.append(digests, bottlenecks, engine=engine.name)
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Store, StoredRows, digests_of, hex_of
+from features.views import FLIP as VIEW
 from models.decisions.validation_split import duplicate_groups, first_of_product, in_fit
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.config import Config
@@ -59,7 +60,7 @@ class Part:
 def views_of_store(store: AnyPath, fingerprint: str, flip: bool) -> dict[str, Store]:
     """The stores of the views, by the prefix of their columns in the index."""
     bottleneck_store = Store(store / fingerprint)
-    return {"": bottleneck_store} | ({FLIP: bottleneck_store.mirrored()} if flip else {})
+    return {"": bottleneck_store} | ({FLIP: bottleneck_store.view(VIEW)} if flip else {})
 
 
 def open_part(bottlenecks: Artifact, store: AnyPath, split: str) -> Part:
