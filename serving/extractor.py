@@ -17,7 +17,7 @@ import numpy as np
 
 from features.engines.engine import Engine
 from features.storage.paths import AnyPath
-from features.views import View, averaged, cost
+from features.views import View, combined, cost
 from models.decisions.bundle import Bundle
 
 SHAPES = (1, 2, 4, 8)  # images in a batch, each with an engine of its own
@@ -85,14 +85,18 @@ class Extractor:
         Raises:
             ShelfmarkError: no engine can run a network here, or the backbone cannot have such a view.
         """
-        views, is_averaged = bundle.categorizer.views, bundle.categorizer.averaged
+        views, is_averaged = bundle.categorizer.views, bundle.categorizer.predictor.head.shape.averaged
         if like and (like.views, like.is_averaged) == (views, is_averaged):
             return like
-        size, networks = bundle.image_size, dict[View, Network]()
-        for view in {view.network: None for view in views}:
-            known = like.networks.get(view) if like else None
-            shapes = [one for one in SHAPES if one == 1 or one * cost([view], size) <= MOST_PIXELS]
-            networks[view] = known or Network.warm(bundle.engines(shapes, store, view))
+        size, wanted = bundle.described.image_size, dict.fromkeys(view.network for view in views)
+        known = {view: like.networks[view] for view in wanted if view in like.networks} if like else {}
+        batches = {
+            view: [shape for shape in SHAPES if shape == 1 or shape * cost([view], size) <= MOST_PIXELS]
+            for view in wanted
+            if view not in known
+        }
+        opened = bundle.engines(batches, store)
+        networks = known | {view: Network.warm(engines) for view, engines in opened.items()}
         return cls(views, is_averaged, size, networks)
 
     def has_networks(self, views: Sequence[View]) -> bool:
@@ -140,12 +144,13 @@ class Extractor:
             photos: by size in px, for all `sizes`: (size, size, 3) uint8.
             watch: is called with the size and the seconds of each batch.
         """
-        width = next(iter(self.networks.values())).engines[1].width
-        rows: np.ndarray = np.empty((len(photos), len(self.views), width), np.float16)
+        rows = dict[int, np.ndarray]()  # by the number of the view
         for network, numbers in self._numbers.items():
             found = self.networks[network].compute(self._pixels(photos, numbers), watch)
-            rows[:, numbers] = found.reshape(len(photos), len(numbers), width)
-        return averaged(rows)[:, None] if self.is_averaged else rows
+            for place, number in enumerate(numbers):
+                rows[number] = found[place :: len(numbers)]
+        every = combined([rows[number] for number in range(len(self.views))], self.is_averaged)
+        return every.reshape(len(photos), -1, every.shape[1])
 
     def _pixels(self, photos: Sequence[Mapping[int, np.ndarray]], numbers: Sequence[int]) -> np.ndarray:
         """The images that a network reads, photo after photo: (k · views, input, input, 3) uint8."""

@@ -58,7 +58,7 @@ class Served:
 
 def _try(bundle: Bundle, decider: Decider) -> None:
     """Decides about one product, and about as many as a batch may have, whose bottlenecks are zeros."""
-    shape, rows = bundle.categorizer.predictor.head.shape, bundle.categorizer.rows
-    seen = SeenProduct(("0" * 64,), np.zeros((rows, shape.width), np.float16))
+    shape = bundle.categorizer.predictor.head.shape
+    seen = SeenProduct(("0" * 64,), np.zeros((shape.rows_of_image, shape.width), np.float16))
     for count in (1, LARGEST):
         decider.decide([ReadProduct(None, None, seen)] * count)

@@ -37,5 +37,5 @@ def stored_product(workspace: AnyPath, bundle: Bundle, product_id: str) -> SeenP
     ]
     return SeenProduct(
         tuple(digest.hex() for digest, has in zip(known, there.tolist(), strict=True) if has),
-        bundle.categorizer.rows_of(np.stack(rows, axis=1)),
+        bundle.categorizer.rows(rows),
     )

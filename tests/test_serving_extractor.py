@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from features.engines.engine import Engine
-from features.views import WHOLE, View, parse_view
+from features.views import CROPS, WHOLE, View, parse_view
 from models.decisions.bundle import Bundle
 from serving.extractor import LARGEST, SHAPES, Extractor, Network
 
@@ -19,7 +19,7 @@ SIZE = 4  # px, of the backbone
 
 @dataclass
 class Reading:
-    """An engine whose bottlenecks are the first pixel of an image, its last one, and its size; or the maximum."""
+    """An engine whose bottlenecks are the first pixel of an image, its last one or the maximum, and its size."""
 
     batch: int
     view: View = WHOLE
@@ -119,10 +119,9 @@ def test_batches_are_filled_by_all_views_of_a_network(
         (["whole", "flip", "32-center"], 2, (4, 32)),
         (["whole", "flip", "32", "32-flip", "64"], 1, (4, 32, 64)),
         ([f"32{crop}{flip}" for crop in ("", "-center", "-top-left") for flip in ("", "-flip")], 2, (32,)),
-        ([f"{size}-{crop}" for size in (32, 33) for crop in ("center", "top-left", "top-right", "bottom-left")],
-         8, (32, 33)),
+        ([f"{size}-{crop}" for size in (32, 33) for crop in CROPS], 8, (32, 33)),
     ],
-)  # fmt: skip
+)
 def test_a_photo_takes_places_in_a_batch_and_is_resized_once_for_each_size(
     names: list[str], places: int, sizes: tuple[int, ...]
 ) -> None:
@@ -144,12 +143,18 @@ def test_the_rate_is_that_of_photos_with_all_their_views() -> None:
 def bundle_of(opened: list[tuple[str, Sequence[int]]], *names: str, averaged: bool = False) -> Bundle:
     """A bundle that notes which networks it opens."""
 
-    def engines(shapes: Sequence[int], store: Path | None, view: View) -> Mapping[int, Engine]:
-        opened.append((view.name, list(shapes)))
-        return engines_of(shapes, view)
+    def engines(
+        batches: Mapping[View, Sequence[int]], store: Path | None
+    ) -> dict[View, dict[int, Engine]]:
+        opened.extend((view.name, shapes) for view, shapes in batches.items())
+        return {view: engines_of(shapes, view) for view, shapes in batches.items()}
 
-    categorizer = SimpleNamespace(views=tuple(map(parse_view, names)), averaged=averaged)
-    return cast(Any, SimpleNamespace(categorizer=categorizer, image_size=SIZE, engines=engines))
+    head = SimpleNamespace(shape=SimpleNamespace(averaged=averaged))
+    categorizer = SimpleNamespace(
+        views=tuple(map(parse_view, names)), predictor=SimpleNamespace(head=head)
+    )
+    described = SimpleNamespace(image_size=SIZE)
+    return cast(Any, SimpleNamespace(categorizer=categorizer, described=described, engines=engines))
 
 
 def test_each_network_is_opened_once_and_run_with_every_size_of_batches() -> None:

@@ -28,10 +28,10 @@ from features.views import WHOLE, View, parse_view
 from models.decisions.bundle import Bundle, open_bundle
 from serving.decider import Decider, ReadProduct, SeenProduct, StoreUnavailable
 from serving.decoding import DecodedPhoto, DecodeLimits, DecodeProcess
+from serving.extractor import SHAPES, Extractor, Network
 from serving.fair_queue import FairQueue
 from serving.room import AHEAD, Answer, Closed, Full, Product, Room, RoomLimits, Unwatched
 from serving.schemas import Decision
-from serving.extractor import SHAPES, Extractor, Network
 from serving.served import Served
 
 LONG = 60.0  # s, on a computer that has much else to do
@@ -515,7 +515,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> 
 
 def assert_decided_as_in_batch(served: Served, photos: list[bytes]) -> None:
     """Compares products of one photo each, together and one by one, with what the batch job computes."""
-    categorizer, engine = served.bundle.categorizer, served.engines[max(SHAPES)]
+    categorizer, engine = served.bundle.categorizer, served.extractor.networks[WHOLE].engines[max(SHAPES)]
     jpegs, names = [normalise(data).jpeg for data in photos], np.arange(len(photos)).astype(str)
     bottlenecks = categorizer.bottlenecks(engine, jpegs, "drawn")
     table = categorizer.decide(names, categorizer.predict(bottlenecks, np.arange(len(photos) + 1)))
@@ -554,7 +554,8 @@ def test_decisions_of_a_network_are_those_of_batch_at_every_batch_size(
 ) -> None:
     backbone = load_backbone("mobilenet", str(drawn_weights), 32)
     make_bundle(tmp_path / "week", backbone, threshold=0.3, scale=500.0)
-    assert_decided_as_in_batch(Served.open(tmp_path / "week", None), [photo(seed) for seed in range(23)])
+    served = Served.of(open_bundle(tmp_path / "week"), None)
+    assert_decided_as_in_batch(served, [photo(seed) for seed in range(23)])
 
 
 def test_engines_are_used_again_where_the_backbone_is_the_same(
@@ -562,11 +563,12 @@ def test_engines_are_used_again_where_the_backbone_is_the_same(
 ) -> None:
     monkeypatch.setattr(Bundle, "engines", lambda self, batches, store: engines_by_hand(Saved(), batches))
     first = Served.of(bundle, None)
-    assert sorted(first.engines) == sorted(SHAPES) and first.rate > 0 and first.name == "week"
-    assert [engine.batch for engine in first.engines.values()] == list(first.engines)
-    assert Served.of(bundle, None, like=first).engines is first.engines
-    other = replace(bundle, fingerprint="another")
-    assert Served.of(other, None, like=first).engines is not first.engines
+    engines = first.extractor.networks[WHOLE].engines
+    assert sorted(engines) == sorted(SHAPES) and first.extractor.rate > 0 and first.name == "week"
+    assert [engine.batch for engine in engines.values()] == list(engines)
+    assert Served.of(bundle, None, like=first).extractor is first.extractor
+    other = Served.of(replace(bundle, fingerprint="another"), None, like=first)
+    assert other.extractor.networks[WHOLE] is not first.extractor.networks[WHOLE]
 
 
 # Sellers

@@ -1,8 +1,7 @@
 """The decision as a graph of TensorFlow: what `Categorizer` computes, for programs without our code.
 
     bottlenecks (rows, d) float32, images (p,) int32: how many each product has, in the order of the rows
-      ──► float16 and back, as they are stored ──► views averaged where the head reads their mean
-      ──► head ──► logits (rows, C)
+      ──► float16 and back, as they are stored ──► head ──► logits (rows, C)
       ──► product_probabilities   (p, C)                as in confidence.py
       ──► summarize               top five, entropy, …  as in predictions.py
       ──► confidence of each level, in whole millionths as in confidence.py; trees as matrices
@@ -72,7 +71,7 @@ def decide(
     Args:
         categorizer: whose head and rules become constants.
         names: of its tree.
-        bottlenecks: (rows, d) float32, products together, all views of an image together.
+        bottlenecks: (rows, d) float32, products together; with `flip` two rows of each image.
         images: (p,) int32, images of each product, at least 1.
 
     Returns:
@@ -80,7 +79,7 @@ def decide(
         number of categories; confidence (p,) float32; decision (p,) int32, a row of `names`.
     """
     tree = categorizer.predictor.taxonomy
-    bottlenecks, rows = _rows(categorizer, as_float16(bottlenecks)), images * categorizer.rows
+    rows = images * 2 if categorizer.flip else images
     probability = _probabilities(categorizer, bottlenecks, rows)
     values, top = tf.math.top_k(probability, min(TOP, len(tree.categories)))  # ties: the lower one first
     seen = _summarize(probability, values, top[:, 0], rows, tree)
@@ -98,17 +97,10 @@ def decide(
 # Probabilities
 
 
-def _rows(categorizer: Categorizer, bottlenecks: tf.Tensor) -> tf.Tensor:
-    """What the head reads of all views of the images, see `Categorizer.rows_of`: (n · views, d) → (rows, d)."""
-    if not categorizer.averaged:
-        return bottlenecks
-    views = tf.reshape(bottlenecks, (-1, len(categorizer.views), bottlenecks.shape[1]))
-    return as_float16(tf.reduce_mean(views, axis=1))
-
-
 def _probabilities(categorizer: Categorizer, bottlenecks: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """(p, C) float64 from (n, d) bottlenecks and the (p,) int32 rows of each product."""
     rules = categorizer.rules
+    bottlenecks = as_float16(bottlenecks)
     first = tf.cumsum(rows, exclusive=True)
     if rules.aggregation == SET:
         head = categorizer.head
