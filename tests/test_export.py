@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Photo, drawn_backbone, pixels_of
-from drawn_categorizers import KINDS, Kind, draw_categorizer, write_bundle
+from conftest import Photo, drawn_backbone
+from drawn_categorizers import KINDS, MIRRORED, Kind, draw_categorizer, rows_of, write_bundle
 from test_retrain import run_here
 
 from features.engines.backbone_names import parse_name
@@ -32,7 +32,7 @@ from pipeline.arguments import EXPORT_NEEDS
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SIZE, PRODUCTS = 32, 40
 FORMATS = ("saved_model", "onnx", "openvino")
-MIXED = Kind(confidence="boosting", hierarchical=True, standardized=True, flip=True)  # of each the harder one
+MIXED = Kind(confidence="boosting", hierarchical=True, standardized=True, views=MIRRORED)  # of each the harder one
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 
 
@@ -58,10 +58,8 @@ def counts_of_products() -> np.ndarray:
 
 def drawn_bundle(folder: Path, backbone: Backbone, jpegs: list[bytes], kind: Kind) -> Path:
     """A bundle whose confidences are fitted on the photos; released in a workspace."""
-    pixels, counts = pixels_of(jpegs, SIZE), counts_of_products()
-    views = [backbone.bottlenecks(one) for one in ([pixels, pixels[:, :, ::-1]] if kind.flip else [pixels])]
-    rows = np.stack(views, axis=1).reshape(-1, backbone.width).astype(np.float16)
-    bounds = np.concatenate([[0], np.cumsum(counts * len(views))])
+    rows = rows_of(backbone, jpegs, kind.views, kind.averaged)
+    bounds = np.concatenate([[0], np.cumsum(counts_of_products() * kind.rows_of_image)])
     categorizer = draw_categorizer(kind, rows, bounds, backbone.fingerprint)
     path = folder / "W" / "releases" / "first"
     write_bundle(path, backbone, categorizer)
@@ -404,9 +402,14 @@ def test_an_operation_that_a_converter_lacks_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flip", [False, True], ids=["once", "mirrored"])
+@pytest.mark.parametrize("views", [("whole",), ("whole", "flip", "48-center")], ids=["one", "several"])
 def test_an_encoder_from_an_onnx_file_decides_in_onnx_and_openvino(
-    flip: bool, backbone: KerasBackbone, jpegs: list[bytes], catalogue: Path, tmp_path: Path, refused: Refused
+    views: tuple[str, ...],
+    backbone: KerasBackbone,
+    jpegs: list[bytes],
+    catalogue: Path,
+    tmp_path: Path,
+    refused: Refused,
 ) -> None:
     import tensorflow as tf
 
@@ -415,7 +418,7 @@ def test_an_encoder_from_an_onnx_file_decides_in_onnx_and_openvino(
     network = tf.function(lambda photos: backbone.model(photos, training=False), input_signature=spec)
     tf2onnx.convert.from_function(network, spec, opset=17, output_path=str(tmp_path / "own.onnx"))
     own = load_backbone(str(tmp_path / "own.onnx"), "imagenet", encoder=EncoderOptions(scaling="0..255"))
-    drawn_bundle(tmp_path, own, jpegs, replace(MIXED, flip=flip))
+    drawn_bundle(tmp_path, own, jpegs, replace(MIXED, views=views))
     for kind in ("onnx", "openvino"):
         options = ["--workspace", str(tmp_path / "W"), "--output", str(tmp_path / kind)]
         status, log = run_here("export", "--format", kind, *options, "--check", str(catalogue))
