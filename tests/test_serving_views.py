@@ -24,10 +24,10 @@ from serving.extractor import LARGEST
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SIZE, PRODUCTS = 32, 48
 KINDS = {
-    "two sizes": Kind(views=("whole", "48", "48-flip")),
-    "a crop and the maximum": Kind(views=("whole", "48-center", "max", "48-top-left-max-flip")),
-    "averaged": Kind(views=("whole", "flip", "40", "40-flip", "48-center"), averaged=True),
-    "neither the whole photo nor the backbone's size": Kind(views=("48-max-flip", "40")),
+    "two sizes": Kind(confidence="probability", views=("whole", "48", "48-flip")),
+    "a crop and the maximum": Kind(confidence="probability", views=("whole", "48-center", "max", "48-top-left-max-flip")),
+    "averaged": Kind(confidence="probability", views=("whole", "flip", "40", "40-flip", "48-center"), averaged=True),
+    "neither the whole photo nor the backbone's size": Kind(confidence="probability", views=("48-max-flip", "40")),
 }
 
 
