@@ -143,6 +143,27 @@ def parse_view(name: str) -> View:
     return view
 
 
+def combined(bottlenecks: Sequence[np.ndarray], averaged: bool) -> np.ndarray:
+    """Returns the rows of n images from k arrays (n, d) float16, one for each view.
+
+    Args:
+        bottlenecks: of the views, at least one.
+        averaged: the mean of an image's views is its one row; else each view is a row.
+
+    Returns:
+        (n, d) float16 if averaged, else (n · k, d): of each image its views, one after the other.
+
+    >>> one, other = np.float16([[1, 2]]), np.float16([[3, 6]])
+    >>> combined([one, other], True).tolist(), combined([one, other], False).tolist()
+    ([[2.0, 4.0]], [[1.0, 2.0], [3.0, 6.0]])
+    """
+    views = np.stack(bottlenecks, axis=1)
+    if averaged:
+        mean: np.ndarray = views.mean(axis=1, dtype=np.float32).astype(views.dtype)
+        return mean
+    return views.reshape(-1, views.shape[-1])
+
+
 def cost(views: Sequence[View], size: int) -> float:
     """Returns the pixels that the network reads for these views, in units of one whole photo.
 

@@ -38,8 +38,8 @@ from features.errors import ShelfmarkError
 from features.images.refusal import Refused
 from serving.decider import Decider, ReadProduct, SeenProduct, StoreUnavailable
 from serving.decoding import DecodedPhoto, DecodeLimits, DecodeProcess, PhotoGone
-from serving.fair_queue import FairQueue
 from serving.extractor import LARGEST, SHAPES, Extractor
+from serving.fair_queue import FairQueue
 from serving.schemas import Decision
 from serving.served import Served
 

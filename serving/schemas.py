@@ -214,8 +214,8 @@ class Release(_Body):
     engine: str
     """What runs the backbone, and its precision."""
     views: list[str]
-    """How it sees each photo: `whole`, `flip` (mirrored), at another size (`256`), a crop (`256-center`), with
-    the maximum of its last map (`max`)."""
+    """Of each photo: `whole`, `flip` (mirrored), at another size (`256`), a crop (`256-center`), with the
+    maximum of the last map (`max`)."""
     averaged: bool
     """Whether the views of a photo are averaged before the head; else the head predicts from each."""
     threshold: float | None

@@ -449,7 +449,7 @@ def test_refused_photos_leave_a_label_and_say_so(place: Workplace) -> None:
 def test_mirrored_views_are_extracted_and_kept_too(place: Workplace, tmp_path: Path) -> None:
     categorizer = place.bundle.categorizer
     head = copy.copy(categorizer.predictor.head)
-    head.shape = replace(head.shape, flip=True)
+    head.shape = replace(head.shape, views=("whole", "flip"))
     flipping = replace(categorizer, predictor=replace(categorizer.predictor, head=head))
     adapter = Adapter(flipping, place.bundle.adapter.rules, place.bundle.adapter.method)
     place.bundle = replace(place.bundle, categorizer=flipping, adapter=adapter)

@@ -43,6 +43,7 @@ from features.images.refusal import Limits, Refused
 from features.records import image_of, read_pieces
 from features.storage.paths import sizes
 from features.storage.store import Store
+from features.views import WHOLE
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import categorize_photos
 from pipeline.categorize import categorize as categorize_module
@@ -159,7 +160,7 @@ def alone(products: list[Drawn], bundle: Held) -> pd.DataFrame:
     engine, tables = Running(Colours(), 16), []
     for product in products:
         photos = [picture for picture in product.pictures if picture]
-        tables.append(categorize_photos(bundle.categorizer, engine, product.id, photos, Limits())[0])
+        tables.append(categorize_photos(bundle.categorizer, {WHOLE: engine}, product.id, photos, Limits())[0])
     return pd.concat(tables).sort_values("product_id", ignore_index=True)
 
 

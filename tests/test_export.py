@@ -25,6 +25,7 @@ from features.engines.onnx_input import EncoderOptions
 from features.errors import ShelfmarkError
 from features.images.refusal import LIMITS
 from features.storage.artifact import damaged_file, open_artifact
+from features.views import WHOLE
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import Categorizer, categorize_photos
 from pipeline.arguments import EXPORT_NEEDS
@@ -32,7 +33,9 @@ from pipeline.arguments import EXPORT_NEEDS
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SIZE, PRODUCTS = 32, 40
 FORMATS = ("saved_model", "onnx", "openvino")
-MIXED = Kind(confidence="boosting", hierarchical=True, standardized=True, views=MIRRORED)  # of each the harder one
+MIXED = Kind(
+    confidence="boosting", hierarchical=True, standardized=True, views=MIRRORED
+)  # of each the harder one
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 
 
@@ -198,7 +201,8 @@ def test_the_example_of_the_page_decides_as_the_categorizer(
     bundle = open_bundle(output.parent / "W" / "releases" / "first")
     engine = choose_engine(bundle.backbone(), 8, "tensorflow", "fp32")
     expected = [
-        categorize_photos(bundle.categorizer, engine, "p", one, LIMITS)[0].iloc[0] for one in products
+        categorize_photos(bundle.categorizer, {WHOLE: engine}, "p", one, LIMITS)[0].iloc[0]
+        for one in products
     ]
     printed = [line.split() for line in without_our_code(example(f"import {package}"), tmp_path).splitlines()]
     assert [line[0] for line in printed] == [row["status"] for row in expected]

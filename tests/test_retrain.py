@@ -19,6 +19,7 @@ import pytest
 
 from features.storage.artifact import open_artifact
 from features.storage.paths import remove
+from features.views import FLIP, WHOLE
 from models.decisions.bundle import open_bundle
 from pipeline.cli import main
 from pipeline.demo.drawn_catalogue import draw_catalogue
@@ -309,7 +310,7 @@ def test_mirrored_images_are_trained_on_and_predicted_from_in_batch_as_in_evalua
     _, evaluated = decisions_of(folder, tmp_path / "W", tmp_path / "decisions.parquet")
     assert not np.allclose(evaluated["confidence"], plain)
     bundle = open_bundle((tmp_path / "W" / "releases" / "current").resolve())
-    assert bundle.categorizer.flip
+    assert bundle.categorizer.views == (WHOLE, FLIP)
 
 
 def test_batch_gives_the_test_products_the_decisions_of_the_evaluation(shop, tmp_path):

@@ -19,7 +19,7 @@ SIZE = 4  # px, of the backbone
 
 @dataclass
 class Reading:
-    """An engine whose bottlenecks are the first pixel of an image, its last one or the maximum, and its size."""
+    """An engine whose bottlenecks are the first pixel of an image, its last one or the maximum, its size."""
 
     batch: int
     view: View = WHOLE
@@ -143,16 +143,12 @@ def test_the_rate_is_that_of_photos_with_all_their_views() -> None:
 def bundle_of(opened: list[tuple[str, Sequence[int]]], *names: str, averaged: bool = False) -> Bundle:
     """A bundle that notes which networks it opens."""
 
-    def engines(
-        batches: Mapping[View, Sequence[int]], store: Path | None
-    ) -> dict[View, dict[int, Engine]]:
+    def engines(batches: Mapping[View, Sequence[int]], store: Path | None) -> dict[View, dict[int, Engine]]:
         opened.extend((view.name, shapes) for view, shapes in batches.items())
         return {view: engines_of(shapes, view) for view, shapes in batches.items()}
 
     head = SimpleNamespace(shape=SimpleNamespace(averaged=averaged))
-    categorizer = SimpleNamespace(
-        views=tuple(map(parse_view, names)), predictor=SimpleNamespace(head=head)
-    )
+    categorizer = SimpleNamespace(views=tuple(map(parse_view, names)), predictor=SimpleNamespace(head=head))
     described = SimpleNamespace(image_size=SIZE)
     return cast(Any, SimpleNamespace(categorizer=categorizer, described=described, engines=engines))
 

@@ -517,7 +517,7 @@ def assert_decided_as_in_batch(served: Served, photos: list[bytes]) -> None:
     """Compares products of one photo each, together and one by one, with what the batch job computes."""
     categorizer, engine = served.bundle.categorizer, served.extractor.networks[WHOLE].engines[max(SHAPES)]
     jpegs, names = [normalise(data).jpeg for data in photos], np.arange(len(photos)).astype(str)
-    bottlenecks = categorizer.bottlenecks(engine, jpegs, "drawn")
+    bottlenecks = categorizer.bottlenecks({WHOLE: engine}, jpegs, "drawn")
     table = categorizer.decide(names, categorizer.predict(bottlenecks, np.arange(len(photos) + 1)))
     sizes = list[int]()
 

@@ -30,6 +30,7 @@ from features.engines.backbones import load_backbone, start_tensorflow
 from features.errors import ShelfmarkError
 from features.images.refusal import LIMITS
 from features.storage.artifact import file_digest
+from features.views import WHOLE
 from models.decisions.bundle import VERSION, Bundle, open_bundle
 from models.decisions.categorizer import categorize_photos
 from models.decisions.releases import put_into_service, take_out_of_service
@@ -72,7 +73,10 @@ def answers(workspace: Path, first: Served) -> Answers:
     for name in "abc":
         bundle = open_bundle(workspace / "releases" / name)
         tables = [
-            categorize_photos(bundle.categorizer, first.engines[1], "p", [one], LIMITS)[0] for one in PHOTOS
+            categorize_photos(
+                bundle.categorizer, {WHOLE: first.extractor.networks[WHOLE].engines[1]}, "p", [one], LIMITS
+            )[0]
+            for one in PHOTOS
         ]
         found[name] = [json.loads(table.to_json(orient="records"))[0] for table in tables]
     assert all(len({found[name][at]["confidence"] for name in found}) == 3 for at in range(len(PHOTOS)))

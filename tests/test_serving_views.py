@@ -25,9 +25,15 @@ pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SIZE, PRODUCTS = 32, 48
 KINDS = {
     "two sizes": Kind(confidence="probability", views=("whole", "48", "48-flip")),
-    "a crop and the maximum": Kind(confidence="probability", views=("whole", "48-center", "max", "48-top-left-max-flip")),
-    "averaged": Kind(confidence="probability", views=("whole", "flip", "40", "40-flip", "48-center"), averaged=True),
-    "neither the whole photo nor the backbone's size": Kind(confidence="probability", views=("48-max-flip", "40")),
+    "a crop and the maximum": Kind(
+        confidence="probability", views=("whole", "48-center", "max", "48-top-left-max-flip")
+    ),
+    "averaged": Kind(
+        confidence="probability", views=("whole", "flip", "40", "40-flip", "48-center"), averaged=True
+    ),
+    "neither the whole photo nor the backbone's size": Kind(
+        confidence="probability", views=("48-max-flip", "40")
+    ),
 }
 
 
@@ -63,7 +69,9 @@ def released(
     def made(name: str) -> Path:
         if name not in done:
             kind, path = KINDS[name], tmp_path_factory.mktemp("W") / "releases" / "first"
-            rows = rows_of(backbone, [one for photos in products for one in photos], kind.views, kind.averaged)
+            rows = rows_of(
+                backbone, [one for photos in products for one in photos], kind.views, kind.averaged
+            )
             bounds = np.cumsum([0, *(len(photos) * kind.rows_of_image for photos in products)])
             write_bundle(path, backbone, draw_categorizer(kind, rows, bounds, backbone.fingerprint))
             (path.parent / "current").symlink_to("first")
@@ -83,7 +91,7 @@ def decided_in_batch(bundle: Bundle, products: list[list[bytes]]) -> list[dict[s
 
 
 def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    """The same decisions, confidences as far as batches of other sizes change them; all kinds of decisions."""
+    """The same decisions; confidences as far as batches of other sizes change them."""
     for column in ("product_id", "category", "status", "node", "node_path", "node_level"):
         assert [one[column] for one in found] == [one[column] for one in expected], column
     confidences = [one["confidence"] for one in expected]

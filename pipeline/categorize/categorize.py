@@ -27,7 +27,6 @@ from features.storage.artifact import begin, digest_of
 from features.storage.databases import is_database
 from features.storage.paths import AnyPath, absolute, any_path, remove, write_whole
 from features.storage.store import Store
-from features.views import FLIP
 from models.decisions.bundle import Bundle
 from pipeline.categorize.decide import (
     Bottlenecks,
@@ -125,8 +124,8 @@ class _Job:
     ) -> None:
         self.sources, self.bundle, self.output, self.config = sources, bundle, output, config
         self.beam, self.only_new, self.records, self.home = beam, only_new, records, home
-        flip, main = bundle.categorizer.flip, Store(store / bundle.fingerprint)
-        self.views = [main, main.view(FLIP)] if flip else [main]
+        main = Store(store / bundle.fingerprint)
+        self.views = [main.view(one) for one in bundle.categorizer.views]
         self.roots, self.fetched = roots_of(sources), home / "fetched"
         self.corrected = sellers_in_use(corrections) if corrections else frozenset[str]()
         self.corrections = corrections if self.corrected else None
@@ -162,8 +161,8 @@ class _Job:
         output = open_output(self.output, self.job, self.work, self.schema)
         statistics = PartImages.of(self.bundle)
         outcomes = decide_parts(
-            rows, Bottlenecks(self.work / KNOWN, self._named), self.bundle, sellers, output, statistics,
-            self.roots, self.work,
+            rows, Bottlenecks(self.work / KNOWN, self._named, self.bundle.categorizer), self.bundle, sellers,
+            output, statistics, self.roots, self.work,
         )  # fmt: skip
         self._write_beside(rows, outcomes, statistics)
         output.finish(rows.parts)

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from features.engines.backbones import Backbone
-from features.engines.choose import choose_engine
+from features.engines.choose import engines_of_views
 from features.engines.engine import REQUEST
 from features.errors import ShelfmarkError
 from features.images.normalise import normalise
@@ -147,10 +147,9 @@ def check(categorizer: Categorizer, backbone: Backbone, runner: Runner, photos: 
         photos: of `photos_of`.
     """
     bounds = np.concatenate([[0], np.cumsum(photos.counts)])
-    engine = choose_engine(backbone, REQUEST, precision="fp32")
-    rows = categorizer.bottlenecks(engine, photos.jpegs, "photos of the check")
-    views = 2 if categorizer.flip else 1
-    predictions = categorizer.predict(rows, bounds * views)
+    engines = engines_of_views(backbone, categorizer.views, REQUEST, precision="fp32")
+    rows = categorizer.bottlenecks(engines, photos.jpegs, "photos of the check")
+    predictions = categorizer.predict(rows, bounds * categorizer.rows_of_image)
     confidences = categorizer.level_confidences(predictions)
     expected = categorizer.decide(np.arange(len(photos.counts)).astype(str), predictions)
     parts = [

@@ -21,7 +21,7 @@ from features.engines.openvino_graphs import transpose_late
 from features.engines.pixels import decode_jpegs
 from features.errors import ShelfmarkError
 from pipeline.export.graph import COUNTS, NAMES, OUTPUTS, ExportedGraph
-from pipeline.export.onnx_graph import in_numbers, inputs
+from pipeline.export.onnx_graph import in_numbers
 
 if TYPE_CHECKING:
     import openvino

@@ -67,7 +67,7 @@ def _with_own_backbone(
     part: Part, bundle: Bundle, records: Artifact, bottlenecks: Artifact, run: Run
 ) -> Part:
     """The part's images with the bottlenecks of the bundle's backbone, in the views that its head takes."""
-    flip = bundle.categorizer.flip
+    flip = len(bundle.categorizer.views) == 2
     if bundle.fingerprint == BottlenecksSummary.of(bottlenecks).fingerprint and flip == (part.views == 2):
         return part
     part = part.first_view()
@@ -99,7 +99,7 @@ def part_of(
     Raises:
         ShelfmarkError: the store lacks an image, and the records do not have it either.
     """
-    reader, flip = RecordReader(records) if records else None, bundle.categorizer.flip
+    reader, flip = RecordReader(records) if records else None, len(bundle.categorizer.views) == 2
 
     def read(chosen: np.ndarray) -> Iterator[Piece]:
         if reader is None:
