@@ -46,7 +46,7 @@ class Network:
         return cls(engines, largest / min(seconds))
 
     def compute(self, pixels: np.ndarray, watch: Callable[[int, float], None]) -> np.ndarray:
-        """Returns bottlenecks: (n, size, size, 3) uint8 → (n, d) float16; in the largest batches that n fills.
+        """Returns bottlenecks: (n, size, size, 3) uint8 → (n, d) float16; the largest batches come first.
 
         Args:
             pixels: of images.

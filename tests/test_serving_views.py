@@ -1,7 +1,9 @@
 """Whatever views a head asks for, HTTP decides as the batch job does."""
 
+import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +13,25 @@ import pytest
 from conftest import Photo, drawn_backbone
 from drawn_categorizers import Kind, draw_categorizer, rows_of, write_bundle
 from fastapi.testclient import TestClient
-from service import images, serving, several
+from service import client_of, images, serving, several, state_of
 from test_retrain import run_here
 
 from features.engines.backbones import KerasBackbone, load_backbone
-from features.engines.choose import engines_of_views
 from features.images.refusal import LIMITS
-from models.decisions.bundle import Bundle, open_bundle
+from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import categorize_photos
 from serving.extractor import LARGEST
+from serving.served import Served
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SIZE, PRODUCTS = 32, 48
 KINDS = {
-    "two sizes": Kind(confidence="probability", views=("whole", "48", "48-flip")),
-    "a crop and the maximum": Kind(
-        confidence="probability", views=("whole", "48-center", "max", "48-top-left-max-flip")
-    ),
-    "averaged": Kind(
-        confidence="probability", views=("whole", "flip", "40", "40-flip", "48-center"), averaged=True
-    ),
-    "neither the whole photo nor the backbone's size": Kind(
-        confidence="probability", views=("48-max-flip", "40")
-    ),
+    "two sizes, a crop and the maximum": Kind(views=("whole", "48", "48-top-left", "max-flip")),
+    "averaged": Kind(views=("whole", "48-center-flip", "48", "flip"), averaged=True),
+    "the largest first": Kind(views=("48", "48-flip", "40", "whole")),
+    "neither the whole photo nor the backbone's size": Kind(views=("48-max-flip", "40")),
 }
+QUICK = ("two sizes, a crop and the maximum", "averaged")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +65,8 @@ def released(
 
     def made(name: str) -> Path:
         if name not in done:
-            kind, path = KINDS[name], tmp_path_factory.mktemp("W") / "releases" / "first"
+            kind = replace(KINDS[name], confidence="probability")
+            path = tmp_path_factory.mktemp("W") / "releases" / "first"
             rows = rows_of(
                 backbone, [one for photos in products for one in photos], kind.views, kind.averaged
             )
@@ -81,10 +79,11 @@ def released(
     return made
 
 
-def decided_in_batch(bundle: Bundle, products: list[list[bytes]]) -> list[dict[str, Any]]:
-    engines = engines_of_views(bundle.backbone(), bundle.categorizer.views, LARGEST)
+def decided_in_batch(served: Served, products: list[list[bytes]]) -> list[dict[str, Any]]:
+    engines = {view: network.engines[LARGEST] for view, network in served.extractor.networks.items()}
+    categorizer = served.bundle.categorizer
     tables = [
-        categorize_photos(bundle.categorizer, engines, str(number), photos, LIMITS)[0]
+        categorize_photos(categorizer, engines, str(number), photos, LIMITS)[0]
         for number, photos in enumerate(products)
     ]
     return [json.loads(table.to_json(orient="records"))[0] for table in tables]
@@ -109,36 +108,44 @@ def together(client: TestClient, products: list[list[bytes]]) -> list[dict[str, 
     return decisions
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
 def test_decisions_over_http_are_those_of_batch(
     name: str, released: Released, products: list[list[bytes]]
 ) -> None:
-    bundle = open_bundle(released(name))
-    expected = decided_in_batch(bundle, products)
-    with serving(bundle) as client:
+    path = released(name)
+    state = state_of(open_bundle(path), workspace=path.parents[1])
+    assert state.room and state.corrections
+    served = state.room.served
+    expected = decided_in_batch(served, products)
+    with client_of(state) as client:
         assert_alike(together(client, products), expected)
         for number in (0, 1, 2):  # alone: batches of other sizes
             form = {"product_id": str(number)}
-            [alone] = [client.post("/v1/categorize", files=images(*products[number]), data=form).json()]
+            alone = client.post("/v1/categorize", files=images(*products[number]), data=form).json()
             assert alone["status"] == expected[number]["status"]
             assert alone["confidence"] == pytest.approx(expected[number]["confidence"], abs=1e-3)
         release = client.get("/v1/release").json()
+    state.corrections.close()
     assert release["views"] == list(KINDS[name].views) and release["averaged"] is KINDS[name].averaged
     assert release["image_size"] == SIZE
 
 
-def test_views_change_decisions(released: Released, products: list[list[bytes]]) -> None:
-    """Else the tests of this file would prove nothing: other views of the same photos decide otherwise."""
-    bundle = open_bundle(released("two sizes"))
-    engines = engines_of_views(bundle.backbone(), bundle.categorizer.views, LARGEST)
-    jpegs = [photos[0] for photos in products]
-    rows = bundle.categorizer.bottlenecks(engines, jpegs, "drawn").reshape(len(jpegs), 3, -1)
-    for one, other in ((0, 1), (1, 2), (0, 2)):
-        assert np.abs(rows[:, one].astype(float) - rows[:, other]).max() > 0.1
+def test_the_rows_of_views_differ_so_that_a_wrong_one_would_change_decisions(
+    backbone: KerasBackbone, products: list[list[bytes]]
+) -> None:
+    views = ("whole", "48", "48-top-left", "max-flip", "flip")
+    rows = rows_of(backbone, [photos[0] for photos in products], views, averaged=False)
+    of_each = rows.astype(np.float32).reshape(PRODUCTS, len(views), -1)
+    length = np.linalg.norm(of_each, axis=2).mean()
+    for one, other in itertools.combinations(range(len(views)), 2):
+        apart = np.linalg.norm(of_each[:, one] - of_each[:, other], axis=1).mean()
+        assert apart > 0.02 * length, (views[one], views[other])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["a crop and the maximum", "averaged"])
+@pytest.mark.parametrize("name", QUICK)
 def test_decisions_over_http_are_those_of_the_batch_job(
     name: str, released: Released, products: list[list[bytes]], tmp_path: Path
 ) -> None:

@@ -83,13 +83,12 @@ class Bundle:
         width = self.categorizer.predictor.head.shape.width
         home = Store(store / self.fingerprint) if store is not None else None
         loaded = cache(self.backbone)  # once for all networks
-        return {
-            network: engines_for(
-                lambda network=network: loaded().for_view(network),
-                self.described, width, sizes, home.view(network).path if home else None,
-            )
-            for network, sizes in batches.items()
-        }  # fmt: skip
+
+        def engines(network: View, sizes: Sequence[int]) -> dict[int, Engine]:
+            kept = home.view(network).path if home else None
+            return engines_for(lambda: loaded().for_view(network), self.described, width, sizes, kept)
+
+        return {network: engines(network, sizes) for network, sizes in batches.items()}
 
 
 def load_predictor(folder: Path) -> Predictor:

@@ -1,6 +1,6 @@
 """What is exported, whatever the format: from pixels, or from bottlenecks, to named decisions.
 
-    pixels (n, size, size, 3) uint8, of each size ──► views cut and mirrored ──► their networks ──► bottlenecks
+    pixels (n, size, size, 3) uint8, of each size ──► views, cut and mirrored ──► networks ──► bottlenecks
     bottlenecks, images_per_product (p,) int32 ──► models/decisions/decision_graph.py ──► OUTPUTS
 
 Where a format has texts, categories, statuses and nodes are texts; else numbers, rows of names.json:
