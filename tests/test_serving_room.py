@@ -225,6 +225,19 @@ def test_a_mirrored_view_has_its_own_row_beside_that_of_the_photo() -> None:
         place.room.close()
 
 
+def test_views_of_several_sizes_are_rows_of_a_photo_that_is_decoded_once() -> None:
+    place = place_of(views=["32-flip", "whole", "flip", "32"])
+    try:
+        [first, second] = place.submit([1, 2], [3]).result(LONG)
+        assert first.seen and second.seen
+        # at 32 px, a photo's pixels are 30 more than at 2 px
+        assert first.seen.bottlenecks[:, 0].tolist() == [131, 1, 101, 31, 132, 2, 102, 32]
+        assert second.seen.bottlenecks[:, 0].tolist() == [133, 3, 103, 33]
+        assert sorted(place.decoding.seen) == [b"1", b"2", b"3"] and place.room.pending == 0
+    finally:
+        place.room.close()
+
+
 def test_a_product_that_is_only_looked_at_has_bottlenecks_and_no_decision(place: Place) -> None:
     [answer] = place.room.submit([product(3, decide=False)], LONG).result(LONG)
     assert answer.decision is None and answer.seen
@@ -257,14 +270,20 @@ def test_photos_of_requests_are_taken_in_turn() -> None:
         queue.take()
 
 
-def test_decoding_is_ahead_by_two_batches_at_most(place: Place) -> None:
-    place.engine.go.clear()
-    future = place.submit(*([number] for number in range(100)))
-    wait_for(lambda: len(place.decoding.seen) >= AHEAD)
-    time.sleep(0.05)
-    assert len(place.decoding.seen) <= AHEAD + max(SHAPES)  # these are at work
-    place.engine.go.set()
-    assert seen(future.result(LONG)) == [[number] for number in range(100)]
+@pytest.mark.parametrize(("views", "places"), [(["whole"], 1), (["whole", "flip"], 2), (["whole", "32"], 1)])
+def test_decoding_is_ahead_by_two_batches_at_most(views: list[str], places: int) -> None:
+    place = place_of(views=views)
+    try:
+        place.engine.go.clear()
+        future = place.submit(*([number] for number in range(100)))
+        wait_for(lambda: len(place.decoding.seen) >= AHEAD // places)
+        time.sleep(0.05)
+        assert len(place.decoding.seen) <= (AHEAD + max(SHAPES)) // places  # these are at work
+        place.engine.go.set()
+        assert [first for [first, *_] in seen(future.result(LONG))] == list(range(100))
+    finally:
+        place.engine.go.set()
+        place.room.close()
 
 
 def test_a_batch_is_one_of_the_sizes_and_of_what_has_arrived(place: Place) -> None:
@@ -320,11 +339,21 @@ def test_large_requests_and_small_ones_are_taken_beside_each_other_until_the_bou
         place.room.close()
 
 
-@pytest.mark.parametrize(("rate", "photos"), [(0.1, AHEAD), (20.0, 80), (1000.0, 1024)])
-def test_as_many_photos_wait_as_four_seconds_compute(rate: float, photos: int) -> None:
+@pytest.mark.parametrize(
+    ("views", "rate", "photos"),
+    [
+        (["whole"], 0.1, AHEAD),
+        (["whole"], 20.0, 80),
+        (["whole"], 1000.0, 1024),
+        (["whole", "flip"], 0.1, AHEAD // 2),
+        (["whole", "flip"], 20.0, 40),
+        (["whole", "flip", "32", "32-flip"], 100.0, 100),
+    ],
+)
+def test_as_many_photos_wait_as_four_seconds_compute(views: list[str], rate: float, photos: int) -> None:
     place = place_of(RoomLimits(seconds=30))
     try:
-        place.room.take_over(served_of(place.engine, "next", rate=rate))
+        place.room.take_over(served_of(place.engine, "next", views=views, rate=rate))
         assert place.room.most_photos == photos
     finally:
         place.room.close()

@@ -20,7 +20,6 @@ from features.engines.backbones import KerasBackbone, load_backbone
 from features.images.refusal import LIMITS
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import categorize_photos
-from serving.extractor import LARGEST
 from serving.served import Served
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
@@ -80,7 +79,8 @@ def released(
 
 
 def decided_in_batch(served: Served, products: list[list[bytes]]) -> list[dict[str, Any]]:
-    engines = {view: network.engines[LARGEST] for view, network in served.extractor.networks.items()}
+    networks = served.extractor.networks
+    engines = {view: network.engines[max(network.engines)] for view, network in networks.items()}
     categorizer = served.bundle.categorizer
     tables = [
         categorize_photos(categorizer, engines, str(number), photos, LIMITS)[0]
