@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import numpy as np
-
 from features.errors import ShelfmarkError
 
 if TYPE_CHECKING:
+    import numpy as np
     import tensorflow as tf
 
 CROPS = ("center", "top-left", "top-right", "bottom-left", "bottom-right")
@@ -143,7 +142,7 @@ def parse_view(name: str) -> View:
     return view
 
 
-def combined(bottlenecks: Sequence[np.ndarray], averaged: bool) -> np.ndarray:
+def combined(bottlenecks: "Sequence[np.ndarray]", averaged: bool) -> "np.ndarray":
     """Returns the rows of n images from k arrays (n, d) float16, one for each view.
 
     Args:
@@ -153,10 +152,13 @@ def combined(bottlenecks: Sequence[np.ndarray], averaged: bool) -> np.ndarray:
     Returns:
         (n, d) float16 if averaged, else (n · k, d): of each image its views, one after the other.
 
+    >>> import numpy as np
     >>> one, other = np.float16([[1, 2]]), np.float16([[3, 6]])
     >>> combined([one, other], True).tolist(), combined([one, other], False).tolist()
     ([[2.0, 4.0]], [[1.0, 2.0], [3.0, 6.0]])
     """
+    import numpy as np  # settings are read by commands that need no numbers
+
     views = np.stack(bottlenecks, axis=1)
     if averaged:
         mean: np.ndarray = views.mean(axis=1, dtype=np.float32).astype(views.dtype)

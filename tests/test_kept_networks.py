@@ -18,7 +18,8 @@ from features.engines.engine import Engine
 from features.engines.kept_networks import keep, read_kept
 from features.engines.openvino import load_openvinos, to_openvino
 from features.engines.openvino_graphs import ready_for_bfloat16
-from features.views import WHOLE
+from features.storage.store import Store
+from features.views import WHOLE, View
 from models.decisions.bundle import open_bundle
 
 pytest.importorskip("openvino")
@@ -90,6 +91,22 @@ def test_next_weeks_extraction_opens_the_kept_network(
     first = run(choose_engine(backbone, 8, "openvino", "fp32", kept=folder))
     monkeypatch.setattr(engine_module, "to_openvino", lambda *_: pytest.fail("converted a second time"))
     np.testing.assert_array_equal(run(choose_engine(backbone, 8, "openvino", "fp32", kept=folder)), first)
+
+
+def test_networks_of_several_views_are_kept_beside_each_other(backbone: Backbone, tmp_path: Path) -> None:
+    main, views = Store(tmp_path / backbone.fingerprint), [View(), View(48), View(pooling="max")]
+    for view in views:
+        engines(backbone.for_view(view), main.view(view).path)
+    assert sorted(str(file.parent.relative_to(main.path)) for file in main.path.rglob("*.zip")) == [
+        ".", "48", "max",
+    ]  # fmt: skip
+    for view in views:
+        kept, photos = engines(backbone, main.view(view).path, kept=True)[8], pixels(8, view.input(32))
+        found = np.empty((8, kept.width), np.float32)
+        kept.fill([photos], found)
+        np.testing.assert_allclose(found, backbone.for_view(view).bottlenecks(photos), rtol=1e-4, atol=1e-5)
+    shutil.copytree(main.view(View(48)).path, tmp_path / "other" / "48")
+    assert read_kept(tmp_path / "other" / "48", "fp32") is None, "of another backbone"
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "another backbone's", "text", "empty"])

@@ -13,7 +13,7 @@ of earlier versions have no checksums; their rows are read unchecked.
 
 import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, local, read_range, writing
-from features.views import WHOLE, View, find_view
+from features.views import WHOLE, View, combined, find_view
 
 SHARD = pa.schema([("image_digest", pa.binary(32)), ("checksum", pa.uint64())])
 UNCHECKED = pa.schema([("image_digest", pa.binary(32))])  # of earlier versions
@@ -371,7 +371,10 @@ def shard_name(digests: np.ndarray) -> str:
 
 
 class StoredRows:
-    """n bottlenecks scattered over shards; indexing with row numbers reads them."""
+    """n bottlenecks scattered over shards; indexing with row numbers reads them.
+
+    Where `shard` and `row` are (n, k), each of the n is the mean of k.
+    """
 
     def __init__(self, shards: list[Shard], shard: np.ndarray, row: np.ndarray) -> None:
         self._shards, self._shard, self._row = shards, shard, row
@@ -389,28 +392,48 @@ class StoredRows:
         out = np.empty((len(row), self._shards[0].array.shape[1] if self._shards else 0), np.float16)
         for start in range(0, len(row), PIECE):
             piece = slice(start, start + PIECE)
-            for code in np.unique(shard[piece]):
-                here = shard[piece] == code
-                out[piece][here] = self._shards[code].read(row[piece][here])
+            if row.ndim == 1:
+                self._read(shard[piece], row[piece], out[piece])
+                continue
+            views = np.empty((row.shape[1], len(row[piece]), out.shape[1]), np.float16)
+            for view, own in enumerate(views):
+                self._read(shard[piece, view], row[piece, view], own)
+            out[piece] = combined(list(views), averaged=True)
         return out
+
+    def _read(self, shard: np.ndarray, row: np.ndarray, out: np.ndarray) -> None:
+        """Reads (m,) rows of (m,) shards into `out`."""
+        for code in np.unique(shard):
+            here = shard == code
+            out[here] = self._shards[code].read(row[here])
 
     def only(self, chosen: np.ndarray) -> "StoredRows":
         """Returns only the chosen rows: (n,) bool, or row numbers."""
         return StoredRows(self._shards, self._shard[chosen], self._row[chosen])
 
-    def beside(self, *others: "StoredRows") -> "StoredRows":
-        """Returns ((1 + others) · n, d): each of these n rows, followed by the others' of the same number."""
-        every = (self, *others)
-        first = np.cumsum([0, *(len(one._shards) for one in every)]).tolist()
-        shard = np.stack([one._shard + start for one, start in zip(every, first, strict=False)], axis=1)
-        row = np.stack([one._row for one in every], axis=1)
-        shards = [shard for one in every for shard in one._shards]
-        return StoredRows(shards, shard.reshape(-1), row.reshape(-1))
-
     def load(self, most: int = 2 * 2**30) -> "StoredRows | np.ndarray":
         """Returns the bottlenecks in memory when they take at most `most` bytes, else these rows."""
         size = len(self) * (self._shards[0].array[0].nbytes if self._shards else 0)
         return self[slice(None)] if size <= most else self
+
+
+def joined(views: Sequence[StoredRows], averaged: bool) -> StoredRows:
+    """Returns the rows of n images from k views of (n, d), as `views.combined`, unread.
+
+    Args:
+        views: at least one.
+        averaged: the mean of an image's views is its one row; else each view is a row.
+
+    Returns:
+        (n, d) if averaged, else (n · k, d): of each image its views, one after the other.
+    """
+    first = np.cumsum([0, *(len(one._shards) for one in views)]).tolist()
+    shard = np.stack([one._shard + start for one, start in zip(views, first, strict=False)], axis=1)
+    row = np.stack([one._row for one in views], axis=1)
+    shards = [shard for one in views for shard in one._shards]
+    if averaged and len(views) > 1:
+        return StoredRows(shards, shard, row)
+    return StoredRows(shards, shard.reshape(-1), row.reshape(-1))
 
 
 def _save(bottlenecks: np.ndarray, file: Path) -> None:

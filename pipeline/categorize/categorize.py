@@ -195,10 +195,8 @@ class _Job:
         """Extracts what is new; returns the rows by parts."""
         settings = self.config.extract
         shards = plan_new(units, self.work, settings.shard_images)
-        limits, flip = image_limits(self.config.ingest), len(self.views) > 1
-        marks = extract_new(
-            shards, self.work, self.views[0], flip, self.bundle.backbone, settings, limits, self.beam
-        )
+        limits = image_limits(self.config.ingest)
+        marks = extract_new(shards, self.work, self.views, self.bundle.backbone, settings, limits, self.beam)
         if marks:
             self._index_store()
         found = Found(marks, self.work)

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact
 from features.storage.paths import MARK
-
-FLIP = "flip_"  # before the names of the second view, here and in the index of the bottlenecks
+from features.views import View, parse_view
 
 
 class Summary(BaseModel):
@@ -87,9 +86,29 @@ class BottlenecksSummary(Summary):
     fingerprint: str
     backbone: str
     weights: str
-    views: int = 1  # of each image; 2 with the mirrored one
-    engines: dict[str, int]  # images by the engine that computed them
-    flip_engines: dict[str, int] = {}  # likewise, of the mirrored images
+    views: int = 1  # of each image
+    view_names: tuple[str, ...] = ()  # of these; an older file has one view, or two, the second mirrored
+    asked: tuple[str, ...] = ()  # of these, those from which predictions are made; an older file: all
+    averaged: bool = False  # an image's views are one row, their mean; else a row each
+    engines: dict[str, int]  # images by the engine that computed them, of the first view
+    view_engines: dict[str, dict[str, int]] = {}  # likewise, of the other views
+
+    @property
+    def extracted(self) -> tuple[View, ...]:
+        """The views that there are; training takes all of them."""
+        return tuple(map(parse_view, self.view_names or ("whole", "flip")[: self.views]))
+
+    @property
+    def predicted_from(self) -> tuple[View, ...]:
+        """The views that predictions are made from."""
+        return tuple(map(parse_view, self.asked)) or self.extracted
+
+    @property
+    def seen(self) -> str:
+        """What a head that is trained on these views depends on."""
+        names, asked = ([view.name for view in views] for views in (self.extracted, self.predicted_from))
+        parts = [" ".join(names), f"asked {' '.join(asked)}" * (asked != names), "averaged" * self.averaged]
+        return ", ".join(part for part in parts if part)
 
 
 class HeadSummary(Summary):

@@ -33,6 +33,7 @@ from features.records import read_pieces
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store, digests_of
+from features.views import WHOLE
 from models.heads.architectures import Head
 from models.heads.finetune import Augmentation, Photos, Tuning, frozen_count, tune_backbone
 from models.heads.losses import Loss
@@ -241,6 +242,7 @@ def _with_bottlenecks(
     bottleneck_store = Store(store / backbone.fingerprint)
     rows = rows_of(
         bottleneck_store,
+        (WHOLE,),
         False,
         digests,
         lambda rows: read_pieces(records.path, images.iloc[rows]),

@@ -50,7 +50,6 @@ def shape_of(trained: Part, taxonomy: Taxonomy, fingerprint: str, config: Config
         dropout=settings.dropout,
         scale=_scale(trained),
         fingerprint=fingerprint,
-        views=("whole", "flip") if trained.views == 2 else ("whole",),
         kind=settings.kind,
         parents=taxonomy.parents if settings.kind != FLAT or hierarchical else (),
         selector=(settings.selector or settings.hidden[1]) if settings.kind == TAXONNET else 0,

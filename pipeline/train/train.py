@@ -95,7 +95,7 @@ def train_head(
     made_from = {
         "records": records.digest,
         "fingerprint": extracted.fingerprint,
-        "views": str(extracted.views),
+        "views": extracted.seen,
         "settings": config.of_the_head(),
         "start": before.digest if before else "fresh",
     }
@@ -133,10 +133,15 @@ class _Training:
 
 def _open_training(records: Artifact, bottlenecks: Artifact, store: AnyPath, config: Config) -> _Training:
     taxonomy, category = learnt_categories_of(records)
-    trained, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
+    trained, val = (open_part(bottlenecks, store, split, "all") for split in ("train", "val"))
     trained = trained.without(untrainable(records, config))
     division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
-    shape = shape_of(trained, taxonomy, BottlenecksSummary.of(bottlenecks).fingerprint, config)
+    extracted = BottlenecksSummary.of(bottlenecks)
+    shape = replace(
+        shape_of(trained, taxonomy, extracted.fingerprint, config),
+        views=tuple(view.name for view in extracted.predicted_from),
+        averaged=extracted.averaged,
+    )
     fit = val.only(division.fit & np.isin(val.product_id, category.index))
     return _Training(taxonomy, category, shape, trained, fit)
 
