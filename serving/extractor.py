@@ -17,7 +17,7 @@ import numpy as np
 
 from features.engines.engine import Engine
 from features.storage.paths import AnyPath
-from features.views import View, combined, cost
+from features.views import View, by_network, combined, cost, sizes_of
 from models.decisions.bundle import Bundle
 
 SHAPES = (1, 2, 4, 8)  # images in a batch, each with an engine of its own
@@ -88,15 +88,17 @@ class Extractor:
         views, is_averaged = bundle.categorizer.views, bundle.categorizer.predictor.head.shape.averaged
         if like and (like.views, like.is_averaged) == (views, is_averaged):
             return like
-        size, wanted = bundle.described.image_size, dict.fromkeys(view.network for view in views)
-        known = {view: like.networks[view] for view in wanted if view in like.networks} if like else {}
+        size, known = bundle.described.image_size, like.networks if like else {}
+        for view in views:
+            view.require_size(size)
         batches = {
-            view: [shape for shape in SHAPES if shape == 1 or shape * cost([view], size) <= MOST_PIXELS]
-            for view in wanted
-            if view not in known
+            network: [shape for shape in SHAPES if shape == 1 or shape * cost([network], size) <= MOST_PIXELS]
+            for network in by_network(views)
+            if network not in known
         }
         opened = bundle.engines(batches, store)
-        networks = known | {view: Network.warm(engines) for view, engines in opened.items()}
+        warm = {network: Network.warm(engines) for network, engines in opened.items()}
+        networks = {network: warm.get(network) or known[network] for network in by_network(views)}
         return cls(views, is_averaged, size, networks)
 
     def has_networks(self, views: Sequence[View]) -> bool:
@@ -106,7 +108,7 @@ class Extractor:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """The px to which a photo is resized, each once."""
-        return tuple(dict.fromkeys(view.resized(self.size) for view in self.views))
+        return sizes_of(self.views, self.size)
 
     @property
     def engine(self) -> str:
@@ -130,10 +132,7 @@ class Extractor:
     @cached_property
     def _numbers(self) -> dict[View, list[int]]:
         """By network, which of the views it computes."""
-        found: dict[View, list[int]] = {}
-        for number, view in enumerate(self.views):
-            found.setdefault(view.network, []).append(number)
-        return found
+        return by_network(self.views)
 
     def bottlenecks(
         self, photos: Sequence[Mapping[int, np.ndarray]], watch: Callable[[int, float], None]

@@ -245,9 +245,7 @@ class Room:
         self._pending = self._charged = 0  # photos
         self._waiting = FairQueue[_Photo]()
         self._ready: OrderedDict[Extractor, FairQueue[_Photo]] = OrderedDict()  # none of them is empty
-        self._decoded = self._decoding = (
-            0  # places in batches: of all in _ready, and of what is being decoded
-        )
+        self._decoded = self._decoding = 0  # places in batches: of _ready, and of what is being decoded
         self._rate = _Rate(served.extractor.rate)
         self._heads: tuple[SimpleQueue[_Work | None], ...] = (SimpleQueue(), SimpleQueue())
         self._processes = list(processes) if processes is not None else limits.started()

@@ -243,14 +243,14 @@ class InProcess:
 
 
 def test_only_a_difference_away_from_the_thresholds_is_an_error_of_the_export(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, mobilenet: Backbone
 ) -> None:
     from pipeline.export import check as module
 
     rows = np.random.default_rng(6).normal(size=(100, 12)).astype(np.float16)
     drawn = draw_categorizer(KINDS["flat"], rows, np.arange(101))
     monkeypatch.setattr(Categorizer, "bottlenecks", lambda *given: rows[[int(jpeg) for jpeg in given[2]]])
-    monkeypatch.setattr(module, "choose_engine", lambda *arguments, **options: None)
+    monkeypatch.setattr(module, "engines_of_views", lambda *arguments, **options: None)
     photos = module.Photos(np.ones(100, np.int32), [b"%d" % number for number in range(100)], 100, 0)
 
     def at(threshold: float) -> Categorizer:
@@ -265,7 +265,7 @@ def test_only_a_difference_away_from_the_thresholds_is_an_error_of_the_export(
 
     def differences(threshold: float) -> tuple[int, int]:
         categorizer, written = at(edge - module.PRECISION / 2), InProcess(at(threshold))
-        result = module.check(categorizer, None, written, photos)  # type: ignore[arg-type]
+        result = module.check(categorizer, mobilenet, written, photos)
         assert (result.confidence, result.products) == (0.0, 100)
         return result.differ, result.beyond
 

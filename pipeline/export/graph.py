@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from features.engines.backbones import Backbone, require_keras
 from features.storage.paths import write_whole
-from features.views import View
+from features.views import View, by_network, sizes_of
 from models.decisions.bundle import Bundle
 from models.decisions.decision_graph import STATUSES, DecisionNames, decide
 
@@ -41,10 +41,18 @@ TEXTS = ("top_categories", "status", "node")  # of OUTPUTS, where a format has t
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A bundle with its backbone."""
+    """A bundle with its backbone.
+
+    Raises:
+        ShelfmarkError: the backbone cannot have a view that the head asks for.
+    """
 
     bundle: Bundle
     backbone: Backbone
+
+    def __post_init__(self) -> None:
+        for view in self.views:
+            self.backbone.require_view(view)
 
     @cached_property
     def names(self) -> DecisionNames:
@@ -66,17 +74,15 @@ class ExportedGraph:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """The px to which a photo is resized for the views, each once."""
-        return tuple(dict.fromkeys(view.resized(self.backbone.image_size) for view in self.views))
+        return sizes_of(self.views, self.backbone.image_size)
 
     @cached_property
     def models(self) -> dict[View, keras.Model]:
         """The networks of Keras that the views need, by View.network."""
-        found: dict[View, keras.Model] = {}
-        for view in self.views:
-            if view.network not in found:
-                backbone = self.backbone.for_view(view)
-                found[view.network] = require_keras(backbone, "within this graph").model
-        return found
+        return {
+            network: require_keras(self.backbone.for_view(network), "within this graph").model
+            for network in by_network(self.views)
+        }
 
     @cached_property
     def pixel_inputs(self) -> dict[str, str]:
@@ -102,10 +108,7 @@ class ExportedGraph:
             inputs: pixels of each of `sizes`, then how many images each product has.
         """
         *pixels, counts = inputs
-        numbers = {
-            network: [number for number, view in enumerate(self.views) if view.network == network]
-            for network in self.models
-        }
+        numbers = by_network(self.views)
         rows = {
             network: model(tf.cast(self.images(pixels, numbers[network]), tf.float32), training=False)
             for network, model in self.models.items()

@@ -128,8 +128,6 @@ def _behind(graph: ExportedGraph, backbone: OnnxBackbone) -> "onnx.ModelProto":
             f"backbone {backbone.name}: takes one photo at a time; expected one for any number of photos; "
             "export the encoder with a free first dimension, and train again"
         )
-    for view in graph.views:
-        backbone.require_view(view)  # it computes every view that it can have as it is
     opset, (*pixels, counts) = min(OPSET, opset_of(encoder)), graph.signature()
     bottlenecks = tf.TensorSpec((None, backbone.width), tf.float32, name=OUTPUT)
     decision = _converted(graph, graph.from_bottlenecks, [bottlenecks, counts], opset)
