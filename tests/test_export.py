@@ -20,12 +20,12 @@ from test_retrain import run_here
 
 from features.engines.backbone_names import parse_name
 from features.engines.backbones import Backbone, KerasBackbone, load_backbone, onnx_backbone
-from features.engines.choose import choose_engine
+from features.engines.choose import choose_engine, engines_of_views
 from features.engines.onnx_input import EncoderOptions
 from features.errors import ShelfmarkError
 from features.images.refusal import LIMITS
 from features.storage.artifact import damaged_file, open_artifact
-from features.views import WHOLE
+from features.views import WHOLE, parse_view
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import Categorizer, categorize_photos
 from pipeline.arguments import EXPORT_NEEDS
@@ -36,6 +36,7 @@ FORMATS = ("saved_model", "onnx", "openvino")
 MIXED = Kind(
     confidence="boosting", hierarchical=True, standardized=True, views=MIRRORED
 )  # of each the harder one
+SEVERAL = Kind(confidence="probability", views=("whole", "48", "48-top-left-flip", "max"))
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 
 
@@ -210,6 +211,60 @@ def test_the_example_of_the_page_decides_as_the_categorizer(
     confidences = [float(line[-1]) for line in printed]
     assert confidences == pytest.approx([row["confidence"] for row in expected], abs=1e-4)
     assert len(set(confidences)) == 2
+
+
+# Views
+
+
+@pytest.fixture(scope="module")
+def several(backbone: KerasBackbone, jpegs: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose release asks for views of two sizes, a crop and the maximum."""
+    return drawn_bundle(tmp_path_factory.mktemp("several"), backbone, jpegs, SEVERAL).parents[1]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_views_of_several_sizes_are_computed_from_each_photo(
+    kind: str, several: Path, catalogue: Path, jpegs: list[bytes], tmp_path: Path
+) -> None:
+    for package in EXPORT_NEEDS[kind]:
+        pytest.importorskip(package)
+    options = ["--workspace", str(several), "--output", str(tmp_path / "exported"), "--check", str(catalogue)]
+    status, log = run_here("export", "--format", kind, *options)
+    assert status == 0 and f"of {PRODUCTS} products" in log and "0 decisions differ" in log, log
+    summary = open_artifact(tmp_path / "exported", "export").summary
+    assert summary["check"]["confidence"] < 1e-3 and len(summary["check"]["statuses"]) == 3
+    assert summary["views"] == list(SEVERAL.views)
+    inputs = ["images"] if kind == "saved_model" else ["pixels_32", "pixels_48"]
+    assert list(summary["inputs"]) == [*inputs, "images_per_product"]
+    if kind == "onnx":
+        assert_the_example_of_views_decides(tmp_path, several, jpegs)
+
+
+def assert_the_example_of_views_decides(folder: Path, workspace: Path, jpegs: list[bytes]) -> None:
+    """The example of the page, after what the one before it has begun with, without our code."""
+    before = example("import onnxruntime").partition("size = ")[0]
+    after = "counts, wanted = np.array([2, 1], np.int32), ['confidence']\n" + example('startswith("pixels")')
+    (folder / "pixels.py").write_text(example("def pixels_of"))
+    for name, content in zip(("front.jpg", "back.jpg", "other.jpg"), jpegs[3:6], strict=True):
+        (folder / name).write_bytes(content)
+    bundle = open_bundle(workspace / "releases" / "first")
+    engines = engines_of_views(bundle.backbone(), bundle.categorizer.views, 8, "fp32")
+    expected = [
+        categorize_photos(bundle.categorizer, engines, "p", one, LIMITS)[0]["confidence"].item()
+        for one in (jpegs[3:5], jpegs[5:6])
+    ]
+    printed = json.loads(without_our_code(before + after + "print(found[0].tolist())", folder))
+    assert printed == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_view_that_the_backbone_cannot_have_is_refused(released: Path, tmp_path: Path) -> None:
+    from pipeline.export.graph import ExportedGraph
+
+    encoder = onnx_backbone(b"", parse_name(str(tmp_path / "clip.onnx")), SIZE, 8)
+    bundle = open_bundle(released / "releases" / "first")
+    bundle.categorizer.__dict__["views"] = (parse_view("48-center"), parse_view("48"))
+    with pytest.raises(ShelfmarkError, match=r"^view 48: .* is an ONNX file, whose size .*; expected .*; "):
+        ExportedGraph(bundle, encoder)
 
 
 def test_a_saved_model_refuses_counts_that_are_not_those_of_the_photos(
