@@ -17,9 +17,8 @@ from service import client_of, images, serving, several, state_of
 from test_retrain import run_here
 
 from features.engines.backbones import KerasBackbone, load_backbone
-from features.images.refusal import LIMITS
+from features.images.normalise import normalise
 from models.decisions.bundle import open_bundle
-from models.decisions.categorizer import categorize_photos
 from serving.served import Served
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
@@ -82,11 +81,12 @@ def decided_in_batch(served: Served, products: list[list[bytes]]) -> list[dict[s
     networks = served.extractor.networks
     engines = {view: network.engines[max(network.engines)] for view, network in networks.items()}
     categorizer = served.bundle.categorizer
-    tables = [
-        categorize_photos(categorizer, engines, str(number), photos, LIMITS)[0]
-        for number, photos in enumerate(products)
-    ]
-    return [json.loads(table.to_json(orient="records"))[0] for table in tables]
+    jpegs = [normalise(one).jpeg for photos in products for one in photos]
+    bounds = np.cumsum([0, *(len(photos) * categorizer.rows_of_image for photos in products)])
+    predictions = categorizer.predict(categorizer.bottlenecks(engines, jpegs, "drawn"), bounds)
+    table = categorizer.decide(np.arange(len(products)).astype(str), predictions)
+    found: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
+    return found
 
 
 def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
