@@ -220,7 +220,7 @@ def decoded_pixels(pictures: Sequence[bytes], size: int) -> np.ndarray:
     from features.engines.decoded import decoded
     from features.images.normalise import normalise
 
-    return np.stack([decoded(normalise(picture).jpeg, size) for picture in pictures])
+    return np.concatenate([decoded(normalise(picture).jpeg, [size]) for picture in pictures])
 
 
 def make_workspace(folder: Path, backbone: Any) -> Path:

@@ -166,6 +166,27 @@ def combined(bottlenecks: "Sequence[np.ndarray]", averaged: bool) -> "np.ndarray
     return views.reshape(-1, views.shape[-1])
 
 
+def sizes_of(views: Sequence[View], size: int) -> tuple[int, ...]:
+    """Returns the px to which a photo is resized for these views, each once; `size`: the backbone's own.
+
+    >>> sizes_of([FLIP, View(256), View(256, "center")], 224)
+    (224, 256)
+    """
+    return tuple(dict.fromkeys(view.resized(size) for view in views))
+
+
+def by_network(views: Sequence[View]) -> dict[View, list[int]]:
+    """Returns by View.network which of the views it computes.
+
+    >>> {network.name: numbers for network, numbers in by_network([FLIP, View(256), WHOLE]).items()}
+    {'whole': [0, 2], '256': [1]}
+    """
+    found: dict[View, list[int]] = {}
+    for number, view in enumerate(views):
+        found.setdefault(view.network, []).append(number)
+    return found
+
+
 def cost(views: Sequence[View], size: int) -> float:
     """Returns the pixels that the network reads for these views, in units of one whole photo.
 

@@ -18,13 +18,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from features.errors import ShelfmarkError, one_line
 from features.memory import give_back, keep_objects
 from features.printable import escaped
 from features.storage.artifact import find_artifact
 from features.storage.paths import AnyPath, stats
+from models.decisions.bundle import open_bundle
 from models.decisions.releases import in_service, require_whole
 from serving.served import Served
 
@@ -42,6 +43,8 @@ NOTHING = (
     "releases/current is not there; expected it to name a release; put one into service by "
     "`shelfmark release` or `shelfmark rollback`, or end the service"
 )
+
+T = TypeVar("T")
 
 log = logging.getLogger("shelfmark")
 
@@ -191,25 +194,12 @@ class ReleaseWatcher:
         else:
             log.error("release %s is refused, %s stays in service: %s", name, served, reason)
 
-    def _opened(self, path: AnyPath, like: Served) -> Served:
+    def _opened(self, path: AnyPath, before: Served) -> Served:
         """Opens a release in a thread of its own; the same backbone's engines are used again."""
-        result: list[Served | BaseException] = []
         same = bool(self._backbone) and _backbone_files(path) == self._backbone
-
-        def work() -> None:
-            try:
-                store = self._releases.parent / "store"
-                result.append(Served.open(path, self._corrections, like if same else None, store))
-            except BaseException as error:
-                result.append(error)
-
-        thread = threading.Thread(target=work, name="opens a release", daemon=True)
-        thread.start()
-        thread.join()
-        [served] = result
-        if isinstance(served, BaseException):
-            raise served
-        return served
+        store = self._releases.parent / "store"
+        like = before if same else None
+        return _in_thread(lambda: Served.of(open_bundle(path), self._corrections, like, store))
 
     def _take_over(self, served: Served, seconds: float) -> None:
         """Puts an opened release into service."""
@@ -222,6 +212,25 @@ class ReleaseWatcher:
         log.info("%s is in service in place of %s, opened in %.1f s", name, before, seconds)
         for caveat in served.bundle.caveats:
             log.warning("%s: %s", name, caveat)
+
+
+def _in_thread(work: Callable[[], T]) -> T:
+    """Does some work in a thread of its own; returns or raises as it."""
+    result: list[T | BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            result.append(error)
+
+    thread = threading.Thread(target=run, name="opens a release", daemon=True)
+    thread.start()
+    thread.join()
+    [found] = result
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _versions(path: AnyPath) -> tuple[tuple[str, object], ...]:

@@ -37,6 +37,7 @@ from test_extract import Colours, Running
 from test_ingest import in_a_loop
 from test_once import Held
 
+from features.engines.backbones import BACKBONE, BackboneDescription
 from features.errors import Busy, ShelfmarkError, Stopped
 from features.images.normalise import describe, normalise
 from features.images.refusal import Limits, Refused
@@ -68,7 +69,7 @@ class Saved(Colours):
     """Colours, as a backbone that can be packed."""
 
     def save(self, folder: Path) -> None:
-        (folder / "backbone.json").write_text("{}")
+        BackboneDescription(self.name, self.image_size, self.weights).write(folder / BACKBONE)
 
 
 @pytest.fixture(scope="module")

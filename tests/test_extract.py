@@ -90,8 +90,8 @@ class Running:
 
 
 def engines_by_hand(backbone, batches):
-    """Engines for Colours by their sizes of batches."""
-    return {batch: Running(backbone, batch) for batch in batches}
+    """Engines for Colours by network and size of batches, as Bundle.engines gives them."""
+    return {view: {size: Running(backbone, size) for size in sizes} for view, sizes in batches.items()}
 
 
 @pytest.fixture(autouse=True)

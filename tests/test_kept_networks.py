@@ -19,7 +19,7 @@ from features.engines.kept_networks import keep, read_kept
 from features.engines.openvino import load_openvinos, to_openvino
 from features.engines.openvino_graphs import ready_for_bfloat16
 from features.storage.store import Store
-from features.views import View
+from features.views import WHOLE, View
 from models.decisions.bundle import open_bundle
 
 pytest.importorskip("openvino")
@@ -183,12 +183,11 @@ DECIDES = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from features.storage.store import Store
-from features.views import View
+from features.views import WHOLE
 from models.decisions.bundle import open_bundle
 
 bundle = open_bundle(Path(sys.argv[1]))
-engines = bundle.engines([1, 2], Path(sys.argv[2]))
+engines = bundle.engines({WHOLE: [1, 2]}, Path(sys.argv[2]))[WHOLE]
 rows = np.empty((2, engines[2].width), np.float16)
 engines[2].fill([np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)], rows)
 predictions = bundle.categorizer.predict(rows, np.array([0, 1, 2]))
@@ -204,7 +203,7 @@ def test_bundle_and_its_engines_are_opened_and_decide_without_tensorflow(
     path = conftest.make_bundle(tmp_path / "bundle", backbone, 0.5).path
     bundle, store = open_bundle(path), tmp_path / "store"
     rows = np.empty((2, backbone.width), np.float16)
-    bundle.engines([1, 2], store)[2].fill([pixels(2)], rows)
+    bundle.engines({WHOLE: [1, 2]}, store)[WHOLE][2].fill([pixels(2)], rows)
     predictions = bundle.categorizer.predict(rows, np.array([0, 1, 2]))
     expected = bundle.categorizer.decide(np.array(["a", "b"], dtype=object), predictions)
     command = [sys.executable, "-c", DECIDES, str(path), str(store)]

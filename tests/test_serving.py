@@ -39,7 +39,7 @@ from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
 from serving import app as app_module
 from serving.__main__ import main
-from serving.served import SHAPES
+from serving.extractor import SHAPES
 
 ROOT = Path(__file__).parents[1]
 THRESHOLD = 0.7

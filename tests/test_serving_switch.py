@@ -30,7 +30,7 @@ from features.errors import ShelfmarkError
 from features.images.refusal import LIMITS
 from features.storage.artifact import file_digest
 from features.views import WHOLE
-from models.decisions.bundle import VERSION, open_bundle
+from models.decisions.bundle import VERSION, Bundle, open_bundle
 from models.decisions.categorizer import categorize_photos
 from models.decisions.releases import put_into_service, take_out_of_service
 from serving import watcher as watching
@@ -71,7 +71,9 @@ def answers(workspace: Path, first: Served) -> Answers:
     for name in "abc":
         bundle = open_bundle(workspace / "releases" / name)
         tables = [
-            categorize_photos(bundle.categorizer, {WHOLE: first.engines[1]}, "p", [one], LIMITS)[0]
+            categorize_photos(
+                bundle.categorizer, {WHOLE: first.extractor.networks[WHOLE].engines[1]}, "p", [one], LIMITS
+            )[0]
             for one in PHOTOS
         ]
         found[name] = [json.loads(table.to_json(orient="records"))[0] for table in tables]
@@ -81,7 +83,7 @@ def answers(workspace: Path, first: Served) -> Answers:
 
 @pytest.fixture(scope="module")
 def first(workspace: Path) -> Served:
-    return Served.open(workspace / "releases" / "a", None)
+    return Served.of(open_bundle(workspace / "releases" / "a"), None)
 
 
 class Service:
@@ -183,12 +185,12 @@ def test_a_request_that_has_begun_keeps_its_release(service: Service) -> None:
 def test_a_release_with_another_backbone_is_served_with_it(service: Service, first: Served) -> None:
     service.move_to("d")
     assert service.decide(0)["release"] == "d"
-    assert service.room.served.engines is not first.engines
+    assert service.room.served.extractor is not first.extractor
 
 
 def test_a_release_with_the_same_backbone_uses_its_engines(service: Service, first: Served) -> None:
     service.move_to("b")
-    assert service.room.served.engines is first.engines
+    assert service.room.served.extractor is first.extractor
     assert 'release="b"' in service.figures()
 
 
@@ -230,14 +232,14 @@ def test_a_release_that_is_made_anew_under_its_name_is_served(service: Service, 
 def test_a_move_while_a_release_is_opened_counts(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
-    def open_slowly(path: Path, *given: Any, **named: Any) -> Served:
-        served = Served.open(path, *given, **named)
-        opened.append(path.name)
-        if path.name == "b":
+    def open_slowly(bundle: Bundle, *given: Any) -> Served:
+        served = Served.of(bundle, *given)
+        opened.append(served.name)
+        if served.name == "b":
             put_into_service(service.releases, "c")
         return served
 
-    monkeypatch.setattr(watching, "Served", type("Slow", (), {"open": staticmethod(open_slowly)}))
+    monkeypatch.setattr(watching, "Served", type("Slow", (), {"of": staticmethod(open_slowly)}))
     taken = []
     monkeypatch.setattr(service.room, "take_over", lambda served: taken.append(served.name))
     service.move_to("b")

@@ -261,6 +261,7 @@ class ExportSummary(Summary):
     backbone: str
     weights: str
     image_size: int  # px
+    views: list[str]  # that it computes of each image
     inputs: dict[str, str]  # name → shape, type, meaning
     outputs: dict[str, str]
     left_out: list[str]  # of what `categorize` does
