@@ -96,7 +96,7 @@ def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
     confidences = [one["confidence"] for one in expected]
     assert [one["confidence"] for one in found] == pytest.approx(confidences, abs=1e-3)
     assert {one["status"] for one in expected} == {"accepted", "parent", "review"}
-    assert len(set(confidences)) > PRODUCTS / 2
+    assert len(set(confidences)) > 12  # others are over 0.9999
 
 
 def together(client: TestClient, products: list[list[bytes]]) -> list[dict[str, Any]]:
