@@ -525,9 +525,10 @@ class Room:
             until = None
             while not self._closed:
                 more = self._decoding or self._waiting
-                if self._decoded >= LARGEST or (self._decoded and not more):
-                    break
-                if self._decoded:
+                if self._ready:
+                    extractor, queue = next(iter(self._ready.items()))
+                    if len(queue) >= extractor.most or not more:
+                        break
                     now = time.monotonic()
                     until = until or now + self._limits.wait_ms / 1000
                     if now >= until:
@@ -538,11 +539,9 @@ class Room:
                     self._computable.wait()
             if self._closed:
                 return []
-            extractor, queue = next(iter(self._ready.items()))
-            places = extractor.places
-            count = max(shape for shape in SHAPES if shape <= min(len(queue), LARGEST // places))
+            count = max(shape for shape in SHAPES if shape <= min(len(queue), extractor.most))
             photos = [queue.take() for _ in range(count)]
-            self._decoded -= count * places
+            self._decoded -= count * extractor.places
             if queue:
                 self._ready.move_to_end(extractor)
             else:

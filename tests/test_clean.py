@@ -58,7 +58,12 @@ def add_run(workspace, name, shards, flip=(), fingerprint=FINGERPRINT, images=""
         columns = {"shard": shards} | ({"flip_shard": flip} if flip else {})
         pq.write_table(pa.table(columns), work / "index.parquet")
     summary = BottlenecksSummary(
-        images=len(shards), fingerprint=fingerprint, backbone="colours", weights="none", engines={}
+        images=len(shards),
+        fingerprint=fingerprint,
+        backbone="colours",
+        weights="none",
+        engines={},
+        views=2 if flip else 1,
     )
     seal(path / kind, kind=kind, version=1, made_from={}, summary=summary.to_dict())
     write_whole(path / "config.json", json.dumps({"based_on": based_on}).encode())

@@ -1,5 +1,6 @@
 """All views of photos at once: rows in the views' order, each network once, batches that are filled."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,3 +179,19 @@ def test_networks_that_are_open_are_used_again_and_only_others_are_opened() -> N
     averaged = Extractor.open(bundle_of(opened, "whole", "flip", averaged=True), None, first)
     assert averaged is not first and averaged.networks == first.networks
     assert [name for name, _ in opened] == ["whole", "max"]
+
+
+@pytest.mark.parametrize(("of_a_batch", "of_an_image", "most"), [(0.0, 0.01, 2), (0.05, 0.001, 8)])
+def test_batches_are_larger_than_pairs_only_where_that_computes_more_photos_a_second(
+    of_a_batch: float, of_an_image: float, most: int
+) -> None:
+    @dataclass
+    class Slow(Reading):
+        def fill(self, batches: Sequence[np.ndarray], rows: np.ndarray) -> None:
+            time.sleep(of_a_batch + of_an_image * self.batch)
+            super().fill(batches, rows)
+
+    network = Network.warm({shape: cast(Engine, Slow(shape)) for shape in SHAPES})
+    views = (WHOLE, View(flip=True))
+    assert Extractor((WHOLE,), False, SIZE, {WHOLE: network}).most == most
+    assert Extractor(views, False, SIZE, {WHOLE: network}).most == most // 2

@@ -292,9 +292,9 @@ def _rewrite_digests(bundle: Path) -> None:
         (shutil.rmtree, "missing; expected the bundle of release spare"),
         (cut, "damaged; expected the bundle of release spare"),
         (flip, "head.weights.h5: damaged; expected the digest that the manifest gives"),
-        (make_newer, "a bundle of version 6, of a newer shelfmark; expected version 5 at most"),
+        (make_newer, f"a bundle of version {VERSION + 1}, of a newer shelfmark; expected version {VERSION}"),
         (change_backbone, "its backbone has fingerprint mobilenet-32-"),
-        (break_structure, "cannot be opened (AttributeError: "),
+        (break_structure, "head.json: cannot be read"),
     ],
 )
 def test_a_bad_release_is_refused_once_and_the_old_one_stays(
@@ -343,7 +343,7 @@ def test_a_release_that_could_not_be_opened_for_a_while_is_tried_again(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(watching, "Served", type("Failing", (), {"open": staticmethod(fail)}))
+        patch.setattr(watching, "Served", type("Failing", (), {"of": staticmethod(fail)}))
         service.move_to("b")
         assert "MemoryError" in service.readiness()["refused_release"]["reason"]
     service.watcher.look()

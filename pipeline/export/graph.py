@@ -79,10 +79,11 @@ class ExportedGraph:
     @cached_property
     def models(self) -> dict[View, keras.Model]:
         """The networks of Keras that the views need, by View.network."""
-        return {
-            network: require_keras(self.backbone.for_view(network), "within this graph").model
-            for network in by_network(self.views)
-        }
+        with tf.init_scope():  # their weights are set while a graph is traced
+            return {
+                network: require_keras(self.backbone.for_view(network), "within this graph").model
+                for network in by_network(self.views)
+            }
 
     @cached_property
     def pixel_inputs(self) -> dict[str, str]:

@@ -31,6 +31,11 @@ PACKAGES = ("tensorflow", "openvino")
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}  # else processors with AMX decide in bfloat16
 
 
+def inputs(graph: ExportedGraph) -> dict[str, str]:
+    """Returns the inputs of the written files, and what they are."""
+    return graph.pixel_inputs
+
+
 def write(graph: ExportedGraph, folder: Path) -> None:
     """Writes model.xml and model.bin.
 
