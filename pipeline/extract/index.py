@@ -17,7 +17,7 @@ from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath, writing
 from features.storage.store import Locations, digest_array, digests_of
 from features.views import View
-from pipeline.job.catalogue import column_of
+from pipeline.job.summaries import column_of
 
 INDEX_ROWS = 2**18  # rows of the index made at a time
 READ_ROWS = 2**16  # hex digests decoded at a time; 2**20 of them took 0.5 GB

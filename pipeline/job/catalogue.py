@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Store, StoredRows, digests_of, hex_of, joined
-from features.views import WHOLE, View
 from models.decisions.validation_split import duplicate_groups, first_of_product, in_fit
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.config import Config
-from pipeline.job.summaries import BottlenecksSummary, RecordsSummary
+from pipeline.job.summaries import BottlenecksSummary, RecordsSummary, column_of
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,6 @@ class Part:
         """The images, each once: its first row."""
         first = np.arange(len(self.product_id)) % self.views == 0
         return replace(self.only(first), views=1)
-
-
-def column_of(view: View, name: str) -> str:
-    """What the index calls a column of a view, `shard` or `row`.
-
-    >>> column_of(WHOLE, "row"), column_of(View(256), "row")
-    ('row', '256_row')
-    """
-    return name if view == WHOLE else f"{view.name}_{name}"
 
 
 def open_part(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact
 from features.storage.paths import MARK
-from features.views import View, parse_view
+from features.views import WHOLE, View, parse_view
 
 
 class Summary(BaseModel):
@@ -110,6 +110,15 @@ class BottlenecksSummary(Summary):
         names, asked = ([view.name for view in views] for views in (self.extracted, self.predicted_from))
         parts = [" ".join(names), f"asked {' '.join(asked)}" * (asked != names), "averaged" * self.averaged]
         return ", ".join(part for part in parts if part)
+
+
+def column_of(view: View, name: str) -> str:
+    """What the index calls a column of a view, `shard` or `row`.
+
+    >>> column_of(WHOLE, "row"), column_of(View(256), "row")
+    ('row', '256_row')
+    """
+    return name if view == WHOLE else f"{view.name}_{name}"
 
 
 class HeadSummary(Summary):
