@@ -141,11 +141,21 @@ class Extractor:
         fewest = min(len(numbers) for numbers in self._numbers.values())
         return max(shape for shape in SHAPES if shape <= fewest)
 
+    def count(self, ready: int) -> int:
+        """Returns how many photos the next batch takes, one of SHAPES, of so many that are ready.
+
+        Pairs where larger batches compute no more a second, unless as many wait as the largest batch takes:
+        then each batch's own costs count.
+        """
+        largest = LARGEST // self.places
+        return max(
+            shape for shape in SHAPES if shape <= (largest if ready >= largest else min(ready, self.worth))
+        )
+
     @cached_property
-    def most(self) -> int:
-        """How many photos a batch takes at most, one of SHAPES."""
-        worth = max(network.worth for network in self.networks.values())
-        return max(worth // self.places, 1)
+    def worth(self) -> int:
+        """For how many photos a batch is worth waiting."""
+        return max(max(network.worth for network in self.networks.values()) // self.places, 1)
 
     @cached_property
     def _numbers(self) -> dict[View, list[int]]:

@@ -38,7 +38,7 @@ from features.errors import ShelfmarkError
 from features.images.refusal import Refused
 from serving.decider import Decider, ReadProduct, SeenProduct, StoreUnavailable
 from serving.decoding import DecodedPhoto, DecodeLimits, DecodeProcess, PhotoGone
-from serving.extractor import LARGEST, SHAPES, Extractor
+from serving.extractor import LARGEST, Extractor
 from serving.fair_queue import FairQueue
 from serving.schemas import Decision
 from serving.served import Served
@@ -527,7 +527,7 @@ class Room:
                 more = self._decoding or self._waiting
                 if self._ready:
                     extractor, queue = next(iter(self._ready.items()))
-                    if len(queue) >= extractor.most or not more:
+                    if len(queue) >= extractor.worth or not more:
                         break
                     now = time.monotonic()
                     until = until or now + self._limits.wait_ms / 1000
@@ -539,7 +539,7 @@ class Room:
                     self._computable.wait()
             if self._closed:
                 return []
-            count = max(shape for shape in SHAPES if shape <= min(len(queue), extractor.most))
+            count = extractor.count(len(queue))
             photos = [queue.take() for _ in range(count)]
             self._decoded -= count * extractor.places
             if queue:
