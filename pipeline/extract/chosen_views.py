@@ -11,7 +11,7 @@ from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import log
 
 # What a quality fills in: whole photos at these sizes, in units of the backbone's own, mirrored or not.
-# MobileNet on grocery photos: docs/extraction.md.
+# Those of best are not chosen by measurement yet.
 QUALITIES: dict[str, tuple[tuple[float, ...], bool]] = {"fast": ((1,), False), "best": ((1, 8 / 7), True)}
 # Whole photos that may be extracted for `auto` to take best: Inception v3 extracts 28 a second in float32 on
 # two cores, 100,000 in an hour; smaller networks, and processors that compute in bfloat16, take less time.
