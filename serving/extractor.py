@@ -25,9 +25,7 @@ LARGEST = max(SHAPES)
 MOST_PIXELS = 16  # of a batch, in whole photos at the backbone's own size: so much memory a batch may take
 TIMED = 2  # runs of a batch from which its rate is measured
 PAIR = 2
-GAIN = (
-    1.1  # of a rate, from which on larger batches than pairs are worth the time that their first photo waits
-)
+GAIN = 1.1  # of the rate, from which on larger batches than pairs are worth the wait of their first photo
 
 
 @dataclass(frozen=True, eq=False)

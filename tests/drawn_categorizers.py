@@ -8,9 +8,9 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
-from conftest import pixels_of
+from conftest import drawn_backbone, pixels_of
 
-from features.engines.backbones import Backbone
+from features.engines.backbones import Backbone, KerasBackbone, load_backbone
 from features.storage.artifact import Artifact, begin, digest_of, file_digest, partial_of, seal
 from features.views import combined, parse_view
 from models.decisions import confidence
@@ -120,6 +120,15 @@ def _head(shape: HeadShape, rows: np.ndarray) -> Head:
             kernel, bias = layer.get_weights()
             layer.set_weights([2 * kernel, rng.normal(0, 0.3, bias.shape)])
     return Head(shape, Head.of(shape, model).weights)  # like one from a file: `model` is not built yet
+
+
+def draw_lenet(folder: Path, size: int) -> KerasBackbone:
+    """LeNet-5 with drawn weights: quick to convert, and other numbers for other photos."""
+    file = folder / "drawn.weights.h5"
+    drawn_backbone(1, size, "lenet5").save_weights(file)
+    found = load_backbone("lenet5", str(file), size)
+    assert isinstance(found, KerasBackbone)
+    return found
 
 
 def rows_of(backbone: Backbone, jpegs: list[bytes], views: Sequence[str], averaged: bool) -> np.ndarray:

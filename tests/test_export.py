@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Photo, drawn_backbone
-from drawn_categorizers import KINDS, MIRRORED, Kind, draw_categorizer, rows_of, write_bundle
+from conftest import Photo
+from drawn_categorizers import KINDS, MIRRORED, Kind, draw_categorizer, draw_lenet, rows_of, write_bundle
 from test_retrain import run_here
 
 from features.engines.backbone_names import parse_name
@@ -43,11 +43,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 @pytest.fixture(scope="module")
 def backbone(quiet_tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> KerasBackbone:
     """LeNet-5 with other numbers for other photos; quick to convert."""
-    file = tmp_path_factory.mktemp("weights") / "drawn.weights.h5"
-    drawn_backbone(1, SIZE, "lenet5").save_weights(file)
-    found = load_backbone("lenet5", str(file), SIZE)
-    assert isinstance(found, KerasBackbone)
-    return found
+    return draw_lenet(tmp_path_factory.mktemp("weights"), SIZE)
 
 
 @pytest.fixture(scope="module")

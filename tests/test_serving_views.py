@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Photo, drawn_backbone
-from drawn_categorizers import Kind, draw_categorizer, rows_of, write_bundle
+from conftest import Photo
+from drawn_categorizers import Kind, draw_categorizer, draw_lenet, rows_of, write_bundle
 from fastapi.testclient import TestClient
 from service import client_of, images, serving, several, state_of
 from test_retrain import run_here
 
-from features.engines.backbones import KerasBackbone, load_backbone
+from features.engines.backbones import KerasBackbone
 from features.images.normalise import normalise
 from models.decisions.bundle import open_bundle
 from serving.served import Served
@@ -35,11 +35,7 @@ QUICK = ("two sizes, a crop and the maximum", "averaged")
 @pytest.fixture(scope="module")
 def backbone(quiet_tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> KerasBackbone:
     """LeNet-5 with other numbers for other photos."""
-    file = tmp_path_factory.mktemp("weights") / "drawn.weights.h5"
-    drawn_backbone(1, SIZE, "lenet5").save_weights(file)
-    found = load_backbone("lenet5", str(file), SIZE)
-    assert isinstance(found, KerasBackbone)
-    return found
+    return draw_lenet(tmp_path_factory.mktemp("weights"), SIZE)
 
 
 @pytest.fixture(scope="module")

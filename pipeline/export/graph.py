@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from features.engines.backbones import Backbone, require_keras
+from features.engines.pixels import decode_jpegs
 from features.storage.paths import write_whole
 from features.views import View, by_network, sizes_of
 from models.decisions.bundle import Bundle
@@ -156,6 +157,12 @@ class ExportedGraph:
             "nodes": _rows(node=names.node, node_path=names.node_path, node_level=names.node_level),
         }
         write_whole(folder / NAMES, json.dumps(content, ensure_ascii=False, indent=1).encode())
+
+
+def decoded_inputs(jpegs: Sequence[bytes], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Returns the pixels of JPEGs by the input that takes them; `sizes`: of each input, px."""
+    decoded = decode_jpegs(tf.constant(list(jpegs)), list(sizes.values()))
+    return {name: one.numpy() for name, one in zip(sizes, decoded, strict=True)}
 
 
 def _rows(**columns: np.ndarray) -> list[dict[str, object]]:

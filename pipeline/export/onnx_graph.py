@@ -18,11 +18,10 @@ from features.engines.backbones import KerasBackbone, OnnxBackbone
 from features.engines.engine import require_package
 from features.engines.onnx_encoder import INPUT, OUTPUT
 from features.engines.onnx_file import first_line, opset_of
-from features.engines.pixels import decode_jpegs
 from features.errors import ShelfmarkError
 from features.storage.paths import write_whole
 from features.views import WHOLE
-from pipeline.export.graph import COUNTS, TEXTS, ExportedGraph
+from pipeline.export.graph import COUNTS, TEXTS, ExportedGraph, decoded_inputs
 
 if TYPE_CHECKING:
     import onnx
@@ -168,7 +167,6 @@ class Runner:
 
     def decide(self, jpegs: Sequence[bytes], counts: np.ndarray) -> dict[str, np.ndarray]:
         """OUTPUTS, with names: of (p,) products, from all their JPEGs and how many each has."""
-        decoded = decode_jpegs(tf.constant(list(jpegs)), list(self._sizes.values()))
-        pixels = {name: one.numpy() for name, one in zip(self._sizes, decoded, strict=True)}
+        pixels = decoded_inputs(jpegs, self._sizes)
         found = self._session.run(None, pixels | {COUNTS: counts.astype(np.int32)})
         return dict(zip([output.name for output in self._session.get_outputs()], found, strict=True))

@@ -18,9 +18,8 @@ import tensorflow as tf
 from features.engines.backbones import KerasBackbone
 from features.engines.onnx_file import first_line
 from features.engines.openvino_graphs import transpose_late
-from features.engines.pixels import decode_jpegs
 from features.errors import ShelfmarkError
-from pipeline.export.graph import COUNTS, NAMES, OUTPUTS, ExportedGraph
+from pipeline.export.graph import COUNTS, NAMES, OUTPUTS, ExportedGraph, decoded_inputs
 from pipeline.export.onnx_graph import in_numbers
 
 if TYPE_CHECKING:
@@ -85,8 +84,7 @@ class Runner:
 
     def decide(self, jpegs: Sequence[bytes], counts: np.ndarray) -> dict[str, np.ndarray]:
         """OUTPUTS, with names: of (p,) products, from all their JPEGs and how many each has."""
-        decoded = decode_jpegs(tf.constant(list(jpegs)), list(self._sizes.values()))
-        pixels = {name: one.numpy() for name, one in zip(self._sizes, decoded, strict=True)}
+        pixels = decoded_inputs(jpegs, self._sizes)
         values = self._network(pixels | {COUNTS: counts.astype(np.int32)})
         found = {name: values[name] for name in OUTPUTS}
         return found | {
