@@ -146,9 +146,9 @@ def try_recipe(
     loss = loss_of(taxonomy, config)
 
     def head_on(rows: np.ndarray) -> Any:
-        return fit_head(shape, Examples(rows.astype(np.float16), labels[own]), None, recipe_of(config), loss)[
-            0
-        ]
+        return fit_head(
+            shape, Examples(rows.astype(np.float16), labels[own]), None, recipe_of(config, "float32"), loss
+        )[0]
 
     start = head_on(frozen[own])
     tuning = tuning_of(config.finetune, base)
@@ -160,7 +160,7 @@ def try_recipe(
 
     before = [model.get_weights() for model in (base.model, start.model)]
     began, cpu = time.monotonic(), time.process_time()
-    tune_backbone(base, start, Photos(read, labels[own]), None, steps_of(config), tuning, loss)
+    tune_backbone(base, start, Photos(read, labels[own]), None, steps_of(config, "float32"), tuning, loss)
     row = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     after = [model.get_weights() for model in (base.model, start.model)]
     for share in (1.0, *options.between):

@@ -111,7 +111,7 @@ def compare(
         of_seeds, began = [], time.monotonic()
         for seed in range(seeds):
             chosen = load_config(None, (*HEADS[name], f"seed={seed}"), options)
-            views = bottlenecks[chosen.extract.flip]
+            views = bottlenecks[bool(chosen.extract.flip)]
             head = train_head(records, views, run.store, run.path / f"head-{name}-{seed}", chosen)
             of_seeds.append(accuracies(records, views, head, run.store, chosen.calibration.fit_share))
         mean = mean_of(of_seeds)

@@ -27,7 +27,7 @@ from pipeline.job.catalogue import Part, categories_of, open_part
 from pipeline.job.config import Config
 from pipeline.job.load_config import load_config
 from pipeline.job.run import saved_settings
-from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
+from pipeline.train.from_settings import head_precision, labels_of, loss_of, recipe_of, shape_of
 
 RESULTS = Path(__file__).parent / "results" / "left_out.json"
 HEADS = {
@@ -94,7 +94,7 @@ def measure(workspace: Path, run: str, config: Config, share: float, seed: int) 
     shape = shape_of(train, kept, bottlenecks.summary["fingerprint"], config)
     labels = labels_of(category, kept, shape)
     examples = [Examples(part.rows.load(), labels(part.product_id)) for part in (train, val)]
-    recipe = replace(recipe_of(config), seed=seed)
+    recipe = replace(recipe_of(config, head_precision(config, shape)), seed=seed)
     loss = loss_of(kept, config)
     head, _ = fit_head(shape, *examples, recipe, loss)
 

@@ -1,12 +1,13 @@
 """The service beside the bare engine and beside TensorFlow under a plain FastAPI application.
 
-    .venv/bin/python benchmarks/serve.py [--images 512] [--repeats 3] [--memory 1000 50000]
+    .venv/bin/python benchmarks/serve.py [--images 512] [--repeats 3] [--only load,services,memory]
 
     throughput   shelfmark-serve over loopback, 16 connections, products of one photo of 180 px; beside the
                  engine alone on as many photos that are decoded and in memory, and beside a peer: FastAPI,
                  TensorFlow decodes, resizes and runs the network, one photo a call
     half load    requests that arrive by chance (Poisson) at half that rate: median and 99th percentile
     single       one request after the other, beside the engine's own time for one photo
+    services     one service on all cores, one on each core: photos a second, latencies, memory
     memory       of the service's processes after so many requests, MobileNet at 32 px
 
 Random weights: they cost the same. The service, the engine and the peer take turns; ratios are of the same
@@ -23,8 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=512, help="of a turn")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory", type=int, nargs="*", default=[1000, 50_000], help="requests; none: not")
-    parser.add_argument("--backbones", nargs="*", default=list(BACKBONES))
+    parser.add_argument("--memory", type=int, nargs="+", default=[1000, 50_000], help="requests")
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES))
+    parser.add_argument("--only", default="load,services,memory", help="the other results stay")
     parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
@@ -59,15 +61,17 @@ def main() -> None:
     from features.engines.backbones import start_tensorflow
 
     start_tensorflow()
-    results: dict[str, Any] = {}
-    if options.backbones:
-        results["load"] = [measure_load(name, BACKBONES[name], options) for name in options.backbones]
-    if options.memory:
-        results["memory"] = measure_memory(options.memory)
-    for name, rows in results.items():
+    measured: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "load": lambda: [measure_load(name, BACKBONES[name], options) for name in options.backbones],
+        "services": lambda: measure_services(options),
+        "memory": lambda: measure_memory(options.memory),
+    }
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in options.only.split(","):
+        rows = results[name] = measured[name]()
         print(table([name, *rows[0]], [["", *row.values()] for row in rows]), flush=True)
     results["verdicts"] = list(_verdicts(results))
-    RESULTS.write_text(json.dumps(conditions(*PACKAGES) | results, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(results | conditions(*PACKAGES), indent=1) + "\n")
 
 
 def _verdicts(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -134,6 +138,44 @@ def measure_load(name: str, size: int, options: argparse.Namespace) -> dict[str,
     }  # fmt: skip
 
 
+def measure_services(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """MobileNet: a service on all cores beside one on each core, which a client asks in turn."""
+    from features.engines.backbones import load_backbone
+
+    cores = sorted(os.sched_getaffinity(0))
+    bodies, rows = [form_of([picture]) for picture in drawn_pictures()], []
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = make_workspace(Path(folder), load_backbone("mobilenet", "random", 224))
+        for own in ([cores], [[core] for core in cores]):
+            with ExitStack() as stack:
+                services = [stack.enter_context(serving(workspace, these)) for these in own]
+                rows.append({"services": len(services), **_loaded(services, bodies, options)})
+    return rows
+
+
+def _loaded(services: "list[Running]", bodies: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
+    """Photos a second and latencies of services that share the requests."""
+    each = options.images // len(services)
+
+    async def all_of(rate: float) -> list[float]:
+        runs = [
+            send_by_chance(one.port, bodies, rate / len(services), each, number)
+            if rate
+            else send_all(one.port, "/v1/categorize", bodies, each, CONNECTIONS // len(services))
+            for number, one in enumerate(services)
+        ]
+        found = await asyncio.gather(*runs)
+        return [seconds for one in found for seconds in (one if rate else [one])]
+
+    rates = [each * len(services) / max(asyncio.run(all_of(0))) for _ in range(options.repeats + 1)][1:]
+    half = asyncio.run(all_of(median(rates) / 2))
+    return {
+        "photos_s": round(median(rates), 1),
+        "half_p50_ms": ms(np.percentile(half, 50)), "half_p99_ms": ms(np.percentile(half, 99)),
+        "resident_mb": round(sum(one.resident() for one in services) / MB),
+    }  # fmt: skip
+
+
 def measure_memory(requests: Sequence[int]) -> list[dict[str, Any]]:
     """Resident bytes of the service's processes after so many requests in all."""
     from features.engines.backbones import load_backbone
@@ -178,7 +220,7 @@ def decoded_pixels(pictures: Sequence[bytes], size: int) -> np.ndarray:
     from features.engines.decoded import decoded
     from features.images.normalise import normalise
 
-    return np.stack([decoded(normalise(picture).jpeg, size) for picture in pictures])
+    return np.concatenate([decoded(normalise(picture).jpeg, [size]) for picture in pictures])
 
 
 def make_workspace(folder: Path, backbone: Any) -> Path:
@@ -203,9 +245,19 @@ class Running:
 
 
 @contextmanager
-def serving(workspace: Path) -> Iterator[Running]:
-    """shelfmark-serve."""
-    command = [sys.executable, "-m", "serving.__main__", "--workspace", str(workspace), "--port", "0"]
+def serving(workspace: Path, cores: Sequence[int] = ()) -> Iterator[Running]:
+    """shelfmark-serve, on some cores or all."""
+    pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
+    command = [
+        *pinned,
+        sys.executable,
+        "-m",
+        "serving.__main__",
+        "--workspace",
+        str(workspace),
+        "--port",
+        "0",
+    ]
     with started(command, rb"is served at http://127\.0\.0\.1:(\d+)") as running:
         yield running
 
@@ -322,8 +374,10 @@ class Client:
             self._streams[1].close()
 
 
-async def send_all(port: int, path: str, bodies: Sequence[bytes], count: int) -> float:
-    """Sends so many requests over CONNECTIONS connections; returns the seconds."""
+async def send_all(
+    port: int, path: str, bodies: Sequence[bytes], count: int, connections: int = CONNECTIONS
+) -> float:
+    """Sends so many requests over so many connections; returns the seconds."""
     numbers = iter(range(count))
 
     async def work() -> None:
@@ -333,13 +387,15 @@ async def send_all(port: int, path: str, bodies: Sequence[bytes], count: int) ->
         client.close()
 
     began = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(min(CONNECTIONS, count))))
+    await asyncio.gather(*(work() for _ in range(min(connections, count))))
     return time.perf_counter() - began
 
 
-async def send_by_chance(port: int, bodies: Sequence[bytes], rate: float, count: int) -> np.ndarray:
+async def send_by_chance(
+    port: int, bodies: Sequence[bytes], rate: float, count: int, seed: int = 0
+) -> np.ndarray:
     """Sends requests at times drawn for a rate; returns the seconds of each from the time it was due."""
-    due = np.cumsum(np.random.default_rng(0).exponential(1 / rate, count))
+    due = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
     idle: list[Client] = []
     began = time.perf_counter()
 

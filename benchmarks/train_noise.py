@@ -72,7 +72,7 @@ def measured(
     from models.heads.architectures import HeadShape
     from models.heads.training import Examples, fit_head, suspects
     from pipeline.job.load_config import load_config
-    from pipeline.train.from_settings import recipe_of
+    from pipeline.train.from_settings import head_precision, recipe_of
 
     rng = np.random.default_rng(seed)
     centres = rng.normal(0, 0.45, (CATEGORIES, WIDTH))
@@ -80,7 +80,6 @@ def measured(
     truth, rows = drawn(rng, centres, shares)
     labels = truth if name == "true labels" else mislabelled(rng, truth, centres)
     config = load_config(sets=(f"head.recipe={recipe_name}",))
-    recipe = replace(recipe_of(config), seed=seed, **{"epochs": epochs} | changes)
     shape = HeadShape(
         WIDTH,
         CATEGORIES,
@@ -90,6 +89,9 @@ def measured(
         "",
         standardized=config.training()["standardized"],
         second_dropout=0.0 if name == "default with one dropout" else config.training()["second_dropout"],
+    )
+    recipe = replace(
+        recipe_of(config, head_precision(config, shape)), seed=seed, **{"epochs": epochs} | changes
     )
     examples, found = Examples(rows, labels), 0.0
     if share:

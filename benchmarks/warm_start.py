@@ -27,7 +27,7 @@ from models.heads.training import Examples, fit_head
 from models.heads.warm_start import warm_start
 from models.taxonomy import Taxonomy
 from pipeline.job.load_config import load_config
-from pipeline.train.from_settings import loss_of, recipe_of
+from pipeline.train.from_settings import head_precision, loss_of, recipe_of
 
 WEEKS, CATEGORIES, PRODUCTS, WIDTH = 4, 100, 6_000, 128
 CHANGED = 4  # categories added, removed and moved every week
@@ -191,7 +191,7 @@ def train(
     shape = HeadShape(
         WIDTH, len(taxonomy.categories), hidden, dropout, 0.5, "drawn", kind=kind, parents=parents, **switches
     )
-    recipe = replace(recipe_of(config), seed=seed, patience=1000, **settings)
+    recipe = replace(recipe_of(config, head_precision(config, shape)), seed=seed, patience=1000, **settings)
 
     def of_levels(examples: Examples) -> Examples:
         return examples if kind == FLAT else replace(examples, labels=taxonomy.nodes.T[examples.labels])

@@ -16,7 +16,7 @@ from pipeline.cli_audit import audit
 from pipeline.cli_corrections import adapt, corrections
 from pipeline.cli_export import export
 from pipeline.cli_look import look
-from pipeline.cli_options import DECISIONS, PATH, Commands, stage_command, start_tensorflow
+from pipeline.cli_options import DECISIONS, OF_VIEWS, PATH, Commands, stage_command, start_tensorflow
 from pipeline.cli_releases import release, releases, rollback, withdraw
 from pipeline.cli_status import runs, status
 from pipeline.cli_taxonomy import mapping_options, taxonomy
@@ -32,7 +32,7 @@ CATEGORIZE_USES = ("ingest", "extract", "sellers")  # sections of settings
 CATEGORIZE_LEAVES = (  # settings in them that are about training, and one that the bundle has decided
     *("ingest.min_products", "ingest.min_known"),
     *("ingest.val_share", "ingest.test_share", "ingest.least_test"),
-    "extract.flip",
+    *OF_VIEWS,
     *("sellers.method", "sellers.vectors", "sellers.labels"),
 )
 
@@ -49,6 +49,11 @@ _engine = click.option(
     "--engine",
     type=click.Choice(["auto", "tensorflow", "openvino", "onnxruntime", "jax"]),
     help="What runs the backbone; default: auto, the fastest one installed.",
+)
+_quality = click.option(
+    "--quality",
+    type=click.Choice(["fast", "best", "auto"]),
+    help="How often each photo is looked at; default: fast, once.",
 )
 _taxonomy = click.option(
     "--taxonomy", type=PATH, help="CSV of category_id, category_level1, …, or a text as Google's."
@@ -122,6 +127,7 @@ def finetune(run: "Run") -> None:
 
 @shelfmark.command()
 @_engine
+@_quality
 @stage_command
 def extract(run: "Run") -> None:
     """Runs the backbone over the new images.
@@ -298,6 +304,7 @@ def compare(
 @_taxonomy
 @mapping_options
 @_engine
+@_quality
 @click.option("--finetune", "tune", is_flag=True, help="Tune the backbone first, on this week's products.")
 @click.option(
     "--accept-feed", is_flag=True, help="Go on where the catalogue is unlike that of the release in service."

@@ -10,7 +10,7 @@ import click
 from features.errors import ShelfmarkError
 from features.printable import escaped
 from features.storage.paths import AnyPath
-from pipeline.cli_options import PATH, Commands
+from pipeline.cli_options import OF_VIEWS, PATH, Commands
 
 if TYPE_CHECKING:
     from models.corrections.correction import SellerAccount
@@ -21,7 +21,7 @@ USES = ("ingest", "extract", "sellers")  # sections of settings that adapt uses
 LEAVES = (  # settings in them that are about training, and those that the bundle has decided
     *("ingest.min_products", "ingest.min_known", "ingest.max_rejected", "ingest.placeholder_products"),
     *("ingest.val_share", "ingest.test_share", "ingest.least_test"),
-    *("extract.flip", "extract.shard_images"),
+    *(*OF_VIEWS, "extract.shard_images"),
     *("sellers.method", "sellers.vectors", "sellers.labels"),
 )
 COLUMNS = ("seller", "corrections", "ended", "without vector", "last (UTC)", "")

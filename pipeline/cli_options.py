@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline.job.run import Run
 
 WITHOUT_TENSORFLOW = ("ingest", "report")
+# settings that the head in service has decided
+OF_VIEWS = ("extract.quality", "extract.views", "extract.flip", "extract.asked", "extract.combine")
 FRESH = ("ingest", "retrain")  # begin with the default settings, not with the run's last ones
 
 
@@ -118,6 +120,7 @@ def _opened_run(
     options = {
         "backbone.name": given["backbone"], "backbone.weights": given["weights"],
         "backbone.image_size": given["image_size"], "seed": given["seed"], "extract.engine": given["engine"],
+        "extract.quality": given["quality"],
     }  # fmt: skip
     base = {} if command in FRESH else saved_settings(workspace, name)
     config = load_config(file, sets, options, base)
@@ -139,7 +142,7 @@ def stage_command(function: Callable[..., None]) -> Callable[..., None]:
         workspace: AnyPath, name: str | None, file: Path | None, sets: tuple[str, ...], **given: Any
     ) -> None:
         settings = {option: given.pop(option) for option in ("backbone", "weights", "image_size", "seed")}
-        settings["engine"] = given.pop("engine", None)  # of the commands that extract
+        settings |= {option: given.pop(option, None) for option in ("engine", "quality")}  # of some commands
         with _opened_run(name, workspace, file, sets, settings | given, function.__name__) as run:
             function(run, **given)
 

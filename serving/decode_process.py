@@ -1,8 +1,8 @@
 """A process that decodes photos for the service, and can be killed: `python -m serving.decode_process FD …`.
 
-    request   size (px) and length of the photo, then its bytes
+    request   how many sizes, and length of the photo; the sizes (px); then its bytes
     response  kind, whether the process ends now, sha256 of the photo, length; then
-              pixels (size, size, 3) uint8   or   reason and detail of the refusal
+              pixels (size, size, 3) uint8 of each size   or   reason and detail of the refusal
 
 It imports what decoding needs, neither TensorFlow nor pandas. Its address space is limited to what it has
 after its imports and `memory` more, so the worst picture ends in a MemoryError here, never in a machine
@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +27,8 @@ from features.images.normalise import normalise
 from features.images.refusal import LIMITS, Refused
 from features.memory import give_back
 
-REQUEST = struct.Struct("<IQ")  # size in px; length in bytes
+REQUEST = struct.Struct("<IQ")  # how many sizes follow, in px, SIZE each; length in bytes
+SIZE = "I"
 RESPONSE = struct.Struct("<B?32sI")  # kind; the process ends now; sha256; length in bytes
 READY, PIXELS, REFUSED = 0, 1, 2
 GROWN = 32 << 20  # bytes of resident memory above the start; a process that is larger is replaced
@@ -53,23 +55,29 @@ def main(descriptor: int, memory: int, seconds: float) -> None:
         connection.sendall(RESPONSE.pack(READY, False, bytes(32), 0))
         while head := requests.read(REQUEST.size):
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            size, length = REQUEST.unpack(head)
-            ends = _respond(connection, requests, size, length, resident)
+            count, length = REQUEST.unpack(head)
+            sizes = struct.unpack(f"<{count}{SIZE}", requests.read(count * struct.calcsize(SIZE)))
+            ends = _respond(connection, requests, sizes, length, resident)
             signal.setitimer(signal.ITIMER_REAL, 0)
             if ends:
                 break
 
 
-def _respond(connection: socket.socket, requests: BinaryIO, size: int, length: int, resident: int) -> bool:
+def _respond(
+    connection: socket.socket, requests: BinaryIO, sizes: Sequence[int], length: int, resident: int
+) -> bool:
     """Reads and decodes one photo and sends the response; returns whether the process ends now."""
-    kind, digest, payload, ends = _decode(requests, size, length)
+    kind, digest, payload, ends = _decode(requests, sizes, length)
     ends = ends or _has_grown(resident)
-    connection.sendall(RESPONSE.pack(kind, ends, digest, len(payload)))
-    connection.sendall(payload)
+    connection.sendall(RESPONSE.pack(kind, ends, digest, sum(map(len, payload))))
+    for part in payload:
+        connection.sendall(part)
     return ends
 
 
-def _decode(requests: BinaryIO, size: int, length: int) -> tuple[int, bytes, bytes | memoryview, bool]:
+def _decode(
+    requests: BinaryIO, sizes: Sequence[int], length: int
+) -> tuple[int, bytes, list[bytes] | list[memoryview], bool]:
     """Returns kind, sha256, pixels or refusal, and whether memory ran out; nothing else stays in memory."""
     digest = bytes(32)
     try:
@@ -77,14 +85,14 @@ def _decode(requests: BinaryIO, size: int, length: int) -> tuple[int, bytes, byt
         digest = hashlib.sha256(data).digest()
         jpeg = normalise(data, LIMITS).jpeg
         del data
-        return PIXELS, digest, decoded(jpeg, size).data.cast("B"), False
+        return PIXELS, digest, [pixels.data.cast("B") for pixels in decoded(jpeg, sizes)], False
     except Refused as refused:
-        return REFUSED, digest, _text(refused), False
+        return REFUSED, digest, [_text(refused)], False
     except MemoryError:
         detail = "decoding takes more memory than a photo may"
-        return REFUSED, digest, _text(Refused("too_large", detail)), True
+        return REFUSED, digest, [_text(Refused("too_large", detail))], True
     except ValueError as error:
-        return REFUSED, digest, _text(Refused("undecodable", str(error))), False
+        return REFUSED, digest, [_text(Refused("undecodable", str(error)))], False
 
 
 def _text(refused: Refused) -> bytes:

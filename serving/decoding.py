@@ -1,6 +1,6 @@
 """Decoding of photos in processes of their own, which a hostile file can only end: `DecodeProcess`.
 
-    photo ─► read piece by piece ─► socket ─► decode_process.py ─► sha256, pixels or refusal
+    photo ─► read piece by piece ─► socket ─► decode_process.py ─► sha256, pixels of each size or refusal
                                       │
                                       └─ no response in time, or none at all: killed, replaced, and refused
 
@@ -11,9 +11,11 @@ no spare: what ends a process has kept it busy for longer than a start takes.
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -21,7 +23,7 @@ import numpy as np
 
 from features.errors import ShelfmarkError
 from features.images.refusal import Refused
-from serving.decode_process import PIXELS, READY, REFUSED, REQUEST, RESPONSE
+from serving.decode_process import PIXELS, READY, REFUSED, REQUEST, RESPONSE, SIZE
 
 PIECE = 1 << 18  # bytes of a photo in this process at a time
 BUFFER = 1 << 20  # bytes of a socket: the pixels of a photo of up to 590 px pass without waiting
@@ -45,7 +47,7 @@ class DecodedPhoto:
     """What is known of a photo: its pixels, or why it is refused."""
 
     digest: bytes | None  # sha256; None: the process has ended before it said so
-    pixels: np.ndarray | None  # (size, size, 3) uint8
+    pixels: Mapping[int, np.ndarray] | None  # by size in px: (size, size, 3) uint8
     refused: Refused | None
 
 
@@ -93,12 +95,12 @@ class DecodeProcess:
                 "lines above, and the limits of this service's user and container"
             ) from error
 
-    def decode(self, photo: BinaryIO, size: int) -> DecodedPhoto:
-        """Decodes a photo from its beginning.
+    def decode(self, photo: BinaryIO, sizes: Sequence[int]) -> DecodedPhoto:
+        """Decodes a photo from its beginning, once for all sizes.
 
         Args:
             photo: seekable.
-            size: px of the pixels.
+            sizes: px, to which it is resized; different ones.
 
         Raises:
             PhotoGone: the photo cannot be read.
@@ -108,7 +110,7 @@ class DecodeProcess:
         began = time.monotonic()
         deadline = began + self._limits.seconds
         try:
-            self._send(photo, size, deadline)
+            self._send(photo, sizes, deadline)
             kind, ends, digest, length = RESPONSE.unpack(self._receive(RESPONSE.size, deadline))
             payload = self._receive(length, deadline)
         except TimeoutError:
@@ -121,8 +123,7 @@ class DecodeProcess:
         if ends:
             self.close()
         if kind == PIXELS:
-            pixels = np.frombuffer(payload, np.uint8).reshape(size, size, 3)
-            return DecodedPhoto(digest, pixels, None)
+            return DecodedPhoto(digest, _by_size(payload, sizes), None)
         assert kind == REFUSED
         reason, _, detail = payload.decode().partition("\n")
         return DecodedPhoto(digest, None, Refused(reason, detail))
@@ -170,7 +171,7 @@ class DecodeProcess:
             theirs.close()
         self._connection = ours
 
-    def _send(self, photo: BinaryIO, size: int, deadline: float) -> None:
+    def _send(self, photo: BinaryIO, sizes: Sequence[int], deadline: float) -> None:
         """Sends a photo; what cannot be read of it as zeros, so that the process is ready for the next."""
         try:
             length = photo.seek(0, os.SEEK_END)
@@ -178,7 +179,7 @@ class DecodeProcess:
         except (OSError, ValueError) as error:  # ValueError: it is closed
             raise PhotoGone from error
         left, gone = length, None
-        piece = REQUEST.pack(size, length)
+        piece = REQUEST.pack(len(sizes), length) + struct.pack(f"<{len(sizes)}{SIZE}", *sizes)
         while piece:
             self._send_piece(piece, deadline)
             try:
@@ -214,3 +215,13 @@ class DecodeProcess:
                 raise ConnectionResetError("the process has ended")
             at += count
         return received
+
+
+def _by_size(payload: bytearray, sizes: Sequence[int]) -> dict[int, np.ndarray]:
+    """The pixels of each size, which lie one after the other."""
+    found, start = {}, 0
+    for size in sizes:
+        count = size * size * 3
+        found[size] = np.frombuffer(payload, np.uint8, count, start).reshape(size, size, 3)
+        start += count
+    return found

@@ -58,15 +58,17 @@ def _health(served: "Served") -> bytes:
 
 
 def _release(served: "Served") -> bytes:
-    bundle, engine = served.bundle, next(iter(served.engines.values()))
+    bundle, extractor = served.bundle, served.extractor
     rules, taxonomy = bundle.categorizer.rules, bundle.categorizer.predictor.taxonomy
     thresholds = {name: rule.certificate.threshold for name, rule in rules.levels.items()}
     return Release(
         release=served.name,
         bundle=bundle.digest,
         backbone=bundle.fingerprint,
-        image_size=engine.size,
-        engine=engine.name,
+        image_size=extractor.size,
+        engine=extractor.engine,
+        views=[view.name for view in extractor.views],
+        averaged=extractor.is_averaged,
         threshold=rules.certificate.threshold,
         target_precision=rules.target,
         delta=rules.delta,

@@ -33,7 +33,7 @@ METHODS = frozenset(("GET", "HEAD", "POST", "DELETE"))
 OTHER = "other"
 LONG = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)  # s, of a request
 SHORT = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # s, of a piece of work
-SIZES = (1, 2, 4, 8, 16, 32, 64)  # photos
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # of batches
 
 
 def route_of(path: str) -> str:
@@ -78,7 +78,10 @@ class Metrics:
             "shelfmark_decode_seconds", "Decoding of one photo.", buckets=SHORT, registry=registry
         )
         self._batch = Histogram(
-            "shelfmark_batch_photos", "Photos in a batch of the backbone.", buckets=SIZES, registry=registry
+            "shelfmark_batch_photos",
+            "Views of photos in a batch of the backbone.",
+            buckets=SIZES,
+            registry=registry,
         )
         self._backbone = Histogram(
             "shelfmark_backbone_seconds", "The backbone on one batch.", buckets=SHORT, registry=registry
@@ -148,9 +151,9 @@ class _Now(Collector):
         release = InfoMetricFamily("shelfmark_release", "The release in service.")
         if room:
             served = room.served
-            engine = next(iter(served.engines.values())).name
-            labels = {"release": served.name, "bundle": served.bundle.digest, "engine": engine}
-            release.add_metric([], labels | {"backbone": served.bundle.fingerprint})
+            labels = {"release": served.name, "bundle": served.bundle.digest}
+            running = {"engine": served.extractor.engine, "backbone": served.bundle.fingerprint}
+            release.add_metric([], labels | running)
         yield release
         refused = GaugeMetricFamily(
             "shelfmark_refused_release", "1: the release that is to be in service could not be used.",

@@ -3,10 +3,11 @@
     submit ─► photos wait, a bounded number of them (else Full, at once)
                 │  one photo of each request in turn, while fewer than two batches are decoded and wait
                 ▼
-    decode threads, a process each (decoding.py) ─► pixels, or a refusal
-                │  one row of each request in turn
+    decode threads, a process each (decoding.py) ─► pixels in each size, or a refusal
+                │  one photo of each request in turn
                 ▼
-    backbone thread: what has arrived, the largest batch size that it fills, of one release ─► bottlenecks
+    backbone thread: what has arrived, the largest batch that it fills, of the same views (extractor.py)
+                │     ─► bottlenecks of all views
                 │  products whose photos are all there
                 ▼
     head threads, many products at once: those with sellers, whose store may be slow, in one of their own
@@ -25,7 +26,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -37,12 +38,12 @@ from features.errors import ShelfmarkError
 from features.images.refusal import Refused
 from serving.decider import Decider, ReadProduct, SeenProduct, StoreUnavailable
 from serving.decoding import DecodedPhoto, DecodeLimits, DecodeProcess, PhotoGone
+from serving.extractor import LARGEST, Extractor
 from serving.fair_queue import FairQueue
 from serving.schemas import Decision
-from serving.served import SHAPES, Served, compute
+from serving.served import Served
 
-LARGEST = max(SHAPES)
-AHEAD = 2 * LARGEST  # rows that are decoded and wait, or are being decoded
+AHEAD = 2 * LARGEST  # places in batches, of photos that are decoded and wait, or are being decoded
 MOST_PHOTOS = 1024  # that wait, by default
 LARGE_SHARE = 4  # a request counts as at most this part, 1/4, of what may wait: others are taken beside it
 LONGEST_WAIT = 4.0  # s of the engine's work that wait, by default: after too many requests it is free as soon
@@ -115,7 +116,7 @@ class Watch(Protocol):
         """A photo was refused; one of REASONS."""
 
     def batch(self, size: int, seconds: float) -> None:
-        """The backbone has computed a batch."""
+        """The backbone has computed a batch of so many images: views of photos."""
 
     def head(self, products: int, seconds: float) -> None:
         """So many products were decided about together."""
@@ -167,7 +168,7 @@ class _Work:
     photos_left: int
     digests: list[bytes | None]  # of each photo
     refusals: list[Refused | None]
-    bottlenecks: dict[bytes, np.ndarray | None] = field(default_factory=dict)  # digest → (views, d) float16
+    bottlenecks: dict[bytes, np.ndarray | None] = field(default_factory=dict)  # digest → (rows, d) float16
 
     def read(self) -> ReadProduct:
         """The product once all of its photos are computed or refused; a photo given twice counts once."""
@@ -181,12 +182,13 @@ class _Work:
 class _Photo:
     work: _Work
     number: int  # within the product
-    pixels: np.ndarray | None = None  # (size, size, 3) uint8
+    pixels: Mapping[int, np.ndarray] = field(default_factory=dict)  # by size in px: (size, size, 3) uint8
     digest: bytes = b""
-    rows: list[np.ndarray | None] = field(default_factory=list)  # (d,) float16 of each view
 
-
-_Row = tuple[_Photo, int]  # and which view: 0, or 1, mirrored left to right
+    @property
+    def extractor(self) -> Extractor:
+        """That computes it."""
+        return self.work.request.served.extractor
 
 
 class _Rate:
@@ -242,10 +244,9 @@ class Room:
         self._numbers = itertools.count()
         self._pending = self._charged = 0  # photos
         self._waiting = FairQueue[_Photo]()
-        self._ready: OrderedDict[int, FairQueue[_Row]] = OrderedDict()  # by the id of the engines
-        self._rows = 0  # in all of _ready
-        self._decoding = 0  # photos
-        self._rate = _Rate(served.rate / served.views)
+        self._ready: OrderedDict[Extractor, FairQueue[_Photo]] = OrderedDict()  # none of them is empty
+        self._decoded = self._decoding = 0  # places in batches: of _ready, and of what is being decoded
+        self._rate = _Rate(served.extractor.rate)
         self._heads: tuple[SimpleQueue[_Work | None], ...] = (SimpleQueue(), SimpleQueue())
         self._processes = list(processes) if processes is not None else limits.started()
         try:
@@ -285,13 +286,14 @@ class Room:
         if self._limits.photos is not None:
             return self._limits.photos
         seconds = min(LONGEST_WAIT, self._limits.seconds / 2)
-        return max(AHEAD, min(MOST_PHOTOS, int(self._rate.value * seconds)))
+        ahead = AHEAD // self._served.extractor.places
+        return max(ahead, min(MOST_PHOTOS, int(self._rate.value * seconds)))
 
     def take_over(self, served: Served) -> None:
         """Puts another release into service: new requests get it, those here keep theirs."""
         with self._lock:
             self._served = served
-            self._rate.value = served.rate / served.views
+            self._rate.value = served.extractor.rate
 
     @property
     def full(self) -> Full | None:
@@ -391,10 +393,11 @@ class Room:
             request = self._live.pop(future)
             request.has_ended = True
             self._waiting.forget(request)
-            if queue := self._ready.get(id(request.served.engines)):
-                self._rows -= queue.forget(request)
+            extractor = request.served.extractor
+            if queue := self._ready.get(extractor):
+                self._decoded -= queue.forget(request) * extractor.places
                 if not queue:
-                    del self._ready[id(request.served.engines)]
+                    del self._ready[extractor]
             self._pending -= request.photos_left
             self._charged -= request.charged
             request.photos_left = request.charged = 0
@@ -449,7 +452,7 @@ class Room:
                     log.exception("decoding has failed")
                 self._fail(photo.work.request, error)
             with self._lock:
-                self._decoding -= 1
+                self._decoding -= photo.extractor.places
                 if found and not photo.work.request.has_ended:
                     self._sort(photo, found)
                 self._decodable.notify()
@@ -459,18 +462,19 @@ class Room:
 
     def _next_photo(self) -> _Photo | None:
         with self._lock:
-            while not (self._waiting and self._rows + self._decoding < AHEAD) and not self._closed:
+            while not (self._waiting and self._decoded + self._decoding < AHEAD) and not self._closed:
                 self._decodable.wait()
             if self._closed:
                 return None
-            self._decoding += 1
-            return self._waiting.take()
+            photo = self._waiting.take()
+            self._decoding += photo.extractor.places
+            return photo
 
     def _decode(self, process: DecodeProcess, photo: _Photo) -> DecodedPhoto:
         work = photo.work
         process.wait_ready()
         began = time.monotonic()
-        found = process.decode(work.given.photos[photo.number], work.request.served.size)
+        found = process.decode(work.given.photos[photo.number], photo.extractor.sizes)
         self._watch.decoded(time.monotonic() - began)
         if found.refused:
             self._watch.refused(found.refused.reason)
@@ -478,17 +482,15 @@ class Room:
 
     def _sort(self, photo: _Photo, found: DecodedPhoto) -> None:
         """Puts a decoded photo where it goes: to the backbone, unless it is refused or there already."""
-        work, served = photo.work, photo.work.request.served
+        work, extractor = photo.work, photo.extractor
         work.digests[photo.number], work.refusals[photo.number] = found.digest, found.refused
         if found.pixels is None or found.digest is None or found.digest in work.bottlenecks:
             self._photo_done(work)
             return
         work.bottlenecks[found.digest] = None
-        photo.digest, photo.pixels, photo.rows = found.digest, found.pixels, [None] * served.views
-        queue = self._ready.setdefault(id(served.engines), FairQueue[_Row]())
-        for view in range(served.views):
-            queue.put(work.request, (photo, view))
-        self._rows += served.views
+        photo.digest, photo.pixels = found.digest, found.pixels
+        self._ready.setdefault(extractor, FairQueue[_Photo]()).put(work.request, photo)
+        self._decoded += extractor.places
 
     def _photo_done(self, work: _Work) -> None:
         self._pending -= 1
@@ -508,24 +510,25 @@ class Room:
 
     def _compute_all(self) -> None:
         """The thread of the backbone."""
-        while rows := self._next_batch():
+        while photos := self._next_batch():
             try:
-                self._compute(rows)
+                self._compute(photos)
             except Exception as error:  # of these requests alone; the thread goes on
                 log.exception("the backbone has failed")
-                for request in {photo.work.request for photo, _ in rows}:
+                for request in {photo.work.request for photo in photos}:
                     self._fail(request, error)
-            del rows
+            del photos
 
-    def _next_batch(self) -> list[_Row]:
-        """Waits for rows; returns as many as one of SHAPES; none: the room closes."""
+    def _next_batch(self) -> list[_Photo]:
+        """Waits for photos; returns as many as one of SHAPES, of the same views; none: the room closes."""
         with self._lock:
             until = None
             while not self._closed:
                 more = self._decoding or self._waiting
-                if self._rows >= LARGEST or (self._rows and not more):
-                    break
-                if self._rows:
+                if self._ready:
+                    extractor, queue = next(iter(self._ready.items()))
+                    if len(queue) >= extractor.worth or not more:
+                        break
                     now = time.monotonic()
                     until = until or now + self._limits.wait_ms / 1000
                     if now >= until:
@@ -536,32 +539,25 @@ class Room:
                     self._computable.wait()
             if self._closed:
                 return []
-            key, queue = next(iter(self._ready.items()))
-            count = max(shape for shape in SHAPES if shape <= len(queue))
-            rows = [queue.take() for _ in range(count)]
-            self._rows -= count
+            count = extractor.count(len(queue))
+            photos = [queue.take() for _ in range(count)]
+            self._decoded -= count * extractor.places
             if queue:
-                self._ready.move_to_end(key)
+                self._ready.move_to_end(extractor)
             else:
-                del self._ready[key]
+                del self._ready[extractor]
             self._decodable.notify(count)
-            return rows
+            return photos
 
-    def _compute(self, rows: list[_Row]) -> None:
-        engine = rows[0][0].work.request.served.engines[len(rows)]
-        pixels = np.stack([_view(photo, view) for photo, view in rows])
-        began = time.monotonic()
-        bottlenecks = compute(engine, pixels)
-        self._watch.batch(len(rows), time.monotonic() - began)
+    def _compute(self, photos: list[_Photo]) -> None:
+        """Computes photos of the same views."""
+        found = photos[0].extractor.bottlenecks([photo.pixels for photo in photos], self._watch.batch)
         with self._lock:
-            for (photo, view), own in zip(rows, bottlenecks, strict=True):
-                photo.rows[view] = own
-                views = [row for row in photo.rows if row is not None]
-                if len(views) == len(photo.rows):
-                    photo.pixels = None
-                    photo.work.bottlenecks[photo.digest] = np.stack(views)
-                    if not photo.work.request.has_ended:
-                        self._photo_done(photo.work)
+            for photo, rows in zip(photos, found, strict=True):
+                photo.pixels = {}
+                photo.work.bottlenecks[photo.digest] = rows
+                if not photo.work.request.has_ended:
+                    self._photo_done(photo.work)
 
     # The head
 
@@ -607,12 +603,6 @@ class Room:
             is_done = not work.request.products_left
         if is_done:
             self._finish(work.request)
-
-
-def _view(photo: _Photo, view: int) -> np.ndarray:
-    """The pixels of a photo, for the second view mirrored left to right."""
-    assert photo.pixels is not None
-    return photo.pixels[:, ::-1] if view else photo.pixels
 
 
 def _arrived(queue: "SimpleQueue[_Work | None]") -> list[_Work]:

@@ -213,6 +213,11 @@ class Release(_Body):
     """Height and width of a photo for the backbone, in pixels."""
     engine: str
     """What runs the backbone, and its precision."""
+    views: list[str]
+    """Of each photo: `whole`, `flip` (mirrored), at another size (`256`), a crop (`256-center`), with the
+    maximum of the last map (`max`)."""
+    averaged: bool
+    """Whether the views of a photo are averaged before the head; else the head predicts from each."""
     threshold: float | None
     """Confidence from which a category is decided automatically; null when none is certified."""
     target_precision: float

@@ -1,25 +1,20 @@
-"""One release in service: its bundle opened and checked, its backbone compiled for each batch size, all warm.
+"""One release in service: its bundle opened and checked, the networks of its views compiled, all warm.
 
-bundle ─► engine of 1, 2, 4, 8 photos ─► each runs once ─► head decides about as many products ─► Served
+bundle ─► engines of 1, 2, 4, 8 images ─► each runs once ─► head decides about as many products ─► Served
 """
 
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.engines.engine import Engine
 from features.storage.paths import AnyPath
-from models.decisions.bundle import Bundle, open_bundle
+from models.decisions.bundle import Bundle
 from serving.decider import Decider, ReadProduct, SeenProduct
+from serving.extractor import LARGEST, Extractor
 
 if TYPE_CHECKING:
     from models.corrections.store import Corrections  # SQLAlchemy takes half a second
-
-SHAPES = (1, 2, 4, 8)  # photos in a batch, each with an engine of its own: no photo is computed for nothing
-TIMED = 2  # runs of the largest batch from which the rate is measured
 
 
 @dataclass(frozen=True)
@@ -27,45 +22,13 @@ class Served:
     """One release, opened, checked and warm."""
 
     bundle: Bundle
-    engines: Mapping[int, Engine]  # by batch size
+    extractor: Extractor  # of the views that its head asks for
     decider: Decider
-    rate: float  # photos a second that the backbone alone computes, measured while warming
 
     @property
     def name(self) -> str:
         """Of the release."""
         return self.bundle.path.name
-
-    @property
-    def size(self) -> int:
-        """Pixels a side that the backbone takes."""
-        return next(iter(self.engines.values())).size
-
-    @property
-    def views(self) -> int:
-        """How many rows the backbone computes of a photo: 2 where it is also read mirrored."""
-        return 2 if self.bundle.categorizer.flip else 1
-
-    @classmethod
-    def open(
-        cls,
-        path: AnyPath,
-        corrections: "Corrections | None",
-        like: "Served | None" = None,
-        store: AnyPath | None = None,
-    ) -> "Served":
-        """Opens a bundle and makes it warm.
-
-        Args:
-            path: of the bundle.
-            corrections: of sellers; None: decisions are the base's.
-            like: its engines are used again where the backbone is the same.
-            store: WORKSPACE/store, where the converted network is kept; None: it is not kept.
-
-        Raises:
-            ShelfmarkError: the bundle cannot be read, or its parts do not belong together.
-        """
-        return cls.of(open_bundle(path), corrections, like, store)
 
     @classmethod
     def of(
@@ -75,42 +38,27 @@ class Served:
         like: "Served | None" = None,
         store: AnyPath | None = None,
     ) -> "Served":
-        """As `open`, of a bundle that is open."""
-        engines: Mapping[int, Engine]
-        if like is not None and like.bundle.fingerprint == bundle.fingerprint:
-            engines, rate = like.engines, like.rate
-        else:
-            engines = bundle.engines(SHAPES, store)
-            rate = _warm(engines)
+        """Makes an open bundle warm.
+
+        Args:
+            bundle: of the release.
+            corrections: of sellers; None: decisions are the base's.
+            like: its networks are used again where the backbone is the same.
+            store: WORKSPACE/store, where converted networks are kept; None: they are not kept.
+
+        Raises:
+            ShelfmarkError: no engine can run the backbone here, or its parts do not belong together.
+        """
+        same = like is not None and like.bundle.fingerprint == bundle.fingerprint
+        extractor = Extractor.open(bundle, store, like.extractor if like and same else None)
         decider = Decider(bundle, corrections)
         _try(bundle, decider)
-        return cls(bundle, engines, decider, rate)
-
-
-def _warm(engines: Mapping[int, Engine]) -> float:
-    """Runs every engine once, and the largest again; returns its photos a second."""
-    for engine in engines.values():
-        compute(engine, np.zeros((engine.batch, engine.size, engine.size, 3), np.uint8))
-    largest = engines[max(engines)]
-    pixels = np.zeros((largest.batch, largest.size, largest.size, 3), np.uint8)
-    seconds = []
-    for _ in range(TIMED):
-        began = time.perf_counter()
-        compute(largest, pixels)
-        seconds.append(time.perf_counter() - began)
-    return largest.batch / min(seconds)
+        return cls(bundle, extractor, decider)
 
 
 def _try(bundle: Bundle, decider: Decider) -> None:
     """Decides about one product, and about as many as a batch may have, whose bottlenecks are zeros."""
-    shape, views = bundle.categorizer.predictor.head.shape, 2 if bundle.categorizer.flip else 1
-    seen = SeenProduct(("0" * 64,), np.zeros((views, shape.width), np.float16))
-    for count in (1, max(SHAPES)):
+    shape = bundle.categorizer.predictor.head.shape
+    seen = SeenProduct(("0" * 64,), np.zeros((shape.rows_of_image, shape.width), np.float16))
+    for count in (1, LARGEST):
         decider.decide([ReadProduct(None, None, seen)] * count)
-
-
-def compute(engine: Engine, pixels: np.ndarray) -> np.ndarray:
-    """Returns bottlenecks: (batch, size, size, 3) uint8 → (batch, d) float16."""
-    rows: np.ndarray = np.empty((engine.batch, engine.width), np.float16)
-    engine.fill([pixels], rows)
-    return rows

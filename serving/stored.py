@@ -26,16 +26,16 @@ def stored_product(workspace: AnyPath, bundle: Bundle, product_id: str) -> SeenP
         return UNKNOWN
     digests = Digests(np.frombuffer(b"".join(known), np.uint8).reshape(-1, 32))
     main = Store(workspace / "store" / bundle.fingerprint)
-    views = [main, main.mirrored()] if bundle.categorizer.flip else [main]
-    found = [store.find(digests) for store in views]
+    stores = [main.view(view) for view in bundle.categorizer.views]
+    found = [store.find(digests) for store in stores]
     there = np.all([one.row >= 0 for one in found], axis=0)
     if not there.any():
         return GONE
     rows = [
         store.rows(one.names, one.shard[there], one.row[there])[:]
-        for store, one in zip(views, found, strict=True)
+        for store, one in zip(stores, found, strict=True)
     ]
     return SeenProduct(
         tuple(digest.hex() for digest, has in zip(known, there.tolist(), strict=True) if has),
-        np.stack(rows, axis=1).reshape(-1, rows[0].shape[1]),
+        bundle.categorizer.rows(rows),
     )

@@ -10,9 +10,7 @@ Requests in flight keep the release that they began with. What is in service is 
 be removed. A refused release is tried again when its files change, and every minute; the log says it once.
 """
 
-import gc
 import logging
-import os
 import threading
 import time
 import weakref
@@ -20,13 +18,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from features.errors import ShelfmarkError, one_line
-from features.memory import give_back
+from features.memory import give_back, keep_objects
 from features.printable import escaped
 from features.storage.artifact import find_artifact
 from features.storage.paths import AnyPath, stats
+from models.decisions.bundle import open_bundle
 from models.decisions.releases import in_service, require_whole
 from serving.served import Served
 
@@ -38,13 +37,14 @@ if TYPE_CHECKING:
 POLL_S = 1.0  # between two looks at releases/current on a disk: two small files
 REMOTE_POLL_S = 15.0  # on an object store: some requests
 RETRY_S = 60.0  # after which a refused release is tried again
-NICENESS = 10  # of the thread that opens a release
 FREED_S = 120.0  # within which requests in flight end, and with them the use of a former release
 
 NOTHING = (
     "releases/current is not there; expected it to name a release; put one into service by "
     "`shelfmark release` or `shelfmark rollback`, or end the service"
 )
+
+T = TypeVar("T")
 
 log = logging.getLogger("shelfmark")
 
@@ -125,11 +125,9 @@ class ReleaseWatcher:
     def tidy(self) -> None:
         """Gives memory back to the system when nothing uses a former release any more."""
         for old, since in [*self._old]:
-            overdue = time.monotonic() - since > FREED_S
-            if overdue:
-                gc.collect()
-            if overdue or old() is None:
+            if old() is None or time.monotonic() - since > FREED_S:
                 self._old.remove((old, since))
+                keep_objects()
                 give_back()
 
     def _is_settled(self, seen: _Seen) -> bool:
@@ -196,32 +194,12 @@ class ReleaseWatcher:
         else:
             log.error("release %s is refused, %s stays in service: %s", name, served, reason)
 
-    def _opened(self, path: AnyPath, like: Served) -> Served:
-        """Opens a release in a thread of its own.
-
-        Where the files of the backbone are the same, its engines are used again, and the thread has a low
-        priority. Threads that an engine starts would have the same priority, and nobody may raise it again:
-        3 of OpenVINO's 15, when it was tried.
-        """
-        result: list[Served | BaseException] = []
+    def _opened(self, path: AnyPath, before: Served) -> Served:
+        """Opens a release in a thread of its own; the same backbone's engines are used again."""
         same = bool(self._backbone) and _backbone_files(path) == self._backbone
-
-        def work() -> None:
-            try:
-                if same:
-                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-                store = self._releases.parent / "store"
-                result.append(Served.open(path, self._corrections, like if same else None, store))
-            except BaseException as error:
-                result.append(error)
-
-        thread = threading.Thread(target=work, name="opens a release", daemon=True)
-        thread.start()
-        thread.join()
-        [served] = result
-        if isinstance(served, BaseException):
-            raise served
-        return served
+        store = self._releases.parent / "store"
+        like = before if same else None
+        return _in_thread(lambda: Served.of(open_bundle(path), self._corrections, like, store))
 
     def _take_over(self, served: Served, seconds: float) -> None:
         """Puts an opened release into service."""
@@ -234,6 +212,25 @@ class ReleaseWatcher:
         log.info("%s is in service in place of %s, opened in %.1f s", name, before, seconds)
         for caveat in served.bundle.caveats:
             log.warning("%s: %s", name, caveat)
+
+
+def _in_thread(work: Callable[[], T]) -> T:
+    """Does some work in a thread of its own; returns or raises as it."""
+    result: list[T | BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            result.append(error)
+
+    thread = threading.Thread(target=run, name="opens a release", daemon=True)
+    thread.start()
+    thread.join()
+    [found] = result
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _versions(path: AnyPath) -> tuple[tuple[str, object], ...]:

@@ -1,15 +1,18 @@
 """Categorizers of every kind over given bottlenecks: drawn heads, fitted confidences, some thresholds."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pandas as pd
+from conftest import drawn_backbone, pixels_of
 
-from features.engines.backbones import Backbone
+from features.engines.backbones import Backbone, KerasBackbone, load_backbone
 from features.storage.artifact import Artifact, begin, digest_of, file_digest, partial_of, seal
+from features.views import combined, parse_view
 from models.decisions import confidence
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS
 from models.decisions.categorizer import Categorizer, DecisionRules, LevelRule, Predictor
@@ -35,8 +38,16 @@ class Kind:
     confidence: str = "logistic"  # or boosting, probability
     hierarchical: bool = False
     standardized: bool = False
-    flip: bool = False
+    views: tuple[str, ...] = ("whole",)
+    averaged: bool = False
 
+    @property
+    def rows_of_image(self) -> int:
+        """Rows that the head reads of each image."""
+        return 1 if self.averaged else len(self.views)
+
+
+MIRRORED = ("whole", "flip")
 
 KINDS = {
     "flat": Kind(),
@@ -44,8 +55,9 @@ KINDS = {
     "separate, maximum, p1": Kind("separate", "max", "probability"),
     "multitask, trees": Kind("multitask", confidence="boosting"),
     "taxonnet": Kind("taxonnet"),
-    "set, mirrored": Kind(aggregation=SET, flip=True),
-    "standardized, mirrored": Kind(standardized=True, flip=True),
+    "set, mirrored": Kind(aggregation=SET, views=MIRRORED),
+    "standardized, mirrored": Kind(standardized=True, views=MIRRORED),
+    "averaged": Kind(views=("whole", "48", "48-center-flip"), averaged=True),
 }
 
 
@@ -64,7 +76,7 @@ def draw_categorizer(
     shape = HeadShape(
         rows.shape[1], len(tree.categories), (24, 16), 0.5, scale, fingerprint,
         kind=kind.head, parents=tree.parents, selector=8, standardized=kind.standardized,
-        flip=kind.flip, hierarchical=kind.hierarchical,
+        hierarchical=kind.hierarchical, views=kind.views, averaged=kind.averaged,
     )  # fmt: skip
     head = _head(shape, rows)
     one = replace(shape, kind=SET, images=3, parents=(), hierarchical=False)
@@ -108,6 +120,24 @@ def _head(shape: HeadShape, rows: np.ndarray) -> Head:
             kernel, bias = layer.get_weights()
             layer.set_weights([2 * kernel, rng.normal(0, 0.3, bias.shape)])
     return Head(shape, Head.of(shape, model).weights)  # like one from a file: `model` is not built yet
+
+
+def draw_lenet(folder: Path, size: int) -> KerasBackbone:
+    """LeNet-5 with drawn weights: quick to convert, and other numbers for other photos."""
+    file = folder / "drawn.weights.h5"
+    drawn_backbone(1, size, "lenet5").save_weights(file)
+    found = load_backbone("lenet5", str(file), size)
+    assert isinstance(found, KerasBackbone)
+    return found
+
+
+def rows_of(backbone: Backbone, jpegs: list[bytes], views: Sequence[str], averaged: bool) -> np.ndarray:
+    """(rows, d) float16 of photos, a row for each view, or of their mean; without an engine."""
+    size, found = backbone.image_size, []
+    for view in map(parse_view, views):
+        pixels = view.of_pixels(pixels_of(jpegs, view.resized(size)), size)
+        found.append(backbone.for_view(view).bottlenecks(pixels).astype(np.float16))
+    return combined(found, averaged)
 
 
 def write_bundle(path: Path, backbone: Backbone, categorizer: Categorizer) -> Artifact:

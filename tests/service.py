@@ -56,7 +56,8 @@ def state_of(
     bundle: Bundle, corrections: Corrections | None = None, workspace: Path | None = None
 ) -> ServiceState:
     """A ready service."""
-    served = Served.of(bundle, corrections, _SERVED[-1] if _SERVED else None)  # engines of before
+    before = _SERVED[-1] if _SERVED else None  # whose engines are used again
+    served = Served.of(bundle, corrections, before, workspace / "store" if workspace else None)
     _SERVED[:] = [served]
     room: Any = SharedRoom(served)
     return ServiceState(room, CorrectionService(room, corrections, workspace), ready=True)

@@ -29,6 +29,7 @@ from test_extract import Colours, Running
 
 from features.errors import ShelfmarkError
 from features.storage.store import Digests, Store
+from features.views import FLIP
 from models.corrections import hindsight as hindsight_module
 from models.corrections.categories import KnownCategories
 from models.corrections.correction import Correction, Missing
@@ -448,7 +449,7 @@ def test_refused_photos_leave_a_label_and_say_so(place: Workplace) -> None:
 def test_mirrored_views_are_extracted_and_kept_too(place: Workplace, tmp_path: Path) -> None:
     categorizer = place.bundle.categorizer
     head = copy.copy(categorizer.predictor.head)
-    head.shape = replace(head.shape, flip=True)
+    head.shape = replace(head.shape, views=("whole", "flip"))
     flipping = replace(categorizer, predictor=replace(categorizer.predictor, head=head))
     adapter = Adapter(flipping, place.bundle.adapter.rules, place.bundle.adapter.method)
     place.bundle = replace(place.bundle, categorizer=flipping, adapter=adapter)
@@ -459,7 +460,7 @@ def test_mirrored_views_are_extracted_and_kept_too(place: Workplace, tmp_path: P
     assert batch[0].bottlenecks.shape == (2, 12)
     plain, mirrored = (
         view.rows(*(lambda at: (at.names, at.shard, at.row))(view.find(_digests(photo(1)))))[:]
-        for view in (place.store, place.store.mirrored())
+        for view in (place.store, place.store.view(FLIP))
     )
     assert batch[0].bottlenecks.tolist() == [*plain.tolist(), *mirrored.tolist()]
 

@@ -234,7 +234,7 @@ def test_the_base_confidence_of_a_withheld_category_counts_as_nothing(
 
 def with_flip(categorizer: Categorizer) -> Categorizer:
     head = categorizer.predictor.head
-    flipped = Head(replace(head.shape, flip=True), head.weights)
+    flipped = Head(replace(head.shape, views=("whole", "flip")), head.weights)
     return replace(categorizer, predictor=replace(categorizer.predictor, head=flipped))
 
 

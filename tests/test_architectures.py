@@ -167,9 +167,10 @@ def test_structure_is_written_in_plain_json(head: Head, tmp_path: Path) -> None:
         "selector": 0,
         "images": 1,
         "standardized": False,
-        "flip": False,
         "hierarchical": False,
         "second_dropout": 0.0,
+        "views": ["whole"],
+        "averaged": False,
     }
 
 
@@ -180,3 +181,16 @@ def test_same_head_is_saved_in_the_same_bytes(head: Head, tmp_path: Path) -> Non
     load_head(tmp_path / "one").save(tmp_path / "two")
     for file in ("head.json", "head.weights.h5"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(("mirrored", "views"), [(True, ("whole", "flip")), (False, ("whole",))])
+def test_a_head_of_an_older_release_reads_its_images_mirrored_or_not_as_it_did(
+    mirrored: bool, views: tuple[str, ...]
+) -> None:
+    shape = HeadShape(4, 3, (2, 2), 0.5, 1.0, "mobilenet-32-abc")
+    values = json.loads(shape.to_json())
+    del values["views"], values["averaged"]
+    old = HeadShape.from_json(json.dumps(values | {"flip": mirrored}))
+    assert old == replace(shape, views=views)
+    assert (old.rows_of_image, replace(old, averaged=True).rows_of_image) == (len(views), 1)
+    assert HeadShape.from_json(old.to_json()) == old

@@ -13,8 +13,11 @@ import pytest
 from features.engines.backbone_names import IMAGE_SIZES
 from features.engines.backbones import Backbone, KerasBackbone, load_backbone, read_backbone
 from features.engines.keras_networks import known_backbones
+from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
+from features.records import pieces_of
 from features.storage.artifact import file_digest
+from features.views import parse_view
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 
@@ -346,3 +349,77 @@ def test_imagenet_weights_that_cannot_be_downloaded_name_both_ways_out(
     assert "URL fetch failure" in str(refused.value)
     assert "--weights FILE.weights.h5" in str(refused.value)
     assert "--weights random" in str(refused.value)
+
+
+# Views
+
+
+VIEWS = ("whole", "flip", "48", "48-flip", "48-center", "48-bottom-right-flip", "max", "40-max-flip")
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_is_what_keras_computes_of_the_pixels_cut_and_mirrored_here(
+    photo: conftest.Photo, mobilenet: Backbone, name: str
+) -> None:
+    size = int(name[:2]) if name[0].isdigit() else 32
+    pixels = conftest.pixels_of([photo(1), photo(2)], size)
+    if "center" in name:
+        pixels = pixels[:, 8:40, 8:40]
+    if "bottom-right" in name:
+        pixels = pixels[:, 16:, 16:]
+    if "flip" in name:
+        pixels = pixels[:, :, ::-1]
+    side = pixels.shape[1]
+    network = keras.applications.MobileNet(
+        include_top=False,
+        pooling="max" if "max" in name else "avg",
+        weights=None,
+        input_shape=(side, side, 3),
+    )
+    network.set_weights(mobilenet.model.get_layer("mobilenet").get_weights())
+    scaled = keras.applications.mobilenet.preprocess_input(pixels.astype(np.float32))
+    expected = np.asarray(network(scaled, training=False))
+
+    view = parse_view(name)
+    jpegs = pieces_of([photo(1), photo(2)], "drawn")
+    found = next(read_pixels(jpegs, view.input(32), 2, view))
+    assert_same(mobilenet.for_view(view).bottlenecks(found), expected)
+
+
+def test_views_of_one_network_share_it_and_keep_the_backbone_as_it_is(mobilenet: Backbone) -> None:
+    before = mobilenet.fingerprint
+    assert all(
+        mobilenet.for_view(parse_view(name)) is mobilenet for name in ("whole", "flip", "48-center-flip")
+    )
+    other = mobilenet.for_view(parse_view("48"))
+    assert (other.image_size, other.width, mobilenet.fingerprint) == (48, mobilenet.width, before)
+    assert load_backbone("mobilenet", "random", 32).fingerprint == before
+
+
+@pytest.mark.parametrize(
+    ("backbone", "view", "message"),
+    [
+        (
+            "mobilenet@conv_pw_1+conv_pw_2",
+            "max",
+            r"backbone mobilenet@conv_pw_1\+conv_pw_2 does not end in the mean of one map; .* without max; c",
+        ),
+        ("mobilenet", "32-flip", r"view 32-flip: 32 px is the .* own size; .*; write flip in extract.views"),
+        ("mobilenet", "32-center", r"expected a photo of more than 32 px; correct extract.views"),
+    ],
+)
+def test_a_view_that_a_backbone_cannot_have_is_refused(backbone: str, view: str, message: str) -> None:
+    with pytest.raises(ShelfmarkError, match=message):
+        load_backbone(backbone, "random", 32).for_view(parse_view(view))
+
+
+def test_a_view_too_small_for_the_network_is_refused_with_the_reason() -> None:
+    expected = r"view 64: inceptionv3@mixed0 at 64 px cannot be built \(Input size must be .*; correct"
+    with pytest.raises(ShelfmarkError, match=expected):
+        load_backbone("inception_v3@mixed0", "random", 96).for_view(parse_view("64"))
+
+
+def test_several_ends_at_another_size_are_pooled_each_as_at_their_own(photo: conftest.Photo) -> None:
+    small, large = (load_backbone("mobilenet@conv_pw_1+conv_pw_2", "random", size) for size in (32, 48))
+    pixels = conftest.pixels_of([photo(1), photo(2)], 48)
+    assert_same(small.for_view(parse_view("48")).bottlenecks(pixels), large.bottlenecks(pixels))

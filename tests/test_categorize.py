@@ -32,16 +32,19 @@ from catalogues import (
 from conftest import make_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_categorizer import seeing
 from test_extract import Colours, Running
 from test_ingest import in_a_loop
 from test_once import Held
 
+from features.engines.backbones import BACKBONE, BackboneDescription
 from features.errors import Busy, ShelfmarkError, Stopped
 from features.images.normalise import describe, normalise
 from features.images.refusal import Limits, Refused
 from features.records import image_of, read_pieces
 from features.storage.paths import sizes
 from features.storage.store import Store
+from features.views import FLIP, parse_view
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import categorize_photos
 from pipeline.categorize import categorize as categorize_module
@@ -66,7 +69,7 @@ class Saved(Colours):
     """Colours, as a backbone that can be packed."""
 
     def save(self, folder: Path) -> None:
-        (folder / "backbone.json").write_text("{}")
+        BackboneDescription(self.name, self.image_size, self.weights).write(folder / BACKBONE)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +143,11 @@ class Batch:
         self.counts = categorize([source], self.bundle, self.folder / "W" / "store", output, config, **more)
         return pd.read_parquet(output) if name.endswith(".parquet") else pd.DataFrame()
 
+    def with_one_view(self, source: str) -> pd.DataFrame:
+        """The same products, decided from the whole photos."""
+        categorizer = seeing(self.bundle.categorizer, ("whole",))
+        return Batch(self.folder, replace(self.bundle, categorizer=categorizer))(source, "one.parquet")
+
     @property
     def store(self) -> Store:
         return Store(self.folder / "W" / "store" / self.bundle.fingerprint)
@@ -155,10 +163,11 @@ def batch(tmp_path: Path, bundle: Held) -> Batch:
 
 def alone(products: list[Drawn], bundle: Held) -> pd.DataFrame:
     """What the categorizer decides about each product by itself."""
-    engine, tables = Running(Colours(), 16), []
+    networks = {view.network for view in bundle.categorizer.views}
+    engines, tables = {network: Running(Colours().for_view(network), 16) for network in networks}, []
     for product in products:
         photos = [picture for picture in product.pictures if picture]
-        tables.append(categorize_photos(bundle.categorizer, engine, product.id, photos, Limits())[0])
+        tables.append(categorize_photos(bundle.categorizer, engines, product.id, photos, Limits())[0])
     return pd.concat(tables).sort_values("product_id", ignore_index=True)
 
 
@@ -178,6 +187,30 @@ def test_every_product_gets_the_decision_that_it_gets_alone(
     assert len(sizes(batch.folder / "W" / "store")) > 4, "several shards"
     left = [name for name in sizes(batch.folder / "W") if "categorize" in name and ".lock" not in name]
     assert [name.rpartition("/")[2] for name in left] == ["images.parquet"]
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_several_views_decide_in_a_batch_as_alone_and_a_photo_is_decoded_once_for_all(
+    batch: Batch, bundle: Held, decoded: list[bytes], averaged: bool
+) -> None:
+    views = ("40-bottom-right", "whole", "48-max", "flip")
+    batch.bundle = replace(bundle, categorizer=seeing(bundle.categorizer, views, averaged))
+    source = together(batch.folder)
+    found = batch(source)
+    assert len(decoded) == len({picture for product in PRODUCTS for picture in product.pictures if picture})
+    few = [PRODUCTS[at] for at in (3, 5, 7, 11, 50)]
+    these = found[found["product_id"].isin([one.id for one in few])].reset_index(drop=True)
+    columns = ["product_id", "status", "category", "node", "confidence"]
+    pd.testing.assert_frame_equal(
+        these[columns].fillna(""), alone(few, batch.bundle)[columns].fillna(""), check_dtype=False, rtol=1e-6
+    )
+    assert not np.allclose(found["confidence"], batch.with_one_view(source)["confidence"])
+    shards = [batch.store.view(parse_view(name)).shards() for name in views]
+    assert len(shards[0]) > 1 and shards == [shards[0]] * len(views)
+    decoded.clear()
+    batch.store.view(FLIP).path.joinpath(f"{shards[0][0]}.npy").unlink()  # a lost shard is made again
+    pd.testing.assert_frame_equal(batch(source, "again.parquet"), found)
+    assert batch.store.view(FLIP).shards() == shards[0] and 0 < len(set(decoded) & set(GOOD)) <= 50
 
 
 def test_a_known_image_is_not_decoded_and_a_new_one_once(batch: Batch, decoded: list[bytes]) -> None:

@@ -17,6 +17,7 @@ from features.engines.engine import Engine, extract
 from features.errors import ShelfmarkError
 from features.images.refusal import Limits
 from features.records import pieces_of
+from features.views import WHOLE
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import (
     COLUMNS,
@@ -195,7 +196,7 @@ def test_decisions_about_photos_are_those_about_their_bottlenecks(
     bundled: Categorizer, mobilenet: Backbone, engine: Engine, photo: conftest.Photo
 ) -> None:
     photos = [photo(seed) for seed in range(3)]
-    table, refusals = categorize_photos(bundled, engine, "shoe-é", photos, Limits())
+    table, refusals = categorize_photos(bundled, {WHOLE: engine}, "shoe-é", photos, Limits())
     assert refusals == [None, None, None]
     other = choose_engine(mobilenet, batch=4, engine="tensorflow")
     bottlenecks = extract(other, pieces_of(photos, "drawn"), 3)
@@ -209,8 +210,8 @@ def test_refused_photos_are_reported_and_the_others_decide(
     bundled: Categorizer, engine: Engine, photo: conftest.Photo
 ) -> None:
     photos = [b"", photo(1), photo(2)[:-200], b"text"]
-    table, refusals = categorize_photos(bundled, engine, "p", photos, Limits())
-    alone, _ = categorize_photos(bundled, engine, "p", [photo(1)], Limits())
+    table, refusals = categorize_photos(bundled, {WHOLE: engine}, "p", photos, Limits())
+    alone, _ = categorize_photos(bundled, {WHOLE: engine}, "p", [photo(1)], Limits())
     pd.testing.assert_frame_equal(table, alone)
     assert [refusal and refusal.reason for refusal in refusals] == [
         "empty",
@@ -220,9 +221,9 @@ def test_refused_photos_are_reported_and_the_others_decide(
     ]
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("views", [("whole",), ("whole", "flip")])
 def test_a_photo_given_twice_counts_once(
-    bundled: Categorizer, photo: conftest.Photo, flip: bool, monkeypatch: pytest.MonkeyPatch
+    bundled: Categorizer, photo: conftest.Photo, views: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
 
@@ -232,11 +233,10 @@ def test_a_photo_given_twice_counts_once(
 
     original = Categorizer.predict
     monkeypatch.setattr(Categorizer, "predict", predict)
-    head = Head(dataclasses.replace(bundled.predictor.head.shape, flip=flip), bundled.predictor.head.weights)
-    categorizer = dataclasses.replace(bundled, predictor=dataclasses.replace(bundled.predictor, head=head))
+    categorizer = seeing(bundled, views)
     photos = [photo(1), b"text", photo(2), photo(1), b"text", photo(1)]
-    _, refusals = categorize_photos(categorizer, Corner(), "p", photos, Limits())
-    assert calls == [4 if flip else 2], "two photos, in one view or in two"
+    _, refusals = categorize_photos(categorizer, {WHOLE: Corner()}, "p", photos, Limits())
+    assert calls == [2 * len(views)], "two photos, in one view or in two"
     assert [refusal is not None for refusal in refusals] == [False, True, False, False, True, False]
 
 
@@ -244,12 +244,12 @@ def test_a_photo_given_twice_counts_once(
 def test_product_without_a_readable_photo_is_unreadable(
     bundled: Categorizer, engine: Engine, photos: list[bytes]
 ) -> None:
-    table, refusals = categorize_photos(bundled, engine, "p", photos, Limits())
+    table, refusals = categorize_photos(bundled, {WHOLE: engine}, "p", photos, Limits())
     pd.testing.assert_frame_equal(table, unreadable(["p"], bundled.release))
     assert [refusal is not None for refusal in refusals] == [True] * len(photos)
 
 
-# Two views
+# Views
 
 
 class Corner:
@@ -262,25 +262,49 @@ class Corner:
             rows[2 * number : 2 * number + 2] = pixels[:, 0, 0, :]
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_a_head_of_two_views_predicts_from_each_photo_and_its_mirror_image(
-    bundled: Categorizer, flip: bool, monkeypatch: pytest.MonkeyPatch
+def seeing(categorizer: Categorizer, views: tuple[str, ...], averaged: bool = False) -> Categorizer:
+    """The categorizer with a head that predicts from these views."""
+    head = categorizer.predictor.head
+    shape = dataclasses.replace(head.shape, views=views, averaged=averaged)
+    predictor = dataclasses.replace(categorizer.predictor, head=Head(shape, head.weights))
+    return dataclasses.replace(categorizer, predictor=predictor)
+
+
+A, B, C, D = ([grey] * 3 for grey in (200, 50, 100, 150))  # the halves of two photos
+
+
+@pytest.mark.parametrize(
+    ("views", "averaged", "rows"),
+    [
+        (("whole",), False, [A, C]),
+        (("whole", "flip"), False, [A, B, C, D]),
+        (("flip", "40-top-right", "40-top-left"), False, [B, B, A, D, D, C]),
+        (("whole", "40-top-right-flip"), False, [A, B, C, D]),
+        (("whole", "flip"), True, [[125] * 3, [125] * 3]),
+        (("whole", "whole", "flip"), True, [[150] * 3, [350 / 3] * 3]),
+    ],
+)
+def test_a_head_predicts_from_the_views_of_each_photo_or_from_their_mean(
+    bundled: Categorizer,
+    views: tuple[str, ...],
+    averaged: bool,
+    rows: list[list[float]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls: list[tuple[list[list[int]], list[int]]] = []
+    calls: list[tuple[np.ndarray, list[int]]] = []
 
     def predict(self: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> object:
-        calls.append((bottlenecks.round(-1).astype(int).tolist(), bounds.tolist()))
+        calls.append((bottlenecks, bounds.tolist()))
         return original(self, np.zeros((len(bottlenecks), bundled.predictor.head.shape.width)), bounds)
 
     original = Categorizer.predict
     monkeypatch.setattr(Categorizer, "predict", predict)
-    shape = dataclasses.replace(bundled.predictor.head.shape, flip=flip)
-    head = Head(shape, bundled.predictor.head.weights)
-    categorizer = dataclasses.replace(bundled, predictor=dataclasses.replace(bundled.predictor, head=head))
+    categorizer = seeing(bundled, views, averaged)
     photos = [two_halves((200, 200, 200), (50, 50, 50)), two_halves((100, 100, 100), (150, 150, 150))]
-    table, refused = categorize_photos(categorizer, Corner(), "a", photos, Limits())
-    first, second = [[200] * 3, [50] * 3], [[100] * 3, [150] * 3]
-    assert calls == [(first + second, [0, 4]) if flip else (first[:1] + second[:1], [0, 2])]
+    table, refused = categorize_photos(categorizer, {WHOLE: Corner()}, "a", photos, Limits())
+    ((bottlenecks, bounds),) = calls
+    np.testing.assert_allclose(bottlenecks, rows, atol=5)  # JPEG
+    assert bounds == [0, len(rows)]
     assert (len(table), refused) == (1, [None, None])
 
 

@@ -18,6 +18,7 @@ from features.errors import ShelfmarkError
 from features.storage.artifact import begin, find_artifact, partial_of, seal
 from features.storage.paths import any_path, copy_tree, sizes, write_whole
 from features.storage.store import Store
+from features.views import FLIP
 from pipeline.cli import main
 from pipeline.job.config import Config, RetentionSettings
 from pipeline.job.lock import only_job
@@ -41,7 +42,7 @@ def age(workspace, days=3.0, only=""):
 
 def add_shard(workspace, letters, fingerprint=FINGERPRINT, flip=False):
     store = Store(workspace / "store" / fingerprint)
-    store = store.mirrored() if flip else store
+    store = store.view(FLIP) if flip else store
     return store.append(digests(*letters), rows_of(letters), "drawn")
 
 
@@ -57,7 +58,12 @@ def add_run(workspace, name, shards, flip=(), fingerprint=FINGERPRINT, images=""
         columns = {"shard": shards} | ({"flip_shard": flip} if flip else {})
         pq.write_table(pa.table(columns), work / "index.parquet")
     summary = BottlenecksSummary(
-        images=len(shards), fingerprint=fingerprint, backbone="colours", weights="none", engines={}
+        images=len(shards),
+        fingerprint=fingerprint,
+        backbone="colours",
+        weights="none",
+        engines={},
+        views=2 if flip else 1,
     )
     seal(path / kind, kind=kind, version=1, made_from={}, summary=summary.to_dict())
     write_whole(path / "config.json", json.dumps({"based_on": based_on}).encode())

@@ -111,7 +111,7 @@ def test_unknown_setting_is_reported_with_its_section_and_what_was_probably_mean
 def test_unknown_setting_that_is_like_none_is_reported_with_those_known():
     message = refusal(sets=("extract.zzz=1",))
     assert message == "--set extract.zzz=1 [extract]: unknown setting 'zzz'. " + (
-        "Known: engine, precision, batch, shard_images, flip."
+        "Known: engine, precision, batch, shard_images, quality, views, flip, asked, combine."
     )
 
 
@@ -266,7 +266,7 @@ def test_settings_for_speed_alone_do_not_matter_to_the_result():
     assert (
         ExtractSettings(batch=7, engine="jax").that_matter()
         == ExtractSettings().that_matter()
-        == {"flip": False}
+        == {"quality": "fast", "views": None, "flip": None, "asked": (), "combine": "apart"}
     )
     assert load_config().ingest.that_matter() == {
         "min_products": 20, "val_share": 0.1, "test_share": 0.1, "least_test": 10, "sellers_apart": 0.0,

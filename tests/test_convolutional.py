@@ -263,7 +263,7 @@ def test_maps_are_the_logits_of_the_cells_whose_mean_is_the_bottleneck(quiet_ten
 
 def test_maps_of_a_head_that_reads_mirrored_images_are_the_mean_of_both(quiet_tensorflow: None) -> None:
     backbone = drawn_backbone(3, 96)
-    plain, mirrored = (drawn_head(backbone.width, flip=flip) for flip in (False, True))
+    plain, mirrored = (drawn_head(backbone.width, views=views) for views in (("whole",), ("whole", "flip")))
     pixels = photos(1, 96, 96).astype(np.uint8)
     one, other = (ClassMaps(backbone, plain).logits(view) for view in (pixels, pixels[:, :, ::-1]))
     assert close(ClassMaps(backbone, mirrored).logits(pixels), (one + other[:, :, ::-1]) / 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from drawn_categorizers import KINDS, PATHS, draw_categorizer, drawn_tree
 
+from features.views import combined
 from models.decisions.boosting import Boosting, fit_boosting
 from models.decisions.categorizer import ACCEPTED, PARENT, REVIEW
 
@@ -19,7 +20,7 @@ def drawn_rows(images: np.ndarray, seed: int) -> np.ndarray:
     return (products + rng.normal(0, 0.5, products.shape)).astype(np.float16)
 
 
-QUICK = ("hierarchical, geometric mean", "multitask, trees", "set, mirrored")
+QUICK = ("hierarchical, geometric mean", "multitask, trees", "set, mirrored", "averaged")
 
 
 @pytest.mark.parametrize(
@@ -32,14 +33,15 @@ def test_statuses_nodes_and_confidences_are_those_of_the_categorizer(name: str) 
 
     kind = KINDS[name]
     images = np.random.default_rng(1).integers(1, 5, PRODUCTS)
-    views = images * 2 if kind.flip else images
-    rows, bounds = drawn_rows(views, 2), np.concatenate([[0], np.cumsum(views)])
+    every = drawn_rows(images * len(kind.views), 2)  # of all views
+    rows = combined([every[place :: len(kind.views)] for place in range(len(kind.views))], kind.averaged)
+    bounds = np.concatenate([[0], np.cumsum(images * kind.rows_of_image)])
     categorizer = draw_categorizer(kind, rows, bounds)
     predictions = categorizer.predict(rows, bounds)
     expected = categorizer.decide(np.arange(PRODUCTS).astype(str), predictions)
     names = DecisionNames.of(categorizer.predictor.taxonomy)
     graph = tf.function(lambda rows, images: decide(categorizer, names, rows, images))  # as a converter does
-    found = graph(tf.constant(rows.astype(np.float32)), tf.constant(images, tf.int32))
+    found = graph(tf.constant(every.astype(np.float32)), tf.constant(images, tf.int32))
     found = {column: value.numpy() for column, value in found.items()}
 
     np.testing.assert_allclose(found["confidence"], expected["confidence"], rtol=0, atol=2e-6)

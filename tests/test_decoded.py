@@ -27,7 +27,7 @@ def jpeg(width: int, height: int, mode: str = "RGB", **options: object) -> bytes
 
 
 def assert_as_in_batch(jpegs: list[bytes], size: int) -> None:
-    found = np.stack([decoded(one, size) for one in jpegs])
+    found = np.stack([pixels for one in jpegs for pixels in decoded(one, [size])])
     assert (found.shape, found.dtype) == ((len(jpegs), size, size, 3), np.uint8)
     np.testing.assert_array_equal(found, conftest.pixels_of(jpegs, size))
 
@@ -76,10 +76,16 @@ def test_photos_of_groceries_are_decoded_as_in_batch() -> None:
     assert_as_in_batch(jpegs, 299)
 
 
+def test_several_sizes_are_those_of_each_alone() -> None:
+    photo, sizes = jpeg(181, 97), [64, 181, 32, 300]
+    for size, pixels in zip(sizes, decoded(photo, sizes), strict=True):
+        np.testing.assert_array_equal(pixels, decoded(photo, [size])[0])
+
+
 @pytest.mark.parametrize("broken", [b"", b"text", b"\xff\xd8\xff\xe0 cut", jpeg(90, 90)[:-300]])
 def test_what_cannot_be_decoded_is_an_error(broken: bytes) -> None:
     with pytest.raises(ValueError):
-        decoded(broken, 32)
+        decoded(broken, [32])
 
 
 def test_decoding_needs_no_tensorflow() -> None:

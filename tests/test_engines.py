@@ -20,6 +20,7 @@ from features.engines.openvino import CALIBRATION, Int8Calibration, OpenVino, to
 from features.engines.tensorflow import in_precision
 from features.errors import ShelfmarkError
 from features.records import Piece, pieces_of
+from features.views import FLIP, WHOLE, View
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 
@@ -76,8 +77,8 @@ def reference(backbone: Backbone, jpegs: list[bytes]) -> np.ndarray:
     return backbone.bottlenecks(conftest.pixels_of(jpegs, SIZE))
 
 
-def run(engine: Engine, jpegs: list[bytes], flip: bool = False) -> np.ndarray:
-    return extract(engine, pieces_of(jpegs, "drawn"), len(jpegs), flip)
+def run(engine: Engine, jpegs: list[bytes], view: View = WHOLE) -> np.ndarray:
+    return extract(engine, pieces_of(jpegs, "drawn"), len(jpegs), view)
 
 
 def errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -177,7 +178,7 @@ def test_second_view_is_the_first_of_the_mirrored_pixels(
     made: Callable[..., Engine], backbone: Backbone, jpegs: list[bytes]
 ) -> None:
     mirrored = backbone.bottlenecks(conftest.pixels_of(jpegs, SIZE)[:, :, ::-1].copy())
-    assert errors(run(made("tensorflow", "fp32"), jpegs, flip=True), mirrored.astype(np.float16)).max() < 1e-4
+    assert errors(run(made("tensorflow", "fp32"), jpegs, FLIP), mirrored.astype(np.float16)).max() < 1e-4
 
 
 @pytest.mark.parametrize(("name", "precision"), [("tensorflow", "fp32"), FP32])

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Photo, drawn_backbone, pixels_of
-from drawn_categorizers import KINDS, Kind, draw_categorizer, write_bundle
+from conftest import Photo
+from drawn_categorizers import KINDS, MIRRORED, Kind, draw_categorizer, draw_lenet, rows_of, write_bundle
 from test_retrain import run_here
 
 from features.engines.backbone_names import parse_name
 from features.engines.backbones import Backbone, KerasBackbone, load_backbone, onnx_backbone
-from features.engines.choose import choose_engine
+from features.engines.choose import choose_engine, engines_of_views
 from features.engines.onnx_input import EncoderOptions
 from features.errors import ShelfmarkError
 from features.images.refusal import LIMITS
 from features.storage.artifact import damaged_file, open_artifact
+from features.views import WHOLE, parse_view
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import Categorizer, categorize_photos
 from pipeline.arguments import EXPORT_NEEDS
@@ -32,18 +33,17 @@ from pipeline.arguments import EXPORT_NEEDS
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 SIZE, PRODUCTS = 32, 40
 FORMATS = ("saved_model", "onnx", "openvino")
-MIXED = Kind(confidence="boosting", hierarchical=True, standardized=True, flip=True)  # of each the harder one
+MIXED = Kind(
+    confidence="boosting", hierarchical=True, standardized=True, views=MIRRORED
+)  # of each the harder one
+SEVERAL = Kind(confidence="probability", views=("whole", "48", "48-top-left-flip", "max"))
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 
 
 @pytest.fixture(scope="module")
 def backbone(quiet_tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> KerasBackbone:
     """LeNet-5 with other numbers for other photos; quick to convert."""
-    file = tmp_path_factory.mktemp("weights") / "drawn.weights.h5"
-    drawn_backbone(1, SIZE, "lenet5").save_weights(file)
-    found = load_backbone("lenet5", str(file), SIZE)
-    assert isinstance(found, KerasBackbone)
-    return found
+    return draw_lenet(tmp_path_factory.mktemp("weights"), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,8 @@ def counts_of_products() -> np.ndarray:
 
 def drawn_bundle(folder: Path, backbone: Backbone, jpegs: list[bytes], kind: Kind) -> Path:
     """A bundle whose confidences are fitted on the photos; released in a workspace."""
-    pixels, counts = pixels_of(jpegs, SIZE), counts_of_products()
-    views = [backbone.bottlenecks(one) for one in ([pixels, pixels[:, :, ::-1]] if kind.flip else [pixels])]
-    rows = np.stack(views, axis=1).reshape(-1, backbone.width).astype(np.float16)
-    bounds = np.concatenate([[0], np.cumsum(counts * len(views))])
+    rows = rows_of(backbone, jpegs, kind.views, kind.averaged)
+    bounds = np.concatenate([[0], np.cumsum(counts_of_products() * kind.rows_of_image)])
     categorizer = draw_categorizer(kind, rows, bounds, backbone.fingerprint)
     path = folder / "W" / "releases" / "first"
     write_bundle(path, backbone, categorizer)
@@ -200,7 +198,8 @@ def test_the_example_of_the_page_decides_as_the_categorizer(
     bundle = open_bundle(output.parent / "W" / "releases" / "first")
     engine = choose_engine(bundle.backbone(), 8, "tensorflow", "fp32")
     expected = [
-        categorize_photos(bundle.categorizer, engine, "p", one, LIMITS)[0].iloc[0] for one in products
+        categorize_photos(bundle.categorizer, {WHOLE: engine}, "p", one, LIMITS)[0].iloc[0]
+        for one in products
     ]
     printed = [line.split() for line in without_our_code(example(f"import {package}"), tmp_path).splitlines()]
     assert [line[0] for line in printed] == [row["status"] for row in expected]
@@ -208,6 +207,60 @@ def test_the_example_of_the_page_decides_as_the_categorizer(
     confidences = [float(line[-1]) for line in printed]
     assert confidences == pytest.approx([row["confidence"] for row in expected], abs=1e-4)
     assert len(set(confidences)) == 2
+
+
+# Views
+
+
+@pytest.fixture(scope="module")
+def several(backbone: KerasBackbone, jpegs: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose release asks for views of two sizes, a crop and the maximum."""
+    return drawn_bundle(tmp_path_factory.mktemp("several"), backbone, jpegs, SEVERAL).parents[1]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_views_of_several_sizes_are_computed_from_each_photo(
+    kind: str, several: Path, catalogue: Path, jpegs: list[bytes], tmp_path: Path
+) -> None:
+    for package in EXPORT_NEEDS[kind]:
+        pytest.importorskip(package)
+    options = ["--workspace", str(several), "--output", str(tmp_path / "exported"), "--check", str(catalogue)]
+    status, log = run_here("export", "--format", kind, *options)
+    assert status == 0 and f"of {PRODUCTS} products" in log and "0 decisions differ" in log, log
+    summary = open_artifact(tmp_path / "exported", "export").summary
+    assert summary["check"]["confidence"] < 1e-3 and len(summary["check"]["statuses"]) == 3
+    assert summary["views"] == list(SEVERAL.views)
+    inputs = ["images"] if kind == "saved_model" else ["pixels_32", "pixels_48"]
+    assert list(summary["inputs"]) == [*inputs, "images_per_product"]
+    if kind == "onnx":
+        assert_the_example_of_views_decides(tmp_path, several, jpegs)
+
+
+def assert_the_example_of_views_decides(folder: Path, workspace: Path, jpegs: list[bytes]) -> None:
+    """The example of the page, after what the one before it has begun with, without our code."""
+    before = example("import onnxruntime").partition("size = ")[0]
+    after = "counts, wanted = np.array([2, 1], np.int32), ['confidence']\n" + example('startswith("pixels")')
+    (folder / "pixels.py").write_text(example("def pixels_of"))
+    for name, content in zip(("front.jpg", "back.jpg", "other.jpg"), jpegs[3:6], strict=True):
+        (folder / name).write_bytes(content)
+    bundle = open_bundle(workspace / "releases" / "first")
+    engines = engines_of_views(bundle.backbone(), bundle.categorizer.views, 8, "fp32")
+    expected = [
+        categorize_photos(bundle.categorizer, engines, "p", one, LIMITS)[0]["confidence"].item()
+        for one in (jpegs[3:5], jpegs[5:6])
+    ]
+    printed = json.loads(without_our_code(before + after + "print(found[0].tolist())", folder))
+    assert printed == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_view_that_the_backbone_cannot_have_is_refused(released: Path, tmp_path: Path) -> None:
+    from pipeline.export.graph import ExportedGraph
+
+    encoder = onnx_backbone(b"", parse_name(str(tmp_path / "clip.onnx")), SIZE, 8)
+    bundle = open_bundle(released / "releases" / "first")
+    bundle.categorizer.__dict__["views"] = (parse_view("48-center"), parse_view("48"))
+    with pytest.raises(ShelfmarkError, match=r"^view 48: .* is an ONNX file, whose size .*; expected .*; "):
+        ExportedGraph(bundle, encoder)
 
 
 def test_a_saved_model_refuses_counts_that_are_not_those_of_the_photos(
@@ -241,14 +294,14 @@ class InProcess:
 
 
 def test_only_a_difference_away_from_the_thresholds_is_an_error_of_the_export(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, mobilenet: Backbone
 ) -> None:
     from pipeline.export import check as module
 
     rows = np.random.default_rng(6).normal(size=(100, 12)).astype(np.float16)
     drawn = draw_categorizer(KINDS["flat"], rows, np.arange(101))
     monkeypatch.setattr(Categorizer, "bottlenecks", lambda *given: rows[[int(jpeg) for jpeg in given[2]]])
-    monkeypatch.setattr(module, "choose_engine", lambda *arguments, **options: None)
+    monkeypatch.setattr(module, "engines_of_views", lambda *arguments, **options: None)
     photos = module.Photos(np.ones(100, np.int32), [b"%d" % number for number in range(100)], 100, 0)
 
     def at(threshold: float) -> Categorizer:
@@ -263,7 +316,7 @@ def test_only_a_difference_away_from_the_thresholds_is_an_error_of_the_export(
 
     def differences(threshold: float) -> tuple[int, int]:
         categorizer, written = at(edge - module.PRECISION / 2), InProcess(at(threshold))
-        result = module.check(categorizer, None, written, photos)  # type: ignore[arg-type]
+        result = module.check(categorizer, mobilenet, written, photos)
         assert (result.confidence, result.products) == (0.0, 100)
         return result.differ, result.beyond
 
@@ -404,9 +457,14 @@ def test_an_operation_that_a_converter_lacks_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flip", [False, True], ids=["once", "mirrored"])
+@pytest.mark.parametrize("views", [("whole",), ("whole", "flip", "48-center")], ids=["one", "several"])
 def test_an_encoder_from_an_onnx_file_decides_in_onnx_and_openvino(
-    flip: bool, backbone: KerasBackbone, jpegs: list[bytes], catalogue: Path, tmp_path: Path, refused: Refused
+    views: tuple[str, ...],
+    backbone: KerasBackbone,
+    jpegs: list[bytes],
+    catalogue: Path,
+    tmp_path: Path,
+    refused: Refused,
 ) -> None:
     import tensorflow as tf
 
@@ -415,7 +473,7 @@ def test_an_encoder_from_an_onnx_file_decides_in_onnx_and_openvino(
     network = tf.function(lambda photos: backbone.model(photos, training=False), input_signature=spec)
     tf2onnx.convert.from_function(network, spec, opset=17, output_path=str(tmp_path / "own.onnx"))
     own = load_backbone(str(tmp_path / "own.onnx"), "imagenet", encoder=EncoderOptions(scaling="0..255"))
-    drawn_bundle(tmp_path, own, jpegs, replace(MIXED, flip=flip))
+    drawn_bundle(tmp_path, own, jpegs, replace(MIXED, views=views))
     for kind in ("onnx", "openvino"):
         options = ["--workspace", str(tmp_path / "W"), "--output", str(tmp_path / kind)]
         status, log = run_here("export", "--format", kind, *options, "--check", str(catalogue))

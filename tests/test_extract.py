@@ -2,14 +2,16 @@
 
 import errno
 import hashlib
+import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 from catalogues import Drawn, documents, draw_products, photo, write_bson
 from test_ingest import in_a_loop
 
@@ -17,8 +19,10 @@ from features.engines.backbones import load_backbone
 from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
 from features.records import pieces_of
-from features.storage.paths import copy_tree
+from features.storage.artifact import open_artifact
+from features.storage.paths import MARK, copy_tree
 from features.storage.store import Digests, Store
+from features.views import FLIP, parse_view
 from pipeline.extract import fill_store as shards_module
 from pipeline.extract.extract import extract_records
 from pipeline.extract.fill_store import fill_store
@@ -46,6 +50,14 @@ class Colours:
     fail_at: int = -1
     fails: Iterable[Exception] = ()
     scale: float = 1.0
+    pooling: str = "mean"
+
+    def require_view(self, view):
+        view.require_size(self.image_size)
+
+    def for_view(self, view):
+        self.require_view(view)
+        return replace(self, image_size=view.input(self.image_size), pooling=view.pooling)
 
     def bottlenecks(self, pixels):
         if len(self.batches) == self.fail_at:
@@ -53,8 +65,10 @@ class Colours:
         for error in self.fails:
             raise error
         self.batches.append(len(pixels))
-        quarters = pixels.reshape(len(pixels), 2, 4, 2, 4, 3).astype(np.float32).mean(axis=(2, 4))
-        return self.scale * quarters.reshape(len(pixels), 12)
+        half = self.image_size // 2
+        quarters = pixels.reshape(len(pixels), 2, half, 2, half, 3).astype(np.float32)
+        pooled = getattr(quarters, self.pooling)(axis=(2, 4))
+        return self.scale * pooled.reshape(len(pixels), 12)
 
 
 @dataclass
@@ -64,8 +78,11 @@ class Running:
     backbone: Colours
     batch: int
     name: str = "by hand"
-    size: int = 8
     width: int = 12
+
+    @property
+    def size(self):
+        return self.backbone.image_size
 
     def fill(self, batches, rows):
         for number, pixels in enumerate(batches):
@@ -73,8 +90,8 @@ class Running:
 
 
 def engines_by_hand(backbone, batches):
-    """Engines for Colours by their sizes of batches."""
-    return {batch: Running(backbone, batch) for batch in batches}
+    """Engines for Colours by network and size of batches, as Bundle.engines gives them."""
+    return {view: {size: Running(backbone, size) for size in sizes} for view, sizes in batches.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -88,9 +105,9 @@ def extracted(monkeypatch):
     counts = []
     real = shards_module.extract
 
-    def counting(engine, pieces, count, flip):
+    def counting(engine, pieces, count, view):
         counts.append(count)
-        return real(engine, pieces, count, flip)
+        return real(engine, pieces, count, view)
 
     monkeypatch.setattr(shards_module, "extract", counting)
     return counts
@@ -175,6 +192,7 @@ def test_the_index_has_every_record_sorted_by_product(records, tmp_path):
     assert (index["split"].to_numpy() == index["product_id"].map(split).to_numpy()).all()
     values = {"images": len(index), "fingerprint": "colours-8", "backbone": "colours", "weights": "none"}
     values |= {"views": 1, "engines": {"by hand": len(index)}}
+    values |= {"view_names": ["whole"], "asked": ["whole"], "averaged": False, "view_engines": {}}
     assert made.summary == values
 
 
@@ -391,8 +409,8 @@ def test_useless_bottlenecks_end_the_extraction_at_its_first_shard(
 
 
 def test_one_number_that_float16_cannot_hold_is_enough(records, tmp_path, extracted, monkeypatch):
-    def overflowing(*arguments, flip):
-        rows = extract(*arguments, flip)
+    def overflowing(*arguments):
+        rows = extract(*arguments)
         rows[3, 5] = np.inf
         return rows
 
@@ -425,7 +443,8 @@ def test_the_mirrored_images_stand_beside_the_first_view(records, tmp_path, extr
     extracted.clear()
     two = extract_records(records, Colours(), store, tmp_path / "two", both)
     assert sum(extracted) == DIFFERENT, "the first view is there"
-    assert two.summary["flip_engines"] == two.summary["engines"]
+    assert two.summary["view_engines"] == {"flip": two.summary["engines"]}
+    assert (two.summary["view_names"], two.summary["asked"]) == (["whole", "flip"], ["whole", "flip"])
     assert list(index_of(two).columns)[-4:] == ["shard", "row", "flip_shard", "flip_row"]
     both_views = open_part(two, store, "train")
     np.testing.assert_array_equal(both_views.first_view().rows[:], part.rows[:])
@@ -440,10 +459,135 @@ def test_a_lost_shard_of_the_second_view_is_made_again(records, tmp_path, extrac
     both = SETTINGS.model_copy(update={"flip": True})
     common = (tmp_path / "store", tmp_path / "bottlenecks", both)
     first = extract_records(records, Colours(), *common)
-    mirrored = Store(tmp_path / "store" / "colours-8").mirrored()
+    mirrored = Store(tmp_path / "store" / "colours-8").view(FLIP)
     (mirrored.path / f"{mirrored.shards()[0]}.npy").unlink()
     extracted.clear()
     assert extract_records(records, Colours(), *common).digest == first.digest and len(extracted) == 1
+
+
+# Views
+
+
+VIEWS = ("whole", "40", "40-bottom-right", "max")
+
+
+def reading(views=VIEWS, **values):
+    return SETTINGS.model_copy(update={"views": views, **values})
+
+
+def by_hand_of(records, names):
+    """(n · views, 12): what Colours returns of the photos of the training products, resized and cut here."""
+    images = pd.read_parquet(records.file("images.parquet"))
+    chosen = images[images["split"] == "train"].sort_values(["product_id", "image_index"])
+    chosen = chosen.drop_duplicates(["product_id", "image_digest"])
+    rows = []
+    for _, image in chosen.iterrows():
+        data = (records.path / image["file"]).read_bytes()[image["offset"] :][: image["length"]]
+        example = tf.train.Example.FromString(data[12:-4])
+        jpeg = example.features.feature["image"].bytes_list.value[0]
+        for name in names:
+            first, *others = name.split("-")
+            size = int(first) if first.isdigit() else 8
+            pixels = tf.image.resize(tf.io.decode_jpeg(jpeg, 3, dct_method="INTEGER_ACCURATE"), (size, size))
+            pixels = np.round(pixels.numpy())
+            pixels = pixels[32:, 32:] if "bottom" in others else pixels
+            pixels = pixels[:, ::-1] if "flip" in name else pixels
+            half = len(pixels) // 2
+            quarters = pixels.reshape(2, half, 2, half, 3).astype(np.float32)
+            rows.append((quarters.max if "max" in name else quarters.mean)(axis=(1, 3)).ravel())
+    return np.array(rows, np.float16)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_each_view_is_what_the_backbone_makes_of_photos_resized_cut_and_mirrored_here(
+    records, tmp_path, mirrored
+):
+    names = [each for name in VIEWS for each in ((name, other(name)) if mirrored else (name,))]
+    made = extract_records(records, Colours(), tmp_path / "store", tmp_path / "one", reading(flip=mirrored))
+    part = open_part(made, tmp_path / "store", "train")
+    assert (made.summary["view_names"], part.views) == (names, len(names))
+    np.testing.assert_allclose(part.rows[:], by_hand_of(records, names), rtol=2e-3, atol=0.2)
+    shelf = Store(tmp_path / "store" / "colours-8")
+    assert sorted(path.name for path in shelf.path.iterdir() if path.is_dir()) == sorted(names[1:])
+    assert {len(shelf.view(view).shards()) for view in map(parse_view, names)} == {-(-DIFFERENT // 30)}
+
+
+def other(name):
+    """The name of the mirrored view."""
+    return "flip" if name == "whole" else f"{name}-flip"
+
+
+def test_a_second_run_extracts_new_images_and_new_views_alone(records, tmp_path, extracted):
+    store = tmp_path / "store"
+    first = extract_records(records, Colours(), store, tmp_path / "one", reading())
+    assert sum(extracted) == len(VIEWS) * DIFFERENT
+    extracted.clear()
+    again = extract_records(records, Colours(), store, tmp_path / "two", reading())
+    assert extracted == [] and again.digest == first.digest
+    extract_records(records, Colours(), store, tmp_path / "three", reading((*VIEWS, "flip")))
+    assert sum(extracted) == DIFFERENT, "one view more"
+    extracted.clear()
+    photos = (photo(900), photo(901))
+    more = records_of([*PRODUCTS, Drawn("900", "1", photos)], tmp_path / "more")
+    extract_records(more, Colours(), store, tmp_path / "four", reading())
+    assert extracted == [2] * len(VIEWS), "two photos more"
+
+
+def test_all_views_are_trained_on_and_those_asked_are_predicted_from(records, tmp_path):
+    store = tmp_path / "store"
+    made = extract_records(records, Colours(), store, tmp_path / "one", reading(asked=("40", "whole")))
+    training, asked = (open_part(made, store, "train", views) for views in ("all", "asked"))
+    assert (training.views, asked.views) == (4, 2)
+    rows = training.rows[:].reshape(-1, 4, 12)
+    np.testing.assert_array_equal(asked.rows[:].reshape(-1, 2, 12), rows[:, [1, 0]])
+    np.testing.assert_array_equal(open_part(made, store, "train", "first").rows[:], rows[:, 0])
+
+
+def test_averaged_views_are_one_row_of_each_image(records, tmp_path):
+    store = tmp_path / "store"
+    apart = open_part(extract_records(records, Colours(), store, tmp_path / "one", reading()), store, "train")
+    made = extract_records(records, Colours(), store, tmp_path / "two", reading(combine="averaged"))
+    part = open_part(made, store, "train")
+    mean = apart.rows[:].reshape(-1, 4, 12).astype(np.float64).mean(axis=1)
+    assert (part.views, made.summary["averaged"]) == (1, True)
+    np.testing.assert_allclose(part.rows[:], mean, rtol=2**-11)
+    np.testing.assert_array_equal(part.rows[np.array([3, 1])], part.rows[:][[3, 1]])
+    np.testing.assert_array_equal(part.rows.only(np.array([3, 1]))[:], part.rows[:][[3, 1]])
+    np.testing.assert_array_equal(part.rows.load(), part.rows[:])
+    assert part.product_id.tolist() == apart.product_id[::4].tolist()
+
+
+def test_a_store_and_an_index_of_an_earlier_version_are_read_as_they_were(records, tmp_path, extracted):
+    store, out = tmp_path / "store", tmp_path / "one"
+    made = extract_records(records, Colours(), store, out, SETTINGS.model_copy(update={"flip": True}))
+    rows = open_part(made, store, "train").rows[:]
+    manifest = json.loads((out / MARK).read_text())
+    summary = manifest["summary"]
+    for name in ("view_names", "asked", "averaged", "view_engines"):
+        del summary[name]
+    summary["flip_engines"] = summary["engines"]
+    (out / MARK).write_text(json.dumps(manifest))
+    old = open_artifact(out, "bottlenecks")
+    np.testing.assert_array_equal(open_part(old, store, "train").rows[:], rows)
+    extracted.clear()
+    extract_records(records, Colours(), store, tmp_path / "two", reading(("whole", "flip")))
+    assert extracted == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (reading(("40-center", "7")), "view .7.: unknown; expected"),
+        (reading(("39-middle",)), "unknown; expected whole"),
+        (reading(asked=("flip",)), "extract.asked: flip: not among the views; expected some of whole, 40, "),
+    ],
+)
+def test_views_that_cannot_be_had_are_refused_before_anything_is_extracted(
+    records, tmp_path, settings, message
+):
+    with pytest.raises(ShelfmarkError, match=message):
+        extract_records(records, Colours(), tmp_path / "store", tmp_path / "one", settings)
+    assert not (tmp_path / "store").exists()
 
 
 # What never mixes, and what may

@@ -18,6 +18,8 @@ from features.engines.engine import Engine
 from features.engines.kept_networks import keep, read_kept
 from features.engines.openvino import load_openvinos, to_openvino
 from features.engines.openvino_graphs import ready_for_bfloat16
+from features.storage.store import Store
+from features.views import WHOLE, View
 from models.decisions.bundle import open_bundle
 
 pytest.importorskip("openvino")
@@ -89,6 +91,22 @@ def test_next_weeks_extraction_opens_the_kept_network(
     first = run(choose_engine(backbone, 8, "openvino", "fp32", kept=folder))
     monkeypatch.setattr(engine_module, "to_openvino", lambda *_: pytest.fail("converted a second time"))
     np.testing.assert_array_equal(run(choose_engine(backbone, 8, "openvino", "fp32", kept=folder)), first)
+
+
+def test_networks_of_several_views_are_kept_beside_each_other(backbone: Backbone, tmp_path: Path) -> None:
+    main, views = Store(tmp_path / backbone.fingerprint), [View(), View(48), View(pooling="max")]
+    for view in views:
+        engines(backbone.for_view(view), main.view(view).path)
+    assert sorted(str(file.parent.relative_to(main.path)) for file in main.path.rglob("*.zip")) == [
+        ".", "48", "max",
+    ]  # fmt: skip
+    for view in views:
+        kept, photos = engines(backbone, main.view(view).path, kept=True)[8], pixels(8, view.input(32))
+        found = np.empty((8, kept.width), np.float32)
+        kept.fill([photos], found)
+        np.testing.assert_allclose(found, backbone.for_view(view).bottlenecks(photos), rtol=1e-4, atol=1e-5)
+    shutil.copytree(main.view(View(48)).path, tmp_path / "other" / "48")
+    assert read_kept(tmp_path / "other" / "48", "fp32") is None, "of another backbone"
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "another backbone's", "text", "empty"])
@@ -165,10 +183,11 @@ DECIDES = """
 import json, sys
 from pathlib import Path
 import numpy as np
+from features.views import WHOLE
 from models.decisions.bundle import open_bundle
 
 bundle = open_bundle(Path(sys.argv[1]))
-engines = bundle.engines([1, 2], Path(sys.argv[2]))
+engines = bundle.engines({WHOLE: [1, 2]}, Path(sys.argv[2]))[WHOLE]
 rows = np.empty((2, engines[2].width), np.float16)
 engines[2].fill([np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)], rows)
 predictions = bundle.categorizer.predict(rows, np.array([0, 1, 2]))
@@ -184,7 +203,7 @@ def test_bundle_and_its_engines_are_opened_and_decide_without_tensorflow(
     path = conftest.make_bundle(tmp_path / "bundle", backbone, 0.5).path
     bundle, store = open_bundle(path), tmp_path / "store"
     rows = np.empty((2, backbone.width), np.float16)
-    bundle.engines([1, 2], store)[2].fill([pixels(2)], rows)
+    bundle.engines({WHOLE: [1, 2]}, store)[WHOLE][2].fill([pixels(2)], rows)
     predictions = bundle.categorizer.predict(rows, np.array([0, 1, 2]))
     expected = bundle.categorizer.decide(np.array(["a", "b"], dtype=object), predictions)
     command = [sys.executable, "-c", DECIDES, str(path), str(store)]

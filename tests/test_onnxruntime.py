@@ -30,6 +30,7 @@ from features.engines.openvino import Int8Calibration
 from features.errors import ShelfmarkError
 from features.images.refusal import LIMITS
 from features.records import pieces_of
+from features.views import WHOLE
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import categorize_photos
 from pipeline.cli import main
@@ -266,7 +267,7 @@ def test_decisions_are_the_same_in_batch_and_over_http(
             ).json()
             for name, client in clients.items()
         }
-        table, _ = categorize_photos(bundle.categorizer, engine, str(number), [jpeg], LIMITS)
+        table, _ = categorize_photos(bundle.categorizer, {WHOLE: engine}, str(number), [jpeg], LIMITS)
         assert answers["onnx"]["category"] == table["category"][0]
         assert answers["onnx"]["confidence"] == pytest.approx(table["confidence"][0], abs=1e-6)
         assert answers["onnx"]["confidence"] == pytest.approx(answers["keras"]["confidence"], abs=2e-2)

@@ -13,6 +13,7 @@ from features.engines.pixels import read_pixels
 from features.errors import ShelfmarkError
 from features.product import ProductImage
 from features.records import Piece, frame, pieces_of, serialise
+from features.views import FLIP
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 
@@ -85,7 +86,7 @@ def test_records_give_the_pixels_of_their_images(photo: conftest.Photo) -> None:
 
 def test_flipped_pixels_are_mirrored_left_to_right(photo: conftest.Photo) -> None:
     jpegs = [photo(seed) for seed in range(3)]
-    found = np.concatenate(list(read_pixels(pieces_of(jpegs, "drawn"), 16, 4, flip=True)))[:3]
+    found = np.concatenate(list(read_pixels(pieces_of(jpegs, "drawn"), 16, 4, FLIP)))[:3]
     np.testing.assert_array_equal(found, conftest.pixels_of(jpegs, 16)[:, :, ::-1])
 
 

@@ -294,22 +294,38 @@ def decisions_of(folder: Path, workspace: Path, output: Path) -> tuple[pd.DataFr
     return decisions, evaluated
 
 
+SEVERAL = 'extract.views=["whole","48","64-center-flip"]'
+
+
 @pytest.mark.slow
-def test_mirrored_images_are_trained_on_and_predicted_from_in_batch_as_in_evaluation(shop, tmp_path):
+@pytest.mark.parametrize(
+    ("sets", "views", "seen"),
+    [
+        (("extract.flip=true",), "whole flip", "whole flip"),
+        ((SEVERAL, 'extract.asked=["48","whole"]'), "48 whole", "whole 48 64-center-flip, asked 48 whole"),
+        (
+            (SEVERAL, "extract.combine=averaged"),
+            "whole 48 64-center-flip",
+            "whole 48 64-center-flip, averaged",
+        ),
+    ],
+)
+def test_views_are_trained_on_and_predicted_from_in_batch_as_in_evaluation(shop, tmp_path, sets, views, seen):
     folder, _, _ = shop
     shutil.copytree(folder / "W", tmp_path / "W", symlinks=True)
     remove(tmp_path / "W" / "releases")
     before = json.loads((tmp_path / "W" / "runs" / "week" / "head" / "manifest.json").read_text())["summary"]
     plain = tmp_path / "W" / "runs" / "week" / "evaluation" / "decisions.parquet"
     plain = pd.read_parquet(plain)["confidence"]
-    assert run_here(*retrain_arguments(folder, tmp_path / "W", "--set", "extract.flip=true"))[0] == 0
+    options = [text for one in sets for text in ("--set", one)]
+    assert run_here(*retrain_arguments(folder, tmp_path / "W", *options))[0] == 0
     values = json.loads((tmp_path / "W" / "runs" / "week" / "head" / "manifest.json").read_text())
-    assert values["made_from"]["views"] == "2"
+    assert values["made_from"]["views"] == seen
     assert values["summary"]["images"] == before["images"]
     _, evaluated = decisions_of(folder, tmp_path / "W", tmp_path / "decisions.parquet")
     assert not np.allclose(evaluated["confidence"], plain)
     bundle = open_bundle((tmp_path / "W" / "releases" / "current").resolve())
-    assert bundle.categorizer.flip
+    assert " ".join(view.name for view in bundle.categorizer.views) == views
 
 
 def test_batch_gives_the_test_products_the_decisions_of_the_evaluation(shop, tmp_path):

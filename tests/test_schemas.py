@@ -18,6 +18,7 @@ FILES = {  # of the run in tests/data
     "metrics": "W/runs/week/evaluation/metrics.json",
     "thresholds": "W/runs/week/thresholds/thresholds.json",
 }
+REPLACED = {"head": {"flip"}}  # fields of older files that newer ones say otherwise
 
 
 @pytest.mark.parametrize("name", schemas.DEFINITIONS)
@@ -38,5 +39,6 @@ def test_a_file_of_an_older_run_follows_the_schema(name: str) -> None:
         text = member.read()
     schema = json.loads(schemas.schema_of(name))
     values = json.loads(text)
-    assert set(schema.get("required", [])) <= set(values) <= set(schema["properties"])
+    known = set(schema["properties"]) | REPLACED.get(name, set())
+    assert set(schema.get("required", [])) <= set(values) <= known
     TypeAdapter(schemas.DEFINITIONS[name]).validate_json(text)

@@ -32,13 +32,14 @@ from features.engines.engine import Engine, extract
 from features.images.normalise import normalise
 from features.images.refusal import LIMITS
 from features.records import pieces_of
+from features.views import WHOLE
 from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.categorizer import COLUMNS, LevelRule, categorize_photos
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
 from serving import app as app_module
 from serving.__main__ import main
-from serving.served import SHAPES
+from serving.extractor import SHAPES
 
 ROOT = Path(__file__).parents[1]
 THRESHOLD = 0.7
@@ -98,7 +99,7 @@ def send(client: TestClient | httpx.Client, photos: list[bytes], **fields: str) 
 
 def decided(bundle: Bundle, engine: Engine, product_id: str, photos: list[bytes]) -> dict[str, Any]:
     """The decision without HTTP, its nulls as pandas writes them; and what became of each photo."""
-    table, refusals = categorize_photos(bundle.categorizer, engine, product_id, photos, LIMITS)
+    table, refusals = categorize_photos(bundle.categorizer, {WHOLE: engine}, product_id, photos, LIMITS)
     sent = [
         {"index": index, "refused": one and one.reason, "detail": one and one.detail}
         for index, one in enumerate(refusals)

@@ -36,19 +36,36 @@ def process() -> Iterator[DecodeProcess]:
 
 
 def read(process: DecodeProcess, data: bytes) -> DecodedPhoto:
-    return process.decode(io.BytesIO(data), SIZE)
+    return process.decode(io.BytesIO(data), [SIZE])
 
 
 def assert_usable(process: DecodeProcess, photo: bytes) -> None:
-    assert np.array_equal(read(process, photo).pixels, decoded(normalise(photo).jpeg, SIZE))  # type: ignore[arg-type]
+    assert_equal(read(process, photo), photo, [SIZE])
+
+
+def assert_equal(found: DecodedPhoto, data: bytes, sizes: list[int]) -> None:
+    """The pixels in each size are those of a photo that is read here."""
+    assert found.pixels is not None and found.refused is None
+    assert list(found.pixels) == sizes
+    for pixels, expected in zip(found.pixels.values(), decoded(normalise(data).jpeg, sizes), strict=True):
+        assert np.array_equal(pixels, expected)
 
 
 def test_pixels_and_digest_are_those_of_a_photo_read_here(process: DecodeProcess, photo: Photo) -> None:
     for data in (photo(1), photo(2, 300, 20), photo(3, mode="L"), *many_formats().values()):
         found = read(process, data)
-        assert found.pixels is not None and found.refused is None
-        assert np.array_equal(found.pixels, decoded(normalise(data).jpeg, SIZE))
+        assert_equal(found, data, [SIZE])
         assert found.digest == hashlib.sha256(data).digest()
+
+
+def test_a_photo_is_decoded_once_for_several_sizes_and_the_next_one_for_others(
+    process: DecodeProcess, photo: Photo
+) -> None:
+    for sizes in ([SIZE, 700, 48], [64], [1024, SIZE]):  # 700 px and more are larger than the socket's buffer
+        data = photo(len(sizes), 90, 60)
+        assert_equal(process.decode(io.BytesIO(data), sizes), data, sizes)
+    refused = process.decode(io.BytesIO(b"no photo"), [SIZE, 48])
+    assert refused.pixels is None and refused.refused and refused.refused.reason == "not_an_image"
 
 
 def test_hostile_files_have_the_outcome_that_they_have_in_ingest(process: DecodeProcess) -> None:
@@ -153,7 +170,7 @@ def test_a_photo_that_nobody_holds_any_more_leaves_the_process_as_it_was(
     if kind == "closed before":
         gone.close()
     with pytest.raises(PhotoGone):
-        process.decode(gone, SIZE)
+        process.decode(gone, [SIZE, 48])
     assert_usable(process, photo(1))
     assert process.pid == before
 
@@ -161,7 +178,7 @@ def test_a_photo_that_nobody_holds_any_more_leaves_the_process_as_it_was(
 def test_a_large_photo_is_never_whole_in_this_process(process: DecodeProcess) -> None:
     data = encoded(Image.new("RGB", (1200, 900), "teal"), "BMP")
     file = Noting(data)
-    found = process.decode(file, SIZE)
+    found = process.decode(file, [SIZE])
     assert found.pixels is not None and found.digest == hashlib.sha256(data).digest()
     assert max(file.sizes) <= PIECE < len(data) == sum(file.sizes)
 
@@ -169,7 +186,7 @@ def test_a_large_photo_is_never_whole_in_this_process(process: DecodeProcess) ->
 def test_a_photo_is_read_from_its_beginning(process: DecodeProcess, photo: Photo) -> None:
     file: BinaryIO = io.BytesIO(photo(1))
     file.seek(100)
-    assert np.array_equal(process.decode(file, SIZE).pixels, decoded(photo(1), SIZE))  # type: ignore[arg-type]
+    assert_equal(process.decode(file, [SIZE]), photo(1), [SIZE])
 
 
 def test_signals_for_the_service_do_not_end_its_processes(process: DecodeProcess, photo: Photo) -> None:

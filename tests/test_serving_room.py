@@ -24,13 +24,15 @@ from features.engines.backbones import load_backbone
 from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import Refused
+from features.views import WHOLE, View, parse_view
 from models.decisions.bundle import Bundle, open_bundle
 from serving.decider import Decider, ReadProduct, SeenProduct, StoreUnavailable
 from serving.decoding import DecodedPhoto, DecodeLimits, DecodeProcess
+from serving.extractor import SHAPES, Extractor, Network
 from serving.fair_queue import FairQueue
 from serving.room import AHEAD, Answer, Closed, Full, Product, Room, RoomLimits, Unwatched
 from serving.schemas import Decision
-from serving.served import SHAPES, Served
+from serving.served import Served
 
 LONG = 60.0  # s, on a computer that has much else to do
 BAD = b"no photo"
@@ -105,14 +107,15 @@ class InThread:
     def wait_ready(self) -> None:
         pass
 
-    def decode(self, photo: BinaryIO, size: int) -> DecodedPhoto:
+    def decode(self, photo: BinaryIO, sizes: Sequence[int]) -> DecodedPhoto:
         data = photo.read()
         self.held.pass_by(data)
         digest = hashlib.sha256(data).digest()
         if data == BAD:
             return DecodedPhoto(digest, None, Refused("not_an_image", "drawn"))
-        pixels = np.arange(size * size * 3).reshape(size, size, 3) % 2 * 100 + int(data)
-        return DecodedPhoto(digest, pixels.astype(np.uint8), None)
+        pixels = {size: np.arange(size * size * 3).reshape(size, size, 3) % 2 * 100 for size in sizes}
+        drawn = {size: (values + int(data) + size - 2).astype(np.uint8) for size, values in pixels.items()}
+        return DecodedPhoto(digest, drawn, None)
 
     def kill(self) -> None:
         pass
@@ -121,10 +124,17 @@ class InThread:
         self.closed = True
 
 
-def served_of(engine: Held, name: str = "week", at: int = 0, flip: bool = False) -> Served:
-    engines = {shape: Counting(shape, engine, at) for shape in SHAPES}
-    bundle = SimpleNamespace(path=Path(name), categorizer=SimpleNamespace(flip=flip), fingerprint=str(at))
-    return Served(cast(Bundle, bundle), engines, cast(Decider, Naming(name)), rate=100.0)
+def served_of(
+    engine: Held, name: str = "week", at: int = 0, views: Sequence[str] = ("whole",), rate: float = 100.0
+) -> Served:
+    """A release for photos of 2 px; `rate` is that of each of its networks."""
+    asked, networks = tuple(map(parse_view, views)), dict[View, Network]()
+    for view in (one.network for one in asked):
+        engines = {shape: Counting(shape, engine, at, size=view.input(2)) for shape in SHAPES}
+        networks.setdefault(view, Network(cast(Any, engines), rate))
+    bundle = SimpleNamespace(path=Path(name), fingerprint=str(at))
+    extractor = Extractor(asked, is_averaged=False, size=2, networks=networks)
+    return Served(cast(Bundle, bundle), extractor, cast(Decider, Naming(name)))
 
 
 @dataclass
@@ -204,13 +214,26 @@ def test_a_product_without_a_readable_photo_or_without_any_is_decided_about(plac
 
 
 def test_a_mirrored_view_has_its_own_row_beside_that_of_the_photo() -> None:
-    place = place_of(flip=True)
+    place = place_of(views=["whole", "flip"])
     try:
         [answer] = place.submit([1, 2]).result(LONG)
         assert answer.seen
         # the two pixels of a row begin with 1 and 101; mirrored, with 101 and 1
         assert answer.seen.bottlenecks[:, 0].tolist() == [1, 101, 2, 102]
         assert sum(map(len, place.batches())) == 4
+    finally:
+        place.room.close()
+
+
+def test_views_of_several_sizes_are_rows_of_a_photo_that_is_decoded_once() -> None:
+    place = place_of(views=["32-flip", "whole", "flip", "32"])
+    try:
+        [first, second] = place.submit([1, 2], [3]).result(LONG)
+        assert first.seen and second.seen
+        # at 32 px, a photo's pixels are 30 more than at 2 px
+        assert first.seen.bottlenecks[:, 0].tolist() == [131, 1, 101, 31, 132, 2, 102, 32]
+        assert second.seen.bottlenecks[:, 0].tolist() == [133, 3, 103, 33]
+        assert sorted(place.decoding.seen) == [b"1", b"2", b"3"] and place.room.pending == 0
     finally:
         place.room.close()
 
@@ -247,14 +270,20 @@ def test_photos_of_requests_are_taken_in_turn() -> None:
         queue.take()
 
 
-def test_decoding_is_ahead_by_two_batches_at_most(place: Place) -> None:
-    place.engine.go.clear()
-    future = place.submit(*([number] for number in range(100)))
-    wait_for(lambda: len(place.decoding.seen) >= AHEAD)
-    time.sleep(0.05)
-    assert len(place.decoding.seen) <= AHEAD + max(SHAPES)  # these are at work
-    place.engine.go.set()
-    assert seen(future.result(LONG)) == [[number] for number in range(100)]
+@pytest.mark.parametrize(("views", "places"), [(["whole"], 1), (["whole", "flip"], 2), (["whole", "32"], 1)])
+def test_decoding_is_ahead_by_two_batches_at_most(views: list[str], places: int) -> None:
+    place = place_of(views=views)
+    try:
+        place.engine.go.clear()
+        future = place.submit(*([number] for number in range(100)))
+        wait_for(lambda: len(place.decoding.seen) >= AHEAD // places)
+        time.sleep(0.05)
+        assert len(place.decoding.seen) <= (AHEAD + max(SHAPES)) // places  # these are at work
+        place.engine.go.set()
+        assert [first for [first, *_] in seen(future.result(LONG))] == list(range(100))
+    finally:
+        place.engine.go.set()
+        place.room.close()
 
 
 def test_a_batch_is_one_of_the_sizes_and_of_what_has_arrived(place: Place) -> None:
@@ -263,7 +292,7 @@ def test_a_batch_is_one_of_the_sizes_and_of_what_has_arrived(place: Place) -> No
     assert place.engine.came.wait(LONG)
     more = [place.submit([number]) for number in range(1, 12)]
     wait_for(lambda: len(place.decoding.seen) == 12)
-    wait_for(lambda: place.room._rows == 11)
+    wait_for(lambda: place.room._decoded == 11)
     place.engine.go.set()
     for future in (first, *more):
         future.result(LONG)
@@ -310,11 +339,21 @@ def test_large_requests_and_small_ones_are_taken_beside_each_other_until_the_bou
         place.room.close()
 
 
-@pytest.mark.parametrize(("rate", "photos"), [(0.1, AHEAD), (20.0, 80), (1000.0, 1024)])
-def test_as_many_photos_wait_as_four_seconds_compute(rate: float, photos: int) -> None:
+@pytest.mark.parametrize(
+    ("views", "rate", "photos"),
+    [
+        (["whole"], 0.1, AHEAD),
+        (["whole"], 20.0, 80),
+        (["whole"], 1000.0, 1024),
+        (["whole", "flip"], 0.1, AHEAD // 2),
+        (["whole", "flip"], 20.0, 40),
+        (["whole", "flip", "32", "32-flip"], 100.0, 100),
+    ],
+)
+def test_as_many_photos_wait_as_four_seconds_compute(views: list[str], rate: float, photos: int) -> None:
     place = place_of(RoomLimits(seconds=30))
     try:
-        place.room.take_over(replace(place.room.served, rate=rate))
+        place.room.take_over(served_of(place.engine, "next", views=views, rate=rate))
         assert place.room.most_photos == photos
     finally:
         place.room.close()
@@ -339,7 +378,7 @@ def test_decoded_photos_of_a_cancelled_request_are_not_computed(place: Place) ->
     blocking = place.submit([0])
     assert place.engine.came.wait(LONG)
     future = place.submit([1, 2, 3])
-    wait_for(lambda: place.room._rows == 3)
+    wait_for(lambda: place.room._decoded == 3)
     assert future.cancel()
     place.engine.go.set()
     blocking.result(LONG)
@@ -373,7 +412,7 @@ def test_an_earlier_deadline_counts_although_a_later_one_came_first(place: Place
 def test_an_engine_that_fails_fails_the_requests_of_its_batch_and_no_other(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = cast(Counting, place.room.served.engines[1])
+    engine = cast(Counting, place.room.served.extractor.networks[WHOLE].engines[1])
     engine.fails = True
     with pytest.raises(RuntimeError, match="out of order"):
         place.submit([1]).result(LONG)
@@ -400,7 +439,7 @@ def test_a_photo_that_is_closed_fails_its_request_and_no_other(place: Place) -> 
 def test_requests_keep_the_release_that_they_came_with_and_no_batch_mixes_two(place: Place) -> None:
     place.engine.go.clear()
     before = [place.submit([number]) for number in range(6)]
-    wait_for(lambda: place.room._rows + len(place.engine.seen) >= 6 or len(place.decoding.seen) == 6)
+    wait_for(lambda: place.room._decoded + len(place.engine.seen) >= 6 or len(place.decoding.seen) == 6)
     place.room.take_over(served_of(place.engine, "next", at=50))
     after = [place.submit([number]) for number in range(10, 16)]
     wait_for(lambda: len(place.decoding.seen) == 12)
@@ -505,9 +544,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, quiet_tensorflow: None) -> 
 
 def assert_decided_as_in_batch(served: Served, photos: list[bytes]) -> None:
     """Compares products of one photo each, together and one by one, with what the batch job computes."""
-    categorizer, engine = served.bundle.categorizer, served.engines[max(SHAPES)]
+    categorizer, engine = served.bundle.categorizer, served.extractor.networks[WHOLE].engines[max(SHAPES)]
     jpegs, names = [normalise(data).jpeg for data in photos], np.arange(len(photos)).astype(str)
-    bottlenecks = categorizer.bottlenecks(engine, jpegs, "drawn")
+    bottlenecks = categorizer.bottlenecks({WHOLE: engine}, jpegs, "drawn")
     table = categorizer.decide(names, categorizer.predict(bottlenecks, np.arange(len(photos) + 1)))
     sizes = list[int]()
 
@@ -544,7 +583,8 @@ def test_decisions_of_a_network_are_those_of_batch_at_every_batch_size(
 ) -> None:
     backbone = load_backbone("mobilenet", str(drawn_weights), 32)
     make_bundle(tmp_path / "week", backbone, threshold=0.3, scale=500.0)
-    assert_decided_as_in_batch(Served.open(tmp_path / "week", None), [photo(seed) for seed in range(23)])
+    served = Served.of(open_bundle(tmp_path / "week"), None)
+    assert_decided_as_in_batch(served, [photo(seed) for seed in range(23)])
 
 
 def test_engines_are_used_again_where_the_backbone_is_the_same(
@@ -552,11 +592,12 @@ def test_engines_are_used_again_where_the_backbone_is_the_same(
 ) -> None:
     monkeypatch.setattr(Bundle, "engines", lambda self, batches, store: engines_by_hand(Saved(), batches))
     first = Served.of(bundle, None)
-    assert sorted(first.engines) == sorted(SHAPES) and first.rate > 0 and first.name == "week"
-    assert [engine.batch for engine in first.engines.values()] == list(first.engines)
-    assert Served.of(bundle, None, like=first).engines is first.engines
-    other = replace(bundle, fingerprint="another")
-    assert Served.of(other, None, like=first).engines is not first.engines
+    engines = first.extractor.networks[WHOLE].engines
+    assert sorted(engines) == sorted(SHAPES) and first.extractor.rate > 0 and first.name == "week"
+    assert [engine.batch for engine in engines.values()] == list(engines)
+    assert Served.of(bundle, None, like=first).extractor is first.extractor
+    other = Served.of(replace(bundle, fingerprint="another"), None, like=first)
+    assert other.extractor.networks[WHOLE] is not first.extractor.networks[WHOLE]
 
 
 # Sellers

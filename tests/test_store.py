@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.errors import ShelfmarkError
-from features.storage.store import Digests, Locations, Store, StoredRows
+from features.storage.store import Digests, Locations, Store, StoredRows, joined
+from features.views import FLIP, WHOLE, View, combined
 
 WIDTH = 6
 
@@ -193,6 +194,38 @@ def test_digests_that_share_their_first_64_bits_are_distinguished() -> None:
     assert digests.first.tolist() == [True, True, False, True, False, False]
     number, row = digests.matches(np.array([three, one]))
     assert sorted(zip(number.tolist(), row.tolist(), strict=True)) == [(1, 1), (3, 0), (4, 1)]
+
+
+# Views
+
+
+def test_each_view_has_a_store_of_its_own_below_that_of_the_whole_photos(tmp_path: Path) -> None:
+    main = Store(tmp_path / "colours-8")
+    crop = main.view(View(256, "center"))
+    assert (main.of, crop.of, Store(crop.path).of) == (WHOLE, View(256, "center"), View(256, "center"))
+    assert crop.path == tmp_path / "colours-8" / "256-center" and crop.owner == "colours-8/256-center"
+    assert (crop.view(WHOLE).path, crop.view(FLIP).path) == (main.path, main.path / "flip")
+    crop.append(digests("a"), rows_of("b"), engine="")
+    assert find(crop, "a").row.tolist() == [0] and find(main, "a").row.tolist() == [-1]
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_views_are_joined_row_beside_row_or_averaged(tmp_path: Path, views: int) -> None:
+    stores = [filled(tmp_path / name, *shards) for name, shards in zip("xyz", VIEW_SHARDS, strict=True)]
+    texts = ("abcda", "ebcdb", "aecda")[:views]  # of five images, found in each view
+    rows = [rows_at(store, find(store, *text)) for store, text in zip(stores, texts, strict=False)]
+    apart, averaged = (joined(rows, one) for one in (False, True))
+    expected = np.stack([rows_of(text) for text in texts], axis=1)
+    np.testing.assert_array_equal(apart[:], expected.reshape(-1, WIDTH))
+    np.testing.assert_array_equal(averaged[:], combined([rows_of(text) for text in texts], averaged=True))
+    np.testing.assert_allclose(averaged[:], expected.astype(np.float64).mean(axis=1), atol=2e-3)
+    assert (len(apart), len(averaged)) == (5 * views, 5)
+    some = np.array([True, False, True, True, False])
+    np.testing.assert_array_equal(averaged.only(some)[:], averaged[:][some])
+    np.testing.assert_array_equal(apart[np.array([4, 1, 0])], apart[:][[4, 1, 0]])
+
+
+VIEW_SHARDS = (("abc", "de"), ("abcde",), ("a", "bcd", "e"))
 
 
 # What never mixes, and what may

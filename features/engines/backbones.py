@@ -31,11 +31,13 @@ from features.errors import ShelfmarkError
 from features.images.refusal import Limits
 from features.output import log_is_open
 from features.storage.paths import AnyPath, local, write_whole
+from features.views import View
 
 if TYPE_CHECKING:
     import keras
 
 BACKBONE, BACKBONE_WEIGHTS, BACKBONE_ONNX = "backbone.json", "backbone.weights.h5", "backbone.onnx"
+AS_IT_IS = "expected mirrored photos and crops alone, such as flip and 512-center"
 TUNED = "fine-tuned "  # in backbone.json before the name of the weights that a backbone was tuned from
 
 
@@ -90,6 +92,36 @@ class Backbone(ABC):
     def bottlenecks(self, pixels: np.ndarray) -> np.ndarray:
         """Computes bottlenecks: (n, size, size, 3) uint8 → (n, d) float32."""
 
+    def for_view(self, view: View) -> "Backbone":
+        """Returns the backbone that computes a view: itself for mirrored images and crops.
+
+        For photos of another size, and for the maximum, it is a network with the same weights; its
+        bottlenecks belong to the view's directory in the store of this backbone, not to one of its own.
+
+        Raises:
+            ShelfmarkError: this backbone, or a backbone of this size, cannot have the view.
+        """
+        self.require_view(view)
+        return self if self._computes(view) else self._another(view)
+
+    def require_view(self, view: View) -> None:
+        """Checks what can be known of a view without its network; raises as `for_view`."""
+        view.require_size(self.image_size)
+        if not self._computes(view) and (reason := self._only_itself(view)):
+            raise ShelfmarkError(f"view {view.name}: backbone {self.name} {reason}; correct extract.views")
+
+    def _computes(self, view: View) -> bool:
+        """Whether it computes the view as it is."""
+        return view.network == View()
+
+    @abstractmethod
+    def _only_itself(self, view: View) -> str:
+        """Why no other network of it computes the view, and what was expected; "" where one does."""
+
+    def _another(self, view: View) -> "Backbone":
+        """Its weights in a network that computes the view."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class KerasBackbone(Backbone):
@@ -130,7 +162,7 @@ class KerasBackbone(Backbone):
         import keras
 
         pooling = self.network.layers[-1]
-        if not isinstance(pooling, keras.layers.GlobalAveragePooling2D):
+        if not _is_mean_of_a_map(self.network):
             raise ShelfmarkError(
                 f"backbone {self.name}: its bottleneck is not the mean of one map; expected a network that "
                 "ends in a single pooled map; name one layer after the @"
@@ -139,6 +171,40 @@ class KerasBackbone(Backbone):
         if self.network is self.model:
             return maps
         return with_preprocessing(maps, self.name, self.image_size)
+
+    def _only_itself(self, view: View) -> str:
+        """See Backbone."""
+        if parse_name(self.name).is_hub:
+            return f"is a preset of KerasHub, which is used as it is; {AS_IT_IS}"
+        if view.pooling == "max" and not _is_mean_of_a_map(self.network):
+            return "does not end in the mean of one map; expected views without max"
+        return ""
+
+    def _another(self, view: View) -> Backbone:
+        """See Backbone. The network is built anew: its paddings depend on its size."""
+        import keras
+
+        size = view.input(self.image_size)
+        network = self.network if size == self.image_size else self._at(size, view)
+        if view.pooling == "max":
+            largest = keras.layers.GlobalMaxPooling2D(name="largest")(network.layers[-1].input)
+            network = keras.Model(network.input, largest, name=network.name)
+        return keras_backbone(network, parse_name(self.name), self.weights, size)
+
+    def _at(self, size: int, view: View) -> "keras.Model":
+        """The network with its weights for photos of another size."""
+        reason = f"has other layers than at {self.image_size} px"
+        try:
+            network = build_network(parse_name(self.name), "random", size)
+            if [type(layer) for layer in network.layers] == [type(layer) for layer in self.network.layers]:
+                network.set_weights(self.network.get_weights())
+                return network
+        except ShelfmarkError as error:
+            reason = f"cannot be built ({str(error.__cause__ or error).splitlines()[0]})"
+        raise ShelfmarkError(
+            f"view {view.name}: {self.name} at {size} px {reason}; expected a network that takes photos of "
+            "this size, too; correct extract.views"
+        )
 
 
 @dataclass(frozen=True)
@@ -164,6 +230,16 @@ class OnnxBackbone(Backbone):
     def bottlenecks(self, pixels: np.ndarray) -> np.ndarray:
         """See Backbone."""
         return bottlenecks_of(open_session(self.onnx), pixels)
+
+    def _only_itself(self, view: View) -> str:
+        """See Backbone."""
+        return f"is an ONNX file, whose size and pooling are fixed; {AS_IT_IS}"
+
+
+def _is_mean_of_a_map(network: "keras.Model") -> bool:
+    import keras
+
+    return isinstance(network.layers[-1], keras.layers.GlobalAveragePooling2D)
 
 
 def require_keras(backbone: Backbone, purpose: str) -> KerasBackbone:

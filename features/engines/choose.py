@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from features.engines.backbones import (
@@ -21,6 +21,7 @@ from features.engines.openvino import Int8Calibration, load_openvino, load_openv
 from features.engines.tensorflow import TensorFlow, has_gpu, may_have_gpu
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath
+from features.views import View
 
 log = logging.getLogger("shelfmark")
 
@@ -82,6 +83,26 @@ def choose_engine(
         )
     log.info("engine: %s: %s", chosen.name, why)
     return chosen
+
+
+def engines_of_views(
+    backbone: Backbone, views: Iterable[View], batch: int, precision: str = "auto"
+) -> dict[View, Engine]:
+    """Returns the fastest engine of each network that these views need, by `View.network`.
+
+    Args:
+        backbone: frozen.
+        views: of the photos.
+        batch: images.
+        precision: as for `choose_engine`.
+
+    Raises:
+        ShelfmarkError: a view that the backbone cannot have, or see `choose_engine`.
+    """
+    networks = dict.fromkeys(view.network for view in views)
+    return {
+        network: choose_engine(backbone.for_view(network), batch, precision=precision) for network in networks
+    }
 
 
 def engines_for(

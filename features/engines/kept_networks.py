@@ -1,7 +1,7 @@
 """The network that OpenVINO's converter made of a backbone, kept beside its bottlenecks: converted once.
 
     store/<fingerprint>/openvino-<version>-<precision>-<FORM>.zip    stored, not compressed
-        fingerprint     of the backbone, whose hash includes its weights
+        fingerprint     of the backbone, whose hash includes its weights; and the view, in another's directory
         network.xml     for batches of any size: its reader sets the size
         network.bin
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.storage.paths import AnyPath, write_whole
+from features.storage.store import Store
 
 if TYPE_CHECKING:
     import openvino
@@ -33,7 +34,7 @@ def read_kept(folder: AnyPath, precision: str) -> "openvino.Model | None":
     """Reads the kept network for batches of any size; None where there is none, or a damaged one.
 
     Args:
-        folder: of the backbone's bottlenecks; its name is the fingerprint.
+        folder: of the bottlenecks of the view `View.network`; its name says of which fingerprint and view.
         precision: fp32 or bf16.
     """
     import openvino
@@ -41,7 +42,7 @@ def read_kept(folder: AnyPath, precision: str) -> "openvino.Model | None":
     file = folder / _name(precision)
     try:
         with file.open("rb") as opened, zipfile.ZipFile(opened) as kept:
-            if kept.read(FINGERPRINT).decode() != folder.name:
+            if kept.read(FINGERPRINT).decode() != Store(folder).owner:
                 raise ValueError("it is of another backbone")
             described, weights = kept.read(DESCRIBED), np.frombuffer(kept.read(WEIGHTS), np.uint8)
         return openvino.Core().read_model(described, openvino.Tensor(weights))
@@ -60,7 +61,7 @@ def keep(network: "openvino.Model", folder: AnyPath, precision: str) -> None:
 
     Args:
         network: in the form in which it is compiled.
-        folder: of the backbone's bottlenecks; its name is the fingerprint.
+        folder: of the bottlenecks of the view `View.network`; its name says of which fingerprint and view.
         precision: fp32 or bf16.
     """
     import openvino
@@ -68,7 +69,7 @@ def keep(network: "openvino.Model", folder: AnyPath, precision: str) -> None:
     content = io.BytesIO()
     with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as kept:
         openvino.serialize(network, Path(scratch, DESCRIBED), Path(scratch, WEIGHTS))
-        kept.writestr(FINGERPRINT, folder.name)
+        kept.writestr(FINGERPRINT, Store(folder).owner)
         for name in (DESCRIBED, WEIGHTS):
             kept.write(Path(scratch, name), name)
     file = folder / _name(precision)

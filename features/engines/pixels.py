@@ -1,20 +1,21 @@
 """From JPEGs to pixels: pieces are cut, decoded and resized in TensorFlow's threads, beside the backbone.
 
-    Piece ─► cut ─► batch ─► parse the Examples ─► decode, resize, round ─► (batch, size, size, 3) uint8
-                             `────── batches side by side, on the CPU ──────´
+    Piece ─► cut ─► batch ─► parse the Examples ─► decode, resize, round ─► cut, mirror: see views.py
+                             `────────── batches side by side, on the CPU ──────────´
 
 Python handles pieces of some megabytes and batches of pixels, no single image: 0.8 ms of a core for an image
 of 180 px at 299 instead of 1.1 with a generator of JPEGs.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.errors import ShelfmarkError
 from features.records import Piece, feature_spec
+from features.views import WHOLE, View
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -25,28 +26,31 @@ if TYPE_CHECKING:
 RESIZE = "bilinear"
 
 
-def read_pixels(pieces: Iterable[Piece], size: int, batch: int, flip: bool = False) -> Iterator[np.ndarray]:
+def read_pixels(pieces: Iterable[Piece], size: int, batch: int, view: View = WHOLE) -> Iterator[np.ndarray]:
     """Decodes and resizes images, in order.
 
     Args:
         pieces: of strict JPEGs.
-        size: px.
+        size: px, of the network's input.
         batch: images; a short last batch is filled with black, so that every batch runs the same kernels.
-        flip: mirror them, left to right.
+        view: of the photos.
 
     Yields:
         (batch, size, size, 3) uint8.
 
     Raises:
         ShelfmarkError: an image that ingest had decoded cannot be decoded.
+        ValueError: the network takes another size than the view has.
         Exception: whatever `pieces` raises.
     """
     import tensorflow as tf
 
+    if view.input(size) != size:
+        raise ValueError(f"expected a network for view {view.name}, found one of {size} px")
     source = _Source(pieces)
     done = 0
     try:
-        for images in _batches(source, size, batch, flip):
+        for images in _batches(source, size, batch, view):
             yield images
             done += batch
     except tf.errors.InvalidArgumentError as error:
@@ -82,7 +86,7 @@ class _Source:
         return list(dict.fromkeys(name for begin, stop, name in self._read if begin < end and stop > first))
 
 
-def _batches(source: _Source, size: int, batch: int, flip: bool) -> Iterator[np.ndarray]:
+def _batches(source: _Source, size: int, batch: int, view: View) -> Iterator[np.ndarray]:
     """Starts TensorFlow's threads; returns (batch, size, size, 3) uint8 in order."""
     import tensorflow as tf
 
@@ -91,7 +95,7 @@ def _batches(source: _Source, size: int, batch: int, flip: bool) -> Iterator[np.
     with tf.device("cpu"):
         texts = tf.data.Dataset.from_generator(source, output_signature=signature).flat_map(_cut)
         pixels = texts.batch(batch).map(
-            lambda texts, examples: _pixels(_jpegs(texts, examples), size, batch, flip),
+            lambda texts, examples: _pixels(_jpegs(texts, examples), size, batch, view),
             num_parallel_calls=os.cpu_count(),
             deterministic=True,
         )
@@ -126,26 +130,28 @@ def _jpegs(texts: "tf.Tensor", examples: "tf.Tensor") -> "tf.Tensor":
     return tf.cond(examples[0], lambda: tf.io.parse_example(texts, parsed)["image"], lambda: texts)
 
 
-def _pixels(jpegs: "tf.Tensor", size: int, batch: int, flip: bool) -> "tf.Tensor":
+def _pixels(jpegs: "tf.Tensor", size: int, batch: int, view: View) -> "tf.Tensor":
     """Decodes (n,) JPEGs, n up to `batch` → (batch, size, size, 3) uint8, black at the end."""
     import tensorflow as tf
 
-    images = decode_jpegs(jpegs, size)
-    images = tf.reverse(images, [2]) if flip else images
+    [photos] = decode_jpegs(jpegs, [view.resized(size)])
+    images = view.of_pixels(photos, size)
     images = tf.pad(images, [[0, batch - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]])
     return tf.ensure_shape(images, (batch, size, size, 3))
 
 
-def decode_jpegs(jpegs: "tf.Tensor", size: int) -> "tf.Tensor":
-    """Adds to a graph: (n,) strict JPEGs → (n, size, size, 3) uint8.
+def decode_jpegs(jpegs: "tf.Tensor", sizes: Sequence[int]) -> "list[tf.Tensor]":
+    """Adds to a graph: (n,) strict JPEGs, decoded once → for each size (n, size, size, 3) uint8.
 
     Each is resized alone: resizing a batch of equal sizes together was not quicker (0.86 ms instead of 0.78).
     """
     import tensorflow as tf
 
-    def decode(jpeg: tf.Tensor) -> tf.Tensor:
+    def decode(jpeg: tf.Tensor) -> list[tf.Tensor]:
         pixels = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
-        resized = tf.image.resize(pixels, (size, size), method=RESIZE)
-        return tf.cast(tf.round(resized), tf.uint8)
+        resized = [tf.image.resize(pixels, (size, size), method=RESIZE) for size in sizes]
+        return [tf.cast(tf.round(one), tf.uint8) for one in resized]
 
-    return tf.map_fn(decode, jpegs, fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8))
+    signature = [tf.TensorSpec((size, size, 3), tf.uint8) for size in sizes]
+    found: list[tf.Tensor] = tf.map_fn(decode, jpegs, fn_output_signature=signature)
+    return found

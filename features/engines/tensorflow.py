@@ -56,8 +56,8 @@ def in_precision(model: "keras.Model", precision: str) -> "keras.Model":
     if precision == "fp32":
         return model
 
-    pooling = (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D)
-    exact = (keras.layers.InputLayer, keras.layers.Rescaling, *pooling)
+    means = (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D)
+    exact = (keras.layers.InputLayer, keras.layers.Rescaling, *means, keras.layers.GlobalMaxPooling2D)
     depthwise = any(isinstance(layer, keras.layers.DepthwiseConv2D) for layer in model._flatten_layers())
     lower = keras.layers.Conv2D if depthwise else keras.layers.Layer
 

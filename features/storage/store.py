@@ -4,7 +4,7 @@
     store/<fingerprint>/<shard>.parquet   (n,) image_digest, binary(32), and checksum, uint64, of each row;
                                           written last; its metadata name the engine, and the store that it
                                           belongs to
-    store/<fingerprint>/flip/             the same of the mirrored images
+    store/<fingerprint>/<view>/           the same of another view than the whole photo: flip/, 256-center/, …
 
 A digest is the sha256 of the source's bytes. A shard's name is a hash of the digests in it, so a killed job
 writes the same shard again, and two jobs never clash. Without its parquet a shard is not there. Shards
@@ -13,7 +13,7 @@ of earlier versions have no checksums; their rows are read unchecked.
 
 import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, local, read_range, writing
+from features.views import WHOLE, View, combined, find_view
 
-FLIP = "flip"
 SHARD = pa.schema([("image_digest", pa.binary(32)), ("checksum", pa.uint64())])
 UNCHECKED = pa.schema([("image_digest", pa.binary(32))])  # of earlier versions
 COMPARED = 2**20  # digests at a time
@@ -149,17 +149,18 @@ class Locations:
 
 
 class Store:
-    """The bottlenecks of one fingerprint, of the images as they are or of the mirrored ones."""
+    """The bottlenecks of one fingerprint, of one view of the images; the directory's name says of which."""
 
     def __init__(self, path: AnyPath) -> None:
-        self.path = path
-        self.flip = path.name == FLIP
-        self._owner = f"{path.parent.name}/{FLIP}" if self.flip else path.name
+        self.path, found = path, find_view(path.name)
+        self.of = found or WHOLE  # the view
+        self.home = path.parent if found else path  # of the fingerprint: the store of the whole photos
+        self.owner = f"{self.home.name}/{path.name}" if found else path.name
         self._opened: dict[str, Shard] = {}
 
-    def mirrored(self) -> "Store":
-        """Returns the store of the mirrored images, a subdirectory of this one."""
-        return Store(self.path / FLIP)
+    def view(self, view: View) -> "Store":
+        """Returns the store of a view of the same fingerprint."""
+        return Store(self.home if view == WHOLE else self.home / view.name)
 
     def shards(self) -> list[str]:
         """Returns the names of the finished shards, sorted."""
@@ -204,9 +205,9 @@ class Store:
                 f"{file}: not a shard of bottlenecks as this version writes them; expected digests and an "
                 f"engine; remove {self.path} and run extract again"
             )
-        if (owner := metadata[b"store"].decode()) != self._owner:
+        if (owner := metadata[b"store"].decode()) != self.owner:
             raise ShelfmarkError(
-                f"{file}: bottlenecks of {owner}; expected those of {self._owner}; "
+                f"{file}: bottlenecks of {owner}; expected those of {self.owner}; "
                 f"move the shard to the store {owner}"
             )
         return digests_of(table["image_digest"]), metadata[b"engine"].decode()
@@ -269,7 +270,7 @@ class Store:
         name = shard_name(digests)
         with writing(self.path / f"{name}.npy") as working:
             _save(bottlenecks, working)
-        metadata = {"engine": engine, "store": self._owner}
+        metadata = {"engine": engine, "store": self.owner}
         columns = [digest_array(digests), pa.array(row_sums(bottlenecks))]
         table = pa.table(columns, schema=SHARD).replace_schema_metadata(metadata)
         with writing(self.path / f"{name}.parquet") as working:  # digests cannot be compressed
@@ -370,7 +371,10 @@ def shard_name(digests: np.ndarray) -> str:
 
 
 class StoredRows:
-    """n bottlenecks scattered over shards; indexing with row numbers reads them."""
+    """n bottlenecks scattered over shards; indexing with row numbers reads them.
+
+    Where `shard` and `row` are (n, k), each of the n is the mean of k.
+    """
 
     def __init__(self, shards: list[Shard], shard: np.ndarray, row: np.ndarray) -> None:
         self._shards, self._shard, self._row = shards, shard, row
@@ -388,25 +392,48 @@ class StoredRows:
         out = np.empty((len(row), self._shards[0].array.shape[1] if self._shards else 0), np.float16)
         for start in range(0, len(row), PIECE):
             piece = slice(start, start + PIECE)
-            for code in np.unique(shard[piece]):
-                here = shard[piece] == code
-                out[piece][here] = self._shards[code].read(row[piece][here])
+            if row.ndim == 1:
+                self._read(shard[piece], row[piece], out[piece])
+                continue
+            views = np.empty((row.shape[1], len(row[piece]), out.shape[1]), np.float16)
+            for view, own in enumerate(views):
+                self._read(shard[piece, view], row[piece, view], own)
+            out[piece] = combined(list(views), averaged=True)
         return out
+
+    def _read(self, shard: np.ndarray, row: np.ndarray, out: np.ndarray) -> None:
+        """Reads (m,) rows of (m,) shards into `out`."""
+        for code in np.unique(shard):
+            here = shard == code
+            out[here] = self._shards[code].read(row[here])
 
     def only(self, chosen: np.ndarray) -> "StoredRows":
         """Returns only the chosen rows: (n,) bool, or row numbers."""
         return StoredRows(self._shards, self._shard[chosen], self._row[chosen])
 
-    def beside(self, other: "StoredRows") -> "StoredRows":
-        """Returns (2n, d): each of these n rows, followed by the other's row of the same number."""
-        shard = np.stack([self._shard, other._shard + len(self._shards)], axis=1)
-        row = np.stack([self._row, other._row], axis=1)
-        return StoredRows(self._shards + other._shards, shard.reshape(-1), row.reshape(-1))
-
     def load(self, most: int = 2 * 2**30) -> "StoredRows | np.ndarray":
         """Returns the bottlenecks in memory when they take at most `most` bytes, else these rows."""
         size = len(self) * (self._shards[0].array[0].nbytes if self._shards else 0)
         return self[slice(None)] if size <= most else self
+
+
+def joined(views: Sequence[StoredRows], averaged: bool) -> StoredRows:
+    """Returns the rows of n images from k views of (n, d), as `views.combined`, unread.
+
+    Args:
+        views: at least one.
+        averaged: the mean of an image's views is its one row; else each view is a row.
+
+    Returns:
+        (n, d) if averaged, else (n · k, d): of each image its views, one after the other.
+    """
+    first = np.cumsum([0, *(len(one._shards) for one in views)]).tolist()
+    shard = np.stack([one._shard + start for one, start in zip(views, first, strict=False)], axis=1)
+    row = np.stack([one._row for one in views], axis=1)
+    shards = [shard for one in views for shard in one._shards]
+    if averaged and len(views) > 1:
+        return StoredRows(shards, shard, row)
+    return StoredRows(shards, shard.reshape(-1), row.reshape(-1))
 
 
 def _save(bottlenecks: np.ndarray, file: Path) -> None:

@@ -15,6 +15,7 @@ sellers.json says how a seller's corrections change decisions (adapted.py); the 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from features.engines.engine import Engine
 from features.errors import ShelfmarkError
 from features.storage.artifact import damaged_file, digest_of, file_digest, open_artifact
 from features.storage.paths import AnyPath
+from features.storage.store import Store
+from features.views import View
 from models.decisions.adapted import Adapter, load_adapter
 from models.decisions.categorizer import Categorizer, DecisionRules, Predictor
 from models.heads.architectures import SET_FILES, STRUCTURE, WEIGHTS, load_head
@@ -38,7 +41,7 @@ from models.taxonomy import read_taxonomy
 
 HEAD_FILES = (STRUCTURE, WEIGHTS, "sizes.npy", "taxonomy.csv")
 THRESHOLDS = "thresholds.json"
-VERSION = 5  # of the bundles that this code writes; it reads these and earlier ones
+VERSION = 6  # of the bundles that this code writes; it reads these and earlier ones
 
 
 @dataclass(frozen=True)
@@ -57,23 +60,35 @@ class Bundle:
         start_tensorflow()
         return read_backbone(self.path, self.fingerprint)
 
-    def engines(self, batches: Sequence[int], store: AnyPath | None) -> dict[int, Engine]:
-        """The fastest engine of its backbone for each size of batches.
+    @cached_property
+    def described(self) -> BackboneDescription:
+        """What is known of its backbone without loading it."""
+        return BackboneDescription.read(self.path / BACKBONE)
+
+    def engines(
+        self, batches: Mapping[View, Sequence[int]], store: AnyPath | None
+    ) -> dict[View, dict[int, Engine]]:
+        """The fastest engine of each network for each size of batches.
 
         Where OpenVINO is the fastest and has its network kept, TensorFlow and Keras are not imported.
 
         Args:
-            batches: sizes, images.
-            store: directory of all stores, WORKSPACE/store; the converted network is kept there, beside the
-                backbone's bottlenecks. None: it is not kept.
+            batches: by View.network of the views that are to be computed, sizes, images.
+            store: directory of all stores, WORKSPACE/store; a converted network is kept there, beside the
+                bottlenecks of its view. None: it is not kept.
 
         Raises:
-            ShelfmarkError: no engine can run it here.
+            ShelfmarkError: no engine can run it here, or the backbone cannot have such a view.
         """
-        description = BackboneDescription.read(self.path / BACKBONE)
         width = self.categorizer.predictor.head.shape.width
-        kept = store / self.fingerprint if store is not None else None
-        return engines_for(self.backbone, description, width, batches, kept)
+        home = Store(store / self.fingerprint) if store is not None else None
+        loaded = cache(self.backbone)  # once for all networks
+
+        def engines(network: View, sizes: Sequence[int]) -> dict[int, Engine]:
+            kept = home.view(network).path if home else None
+            return engines_for(lambda: loaded().for_view(network), self.described, width, sizes, kept)
+
+        return {network: engines(network, sizes) for network, sizes in batches.items()}
 
 
 def load_predictor(folder: Path) -> Predictor:

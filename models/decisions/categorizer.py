@@ -3,6 +3,7 @@
 Batch and HTTP, evaluation and release all decide through it, so their decisions are the same.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import Limits, Refused
 from features.records import pieces_of
+from features.views import View, combined, parse_view
 from models.decisions.categories import Department
 from models.decisions.confidence import DECIMALS, ConfidenceModel, Evidence
 from models.decisions.levels import stop_level
@@ -145,10 +147,19 @@ class Categorizer:
                 "thresholds of another head; expected those calibrated for this one; run calibrate again"
             )
 
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """The views of each image that it predicts from, in their order."""
+        return tuple(map(parse_view, self.predictor.head.shape.views))
+
     @property
-    def flip(self) -> bool:
-        """Whether it predicts from two bottlenecks of each image: of the image, then of the mirrored one."""
-        return self.predictor.head.shape.flip
+    def rows_of_image(self) -> int:
+        """Bottlenecks of each image that it predicts from: one for each view, or their mean."""
+        return self.predictor.head.shape.rows_of_image
+
+    def rows(self, views: Sequence[np.ndarray]) -> np.ndarray:
+        """(n · rows_of_image, d) float16, what it predicts from, of n images; (n, d) float16 of each view."""
+        return combined(views, self.predictor.head.shape.averaged)
 
     @property
     def head(self) -> Head:
@@ -156,25 +167,22 @@ class Categorizer:
         set_head = self.predictor.set_head if self.rules.aggregation == SET else None
         return set_head or self.predictor.head
 
-    def bottlenecks(self, engine: Engine, jpegs: Sequence[bytes], source: str) -> np.ndarray:
-        """(n, d) float16 of n strict JPEGs; with `flip` (2 · n, d), two rows of each image.
+    def bottlenecks(self, engines: Mapping[View, Engine], jpegs: Sequence[bytes], source: str) -> np.ndarray:
+        """(n · rows_of_image, d) float16 of n strict JPEGs.
 
         Args:
-            engine: runs the backbone.
+            engines: run the backbone, by `View.network`, as `engines_of_views` gives them.
             jpegs: of `normalise`.
             source: named by errors.
         """
-        views = [
-            extract(engine, pieces_of(jpegs, source=source), len(jpegs), flip)
-            for flip in ((False, True) if self.flip else (False,))
-        ]
-        return np.stack(views, axis=1).reshape(-1, engine.width)
+        pieces = functools.partial(pieces_of, jpegs, source=source)
+        return self.rows([extract(engines[one.network], pieces(), len(jpegs), one) for one in self.views])
 
     def predict(self, bottlenecks: Rows, bounds: np.ndarray) -> Predictions:
         """Predictions about products, with the calibrated temperature and aggregation.
 
         Args:
-            bottlenecks: (images, d), products together; with `flip` two rows of each image.
+            bottlenecks: (rows, d), products together; `rows_of_image` of each image.
             bounds: (n + 1,) of the rows.
         """
         return self.predictor.predict(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
@@ -329,13 +337,13 @@ class ReadPhotos:
     """The readable photos of a product."""
 
     digests: tuple[str, ...]  # sha256 (hex) of the k readable ones, each once
-    bottlenecks: np.ndarray  # (k, d) float16; with `flip` (2 · k, d)
+    bottlenecks: np.ndarray  # (k · rows_of_image, d) float16
     refusals: list[Refused | None]  # of each photo that was given why it was refused, or None
 
 
 def read_photos(
     categorizer: Categorizer,
-    engine: Engine,
+    engines: Mapping[View, Engine],
     product_id: str,
     photos: Sequence[bytes],
     limits: Limits,
@@ -352,16 +360,16 @@ def read_photos(
             jpegs.append(normalise(photo, limits).jpeg)
         except Refused as refused:
             refusal[digest] = refused
-    bottlenecks = np.empty((0, engine.width), np.float16)
+    bottlenecks = np.empty((0, categorizer.predictor.head.shape.width), np.float16)
     if jpegs:
-        bottlenecks = categorizer.bottlenecks(engine, jpegs, f"product {product_id}")
+        bottlenecks = categorizer.bottlenecks(engines, jpegs, f"product {product_id}")
     readable = tuple(digest.hex() for digest, refused in refusal.items() if refused is None)
     return ReadPhotos(readable, bottlenecks, [refusal[digest] for digest in digests])
 
 
 def categorize_photos(
     categorizer: Categorizer,
-    engine: Engine,
+    engines: Mapping[View, Engine],
     product_id: str,
     photos: Sequence[bytes],
     limits: Limits,
@@ -370,7 +378,7 @@ def categorize_photos(
 
     Args:
         categorizer: decides.
-        engine: runs the categorizer's own backbone.
+        engines: run the categorizer's own backbone, by `View.network`.
         product_id: of the decision.
         photos: contents of their files; one that is given twice counts once.
         limits: of image sizes.
@@ -378,7 +386,7 @@ def categorize_photos(
     Returns:
         A decision, one row, and for each photo why it was refused, or None.
     """
-    read = read_photos(categorizer, engine, product_id, photos, limits)
+    read = read_photos(categorizer, engines, product_id, photos, limits)
     return decide_read(categorizer, product_id, read), read.refusals
 
 

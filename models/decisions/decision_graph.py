@@ -71,7 +71,7 @@ def decide(
     Args:
         categorizer: whose head and rules become constants.
         names: of its tree.
-        bottlenecks: (rows, d) float32, products together; with `flip` two rows of each image.
+        bottlenecks: (rows, d) float32, products together; of each image its views, one after the other.
         images: (p,) int32, images of each product, at least 1.
 
     Returns:
@@ -79,7 +79,8 @@ def decide(
         number of categories; confidence (p,) float32; decision (p,) int32, a row of `names`.
     """
     tree = categorizer.predictor.taxonomy
-    rows = images * 2 if categorizer.flip else images
+    rows = images * categorizer.rows_of_image
+    bottlenecks = _rows(categorizer, bottlenecks)
     probability = _probabilities(categorizer, bottlenecks, rows)
     values, top = tf.math.top_k(probability, min(TOP, len(tree.categories)))  # ties: the lower one first
     seen = _summarize(probability, values, top[:, 0], rows, tree)
@@ -92,6 +93,15 @@ def decide(
         "confidence": tf.cast(confidences[-1] / UNITS, tf.float32),
         "decision": row,
     }
+
+
+def _rows(categorizer: Categorizer, bottlenecks: tf.Tensor) -> tf.Tensor:
+    """(rows, d): the bottlenecks, or of each image the mean of its views; see `views.combined`."""
+    shape = categorizer.predictor.head.shape
+    if not shape.averaged:
+        return bottlenecks
+    views = tf.reshape(as_float16(bottlenecks), (-1, len(shape.views), shape.width))
+    return tf.reduce_mean(views, axis=1)
 
 
 # Probabilities

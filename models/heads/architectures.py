@@ -75,9 +75,10 @@ class HeadShape:
     selector: int = 0  # s, neurons of each of TaxonNet's feature selectors
     images: int = 1  # of a set head: images of a product, side by side in one row of `images` · d numbers
     standardized: bool = False  # each number of a bottleneck by its own mean and deviation in training
-    flip: bool = False  # it reads each image twice, as it is and mirrored
     hierarchical: bool = False  # flat: the categories' softmax is a product of softmaxes over siblings
     second_dropout: float = 0.0  # share of the second hidden layer
+    views: tuple[str, ...] = ("whole",)  # of each image, from which it predicts; see features/views.py
+    averaged: bool = False  # their mean is one row; else each view is a row of its image
 
     def __post_init__(self) -> None:
         if self.kind not in ARCHITECTURES:
@@ -103,8 +104,15 @@ class HeadShape:
     def from_json(cls, text: str) -> "HeadShape":
         """Reads what `to_json` returned; a field that an older release lacks has its default."""
         values = json.loads(text)
+        mirrored = values.pop("flip", False)  # of older releases
+        views = values.get("views", ("whole", "flip") if mirrored else ("whole",))
         parents = tuple(map(tuple, values.get("parents", ())))
-        return cls(**values | {"hidden": tuple(values["hidden"]), "parents": parents})
+        return cls(**values | {"hidden": tuple(values["hidden"]), "parents": parents, "views": tuple(views)})
+
+    @property
+    def rows_of_image(self) -> int:
+        """Bottlenecks of each image that it predicts from."""
+        return 1 if self.averaged else len(self.views)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from features.engines.backbones import Backbone, require_keras
 from features.engines.pixels import read_pixels
 from features.records import pieces_of
+from features.views import parse_view
 from models.heads.architectures import Head
 from models.heads.convolutional import convolutional_head
 
@@ -28,7 +29,10 @@ def heat_of(evidence: np.ndarray) -> np.ndarray:
 
 
 class ClassMaps:
-    """The categories' scores at each location of photos, by a backbone and a head over its bottlenecks."""
+    """The categories' scores at each location of photos, by a backbone and a head over its bottlenecks.
+
+    Of a head's views the whole photo is shown, at the backbone's own size.
+    """
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
         """Takes a backbone whose bottleneck is the mean of one map.
@@ -39,7 +43,7 @@ class ClassMaps:
         self._size = backbone.image_size
         self._maps = require_keras(backbone, "to show where it looked").maps()
         self._head = convolutional_head(head)
-        self._flip = head.shape.flip
+        self._flip = any(parse_view(name).flip for name in head.shape.views)
 
     def heats(self, jpegs: Sequence[bytes], category: np.ndarray) -> list[np.ndarray]:
         """(h, w) float64 0..1 of each photo: what each location says for a category, see `heat_of`.

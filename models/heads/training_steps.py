@@ -12,7 +12,6 @@ one `scan`.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 import keras
@@ -118,27 +117,6 @@ class _OnePassSGD(_SGD):
             grad=gradient,
             momentum=self.momentum,
         )
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this computer is faster in bfloat16: GPUs from Ampere on, and processors with AMX.
-
-    On two cores with AMX a step takes half the time (26 instead of 55 ms). XLA does not use AMX (65 ms in
-    either), so with JAX only GPUs count.
-    """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        device = jax.devices()[0]
-        return bool(device.platform == "gpu" and float(device.compute_capability) >= 8)
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        major, *_ = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
-        return bool(major >= 8)
-    processor = Path("/proc/cpuinfo")
-    return processor.is_file() and "amx_bf16" in processor.read_text()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from models.corrections.histories import Histories
 from models.corrections.known_photos import known_photos
 from models.corrections.store import Corrections
 from models.decisions.bundle import Bundle
+from models.decisions.categorizer import Categorizer
 from pipeline.adapt.given import (
     GivenCorrection,
     GivenCorrections,
@@ -155,7 +156,8 @@ class _Vectors:
     digests: dict[str, list[bytes]]  # of the photos of each product
     photos: Photos  # that were sent along
     refused: frozenset[str]  # products with a photo that was refused
-    views: list[Store]
+    categorizer: Categorizer
+    views: list[Store]  # that it predicts from
     distinct: list[bytes]  # digests of all photos
     position: dict[bytes, int]  # of a digest among them
     locations: list[Locations]  # of each view
@@ -166,7 +168,7 @@ class _Vectors:
     ) -> "_Vectors":
         """Finds the photos of the corrected products; extracts those sent along that the store lacks."""
         main = Store(workspace / "store" / bundle.fingerprint)
-        views = [main, main.mirrored()] if bundle.categorizer.flip else [main]
+        views = [main.view(one) for one in bundle.categorizer.views]
         wanted = {one.product_id for one in given.corrections}
         photos = read_photos(sources, wanted, bundle, views, config) if sources and wanted else Photos()
         known = known_photos(workspace, bundle.categorizer.release, wanted - photos.digests.keys())
@@ -176,7 +178,7 @@ class _Vectors:
         locations = [store.find(values) for store in views]
         position = {digest: at for at, digest in enumerate(distinct)}
         refused = frozenset(photo.product_id for photo in photos.refused)
-        return cls(digests, photos, refused, views, distinct, position, locations)
+        return cls(digests, photos, refused, bundle.categorizer, views, distinct, position, locations)
 
     def stored(self, product_id: str) -> list[int]:
         """Positions of those photos of a product that all views of the store have."""
@@ -190,14 +192,14 @@ class _Vectors:
         return REFUSED if product_id in self.refused else NO_PHOTO
 
     def read(self, photos: Sequence[int]) -> np.ndarray:
-        """(n · views, d) float16, the bottlenecks of n photos: of each its views, one after the other."""
+        """(n · rows, d) float16, what the bundle predicts from, of n photos."""
         pieces = []
         for start in range(0, len(photos), IMAGES):
             at, found = np.array(photos[start : start + IMAGES]), []
             for view, there in zip(self.views, self.locations, strict=True):
                 opened = Store(view.path)  # a new one: it holds its shards open
                 found.append(opened.rows(there.names, there.shard[at], there.row[at])[:])
-            pieces.append(np.stack(found, axis=1).reshape(-1, found[0].shape[1]))
+            pieces.append(self.categorizer.rows(found))
         return np.concatenate(pieces)
 
 
@@ -238,7 +240,7 @@ def _made(
     every = [photo for its in stored for photo in its]
     matrix, end = vectors.read(every) if every else np.empty((0, 0), np.float16), 0
     for one, its in zip(piece, stored, strict=True):
-        start, end = end, end + len(its) * len(vectors.views)
+        start, end = end, end + len(its) * bundle.categorizer.rows_of_image
         if not its:
             without[vectors.reason(one.product_id)] += 1
         yield Correction(

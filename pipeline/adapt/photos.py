@@ -22,9 +22,10 @@ from features.images.normalise import normalise
 from features.images.refusal import Refused
 from features.records import pieces_of
 from features.storage.store import Digests, Store
+from features.views import View
 from models.decisions.bundle import Bundle
 from pipeline.adapt.given import RefusedPhoto
-from pipeline.extract.fill_store import engine_of, make_shard, require_all, require_room, try_twice
+from pipeline.extract.fill_store import engines_of, make_shard, require_all, require_room, try_twice
 from pipeline.ingest.check_images import fetching_of, image_limits
 from pipeline.ingest.index import NO_IMAGE
 from pipeline.job.config import Config
@@ -56,7 +57,7 @@ def read_photos(
         sources: paths or URLs, as for `categorize`.
         wanted: product_id.
         bundle: in service.
-        views: of the store of its backbone: images, and with `flip` mirrored ones.
+        views: the stores of the views that it predicts from.
         config: sections [ingest] and [extract].
 
     Raises:
@@ -126,22 +127,21 @@ def _extract(
     log.info("adapt: %s photos are new to the store", f"{len(lacking):,}")
     backbone, limits = bundle.backbone(), image_limits(config.ingest)
     require_room(views[0], len(lacking) * len(views), backbone)
-    engine: Engine | None = None
+    engines: dict[View, Engine] = {}
     done, refused = set[bytes](), dict[bytes, Refused | None]()
     held: dict[bytes, bytes] = {}  # digest → strict JPEG
 
     def flush() -> None:
-        nonlocal engine
         if not held:
             return
         jpegs = list(held.values())
-        if engine is None:
-            engine = engine_of(
-                backbone, views[0], config.extract, lambda most: pieces_of(jpegs[:most], source="photos")
-            )
+        if not engines:
+            sample = lambda most: pieces_of(jpegs[:most], source="photos")  # noqa: E731
+            engines.update(engines_of(backbone, views, config.extract, sample))
         digests = np.frombuffer(b"".join(held), np.uint8).reshape(-1, 32)
         pieces = functools.partial(pieces_of, jpegs, source="photos")
         for store in views:
+            engine = engines[store.of.network]
             reason = try_twice(
                 functools.partial(make_shard, store, digests, pieces, engine, backbone.weights)
             )

@@ -124,8 +124,8 @@ class _Job:
     ) -> None:
         self.sources, self.bundle, self.output, self.config = sources, bundle, output, config
         self.beam, self.only_new, self.records, self.home = beam, only_new, records, home
-        flip, main = bundle.categorizer.flip, Store(store / bundle.fingerprint)
-        self.views = [main, main.mirrored()] if flip else [main]
+        main = Store(store / bundle.fingerprint)
+        self.views = [main.view(one) for one in bundle.categorizer.views]
         self.roots, self.fetched = roots_of(sources), home / "fetched"
         self.corrected = sellers_in_use(corrections) if corrections else frozenset[str]()
         self.corrections = corrections if self.corrected else None
@@ -161,8 +161,8 @@ class _Job:
         output = open_output(self.output, self.job, self.work, self.schema)
         statistics = PartImages.of(self.bundle)
         outcomes = decide_parts(
-            rows, Bottlenecks(self.work / KNOWN, self._named), self.bundle, sellers, output, statistics,
-            self.roots, self.work,
+            rows, Bottlenecks(self.work / KNOWN, self._named, self.bundle.categorizer), self.bundle, sellers,
+            output, statistics, self.roots, self.work,
         )  # fmt: skip
         self._write_beside(rows, outcomes, statistics)
         output.finish(rows.parts)
@@ -195,10 +195,8 @@ class _Job:
         """Extracts what is new; returns the rows by parts."""
         settings = self.config.extract
         shards = plan_new(units, self.work, settings.shard_images)
-        limits, flip = image_limits(self.config.ingest), len(self.views) > 1
-        marks = extract_new(
-            shards, self.work, self.views[0], flip, self.bundle.backbone, settings, limits, self.beam
-        )
+        limits = image_limits(self.config.ingest)
+        marks = extract_new(shards, self.work, self.views, self.bundle.backbone, settings, limits, self.beam)
         if marks:
             self._index_store()
         found = Found(marks, self.work)

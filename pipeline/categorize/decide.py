@@ -21,7 +21,7 @@ from features.storage.paths import AnyPath, write_whole, writing
 from features.storage.store import Store, digests_of
 from models.decisions.adapted import unadapted
 from models.decisions.bundle import Bundle
-from models.decisions.categorizer import unreadable
+from models.decisions.categorizer import Categorizer, unreadable
 from models.decisions.predictions import product_bounds
 from models.decisions.validation_split import first_of_product
 from pipeline.beam.run_units import write_table
@@ -45,23 +45,25 @@ PART_REJECTS = pa.schema([*REJECTS, ("row", pa.int64())])
 
 
 class Bottlenecks:
-    """The bottlenecks of images, by their digests, from the views of a store."""
+    """What a categorizer predicts from, by the digests of images, from the stores of its views."""
 
-    def __init__(self, known: AnyPath, views: list[tuple[Store, list[str]]]) -> None:
+    def __init__(
+        self, known: AnyPath, views: list[tuple[Store, list[str]]], categorizer: Categorizer
+    ) -> None:
         """Opens the indices in `known`, of each view and the names of its shards."""
+        self._categorizer = categorizer
         self._views = [
             (store, names, DigestIndex(known, view_name(view), list(LOCATION)))
             for view, (store, names) in enumerate(views)
         ]
 
     def rows(self, digests: np.ndarray) -> np.ndarray:
-        """(n, d) float16 of (n, 32) digests, with two views (2n, d): each image's, then its mirrored one's.
+        """(n · rows_of_image, d) float16 of (n, 32) digests.
 
         Raises:
             ShelfmarkError: one is gone, or damaged.
         """
-        found = [self._of_view(*view, digests) for view in self._views]
-        return found[0] if len(found) == 1 else np.stack(found, axis=1).reshape(-1, found[0].shape[1])
+        return self._categorizer.rows([self._of_view(*view, digests) for view in self._views])
 
     @staticmethod
     def _of_view(store: Store, names: list[str], index: DigestIndex, digests: np.ndarray) -> np.ndarray:
@@ -204,14 +206,14 @@ def _decided(
     readable[product] = True
     pieces = list[pd.DataFrame]()
     matrix = np.empty((0, 0), np.float16)
-    views = 2 if categorizer.flip else 1
+    own = bounds * categorizer.rows_of_image
     if len(digests):
         matrix = bottlenecks.rows(digests)
-        predictions = categorizer.predict(matrix, bounds * views)
+        predictions = categorizer.predict(matrix, own)
         ids = part.product_id[readable]
         if sellers:
             seller = sellers.of_products(part.rows, part.product, len(readable))[readable]
-            pieces += sellers.decide(ids, matrix, bounds * views, predictions, seller)
+            pieces += sellers.decide(ids, matrix, own, predictions, seller)
         else:
             pieces.append(categorizer.decide(ids, predictions))
     silent = unreadable(part.product_id[~readable & ~part.left_out], categorizer.release)
@@ -223,7 +225,7 @@ def _decided(
     if statistics:
         placeholder = part.good & np.isin(halves(digests_of(part.rows["image_digest"]))[0], rows.placeholders)
         counted = statistics.count(
-            part.rows, part.product, part.image_index, part.good, placeholder, matrix, bounds[:-1] * views
+            part.rows, part.product, part.image_index, part.good, placeholder, matrix, own[:-1]
         )
     outcomes = Outcomes(
         statuses=Counter(table["status"].tolist()),

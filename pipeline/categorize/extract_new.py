@@ -12,13 +12,14 @@ after the other, because the backbone uses all cores by itself.
 
 import functools
 import os
+import struct
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,12 +33,13 @@ from features.images.refusal import Limits, Refused
 from features.records import Piece, pieces_of
 from features.storage.paths import AnyPath, absolute, any_path, local, remove, writing
 from features.storage.store import Store, digests_of, shard_name
+from features.views import View
 from pipeline.beam.run_units import run_units, write_table
 from pipeline.categorize.digest_index import DigestIndex, build_index
 from pipeline.extract.beam_worker import FAILED, LoadedNetwork, SharedNetwork, failures, share_network
 from pipeline.extract.fill_store import (
     MOST_FAILED,
-    engine_of,
+    engines_of,
     require_all,
     require_room,
     require_use,
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from apache_beam.utils.shared import Shared
 
 PLAN, NEW = "_plan.arrow", "_new"
+LENGTH = struct.Struct("<Q")  # before each JPEG that is kept for other views
+PHOTOS = "the source's photos"
 PLANNED = pa.schema(
     [
         ("image_digest", pa.binary(32)),
@@ -133,8 +137,7 @@ def _first_rows(units: list[AnyPath], work: AnyPath) -> DigestIndex | None:
 def extract_new(
     shards: list[str],
     work: AnyPath,
-    store: Store,
-    flip: bool,
+    views: Sequence[Store],
     load: Callable[[], Backbone],
     settings: ExtractSettings,
     limits: Limits,
@@ -145,8 +148,7 @@ def extract_new(
     Args:
         shards: of `plan_new`.
         work: working directory, which Beam's workers see.
-        store: of the backbone.
-        flip: also of the mirrored images.
+        views: their stores, of the backbone.
         load: loads the backbone; called when an image is new.
         settings: the section [extract].
         limits: of images.
@@ -158,27 +160,27 @@ def extract_new(
     """
     marks = [work / NEW / f"{name}.parquet" for name in shards]
     (work / NEW).mkdir(parents=True, exist_ok=True)
-    _forget_lost(marks, store)
+    _forget_lost(marks, views)
     if all(mark.is_file() for mark in marks):
         return marks
     remove(work / FAILED)
     backbone = load()
     with pa.memory_map(str(local(work / PLAN))) as plan:
         images = pa.ipc.open_file(plan).read_all().num_rows
-    for view in (store, store.mirrored()) if flip else (store,):
-        require_room(view, images, backbone)
-    job = _Job(str(absolute(work)), str(absolute(store.path)), flip, backbone.weights, limits)
+    require_room(views[0], images * len(views), backbone)
+    stores = tuple(str(absolute(view.path)) for view in views)
+    job = _Job(str(absolute(work)), stores, backbone.weights, limits)
     if beam:
-        failed = _on_beam(job, backbone, store, settings, marks, beam)
+        failed = _on_beam(job, backbone, settings, marks, beam)
     else:
-        failed = _here(job, engine_of(backbone, store, settings, functools.partial(_sample, job)), marks)
-    require_all(store, failed, "the bottlenecks of all new images")
+        failed = _here(job, engines_of(backbone, views, settings, functools.partial(_sample, job)), marks)
+    require_all(views[0], failed, "the bottlenecks of all new images")
     return marks
 
 
-def _forget_lost(marks: list[AnyPath], store: Store) -> None:
-    """Removes the marks of shards that are not in the store any more."""
-    there = set(store.shards())
+def _forget_lost(marks: list[AnyPath], views: Sequence[Store]) -> None:
+    """Removes the marks of shards that a view's store does not have any more."""
+    there = set.intersection(*(set(view.shards()) for view in views))
     for mark in marks:
         if mark.is_file():
             with mark.open("rb") as file:
@@ -192,13 +194,17 @@ class _Job:
     """What workers have to know."""
 
     work: str  # working directory
-    store: str
-    flip: bool
+    stores: tuple[str, ...]  # of the views
     weights: str  # what the network's weights are called
     limits: Limits
 
+    @property
+    def views(self) -> list[Store]:
+        """The stores of the views."""
+        return [Store(any_path(path)) for path in self.stores]
 
-def _here(job: _Job, engine: Engine, marks: list[AnyPath]) -> dict[str, str]:
+
+def _here(job: _Job, engines: Mapping[View, Engine], marks: list[AnyPath]) -> dict[str, str]:
     """Makes the shards in this process; returns why some could not be made."""
     failed: dict[str, str] = {}
     images = [len(_planned(job, number)) for number in range(len(marks))]
@@ -207,7 +213,7 @@ def _here(job: _Job, engine: Engine, marks: list[AnyPath]) -> dict[str, str]:
             progress.to(sum(images[:number]))
             if mark.is_file():
                 continue
-            if reason := try_twice(functools.partial(make_shard, number, mark, job, engine)):
+            if reason := try_twice(functools.partial(make_shard, number, mark, job, engines)):
                 failed[mark.stem] = reason
             if len(failed) == MOST_FAILED:
                 break
@@ -217,7 +223,6 @@ def _here(job: _Job, engine: Engine, marks: list[AnyPath]) -> dict[str, str]:
 def _on_beam(
     job: _Job,
     backbone: Backbone,
-    store: Store,
     settings: ExtractSettings,
     marks: list[AnyPath],
     beam: tuple[str, ...],
@@ -226,7 +231,7 @@ def _on_beam(
     from apache_beam.utils.shared import Shared
 
     work = any_path(job.work)
-    network = share_network(backbone, work, store, settings, functools.partial(_sample, job))
+    network = share_network(backbone, work, job.views, settings, functools.partial(_sample, job))
     do = functools.partial(_make_unit, job=job, network=network, loaded=Shared())
     names = [mark.name for mark in marks]
     run_units("extract", list(range(len(marks))), do, work / NEW, beam, names)
@@ -235,9 +240,9 @@ def _on_beam(
 
 def _make_unit(number: int, mark: AnyPath, *, job: _Job, network: SharedNetwork, loaded: "Shared") -> None:
     """Makes a shard in a worker."""
-    store, sample = Store(any_path(job.store)), functools.partial(_sample, job)
-    here: LoadedNetwork = loaded.acquire(functools.partial(LoadedNetwork, network, store, sample))
-    here.make(mark.stem, functools.partial(make_shard, number, mark, job, here.engine))
+    sample = functools.partial(_sample, job)
+    here: LoadedNetwork = loaded.acquire(functools.partial(LoadedNetwork, network, job.views, sample))
+    here.make(mark.stem, functools.partial(make_shard, number, mark, job, here.engines))
 
 
 # One shard
@@ -253,20 +258,26 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
-def make_shard(number: int, mark: AnyPath, job: _Job, engine: Engine) -> None:
-    """Makes the shard of planned images, appends it to the store, and writes what was found about them."""
-    rows = _planned(job, number)
+def make_shard(number: int, mark: AnyPath, job: _Job, engines: Mapping[View, Engine]) -> None:
+    """Makes the shard of planned images, appends it to the stores, and writes what was found about them.
+
+    The images are read and decoded strictly for the first view; the others take the JPEGs that this has kept.
+    """
+    rows, views = _planned(job, number), job.views
     outcomes: list[Outcome] = []
-    views = [extract_readable(engine, _pieces(rows, job.limits, outcomes), len(rows))]
-    good = np.array([not one.reason for one in outcomes], bool)
-    digests = digests_of(rows["image_digest"])[good]
-    if job.flip and len(digests):
-        kept = rows.filter(pa.array(good))
-        views.append(extract(engine, _pieces(kept, job.limits, []), len(digests), flip=True))
-    store = Store(any_path(job.store))
     name = ""
-    for view, bottlenecks in zip((store, store.mirrored()), views, strict=False):
-        if len(digests):
+    with tempfile.TemporaryFile() as kept:
+        for view in views:
+            engine = engines[view.of.network]
+            if view is views[0]:
+                pieces = _pieces(rows, job.limits, outcomes, kept if len(views) > 1 else None)
+                bottlenecks = extract_readable(engine, pieces, len(rows), view.of)
+                good = np.array([not one.reason for one in outcomes], bool)
+                digests = digests_of(rows["image_digest"])[good]
+            else:
+                bottlenecks = extract(engine, _kept_pieces(kept), len(digests), view.of)
+            if not len(digests):
+                break
             require_use(bottlenecks, job.weights, view)
             name = view.append(digests, bottlenecks, engine=engine.name)
     columns = [rows["image_digest"].combine_chunks(), *map(list, zip(*outcomes, strict=True))]
@@ -280,16 +291,35 @@ def _planned(job: _Job, number: int) -> pa.Table:
         return pa.Table.from_batches([pa.ipc.open_file(file).get_batch(number)])
 
 
-def _pieces(rows: pa.Table, limits: Limits, outcomes: list[Outcome]) -> Iterator[Piece]:
-    """The strict JPEGs of those images that are not refused; adds an outcome for each image."""
+def _pieces(
+    rows: pa.Table, limits: Limits, outcomes: list[Outcome], kept: IO[bytes] | None = None
+) -> Iterator[Piece]:
+    """The strict JPEGs of those images that are not refused; adds an outcome for each image.
+
+    With `kept` they are also written there, each behind its length, for `_kept_pieces`.
+    """
 
     def jpegs() -> Iterator[bytes]:
         for jpeg, outcome in _decoded(rows, limits):
             outcomes.append(outcome)
-            if not outcome.reason:
-                yield jpeg
+            if outcome.reason:
+                continue
+            if kept:
+                kept.write(LENGTH.pack(len(jpeg)) + jpeg)
+            yield jpeg
 
-    return pieces_of(jpegs(), source="the source's photos")
+    return pieces_of(jpegs(), source=PHOTOS)
+
+
+def _kept_pieces(kept: IO[bytes]) -> Iterator[Piece]:
+    """The JPEGs that `_pieces` has written."""
+
+    def jpegs() -> Iterator[bytes]:
+        kept.seek(0)
+        while length := kept.read(LENGTH.size):
+            yield kept.read(*LENGTH.unpack(length))
+
+    return pieces_of(jpegs(), source=PHOTOS)
 
 
 def _decoded(rows: pa.Table, limits: Limits) -> Iterator[tuple[bytes, Outcome]]:

@@ -1,7 +1,7 @@
 """What is known before a batch: the store's digests, and the products that the release has decided about.
 
 _known/view0.*.npy       digests of the store, with their places and checksums; see digest_index.py
-_known/view1.*.npy       the same of the mirrored images, where the head predicts from both
+_known/view1.*.npy …     the same of the next view, where the head predicts from several
 _known/decided.*.npy     products of --only-new
 _known/corrected.*.npy   sellers whose corrections are in use: their products are decided again
 """

@@ -80,7 +80,7 @@ class ReadRow(NamedTuple):
 
 
 def view_name(view: int) -> str:
-    """What the index of a view of the store is called: 0, and with `flip` 1, that of the mirrored images."""
+    """What the index of a view of the store is called: by its number among the views."""
     return f"view{view}"
 
 

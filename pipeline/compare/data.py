@@ -21,7 +21,7 @@ class ComparisonInputs:
     """What a comparison is made from, and where it goes."""
 
     records: Artifact
-    bottlenecks: Artifact
+    bottlenecks: Artifact  # of which the first view is compared
     tuned: Artifact | None  # the fine-tuned backbone of the run, if there is one
     store: AnyPath  # directory of all stores
     out: AnyPath  # the comparison's directory
@@ -63,7 +63,7 @@ def open_data(inputs: ComparisonInputs) -> ComparisonData:
     """
     records, config = inputs.records, inputs.config
     taxonomy, category = learnt_categories_of(records)
-    train, val = (open_part(inputs.bottlenecks, inputs.store, name).first_view() for name in ("train", "val"))
+    train, val = (open_part(inputs.bottlenecks, inputs.store, name, "first") for name in ("train", "val"))
     train = train.without(untrainable(records, config))
     if inputs.categories is not None:
         taxonomy = _draw_categories(taxonomy, inputs.categories, config.seed)

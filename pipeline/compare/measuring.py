@@ -18,7 +18,7 @@ from pipeline.job.catalogue import Part, sizes_of
 from pipeline.job.config import Config
 from pipeline.job.progress import Progress
 from pipeline.train.calibrate import choose_aggregation
-from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
+from pipeline.train.from_settings import head_precision, labels_of, loss_of, recipe_of, shape_of
 
 MOST_TRAIN_PRODUCTS = 50_000  # on which the training precision is measured
 
@@ -39,7 +39,7 @@ def train_head(data: ComparisonData, config: Config) -> Trained:
     train, fit = (Examples(part.rows, labels(part.product_id)) for part in (data.train, data.fit))
     loss, recipe, selecting = (
         loss_of(data.taxonomy, config),
-        recipe_of(config),
+        recipe_of(config, head_precision(config, shape)),
         fit if len(fit.labels) else None,
     )
     with Progress("train", recipe.epochs * len(train.labels)) as progress:

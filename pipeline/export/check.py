@@ -16,12 +16,13 @@ from typing import Protocol
 import numpy as np
 
 from features.engines.backbones import Backbone
-from features.engines.choose import choose_engine
+from features.engines.choose import engines_of_views
 from features.engines.engine import REQUEST
 from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import Refused
 from features.product import order_key
+from features.views import cost
 from models.decisions.categorizer import Categorizer
 from models.decisions.confidence import DECIMALS, product_ranges
 from pipeline.ingest.check_images import fetching_of, image_limits, segments_of
@@ -31,7 +32,7 @@ from pipeline.sources.source import open_sources, read_segment
 
 PHOTOS = 500  # of the source, about
 SEGMENTS = 8  # of the source that are read, at most, evenly over it: of a large catalogue not all
-CALL = 32  # photos in a call of the written files, about
+CALL = 32  # photos in a call of the written files, about; fewer where their views have more pixels
 # How far two fp32 engines may move a confidence: their bottlenecks agree to 1e-6, but where that changes the
 # rounding to float16, a number of the bottleneck moves by 5e-4 of itself. Measured: docs/export.md.
 PRECISION = 1e-3
@@ -147,15 +148,15 @@ def check(categorizer: Categorizer, backbone: Backbone, runner: Runner, photos: 
         photos: of `photos_of`.
     """
     bounds = np.concatenate([[0], np.cumsum(photos.counts)])
-    engine = choose_engine(backbone, REQUEST, precision="fp32")
-    rows = categorizer.bottlenecks(engine, photos.jpegs, "photos of the check")
-    views = 2 if categorizer.flip else 1
-    predictions = categorizer.predict(rows, bounds * views)
+    engines = engines_of_views(backbone, categorizer.views, REQUEST, precision="fp32")
+    rows = categorizer.bottlenecks(engines, photos.jpegs, "photos of the check")
+    predictions = categorizer.predict(rows, bounds * categorizer.rows_of_image)
     confidences = categorizer.level_confidences(predictions)
     expected = categorizer.decide(np.arange(len(photos.counts)).astype(str), predictions)
+    call = max(1, int(CALL / cost(categorizer.views, backbone.image_size)))
     parts = [
         runner.decide(photos.jpegs[bounds[start] : bounds[stop]], photos.counts[start:stop])
-        for start, stop in product_ranges(bounds, CALL)
+        for start, stop in product_ranges(bounds, call)
     ]
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     differs = (found["status"] != expected["status"].to_numpy()) | (

@@ -15,12 +15,11 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-from features.engines.backbones import Backbone
 from features.errors import ShelfmarkError
 from features.output import others_output
 from features.storage.artifact import Artifact, begin, open_artifact, partial_of, seal
 from features.storage.paths import AnyPath, copy_tree, remove
-from models.decisions.bundle import Bundle, open_bundle
+from models.decisions.bundle import open_bundle
 from pipeline.export.check import PRECISION, CheckResult, check, photos_of
 from pipeline.export.graph import OUTPUTS, ExportedGraph
 from pipeline.job.progress import log
@@ -67,7 +66,7 @@ def export(path: AnyPath, kind: str, output: AnyPath, source: str | None = None)
                 with others_output():
                     result = check(bundle.categorizer, graph.backbone, module.Runner(work), photos)
                 _require_equal(result)
-            summary = _summary(bundle, graph.backbone, kind, module, result).to_dict()
+            summary = _summary(graph, kind, module, result).to_dict()
             made = seal(place, kind=KIND, version=VERSION, made_from=made_from, summary=summary)
         finally:
             remove(work)
@@ -107,9 +106,10 @@ def _require_equal(result: CheckResult) -> None:
 
 
 def _summary(
-    bundle: Bundle, backbone: Backbone, kind: str, module: ModuleType, result: CheckResult | None
+    graph: ExportedGraph, kind: str, module: ModuleType, result: CheckResult | None
 ) -> ExportSummary:
     """What manifest.json says of the export."""
+    bundle, backbone = graph.bundle, graph.backbone
     rules = bundle.categorizer.rules
     return ExportSummary(
         format=kind,
@@ -119,7 +119,8 @@ def _summary(
         backbone=backbone.name,
         weights=backbone.weights,
         image_size=backbone.image_size,
-        inputs=dict(module.INPUTS),
+        views=[view.name for view in graph.views],
+        inputs=module.inputs(graph),
         outputs=OUTPUTS,
         left_out=list(LEFT_OUT),
         versions={name: importlib.metadata.version(name) for name in ("shelfmark", *module.PACKAGES)},

@@ -1,6 +1,6 @@
 """What is exported, whatever the format: from pixels, or from bottlenecks, to named decisions.
 
-    pixels (n, size, size, 3) uint8 ──► (each also mirrored) ──► backbone ──► bottlenecks
+    pixels (n, size, size, 3) uint8, of each size ──► views, cut and mirrored ──► networks ──► bottlenecks
     bottlenecks, images_per_product (p,) int32 ──► models/decisions/decision_graph.py ──► OUTPUTS
 
 Where a format has texts, categories, statuses and nodes are texts; else numbers, rows of names.json:
@@ -10,25 +10,25 @@ Where a format has texts, categories, statuses and nodes are texts; else numbers
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from features.engines.backbones import Backbone, require_keras
+from features.engines.pixels import decode_jpegs
 from features.storage.paths import write_whole
+from features.views import View, by_network, sizes_of
 from models.decisions.bundle import Bundle
 from models.decisions.decision_graph import STATUSES, DecisionNames, decide
 
 NAMES = "names.json"
 PIXELS, COUNTS = "pixels", "images_per_product"  # inputs
-PIXEL_INPUTS = {
-    PIXELS: "(n, size, size, 3) uint8, RGB, the images of all products, one product after the other",
-    COUNTS: "(p,) int32, how many of the images each product has, at least 1; their sum is n",
-}
+COUNTED = "(p,) int32, how many of the images each product has, at least 1; their sum is n"
 OUTPUTS = {
     "top_categories": "(p, k) the most likely categories, most likely first; k is 5, or fewer categories",
     "top_probabilities": "(p, k) float32, their probabilities",
@@ -42,10 +42,18 @@ TEXTS = ("top_categories", "status", "node")  # of OUTPUTS, where a format has t
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A bundle with its backbone."""
+    """A bundle with its backbone.
+
+    Raises:
+        ShelfmarkError: the backbone cannot have a view that the head asks for.
+    """
 
     bundle: Bundle
     backbone: Backbone
+
+    def __post_init__(self) -> None:
+        for view in self.views:
+            self.backbone.require_view(view)
 
     @cached_property
     def names(self) -> DecisionNames:
@@ -59,27 +67,80 @@ class ExportedGraph:
         texts = (categories.tolist(), list(STATUSES), self.names.node.tolist())
         return dict(zip(TEXTS, texts, strict=True))
 
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """That the head asks for."""
+        return self.bundle.categorizer.views
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The px to which a photo is resized for the views, each once."""
+        return sizes_of(self.views, self.backbone.image_size)
+
+    @cached_property
+    def models(self) -> dict[View, keras.Model]:
+        """The networks of Keras that the views need, by View.network."""
+        with tf.init_scope():  # their weights are set while a graph is traced
+            return {
+                network: require_keras(self.backbone.for_view(network), "within this graph").model
+                for network in by_network(self.views)
+            }
+
+    @cached_property
+    def pixel_inputs(self) -> dict[str, str]:
+        """The inputs of `from_pixels`, and what they are: one of pixels for each of `sizes`."""
+        meaning = "({0}) uint8, RGB, the images of all products, one product after the other"
+        inputs = {PIXELS if len(self.sizes) == 1 else f"{PIXELS}_{size}": size for size in self.sizes}
+        described = {name: meaning.format(f"n, {size}, {size}, 3") for name, size in inputs.items()}
+        return described | {COUNTS: COUNTED}
+
     def signature(self) -> list[tf.TensorSpec]:
         """The inputs of `from_pixels`."""
-        size = self.backbone.image_size
-        pixels = tf.TensorSpec((None, size, size, 3), tf.uint8, name=PIXELS)
-        return [pixels, tf.TensorSpec((None,), tf.int32, name=COUNTS)]
+        *names, counts = self.pixel_inputs
+        pixels = [
+            tf.TensorSpec((None, size, size, 3), tf.uint8, name=name)
+            for name, size in zip(names, self.sizes, strict=True)
+        ]
+        return [*pixels, tf.TensorSpec((None,), tf.int32, name=counts)]
 
-    def from_pixels(self, pixels: tf.Tensor, counts: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Adds a network of Keras and the decision to a graph; returns OUTPUTS in numbers."""
-        model = require_keras(self.backbone, "within this graph").model
-        bottlenecks = model(tf.cast(self.views(pixels), tf.float32), training=False)
+    def from_pixels(self, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Adds networks of Keras and the decision to a graph; returns OUTPUTS in numbers.
+
+        Args:
+            inputs: pixels of each of `sizes`, then how many images each product has.
+        """
+        *pixels, counts = inputs
+        numbers = by_network(self.views)
+        rows = {
+            network: model(tf.cast(self.images(pixels, numbers[network]), tf.float32), training=False)
+            for network, model in self.models.items()
+        }
+        if len(rows) == 1:
+            [bottlenecks] = rows.values()
+            return self.from_bottlenecks(bottlenecks, counts)
+        views: list[tf.Tensor] = [None] * len(self.views)
+        for network, found in rows.items():
+            own = tf.reshape(found, (-1, len(numbers[network]), self.backbone.width))
+            for place, number in enumerate(numbers[network]):
+                views[number] = own[:, place]
+        bottlenecks = tf.reshape(tf.stack(views, axis=1), (-1, self.backbone.width))
         return self.from_bottlenecks(bottlenecks, counts)
 
-    def views(self, pixels: tf.Tensor) -> tf.Tensor:
-        """(rows, size, size, 3): the images, or with `flip` each image and then the mirrored one."""
-        if not self.bundle.categorizer.flip:
-            return pixels
+    def images(self, pixels: Sequence[tf.Tensor], numbers: Sequence[int]) -> tf.Tensor:
+        """(n · views, input, input, 3) uint8: what a network reads, image after image.
+
+        Args:
+            pixels: of each of `sizes`.
+            numbers: which of the views, all of one network.
+        """
         size = self.backbone.image_size
-        return tf.reshape(tf.stack([pixels, tf.reverse(pixels, [2])], axis=1), (-1, size, size, 3))
+        views = [self.views[number] for number in numbers]
+        cut = [view.of_pixels(pixels[self.sizes.index(view.resized(size))], size) for view in views]
+        side = views[0].input(size)
+        return cut[0] if len(cut) == 1 else tf.reshape(tf.stack(cut, axis=1), (-1, side, side, 3))
 
     def from_bottlenecks(self, bottlenecks: tf.Tensor, counts: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Adds the decision to a graph; returns OUTPUTS in numbers."""
+        """Adds the decision to a graph, from all views of each image; returns OUTPUTS in numbers."""
         found = decide(self.bundle.categorizer, self.names, bottlenecks, counts)
         node = found.pop("decision")
         found["status"] = tf.gather(tf.constant(self.names.status), node)
@@ -96,6 +157,12 @@ class ExportedGraph:
             "nodes": _rows(node=names.node, node_path=names.node_path, node_level=names.node_level),
         }
         write_whole(folder / NAMES, json.dumps(content, ensure_ascii=False, indent=1).encode())
+
+
+def decoded_inputs(jpegs: Sequence[bytes], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Returns the pixels of JPEGs by the input that takes them; `sizes`: of each input, px."""
+    decoded = decode_jpegs(tf.constant(list(jpegs)), list(sizes.values()))
+    return {name: one.numpy() for name, one in zip(sizes, decoded, strict=True)}
 
 
 def _rows(**columns: np.ndarray) -> list[dict[str, object]]:

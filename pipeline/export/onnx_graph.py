@@ -1,6 +1,6 @@
 """The format onnx: pixels in, decisions with names out; for ONNX Runtime.
 
-    pixels (n, size, size, 3) uint8    images_per_product (p,) int32    ──► model.onnx ──► OUTPUTS
+    pixels (n, size, size, 3) uint8, of each size    images_per_product (p,) int32 ──► model.onnx ──► OUTPUTS
 
 tf2onnx converts a network of Keras together with the decision. A backbone that is an ONNX file stays as it
 is: the decision is converted alone and put behind it. tf2onnx makes inputs of constants that are texts, so
@@ -18,10 +18,10 @@ from features.engines.backbones import KerasBackbone, OnnxBackbone
 from features.engines.engine import require_package
 from features.engines.onnx_encoder import INPUT, OUTPUT
 from features.engines.onnx_file import first_line, opset_of
-from features.engines.pixels import decode_jpegs
 from features.errors import ShelfmarkError
 from features.storage.paths import write_whole
-from pipeline.export.graph import COUNTS, PIXEL_INPUTS, PIXELS, TEXTS, ExportedGraph
+from features.views import WHOLE
+from pipeline.export.graph import COUNTS, TEXTS, ExportedGraph, decoded_inputs
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +31,11 @@ VIEWS = "views"
 IR_VERSION = 10  # of the files' format: that of ONNX 1.16, of 2024
 OPSET = 18  # the newest version of the operators that tf2onnx writes
 PACKAGES = ("tensorflow", "tf2onnx", "onnx")
-INPUTS = PIXEL_INPUTS
+
+
+def inputs(graph: ExportedGraph) -> dict[str, str]:
+    """Returns the inputs of the written files, and what they are."""
+    return graph.pixel_inputs
 
 
 def write(graph: ExportedGraph, folder: Path) -> None:
@@ -80,8 +84,8 @@ def in_numbers(graph: ExportedGraph) -> "onnx.ModelProto":
         assert isinstance(backbone, OnnxBackbone)
         model = _behind(graph, backbone)
     for values, first in (
-        (model.graph.input[:1], "n"),
-        (model.graph.input[1:], "p"),
+        (model.graph.input[:-1], "n"),
+        (model.graph.input[-1:], "p"),
         (model.graph.output, "p"),
     ):
         for value in values:
@@ -114,7 +118,7 @@ def _refused(graph: ExportedGraph, reason: str) -> ShelfmarkError:
 
 
 def _behind(graph: ExportedGraph, backbone: OnnxBackbone) -> "onnx.ModelProto":
-    """A backbone that is an ONNX file, with the decision behind it, and the mirroring before it."""
+    """A backbone that is an ONNX file, with the decision behind it, and cutting and mirroring before it."""
     import onnx
 
     encoder = onnx.load_from_string(backbone.onnx)
@@ -123,11 +127,12 @@ def _behind(graph: ExportedGraph, backbone: OnnxBackbone) -> "onnx.ModelProto":
             f"backbone {backbone.name}: takes one photo at a time; expected one for any number of photos; "
             "export the encoder with a free first dimension, and train again"
         )
-    opset, (pixels, counts) = min(OPSET, opset_of(encoder)), graph.signature()
+    opset, (*pixels, counts) = min(OPSET, opset_of(encoder)), graph.signature()
     bottlenecks = tf.TensorSpec((None, backbone.width), tf.float32, name=OUTPUT)
     decision = _converted(graph, graph.from_bottlenecks, [bottlenecks, counts], opset)
-    if graph.bundle.categorizer.flip:
-        views = _converted(graph, lambda pixels: {VIEWS: graph.views(pixels)}, [pixels], opset)
+    if graph.views != (WHOLE,):
+        numbers = range(len(graph.views))
+        views = _converted(graph, lambda *pixels: {VIEWS: graph.images(pixels, numbers)}, pixels, opset)
         for node in encoder.graph.node:
             node.input[:] = [VIEWS if name == INPUT else name for name in node.input]
         encoder.graph.input[0].name = VIEWS
@@ -158,10 +163,10 @@ class Runner:
         import onnxruntime
 
         self._session = onnxruntime.InferenceSession(folder / MODEL, providers=["CPUExecutionProvider"])
-        self._size = self._session.get_inputs()[0].shape[1]
+        self._sizes = {one.name: one.shape[1] for one in self._session.get_inputs() if one.name != COUNTS}
 
     def decide(self, jpegs: Sequence[bytes], counts: np.ndarray) -> dict[str, np.ndarray]:
         """OUTPUTS, with names: of (p,) products, from all their JPEGs and how many each has."""
-        pixels = decode_jpegs(tf.constant(list(jpegs)), self._size).numpy()
-        found = self._session.run(None, {PIXELS: pixels, COUNTS: counts.astype(np.int32)})
+        pixels = decoded_inputs(jpegs, self._sizes)
+        found = self._session.run(None, pixels | {COUNTS: counts.astype(np.int32)})
         return dict(zip([output.name for output in self._session.get_outputs()], found, strict=True))

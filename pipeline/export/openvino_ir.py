@@ -1,6 +1,7 @@
 """The format openvino: pixels in, decisions in numbers out; names are in names.json.
 
-    pixels (n, size, size, 3) uint8    images_per_product (p,) int32    ──► model.xml, model.bin ──► OUTPUTS
+    pixels (n, size, size, 3) uint8, of each size    images_per_product (p,) int32
+      ──► model.xml, model.bin ──► OUTPUTS
 
 OpenVINO has no constants that are texts. It computes the decision in float32.
 """
@@ -17,9 +18,8 @@ import tensorflow as tf
 from features.engines.backbones import KerasBackbone
 from features.engines.onnx_file import first_line
 from features.engines.openvino_graphs import transpose_late
-from features.engines.pixels import decode_jpegs
 from features.errors import ShelfmarkError
-from pipeline.export.graph import COUNTS, NAMES, OUTPUTS, PIXEL_INPUTS, PIXELS, ExportedGraph
+from pipeline.export.graph import COUNTS, NAMES, OUTPUTS, ExportedGraph, decoded_inputs
 from pipeline.export.onnx_graph import in_numbers
 
 if TYPE_CHECKING:
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 MODEL = "model.xml"
 PACKAGES = ("tensorflow", "openvino")
-INPUTS = PIXEL_INPUTS
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}  # else processors with AMX decide in bfloat16
+
+
+def inputs(graph: ExportedGraph) -> dict[str, str]:
+    """Returns the inputs of the written files, and what they are."""
+    return graph.pixel_inputs
 
 
 def write(graph: ExportedGraph, folder: Path) -> None:
@@ -71,13 +75,17 @@ class Runner:
         import openvino
 
         self._network = openvino.Core().compile_model(folder / MODEL, "CPU", EXACT)
-        self._size = self._network.input(PIXELS).partial_shape[1].get_length()
+        self._sizes = {
+            name: self._network.input(name).partial_shape[1].get_length()
+            for one in self._network.inputs
+            if (name := one.any_name) != COUNTS
+        }
         self._names = json.loads((folder / NAMES).read_bytes())
 
     def decide(self, jpegs: Sequence[bytes], counts: np.ndarray) -> dict[str, np.ndarray]:
         """OUTPUTS, with names: of (p,) products, from all their JPEGs and how many each has."""
-        pixels = decode_jpegs(tf.constant(list(jpegs)), self._size).numpy()
-        values = self._network({PIXELS: pixels, COUNTS: counts.astype(np.int32)})
+        pixels = decoded_inputs(jpegs, self._sizes)
+        values = self._network(pixels | {COUNTS: counts.astype(np.int32)})
         found = {name: values[name] for name in OUTPUTS}
         return found | {
             "top_categories": self._named("categories", "category", found["top_categories"]),

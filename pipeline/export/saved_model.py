@@ -15,15 +15,16 @@ import tensorflow as tf
 from features.engines.backbones import KerasBackbone
 from features.engines.pixels import decode_jpegs
 from features.errors import ShelfmarkError
-from pipeline.export.graph import COUNTS, PIXEL_INPUTS, TEXTS, ExportedGraph
+from pipeline.export.graph import COUNTED, COUNTS, TEXTS, ExportedGraph
 
 IMAGES = "images"
 SIGNATURE = "serving_default"
 PACKAGES = ("tensorflow", "keras")
-INPUTS = {
-    IMAGES: "(n,) string, JPEGs of all products, one product after the other",
-    COUNTS: PIXEL_INPUTS[COUNTS],
-}
+
+
+def inputs(graph: ExportedGraph) -> dict[str, str]:
+    """Returns the inputs of the written files, and what they are."""
+    return {IMAGES: "(n,) string, JPEGs of all products, one product after the other", COUNTS: COUNTED}
 
 
 def write(graph: ExportedGraph, folder: Path) -> None:
@@ -39,8 +40,6 @@ def write(graph: ExportedGraph, folder: Path) -> None:
             "expected a network of Keras; give --format onnx or openvino"
         )
 
-    size, model = backbone.image_size, backbone.model
-
     def serve(images: tf.Tensor, images_per_product: tf.Tensor) -> dict[str, tf.Tensor]:
         check = [
             tf.debugging.assert_positive(
@@ -55,16 +54,19 @@ def write(graph: ExportedGraph, folder: Path) -> None:
             ),
         ]
         with tf.control_dependencies(check):
-            pixels = decode_jpegs(images, size)
-        found = graph.from_pixels(pixels, images_per_product)
+            pixels = decode_jpegs(images, graph.sizes)
+        found = graph.from_pixels(*pixels, images_per_product)
         texts = {name: tf.gather(tf.constant(graph.texts[name]), found[name]) for name in TEXTS}
         return found | texts
 
     module = tf.Module()
-    models = [model, graph.bundle.categorizer.head.model]
+    models = [*graph.models.values(), graph.bundle.categorizer.head.model]
     module.weights = [variable.value for model in models for variable in model.variables]
-    inputs = [tf.TensorSpec((None,), tf.string, name=IMAGES), tf.TensorSpec((None,), tf.int32, name=COUNTS)]
-    module.serve = tf.function(serve, input_signature=inputs, autograph=False)
+    signature = [
+        tf.TensorSpec((None,), tf.string, name=IMAGES),
+        tf.TensorSpec((None,), tf.int32, name=COUNTS),
+    ]
+    module.serve = tf.function(serve, input_signature=signature, autograph=False)
     tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
 
 

@@ -8,7 +8,7 @@ bottlenecks.partial/  _missing.arrow         a batch a shard: digests of images,
 import functools
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from features.storage.artifact import Artifact, open_artifact
 from features.storage.paths import AnyPath, absolute, any_path, remove, write_whole, writing
 from features.storage.store import Digests, Locations, Store, digest_array, digests_of, shard_name
 from pipeline.beam.run_units import run_units
-from pipeline.extract.fill_store import RECORD, engine_of, fill, make_shard, require_all, spread, try_twice
+from pipeline.extract.fill_store import RECORD, engines_of, fill, make_shard, require_all, spread, try_twice
 from pipeline.job.config import ExtractSettings
 from pipeline.job.room import require_disk
 
@@ -62,7 +62,7 @@ def fill_store_on_beam(
         remove(work / FAILED)
         _write_missing(shards, digests.values, records.file("images.parquet"), work / MISSING)
         sample = functools.partial(_sample, records)
-        network = share_network(backbone, work, store, settings, sample)
+        network = share_network(backbone, work, [store], settings, sample)
         job = _Job(str(absolute(records.path)), str(absolute(work)), network)
         do = functools.partial(_make_unit, job=job, loaded=Shared())
         marks = [f"{shard_name(digests.values[shard])}.parquet" for shard in shards]
@@ -106,7 +106,7 @@ def _make_unit(number: int, mark: AnyPath, *, job: _Job, loaded: "Shared") -> No
     work = any_path(job.work)
     store = Store(mark.parent)
     sample = functools.partial(_sample_of_records, job.records)
-    here: LoadedNetwork = loaded.acquire(functools.partial(LoadedNetwork, job.network, store, sample))
+    here: LoadedNetwork = loaded.acquire(functools.partial(LoadedNetwork, job.network, [store], sample))
     with (work / MISSING).open("rb") as file:
         rows = pa.Table.from_batches([pa.ipc.open_file(file).get_batch(number)])
     digests = digests_of(rows["image_digest"])
@@ -115,7 +115,8 @@ def _make_unit(number: int, mark: AnyPath, *, job: _Job, loaded: "Shared") -> No
     def read() -> Iterator[Piece]:
         return read_pieces(any_path(job.records), records)
 
-    here.make(mark.stem, lambda: make_shard(store, digests, read, here.engine, job.network.weights))
+    engine = here.engines[store.of.network]
+    here.make(mark.stem, lambda: make_shard(store, digests, read, engine, job.network.weights))
 
 
 # The network of a worker
@@ -134,7 +135,7 @@ class SharedNetwork:
 def share_network(
     backbone: Backbone,
     work: AnyPath,
-    store: Store,
+    stores: Sequence[Store],
     settings: ExtractSettings,
     sample: Callable[[int], Iterator[Piece]],
 ) -> SharedNetwork:
@@ -143,7 +144,7 @@ def share_network(
     Args:
         backbone: the network.
         work: directory that workers see.
-        store: of the backbone.
+        stores: of the backbone's views.
         settings: the section [extract].
         sample: see `engine_of`.
     """
@@ -152,7 +153,7 @@ def share_network(
         for file in Path(scratch).iterdir():
             write_whole(work / NETWORK / file.name, file.read_bytes())
     if settings.precision == "int8":
-        engine_of(backbone, store, settings, sample)
+        engines_of(backbone, stores, settings, sample)
     return SharedNetwork(str(absolute(work)), backbone.weights, backbone.fingerprint, settings)
 
 
@@ -160,7 +161,7 @@ class LoadedNetwork:
     """The network of a worker process; a shard at a time, for it uses all cores by itself."""
 
     def __init__(
-        self, network: SharedNetwork, store: Store, sample: Callable[[int], Iterator[Piece]]
+        self, network: SharedNetwork, stores: Sequence[Store], sample: Callable[[int], Iterator[Piece]]
     ) -> None:
         """Loads the network.
 
@@ -171,7 +172,7 @@ class LoadedNetwork:
         start_tensorflow()
         self._turn, self._work = threading.Lock(), any_path(network.work)
         backbone = read_backbone(self._work / NETWORK, network.fingerprint)
-        self.engine = engine_of(backbone, store, network.settings, sample)
+        self.engines = engines_of(backbone, stores, network.settings, sample)
 
     def make(self, shard: str, make: Callable[[], object]) -> None:
         """Makes a shard; when that fails twice, the reason goes into a file and the job continues."""

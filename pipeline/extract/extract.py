@@ -11,14 +11,15 @@ from features.engines.backbones import Backbone
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Locations, Store
+from models.heads.architectures import HeadShape, load_head
 from pipeline.extract.beam_worker import fill_store_on_beam
-from pipeline.extract.fill_store import RecordReader, fill_store
+from pipeline.extract.chosen_views import choose_views
+from pipeline.extract.fill_store import RecordReader, fill_store, fill_views
 from pipeline.extract.index import read_digests, shards_of, write_index
-from pipeline.job.catalogue import views_of_store
 from pipeline.job.config import ExtractSettings
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
-from pipeline.job.summaries import BottlenecksSummary
+from pipeline.job.summaries import BottlenecksSummary, RecordsSummary
 
 VERSION = 3
 
@@ -29,8 +30,10 @@ def extract(run: Run, beam: tuple[str, ...] = ()) -> Artifact:
     Raises:
         ShelfmarkError: see `extract_records`.
     """
-    out = run.path / "bottlenecks"
-    return extract_records(run.records(), run.backbone, run.store, out, run.config.extract, beam)
+    out, settings, before = run.path / "bottlenecks", run.config.extract, None
+    if settings.quality == "auto" and (released := run.release_before()):
+        before = load_head(released.folder()).shape
+    return extract_records(run.records(), run.backbone, run.store, out, settings, beam, before)
 
 
 def extract_records(
@@ -40,6 +43,7 @@ def extract_records(
     out: AnyPath,
     settings: ExtractSettings,
     beam: tuple[str, ...] = (),
+    before: HeadShape | None = None,
 ) -> Artifact:
     """Puts the bottlenecks of all images in `records` into the store and writes the index.
 
@@ -50,13 +54,15 @@ def extract_records(
         out: the artifact's directory.
         settings: the section [extract].
         beam: Beam's own options; with any of them, its workers extract.
+        before: of the head in service, whose views `quality = auto` keeps to; None: there is none.
 
     Raises:
-        ShelfmarkError: shards could not be made; the others are kept, and the same command continues.
+        ShelfmarkError: the backbone cannot have a view; or shards could not be made; the others are kept,
+            and the same command continues.
         OSError: the disk is full, not writable, …
     """
-    views = views_of_store(store, backbone.fingerprint, settings.flip)
-    new: list[int] = []
+    chosen = choose_views(settings, backbone, sum(RecordsSummary.of(records).records.values()), before)
+    main, new = Store(store / backbone.fingerprint), list[int]()
 
     def make(work: AnyPath) -> Mapping[str, object]:
         images = records.file("images.parquet")
@@ -67,7 +73,7 @@ def extract_records(
                 return fill_store_on_beam(view, digests, records, backbone, settings, beam, work)
             return fill_store(view, digests, RecordReader(records), lambda: backbone, settings)
 
-        locations = {name: filled(view) for name, view in views.items()}
+        locations = fill_views([main.view(view) for view in chosen.views], filled)
         new.append(max(found.new for found in locations.values()))
         write_index(images, digests.values, locations, work / "index.parquet")
         return BottlenecksSummary(
@@ -75,15 +81,23 @@ def extract_records(
             fingerprint=backbone.fingerprint,
             backbone=backbone.name,
             weights=backbone.weights,
-            views=len(locations),
-            **{f"{name}engines": found.by_engine() for name, found in locations.items()},
+            views=len(chosen.views),
+            view_names=tuple(view.name for view in chosen.views),
+            asked=tuple(view.name for view in chosen.asked),
+            averaged=chosen.averaged,
+            engines=locations[chosen.views[0]].by_engine(),
+            view_engines={view.name: locations[view].by_engine() for view in chosen.views[1:]},
         ).to_dict()
 
     def usable(artifact: Artifact) -> bool:
-        return all(shards_of(artifact, name) <= set(view.shards()) for name, view in views.items())
+        return all(shards_of(artifact, view) <= set(main.view(view).shards()) for view in chosen.views)
 
-    inputs = {"records": records.digest, "fingerprint": backbone.fingerprint}
+    made_from = {
+        "records": records.digest,
+        "fingerprint": backbone.fingerprint,
+        "settings": chosen.that_matter(),
+    }
     return stage(
-        out, kind="bottlenecks", version=VERSION, made_from=inputs | {"settings": settings.that_matter()},
+        out, kind="bottlenecks", version=VERSION, made_from=made_from,
         make=make, usable=usable, shared=bool(beam), noted=lambda: {"new_images": f"{new[0]:,}"},
     )  # fmt: skip

@@ -7,7 +7,7 @@ Beam's workers extract the same shards, see beam_worker.py.
 
 import errno
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,8 @@ from features.engines.openvino import Int8Calibration
 from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact
-from features.storage.store import Digests, Locations, Store, StoredRows, shard_name
+from features.storage.store import Digests, Locations, Store, StoredRows, joined, shard_name
+from features.views import View
 from pipeline.job.account import count_new_images
 from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import Progress, log
@@ -82,7 +83,8 @@ def fill_store(
 
 def rows_of(
     store: Store,
-    flip: bool,
+    views: Sequence[View],
+    averaged: bool,
     digests: Digests,
     read: Read,
     load: Callable[[], Backbone],
@@ -92,20 +94,33 @@ def rows_of(
 
     Args:
         store: of the backbone.
-        flip: each image's bottleneck is followed by that of the mirrored image.
+        views: of each image.
+        averaged: their mean is its one row; else each view is a row.
         digests: of n images.
         read: as for `fill_store`.
         load: as for `fill_store`.
         settings: the section [extract].
 
     Returns:
-        (n, d), with flip (2n, d).
+        (n, d) if averaged, else (n · views, d).
     """
-    views = []
-    for view in (store, store.mirrored()) if flip else (store,):
-        locations = fill_store(view, digests, read, load, settings)
-        views.append(view.rows(locations.names, locations.shard, locations.row))
-    return views[0].beside(views[1]) if flip else views[0]
+    stores = [store.view(view) for view in views]
+    found = fill_views(stores, lambda view: fill_store(view, digests, read, load, settings))
+    rows = [
+        store.rows(one.names, one.shard, one.row) for store, one in zip(stores, found.values(), strict=True)
+    ]
+    return joined(rows, averaged)
+
+
+def fill_views(stores: Sequence[Store], fill_store: Callable[[Store], Locations]) -> dict[View, Locations]:
+    """Fills the stores of several views, one after the other; a new image counts once."""
+    found, new = dict[View, Locations](), 0
+    for store in stores:
+        found[store.of] = fill_store(store)
+        if (more := found[store.of].new - new) > 0:
+            count_new_images(more)
+            new += more
+    return found
 
 
 class RecordReader:
@@ -153,8 +168,6 @@ def fill(
             f"{store.path}: lacks images that were just extracted; expected no other job to remove shards; "
             "run the command again"
         )
-    if not store.flip:  # an image counts once
-        count_new_images(len(missing))
     return replace(locations, new=len(missing))
 
 
@@ -178,11 +191,25 @@ def _with_progress(read: Read, shard: np.ndarray, done: int, progress: Progress)
 def engine_of(
     backbone: Backbone, store: Store, settings: ExtractSettings, sample: Callable[[int], Iterator[Piece]]
 ) -> Engine:
-    """The engine of the settings; int8 is fitted to a sample of the images, for both views together."""
-    kept = store.path.parent if store.flip else store.path
+    """The engine of the settings for the store's view; int8 is fitted to a sample of the images.
+
+    What is kept of it is in the store of the view `View.network`, for all views that it computes.
+    """
+    kept, network = store.view(store.of.network).path, backbone.for_view(store.of)
     return choose_engine(
-        backbone, settings.batch, settings.engine, settings.precision, Int8Calibration(kept, sample), kept
+        network, settings.batch, settings.engine, settings.precision, Int8Calibration(kept, sample), kept
     )
+
+
+def engines_of(
+    backbone: Backbone,
+    stores: Iterable[Store],
+    settings: ExtractSettings,
+    sample: Callable[[int], Iterator[Piece]],
+) -> dict[View, Engine]:
+    """The engines of the settings for these stores' views, by `View.network`: one for views that share it."""
+    networks = {store.of.network: store for store in stores}
+    return {network: engine_of(backbone, store, settings, sample) for network, store in networks.items()}
 
 
 def spread(numbers: np.ndarray, most: int) -> np.ndarray:
@@ -204,7 +231,7 @@ def make_shard(
 
     Ingest has decoded every image: here nothing is rejected, and `extract` refuses more or fewer images.
     """
-    bottlenecks = extract(engine, read(), len(digests), flip=store.flip)
+    bottlenecks = extract(engine, read(), len(digests), store.of)
     require_use(bottlenecks, weights, store)
     store.append(digests, bottlenecks, engine=engine.name)
 

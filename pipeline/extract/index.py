@@ -1,7 +1,8 @@
 """The index of a run into the store: where each image's bottleneck is, and the shards it refers to.
 
 index.parquet   image_digest (32 bytes), product_id, image_index, split, shard, row
-                and with extract.flip: flip_shard, flip_row; sorted by product_id, image_index
+                of another view than the whole photo its name is before shard and row, as in flip_shard,
+                256-center_row; sorted by product_id, image_index
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath, writing
 from features.storage.store import Locations, digest_array, digests_of
+from features.views import View
+from pipeline.job.summaries import column_of
 
 INDEX_ROWS = 2**18  # rows of the index made at a time
 READ_ROWS = 2**16  # hex digests decoded at a time; 2**20 of them took 0.5 GB
@@ -38,32 +41,33 @@ def read_digests(images: Path) -> np.ndarray:
     return digests
 
 
-def write_index(images: Path, digests: np.ndarray, locations: Mapping[str, Locations], file: AnyPath) -> None:
+def write_index(
+    images: Path, digests: np.ndarray, locations: Mapping[View, Locations], file: AnyPath
+) -> None:
     """Writes the index a piece at a time: as one table 20 million rows would take 3 GB."""
     rows = pq.read_table(images, columns=["product_id", "image_index", "split"], read_dictionary=["split"])
     rows = rows.combine_chunks()
     order = pc.sort_indices(rows, sort_keys=[("product_id", "ascending"), ("image_index", "ascending")])
     schema = INDEX
-    for name in locations:
-        schema = schema.append(pa.field(f"{name}shard", pa.string()))
-        schema = schema.append(pa.field(f"{name}row", pa.int32()))
+    for view in locations:
+        schema = schema.append(pa.field(column_of(view, "shard"), pa.string()))
+        schema = schema.append(pa.field(column_of(view, "row"), pa.int32()))
     with writing(file) as working, pq.ParquetWriter(working, schema) as writer:
         for start in range(0, len(order), INDEX_ROWS):
             chosen = order.slice(start, INDEX_ROWS)
             numbers = chosen.to_numpy()
             columns = {name: rows[name].take(chosen) for name in rows.column_names}
             columns["image_digest"] = digest_array(digests[numbers])
-            for name, found in locations.items():
-                columns[f"{name}shard"] = pa.array(found.names, pa.string()).take(
-                    pa.array(found.shard[numbers])
-                )
-                columns[f"{name}row"] = pa.array(found.row[numbers])
+            for view, found in locations.items():
+                names = pa.array(found.names, pa.string())
+                columns[column_of(view, "shard")] = names.take(pa.array(found.shard[numbers]))
+                columns[column_of(view, "row")] = pa.array(found.row[numbers])
             writer.write_table(pa.table({name: columns[name] for name in schema.names}).cast(schema))
 
 
-def shards_of(bottlenecks: Artifact, view: str = "") -> set[str]:
-    """Names of the shards that the index refers to; `view` is FLIP for those of the mirrored images."""
-    file, column, names = bottlenecks.file("index.parquet"), f"{view}shard", set[str]()
+def shards_of(bottlenecks: Artifact, view: View) -> set[str]:
+    """Names of the shards of a view that the index refers to."""
+    file, column, names = bottlenecks.file("index.parquet"), column_of(view, "shard"), set[str]()
     if column in pq.read_schema(file).names:
         with pq.ParquetFile(file, read_dictionary=[column]) as index:
             for batch in index.iter_batches(INDEX_ROWS, columns=[column]):

@@ -9,6 +9,7 @@ All stages that train, calibrate, evaluate or compare get their images here, so 
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,25 +18,26 @@ import pyarrow.parquet as pq
 
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
-from features.storage.store import Store, StoredRows, digests_of, hex_of
+from features.storage.store import Store, StoredRows, digests_of, hex_of, joined
 from models.decisions.validation_split import duplicate_groups, first_of_product, in_fit
 from models.taxonomy import Taxonomy, read_taxonomy
 from pipeline.job.config import Config
-from pipeline.job.summaries import FLIP, BottlenecksSummary, RecordsSummary
+from pipeline.job.summaries import BottlenecksSummary, RecordsSummary, column_of
 
 
 @dataclass(frozen=True)
 class Part:
     """The images of one part of the catalogue, products together, each once in its product.
 
-    With two views each image is there twice, as it is and then mirrored. To all that comes after, a product
-    has twice as many images: predictions of both views are aggregated as if they were separate images.
+    With several views each image is there as often, its views one after the other. To all that comes after, a
+    product has as many more images: predictions of its views are aggregated as if they were separate images.
+    Where views are averaged, each image is there once.
     """
 
     product_id: np.ndarray  # (n,) str; the images of a product share one object
     digest: np.ndarray  # (n, 32) uint8
     rows: StoredRows  # (n, d) bottlenecks
-    views: int = 1  # of each image: n = views · images
+    views: int = 1  # rows of each image: n = views · images
 
     @property
     def image_digest(self) -> np.ndarray:
@@ -51,29 +53,32 @@ class Part:
         return self.only(~np.isin(self.image_digest, image_digests)) if len(image_digests) else self
 
     def first_view(self) -> "Part":
-        """The images as they are, each once."""
+        """The images, each once: its first row."""
         first = np.arange(len(self.product_id)) % self.views == 0
         return replace(self.only(first), views=1)
 
 
-def views_of_store(store: AnyPath, fingerprint: str, flip: bool) -> dict[str, Store]:
-    """The stores of the views, by the prefix of their columns in the index."""
-    bottleneck_store = Store(store / fingerprint)
-    return {"": bottleneck_store} | ({FLIP: bottleneck_store.mirrored()} if flip else {})
-
-
-def open_part(bottlenecks: Artifact, store: AnyPath, split: str) -> Part:
-    """The images of a split ("train", "val", "test") with the bottlenecks of every view extracted.
+def open_part(
+    bottlenecks: Artifact, store: AnyPath, split: str, views: Literal["asked", "all", "first"] = "asked"
+) -> Part:
+    """The images of a split ("train", "val", "test") with their bottlenecks.
 
     An image that a product has twice is there once: twice the same photo is no further evidence.
+
+    Args:
+        bottlenecks: of extract.
+        store: directory of all stores.
+        split: of the images.
+        views: those that predictions are made from; all that were extracted, for training; or their first.
     """
-    file = bottlenecks.file("index.parquet")
-    names = pq.read_schema(file).names
-    views = views_of_store(store, BottlenecksSummary.of(bottlenecks).fingerprint, f"{FLIP}shard" in names)
+    summary = BottlenecksSummary.of(bottlenecks)
+    every = {"asked": summary.predicted_from, "all": summary.extracted, "first": summary.extracted[:1]}
+    chosen = every[views]
+    shards = [column_of(view, "shard") for view in chosen]
     index = pq.read_table(
-        file, filters=[("split", "==", split)],
-        columns=[name for name in names if name not in ("split", "image_index")],
-        read_dictionary=["product_id", *(f"{view}shard" for view in views)],
+        bottlenecks.file("index.parquet"), filters=[("split", "==", split)],
+        columns=["image_digest", "product_id", *shards, *(column_of(view, "row") for view in chosen)],
+        read_dictionary=["product_id", *shards],
     )  # fmt: skip
     product_id, product = _coded(index["product_id"])
     digests = digests_of(index["image_digest"])
@@ -81,15 +86,20 @@ def open_part(bottlenecks: Artifact, store: AnyPath, split: str) -> Part:
     if not first.all():
         product, digests = product[first], digests[first]
     ids = np.array(product_id.to_pylist(), dtype=object)[product]
-    rows = [_rows(index, name, view).only(first) for name, view in views.items()]
-    if len(rows) == 1:
-        return Part(ids, digests, rows[0])
-    return Part(ids.repeat(2), digests.repeat(2, axis=0), rows[0].beside(rows[1]), views=2)
+    main = Store(store / summary.fingerprint)
+    rows = joined([_rows(index, main.view(view)).only(first) for view in chosen], summary.averaged)
+    return part_of_views(ids, digests, rows)
 
 
-def _rows(index: pa.Table, name: str, view: Store) -> StoredRows:
-    shards, shard = _coded(index[f"{name}shard"])
-    return view.rows(shards.to_pylist(), shard, index[f"{name}row"].to_numpy())
+def part_of_views(product_id: np.ndarray, digests: np.ndarray, rows: StoredRows) -> Part:
+    """The part of n images with k rows each: product_id (n,) str, digests (n, 32), rows (n · k, d)."""
+    views = len(rows) // len(digests) if len(digests) else 1
+    return Part(product_id.repeat(views), digests.repeat(views, axis=0), rows, views)
+
+
+def _rows(index: pa.Table, view: Store) -> StoredRows:
+    shards, shard = _coded(index[column_of(view.of, "shard")])
+    return view.rows(shards.to_pylist(), shard, index[column_of(view.of, "row")].to_numpy())
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from features.views import find_view
+
 # the names of features/engines/onnx_input.py
 Scaling = (
     Literal["0..255", "0..1", "-1..1", "imagenet", "clip"]
@@ -30,6 +32,18 @@ Positive = Annotated[int, Field(ge=1, strict=True)]  # true is not 1
 ELSEWHERE = {"speed", "calibrate", "ingest"}  # marks of settings that another stage's digest holds, or none
 # sections that can change a release
 SETS = ("ingest", "backbone", "extract", "finetune", "head", "train", "calibration", "sellers")
+
+
+def _view_name(name: str) -> str:
+    """The name of a view of a photo."""
+    if find_view(name) is None:
+        raise ValueError(
+            f"no view {name!r}; expected names such as whole, flip, 256, 256-flip, 256-center, 256-max"
+        )
+    return name
+
+
+ViewName = Annotated[str, AfterValidator(_view_name)]
 
 
 class Section(BaseModel):
@@ -201,10 +215,29 @@ class ExtractSettings(Section):
     shard_images: Annotated[Positive, "speed"] = 4096
     """Images in one shard of the store: what a killed extraction loses, and the unit of work on several
     machines. Lower it when there are fewer shards than machines."""
-    flip: bool = False
-    """Extract the mirrored image, too, as a second view. Set true when accuracy matters more than time: it
-    gave 2 points on grocery photos and doubles the work of extraction, also when products are
-    categorized."""
+    quality: Literal["fast", "best", "auto"] = "fast"
+    """Which `views` are taken where that setting is open: `fast` looks at each photo once, `best` several
+    times; `auto` takes best for a small catalogue, else fast, and keeps to the views of the release in
+    service; the log says which and why. Set best when accuracy matters more than the time that extraction
+    and categorizing take (docs/extraction.md)."""
+    views: Annotated[tuple[ViewName, ...], Field(min_length=1)] | None = None
+    """Views of each photo: `whole`, or its size in pixels when that is not the backbone's own, then a crop
+    (center, top-left, top-right, bottom-left, bottom-right), `max` and `flip`, as in
+    `["whole","256","288-center-flip"]`. Each is extracted once, and training takes all of them. Without it
+    they are those of `quality`. Set them when `shelfmark evaluate` shows that they are worth their time on
+    your photos."""
+    flip: bool | None = None
+    """Extract the mirrored image of each view, too. Without it as `quality` says: not for fast. Set true when
+    accuracy matters more than time: it gave 2 points on grocery photos and doubles the work of extraction,
+    also when products are categorized."""
+    asked: tuple[ViewName, ...] = ()
+    """Views, of those that are trained on, that predictions are made from: when thresholds are calibrated,
+    when products are categorized, and by the service. Without it all of them. Name fewer to categorize faster
+    than you train."""
+    combine: Literal["apart", "averaged"] = "apart"
+    """What becomes of a photo's views: `apart`, each is predicted from as if it were a photo of its own;
+    `averaged`, their mean is one bottleneck. Choose averaged when the head must not take longer than with one
+    view."""
 
 
 class FinetuneSettings(Section):

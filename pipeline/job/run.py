@@ -30,10 +30,13 @@ from features.engines.onnx_input import EncoderOptions
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, digest_of, find_artifact, open_artifact
 from features.storage.paths import MARK, AnyPath, any_path, local, write_whole
+from features.views import parse_view
 from models.decisions.releases import in_service, require_whole
 from pipeline.job.config import Config
 from pipeline.job.progress import log
 from pipeline.job.summaries import BackboneSummary, BottlenecksSummary
+
+OLD_VIEWS = {"1": "whole", "2": "whole flip"}  # what manifests of older heads say
 
 
 class SavedRun(BaseModel):
@@ -95,10 +98,10 @@ class Run:
                 f"{head.path}: trained on bottlenecks of {head.made_from['fingerprint']}; expected "
                 f"{extracted.fingerprint}, the backbone of {bottlenecks.path}; run `shelfmark train` first"
             )
-        trained, views = head.made_from.get("views", "1"), str(extracted.views)
-        if trained != views:
+        trained = head.made_from.get("views", "1")
+        if (trained := OLD_VIEWS.get(trained, trained)) != extracted.seen:
             raise ShelfmarkError(
-                f"{head.path}: trained on {trained} of each image's views; expected {views}, as in "
+                f"{head.path}: trained on the views {trained}; expected {extracted.seen}, as in "
                 f"{bottlenecks.path}; run `shelfmark train` first"
             )
         return head
@@ -172,12 +175,13 @@ class Run:
         """Loads the run's backbone, before hours of ingest; not one that this run has tuned or will tune.
 
         Raises:
-            ShelfmarkError: the network, its layers or its weights cannot be had, or do not fit.
+            ShelfmarkError: the network, its layers or its weights cannot be had, or do not fit; or a view.
         """
-        if tune:
-            self.untuned_backbone()
-        elif not (self.path / "backbone" / MARK).is_file():
-            self.backbone  # noqa: B018 - kept for the stages that use it
+        if not tune and (self.path / "backbone" / MARK).is_file():
+            return
+        backbone = self.untuned_backbone() if tune else self.backbone  # which is kept for the stages
+        for view in self.config.extract.views or ():
+            backbone.require_view(parse_view(view))
 
     @cached_property
     def backbone(self) -> Backbone:

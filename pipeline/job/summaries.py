@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact
 from features.storage.paths import MARK
-
-FLIP = "flip_"  # before the names of the second view, here and in the index of the bottlenecks
+from features.views import WHOLE, View, parse_view
 
 
 class Summary(BaseModel):
@@ -78,6 +77,7 @@ class BackboneSummary(Summary):
     products: int  # trained on
     images: int
     epochs: int
+    precision: str = ""  # in which it was tuned: float32 or bfloat16; "": of an older version
 
 
 class BottlenecksSummary(Summary):
@@ -87,9 +87,38 @@ class BottlenecksSummary(Summary):
     fingerprint: str
     backbone: str
     weights: str
-    views: int = 1  # of each image; 2 with the mirrored one
-    engines: dict[str, int]  # images by the engine that computed them
-    flip_engines: dict[str, int] = {}  # likewise, of the mirrored images
+    views: int = 1  # of each image
+    view_names: tuple[str, ...] = ()  # of these; an older file has one view, or two, the second mirrored
+    asked: tuple[str, ...] = ()  # of these, those from which predictions are made; an older file: all
+    averaged: bool = False  # an image's views are one row, their mean; else a row each
+    engines: dict[str, int]  # images by the engine that computed them, of the first view
+    view_engines: dict[str, dict[str, int]] = {}  # likewise, of the other views
+
+    @property
+    def extracted(self) -> tuple[View, ...]:
+        """The views that there are; training takes all of them."""
+        return tuple(map(parse_view, self.view_names or ("whole", "flip")[: self.views]))
+
+    @property
+    def predicted_from(self) -> tuple[View, ...]:
+        """The views that predictions are made from."""
+        return tuple(map(parse_view, self.asked)) or self.extracted
+
+    @property
+    def seen(self) -> str:
+        """What a head that is trained on these views depends on."""
+        names, asked = ([view.name for view in views] for views in (self.extracted, self.predicted_from))
+        parts = [" ".join(names), f"asked {' '.join(asked)}" * (asked != names), "averaged" * self.averaged]
+        return ", ".join(part for part in parts if part)
+
+
+def column_of(view: View, name: str) -> str:
+    """What the index calls a column of a view, `shard` or `row`.
+
+    >>> column_of(WHOLE, "row"), column_of(View(256), "row")
+    ('row', '256_row')
+    """
+    return name if view == WHOLE else f"{view.name}_{name}"
 
 
 class HeadSummary(Summary):
@@ -99,6 +128,7 @@ class HeadSummary(Summary):
     left_out: int  # images with suspected labels
     categories: int
     epochs: int
+    precision: str = ""  # in which it was trained: float32 or bfloat16; "": of an older version
 
 
 class ThresholdsSummary(Summary):
@@ -240,6 +270,7 @@ class ExportSummary(Summary):
     backbone: str
     weights: str
     image_size: int  # px
+    views: list[str]  # that it computes of each image
     inputs: dict[str, str]  # name → shape, type, meaning
     outputs: dict[str, str]
     left_out: list[str]  # of what `categorize` does

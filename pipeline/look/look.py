@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from features.engines.backbones import Backbone
-from features.engines.choose import choose_engine
+from features.engines.choose import engines_of_views
 from features.errors import ShelfmarkError
 from features.images.normalise import normalise
 from features.images.refusal import LIMITS, Refused
@@ -107,9 +107,9 @@ def _decide(
 ) -> tuple[list[list[tuple[int, float]]], pd.DataFrame]:
     """For each photo the best categories with their probabilities, and the decisions as rows of a table."""
     categorizer, count = bundle.categorizer, len(jpegs)
-    engine = choose_engine(backbone, BATCH)
-    rows = categorizer.bottlenecks(engine, jpegs, "photo")
-    bounds = np.arange(count + 1) * (len(rows) // count)
+    engines = engines_of_views(backbone, categorizer.views, BATCH)
+    rows = categorizer.bottlenecks(engines, jpegs, "photo")
+    bounds = np.arange(count + 1) * categorizer.rows_of_image
     probability = categorizer.probabilities(rows, bounds)
     order = np.argsort(-probability, axis=1, kind="stable")[:, :top]
     best = [

@@ -41,7 +41,7 @@ from pipeline.job.lock import LOCK, at_work, only_job
 from pipeline.job.progress import log
 from pipeline.job.release_log import Switch, history, newest_first, predecessor
 from pipeline.job.run import Run, saved_run
-from pipeline.job.summaries import FLIP, BottlenecksSummary
+from pipeline.job.summaries import BottlenecksSummary
 
 DAY = 86_400 * 10**9  # ns
 # a working directory on a disk, or photos fetched from the web
@@ -336,9 +336,10 @@ def _referred(workspace: AnyPath, run: str, stores: list[str]) -> dict[str, set[
     referred = defaultdict[str, set[str]](set)
     bottlenecks = find_artifact(path)
     if bottlenecks:
-        folder = f"store/{BottlenecksSummary.of(bottlenecks).fingerprint}"
-        referred[folder] = shards_of(bottlenecks)
-        referred[f"{folder}/flip"] = shards_of(bottlenecks, FLIP)
+        summary = BottlenecksSummary.of(bottlenecks)
+        main = Store(workspace / "store" / summary.fingerprint)
+        for view in summary.extracted:
+            referred[f"store/{main.view(view).owner}"] = shards_of(bottlenecks, view)
     records = find_artifact(workspace / "runs" / run / "records")
     if records and (not bottlenecks or (partial_of(path) != path and partial_of(path).exists())):
         digests = Digests(read_digests(records.file("images.parquet")))

@@ -19,7 +19,7 @@ from models.decisions.bundle import Bundle, open_bundle
 from models.decisions.releases import found_in_service, require_in_service
 from pipeline.extract.fill_store import RecordReader, rows_of
 from pipeline.extract.index import read_digests
-from pipeline.job.catalogue import Part, TrueCategories, measured_part
+from pipeline.job.catalogue import Part, TrueCategories, measured_part, part_of_views
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, InServiceSummary
@@ -67,8 +67,9 @@ def _with_own_backbone(
     part: Part, bundle: Bundle, records: Artifact, bottlenecks: Artifact, run: Run
 ) -> Part:
     """The part's images with the bottlenecks of the bundle's backbone, in the views that its head takes."""
-    flip = bundle.categorizer.flip
-    if bundle.fingerprint == BottlenecksSummary.of(bottlenecks).fingerprint and flip == (part.views == 2):
+    extracted, shape = BottlenecksSummary.of(bottlenecks), bundle.categorizer.predictor.head.shape
+    own = (extracted.fingerprint, extracted.predicted_from, extracted.averaged)
+    if own == (bundle.fingerprint, bundle.categorizer.views, shape.averaged):
         return part
     part = part.first_view()
     digests = Digests(part.digest)
@@ -99,7 +100,7 @@ def part_of(
     Raises:
         ShelfmarkError: the store lacks an image, and the records do not have it either.
     """
-    reader, flip = RecordReader(records) if records else None, bundle.categorizer.flip
+    reader, categorizer = RecordReader(records) if records else None, bundle.categorizer
 
     def read(chosen: np.ndarray) -> Iterator[Piece]:
         if reader is None:
@@ -110,6 +111,8 @@ def part_of(
         return reader(record[chosen])
 
     bottleneck_store = Store(run.store / bundle.fingerprint)
-    rows = rows_of(bottleneck_store, flip, digests, read, bundle.backbone, run.config.extract)
-    views = 2 if flip else 1
-    return Part(product_id.repeat(views), digests.values.repeat(views, axis=0), rows, views)
+    averaged = categorizer.predictor.head.shape.averaged
+    rows = rows_of(
+        bottleneck_store, categorizer.views, averaged, digests, read, bundle.backbone, run.config.extract
+    )
+    return part_of_views(product_id, digests.values, rows)

@@ -714,6 +714,10 @@ def used_settings(config: Config, aggregation: str, words: Words) -> Iterator[tu
     backbone, size = parse_name(config.backbone.name), config.backbone.image_size
     own = words("settings.detected") if backbone.path else backbone.image_size(None)
     values["backbone"] |= {"name": without_folder(config.backbone.name), "image_size": size or own}
+    for name in ("views", "flip"):
+        if values["extract"][name] is None:
+            values["extract"][name] = config.extract.quality
+    values["extract"]["asked"] = config.extract.asked or values["extract"]["views"]
     for name in ("csv_delimiter", "csv_encoding"):
         values["ingest"][name] = values["ingest"][name] or words("settings.detected")
     if config.head.kind != "flat":

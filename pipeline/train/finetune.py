@@ -32,6 +32,7 @@ from features.records import read_pieces
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
 from features.storage.store import Digests, Store, digests_of
+from features.views import WHOLE
 from models.heads.architectures import Head
 from models.heads.finetune import (
     Augmentation,
@@ -42,6 +43,7 @@ from models.heads.finetune import (
     tune_backbone,
 )
 from models.heads.losses import Loss
+from models.heads.precision import faster_for_network
 from models.heads.training import Examples, Recipe, fit_head
 from models.taxonomy import Taxonomy
 from pipeline.extract.fill_store import rows_of
@@ -51,7 +53,14 @@ from pipeline.job.progress import Progress
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BackboneSummary
-from pipeline.train.from_settings import in_bfloat16, labels_of, loss_of, recipe_of, shape_of
+from pipeline.train.from_settings import (
+    head_precision,
+    labels_of,
+    loss_of,
+    precision_of,
+    recipe_of,
+    shape_of,
+)
 
 VERSION = 4
 BATCH = 128  # photos decoded at a time
@@ -83,7 +92,8 @@ def finetune_backbone(
     def make(work: Path) -> Mapping[str, object]:
         drawn = _draw(records, base, config)
         head = _train_start_head(drawn, store, work / "_head")
-        network, history = _tune(drawn, head, work)
+        precision = precision_of(settings.precision, lambda: faster_for_network(base.model), work)
+        network, history = _tune(drawn, head, precision, work)
         tuned = keras_backbone(network, parse_name(base.name), TUNED + base.weights, base.image_size)
         tuned.save(work)
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
@@ -96,6 +106,7 @@ def finetune_backbone(
             products=int(drawn.train["product_id"].nunique()),
             images=len(drawn.train),
             epochs=len(history["loss"]),
+            precision=precision,
         ).to_dict()
 
     made_from = {
@@ -136,13 +147,15 @@ def _train_start_head(drawn: _Drawn, store: AnyPath, work: Path) -> Head:
     shape = shape_of(parts[0], drawn.taxonomy, drawn.base.fingerprint, drawn.config)
     labels = labels_of(drawn.category, drawn.taxonomy, shape)
     train, *fit = (Examples(part.rows, labels(part.product_id)) for part in parts)
-    recipe = recipe_of(drawn.config)
+    recipe = recipe_of(drawn.config, head_precision(drawn.config, shape, work))
     with Progress("finetune: head", recipe.epochs * len(train.labels)) as progress:
         fitted = fit[0] if fit else None
         return fit_head(shape, train, fitted, recipe, drawn.loss, work, progress=progress.to)[0]
 
 
-def _tune(drawn: _Drawn, head: Head, work: Path) -> tuple[keras.Model, dict[str, list[float]]]:
+def _tune(
+    drawn: _Drawn, head: Head, precision: str, work: Path
+) -> tuple[keras.Model, dict[str, list[float]]]:
     """The tuned network and its history."""
     settings = drawn.config.finetune
     labels = labels_of(drawn.category, drawn.taxonomy, head.shape)
@@ -155,7 +168,7 @@ def _tune(drawn: _Drawn, head: Head, work: Path) -> tuple[keras.Model, dict[str,
     with Progress("finetune", settings.epochs * len(drawn.train)) as progress:
         return tune_backbone(
             drawn.base, head, photos(drawn.train), photos(drawn.fit) if len(drawn.fit) else None,
-            steps_of(drawn.config), tuning_of(settings, drawn.base), drawn.loss, work, progress.to,
+            steps_of(drawn.config, precision), tuning_of(settings, drawn.base), drawn.loss, work, progress.to,
         )  # fmt: skip
 
 
@@ -172,11 +185,11 @@ def tuning_of(settings: FinetuneSettings, backbone: KerasBackbone) -> Tuning:
     )
 
 
-def steps_of(config: Config) -> Recipe:
+def steps_of(config: Config, precision: str) -> Recipe:
     """How backbones are tuned here; imbalance as in [train]."""
     settings = config.finetune
     return replace(
-        recipe_of(config),
+        recipe_of(config, precision),
         batch=settings.batch,
         learning_rate=settings.learning_rate,
         schedule=settings.schedule,
@@ -187,7 +200,6 @@ def steps_of(config: Config) -> Recipe:
         mixup=0.0,
         epochs=settings.epochs,
         patience=settings.patience,
-        bfloat16=in_bfloat16(settings.precision),
     )
 
 
@@ -274,6 +286,7 @@ def _with_bottlenecks(
     bottleneck_store = Store(store / backbone.fingerprint)
     rows = rows_of(
         bottleneck_store,
+        (WHOLE,),
         False,
         digests,
         lambda rows: read_pieces(records.path, images.iloc[rows]),

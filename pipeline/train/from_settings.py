@@ -1,42 +1,65 @@
 """From settings to what training takes: the recipe, the shape of the head, its labels and its loss."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from features.errors import ShelfmarkError
+from features.storage.paths import write_whole
 from models.heads.architectures import FLAT, TAXONNET, HeadShape
 from models.heads.losses import Loss, soft_tree, summed_levels, weighted_levels
+from models.heads.precision import BFLOAT16, faster_for_head
 from models.heads.training import Recipe
-from models.heads.training_steps import multiplies_bfloat16
 from models.taxonomy import Taxonomy
 from pipeline.extract.fill_store import ALL_ZERO
 from pipeline.job.catalogue import Part
 from pipeline.job.config import Config
+from pipeline.job.progress import log
+
+PRECISION = "_precision"  # in the working directory; "_": not part of the artifact
 
 
-def recipe_of(config: Config) -> Recipe:
-    """How heads are trained on this computer."""
+def recipe_of(config: Config, precision: str) -> Recipe:
+    """How heads are trained by the settings, in "float32" or "bfloat16"."""
     settings = config.training()
-    precision, memory = settings.pop("precision"), settings.pop("memory_gb")
+    memory = settings.pop("memory_gb")
     elsewhere = (
-        *("placeholders", "leave_out_suspects", "warm_start", "warm_epochs"),
+        *("precision", "placeholders", "leave_out_suspects", "warm_start", "warm_epochs"),
         *("standardized", "second_dropout"),
     )
     for name in elsewhere:  # not of the steps
         settings.pop(name, None)
-    return Recipe(
-        **settings,
-        seed=config.seed,
-        bfloat16=in_bfloat16(precision),
-        memory=int(memory * 1e9),
-    )
+    return Recipe(**settings, seed=config.seed, bfloat16=precision == BFLOAT16, memory=int(memory * 1e9))
 
 
-def in_bfloat16(precision: str) -> bool:
-    """What "auto", "bfloat16" or "float32" means on this computer."""
-    return precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16())
+def head_precision(config: Config, shape: HeadShape, work: Path | None = None) -> str:
+    """The precision in which a head of this shape is trained; other arguments as of `precision_of`."""
+    faster = partial(faster_for_head, shape, config.training()["batch"])
+    return precision_of(config.train.precision, faster, work)
+
+
+def precision_of(setting: str, faster: Callable[[], str], work: Path | None = None) -> str:
+    """What a setting of precision means, "float32" or "bfloat16".
+
+    Args:
+        setting: one of these, or "auto".
+        faster: says what "auto" is on this computer.
+        work: working directory of the stage, where a file keeps what "auto" is. So a training that was
+            killed continues in the precision in which it began, whatever another trial would show.
+    """
+    if setting != "auto":
+        return setting
+    file = work / PRECISION if work else None
+    if file and file.is_file():
+        log.info("the precision is that in which the work began: %s", began := file.read_text())
+        return began
+    chosen = faster()
+    if file:
+        write_whole(file, chosen.encode())
+    return chosen
 
 
 def shape_of(trained: Part, taxonomy: Taxonomy, fingerprint: str, config: Config) -> HeadShape:
@@ -50,7 +73,6 @@ def shape_of(trained: Part, taxonomy: Taxonomy, fingerprint: str, config: Config
         dropout=settings.dropout,
         scale=_scale(trained),
         fingerprint=fingerprint,
-        flip=trained.views == 2,
         kind=settings.kind,
         parents=taxonomy.parents if settings.kind != FLAT or hierarchical else (),
         selector=(settings.selector or settings.hidden[1]) if settings.kind == TAXONNET else 0,

@@ -33,7 +33,7 @@ from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, HeadSummary
 from pipeline.job.tree import changes_since_release
-from pipeline.train.from_settings import labels_of, loss_of, recipe_of, shape_of
+from pipeline.train.from_settings import head_precision, labels_of, loss_of, recipe_of, shape_of
 
 VERSION = 8
 MOST_TOGETHER = 8  # images of a product that a set head reads; Cdiscount's products have four at most
@@ -74,13 +74,15 @@ def train_head(
 
     def make(work: Path) -> Mapping[str, object]:
         opened = _open_training(records, bottlenecks, store, config)
-        _warn_of_memory(opened.trained, recipe_of(config).memory)
-        training, examples = _without_suspects(opened, config, work)
+        precision = head_precision(config, opened.shape, work)
+        recipe = recipe_of(config, precision)
+        _warn_of_memory(opened.trained, recipe.memory)
+        training, examples = _without_suspects(opened, recipe, config, work)
         start = start_of(before, training.shape, training.taxonomy, changes) if before else None
-        head, history = _fit(training, examples, start, config, work)
+        head, history = _fit(training, examples, start, recipe, config, work)
         head.save(work)
         if _may_be_together(training.trained, config.head.aggregation):
-            _fit_set_head(training, recipe_of(config), work / "_set").save(work)
+            _fit_set_head(training, recipe, work / "_set").save(work)
         shutil.copyfile(records.file("taxonomy.csv"), work / "taxonomy.csv")
         pd.DataFrame(history).rename_axis("epoch").to_csv(work / "history.csv")
         np.save(work / "sizes.npy", sizes_of(training.trained, training.category, training.taxonomy))
@@ -89,13 +91,14 @@ def train_head(
             left_out=opened.images - training.images,
             categories=training.shape.categories,
             epochs=len(history["loss"]),
+            precision=precision,
         ).to_dict()
 
     extracted = BottlenecksSummary.of(bottlenecks)
     made_from = {
         "records": records.digest,
         "fingerprint": extracted.fingerprint,
-        "views": str(extracted.views),
+        "views": extracted.seen,
         "settings": config.of_the_head(),
         "start": before.digest if before else "fresh",
     }
@@ -133,22 +136,29 @@ class _Training:
 
 def _open_training(records: Artifact, bottlenecks: Artifact, store: AnyPath, config: Config) -> _Training:
     taxonomy, category = learnt_categories_of(records)
-    trained, val = (open_part(bottlenecks, store, split) for split in ("train", "val"))
+    trained, val = (open_part(bottlenecks, store, split, "all") for split in ("train", "val"))
     trained = trained.without(untrainable(records, config))
     division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
-    shape = shape_of(trained, taxonomy, BottlenecksSummary.of(bottlenecks).fingerprint, config)
+    extracted = BottlenecksSummary.of(bottlenecks)
+    shape = replace(
+        shape_of(trained, taxonomy, extracted.fingerprint, config),
+        views=tuple(view.name for view in extracted.predicted_from),
+        averaged=extracted.averaged,
+    )
     fit = val.only(division.fit & np.isin(val.product_id, category.index))
     return _Training(taxonomy, category, shape, trained, fit)
 
 
-def _without_suspects(training: _Training, config: Config, work: Path) -> tuple[_Training, Examples]:
+def _without_suspects(
+    training: _Training, recipe: Recipe, config: Config, work: Path
+) -> tuple[_Training, Examples]:
     """What is trained on; with train.leave_out_suspects without the images of probably wrong labels."""
     trained, examples = training.trained, training.examples(training.trained)
     share = config.train.leave_out_suspects
     if not share:
         return training, examples
     fold = divide(trained.product_id, trained.image_digest, 0.5).fit
-    loss, recipe, views = loss_of(training.taxonomy, config), recipe_of(config), trained.views
+    loss, views = loss_of(training.taxonomy, config), trained.views
     with Progress("train on a half", recipe.epochs * len(examples.labels) // 2) as progress:
         suspect = suspects(
             training.shape, examples, fold, recipe, share, loss, work, views, progress=progress.to
@@ -174,7 +184,8 @@ def held_out_parts(
     trained = training.trained
     group = duplicate_groups(trained.product_id, trained.image_digest)
     fold = folds_of(group, config.suspects.folds)
-    loss, recipe = loss_of(training.taxonomy, config), recipe_of(config)
+    loss = loss_of(training.taxonomy, config)
+    recipe = recipe_of(config, head_precision(config, training.shape, work))
     with Progress("train without a fold", recipe.epochs * len(trained.product_id)) as progress:
         heads = held_out_heads(
             training.shape, training.examples(trained), fold, recipe, loss, work, progress=progress.to
@@ -187,13 +198,12 @@ def _fit(
     training: _Training,
     examples: Examples,
     start: Callable[[keras.Model], None] | None,
+    recipe: Recipe,
     config: Config,
     work: Path,
 ) -> tuple[Head, dict[str, list[float]]]:
     """The head and its history; a warm start takes `train.warm_epochs`, or a quarter of the epochs."""
-    recipe, selecting = recipe_of(config), None
-    if len(training.fit.product_id):
-        selecting = training.examples(training.fit)
+    selecting = training.examples(training.fit) if len(training.fit.product_id) else None
     if start:
         recipe = replace(recipe, epochs=config.train.warm_epochs or -(-recipe.epochs // 4))
     loss = loss_of(training.taxonomy, config)

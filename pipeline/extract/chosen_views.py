@@ -1,0 +1,104 @@
+"""The views of a run: those of the settings, or of a quality, which fills what the settings leave open."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from features.engines.backbones import Backbone
+from features.errors import ShelfmarkError
+from features.views import View, cost, parse_view
+from models.heads.architectures import HeadShape
+from pipeline.job.config import ExtractSettings
+from pipeline.job.progress import log
+
+# What a quality fills in: whole photos at these sizes, in units of the backbone's own, mirrored or not.
+# Those of best are not chosen by measurement yet.
+QUALITIES: dict[str, tuple[tuple[float, ...], bool]] = {"fast": ((1,), False), "best": ((1, 8 / 7), True)}
+# Whole photos that may be extracted for `auto` to take best: Inception v3 extracts 28 a second in float32 on
+# two cores, 100,000 in an hour; smaller networks, and processors that compute in bfloat16, take less time.
+AN_HOUR = 100_000
+
+
+@dataclass(frozen=True)
+class ChosenViews:
+    """The views of each photo of a run."""
+
+    views: tuple[View, ...]  # that are extracted; training takes all of them
+    asked: tuple[View, ...]  # of these, those that predictions are made from
+    averaged: bool  # an image's views are one row, their mean; else a row each
+
+    def that_matter(self) -> dict[str, object]:
+        """What the bottlenecks depend on."""
+        views, asked = ([view.name for view in views] for views in (self.views, self.asked))
+        return {"views": views, "asked": asked, "averaged": self.averaged}
+
+
+def choose_views(
+    settings: ExtractSettings, backbone: Backbone, images: int, before: HeadShape | None
+) -> ChosenViews:
+    """Returns the views of a run; a line in the log says which ones `auto` takes, and why.
+
+    Args:
+        settings: the section [extract].
+        backbone: frozen.
+        images: of the records.
+        before: of the head in service; None: there is none.
+
+    Raises:
+        ShelfmarkError: the backbone cannot have a view, or a view of `asked` is not extracted.
+    """
+    quality, why = settings.quality, ""
+    if quality == "auto":
+        if before is not None and before.fingerprint == backbone.fingerprint and _is_open(settings):
+            kept = tuple(map(parse_view, before.views))
+            log.info("views: %s, as the release in service: its images are in the store", _listed(kept))
+            return _with_asked(settings, kept)
+        size = images * cost(_views_of("best", backbone), backbone.image_size)
+        quality = "best" if size <= AN_HOUR else "fast"
+        why = f"all views of {images:,} photos cost as much as {size:,.0f} whole ones; limit {AN_HOUR:,}"
+    mirrored = settings.flip if settings.flip is not None else QUALITIES[quality][1]
+    views = _views_of(quality, backbone, mirrored)
+    if settings.views:
+        views = _mirrored([parse_view(name) for name in settings.views], mirrored)
+    for view in views:
+        backbone.require_view(view)
+    if why:
+        log.info("views: %s (%s): %s", _listed(views), quality, why)
+    return _with_asked(settings, views)
+
+
+def _is_open(settings: ExtractSettings) -> bool:
+    return settings.views is None and settings.flip is None
+
+
+def _views_of(quality: str, backbone: Backbone, mirrored: bool | None = None) -> tuple[View, ...]:
+    """The views of a quality, without those that the backbone cannot have."""
+    scales, flip = QUALITIES[quality]
+    sizes = [View(None if scale == 1 else round(backbone.image_size * scale)) for scale in scales]
+    views = list[View]()
+    for view in sizes:
+        try:
+            backbone.require_view(view)
+            views.append(view)
+        except ShelfmarkError as error:
+            log.info("views: quality %s without %s: %s", quality, view.name, str(error).partition("; ")[0])
+    return _mirrored(views, flip if mirrored is None else mirrored)
+
+
+def _mirrored(views: Sequence[View], mirrored: bool) -> tuple[View, ...]:
+    """The views, each followed by its mirrored one where `mirrored`; each once."""
+    pairs = [(view, view.mirrored()) if mirrored else (view,) for view in views]
+    return tuple(dict.fromkeys(view for pair in pairs for view in pair))
+
+
+def _with_asked(settings: ExtractSettings, views: tuple[View, ...]) -> ChosenViews:
+    asked = tuple(dict.fromkeys(map(parse_view, settings.asked))) or views
+    if lacking := [view for view in asked if view not in views]:
+        raise ShelfmarkError(
+            f"extract.asked: {_listed(lacking)}: not among the views; expected some of {_listed(views)}; "
+            "correct extract.asked or extract.views"
+        )
+    return ChosenViews(views, asked, settings.combine == "averaged")
+
+
+def _listed(views: Sequence[View]) -> str:
+    return ", ".join(view.name for view in views)

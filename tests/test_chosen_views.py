@@ -1,0 +1,104 @@
+"""Which views a run has: those of the settings, else those of a quality."""
+
+import logging
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from features.engines.backbones import Backbone
+from features.errors import ShelfmarkError
+from features.views import View
+from models.heads.architectures import HeadShape
+from pipeline.extract.chosen_views import AN_HOUR, choose_views
+from pipeline.job.config import ExtractSettings
+from pipeline.job.load_config import load_config
+
+
+class Network:
+    """A backbone of 224 px that can have every view."""
+
+    image_size, fingerprint = 224, "network-224"
+
+    def require_view(self, view: View) -> None:
+        view.require_size(self.image_size)
+
+
+class FixedNetwork(Network):
+    """One that takes photos of its own size alone."""
+
+    def require_view(self, view: View) -> None:
+        if view.input(self.image_size) != self.image_size:
+            raise ShelfmarkError(f"view {view.name}: takes 224 px alone; expected them; correct it")
+
+
+def chosen(images: int = 1000, before: HeadShape | None = None, network: Any = None, **values: Any) -> Any:
+    """Names of the views, and of those asked."""
+    settings = ExtractSettings(**values)
+    found = choose_views(settings, cast(Backbone, network or Network()), images, before)
+    return [view.name for view in found.views], [view.name for view in found.asked]
+
+
+BEST = ["whole", "flip", "256", "256-flip"]
+
+
+@pytest.mark.parametrize(
+    ("values", "views"),
+    [
+        ({}, ["whole"]),
+        ({"flip": True}, ["whole", "flip"]),
+        ({"quality": "best"}, BEST),
+        ({"quality": "best", "flip": False}, ["whole", "256"]),
+        ({"quality": "best", "views": ("whole",)}, ["whole", "flip"]),
+        ({"views": ("256-center", "whole")}, ["256-center", "whole"]),
+        ({"views": ("whole", "flip", "256"), "flip": True}, BEST),
+        ({"views": ("256", "max"), "flip": True}, ["256", "256-flip", "max", "max-flip"]),
+    ],
+)
+def test_a_quality_fills_what_the_settings_leave_open(values: dict[str, Any], views: list[str]) -> None:
+    assert chosen(**values) == (views, views)
+
+
+def test_the_views_asked_are_some_of_those_extracted() -> None:
+    assert chosen(quality="best", asked=("256", "whole")) == (BEST, ["256", "whole"])
+    with pytest.raises(
+        ShelfmarkError, match=r"extract.asked: 288: not among the views; expected some of whole"
+    ):
+        chosen(quality="best", asked=("256", "288"))
+
+
+def test_auto_takes_best_as_long_as_it_costs_an_hour(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "shelfmark")
+    most = int(AN_HOUR / (2 + 2 * (256 / 224) ** 2))
+    assert chosen(most, quality="auto")[0] == BEST
+    assert chosen(most + 1, quality="auto")[0] == ["whole"]
+    first, second = (record.message for record in caplog.records)
+    assert first.startswith(
+        "views: whole, flip, 256, 256-flip (best): all views of 21,681 photos cost as much"
+    )
+    assert second.startswith("views: whole (fast): ") and second.endswith("100,003 whole ones; limit 100,000")
+
+
+def test_auto_keeps_to_the_views_of_the_release_of_the_same_backbone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "shelfmark")
+    before = HeadShape(4, 3, (2, 2), 0.5, 1.0, "network-224", views=("whole", "288"))
+    assert chosen(10**9, before, quality="auto")[0] == ["whole", "288"]
+    assert caplog.messages == ["views: whole, 288, as the release in service: its images are in the store"]
+    assert chosen(10**9, replace(before, fingerprint="another-224"), quality="auto")[0] == ["whole"]
+    assert chosen(10**9, before, quality="auto", views=("flip",))[0] == ["flip"]
+
+
+def test_best_leaves_out_what_a_backbone_cannot_have_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "shelfmark")
+    assert chosen(network=FixedNetwork(), quality="best")[0] == ["whole", "flip"]
+    assert caplog.messages == ["views: quality best without 256: view 256: takes 224 px alone"]
+    with pytest.raises(ShelfmarkError, match="takes 224 px alone"):
+        chosen(network=FixedNetwork(), views=("256",))
+
+
+@pytest.mark.parametrize("name", ["extract.views", "extract.asked"])
+def test_a_name_that_is_no_view_is_refused_with_the_setting(name: str) -> None:
+    with pytest.raises(ShelfmarkError, match=rf"(?s){name}.*no view 'middle'; expected names such as whole"):
+        load_config(sets=(f'{name}=["whole","middle"]',))
