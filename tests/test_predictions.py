@@ -62,6 +62,7 @@ def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature:
                 rival,
                 pnorm_by_hand(probability),
                 stop - start,
+                True,
             )
         )
     columns = list(zip(*rows, strict=True))

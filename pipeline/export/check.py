@@ -150,7 +150,7 @@ def check(categorizer: Categorizer, backbone: Backbone, runner: Runner, photos: 
     bounds = np.concatenate([[0], np.cumsum(photos.counts)])
     engines = engines_of_views(backbone, categorizer.views, REQUEST, precision="fp32")
     rows = categorizer.bottlenecks(engines, photos.jpegs, "photos of the check")
-    predictions = categorizer.predict(rows, bounds * categorizer.rows_of_image)
+    predictions = categorizer.predict_all(rows, bounds * categorizer.rows_of_image)
     confidences = categorizer.level_confidences(predictions)
     expected = categorizer.decide(np.arange(len(photos.counts)).astype(str), predictions)
     call = max(1, int(CALL / cost(categorizer.views, backbone.image_size)))
