@@ -61,7 +61,11 @@ WITH_ADAPTED = pa.schema([*SCHEMA, *ADAPTED])
 REJECTS = ".rejects.parquet"  # what the name of the rejects beside the decisions ends with
 FOLDER_MARK = "_manifest.json"  # of a folder of parts, written last
 
-LATER = ("views", "release", *ADAPTED.names)  # columns that files of earlier versions lack, or of other batches
+LATER = (
+    "views",
+    "release",
+    *ADAPTED.names,
+)  # columns that files of earlier versions lack, or of other batches
 
 JSON_ROWS = 2**12  # made Python objects at a time
 READ_ROWS = 2**15  # of a Parquet file, in memory at a time

@@ -52,9 +52,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TABLE = "decisions"
 VIEWS = "views"  # a column that earlier versions did not write
-MEANT = {VIEWS: "the views that decided"} | dict.fromkeys(
-    ADAPTED.names, "decisions by sellers' corrections"
-)
+MEANT = {VIEWS: "the views that decided"} | dict.fromkeys(ADAPTED.names, "decisions by sellers' corrections")
 MARKS = "_parts"  # what the name of the table of marks ends with
 LONGEST_NAME = 63  # bytes, PostgreSQL's identifiers
 SECONDS_FOR_A_LOCK = 60  # how long a writer waits for another one, SQLite
@@ -233,7 +231,7 @@ class DecisionsTable:
     def _add_later(
         self, connection: "sql.Connection", inspector: "sql.Inspector", wanted: "sql.Table"
     ) -> None:
-        """Adds those of VIEWS and ADAPTED that are wanted and the table lacks; null in the rows that are there.
+        """Adds those of VIEWS and ADAPTED that are wanted and lacking; null in the rows that are there.
 
         Raises:
             ShelfmarkError: the database does not add them.
