@@ -117,7 +117,7 @@ class Extractor:
 
     @cached_property
     def looks(self) -> tuple["Extractor", "Extractor"]:
-        """What a cascade computes: the first view, then the others of products that it is not certain about."""
+        """What a cascade computes: the first view, then the others of products it is not certain about."""
         first, others = (
             Extractor(some, False, self.size, {one: self.networks[one] for one in by_network(some)})
             for some in (self.views[:1], self.views[1:])

@@ -332,7 +332,8 @@ class Categorizer:
     def _names_of_views(self, again: np.ndarray) -> list[str]:
         """Of n products the views that decided, joined by commas."""
         names = [view.name for view in self.views]
-        return np.where(again, ",".join(names), names[0]).tolist()
+        found: list[str] = np.where(again, ",".join(names), names[0]).tolist()
+        return found
 
     def _node_paths(self, category: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """(n,) object, what was decided, for people: its names from coarse to fine; None for a person.

@@ -95,8 +95,8 @@ class Bottlenecks:
 
     def lacks_others(self, digests: np.ndarray) -> np.ndarray:
         """(n,) bool: the photos (n, 32) that a view other than the first does not have."""
-        found = [index.find(digests) < 0 for _, _, index in self._views[1:]]
-        return np.any(found, axis=0)
+        lacks: np.ndarray = np.any([index.find(digests) < 0 for _, _, index in self._views[1:]], axis=0)
+        return lacks
 
     @staticmethod
     def _of_view(store: Store, names: list[str], index: DigestIndex, digests: np.ndarray) -> np.ndarray:
@@ -124,6 +124,7 @@ class SortedPart:
 
     @classmethod
     def of(cls, rows: pa.Table) -> "SortedPart":
+        """Of rows of SORTED, whole products together."""
         ids = rows["product_id"].to_numpy()
         named = ids != ""
         bounds = product_bounds(ids[named])

@@ -1,6 +1,6 @@
 """The third pass, of a cascade: the other views of the products about which the first view is not certain.
 
-    part of SORTED ─► first view of its photos ─► head ─► products to look at again ─► photos that a view lacks
+    part of SORTED ─► first view of photos ─► head ─► products to look at again ─► photos that a view lacks
 
     _again/unit-00000.parquet    of each part these photos, as plan_new takes them
     _again/…                     plan and shards, as in extract_new.py

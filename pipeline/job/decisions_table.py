@@ -13,7 +13,8 @@
 
 A row of a product that is there already is replaced; all other rows, and columns that are not ours, stay. A
 table that lacks `views`, which earlier versions did not write, gets it, and the columns of ADAPTED from the
-first batch that has them, null in older rows; a later batch without such sellers writes false, null and 0 there, so that no older adapted decision stays.
+first batch that has them, null in older rows; a later batch without such sellers writes false, null and 0
+there, so that no older adapted decision stays.
 Each part is one transaction, which also puts its mark into decisions_parts. So after a kill a part is there
 with its mark, or neither is. `finish` removes the marks of the job. A part of one job removes the marks of
 all other jobs, because it may have replaced their rows: a killed job that goes on later writes all its parts
