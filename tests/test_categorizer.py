@@ -93,6 +93,7 @@ def test_decision_has_the_category_and_its_level(echo: Categorizer) -> None:
         "node_level": 2,
         "top_categories": ["milk", "oats", "pear", "apple", "leek"],
         "top_probabilities": pytest.approx([0.6, 0.2, 0.06, 0.05, 0.05], abs=1e-6),
+        "views": "whole",
         "release": "bundle",
     }
     assert (review["status"], review["category_path"]) == ("review", "food / apple")
@@ -186,7 +187,7 @@ def test_unreadable_products_have_a_row_each_and_no_category() -> None:
     assert table["product_id"].tolist() == ["a", "b"]
     assert table["status"].tolist() == ["unreadable", "unreadable"]
     assert table["confidence"].tolist() == [0.0, 0.0]
-    nothing = ["category", "category_path", "node", "node_path", "node_level"]
+    nothing = ["category", "category_path", "node", "node_path", "node_level", "views"]
     assert table[nothing].isna().all(axis=None)
     assert table["top_categories"].tolist() == table["top_probabilities"].tolist() == [[], []]
     assert len(unreadable([])) == 0

@@ -93,7 +93,7 @@ class Naming:
             values | {
                 "product_id": product.product_id, "category": None, "confidence": 0.5, "status": "review",
                 "top_categories": [str(number) for number in seen], "top_probabilities": [],
-                "release": self.release,
+                "views": "whole", "release": self.release,
             }
         )  # fmt: skip
 
