@@ -4,6 +4,7 @@ import dataclasses
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import conftest
 import numpy as np
@@ -32,6 +33,8 @@ from models.heads.architectures import Head
 
 class Echo:
     """A head whose logits are its bottlenecks."""
+
+    shape = SimpleNamespace(views=("whole",))
 
     def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
         return [bottlenecks.astype(np.float32)]

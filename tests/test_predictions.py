@@ -124,6 +124,7 @@ def test_types_are_the_documented_ones() -> None:
         "level_rival": ((25, 3), np.float32),
         "max_logit_pnorm": ((25,), np.float32),
         "images": ((25,), np.int64),
+        "again": ((25,), bool),
     }
 
 
