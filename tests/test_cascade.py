@@ -1,4 +1,4 @@
-"""The cascade: the first view decides where it is certain, and the promise is about the cascade as a whole."""
+"""The cascade: the first view decides where it is certain; the promise is about the cascade as a whole."""
 
 import itertools
 from dataclasses import dataclass, replace

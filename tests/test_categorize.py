@@ -231,7 +231,7 @@ def stored(batch: Batch, view: str) -> set[bytes]:
     }
 
 
-@pytest.mark.parametrize("source", [shuffled, together])
+@pytest.mark.parametrize("source", [shuffled, pytest.param(together, marks=pytest.mark.slow)])
 def test_a_cascade_decides_as_alone_and_looks_again_at_uncertain_products_only(
     batch: Batch, bundle: Held, decoded: list[bytes], source: Callable[[Path], str]
 ) -> None:
