@@ -23,6 +23,7 @@ from features.images.normalise import normalise
 from features.images.refusal import Refused
 from features.product import order_key
 from features.views import cost
+from models.decisions.cascade import certainty
 from models.decisions.categorizer import Categorizer
 from models.decisions.confidence import DECIMALS, product_ranges
 from pipeline.ingest.check_images import fetching_of, image_limits, segments_of
@@ -163,6 +164,9 @@ def check(categorizer: Categorizer, backbone: Backbone, runner: Runner, photos: 
         found["node"] != expected["node"].fillna("").to_numpy()
     )
     near = (np.abs(confidences - categorizer.thresholds) <= PRECISION).any(axis=1)
+    if cascade := categorizer.rules.cascade:
+        certain = certainty(categorizer.predictor.head, rows[:: categorizer.rows_of_image], bounds)
+        near |= np.abs(certain - cascade.limit) <= PRECISION
     near |= predictions.level_mass[:, -1] - predictions.level_rival[:, -1] <= PRECISION
     away = np.abs(found["confidence"].astype(np.float64) - confidences[:, -1])
     return CheckResult(
