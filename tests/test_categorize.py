@@ -269,6 +269,14 @@ def test_a_cascade_decides_as_alone_and_looks_again_at_uncertain_products_only(
     assert stored(batch, "48-max") == stored(batch, "whole")
 
 
+def test_where_the_first_view_is_always_certain_no_other_is_computed(batch: Batch, bundle: Held) -> None:
+    batch.bundle = looking_again(bundle, 0.0)
+    source = together(batch.folder, PRODUCTS[:20])
+    found = batch(source).drop(columns="views")
+    assert not stored(batch, "48-max") and not stored(batch, "40-bottom-right-flip")
+    pd.testing.assert_frame_equal(found, batch.with_one_view(source).drop(columns="views"))
+
+
 def test_a_photo_that_changes_before_it_is_looked_at_again_is_named_and_the_job_goes_on(
     batch: Batch, bundle: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,6 @@ def joined_views(first: np.ndarray, again: np.ndarray, others: Sequence[np.ndarr
     start = np.cumsum(count) - count
     rows: np.ndarray = np.empty((int(count.sum()), first.shape[1]), first.dtype)
     rows[start] = first
-    for place, view in enumerate(others, start=1):
+    for place, view in enumerate(others if again.any() else (), start=1):
         rows[start[again] + place] = view
     return rows
