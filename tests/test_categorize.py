@@ -277,6 +277,31 @@ def test_where_the_first_view_is_always_certain_no_other_is_computed(batch: Batc
     pd.testing.assert_frame_equal(found, batch.with_one_view(source).drop(columns="views"))
 
 
+def test_a_cascade_that_was_stopped_in_its_second_look_goes_on_to_the_same_decisions(
+    batch: Batch, bundle: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch.bundle = looking_again(bundle, 1.0)
+    source, original = together(batch.folder), look_again.extract_new
+
+    def stopped(shards: list[str], *arguments: Any) -> Any:
+        assert len(shards) > 1
+        original(shards[:1], *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(look_again, "extract_new", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        batch(source)
+    half = stored(batch, "48-max")
+    monkeypatch.setattr(look_again, "extract_new", original)
+    found = batch(source)
+    assert 0 < len(half) < len(stored(batch, "48-max"))
+    digests = [digests for _, digests, _ in batch.store.view(parse_view("48-max")).each_shard()]
+    assert len(np.concatenate(digests)) == len(stored(batch, "whole")), "no photo twice"
+    again = Batch(batch.folder / "other", batch.bundle)
+    again.folder.mkdir()
+    pd.testing.assert_frame_equal(again(source), found)
+
+
 def test_a_photo_that_changes_before_it_is_looked_at_again_is_named_and_the_job_goes_on(
     batch: Batch, bundle: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
