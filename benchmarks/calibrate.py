@@ -405,6 +405,7 @@ def _predictions(stored: Stored, tree: Any) -> Any:
         level_rival=np.zeros((products, levels), np.float32),
         max_logit_pnorm=np.zeros(products, np.float32),
         images=np.ones(products, np.int32),
+        again=np.ones(products, bool),
     )
 
 

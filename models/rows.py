@@ -1,5 +1,6 @@
 """Rows: what heads, baselines and predictions read bottlenecks through, in memory or not."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,3 +16,17 @@ class Rows(Protocol):
     def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
         """Returns (m, d) float16, the chosen rows: (m,) int row numbers, (n,) bool, or a slice."""
         ...
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """Some of other rows, unread."""
+
+    rows: Rows
+    chosen: np.ndarray  # (n,) int, their numbers
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> np.ndarray:
+        return self.rows[self.chosen[chosen]]

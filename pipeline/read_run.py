@@ -50,6 +50,7 @@ _PRODUCTS = {
     "node_level": "its level, 1 = coarsest",
     "top_categories": "up to five categories, most likely first",
     "top_probabilities": "probabilities of these, by the head",
+    "views": "views of its photos that decided, joined by commas",
     "release": "name of the release that decided; missing in an evaluation",
 }
 _MEASURED = {

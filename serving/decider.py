@@ -34,7 +34,7 @@ class SeenProduct:
     """The readable photos of a product, as the backbone sees them."""
 
     digests: tuple[str, ...]  # sha256 (hex)
-    bottlenecks: np.ndarray  # (rows, d) float16, all views
+    bottlenecks: np.ndarray  # (rows, d) float16, those that decide: of all views, or with a cascade the first
 
 
 class RecentProducts:
@@ -115,6 +115,20 @@ class Decider:
                 found[number] = decision
         return [one for one in found if one is not None]
 
+    def looks_again(self, products: Sequence[SeenProduct]) -> list[bool]:
+        """Returns about which products all views decide, from the first view of their photos."""
+        rows = [product.bottlenecks for product in products]
+        bounds = np.cumsum([0, *map(len, rows)])
+        again: list[bool] = self._categorizer.looks_again(np.concatenate(rows), bounds).tolist()
+        return again
+
+    def _again(self, products: Sequence[ReadProduct]) -> np.ndarray | None:
+        """(n,) bool: products of which there are all views; None without a cascade."""
+        if self._categorizer.rules.cascade is None:
+            return None
+        seen = [product.seen for product in products if product.seen]
+        return np.array([len(one.bottlenecks) > len(one.digests) for one in seen])
+
     def encode(self, seen: SeenProduct, category: str) -> Encoded:
         """Returns a correction as the adapter's head sees it."""
         assert self._adapter is not None
@@ -140,11 +154,11 @@ class Decider:
         rows = [product.seen.bottlenecks for product in products if product.seen]
         bounds = np.concatenate([[0], np.cumsum([len(own) for own in rows])])
         bottlenecks = np.concatenate(rows)
-        names = _names(products)
+        names, again = _names(products), self._again(products)
         if self._adapter is not None and any(state is not None for state in states):
-            table = self._adapter.decide(np.array(names, dtype=object), bottlenecks, bounds, states)
+            table = self._adapter.decide(np.array(names, dtype=object), bottlenecks, bounds, states, again)
             return {str(name): [_plain(value) for value in column.tolist()] for name, column in table.items()}
-        predictions = self._categorizer.predict(bottlenecks, bounds)
+        predictions = self._categorizer.predict(bottlenecks, bounds, again)
         return self._categorizer.decide_columns(np.array(names, dtype=object), predictions) | _unadapted(
             names
         )

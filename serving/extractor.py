@@ -116,6 +116,15 @@ class Extractor:
         return cls(views, is_averaged, size, networks)
 
     @cached_property
+    def looks(self) -> tuple["Extractor", "Extractor"]:
+        """What a cascade computes: the first view, then the others of products it is not certain about."""
+        first, others = (
+            Extractor(some, False, self.size, {one: self.networks[one] for one in by_network(some)})
+            for some in (self.views[:1], self.views[1:])
+        )
+        return first, others
+
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """The px to which a photo is resized, each once."""
         return sizes_of(self.views, self.size)

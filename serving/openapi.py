@@ -56,7 +56,8 @@ FORM: dict[str, Any] = {
 _DECISION: dict[str, Any] = {
     "product_id": "mug-7", "category": "1002", "category_path": "Kitchen / Mugs", "confidence": 0.94,
     "status": "accepted", "node": "1002", "node_path": "Kitchen / Mugs", "node_level": 2,
-    "top_categories": ["1002", "1007"], "top_probabilities": [0.91, 0.05], "release": "2026-W47",
+    "top_categories": ["1002", "1007"], "top_probabilities": [0.91, 0.05], "views": "whole",
+    "release": "2026-W47",
     "photos": [
         {"index": 0, "refused": None, "detail": None},
         {"index": 1, "refused": "truncated", "detail": "the file ends early"},

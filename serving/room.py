@@ -7,10 +7,11 @@
                 │  one photo of each request in turn
                 ▼
     backbone thread: what has arrived, the largest batch that it fills, of the same views (extractor.py)
-                │     ─► bottlenecks of all views
-                │  products whose photos are all there
-                ▼
-    head threads, many products at once: those with sellers, whose store may be slow, in one of their own
+                │     ─► bottlenecks of all views;  with a cascade of the first view, and the pixels stay
+                │  products whose photos are all there          ▲
+                ▼                                               │ of a cascade, where that is not certain:
+    head threads, ──────────────────────────────────────────────┘ the photos again, for the other views
+                   many products at once: those with sellers, whose store may be slow, in one of their own
                 ▼
     the request's Future
 
@@ -169,6 +170,8 @@ class _Work:
     digests: list[bytes | None]  # of each photo
     refusals: list[Refused | None]
     bottlenecks: dict[bytes, np.ndarray | None] = field(default_factory=dict)  # digest → (rows, d) float16
+    look: int = 0  # which of Served.looks computes its photos
+    held: "list[_Photo]" = field(default_factory=list)  # of a cascade: computed in the first view
 
     def read(self) -> ReadProduct:
         """The product once all of its photos are computed or refused; a photo given twice counts once."""
@@ -188,7 +191,7 @@ class _Photo:
     @property
     def extractor(self) -> Extractor:
         """That computes it."""
-        return self.work.request.served.extractor
+        return self.work.request.served.looks[self.work.look]
 
 
 class _Rate:
@@ -246,7 +249,7 @@ class Room:
         self._waiting = FairQueue[_Photo]()
         self._ready: OrderedDict[Extractor, FairQueue[_Photo]] = OrderedDict()  # none of them is empty
         self._decoded = self._decoding = 0  # places in batches: of _ready, and of what is being decoded
-        self._rate = _Rate(served.extractor.rate)
+        self._rate = _Rate(served.rate)
         self._heads: tuple[SimpleQueue[_Work | None], ...] = (SimpleQueue(), SimpleQueue())
         self._processes = list(processes) if processes is not None else limits.started()
         try:
@@ -286,14 +289,14 @@ class Room:
         if self._limits.photos is not None:
             return self._limits.photos
         seconds = min(LONGEST_WAIT, self._limits.seconds / 2)
-        ahead = AHEAD // self._served.extractor.places
+        ahead = AHEAD // self._served.looks[0].places
         return max(ahead, min(MOST_PHOTOS, int(self._rate.value * seconds)))
 
     def take_over(self, served: Served) -> None:
         """Puts another release into service: new requests get it, those here keep theirs."""
         with self._lock:
             self._served = served
-            self._rate.value = served.extractor.rate
+            self._rate.value = served.rate
 
     @property
     def full(self) -> Full | None:
@@ -393,11 +396,11 @@ class Room:
             request = self._live.pop(future)
             request.has_ended = True
             self._waiting.forget(request)
-            extractor = request.served.extractor
-            if queue := self._ready.get(extractor):
-                self._decoded -= queue.forget(request) * extractor.places
-                if not queue:
-                    del self._ready[extractor]
+            for extractor in request.served.looks:
+                if queue := self._ready.get(extractor):
+                    self._decoded -= queue.forget(request) * extractor.places
+                    if not queue:
+                        del self._ready[extractor]
             self._pending -= request.photos_left
             self._charged -= request.charged
             request.photos_left = request.charged = 0
@@ -474,7 +477,7 @@ class Room:
         work = photo.work
         process.wait_ready()
         began = time.monotonic()
-        found = process.decode(work.given.photos[photo.number], photo.extractor.sizes)
+        found = process.decode(work.given.photos[photo.number], work.request.served.extractor.sizes)
         self._watch.decoded(time.monotonic() - began)
         if found.refused:
             self._watch.refused(found.refused.reason)
@@ -482,29 +485,41 @@ class Room:
 
     def _sort(self, photo: _Photo, found: DecodedPhoto) -> None:
         """Puts a decoded photo where it goes: to the backbone, unless it is refused or there already."""
-        work, extractor = photo.work, photo.extractor
+        work = photo.work
         work.digests[photo.number], work.refusals[photo.number] = found.digest, found.refused
         if found.pixels is None or found.digest is None or found.digest in work.bottlenecks:
             self._photo_done(work)
             return
         work.bottlenecks[found.digest] = None
         photo.digest, photo.pixels = found.digest, found.pixels
-        self._ready.setdefault(extractor, FairQueue[_Photo]()).put(work.request, photo)
-        self._decoded += extractor.places
+        self._make_ready([photo])
 
-    def _photo_done(self, work: _Work) -> None:
+    def _make_ready(self, photos: "list[_Photo]") -> None:
+        """Puts photos of one product where the backbone takes them."""
+        extractor = photos[0].extractor
+        queue = self._ready.setdefault(extractor, FairQueue[_Photo]())
+        for photo in photos:
+            queue.put(photo.work.request, photo)
+        self._decoded += len(photos) * extractor.places
+
+    def _photo_done(self, work: _Work, held: bool = False) -> None:
+        """A photo is refused or computed; `held`: in the first view of a cascade, and more may come."""
+        if not held:
+            self._count_out(work.request)
+        work.photos_left -= 1
+        if not work.photos_left:
+            self._to_head(work)
+
+    def _count_out(self, request: _Request) -> None:
+        """A photo does not wait any more."""
         self._pending -= 1
         if self._waiting:
             self._rate.leave()
         self._watch.queued(self._pending)
-        request = work.request
         request.photos_left -= 1
         if request.photos_left < request.charged:
             request.charged -= 1
             self._charged -= 1
-        work.photos_left -= 1
-        if not work.photos_left:
-            self._to_head(work)
 
     # The backbone
 
@@ -554,10 +569,16 @@ class Room:
         found = photos[0].extractor.bottlenecks([photo.pixels for photo in photos], self._watch.batch)
         with self._lock:
             for photo, rows in zip(photos, found, strict=True):
-                photo.pixels = {}
-                photo.work.bottlenecks[photo.digest] = rows
-                if not photo.work.request.has_ended:
-                    self._photo_done(photo.work)
+                work = photo.work
+                before = work.bottlenecks[photo.digest]
+                work.bottlenecks[photo.digest] = rows if before is None else np.concatenate([before, rows])
+                held = work.look + 1 < len(work.request.served.looks) and not work.request.has_ended
+                if held:
+                    work.held.append(photo)
+                else:
+                    photo.pixels = {}
+                if not work.request.has_ended:
+                    self._photo_done(work, held)
 
     # The head
 
@@ -574,11 +595,31 @@ class Room:
             by_decider.setdefault(work.request.served.decider, []).append(work)
         for decider, own in by_decider.items():
             try:
-                self._decide(decider, own)
+                self._decide(decider, self._certain(decider, own))
             except Exception as error:  # of these requests alone; the thread goes on
                 log.exception("the head has failed")
                 for request in {work.request for work in own}:
                     self._fail(request, error)
+
+    def _certain(self, decider: Decider, products: list[_Work]) -> list[_Work]:
+        """The products that are decided about now; the photos of the others go to the backbone again."""
+        looked = [work for work in products if work.held]
+        seen = [read.seen for read in (work.read() for work in looked) if read.seen]
+        again = set[_Work]()
+        for work, looks in zip(looked, decider.looks_again(seen) if seen else [], strict=True):
+            with self._lock:
+                photos, work.held = work.held, []
+                if looks and not work.request.has_ended:
+                    again.add(work)
+                    work.look, work.photos_left = work.look + 1, len(photos)
+                    self._make_ready(photos)
+                    self._computable.notify()
+                    continue
+                for photo in photos:
+                    photo.pixels = {}
+                    if not work.request.has_ended:
+                        self._count_out(work.request)
+        return [work for work in products if work not in again]
 
     def _decide(self, decider: Decider, products: list[_Work]) -> None:
         began = time.monotonic()

@@ -62,6 +62,9 @@ class Decision(_Body):
     """Up to five, most likely first; none when no photo is readable."""
     top_probabilities: list[float]
     """Their probabilities."""
+    views: str | None
+    """The views of its photos that decided, joined by commas: all of the release, or with a cascade the first
+    alone where that was certain; null when no photo is readable."""
     release: str | None
     """Name of the release that decided."""
     photos: list[SentPhoto] = []

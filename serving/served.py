@@ -4,12 +4,14 @@ bundle ─► engines of 1, 2, 4, 8 images ─► each runs once ─► head dec
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.storage.paths import AnyPath
 from models.decisions.bundle import Bundle
+from models.decisions.cascade import Cascade
 from serving.decider import Decider, ReadProduct, SeenProduct
 from serving.extractor import LARGEST, Extractor
 
@@ -24,6 +26,20 @@ class Served:
     bundle: Bundle
     extractor: Extractor  # of the views that its head asks for
     decider: Decider
+    cascade: Cascade | None = None  # of the bundle; None: all views decide about every product
+
+    @cached_property
+    def looks(self) -> tuple[Extractor, ...]:
+        """What computes a photo: all views at once; of a cascade the first, then, if need be, the others."""
+        return self.extractor.looks if self.cascade else (self.extractor,)
+
+    @property
+    def rate(self) -> float:
+        """Photos a second that the backbone alone computes, of products as FIT's with a cascade."""
+        if not self.cascade:
+            return self.extractor.rate
+        first, others = self.looks
+        return 1 / (1 / first.rate + self.cascade.share / others.rate)
 
     @property
     def name(self) -> str:
@@ -53,7 +69,7 @@ class Served:
         extractor = Extractor.open(bundle, store, like.extractor if like and same else None)
         decider = Decider(bundle, corrections)
         _try(bundle, decider)
-        return cls(bundle, extractor, decider)
+        return cls(bundle, extractor, decider, bundle.categorizer.rules.cascade)
 
 
 def _try(bundle: Bundle, decider: Decider) -> None:

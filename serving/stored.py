@@ -28,14 +28,25 @@ def stored_product(workspace: AnyPath, bundle: Bundle, product_id: str) -> SeenP
     main = Store(workspace / "store" / bundle.fingerprint)
     stores = [main.view(view) for view in bundle.categorizer.views]
     found = [store.find(digests) for store in stores]
+
+    def read(views: int, there: np.ndarray) -> list[np.ndarray]:
+        """The bottlenecks of the first views, of those photos that are there."""
+        return [
+            store.rows(one.names, one.shard[there], one.row[there])[:]
+            for store, one in zip(stores[:views], found[:views], strict=True)
+        ]
+
+    def seen(there: np.ndarray, rows: np.ndarray) -> SeenProduct:
+        return SeenProduct(
+            tuple(digest.hex() for digest, has in zip(known, there.tolist(), strict=True) if has), rows
+        )
+
+    first = found[0].row >= 0
+    if bundle.categorizer.rules.cascade and first.any():
+        [rows] = read(1, first)
+        if not bundle.categorizer.looks_again(rows, np.array([0, len(rows)]))[0]:
+            return seen(first, rows)
     there = np.all([one.row >= 0 for one in found], axis=0)
     if not there.any():
         return GONE
-    rows = [
-        store.rows(one.names, one.shard[there], one.row[there])[:]
-        for store, one in zip(stores, found, strict=True)
-    ]
-    return SeenProduct(
-        tuple(digest.hex() for digest, has in zip(known, there.tolist(), strict=True) if has),
-        bundle.categorizer.rows(rows),
-    )
+    return seen(there, bundle.categorizer.rows(read(len(stores), there)))

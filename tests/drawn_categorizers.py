@@ -15,6 +15,7 @@ from features.storage.artifact import Artifact, begin, digest_of, file_digest, p
 from features.views import combined, parse_view
 from models.decisions import confidence
 from models.decisions.bundle import HEAD_FILES, THRESHOLDS
+from models.decisions.cascade import certainty, fit_cascade, rows_that_decide
 from models.decisions.categorizer import Categorizer, DecisionRules, LevelRule, Predictor
 from models.decisions.confidence import fit_confidence
 from models.decisions.releases import SPLITS
@@ -40,6 +41,7 @@ class Kind:
     standardized: bool = False
     views: tuple[str, ...] = ("whole",)
     averaged: bool = False
+    cascade: bool = False  # half of the products are looked at again
 
     @property
     def rows_of_image(self) -> int:
@@ -58,6 +60,11 @@ KINDS = {
     "set, mirrored": Kind(aggregation=SET, views=MIRRORED),
     "standardized, mirrored": Kind(standardized=True, views=MIRRORED),
     "averaged": Kind(views=("whole", "48", "48-center-flip"), averaged=True),
+    "cascade, mirrored": Kind(views=MIRRORED, cascade=True),
+    "cascade, hierarchical, geometric mean": Kind(
+        aggregation="geometric", hierarchical=True, views=("whole", "48", "flip"), cascade=True
+    ),
+    "cascade, set": Kind(aggregation=SET, views=MIRRORED, cascade=True),
 }
 
 
@@ -83,6 +90,12 @@ def draw_categorizer(
     set_head = _head(one, rows) if kind.aggregation == SET else None
     sizes = rng.integers(20, 90, len(tree.categories)).astype(np.int32)
     predictor = Predictor(head, tree, sizes, "drawn", "drawn", set_head)
+    cascade = None
+    if kind.cascade:
+        certain = certainty(head, rows[:: len(kind.views)], bounds // len(kind.views))
+        cascade = fit_cascade(certain, 0.5)
+        chosen, bounds = rows_that_decide(bounds, certain < cascade.limit, len(kind.views))
+        rows = rows[chosen]
     predictions = predictor.predict(rows, bounds, 0.8, kind.aggregation)
     often = np.bincount(predictions.top[:, 0]).argsort()
     wanted = "boosting" if kind.confidence == "boosting" else "logistic"
@@ -100,7 +113,7 @@ def draw_categorizer(
     rules = DecisionRules(
         model="drawn", labels="drawn", temperature=0.8, confidence=found[-1].confidence,
         certificate=found[-1].certificate, target=0.9, delta=0.1, fit={"products": 60},
-        aggregation=kind.aggregation, levels={"level1": found[0], "level2": found[1]},
+        aggregation=kind.aggregation, cascade=cascade, levels={"level1": found[0], "level2": found[1]},
         withheld=(str(tree.categories[often[-2]]),),
     )  # fmt: skip
     return Categorizer(predictor, rules, release)

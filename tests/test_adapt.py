@@ -25,6 +25,7 @@ from catalogues import HTML, encoded, photo, write_manifest
 from conftest import TREE, make_bundle
 from PIL import Image
 from test_categorize import Saved
+from test_categorizer import seeing
 from test_extract import Colours, Running
 
 from features.errors import ShelfmarkError
@@ -38,6 +39,7 @@ from models.corrections.histories import Histories
 from models.corrections.store import Corrections
 from models.decisions.adapted import SELLERS_FILE, AdaptedConfidence, Adapter, SellerRules, load_adapter
 from models.decisions.bundle import open_bundle
+from models.decisions.cascade import Cascade
 from models.decisions.categorizer import Categorizer
 from models.decisions.suspicion import EDGES, RANKS, Suspicion
 from models.decisions.thresholds import Certificate
@@ -50,6 +52,8 @@ from pipeline.cli import main
 from pipeline.extract import fill_store as shards_module
 from pipeline.job.config import Config
 from pipeline.sources.tables import DETECTED
+from serving.decider import SeenProduct
+from serving.stored import stored_product
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 CONFIG = Config.model_validate({"extract": {"batch": 8}})
@@ -463,6 +467,28 @@ def test_mirrored_views_are_extracted_and_kept_too(place: Workplace, tmp_path: P
         for view in (place.store, place.store.view(FLIP))
     )
     assert batch[0].bottlenecks.tolist() == [*plain.tolist(), *mirrored.tolist()]
+
+
+@pytest.mark.parametrize(("limit", "views"), [(0.0, 1), (1.1, 2)], ids=["certain", "looked at again"])
+def test_of_a_cascade_the_rows_that_decide_are_learnt_in_a_file_as_by_the_service(
+    place: Workplace, limit: float, views: int
+) -> None:
+    categorizer = seeing(place.bundle.categorizer, ("whole", "flip"))
+    rules = replace(categorizer.rules, cascade=Cascade(limit, 0.5))
+    cascade = replace(categorizer, rules=rules)
+    adapter = Adapter(cascade, place.bundle.adapter.rules, place.bundle.adapter.method)
+    place.bundle = replace(place.bundle, categorizer=cascade, adapter=adapter)
+    known = place.stored(photo(5))  # in the first view alone, where this decided
+    place.index("week", {"b": known})
+    (place.folder / "a.jpg").write_bytes(photo(1))
+    assert place([said("a", image="a.jpg"), said("b")]).without_vector == {}
+    (batch,) = place.corrections.missing("another head", "colours-8")
+    assert [len(one.bottlenecks) for one in batch] == [views, 1]
+    found = stored_product(place.folder / "W", place.bundle, "b")
+    if views == 1:
+        assert isinstance(found, SeenProduct) and found.bottlenecks.tolist() == batch[1].bottlenecks.tolist()
+    else:
+        assert isinstance(found, str) and "the store has no bottlenecks of the product any more" in found
 
 
 def _digests(*photos: bytes) -> Digests:

@@ -37,7 +37,7 @@ def decided(ids: list[str], status: str = "accepted") -> pd.DataFrame:
         node=["food" if status == "parent" else "crème"] * count,
         node_path=["food" if status == "parent" else "food / crème"] * count,
         node_level=[1 if status == "parent" else 2] * count, top_categories=[["crème"]] * count,
-        top_probabilities=[[0.9]] * count, release=["2026-W47"] * count,
+        top_probabilities=[[0.9]] * count, views=["whole"] * count, release=["2026-W47"] * count,
     )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ class Fake:
 
     def __init__(self, evidence: float = 0.0) -> None:
         self.evidence = evidence
+        self.categorizer = SimpleNamespace(rules=SimpleNamespace(cascade=None))
         self.rules = SimpleNamespace(
             method="votes", certificate=Certificate(0.9, 0.1, 100, 100, threshold=0.8)
         )
@@ -61,6 +62,7 @@ class Fake:
         bottlenecks: np.ndarray,
         bounds: np.ndarray,
         sellers: Sequence[SellerState | None],
+        again: np.ndarray | None = None,
     ) -> pd.DataFrame:
         base = NAMES[bottlenecks[bounds[:-1]][:, 0].astype(int)]
         said: list[dict[str, str]] = [getattr(one and one.model, "said", {}) for one in sellers]

@@ -46,9 +46,10 @@ from features.storage.paths import sizes
 from features.storage.store import Store
 from features.views import FLIP, parse_view
 from models.decisions.bundle import open_bundle
+from models.decisions.cascade import Cascade
 from models.decisions.categorizer import categorize_photos
 from pipeline.categorize import categorize as categorize_module
-from pipeline.categorize import decide, extract_new, keep_records, read_units, sort_rows
+from pipeline.categorize import decide, extract_new, keep_records, look_again, read_units, sort_rows
 from pipeline.categorize.categorize import categorize
 from pipeline.categorize.digest_index import DigestIndex, build_index
 from pipeline.cli import main
@@ -102,6 +103,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return seen
 
 
+CASCADE = ("whole", "48-max", "40-bottom-right-flip")
 # 60 products with one to three photos; one that four share, one given twice, refused ones, one without any
 PRODUCTS = draw_products({"1": 60})
 for shared in (5, 20, 33, 50):
@@ -154,6 +156,13 @@ class Batch:
 
     def rejects(self, name: str = "d") -> pd.DataFrame:
         return pd.read_parquet(self.folder / f"{name}.rejects.parquet")
+
+
+def looking_again(bundle: Held, limit: float) -> Held:
+    """The bundle with two more views, for products of which the first is less certain than the limit."""
+    categorizer = seeing(bundle.categorizer, CASCADE)
+    rules = replace(categorizer.rules, cascade=Cascade(limit, 0.5))
+    return replace(bundle, categorizer=replace(categorizer, rules=rules))
 
 
 @pytest.fixture
@@ -211,6 +220,106 @@ def test_several_views_decide_in_a_batch_as_alone_and_a_photo_is_decoded_once_fo
     batch.store.view(FLIP).path.joinpath(f"{shards[0][0]}.npy").unlink()  # a lost shard is made again
     pd.testing.assert_frame_equal(batch(source, "again.parquet"), found)
     assert batch.store.view(FLIP).shards() == shards[0] and 0 < len(set(decoded) & set(GOOD)) <= 50
+
+
+def stored(batch: Batch, view: str) -> set[bytes]:
+    """The digests that a view of the store has."""
+    return {
+        digest.tobytes()
+        for _, digests, _ in batch.store.view(parse_view(view)).each_shard()
+        for digest in digests
+    }
+
+
+@pytest.mark.parametrize("source", [shuffled, pytest.param(together, marks=pytest.mark.slow)])
+def test_a_cascade_decides_as_alone_and_looks_again_at_uncertain_products_only(
+    batch: Batch, bundle: Held, decoded: list[bytes], source: Callable[[Path], str]
+) -> None:
+    first = seeing(bundle.categorizer, CASCADE[:1])
+    certain = Batch(batch.folder, replace(bundle, categorizer=first))(source(batch.folder), "first.parquet")
+    limit = float(certain["top_probabilities"].str[0].median())  # the temperature is 1
+    shutil.rmtree(batch.folder / "W")
+    batch.bundle = looking_again(bundle, limit)
+    found = batch(source(batch.folder))
+    few = [PRODUCTS[at] for at in (3, 5, 7, 9, 11, 40, 50)]
+    these = found[found["product_id"].isin([one.id for one in few])].reset_index(drop=True)
+    columns = ["product_id", "status", "category", "node", "views", "confidence"]
+    pd.testing.assert_frame_equal(
+        these[columns].fillna(""), alone(few, batch.bundle)[columns].fillna(""), check_dtype=False, rtol=1e-6
+    )
+    again = found["views"] == ",".join(CASCADE)
+    readable = ~found["product_id"].isin(UNREADABLE)
+    assert (again | (found["views"] == "whole")).equals(readable) and found["views"].isna().equals(~readable)
+    assert 0.3 < again.mean() < 0.7
+    wanted = {
+        hashlib.sha256(picture).digest() for product in PRODUCTS
+        if again[found["product_id"] == product.id].all() for picture in product.pictures if picture in GOOD
+    }  # fmt: skip
+    assert stored(batch, "48-max") == stored(batch, "40-bottom-right-flip") == wanted
+    assert stored(batch, "whole") == {hashlib.sha256(picture).digest() for picture in GOOD}
+    decoded.clear()
+    pd.testing.assert_frame_equal(batch(source(batch.folder), "later.parquet"), found)
+    assert not set(decoded) & set(GOOD), "the next week computes nothing of them"
+    batch.bundle = looking_again(bundle, 1.0)  # another limit: known photos get their other views
+    assert set(batch(source(batch.folder), "all.parquet")["views"].dropna()) == {",".join(CASCADE)}
+    assert stored(batch, "48-max") == stored(batch, "whole")
+    shard = batch.store.view(parse_view("48-max")).shards()[0]
+    batch.store.view(parse_view("48-max")).path.joinpath(f"{shard}.npy").unlink()  # one that is lost, too
+    batch(source(batch.folder), "lost.parquet")
+    assert stored(batch, "48-max") == stored(batch, "whole")
+
+
+def test_where_the_first_view_is_always_certain_no_other_is_computed(batch: Batch, bundle: Held) -> None:
+    batch.bundle = looking_again(bundle, 0.0)
+    source = together(batch.folder, PRODUCTS[:20])
+    found = batch(source).drop(columns="views")
+    assert not stored(batch, "48-max") and not stored(batch, "40-bottom-right-flip")
+    pd.testing.assert_frame_equal(found, batch.with_one_view(source).drop(columns="views"))
+
+
+def test_a_cascade_that_was_stopped_in_its_second_look_goes_on_to_the_same_decisions(
+    batch: Batch, bundle: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch.bundle = looking_again(bundle, 1.0)
+    source, original = together(batch.folder), look_again.extract_new
+
+    def stopped(shards: list[str], *arguments: Any) -> Any:
+        assert len(shards) > 1
+        original(shards[:1], *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(look_again, "extract_new", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        batch(source)
+    half = stored(batch, "48-max")
+    monkeypatch.setattr(look_again, "extract_new", original)
+    found = batch(source)
+    assert 0 < len(half) < len(stored(batch, "48-max"))
+    digests = [digests for _, digests, _ in batch.store.view(parse_view("48-max")).each_shard()]
+    assert len(np.concatenate(digests)) == len(stored(batch, "whole")), "no photo twice"
+    again = Batch(batch.folder / "other", batch.bundle)
+    again.folder.mkdir()
+    pd.testing.assert_frame_equal(again(source), found)
+
+
+def test_a_photo_that_changes_before_it_is_looked_at_again_is_named_and_the_job_goes_on(
+    batch: Batch, bundle: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch.bundle = looking_again(bundle, 1.0)
+    source, original = shuffled(batch.folder), look_again.plan_new
+    changed = next(Path(batch.folder).glob("**/*.jpg"), None) or next(Path(batch.folder).glob("**/*.png"))
+    before = changed.read_bytes()
+
+    def plan_new(*arguments: Any) -> list[str]:
+        changed.write_bytes(photo(4711))
+        return original(*arguments)
+
+    monkeypatch.setattr(look_again, "plan_new", plan_new)
+    with pytest.raises(ShelfmarkError, match="1 photos could not be read again for their other views; expec"):
+        batch(source)
+    monkeypatch.setattr(look_again, "plan_new", original)
+    changed.write_bytes(before)
+    assert set(batch(source)["views"].dropna()) == {",".join(CASCADE)}
 
 
 def test_a_known_image_is_not_decoded_and_a_new_one_once(batch: Batch, decoded: list[bytes]) -> None:

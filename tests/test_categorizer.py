@@ -4,6 +4,7 @@ import dataclasses
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import conftest
 import numpy as np
@@ -32,6 +33,8 @@ from models.heads.architectures import Head
 
 class Echo:
     """A head whose logits are its bottlenecks."""
+
+    shape = SimpleNamespace(views=("whole",))
 
     def outputs(self, bottlenecks: np.ndarray) -> list[np.ndarray]:
         return [bottlenecks.astype(np.float32)]
@@ -93,6 +96,7 @@ def test_decision_has_the_category_and_its_level(echo: Categorizer) -> None:
         "node_level": 2,
         "top_categories": ["milk", "oats", "pear", "apple", "leek"],
         "top_probabilities": pytest.approx([0.6, 0.2, 0.06, 0.05, 0.05], abs=1e-6),
+        "views": "whole",
         "release": "bundle",
     }
     assert (review["status"], review["category_path"]) == ("review", "food / apple")
@@ -186,7 +190,7 @@ def test_unreadable_products_have_a_row_each_and_no_category() -> None:
     assert table["product_id"].tolist() == ["a", "b"]
     assert table["status"].tolist() == ["unreadable", "unreadable"]
     assert table["confidence"].tolist() == [0.0, 0.0]
-    nothing = ["category", "category_path", "node", "node_path", "node_level"]
+    nothing = ["category", "category_path", "node", "node_path", "node_level", "views"]
     assert table[nothing].isna().all(axis=None)
     assert table["top_categories"].tolist() == table["top_probabilities"].tolist() == [[], []]
     assert len(unreadable([])) == 0

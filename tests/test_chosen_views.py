@@ -98,6 +98,22 @@ def test_best_leaves_out_what_a_backbone_cannot_have_and_says_so(caplog: pytest.
         chosen(network=FixedNetwork(), views=("256",))
 
 
+def test_a_cascade_needs_a_first_view_and_others_after_it() -> None:
+    assert chosen(quality="best", cascade=0.3) == (BEST, BEST)
+    with pytest.raises(ShelfmarkError, match=r"made from one view, whole; expected two or more, .* set"):
+        chosen(cascade=0.3)
+    with pytest.raises(ShelfmarkError, match=r"made from one view, flip; expected two or more"):
+        chosen(quality="best", asked=("flip",), cascade=0.3)
+    with pytest.raises(ShelfmarkError, match=r"the views are averaged.*; expected views that are apart; set"):
+        chosen(quality="best", combine="averaged", cascade=0.3)
+
+
+@pytest.mark.parametrize("share", ["1", "-0.1", "some"])
+def test_a_cascade_that_is_no_share_is_refused(share: str) -> None:
+    with pytest.raises(ShelfmarkError, match=r"extract\.cascade"):
+        load_config(sets=(f"extract.cascade={share}",))
+
+
 @pytest.mark.parametrize("name", ["extract.views", "extract.asked"])
 def test_a_name_that_is_no_view_is_refused_with_the_setting(name: str) -> None:
     with pytest.raises(ShelfmarkError, match=rf"(?s){name}.*no view 'middle'; expected names such as whole"):

@@ -111,7 +111,7 @@ def test_unknown_setting_is_reported_with_its_section_and_what_was_probably_mean
 def test_unknown_setting_that_is_like_none_is_reported_with_those_known():
     message = refusal(sets=("extract.zzz=1",))
     assert message == "--set extract.zzz=1 [extract]: unknown setting 'zzz'. " + (
-        "Known: engine, precision, batch, shard_images, quality, views, flip, asked, combine."
+        "Known: engine, precision, batch, shard_images, quality, views, flip, asked, combine, cascade."
     )
 
 

@@ -20,7 +20,10 @@ def drawn_rows(images: np.ndarray, seed: int) -> np.ndarray:
     return (products + rng.normal(0, 0.5, products.shape)).astype(np.float16)
 
 
-QUICK = ("hierarchical, geometric mean", "multitask, trees", "set, mirrored", "averaged")
+QUICK = (
+    *("hierarchical, geometric mean", "multitask, trees", "set, mirrored", "averaged"),
+    "cascade, hierarchical, geometric mean",
+)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +40,10 @@ def test_statuses_nodes_and_confidences_are_those_of_the_categorizer(name: str) 
     rows = combined([every[place :: len(kind.views)] for place in range(len(kind.views))], kind.averaged)
     bounds = np.concatenate([[0], np.cumsum(images * kind.rows_of_image)])
     categorizer = draw_categorizer(kind, rows, bounds)
-    predictions = categorizer.predict(rows, bounds)
+    predictions = categorizer.predict_all(rows, bounds)
     expected = categorizer.decide(np.arange(PRODUCTS).astype(str), predictions)
+    all_views = expected["views"] == ",".join(kind.views)
+    assert all_views.sum() == PRODUCTS // 2 if kind.cascade else all_views.all()
     names = DecisionNames.of(categorizer.predictor.taxonomy)
     graph = tf.function(lambda rows, images: decide(categorizer, names, rows, images))  # as a converter does
     found = graph(tf.constant(every.astype(np.float32)), tf.constant(images, tf.int32))

@@ -44,6 +44,7 @@ def accepted(product_id: list[str]) -> pd.DataFrame:
         node_level=[3] * count,
         top_categories=[["milk", 'crème "brûlée"']] * count,
         top_probabilities=[[0.75, 1e-06]] * count,
+        views=["whole,flip"] * count,
         release=["2026-W47"] * count,
     )
 
@@ -111,18 +112,18 @@ def test_csv_and_jsonl_look_as_described(tmp_path: Path) -> None:
         write_decisions(pieces, tmp_path / name)
     assert (tmp_path / "d.csv").read_text(encoding="utf-8").split("\n")[1:] == [
         '"№ 7","milk","food / fresh / milk",0.9,"accepted","milk","food / fresh / milk",3,'
-        '"[""milk"",""crème \\""brûlée\\""""]","[0.75,1e-06]","2026-W47"',
-        '"b",,,0,"unreadable",,,,"[]","[]",',
+        '"[""milk"",""crème \\""brûlée\\""""]","[0.75,1e-06]","whole,flip","2026-W47"',
+        '"b",,,0,"unreadable",,,,"[]","[]",,',
         "",
     ]
     assert (tmp_path / "d.jsonl").read_text(encoding="utf-8").split("\n") == [
         '{"product_id":"№ 7","category":"milk","category_path":"food / fresh / milk","confidence":0.9,'
         '"status":"accepted","node":"milk","node_path":"food / fresh / milk","node_level":3,'
         '"top_categories":["milk","crème \\"brûlée\\""],"top_probabilities":[0.75,1e-06],'
-        '"release":"2026-W47"}',
+        '"views":"whole,flip","release":"2026-W47"}',
         '{"product_id":"b","category":null,"category_path":null,"confidence":0.0,"status":"unreadable",'
         '"node":null,"node_path":null,"node_level":null,"top_categories":[],"top_probabilities":[],'
-        '"release":null}',
+        '"views":null,"release":null}',
         "",
     ]
 

@@ -36,7 +36,7 @@ FORMATS = ("saved_model", "onnx", "openvino")
 MIXED = Kind(
     confidence="boosting", hierarchical=True, standardized=True, views=MIRRORED
 )  # of each the harder one
-SEVERAL = Kind(confidence="probability", views=("whole", "48", "48-top-left-flip", "max"))
+SEVERAL = Kind(confidence="probability", views=("whole", "48", "48-top-left-flip", "max"), cascade=True)
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 
 

@@ -276,7 +276,7 @@ def decision(
         "product_id": product, "category": category, "category_path": path, "confidence": 0.9,
         "status": status, "node": None, "node_path": None, "node_level": None,
         "top_categories": [category] if category else [], "top_probabilities": [0.8] if category else [],
-        "release": "w1",
+        "views": "whole" if category else None, "release": "w1",
     }  # fmt: skip
     if status == "accepted":
         row |= {"node": category, "node_path": path, "node_level": len(str(path).split(" / "))}

@@ -77,7 +77,8 @@ def decisions_of(
         product_id=ids, category=category, category_path=category, confidence=measured.confidence,
         status=np.where(accepted, "accepted", "review"), node=np.where(accepted, category, None),
         node_path=np.where(accepted, category, None), node_level=np.where(accepted, 2, None),
-        top_categories=[[]] * count, top_probabilities=[[]] * count, release=[name] * count,
+        top_categories=[[]] * count, top_probabilities=[[]] * count, views=["whole"] * count,
+        release=[name] * count,
     )  # fmt: skip
     return pd.concat([decided, unreadable([f"{ids[0]}-u{one}" for one in range(silent)], name)])
 

@@ -62,6 +62,7 @@ def by_hand(logits: np.ndarray, bounds: np.ndarray, tree: Taxonomy, temperature:
                 rival,
                 pnorm_by_hand(probability),
                 stop - start,
+                True,
             )
         )
     columns = list(zip(*rows, strict=True))
@@ -123,6 +124,7 @@ def test_types_are_the_documented_ones() -> None:
         "level_rival": ((25, 3), np.float32),
         "max_logit_pnorm": ((25,), np.float32),
         "images": ((25,), np.int64),
+        "again": ((25,), bool),
     }
 
 

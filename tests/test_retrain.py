@@ -303,6 +303,7 @@ SEVERAL = 'extract.views=["whole","48","64-center-flip"]'
     [
         (("extract.flip=true",), "whole flip", "whole flip"),
         ((SEVERAL, 'extract.asked=["48","whole"]'), "48 whole", "whole 48 64-center-flip, asked 48 whole"),
+        ((SEVERAL, "extract.cascade=0.4"), "whole 48 64-center-flip", "whole 48 64-center-flip"),
         (
             (SEVERAL, "extract.combine=averaged"),
             "whole 48 64-center-flip",
@@ -326,6 +327,8 @@ def test_views_are_trained_on_and_predicted_from_in_batch_as_in_evaluation(shop,
     assert not np.allclose(evaluated["confidence"], plain)
     bundle = open_bundle((tmp_path / "W" / "releases" / "current").resolve())
     assert " ".join(view.name for view in bundle.categorizer.views) == views
+    again = evaluated["views"] == views.replace(" ", ",")
+    assert again.all() if not bundle.categorizer.rules.cascade else 0.1 < again.mean() < 0.8
 
 
 def test_batch_gives_the_test_products_the_decisions_of_the_evaluation(shop, tmp_path):

@@ -261,7 +261,7 @@ def test_product_without_readable_photo_is_unreadable(
     nothing = dict.fromkeys(("category", "category_path", "node", "node_path", "node_level"))
     assert without_photos(response) == {
         "product_id": "p", "confidence": 0.0, "status": "unreadable", **nothing,
-        "top_categories": [], "top_probabilities": [], "release": "2026-W47",
+        "top_categories": [], "top_probabilities": [], "views": None, "release": "2026-W47",
     }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from features.images.normalise import normalise
 from features.images.refusal import Refused
 from features.views import WHOLE, View, parse_view
 from models.decisions.bundle import Bundle, open_bundle
+from models.decisions.cascade import Cascade
 from serving.decider import Decider, ReadProduct, SeenProduct, StoreUnavailable
 from serving.decoding import DecodedPhoto, DecodeLimits, DecodeProcess
 from serving.extractor import SHAPES, Extractor, Network
@@ -82,6 +83,10 @@ class Naming:
     release: str
     products: list[int] = field(default_factory=list)  # decided about together
 
+    def looks_again(self, products: Sequence[SeenProduct]) -> list[bool]:
+        """At products whose first photo is odd."""
+        return [bool(product.bottlenecks[0, 0] % 2) for product in products]
+
     def decide(self, products: Sequence[ReadProduct]) -> list[Decision]:
         self.products.append(len(products))
         return [self._decision(product) for product in products]
@@ -93,7 +98,7 @@ class Naming:
             values | {
                 "product_id": product.product_id, "category": None, "confidence": 0.5, "status": "review",
                 "top_categories": [str(number) for number in seen], "top_probabilities": [],
-                "release": self.release,
+                "views": "whole", "release": self.release,
             }
         )  # fmt: skip
 
@@ -125,7 +130,12 @@ class InThread:
 
 
 def served_of(
-    engine: Held, name: str = "week", at: int = 0, views: Sequence[str] = ("whole",), rate: float = 100.0
+    engine: Held,
+    name: str = "week",
+    at: int = 0,
+    views: Sequence[str] = ("whole",),
+    rate: float = 100.0,
+    cascade: Cascade | None = None,
 ) -> Served:
     """A release for photos of 2 px; `rate` is that of each of its networks."""
     asked, networks = tuple(map(parse_view, views)), dict[View, Network]()
@@ -134,7 +144,7 @@ def served_of(
         networks.setdefault(view, Network(cast(Any, engines), rate))
     bundle = SimpleNamespace(path=Path(name), fingerprint=str(at))
     extractor = Extractor(asked, is_averaged=False, size=2, networks=networks)
-    return Served(cast(Bundle, bundle), extractor, cast(Decider, Naming(name)))
+    return Served(cast(Bundle, bundle), extractor, cast(Decider, Naming(name)), cascade)
 
 
 @dataclass
@@ -186,6 +196,58 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+# The cascade
+
+
+@pytest.fixture
+def cascade() -> Iterator[Place]:
+    made = place_of(views=("whole", "32", "34-max"), cascade=Cascade(0.5, 0.25))
+    yield made
+    made.decoding.go.set()
+    made.engine.go.set()
+    made.room.close()
+
+
+def test_of_a_cascade_uncertain_products_alone_are_computed_in_the_other_views(cascade: Place) -> None:
+    request = [product(1, 3, 1, BAD), product(2, 5), product(BAD), product()]
+    answers = cascade.room.submit(request, LONG).result(LONG)
+    assert seen(answers) == [
+        [1, 31, 33, 3, 33, 35],
+        [2, 5],
+        [],
+        [],
+    ]  # a photo's views: its number, + 30, + 32
+    numbers = [number for batch in cascade.batches() for number in batch]
+    assert sorted(numbers) == sorted([1, 3, 2, 5, 31, 33, 33, 35])
+    assert len(cascade.decoding.seen) == 7, "each photo is decoded once"
+    room = cascade.room
+    assert (room.pending, room._charged, room._decoded, room._decoding, dict(room._ready)) == (0, 0, 0, 0, {})
+
+
+def test_a_photo_counts_among_those_that_wait_until_its_product_needs_no_other_view(cascade: Place) -> None:
+    first, others = cascade.room.served.looks
+    assert cascade.room.served.rate == pytest.approx(1 / (1 / first.rate + 0.25 / others.rate))
+    cascade.engine.go.clear()
+    future = cascade.submit([1, 3])
+    wait_for(lambda: bool(cascade.engine.seen))
+    assert cascade.room.pending == 2
+    assert future.cancel()
+    assert cascade.room.pending == 0
+    cascade.engine.go.set()
+    assert seen(cascade.submit([2]).result(LONG)) == [[2]]
+    assert not any(number > 3 for batch in cascade.batches() for number in batch), "no other view"
+    assert (cascade.room.pending, cascade.room._charged, cascade.room._decoded) == (0, 0, 0)
+
+
+def test_many_requests_of_a_cascade_share_batches_in_both_looks(cascade: Place) -> None:
+    futures = [cascade.submit([number, number + 1]) for number in range(20)]
+    for number, future in enumerate(futures):
+        first = [number, number + 1]
+        every = [number, number + 30, number + 32, number + 1, number + 31, number + 33]
+        assert seen(future.result(LONG)) == [every if number % 2 else first]
+    assert cascade.room.pending == cascade.room._decoded == 0
 
 
 # Answers

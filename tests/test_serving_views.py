@@ -26,10 +26,11 @@ SIZE, PRODUCTS = 32, 48
 KINDS = {
     "two sizes, a crop and the maximum": Kind(views=("whole", "48", "48-top-left", "max-flip")),
     "averaged": Kind(views=("whole", "48-center-flip", "48", "flip"), averaged=True),
+    "cascade": Kind(views=("whole", "48", "48-top-left"), cascade=True),
     "the largest first": Kind(views=("48", "48-flip", "40", "whole")),
     "neither the whole photo nor the backbone's size": Kind(views=("48-max-flip", "40")),
 }
-QUICK = ("two sizes, a crop and the maximum", "averaged")
+QUICK = ("two sizes, a crop and the maximum", "averaged", "cascade")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def decided_in_batch(served: Served, products: list[list[bytes]]) -> list[dict[s
     categorizer = served.bundle.categorizer
     jpegs = [normalise(one).jpeg for photos in products for one in photos]
     bounds = np.cumsum([0, *(len(photos) * categorizer.rows_of_image for photos in products)])
-    predictions = categorizer.predict(categorizer.bottlenecks(engines, jpegs, "drawn"), bounds)
+    predictions = categorizer.predict_all(categorizer.bottlenecks(engines, jpegs, "drawn"), bounds)
     table = categorizer.decide(np.arange(len(products)).astype(str), predictions)
     found: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
     return found
@@ -87,7 +88,7 @@ def decided_in_batch(served: Served, products: list[list[bytes]]) -> list[dict[s
 
 def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     """The same decisions; confidences as far as batches of other sizes change them."""
-    for column in ("product_id", "category", "status", "node", "node_path", "node_level"):
+    for column in ("product_id", "category", "status", "node", "node_path", "node_level", "views"):
         assert [one[column] for one in found] == [one[column] for one in expected], column
     confidences = [one["confidence"] for one in expected]
     assert [one["confidence"] for one in found] == pytest.approx(confidences, abs=1e-3)

@@ -21,7 +21,7 @@ categories that the head does not know, nothing was learnt, and the base decides
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,7 +197,7 @@ class Adapter:
         """Returns corrections as this head sees them, one for each of n products.
 
         Args:
-            bottlenecks: (rows, d) float16, products together; all views.
+            bottlenecks: (rows, d) float16, products together; the rows that decide.
             bounds: (n + 1,) of the rows.
             claimed: n categories, as the seller says; one that the head does not know has no evidence.
 
@@ -283,14 +283,16 @@ class Adapter:
         bottlenecks: Rows,
         bounds: np.ndarray,
         sellers: Sequence[SellerState | None],
+        again: np.ndarray | None = None,
     ) -> pd.DataFrame:
         """Decisions about n products, one row each, columns COLUMNS and ADAPTED_COLUMNS.
 
         Args:
             product_id: (n,) str.
-            bottlenecks: (rows, d) float16, products together; all views.
+            bottlenecks: (rows, d) float16, products together; the rows that decide.
             bounds: (n + 1,) of the rows.
             sellers: the state of each product's seller; None: the base decision, without base_category.
+            again: (n,) bool, as `Categorizer.looks_again`; None: all, without a cascade.
 
         Raises:
             ValueError: not one state, or None, for each product.
@@ -306,7 +308,11 @@ class Adapter:
             parts.append(predictions)
             decisions = self._adapted(rows, own, predictions, probability, sellers[start:stop])
             changed |= {start + number: decision for number, decision in decisions.items()}
-        predictions = Predictions.joined(parts) if parts else self.categorizer.predict(bottlenecks, bounds)
+        if not parts:
+            predictions = self.categorizer.predict(bottlenecks, bounds, again)
+        else:
+            predictions = Predictions.joined(parts)
+            predictions = predictions if again is None else replace(predictions, again=again)
         table = _with_columns(self.categorizer, self.categorizer.decide(product_id, predictions), changed)
         base = self.categorizer.predictor.taxonomy.categories[predictions.top[:, 0]].tolist()
         return table.assign(

@@ -41,7 +41,7 @@ from models.taxonomy import read_taxonomy
 
 HEAD_FILES = (STRUCTURE, WEIGHTS, "sizes.npy", "taxonomy.csv")
 THRESHOLDS = "thresholds.json"
-VERSION = 6  # of the bundles that this code writes; it reads these and earlier ones
+VERSION = 7  # of the bundles that this code writes; it reads these and earlier ones
 
 
 @dataclass(frozen=True)

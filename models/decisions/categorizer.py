@@ -6,7 +6,7 @@ Batch and HTTP, evaluation and release all decide through it, so their decisions
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,20 +20,21 @@ from features.images.normalise import normalise
 from features.images.refusal import Limits, Refused
 from features.records import pieces_of
 from features.views import View, combined, parse_view
+from models.decisions.cascade import Cascade, certainty, rows_that_decide
 from models.decisions.categories import Department
 from models.decisions.confidence import DECIMALS, ConfidenceModel, Evidence
 from models.decisions.levels import stop_level
 from models.decisions.predictions import Predictions, level_probabilities, predict, summarize
 from models.decisions.thresholds import Certificate
 from models.heads.architectures import SET, Head
-from models.rows import Rows
+from models.rows import ChosenRows, Rows
 from models.taxonomy import Taxonomy
 
 ACCEPTED, PARENT, REVIEW, UNREADABLE = "accepted", "parent", "review", "unreadable"
 COLUMNS = (
     *("product_id", "category", "category_path", "confidence", "status"),
     *("node", "node_path", "node_level", "top_categories", "top_probabilities"),
-    "release",
+    *("views", "release"),
 )
 
 
@@ -71,6 +72,7 @@ class DecisionRules:
     delta: float  # probability that the promise fails at any level
     fit: dict[Literal["products"], int]
     aggregation: str = "mean"  # of a product's images
+    cascade: Cascade | None = None  # None: all views decide about every product
     levels: dict[str, LevelRule] = field(default_factory=dict)  # level1 (coarsest) …, without the categories
     # New or split categories with too little evidence: their confidence is 0, they are not accepted
     withheld: tuple[str, ...] = ()
@@ -178,14 +180,58 @@ class Categorizer:
         pieces = functools.partial(pieces_of, jpegs, source=source)
         return self.rows([extract(engines[one.network], pieces(), len(jpegs), one) for one in self.views])
 
-    def predict(self, bottlenecks: Rows, bounds: np.ndarray) -> Predictions:
-        """Predictions about products, with the calibrated temperature and aggregation.
+    def looks_again(self, first: Rows, bounds: np.ndarray) -> np.ndarray:
+        """(n,) bool: about which products all views decide; without a cascade about all of them.
+
+        Args:
+            first: (images, d), products together; the first view of each image, of which there is a row.
+            bounds: (n + 1,) of the images.
+        """
+        cascade = self.rules.cascade
+        if cascade is None:
+            return np.ones(len(bounds) - 1, bool)
+        again: np.ndarray = certainty(self.predictor.head, first, bounds) < cascade.limit
+        return again
+
+    def deciding(self, bottlenecks: Rows, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which rows decide, where all views of all products are there: without a cascade all of them.
 
         Args:
             bottlenecks: (rows, d), products together; `rows_of_image` of each image.
-            bounds: (n + 1,) of the rows.
+            bounds: (n + 1,) of the rows, from 0.
+
+        Returns:
+            Numbers of the rows (m,) int, their bounds (n + 1,), and (n,) bool, as `looks_again`.
         """
-        return self.predictor.predict(bottlenecks, bounds, self.rules.temperature, self.rules.aggregation)
+        if self.rules.cascade is None:
+            return np.arange(len(bottlenecks)), bounds, np.ones(len(bounds) - 1, bool)
+        first = ChosenRows(bottlenecks, np.arange(0, len(bottlenecks), self.rows_of_image))
+        again = self.looks_again(first, bounds // self.rows_of_image)
+        return *rows_that_decide(bounds, again, self.rows_of_image), again
+
+    def predict(self, bottlenecks: Rows, bounds: np.ndarray, again: np.ndarray | None = None) -> Predictions:
+        """Predictions about products, with the calibrated temperature and aggregation.
+
+        Args:
+            bottlenecks: (rows, d), products together; those that decide.
+            bounds: (n + 1,) of the rows.
+            again: (n,) bool, as `looks_again`; None: all, without a cascade.
+
+        Raises:
+            ValueError: there is a cascade, and `again` is not given.
+        """
+        rules = self.rules
+        found = self.predictor.predict(bottlenecks, bounds, rules.temperature, rules.aggregation)
+        if again is None and rules.cascade is not None:
+            raise ValueError("no `again`; expected that of `deciding` or `looks_again`, for a cascade")
+        return found if again is None else replace(found, again=again)
+
+    def predict_all(self, bottlenecks: np.ndarray, bounds: np.ndarray) -> Predictions:
+        """As `predict`, where all views of all products are there, in memory."""
+        if self.rules.cascade is None:
+            return self.predict(bottlenecks, bounds)
+        rows, own, again = self.deciding(bottlenecks, bounds)
+        return self.predict(bottlenecks[rows], own, again)
 
     def predict_few(self, bottlenecks: np.ndarray, bounds: np.ndarray) -> tuple[Predictions, np.ndarray]:
         """Predictions about a few products, and their (n, C) float64 probabilities, in one pass of the head.
@@ -279,8 +325,15 @@ class Categorizer:
             "top_probabilities": _trimmed(
                 predictions.top_probability.astype(np.float64).round(DECIMALS).tolist(), predictions.top
             ),
+            "views": self._names_of_views(predictions.again),
             "release": [self.release] * len(product_id),
         }
+
+    def _names_of_views(self, again: np.ndarray) -> list[str]:
+        """Of n products the views that decided, joined by commas."""
+        names = [view.name for view in self.views]
+        found: list[str] = np.where(again, ",".join(names), names[0]).tolist()
+        return found
 
     def _node_paths(self, category: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """(n,) object, what was decided, for people: its names from coarse to fine; None for a person.
@@ -394,5 +447,5 @@ def decide_read(categorizer: Categorizer, product_id: str, read: ReadPhotos) -> 
     """The decision about one product, one row, from what was read of its photos."""
     if not read.digests:
         return unreadable([product_id], categorizer.release)
-    predictions = categorizer.predict(read.bottlenecks, np.array([0, len(read.bottlenecks)]))
+    predictions = categorizer.predict_all(read.bottlenecks, np.array([0, len(read.bottlenecks)]))
     return categorizer.decide(np.array([product_id], dtype=object), predictions)

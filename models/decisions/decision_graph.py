@@ -1,6 +1,7 @@
 """The decision as a graph of TensorFlow: what `Categorizer` computes, for programs without our code.
 
     bottlenecks (rows, d) float32, images (p,) int32: how many each product has, in the order of the rows
+      ──► the rows that decide, with a cascade            as in cascade.py
       ──► float16 and back, as they are stored ──► head ──► logits (rows, C)
       ──► product_probabilities   (p, C)                as in confidence.py
       ──► summarize               top five, entropy, …  as in predictions.py
@@ -79,8 +80,7 @@ def decide(
         number of categories; confidence (p,) float32; decision (p,) int32, a row of `names`.
     """
     tree = categorizer.predictor.taxonomy
-    rows = images * categorizer.rows_of_image
-    bottlenecks = _rows(categorizer, bottlenecks)
+    bottlenecks, rows = _deciding(categorizer, _rows(categorizer, bottlenecks), images)
     probability = _probabilities(categorizer, bottlenecks, rows)
     values, top = tf.math.top_k(probability, min(TOP, len(tree.categories)))  # ties: the lower one first
     seen = _summarize(probability, values, top[:, 0], rows, tree)
@@ -102,6 +102,28 @@ def _rows(categorizer: Categorizer, bottlenecks: tf.Tensor) -> tf.Tensor:
         return bottlenecks
     views = tf.reshape(as_float16(bottlenecks), (-1, len(shape.views), shape.width))
     return tf.reduce_mean(views, axis=1)
+
+
+def _deciding(
+    categorizer: Categorizer, bottlenecks: tf.Tensor, images: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The rows that decide, and (p,) int32, how many each product has; see `Categorizer.deciding`."""
+    cascade, views = categorizer.rules.cascade, categorizer.rows_of_image
+    if cascade is None:
+        return bottlenecks, images * views
+    head, first = categorizer.predictor.head, bottlenecks[::views]
+    start = tf.cumsum(images, exclusive=True)
+    probability = _means(tf.nn.softmax(_logits(head, as_float16(first))), start, images)
+    # tf2onnx makes a pooling of a maximum over the last axis, which has no float64
+    certain = tf.round(tf.math.top_k(probability, 1)[0][:, 0] * UNITS)
+    again = certain < units_of(np.array([cascade.limit]))[0]
+    photo = tf.range(tf.shape(first)[0])[None, :]
+    own = tf.logical_and(photo >= start[:, None], photo < (start + images)[:, None])
+    of_photo = tf.reduce_any(tf.logical_and(own, again[:, None]), axis=0)
+    of_first = tf.constant(np.arange(views) == 0)[None, :]
+    kept = tf.reshape(tf.logical_or(of_photo[:, None], of_first), (-1,))
+    chosen = tf.cast(tf.where(kept)[:, 0], tf.int32)
+    return tf.gather(bottlenecks, chosen), images * tf.where(again, views, 1)
 
 
 # Probabilities

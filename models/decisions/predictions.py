@@ -41,6 +41,7 @@ class Predictions:
     level_rival: np.ndarray  # (n, N) float32, largest probability of another node of each level
     max_logit_pnorm: np.ndarray  # (n,) float32, 0 to 1, see `max_logit_pnorm`
     images: np.ndarray  # (n,) int, images that the prediction is made from
+    again: np.ndarray  # (n,) bool, made from all views; else from the first alone, see cascade.py
 
     def only(self, chosen: np.ndarray | slice) -> "Predictions":
         """Predictions about the chosen products: (m,) row numbers, (n,) bool, or a slice."""
@@ -174,6 +175,7 @@ def summarize(levels: Sequence[np.ndarray], images: np.ndarray, taxonomy: Taxono
     return Predictions(
         *(top, top_probability.astype(np.float32), level_top, own_top),
         *(entropy.astype(np.float32), mass, rival, pnorm.astype(np.float32), images),
+        np.ones(len(top), bool),
     )
 
 

@@ -28,7 +28,9 @@ from models.corrections.histories import Histories
 from models.corrections.known_photos import known_photos
 from models.corrections.store import Corrections
 from models.decisions.bundle import Bundle
+from models.decisions.cascade import joined_views
 from models.decisions.categorizer import Categorizer
+from models.decisions.confidence import product_ranges
 from pipeline.adapt.given import (
     GivenCorrection,
     GivenCorrections,
@@ -181,9 +183,10 @@ class _Vectors:
         return cls(digests, photos, refused, bundle.categorizer, views, distinct, position, locations)
 
     def stored(self, product_id: str) -> list[int]:
-        """Positions of those photos of a product that all views of the store have."""
+        """Positions of those photos of a product that the store has, in all views that are always needed."""
         at = [self.position[digest] for digest in self.digests.get(product_id, ())]
-        return [one for one in at if all(found.row[one] >= 0 for found in self.locations)]
+        needed = self.locations[:1] if self.categorizer.rules.cascade else self.locations
+        return [one for one in at if all(found.row[one] >= 0 for found in needed)]
 
     def reason(self, product_id: str) -> str:
         """Why a product without a stored photo has none."""
@@ -191,16 +194,31 @@ class _Vectors:
             return NOT_STORED
         return REFUSED if product_id in self.refused else NO_PHOTO
 
-    def read(self, photos: Sequence[int]) -> np.ndarray:
-        """(n · rows, d) float16, what the bundle predicts from, of n photos."""
-        pieces = []
-        for start in range(0, len(photos), IMAGES):
-            at, found = np.array(photos[start : start + IMAGES]), []
-            for view, there in zip(self.views, self.locations, strict=True):
-                opened = Store(view.path)  # a new one: it holds its shards open
-                found.append(opened.rows(there.names, there.shard[at], there.row[at])[:])
-            pieces.append(self.categorizer.rows(found))
-        return np.concatenate(pieces)
+    def read(self, products: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Of each product (rows, d) float16 that decide about it; `products`: the photos of each, some."""
+        found = list[np.ndarray]()
+        for start, stop in product_ranges(np.cumsum([0, *map(len, products)]), IMAGES):
+            found += self._read(products[start:stop])
+        return found
+
+    def _read(self, products: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        at, bounds = np.concatenate(products), np.cumsum([0, *map(len, products)])
+        if self.categorizer.rules.cascade is None:
+            every = [self._of_view(view, at) for view in range(len(self.views))]
+            rows, ends = self.categorizer.rows(every), bounds * self.categorizer.rows_of_image
+        else:
+            first = self._of_view(0, at)
+            again = np.repeat(self.categorizer.looks_again(first, bounds), np.diff(bounds))
+            # of a photo that was decided about by its first view there may be no other
+            again &= np.all([found.row[at] >= 0 for found in self.locations], axis=0)
+            others = [self._of_view(view, at[again]) for view in range(1, len(self.views))]
+            count = np.where(again, len(self.views), 1)
+            rows, ends = joined_views(first, again, others), np.concatenate([[0], np.cumsum(count)])[bounds]
+        return np.split(rows, ends[1:-1])
+
+    def _of_view(self, view: int, at: np.ndarray) -> np.ndarray:
+        opened, there = Store(self.views[view].path), self.locations[view]  # a new one: it holds shards open
+        return opened.rows(there.names, there.shard[at], there.row[at])[:]
 
 
 # Learning
@@ -237,10 +255,8 @@ def _made(
 ) -> Iterator[Correction]:
     """The corrections of a piece, with the bottlenecks that can be had."""
     stored = [vectors.stored(one.product_id) for one in piece]
-    every = [photo for its in stored for photo in its]
-    matrix, end = vectors.read(every) if every else np.empty((0, 0), np.float16), 0
+    rows = iter(vectors.read([its for its in stored if its]))
     for one, its in zip(piece, stored, strict=True):
-        start, end = end, end + len(its) * bundle.categorizer.rows_of_image
         if not its:
             without[vectors.reason(one.product_id)] += 1
         yield Correction(
@@ -253,7 +269,7 @@ def _made(
             release=bundle.categorizer.release,
             images=tuple(vectors.distinct[photo].hex() for photo in its),
             fingerprint=bundle.fingerprint if its else None,
-            bottlenecks=matrix[start:end] if its else None,
+            bottlenecks=next(rows) if its else None,
         )
 
 

@@ -47,6 +47,7 @@ from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, SuspectsSummary
+from pipeline.train.evaluated import deciding
 from pipeline.train.train import held_out_parts
 
 VERSION = 1
@@ -170,10 +171,10 @@ def _measured(bottlenecks: Artifact, store: AnyPath, categorizer: Categorizer, l
     """The validation and test products, by the run's own head."""
     found = []
     for name in ("val", "test"):
-        part = _of_learnt(open_part(bottlenecks, store, name), labels)
+        part, again = deciding(categorizer, _of_learnt(open_part(bottlenecks, store, name), labels))
         bounds = product_bounds(part.product_id)
         product_id = part.product_id[bounds[:-1]]
-        predictions, rules = categorizer.predict(part.rows, bounds), categorizer.rules
+        predictions, rules = categorizer.predict(part.rows, bounds, again), categorizer.rules
         evidence = label_evidence(
             categorizer.predictor, part.rows, bounds, labels.of(product_id), predictions,
             rules.temperature, rules.aggregation,

@@ -3,6 +3,7 @@
     read      a segment of a source → rows, hashed, not decoded where the store knows the image   read_units
     extract   distinct new images, decoded once → shards of the store, or refusals                extract_new
     sort      rows of all units → parts of whole products, in the order of their ids              sort_rows
+    again     of a cascade: other views of products that the first is not certain about           look_again
     sellers   corrections of the batch's sellers → kept for all parts                             sellers
     decide    part by part: bottlenecks → decisions, images, rejects, counts                      decide
 
@@ -18,6 +19,7 @@ category given in the source is ignored. Where the bundle has an adapter, and co
 job starts, decisions have the columns of ADAPTED; otherwise nothing depends on the sellers.
 """
 
+import functools
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
@@ -40,6 +42,7 @@ from pipeline.categorize.extract_new import Found, extract_new, plan_new
 from pipeline.categorize.keep_images import NAME, join_images
 from pipeline.categorize.keep_records import keep_records
 from pipeline.categorize.known import index_decided, index_store
+from pipeline.categorize.look_again import look_again
 from pipeline.categorize.read_units import DECIDED, KNOWN, read_sources
 from pipeline.categorize.sellers import keep_sellers, sellers_in_use
 from pipeline.categorize.sort_rows import PART_ROWS, SortedRows, sort_rows
@@ -60,7 +63,7 @@ from pipeline.sources.tables import csv_options
 if TYPE_CHECKING:
     from models.corrections.store import Corrections
 
-VERSION = 6
+VERSION = 7
 
 
 def categorize(
@@ -126,6 +129,8 @@ class _Job:
         self.beam, self.only_new, self.records, self.home = beam, only_new, records, home
         main = Store(store / bundle.fingerprint)
         self.views = [main.view(one) for one in bundle.categorizer.views]
+        self.needed = 1 if bundle.categorizer.rules.cascade else len(self.views)  # of them, by every image
+        self.load = functools.cache(bundle.backbone)
         self.roots, self.fetched = roots_of(sources), home / "fetched"
         self.corrected = sellers_in_use(corrections) if corrections else frozenset[str]()
         self.corrections = corrections if self.corrected else None
@@ -149,10 +154,13 @@ class _Job:
         """Runs all passes; products by status."""
         units = read_sources(
             self.sources, self.config.ingest, self.work, self.fetched, views=self._index(),
-            only_new=self.only_new is not None, keep_all=self.records is not None, beam=self.beam,
+            needed=self.needed, only_new=self.only_new is not None, keep_all=self.records is not None,
+            beam=self.beam,
         )  # fmt: skip
         rows = self._extracted(units)
         self._refuse_flood(rows)
+        if self.needed < len(self.views):
+            self._look_again(rows)
         if self.records is not None:
             keep_records(rows, self.config.ingest, self.records, self.job, self.beam)
         sellers = None
@@ -161,8 +169,7 @@ class _Job:
         output = open_output(self.output, self.job, self.work, self.schema)
         statistics = PartImages.of(self.bundle)
         outcomes = decide_parts(
-            rows, Bottlenecks(self.work / KNOWN, self._named, self.bundle.categorizer), self.bundle, sellers,
-            output, statistics, self.roots, self.work,
+            rows, self._bottlenecks(), self.bundle, sellers, output, statistics, self.roots, self.work,
         )  # fmt: skip
         self._write_beside(rows, outcomes, statistics)
         output.finish(rows.parts)
@@ -196,11 +203,23 @@ class _Job:
         settings = self.config.extract
         shards = plan_new(units, self.work, settings.shard_images)
         limits = image_limits(self.config.ingest)
-        marks = extract_new(shards, self.work, self.views, self.bundle.backbone, settings, limits, self.beam)
+        views = self.views[: self.needed]
+        marks = extract_new(shards, self.work, views, self.load, settings, limits, self.beam)
         if marks:
             self._index_store()
         found = Found(marks, self.work)
         return sort_rows(units, found, self.work, self.config.ingest.placeholder_products)
+
+    def _look_again(self, rows: SortedRows) -> None:
+        """Extracts the other views of the products that the first view is not certain about."""
+        look_again(
+            rows, self._bottlenecks(), self.views[self.needed :], self.work, self.load, self.config.extract,
+            image_limits(self.config.ingest), self.beam,
+        )  # fmt: skip
+        self._index_store()
+
+    def _bottlenecks(self) -> Bottlenecks:
+        return Bottlenecks(self.work / KNOWN, self._named, self.bundle.categorizer)
 
     def _refuse_flood(self, rows: SortedRows) -> None:
         """Stops when too many images are refused; the table of them is in the workspace then."""

@@ -21,6 +21,7 @@ from features.storage.paths import AnyPath, write_whole, writing
 from features.storage.store import Store, digests_of
 from models.decisions.adapted import unadapted
 from models.decisions.bundle import Bundle
+from models.decisions.cascade import joined_views
 from models.decisions.categorizer import Categorizer, unreadable
 from models.decisions.predictions import product_bounds
 from models.decisions.validation_split import first_of_product
@@ -57,13 +58,45 @@ class Bottlenecks:
             for view, (store, names) in enumerate(views)
         ]
 
-    def rows(self, digests: np.ndarray) -> np.ndarray:
-        """(n · rows_of_image, d) float16 of (n, 32) digests.
+    def deciding(self, digests: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows that decide about p products (rows, d) float16, their bounds, and as `looks_again` (p,).
+
+        Args:
+            digests: (n, 32) of their photos, products together.
+            bounds: (p + 1,) of the photos.
 
         Raises:
-            ShelfmarkError: one is gone, or damaged.
+            ShelfmarkError: a view of one is gone, or damaged.
         """
-        return self._categorizer.rows([self._of_view(*view, digests) for view in self._views])
+        categorizer, photos = self._categorizer, np.diff(bounds)
+        if categorizer.rules.cascade is None:
+            every = categorizer.rows([self._of_view(*view, digests) for view in self._views])
+            return every, bounds * categorizer.rows_of_image, np.ones(len(photos), bool)
+        first = self._of_view(*self._views[0], digests)
+        again = categorizer.looks_again(first, bounds)
+        of_photo = np.repeat(again, photos)
+        others = [self._of_view(*view, digests[of_photo]) for view in self._views[1:]]
+        count = photos * np.where(again, len(self._views), 1)
+        return joined_views(first, of_photo, others), np.concatenate([[0], np.cumsum(count)]), again
+
+    def looks_again(self, digests: np.ndarray, product: np.ndarray) -> np.ndarray:
+        """(n,) bool: the photos of products that all views decide about.
+
+        Args:
+            digests: (n, 32) of photos, products together.
+            product: (n,) int, of each photo.
+
+        Raises:
+            ShelfmarkError: the first view of one is gone, or damaged.
+        """
+        bounds = product_bounds(product)
+        again = self._categorizer.looks_again(self._of_view(*self._views[0], digests), bounds)
+        return np.repeat(again, np.diff(bounds))
+
+    def lacks_others(self, digests: np.ndarray) -> np.ndarray:
+        """(n,) bool: the photos (n, 32) that a view other than the first does not have."""
+        lacks: np.ndarray = np.any([index.find(digests) < 0 for _, _, index in self._views[1:]], axis=0)
+        return lacks
 
     @staticmethod
     def _of_view(store: Store, names: list[str], index: DigestIndex, digests: np.ndarray) -> np.ndarray:
@@ -78,7 +111,7 @@ class Bottlenecks:
 
 
 @dataclass(frozen=True)
-class _Part:
+class SortedPart:
     """Rows of a part with what is asked of each."""
 
     rows: pa.Table  # SORTED
@@ -90,7 +123,8 @@ class _Part:
     passed: int  # readable images of products left out: rows that name another seller were read
 
     @classmethod
-    def of(cls, rows: pa.Table) -> "_Part":
+    def of(cls, rows: pa.Table) -> "SortedPart":
+        """Of rows of SORTED, whole products together."""
         ids = rows["product_id"].to_numpy()
         named = ids != ""
         bounds = product_bounds(ids[named])
@@ -106,6 +140,13 @@ class _Part:
             rows, product, ids[named][bounds[:-1]], left_out, image_indices(product), good & ~passed,
             int(passed.sum()),
         )  # fmt: skip
+
+    def photos(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The readable photos, each once in its product: product (k,) int, digests (k, 32), rows (k,) int."""
+        rows = np.flatnonzero(self.good)
+        product, digests = self.product[rows], digests_of(self.rows["image_digest"])[rows]
+        first = first_of_product(product, digests)
+        return product[first], digests[first], rows[first]
 
 
 @dataclass(frozen=True)
@@ -169,7 +210,7 @@ def decide_parts(
         for number in range(rows.parts):
             file = _part_file(work, number, ".json")
             if number not in written or not file.is_file():
-                part = _Part.of(rows.part(number))
+                part = SortedPart.of(rows.part(number))
                 decisions, outcomes = _decided(
                     part, rows, bottlenecks, bundle, sellers, statistics, _part_file(work, number, IMAGES_END)
                 )
@@ -185,7 +226,7 @@ def decide_parts(
 
 
 def _decided(
-    part: _Part,
+    part: SortedPart,
     rows: SortedRows,
     bottlenecks: Bottlenecks,
     bundle: Bundle,
@@ -198,18 +239,15 @@ def _decided(
     The images that they are made from are written to `images`.
     """
     categorizer = bundle.categorizer
-    product, digests = part.product[part.good], digests_of(part.rows["image_digest"])[part.good]
-    first = first_of_product(product, digests)
-    product, digests = product[first], digests[first]
-    bounds = product_bounds(product)
+    product, digests, _ = part.photos()
+    own = product_bounds(product)
     readable = np.zeros(len(part.product_id), bool)
     readable[product] = True
     pieces = list[pd.DataFrame]()
     matrix = np.empty((0, 0), np.float16)
-    own = bounds * categorizer.rows_of_image
     if len(digests):
-        matrix = bottlenecks.rows(digests)
-        predictions = categorizer.predict(matrix, own)
+        matrix, own, again = bottlenecks.deciding(digests, own)
+        predictions = categorizer.predict(matrix, own, again)
         ids = part.product_id[readable]
         if sellers:
             seller = sellers.of_products(part.rows, part.product, len(readable))[readable]
@@ -243,7 +281,7 @@ def _decided(
 # Rejects
 
 
-def write_rejects(part: _Part, roots: list[str], file: AnyPath) -> None:
+def write_rejects(part: SortedPart, roots: list[str], file: AnyPath) -> None:
     """Writes the refused images of a part."""
     rows = part.rows.append_column("image_index", pa.array(part.image_index))
     passed = pc.is_in(rows["reason"], pa.array(["", NO_IMAGE, LEFT_OUT]))
@@ -256,7 +294,7 @@ def write_rejects(part: _Part, roots: list[str], file: AnyPath) -> None:
 def write_all_rejects(rows: SortedRows, roots: list[str], work: AnyPath) -> None:
     """Writes the refused images of all parts, before anything is decided."""
     for number in range(rows.parts):
-        write_rejects(_Part.of(rows.part(number)), roots, _part_file(work, number, ".parquet"))
+        write_rejects(SortedPart.of(rows.part(number)), roots, _part_file(work, number, ".parquet"))
 
 
 def images_of_parts(parts: int, work: AnyPath) -> list[AnyPath]:

@@ -93,6 +93,7 @@ def read_sources(
     work: AnyPath,
     fetched: AnyPath,
     views: int,
+    needed: int,
     only_new: bool,
     keep_all: bool,
     beam: tuple[str, ...],
@@ -105,6 +106,8 @@ def read_sources(
         work: working directory; the indices are in its folder KNOWN.
         fetched: directory of the photos fetched from the web.
         views: of the store, each with its index.
+        needed: of these the first ones, which every image needs; for the others an image that a view lacks
+            is read again as a new one is, but is not new.
         only_new: products that are in the index DECIDED are left out.
         keep_all: known images are copied from tables, too.
         beam: Beam's own options.
@@ -112,21 +115,26 @@ def read_sources(
     folder, known = work / FOLDER, work / KNOWN
     fetching = fetching_of(settings, fetched)
     segments = segments_of(sources, settings, folder, fetching)
-    _forget_lost(folder, known, views)
-    job = _Job(path_text(known), views, only_new, keep_all, image_limits(settings), fetching)
+    job = _Job(path_text(known), views, needed, only_new, keep_all, image_limits(settings), fetching)
+    _forget_lost(folder, job)
     run_units("read images", segments, functools.partial(read_unit, job=job), folder, beam)
     return [unit_file(folder, number) for number in range(len(segments))]
 
 
-def _forget_lost(folder: AnyPath, known: AnyPath, views: int) -> None:
-    """Removes units with images that were in the store when they were read, and are not any more."""
-    indices = [DigestIndex(known, view_name(view)) for view in range(views)]
+def _forget_lost(folder: AnyPath, job: "_Job") -> None:
+    """Removes units with images that were in the store when they were read, and are not any more.
+
+    Of one that has a checksum the source is known; it lacks only views that not every image needs.
+    """
+    indices = job.indices()
     for unit in folder.glob("unit-*.parquet"):
         with unit.open("rb") as file:
-            rows = pq.read_table(file, columns=["image_digest", "new", "reason"])
+            rows = pq.read_table(file, columns=["image_digest", "new", "reason", "checksum"])
         old = rows.filter(pc.and_(pc.equal(rows["reason"], ""), pc.invert(rows["new"])))
-        digests = digests_of(old["image_digest"])
-        if any((index.find(digests) < 0).any() for index in indices):
+        unlocated = old.filter(pc.equal(old["checksum"], 0))
+        digests, others = (digests_of(rows["image_digest"]) for rows in (old, unlocated))
+        lost = [(index.find(digests) < 0).any() for index in indices[: job.needed]]
+        if any(lost) or any((index.find(others) < 0).any() for index in indices[job.needed :]):
             remove(unit.with_suffix(".pictures"))
             unit.unlink()
 
@@ -137,10 +145,15 @@ class _Job:
 
     known: str  # directory of the indices
     views: int
+    needed: int  # of these, by every image
     only_new: bool
     keep_all: bool
     limits: Limits
     fetching: Fetching
+
+    def indices(self) -> list[DigestIndex]:
+        """The indices of the views."""
+        return [DigestIndex(any_path(self.known), view_name(view)) for view in range(self.views)]
 
 
 def read_unit(segment: Segment, done: AnyPath, *, job: _Job) -> None:
@@ -156,23 +169,24 @@ def read_unit(segment: Segment, done: AnyPath, *, job: _Job) -> None:
 
 def _rows(segment: Segment, job: _Job, copies: BinaryIO | None = None, name: str = "") -> Iterator[ReadRow]:
     """A row for every image; new ones that no range of the source holds are copied into `copies`."""
-    indices = [DigestIndex(any_path(job.known), view_name(view)) for view in range(job.views)]
+    indices = job.indices()
     left_out = _Decided(job.known) if job.only_new else None
     product_id, key = None, 0
     for images in _groups(read_segment(segment, job.fetching, left_out)):
         digests = [NO_DIGEST if image.reason else hashlib.sha256(image.data).digest() for image in images]
-        known = _all_known(indices, digests)
+        known = _all_known(indices[: job.needed], digests)
+        whole = _all_known(indices, digests)
         left = frozenset[str]()
         if left_out:
             left = left_out([image.product_id for image in images], [image.seller for image in images])
-        for image, digest, is_known in zip(images, digests, known, strict=True):
+        for image, digest, is_known, is_whole in zip(images, digests, known, whole, strict=True):
             if image.product_id != product_id:
                 product_id, key = image.product_id, order_key(image.product_id)
             if image.product_id in left:
                 image = SourceImage(image.product_id, seller=image.seller, reason=LEFT_OUT)
             found, reason, detail = _described(image, is_known, job.limits)
             new = not reason and not is_known
-            again = not reason and (new or job.keep_all)  # its bytes are read once more
+            again = not reason and (not is_whole or job.keep_all)  # its bytes are read once more
             file, offset = image.file, image.offset
             if copies and again:
                 image = copied(image, copies, name)

@@ -166,8 +166,9 @@ class KeptSellers:
             own = np.concatenate([[0], np.cumsum(images)])
             at = np.arange(own[-1]) + np.repeat(bounds[:-1][chosen] - own[:-1], images)
             yield self._adapter.decide(
-                product_id[chosen], bottlenecks[at], own, [states[number] for number in numbers]
-            )
+                product_id[chosen], bottlenecks[at], own, [states[number] for number in numbers],
+                predictions.again[chosen],
+            )  # fmt: skip
 
     def _groups(self, seller: np.ndarray) -> Iterator[np.ndarray]:
         """(m,) int, products of some sellers who have about AT_ONCE corrections together."""

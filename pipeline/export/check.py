@@ -23,6 +23,7 @@ from features.images.normalise import normalise
 from features.images.refusal import Refused
 from features.product import order_key
 from features.views import cost
+from models.decisions.cascade import certainty
 from models.decisions.categorizer import Categorizer
 from models.decisions.confidence import DECIMALS, product_ranges
 from pipeline.ingest.check_images import fetching_of, image_limits, segments_of
@@ -150,7 +151,7 @@ def check(categorizer: Categorizer, backbone: Backbone, runner: Runner, photos: 
     bounds = np.concatenate([[0], np.cumsum(photos.counts)])
     engines = engines_of_views(backbone, categorizer.views, REQUEST, precision="fp32")
     rows = categorizer.bottlenecks(engines, photos.jpegs, "photos of the check")
-    predictions = categorizer.predict(rows, bounds * categorizer.rows_of_image)
+    predictions = categorizer.predict_all(rows, bounds * categorizer.rows_of_image)
     confidences = categorizer.level_confidences(predictions)
     expected = categorizer.decide(np.arange(len(photos.counts)).astype(str), predictions)
     call = max(1, int(CALL / cost(categorizer.views, backbone.image_size)))
@@ -163,6 +164,9 @@ def check(categorizer: Categorizer, backbone: Backbone, runner: Runner, photos: 
         found["node"] != expected["node"].fillna("").to_numpy()
     )
     near = (np.abs(confidences - categorizer.thresholds) <= PRECISION).any(axis=1)
+    if cascade := categorizer.rules.cascade:
+        certain = certainty(categorizer.predictor.head, rows[:: categorizer.rows_of_image], bounds)
+        near |= np.abs(certain - cascade.limit) <= PRECISION
     near |= predictions.level_mass[:, -1] - predictions.level_rival[:, -1] <= PRECISION
     away = np.abs(found["confidence"].astype(np.float64) - confidences[:, -1])
     return CheckResult(

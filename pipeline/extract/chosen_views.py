@@ -97,7 +97,29 @@ def _with_asked(settings: ExtractSettings, views: tuple[View, ...]) -> ChosenVie
             f"extract.asked: {_listed(lacking)}: not among the views; expected some of {_listed(views)}; "
             "correct extract.asked or extract.views"
         )
-    return ChosenViews(views, asked, settings.combine == "averaged")
+    chosen = ChosenViews(views, asked, settings.combine == "averaged")
+    require_cascade(settings.cascade, asked, chosen.averaged)
+    return chosen
+
+
+def require_cascade(share: float, asked: Sequence[View], averaged: bool) -> None:
+    """Checks the setting extract.cascade against the views that predictions are made from.
+
+    Raises:
+        ShelfmarkError: there is no view to look again in, or no row of the first view.
+    """
+    if not share:
+        return
+    if len(asked) < 2:
+        raise ShelfmarkError(
+            f"extract.cascade: predictions are made from one view, {_listed(asked)}; expected two or more, "
+            "the first of which decides alone where it is certain; set extract.views, or extract.cascade = 0"
+        )
+    if averaged:
+        raise ShelfmarkError(
+            "extract.cascade: the views are averaged, and the head knows no first view; expected views that "
+            "are apart; set extract.combine = apart, or extract.cascade = 0"
+        )
 
 
 def _listed(views: Sequence[View]) -> str:

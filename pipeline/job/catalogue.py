@@ -45,7 +45,7 @@ class Part:
         return hex_of(self.digest)
 
     def only(self, chosen: np.ndarray) -> "Part":
-        """The chosen rows, (n,) bool."""
+        """The chosen rows, (n,) bool or row numbers."""
         return Part(self.product_id[chosen], self.digest[chosen], self.rows.only(chosen), self.views)
 
     def without(self, image_digests: np.ndarray) -> "Part":

@@ -238,6 +238,11 @@ class ExtractSettings(Section):
     """What becomes of a photo's views: `apart`, each is predicted from as if it were a photo of its own;
     `averaged`, their mean is one bottleneck. Choose averaged when the head must not take longer than with one
     view."""
+    cascade: Annotated[float, Field(ge=0, lt=1), "calibrate"] = 0.0
+    """Share of the products, on validation, that are looked at in all views: those about which the first view
+    is least certain. The first view decides about the others, whose other views are not extracted when
+    products are categorized, nor by the service. 0: all views decide about every product. Set 0.3 when
+    several views are worth their time for hard products alone (docs/extraction.md)."""
 
 
 class FinetuneSettings(Section):
@@ -701,7 +706,8 @@ class Config(BaseModel):
 
     def of_the_thresholds(self) -> dict[str, object]:
         """The settings that thresholds depend on, beside the head."""
-        return self.calibration.that_matter() | {"aggregation": self.head.aggregation}
+        cascade = {"cascade": self.extract.cascade} if self.extract.cascade else {}
+        return self.calibration.that_matter() | {"aggregation": self.head.aggregation} | cascade
 
 
 def _as_text(value: object) -> str:

@@ -46,6 +46,7 @@ SCHEMA = pa.schema(
         ("node_level", pa.int32()),  # its level, 1 = coarsest
         ("top_categories", pa.list_(pa.string())),  # up to five, most likely first
         ("top_probabilities", pa.list_(pa.float64())),  # the head's, of these categories
+        ("views", pa.string()),  # of its photos, that decided, joined by commas; null when unreadable
         ("release", pa.string()),  # name of the release that decided; null in an evaluation
     ]
 )
@@ -60,7 +61,11 @@ WITH_ADAPTED = pa.schema([*SCHEMA, *ADAPTED])
 REJECTS = ".rejects.parquet"  # what the name of the rejects beside the decisions ends with
 FOLDER_MARK = "_manifest.json"  # of a folder of parts, written last
 
-LATER = ("release", *ADAPTED.names)  # columns that files of earlier versions lack, or of other batches
+LATER = (
+    "views",
+    "release",
+    *ADAPTED.names,
+)  # columns that files of earlier versions lack, or of other batches
 
 JSON_ROWS = 2**12  # made Python objects at a time
 READ_ROWS = 2**15  # of a Parquet file, in memory at a time

@@ -12,8 +12,9 @@
       top_probabilities  double precision[]; in SQLite a JSON text
 
 A row of a product that is there already is replaced; all other rows, and columns that are not ours, stay. A
-table that lacks the columns of ADAPTED gets them from the first batch that has them, null in older rows; a
-later batch without such sellers writes false, null and 0 there, so that no older adapted decision stays.
+table that lacks `views`, which earlier versions did not write, gets it, and the columns of ADAPTED from the
+first batch that has them, null in older rows; a later batch without such sellers writes false, null and 0
+there, so that no older adapted decision stays.
 Each part is one transaction, which also puts its mark into decisions_parts. So after a kill a part is there
 with its mark, or neither is. `finish` removes the marks of the job. A part of one job removes the marks of
 all other jobs, because it may have replaced their rows: a killed job that goes on later writes all its parts
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     import sqlalchemy as sql
 
 DEFAULT_TABLE = "decisions"
+VIEWS = "views"  # a column that earlier versions did not write
+MEANT = {VIEWS: "the views that decided"} | dict.fromkeys(ADAPTED.names, "decisions by sellers' corrections")
 MARKS = "_parts"  # what the name of the table of marks ends with
 LONGEST_NAME = 63  # bytes, PostgreSQL's identifiers
 SECONDS_FOR_A_LOCK = 60  # how long a writer waits for another one, SQLite
@@ -212,9 +215,8 @@ class DecisionsTable:
         part = sql.Column("part", sql.Integer, primary_key=True, autoincrement=False)
         marks = sql.Table(self.table + MARKS, metadata, job, part)
         if is_there:
-            if schema == WITH_ADAPTED:
-                self._add_adapted(connection, inspector, decisions)
-                inspector = sql.inspect(connection)
+            self._add_later(connection, inspector, decisions)
+            inspector = sql.inspect(connection)
             self._require_columns(inspector, decisions, connection.dialect)
             self._require_key(inspector, connection.dialect.identifier_preparer.format_table(decisions))
         metadata.create_all(connection)
@@ -227,17 +229,17 @@ class DecisionsTable:
             one.name in there and _takes(there[one.name], _type_of(one.type, postgresql)) for one in ADAPTED
         )
 
-    def _add_adapted(
+    def _add_later(
         self, connection: "sql.Connection", inspector: "sql.Inspector", wanted: "sql.Table"
     ) -> None:
-        """Adds the columns of ADAPTED that the table lacks; null in the rows that are there.
+        """Adds those of VIEWS and ADAPTED that are wanted and lacking; null in the rows that are there.
 
         Raises:
             ShelfmarkError: the database does not add them.
         """
         there = {one["name"] for one in inspector.get_columns(self.table, schema=self.schema)}
-        for name in ADAPTED.names:
-            if name in there:
+        for name in (VIEWS, *ADAPTED.names):
+            if name in there or name not in wanted.columns:
                 continue
             statement = _add_column(wanted, name, connection.dialect)
             try:
@@ -246,7 +248,7 @@ class DecisionsTable:
                 if not is_of_database(error) or may_pass(error):
                     raise
                 raise ShelfmarkError(
-                    f"{self}: the column {name}, for decisions by sellers' corrections, cannot be added "
+                    f"{self}: the column {name}, of {MEANT[name]}, cannot be added "
                     f"({line_of(error)}); expected the table's owner, or a table that has it; run "
                     f"{statement} as its owner, or name another table"
                 ) from error

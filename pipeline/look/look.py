@@ -108,8 +108,9 @@ def _decide(
     """For each photo the best categories with their probabilities, and the decisions as rows of a table."""
     categorizer, count = bundle.categorizer, len(jpegs)
     engines = engines_of_views(backbone, categorizer.views, BATCH)
-    rows = categorizer.bottlenecks(engines, jpegs, "photo")
-    bounds = np.arange(count + 1) * categorizer.rows_of_image
+    every = categorizer.bottlenecks(engines, jpegs, "photo")
+    chosen, bounds, again = categorizer.deciding(every, np.arange(count + 1) * categorizer.rows_of_image)
+    rows = every[chosen]
     probability = categorizer.probabilities(rows, bounds)
     order = np.argsort(-probability, axis=1, kind="stable")[:, :top]
     best = [
@@ -117,7 +118,7 @@ def _decide(
         for row in range(count)
     ]
     products = np.array([str(number) for number in range(count)], dtype=object)
-    return best, categorizer.decide(products, categorizer.predict(rows, bounds))
+    return best, categorizer.decide(products, categorizer.predict(rows, bounds, again))
 
 
 def _heats(

@@ -26,7 +26,7 @@ from pipeline.job.summaries import BottlenecksSummary, InServiceSummary
 from pipeline.train.evaluated import evaluate_part
 from pipeline.train.tables import write_decided
 
-VERSION = 1
+VERSION = 2
 
 
 def current_release(releases: AnyPath) -> Bundle | None:

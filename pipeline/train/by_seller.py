@@ -46,6 +46,7 @@ from pipeline.job.progress import log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, BySellerSummary, RecordsSummary
+from pipeline.train.evaluated import deciding
 from pipeline.train.figures import Accepted, Reason, SellersFigures
 
 VERSION = 1
@@ -211,9 +212,10 @@ class MeasuredSeller:
 
     seller: str
     product_id: np.ndarray  # (n,) str
-    bottlenecks: np.ndarray  # (rows, d) float16, products together; all views
+    bottlenecks: np.ndarray  # (rows, d) float16, products together; those that decide
     bounds: np.ndarray  # (n + 1,)
     true: np.ndarray  # (n,) str, categories
+    again: np.ndarray | None = None  # (n,) bool, as `Categorizer.looks_again`; None: all, without a cascade
 
     def taken(self, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bottlenecks and bounds of products by their positions, which may repeat."""
@@ -230,7 +232,7 @@ def adapt_seller(adapter: Adapter, one: MeasuredSeller) -> dict[str, object]:
         one: the seller, with at least two products.
     """
     count = len(one.product_id)
-    base = adapter.decide(one.product_id, one.bottlenecks, one.bounds, [None] * count)
+    base = adapter.decide(one.product_id, one.bottlenecks, one.bounds, [None] * count, one.again)
     streams = _streams(adapter, one)
     tests = np.concatenate([judged for _, judged, _ in streams])
     row = dict.fromkeys(COUNTS, 0)
@@ -247,7 +249,8 @@ def adapt_seller(adapter: Adapter, one: MeasuredSeller) -> dict[str, object]:
         return named | row | {"gain": None}
     rows = np.concatenate([judged for _, _, judged in blocks])
     states = [state for _, state, judged in blocks for _ in judged]
-    decided = adapter.decide(one.product_id[rows], *one.taken(rows), states)
+    again = None if one.again is None else one.again[rows]
+    decided = adapter.decide(one.product_id[rows], *one.taken(rows), states, again)
     correct = decided["category"].to_numpy() == one.true[rows]
     accepted = (decided["status"] == ACCEPTED).to_numpy()
     adapted = accepted & decided["adapted"].to_numpy(bool)
@@ -313,6 +316,7 @@ def write_by_seller(adapter: Adapter, part: Part, records: Artifact, work: Path)
         records: of ingest, with the products' sellers and categories.
         work: directory.
     """
+    part, again = deciding(adapter.categorizer, part)
     bounds = product_bounds(part.product_id)
     product_id = part.product_id[bounds[:-1]]
     seller, trained = sellers_of(records, product_id)
@@ -332,6 +336,7 @@ def write_by_seller(adapter: Adapter, part: Part, records: Artifact, work: Path)
             np.asarray(part.rows[images]),
             np.concatenate([[0], np.cumsum(np.diff(bounds)[products])]),
             true.reindex(product_id[products]).to_numpy(dtype=object),
+            again[products],
         )
         rows.append(adapt_seller(adapter, own))
         if number % 20 == 0:

@@ -2,8 +2,8 @@
 
     thresholds/  thresholds.json  manifest.json
 
-FIT gives aggregation, temperature, confidence models and, by out-of-fold confidences, grids and starts of the
-chains; CERT certifies and nothing else
+FIT gives the limit of the cascade (models/decisions/cascade.py), aggregation, temperature, confidence models
+and, by out-of-fold confidences, grids and starts of the chains; CERT certifies and nothing else
 (models/decisions/thresholds.py, levels.py). Both hold products of categories that the head never learnt, as
 the products to come do: wrong at the category, and correct above it where their branch is in the tree.
 
@@ -22,6 +22,7 @@ import numpy as np
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath, write_whole
 from models.decisions.bundle import THRESHOLDS, load_predictor
+from models.decisions.cascade import Cascade, certainty, fit_cascade, rows_that_decide
 from models.decisions.categorizer import DecisionRules, LevelRule, Predictor
 from models.decisions.confidence import (
     AGGREGATIONS,
@@ -37,6 +38,7 @@ from models.decisions.predictions import Predictions, product_bounds
 from models.heads.architectures import SET, set_logits
 from models.rows import Rows
 from models.taxonomy import Taxonomy
+from pipeline.extract.chosen_views import require_cascade
 from pipeline.job.catalogue import Division, Part, TrueCategories, divide, open_part
 from pipeline.job.config import Config
 from pipeline.job.progress import log
@@ -81,7 +83,8 @@ def calibrate_head(
     """
 
     def make(work: Path) -> Mapping[str, object]:
-        predictor = load_predictor(head.folder())
+        predictor, extracted = load_predictor(head.folder()), BottlenecksSummary.of(bottlenecks)
+        require_cascade(config.extract.cascade, extracted.predicted_from, extracted.averaged)
         val = open_part(bottlenecks, store, "val")
         division = divide(val.product_id, val.image_digest, config.calibration.fit_share)
         rules = decision_rules(predictor, val, TrueCategories.of(records), division, config, waiting)
@@ -128,6 +131,7 @@ def decision_rules(
         waiting: see `withheld_categories`.
     """
     taxonomy, settings = predictor.taxonomy, config.calibration
+    cascade, val, division = _looked_at(predictor, val, division, config.extract.cascade)
     fit, cert = (
         _Products(val, true, taxonomy, division.group, side) for side in (division.fit, division.cert)
     )
@@ -175,6 +179,7 @@ def decision_rules(
         delta=settings.delta,
         fit={"products": len(fit.nodes)},
         aggregation=aggregation,
+        cascade=cascade,
         levels={
             f"level{level}": LevelRule(model, certificate)
             for level, (model, certificate) in enumerate(zip(models, certificates, strict=True), start=1)
@@ -187,6 +192,25 @@ def decision_rules(
         ),
         restriction=restriction(of_fit, of_cert, fit_category, cert_category, taxonomy, settings, withheld),
     )
+
+
+def _looked_at(
+    predictor: Predictor, val: Part, division: Division, share: float
+) -> tuple[Cascade | None, Part, Division]:
+    """The cascade, which FIT chooses, and the rows that decide; without a cascade all of them."""
+    if not share:
+        return None, val, division
+    bounds, photos = product_bounds(val.product_id), np.arange(0, len(val.product_id), val.views)
+    certain = certainty(predictor.head, val.rows.only(photos), bounds // val.views)
+    cascade = fit_cascade(certain[division.fit[bounds[:-1]]], share)
+    again = certain < cascade.limit
+    log.info(
+        "cascade: the first view decides where its largest probability is %.6f or more; %.1f %% of FIT's and "
+        "%.1f %% of all validation products are looked at again",
+        cascade.limit, 100 * cascade.share, 100 * float(again.mean()) if len(again) else 0.0,
+    )  # fmt: skip
+    rows, _ = rows_that_decide(bounds, again, val.views)
+    return cascade, val.only(rows), Division(division.group[rows], division.fit[rows])
 
 
 def withheld_categories(

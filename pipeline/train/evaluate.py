@@ -58,7 +58,7 @@ from pipeline.train.figures import (
 )
 from pipeline.train.tables import write_tables
 
-VERSION = 4
+VERSION = 5
 
 
 def evaluate(run: Run) -> Artifact:

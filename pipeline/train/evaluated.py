@@ -77,10 +77,11 @@ def evaluate_part(categorizer: Categorizer, part: Part, true: TrueCategories, tr
         true: their categories.
         trained: digests of the images trained on.
     """
+    part, again = deciding(categorizer, part)
     bounds, taxonomy = product_bounds(part.product_id), categorizer.predictor.taxonomy
     product_id = part.product_id[bounds[:-1]]
     nodes = true.nodes(product_id, taxonomy)
-    predictions = categorizer.predict(part.rows, bounds)
+    predictions = categorizer.predict(part.rows, bounds, again)
     seen = np.array([digest in trained for digest in part.image_digest], dtype=int)
     confidences = categorizer.level_confidences(predictions)
     return Evaluated(
@@ -93,3 +94,11 @@ def evaluate_part(categorizer: Categorizer, part: Part, true: TrueCategories, tr
         weight=true.weights(product_id),
         stop=categorizer.stops(predictions, confidences),
     )
+
+
+def deciding(categorizer: Categorizer, part: Part) -> tuple[Part, np.ndarray]:
+    """The rows of a part that decide about its p products, and (p,) bool, as `Categorizer.looks_again`."""
+    if categorizer.rules.cascade is None:
+        return part, np.ones(len(product_bounds(part.product_id)) - 1, bool)
+    rows, _, again = categorizer.deciding(part.rows, product_bounds(part.product_id))
+    return part.only(rows), again

@@ -55,6 +55,7 @@ from pipeline.job.progress import Progress, log
 from pipeline.job.run import Run
 from pipeline.job.stage import stage
 from pipeline.job.summaries import BottlenecksSummary, SellersSummary, StylesSummary
+from pipeline.train.evaluated import deciding
 
 STYLES_VERSION = SELLERS_VERSION = 1
 MOST_SELLERS = 2_000  # whose products are replayed
@@ -271,6 +272,7 @@ class _ValProducts:
     """The validation products, those of each seller in the order in which they are replayed."""
 
     def __init__(self, run: Run, val: Part, records: Artifact, categorizer: Categorizer) -> None:
+        val, _ = deciding(categorizer, val)
         division = divide(val.product_id, val.image_digest, run.config.calibration.fit_share)
         self._rows, self._bounds = val.rows, product_bounds(val.product_id)
         first = self._bounds[:-1]
