@@ -100,7 +100,7 @@ docs: $(READY) ## the generated pages of docs/, then the site, in site/index.htm
 	.venv/bin/mkdocs build --strict
 
 bench: $(READY) ## every benchmark, one after the other
-	@set -e; for bench in main_job ingest urls plan store extract engines_agree encoders inception train train_noise calibrate categorize decisions_output corrections small_shops drift serve; do \
+	@set -e; for bench in main_job ingest urls plan store extract views views_accuracy engines_agree encoders inception train train_noise calibrate categorize decisions_output corrections small_shops drift serve; do \
 	  echo "== $$bench"; .venv/bin/python benchmarks/$$bench.py; done
 
 bench-ingest: $(READY) ## ingest beside a plain loop and a naive Beam pipeline, pictures within Parquet, and the plan of 8 M products; 2.5 GB of disk
@@ -119,6 +119,11 @@ bench-extract: $(READY) ## extraction beside the backbone alone, then what engin
 	.venv/bin/python benchmarks/engines_agree.py
 	.venv/bin/python benchmarks/encoders.py
 	.venv/bin/python benchmarks/inception.py
+
+bench-views: $(READY) ## what views cost beside their pixels, and what they and recipes of fine-tuning give on photos of other shops; hours
+	.venv/bin/python benchmarks/views.py
+	.venv/bin/python benchmarks/views_accuracy.py
+	.venv/bin/python benchmarks/finetune_recipes.py
 
 bench-train: $(READY) ## training beside scikit-learn and NumPy's products, and 2 M bottlenecks from the disk; 8 GB of disk
 	.venv/bin/python benchmarks/train.py

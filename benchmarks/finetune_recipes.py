@@ -20,14 +20,13 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy as np
-import pandas as pd
 from grocery import add_data, find_grocery
+from shops import GroceryPhotos, accuracies, cached, halves
 
 RESULTS = Path(__file__).parent / "results" / "finetune_recipes.json"
 SIZE = 224  # px, of the backbone
@@ -84,14 +83,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print(measure.table(["recipe", "runs", *figures, "s", "CPU s"], shown))
 
 
-@dataclass(frozen=True)
-class Shop:
-    """Photos of one shop or half: pixels by their size, and labels."""
-
-    pixels: dict[int, np.ndarray]  # px → (n, px, px, 3) uint8
-    labels: np.ndarray  # (n,) int
-
-
 def try_all(
     manifest: Path, weights: Path, options: argparse.Namespace, workspace: Path
 ) -> list[dict[str, Any]]:
@@ -101,9 +92,9 @@ def try_all(
     start_tensorflow()
     kept = workspace / "rows.json"
     rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
-    photos = _Photos(manifest, workspace)
+    photos = GroceryPhotos(manifest, workspace)
     base = load_backbone("mobilenet", str(weights), options.image_size)
-    frozen = _cached(
+    frozen = cached(
         workspace / f"frozen-{options.image_size}.npy",
         lambda: bottlenecks(base.model, photos.of(options.image_size)),
     )
@@ -123,7 +114,7 @@ def try_all(
 
 
 def try_recipe(
-    base: Any, photos: "_Photos", frozen: np.ndarray, tuned: np.ndarray, sets: list[str], seed: int,
+    base: Any, photos: GroceryPhotos, frozen: np.ndarray, tuned: np.ndarray, sets: list[str], seed: int,
     options: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
     """Tunes on a half and asks about the rest."""
@@ -184,73 +175,10 @@ def try_recipe(
     return row
 
 
-def accuracies(logits: np.ndarray, labels: np.ndarray, taxonomy: Any) -> dict[str, float]:
-    """Share of the photos whose category, and whose node of the second level, is the right one."""
-    predicted = logits.argmax(axis=1)
-    level2 = taxonomy.nodes[1]
-    return {
-        "leaf": float(np.mean(predicted == labels)),
-        "level2": float(np.mean(level2[predicted] == level2[labels])),
-    }
-
-
-def halves(frozen: np.ndarray, category: np.ndarray) -> np.ndarray:
-    """(n,) int, 0 or 1: the half of each training photo; of about equal size."""
-    from sklearn.cluster import KMeans
-
-    half, counts = np.zeros(len(frozen), int), np.zeros(2, int)
-    unit = frozen / np.linalg.norm(frozen, axis=1, keepdims=True)
-    for name in np.unique(category):
-        its = np.flatnonzero(category == name)
-        cluster = KMeans(2, n_init=10, random_state=0).fit_predict(unit[its])
-        if np.bincount(cluster, minlength=2).argmax() == counts.argmax():
-            cluster = 1 - cluster  # the larger cluster to the smaller half
-        half[its], counts = cluster, counts + np.bincount(cluster, minlength=2)
-    return half
-
-
 def bottlenecks(trunk: Any, pixels: np.ndarray) -> np.ndarray:
     """(n, px, px, 3) uint8 → (n, d) float32."""
     parts = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
     return np.concatenate([np.asarray(trunk.predict_on_batch(part.astype(np.float32))) for part in parts])
-
-
-def _cached(file: Path, make: Any) -> np.ndarray:
-    if not file.is_file():
-        np.save(file, make())
-    return np.load(file, mmap_mode="r")
-
-
-class _Photos:
-    """All photos with a category that is learnt, decoded once for each size."""
-
-    def __init__(self, manifest: Path, workspace: Path) -> None:
-        from pipeline.ingest.ingest import make_records
-        from pipeline.job.catalogue import learnt_categories_of
-        from pipeline.job.load_config import load_config
-
-        workspace.mkdir(parents=True, exist_ok=True)
-        config = load_config()
-        self.workspace = workspace
-        self.records = make_records([str(manifest)], workspace / "records", config.ingest, seed=config.seed)
-        self.taxonomy, category = learnt_categories_of(self.records)
-        images = pd.read_parquet(self.records.file("images.parquet"))
-        images = images.drop_duplicates(["product_id", "image_digest"])
-        self.images = images[images["product_id"].isin(category.index)]
-        self.train = (self.images["split"] == "train").to_numpy()
-        self.category = category.reindex(self.images["product_id"]).to_numpy()
-        self.labels = self.taxonomy.index(self.category)
-
-    def of(self, size: int) -> np.ndarray:
-        """(n, size, size, 3) uint8."""
-        from features.engines.pixels import read_pixels
-        from features.records import read_pieces
-
-        def decode() -> np.ndarray:
-            parts = list(read_pixels(read_pieces(self.records.path, self.images), size, BATCH))
-            return np.concatenate(parts)[: len(self.images)]
-
-        return _cached(self.workspace / f"pixels-{size}.npy", decode)
 
 
 if __name__ == "__main__":

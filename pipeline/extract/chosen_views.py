@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 from features.engines.backbones import Backbone
 from features.errors import ShelfmarkError
-from features.views import View, cost, parse_view
+from features.views import WHOLE, View, cost, parse_view
 from models.heads.architectures import HeadShape
 from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import log
 
-# What a quality fills in: whole photos at these sizes, in units of the backbone's own, mirrored or not.
-# Those of best are not chosen by measurement yet.
-QUALITIES: dict[str, tuple[tuple[float, ...], bool]] = {"fast": ((1,), False), "best": ((1, 8 / 7), True)}
+# What a quality adds to the whole photo: its middle, cut out of the photo at this size, in units of the
+# backbone's own; and each view mirrored, too. Every backbone can have these views. Chosen by measurement:
+# docs/experiments/views.md.
+QUALITIES: dict[str, tuple[tuple[float, ...], bool]] = {"fast": ((), False), "best": ((9 / 7,), True)}
 # Whole photos that may be extracted for `auto` to take best: Inception v3 extracts 28 a second in float32 on
 # two cores, 100,000 in an hour; smaller networks, and processors that compute in bfloat16, take less time.
 AN_HOUR = 100_000
@@ -71,17 +72,10 @@ def _is_open(settings: ExtractSettings) -> bool:
 
 
 def _views_of(quality: str, backbone: Backbone, mirrored: bool | None = None) -> tuple[View, ...]:
-    """The views of a quality, without those that the backbone cannot have."""
+    """The views of a quality; `mirrored` in place of its own, if given."""
     scales, flip = QUALITIES[quality]
-    sizes = [View(None if scale == 1 else round(backbone.image_size * scale)) for scale in scales]
-    views = list[View]()
-    for view in sizes:
-        try:
-            backbone.require_view(view)
-            views.append(view)
-        except ShelfmarkError as error:
-            log.info("views: quality %s without %s: %s", quality, view.name, str(error).partition("; ")[0])
-    return _mirrored(views, flip if mirrored is None else mirrored)
+    middles = [View(round(backbone.image_size * scale), "center") for scale in scales]
+    return _mirrored([WHOLE, *middles], flip if mirrored is None else mirrored)
 
 
 def _mirrored(views: Sequence[View], mirrored: bool) -> tuple[View, ...]:

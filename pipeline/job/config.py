@@ -255,16 +255,16 @@ class FinetuneSettings(Section):
     share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of the training products to tune on, at least one of each category (0.05 in the paper). Raise
     it for a small catalogue, up to 1; the time grows with it."""
-    batch: Positive = 128
+    batch: Positive = 32
     """Images in one step (128 in the paper). Lower it when memory runs out, and the learning rate with
     it."""
     image_size: Positive | None = None
     """Height and width of the photos while tuning, in px; without it five sevenths of the backbone's, to the
     nearest multiple of 32, where the network takes such photos. The tuned backbone has its own size as
     before. Raise it up to that size when details distinguish categories; the time grows with its square."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.02
-    """Rate of the first step (0.05 in the paper). Lower it when the loss does not fall from epoch to
-    epoch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    """Rate of the first step (0.05 in the paper, for its batches of 128). Lower it when the loss does not
+    fall from epoch to epoch."""
     first_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Rate of the first layer that is tuned, as a share of the head's; between them it grows from layer to
     layer by equal factors. Lower it when there are few photos."""
@@ -281,18 +281,18 @@ class FinetuneSettings(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the target that is spread over all categories. Raise it when many labels are wrong; 0:
     none."""
-    epochs: Positive = 20
+    epochs: Positive = 16
     """Passes over the drawn products, at most. More epochs kept helping where it was tried; lower it to
     save time."""
-    patience: Positive = 20
+    patience: Positive = 16
     """Epochs without a better FIT accuracy before tuning stops. Lower it to save time with the schedule
     inverse_time; a cosine needs all of its epochs."""
-    mixup: Annotated[float, Field(ge=0)] = 0.2
+    mixup: Annotated[float, Field(ge=0)] = 0.0
     """Alpha of the Beta distribution from which the weights of mixup are drawn: photos and labels are blended
-    in pairs; 0: none. With cutmix, too, each batch has one of them."""
-    cutmix: Annotated[float, Field(ge=0)] = 1.0
-    """Likewise of CutMix: a box of one photo is pasted into another; 0: none. Lower it when a part of the
-    product does not show what it is."""
+    in pairs; 0: none. With cutmix, too, each batch has one of them. Try 0.2 with several times the epochs."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Likewise of CutMix: a box of one photo is pasted into another; 0: none. Try 1 with several times the
+    epochs, where a part of the product shows what it is."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Smallest share of a photo's area that a random crop keeps; 1: no crops. Raise it when the product
     fills the photo and details at its edge distinguish categories."""
