@@ -95,8 +95,8 @@ class _Trial:
         }
 
     def rows(self, sets: Sequence[str]) -> list[dict[str, Any]]:
-        """A row for each set of views."""
-        kept = self.workspace / f"rows-{self.base.fingerprint}.json"
+        """A row for each set of views, after those of earlier commands."""
+        kept = self.workspace / "rows.json"
         rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
         for text in sets:
             views, _, asked = text.partition(":")

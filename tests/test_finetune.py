@@ -113,11 +113,11 @@ MIXED = Augmentation(area=0.6, flip=True, colour=0.1, mixup=0.2, cutmix=1.0)
 
 def tune(
     kind: str = "flat", share: float = 0.4, work: Path | None = None, average: float = 0.0,
-    size: int = SIZE, first_rate: float = 1.0, augmentation: Augmentation = AUGMENTATION, **changes: float,
+    size: int = SIZE, augmentation: Augmentation = AUGMENTATION, **changes: float,
 ):  # fmt: skip
     """The backbone before and after, layer by layer, and the history."""
     before = weights_of(network_of(tiny()))
-    tuning = Tuning(share, augmentation, size, first_rate, average)
+    tuning = Tuning(share, augmentation, size, average)
     network, history = tune_backbone(
         tiny(), head(kind), photos(1, 80, kind, size + 4), photos(2, 24, kind), recipe(**changes), tuning,
         work=work,
@@ -148,7 +148,7 @@ def test_frozen_layers_are_the_whole_part_of_the_share(share: float, layers: int
         (0.0, {"average": 0.9}),
         (0.4, {"bfloat16": True}),
         (0.4, {"bfloat16": True, "size": 12, "augmentation": MIXED}),
-        (0.8, {"average": 0.9, "size": 12, "first_rate": 0.1, "schedule": "cosine", "momentum": 0.9}),
+        (0.8, {"average": 0.9, "size": 12, "schedule": "cosine", "momentum": 0.9}),
     ],
 )
 def test_exactly_the_first_layers_stay_bit_for_bit_and_every_later_trainable_weight_moves(
@@ -244,21 +244,6 @@ def test_a_cosine_ends_at_a_rate_of_nothing() -> None:
     np.testing.assert_allclose([float(rate(step)) for step in range(4)], [0.08, 0.06, 0.02, 0], atol=1e-7)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_rates_grow_from_the_first_tuned_weights_to_the_heads(momentum: float) -> None:
-    """A step at a quarter of the rate moves the first weights a quarter as far, and the head's as far."""
-    once = {"epochs": 1, "batch": 80, "momentum": momentum}
-    moved = []
-    for first_rate in (1.0, 0.25):
-        before, after, _, _ = tune(share=0.0, first_rate=first_rate, **once)
-        moved.append([np.abs(new[0] - old[0]).max() for old, new in zip(before, after, strict=True) if old])
-    same, lower = moved
-    convolutions = [0, 2, 4]  # then a batch normalization follows each
-    shares = [lower[number] / same[number] for number in convolutions]
-    # the trunk has 12 trainable variables, four to a block
-    np.testing.assert_allclose(shares, [0.25, 0.25 ** (8 / 12), 0.25 ** (4 / 12)], rtol=1e-3)
-
-
 class Killed(Exception):
     pass
 
@@ -267,7 +252,7 @@ def test_a_tuning_killed_after_any_epoch_goes_on_to_the_same_backbone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"epochs": 3, "momentum": 0.9, "average": 0.8, "schedule": "cosine"}
-    settings |= {"size": 12, "first_rate": 0.3, "augmentation": MIXED}
+    settings |= {"size": 12, "augmentation": MIXED}
     _, wanted, _, history = tune("multitask", **settings)
     write = epochs.Epochs._write
 
@@ -603,8 +588,6 @@ def test_a_tuning_that_leaves_nothing_to_tune_is_refused() -> None:
         ("batch=0", "greater than or equal to 1"),
         ("learning_rate=0", "greater than 0"),
         ("image_size=0", "greater than or equal to 1"),
-        ("first_rate=0", "greater than 0"),
-        ("first_rate=1.1", "less than or equal to 1"),
         ("schedule=linear", "'inverse_time' or 'cosine'"),
         ("mixup=-1", "greater than or equal to 0"),
         ("cutmix=-1", "greater than or equal to 0"),

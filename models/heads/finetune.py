@@ -99,8 +99,6 @@ class Tuning:
     frozen_share: float  # of the backbone's layers, 0 to 1; 0 tunes all of them
     augmentation: Augmentation  # of the training photos
     size: int  # px of the training photos
-    # Rate of the first tuned weights as a share of the head's; between them it grows by equal factors.
-    first_rate: float = 1.0
     # Momentum of the moving average of the weights; 0: no average. With an average, or a rate that falls to
     # 0, the latest epoch within a standard error of the best on FIT is kept, else the best.
     average: float = 0.0
@@ -152,7 +150,7 @@ def tune_backbone(
     network = _partly_frozen(backbone, tuning.frozen_share)
     trunk = trunk_of(backbone, tuning.size, recipe.bfloat16)
     model = on_top(head, trunk)
-    optimizer = optimizer_of(recipe, len(train.labels), _rates(trunk, model, tuning.first_rate))
+    optimizer = optimizer_of(recipe, len(train.labels))
     optimizer.build(model.trainable_variables)
     averaged = MovingAverage(model, tuning.average)
     file = work / CHECKPOINT if work else None
@@ -238,12 +236,6 @@ def _of_any_size(backbone: KerasBackbone, size: int) -> keras.Model:
     except (ValueError, TypeError) as error:
         raise refused from error
     return network
-
-
-def _rates(trunk: keras.Model, model: keras.Model, first: float) -> list[float]:
-    """Rates of the model's trainable variables, as shares of the head's, which are 1."""
-    tuned, every = len(trunk.trainable_variables), len(model.trainable_variables)
-    return [first ** (1 - number / tuned) for number in range(tuned)] + [1.0] * (every - tuned)
 
 
 Batch: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # pixels, labels, (1,) float32 weight of a mix

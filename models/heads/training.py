@@ -12,7 +12,7 @@ only: a training that was killed continues to the same head, bit for bit. Where 
 checkpoints, several epochs pass between two checkpoints.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -276,16 +276,14 @@ def _standardize(model: keras.Model, shape: HeadShape, rows: Rows) -> None:
     model.get_layer(STANDARD).set_weights([mean * shape.scale, variance * shape.scale**2])
 
 
-def optimizer_of(
-    recipe: Recipe, images: int, shares: Sequence[float] | None = None
-) -> keras.optimizers.Optimizer:
-    """SGD by the recipe, with shares as in `sgd`; a cosine schedule ends after all epochs over the images."""
+def optimizer_of(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:
+    """SGD by the recipe; a cosine schedule ends after all epochs over so many images."""
     steps = _steps(images, recipe)
     schedule = {
         "inverse_time": lambda: inverse_time_decay(recipe.learning_rate, recipe.decay),
         "cosine": lambda: keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps * recipe.epochs),
     }[recipe.schedule]()
-    return sgd(schedule, recipe.momentum, recipe.weight_decay / steps, shares)
+    return sgd(schedule, recipe.momentum, recipe.weight_decay / steps)
 
 
 def objective_of(recipe: Recipe, labels: np.ndarray, model: keras.Model, loss: Loss | None) -> Losses:

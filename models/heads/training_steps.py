@@ -11,7 +11,7 @@ as long as with oneDNN (2048-1024-1024-5270 at batch 256 in float32: 108 ms inst
 one `scan`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias
 
 import keras
@@ -54,38 +54,18 @@ def evaluator(model: keras.Model) -> Evaluator:
 
 
 def sgd(
-    rate: float | keras.optimizers.schedules.LearningRateSchedule,
-    momentum: float,
-    weight_decay: float = 0.0,
-    shares: Sequence[float] | None = None,
+    rate: float | keras.optimizers.schedules.LearningRateSchedule, momentum: float, weight_decay: float = 0.0
 ) -> keras.optimizers.Optimizer:
     """Stochastic gradient descent: v ← momentum·v - rate·g, w ← w + v - rate·weight_decay·w.
 
-    The decay is applied beside the gradient, not in it (Loshchilov, Hutter, ICLR 2019). With `shares` the
-    gradient of each trainable variable has its own share of the rate.
+    The decay is applied beside the gradient, not in it (Loshchilov, Hutter, ICLR 2019).
     """
     one_pass = momentum and keras.backend.backend() == "tensorflow"
-    optimizer = (_OnePassSGD if one_pass else _SGD)(
-        rate, momentum=momentum, weight_decay=weight_decay or None
-    )
-    optimizer.shares = None if shares is None else [float(share) for share in shares]
-    return optimizer
+    optimizer = _OnePassSGD if one_pass else keras.optimizers.SGD
+    return optimizer(rate, momentum=momentum, weight_decay=weight_decay or None)
 
 
-class _SGD(keras.optimizers.SGD):  # type: ignore[misc]  # Keras has no types
-    """Keras' SGD; each variable learns at its share of the rate."""
-
-    shares: Sequence[float] | None = None
-
-    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
-        super().update_step(gradient, variable, self.rate_of(variable, learning_rate))
-
-    def rate_of(self, variable: keras.Variable, rate: Tensor) -> Tensor:
-        """The rate of this variable."""
-        return rate * self.shares[self._get_variable_index(variable)] if self.shares else rate
-
-
-class _OnePassSGD(_SGD):
+class _OnePassSGD(keras.optimizers.SGD):  # type: ignore[misc]  # Keras has no types
     """Keras' SGD by TensorFlow's own operation: one pass over the weights instead of five.
 
     Measured on 8.5 M weights: 17 ms a step instead of 40. Weights decay once in DECAY_STEPS steps, by as much
@@ -113,7 +93,7 @@ class _OnePassSGD(_SGD):
         tf.raw_ops.ResourceApplyKerasMomentum(
             var=variable.handle,
             accum=velocity.handle,
-            lr=ops.cast(self.rate_of(variable, learning_rate), "float32"),
+            lr=ops.cast(learning_rate, "float32"),
             grad=gradient,
             momentum=self.momentum,
         )

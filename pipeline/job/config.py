@@ -265,9 +265,6 @@ class FinetuneSettings(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     """Rate of the first step (0.05 in the paper, for its batches of 128). Lower it when the loss does not
     fall from epoch to epoch."""
-    first_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Rate of the first layer that is tuned, as a share of the head's; between them it grows from layer to
-    layer by equal factors. Lower it when there are few photos."""
     schedule: Literal["inverse_time", "cosine"] = "cosine"
     """How the rate falls: inverse_time is learning_rate / (1 + t·decay), t in steps (as in the paper);
     cosine falls to 0 at the last epoch. Choose inverse_time with an average when tuning may end early."""

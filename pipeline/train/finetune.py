@@ -180,7 +180,6 @@ def tuning_of(settings: FinetuneSettings, backbone: KerasBackbone) -> Tuning:
             settings.crop, settings.flip, settings.colour, settings.mixup, settings.cutmix
         ),
         size=settings.image_size or smaller_size(backbone),
-        first_rate=settings.first_rate,
         average=settings.average,
     )
 
