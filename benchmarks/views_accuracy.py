@@ -34,11 +34,8 @@ FOUR = "whole,flip,288-center,288-center-flip"
 SETS = (
     "whole",
     "whole,flip",
-    "whole,flip,256,256-flip",
-    "whole,288-center",
-    f"{FOUR}: whole whole,flip whole,288-center {FOUR}",
+    f"{FOUR}: whole whole,288-center {FOUR}",
     "whole,flip,352-center,352-center-flip",
-    f"{FOUR},448-center,448-center-flip",
 )
 BATCH = 32
 KEPT = 0.8  # of the gain, by a cascade
