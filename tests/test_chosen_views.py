@@ -116,3 +116,11 @@ def test_a_cascade_that_is_no_share_is_refused(share: str) -> None:
 def test_a_name_that_is_no_view_is_refused_with_the_setting(name: str) -> None:
     with pytest.raises(ShelfmarkError, match=rf"(?s){name}.*no view 'middle'; expected names such as whole"):
         load_config(sets=(f'{name}=["whole","middle"]',))
+
+
+def test_views_of_the_settings_are_taken_before_those_of_a_quality_and_a_line_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "shelfmark")
+    assert chosen(quality="best", views=("whole",), flip=False)[0] == ["whole"]
+    assert caplog.messages == ["views: whole, as extract.views says; not those of quality best"]

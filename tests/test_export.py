@@ -28,6 +28,7 @@ from features.storage.artifact import damaged_file, open_artifact
 from features.views import WHOLE, parse_view
 from models.decisions.bundle import open_bundle
 from models.decisions.categorizer import Categorizer, categorize_photos
+from models.heads.architectures import SET
 from pipeline.arguments import EXPORT_NEEDS
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
@@ -36,7 +37,10 @@ FORMATS = ("saved_model", "onnx", "openvino")
 MIXED = Kind(
     confidence="boosting", hierarchical=True, standardized=True, views=MIRRORED
 )  # of each the harder one
-SEVERAL = Kind(confidence="probability", views=("whole", "48", "48-top-left-flip", "max"), cascade=True)
+SEVERAL = Kind(
+    aggregation=SET, confidence="probability", standardized=True, cascade=True,
+    views=("whole", "48", "48-top-left-flip", "max"),
+)  # fmt: skip
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 
 

@@ -167,7 +167,8 @@ def _values(schema: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(_code(one) for one in schema["enum"])
     if schema["type"] == "array":
         items = schema.get("prefixItems", [schema.get("items", {})])
-        return f"list of {'two ' if len(items) == 2 else ''}numbers: {_values(items[0])}"
+        kind = "texts" if items[0].get("type") == "string" else "numbers: " + _values(items[0])
+        return f"list of {'two ' if len(items) == 2 else ''}{kind}"
     if schema["type"] == "object":
         return f"table of names, each with a {_values(schema['additionalProperties'])}"
     kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}

@@ -70,7 +70,7 @@ def look_again(
             lacking += len(table)
             progress.to(min((number + 1) * len(part.rows), rows.account.rows))
     log.info(
-        "cascade: %s products are looked at again, in %s more views; of their %s photos %s are new to one",
+        "cascade: %s products are looked at again, in %s more views; of their %s photos %s lack one of these",
         f"{again:,}", len(views), f"{photos:,}", f"{lacking:,}",
     )  # fmt: skip
     shards = plan_new(units, folder, settings.shard_images)

@@ -60,7 +60,9 @@ def write(graph: ExportedGraph, folder: Path) -> None:
         return found | texts
 
     module = tf.Module()
-    models = [*graph.models.values(), graph.bundle.categorizer.head.model]
+    categorizer = graph.bundle.categorizer
+    # A cascade asks the plain head how certain the first view is, also where a set head decides
+    models = [*graph.models.values(), categorizer.head.model, categorizer.predictor.head.model]
     module.weights = [variable.value for model in models for variable in model.variables]
     signature = [
         tf.TensorSpec((None,), tf.string, name=IMAGES),

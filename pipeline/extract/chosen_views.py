@@ -60,6 +60,8 @@ def choose_views(
     views = _views_of(quality, backbone, mirrored)
     if settings.views:
         views = _mirrored([parse_view(name) for name in settings.views], mirrored)
+        if settings.quality != "fast":
+            log.info("views: %s, as extract.views says; not those of quality %s", _listed(views), quality)
     for view in views:
         backbone.require_view(view)
     if why:
@@ -107,7 +109,8 @@ def require_cascade(share: float, asked: Sequence[View], averaged: bool) -> None
     if len(asked) < 2:
         raise ShelfmarkError(
             f"extract.cascade: predictions are made from one view, {_listed(asked)}; expected two or more, "
-            "the first of which decides alone where it is certain; set extract.views, or extract.cascade = 0"
+            "the first of which decides alone where it is certain; set --quality best or extract.views, or "
+            "extract.cascade = 0"
         )
     if averaged:
         raise ShelfmarkError(
