@@ -262,7 +262,7 @@ class FinetuneSettings(Section):
     """Height and width of the photos while tuning, in px; without it five sevenths of the backbone's, to the
     nearest multiple of 32, where the network takes such photos. The tuned backbone has its own size as
     before. Raise it up to that size when details distinguish categories; the time grows with its square."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02
     """Rate of the first step (0.05 in the paper, for its batches of 128). Lower it when the loss does not
     fall from epoch to epoch."""
     schedule: Literal["inverse_time", "cosine"] = "cosine"
