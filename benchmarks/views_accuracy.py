@@ -30,12 +30,13 @@ from grocery import add_data, find_grocery
 from shops import GroceryPhotos, accuracies, cached, halves
 
 RESULTS = Path(__file__).parent / "results" / "views_accuracy.json"
-FOUR = "whole,flip,288-center,288-center-flip"
 SETS = (
     "whole",
     "whole,flip",
-    f"{FOUR}: whole whole,288-center {FOUR}",
-    "whole,flip,352-center,352-center-flip",
+    *(
+        "whole,flip,{0},{0}-flip: whole whole,{0} whole,flip,{0},{0}-flip".format(f"{size}-center")
+        for size in (288, 352, 448)
+    ),
 )
 BATCH = 32
 KEPT = 0.8  # of the gain, by a cascade

@@ -39,7 +39,7 @@ def chosen(images: int = 1000, before: HeadShape | None = None, network: Any = N
     return [view.name for view in found.views], [view.name for view in found.asked]
 
 
-BEST = ["whole", "flip", "288-center", "288-center-flip"]
+BEST = ["whole", "flip", "352-center", "352-center-flip"]
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ BEST = ["whole", "flip", "288-center", "288-center-flip"]
         ({}, ["whole"]),
         ({"flip": True}, ["whole", "flip"]),
         ({"quality": "best"}, BEST),
-        ({"quality": "best", "flip": False}, ["whole", "288-center"]),
+        ({"quality": "best", "flip": False}, ["whole", "352-center"]),
         ({"quality": "best", "views": ("whole",)}, ["whole", "flip"]),
         ({"views": ("256-center", "whole")}, ["256-center", "whole"]),
-        ({"views": ("whole", "flip", "288-center"), "flip": True}, BEST),
+        ({"views": ("whole", "flip", "352-center"), "flip": True}, BEST),
         ({"views": ("256", "max"), "flip": True}, ["256", "256-flip", "max", "max-flip"]),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_quality_fills_what_the_settings_leave_open(values: dict[str, Any], vi
 
 
 def test_the_views_asked_are_some_of_those_extracted() -> None:
-    assert chosen(quality="best", asked=("288-center", "whole")) == (BEST, ["288-center", "whole"])
+    assert chosen(quality="best", asked=("352-center", "whole")) == (BEST, ["352-center", "whole"])
     with pytest.raises(
         ShelfmarkError, match=r"extract.asked: 288: not among the views; expected some of whole"
     ):
@@ -74,7 +74,7 @@ def test_auto_takes_best_as_long_as_it_costs_an_hour(caplog: pytest.LogCaptureFi
     assert chosen(most + 1, quality="auto")[0] == ["whole"]
     first, second = (record.message for record in caplog.records)
     assert first.startswith(
-        "views: whole, flip, 288-center, 288-center-flip (best): all views of 25,000 photos cost as much"
+        "views: whole, flip, 352-center, 352-center-flip (best): all views of 25,000 photos cost as much"
     )
     assert second.startswith("views: whole (fast): ") and second.endswith("100,004 whole ones; limit 100,000")
 

@@ -13,7 +13,7 @@ from pipeline.job.progress import log
 # What a quality adds to the whole photo: its middle, cut out of the photo at this size, in units of the
 # backbone's own; and each view mirrored, too. Every backbone can have these views. Chosen by measurement:
 # docs/experiments/views.md.
-QUALITIES: dict[str, tuple[tuple[float, ...], bool]] = {"fast": ((), False), "best": ((9 / 7,), True)}
+QUALITIES: dict[str, tuple[tuple[float, ...], bool]] = {"fast": ((), False), "best": ((11 / 7,), True)}
 # Whole photos that may be extracted for `auto` to take best: Inception v3 extracts 28 a second in float32 on
 # two cores, 100,000 in an hour; smaller networks, and processors that compute in bfloat16, take less time.
 AN_HOUR = 100_000
