@@ -26,7 +26,7 @@ from typing import Any
 import measure
 import numpy as np
 from grocery import add_data, find_grocery
-from shops import GroceryPhotos, accuracies, cached, halves
+from shops import GroceryPhotos, accuracies, cached, halves, trained_head
 
 RESULTS = Path(__file__).parent / "results" / "finetune_recipes.json"
 SIZE = 224  # px, of the backbone
@@ -118,28 +118,19 @@ def try_recipe(
     options: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
     """Tunes on a half and asks about the rest."""
-    from models.heads.architectures import Head, HeadShape
+    from models.heads.architectures import Head
     from models.heads.finetune import Photos, trunk_of, tune_backbone
-    from models.heads.training import Examples, fit_head
     from pipeline.job.load_config import load_config
     from pipeline.train.finetune import steps_of, tuning_of
-    from pipeline.train.from_settings import loss_of, recipe_of
+    from pipeline.train.from_settings import loss_of
 
     config = load_config(None, (f"seed={seed}", *sets))
     taxonomy, labels = photos.taxonomy, photos.labels
     own = np.flatnonzero(photos.train)[tuned]
     shops = {"B": np.flatnonzero(photos.train)[~tuned], "val": np.flatnonzero(~photos.train)}
-    rms = float(np.sqrt(np.mean(frozen[own].astype(np.float64) ** 2)))
-    shape = HeadShape(
-        frozen.shape[1], len(taxonomy.categories), config.head.hidden, config.head.dropout, 1 / rms,
-        base.fingerprint, standardized=True, second_dropout=config.training()["second_dropout"],
-    )  # fmt: skip
-    loss = loss_of(taxonomy, config)
 
-    def head_on(rows: np.ndarray) -> Any:
-        return fit_head(
-            shape, Examples(rows.astype(np.float16), labels[own]), None, recipe_of(config, "float32"), loss
-        )[0]
+    def head_on(rows: np.ndarray) -> Head:
+        return trained_head(rows, labels[own], taxonomy, config, base.fingerprint)
 
     start = head_on(frozen[own])
     tuning = tuning_of(config.finetune, base)
@@ -151,7 +142,10 @@ def try_recipe(
 
     before = [model.get_weights() for model in (base.model, start.model)]
     began, cpu = time.monotonic(), time.process_time()
-    tune_backbone(base, start, Photos(read, labels[own]), None, steps_of(config, "float32"), tuning, loss)
+    tune_backbone(
+        base, start, Photos(read, labels[own]), None, steps_of(config, "float32"), tuning,
+        loss_of(taxonomy, config),
+    )  # fmt: skip
     row = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     after = [model.get_weights() for model in (base.model, start.model)]
     for share in (1.0, *options.between):
@@ -162,7 +156,7 @@ def try_recipe(
         for size in options.ask or [options.image_size]:
             trunk = trunk_of(base, size)
             asked = {name: bottlenecks(trunk, photos.of(size)[some]) for name, some in shops.items()}
-            heads = {"along": Head.of(shape, start.model)}
+            heads = {"along": Head.of(start.shape, start.model)}
             if share == 1:
                 heads["own"] = head_on(bottlenecks(trunk, photos.of(size)[own]))
             for kind, head in heads.items():

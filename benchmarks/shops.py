@@ -7,6 +7,7 @@ into halves that are as unlike as two shops:
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
+    from models.heads.architectures import Head
     from models.taxonomy import Taxonomy
+    from pipeline.job.config import Config
 
 BATCH = 128  # photos decoded at a time
 
@@ -42,6 +45,26 @@ def halves(frozen: np.ndarray, category: np.ndarray) -> np.ndarray:
             cluster = 1 - cluster  # the larger cluster to the smaller half
         half[its], counts = cluster, counts + np.bincount(cluster, minlength=2)
     return half
+
+
+def trained_head(
+    rows: np.ndarray, labels: np.ndarray, taxonomy: "Taxonomy", config: "Config", fingerprint: str,
+    **recipe: int,
+) -> "Head":  # fmt: skip
+    """A head by the settings, trained on all rows (n, d); `recipe`: other values of its recipe."""
+    from models.heads.architectures import HeadShape
+    from models.heads.training import Examples, fit_head
+    from pipeline.train.from_settings import loss_of, recipe_of
+
+    settings = config.head
+    shape = HeadShape(
+        rows.shape[1], len(taxonomy.categories), settings.hidden, settings.dropout,
+        1 / float(np.sqrt(np.mean(rows.astype(np.float64) ** 2))), fingerprint, standardized=True,
+        second_dropout=config.training()["second_dropout"],
+    )  # fmt: skip
+    examples = Examples(rows.astype(np.float16), labels)
+    steps = replace(recipe_of(config, "float32"), **recipe)
+    return fit_head(shape, examples, None, steps, loss_of(taxonomy, config))[0]
 
 
 def cached(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:

@@ -20,14 +20,13 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy as np
 from grocery import add_data, find_grocery
-from shops import GroceryPhotos, accuracies, cached, halves
+from shops import GroceryPhotos, accuracies, cached, halves, trained_head
 
 RESULTS = Path(__file__).parent / "results" / "views_accuracy.json"
 SETS = (
@@ -78,13 +77,11 @@ class _Trial:
     ) -> None:
         from features.engines.backbones import load_backbone, start_tensorflow
         from pipeline.job.load_config import load_config
-        from pipeline.train.from_settings import loss_of
 
         start_tensorflow()
         self.options, self.workspace, self.config = options, workspace, load_config()
         self.photos = GroceryPhotos(manifest, workspace)
         self.base = load_backbone(name, weights, options.image_size)
-        self.loss = loss_of(self.photos.taxonomy, self.config)
         train = np.flatnonzero(self.photos.train)
         half = halves(self.of("whole")[train].astype(np.float32), self.photos.category[train])
         self.trials = {  # training photos, photos asked about
@@ -146,22 +143,13 @@ class _Trial:
         self, views: Sequence[str], train: np.ndarray, test: np.ndarray, seed: int
     ) -> dict[str, np.ndarray]:
         """View → (n, C), of the photos asked about."""
-        from models.heads.architectures import HeadShape
-        from models.heads.training import Examples, fit_head
-        from pipeline.train.from_settings import recipe_of
-
         rows = np.concatenate([self.of(view)[train] for view in views])
-        rms = float(np.sqrt(np.mean(rows.astype(np.float64) ** 2)))
-        head = self.config.head
-        shape = HeadShape(
-            rows.shape[1], len(self.photos.taxonomy.categories), head.hidden, head.dropout, 1 / rms,
-            self.base.fingerprint, standardized=True,
-            second_dropout=self.config.training()["second_dropout"],
-        )  # fmt: skip
-        recipe = replace(recipe_of(self.config, "float32"), seed=seed, epochs=self.options.epochs)
         labels = np.tile(self.photos.labels[train], len(views))
-        fitted, _ = fit_head(shape, Examples(rows, labels), None, recipe, self.loss)
-        return {view: _softmax(fitted.logits(self.of(view)[test])) for view in views}
+        head = trained_head(
+            rows, labels, self.photos.taxonomy, self.config, self.base.fingerprint,
+            seed=seed, epochs=self.options.epochs,
+        )  # fmt: skip
+        return {view: _softmax(head.logits(self.of(view)[test])) for view in views}
 
     def of(self, view: str) -> np.ndarray:
         """(n, d) float16, the bottlenecks of all photos."""
