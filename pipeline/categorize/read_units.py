@@ -174,8 +174,9 @@ def _rows(segment: Segment, job: _Job, copies: BinaryIO | None = None, name: str
     product_id, key = None, 0
     for images in _groups(read_segment(segment, job.fetching, left_out)):
         digests = [NO_DIGEST if image.reason else hashlib.sha256(image.data).digest() for image in images]
-        known = _all_known(indices[: job.needed], digests)
-        whole = _all_known(indices, digests)
+        there = _found(indices, digests)
+        known: list[bool] = np.all(there[: job.needed], axis=0).tolist()
+        whole: list[bool] = np.all(there, axis=0).tolist()
         left = frozenset[str]()
         if left_out:
             left = left_out([image.product_id for image in images], [image.seller for image in images])
@@ -214,11 +215,10 @@ def _groups(images: Iterator[SourceImage]) -> Iterator[list[SourceImage]]:
         yield held
 
 
-def _all_known(indices: Sequence[DigestIndex], digests: list[bytes]) -> list[bool]:
-    """Whether each digest is in all of the indices."""
+def _found(indices: Sequence[DigestIndex], digests: list[bytes]) -> np.ndarray:
+    """(indices, digests) bool: which index has which digest."""
     values = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-    known: list[bool] = np.all([index.find(values) >= 0 for index in indices], axis=0).tolist()
-    return known
+    return np.array([index.find(values) >= 0 for index in indices])
 
 
 UNDESCRIBED = Normalised(b"", kept=False, width=0, height=0, flat=False)
