@@ -3,13 +3,8 @@
     .venv/bin/python benchmarks/finetune_recipes.py [--data ../shared] [--seeds 1]
         [--recipe "NAME: finetune.epochs=8 finetune.cutmix=1"]… [--ask 224 256] [--workspace DIR]
 
-Photos: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019) as
-`<data>/data/grocery/manifest.csv`, with an ImageNet-trained MobileNet in `<data>/weights`. Its 296 validation
-photos are few, so each recipe is tried on halves of the 2,640 training photos that are as unlike as two
-shops:
-
-    the photos of each category ─► k-means of their frozen bottlenecks, k = 2 ─► half A │ half B
-    tuned on half A ─► asked about half B, and about the validation photos
+Photos: those of benchmarks/shops.py, with an ImageNet-trained MobileNet in `<data>/weights`. Each recipe is
+tuned on half A and asked about half B, and about the 296 validation photos.
 
 `along`: the head that is tuned together with the backbone; `own`: one that is trained as usual on the tuned
 bottlenecks of half A, which is what a run does. Nothing selects an epoch. With --workspace decoded photos are
