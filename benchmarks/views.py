@@ -35,7 +35,7 @@ SETS = {
     "one view": ("whole",),
     "mirrored, too": ("whole", "flip"),
     "two sizes": ("whole", "256"),
-    "two sizes, mirrored": ("whole", "flip", "256", "256-flip"),
+    "quality best": ("whole", "flip", "352-center", "352-center-flip"),
     "five crops": tuple(f"256-{crop}" for crop in CROPS),
     "six sizes": ("128", "160", "192", "whole", "256", "288"),
     "mean and maximum": ("whole", "max"),
