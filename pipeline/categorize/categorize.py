@@ -63,7 +63,7 @@ from pipeline.sources.tables import csv_options
 if TYPE_CHECKING:
     from models.corrections.store import Corrections
 
-VERSION = 7
+VERSION = 8
 
 
 def categorize(
@@ -160,7 +160,8 @@ class _Job:
         rows = self._extracted(units)
         self._refuse_flood(rows)
         if self.needed < len(self.views):
-            self._look_again(rows)
+            rows = self._looked_again(rows)
+            self._refuse_flood(rows)
         if self.records is not None:
             keep_records(rows, self.config.ingest, self.records, self.job, self.beam)
         sellers = None
@@ -210,13 +211,14 @@ class _Job:
         found = Found(marks, self.work)
         return sort_rows(units, found, self.work, self.config.ingest.placeholder_products)
 
-    def _look_again(self, rows: SortedRows) -> None:
-        """Extracts the other views of the products that the first view is not certain about."""
-        look_again(
+    def _looked_again(self, rows: SortedRows) -> SortedRows:
+        """Extracts the other views of the products that the first view is not certain about; the rows."""
+        rows = look_again(
             rows, self._bottlenecks(), self.views[self.needed :], self.work, self.load, self.config.extract,
             image_limits(self.config.ingest), self.beam,
         )  # fmt: skip
         self._index_store()
+        return rows
 
     def _bottlenecks(self) -> Bottlenecks:
         return Bottlenecks(self.work / KNOWN, self._named, self.bundle.categorizer)
@@ -238,7 +240,7 @@ class _Job:
         beside = self.home / "statistics.json" if table else statistics_beside(any_path(self.output))
         (self.home / "rejects.parquet").unlink(missing_ok=True)  # of a batch that was stopped
         join_rejects(rows.parts, self.work, rejects)
-        if table and rows.account.rejects:
+        if table and outcomes.rejected:
             log.warning("decisions: %s lists the refused images", rejects)
         if statistics is None:
             beside.unlink(missing_ok=True)
@@ -250,8 +252,7 @@ class _Job:
     def _told(self, rows: SortedRows, outcomes: Outcomes) -> Mapping[str, int]:
         """Logs the account, which closes; products by status."""
         account, counts = rows.account, dict(sorted(outcomes.statuses.items()))
-        rejected = account.rejects.total()
-        gone = outcomes.decided + outcomes.repeated + outcomes.passed + rejected + account.left_out
+        gone = outcomes.decided + outcomes.repeated + outcomes.passed + outcomes.rejected + account.left_out
         if gone != account.images:
             raise ShelfmarkError(
                 f"{decisions_source(self.output)}: of {account.images:,} images {gone:,} are accounted for; "
@@ -261,7 +262,7 @@ class _Job:
             log.warning("decisions: of %s: %s", self.bundle.path.name, caveat)
         summary = {"products": outcomes.statuses.total()} | counts | {
             "left_out": outcomes.left_out, "images": account.images, "repeated_images": outcomes.repeated,
-            "rejected_images": rejected, "ignored": sum(source.ignored() for source in self.sources),
+            "rejected_images": outcomes.rejected, "ignored": sum(source.ignored() for source in self.sources),
         }  # fmt: skip
         if self.corrected:
             summary["adapted"] = outcomes.adapted

@@ -120,6 +120,7 @@ class SortedPart:
     left_out: np.ndarray  # (p,) bool
     image_index: np.ndarray  # (n,) int32
     good: np.ndarray  # (n,) bool, readable; of products that are not left out
+    refused: np.ndarray  # (n,) bool
     passed: int  # readable images of products left out: rows that name another seller were read
 
     @classmethod
@@ -136,8 +137,9 @@ class SortedPart:
         good = pc.equal(reason, "").to_numpy() & named
         passed = good.copy()
         passed[good] = left_out[product[good]]
+        refused = pc.invert(pc.is_in(reason, pa.array(["", NO_IMAGE, LEFT_OUT]))).to_numpy()
         return cls(
-            rows, product, ids[named][bounds[:-1]], left_out, image_indices(product), good & ~passed,
+            rows, product, ids[named][bounds[:-1]], left_out, image_indices(product), good & ~passed, refused,
             int(passed.sum()),
         )  # fmt: skip
 
@@ -157,6 +159,7 @@ class Outcomes:
     left_out: int  # products
     decided: int  # images
     repeated: int  # images that their product has more than once
+    rejected: int  # images
     passed: int  # readable images of products left out
     adapted: int  # products decided by their sellers' corrections
     statistics: BatchStatistics | None
@@ -175,7 +178,7 @@ class Outcomes:
         found = [BatchStatistics.from_dict(part["statistics"]) for part in parts if part["statistics"]]
         counts = {
             name: sum(part[name] for part in parts)
-            for name in ("left_out", "decided", "repeated", "passed", "adapted")
+            for name in ("left_out", "decided", "repeated", "rejected", "passed", "adapted")
         }
         return cls(statuses, **counts, statistics=BatchStatistics.together(found) if found else None)
 
@@ -270,6 +273,7 @@ def _decided(
         left_out=int(part.left_out.sum()),
         decided=len(digests),
         repeated=int(part.good.sum()) - len(digests),
+        rejected=int(part.refused.sum()),
         passed=part.passed,
         adapted=int(table["adapted"].sum()) if sellers else 0,
         statistics=counted,
@@ -284,8 +288,7 @@ def _decided(
 def write_rejects(part: SortedPart, roots: list[str], file: AnyPath) -> None:
     """Writes the refused images of a part."""
     rows = part.rows.append_column("image_index", pa.array(part.image_index))
-    passed = pc.is_in(rows["reason"], pa.array(["", NO_IMAGE, LEFT_OUT]))
-    rows = rows.filter(pc.invert(passed))
+    rows = rows.filter(pa.array(part.refused))
     rows = rows.append_column("source", without_roots(rows["file"], roots))
     rows = rows.take(pc.sort_indices(rows["row"]))
     write_table(rows.select(PART_REJECTS.names).cast(PART_REJECTS), file)

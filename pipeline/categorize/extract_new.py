@@ -385,6 +385,11 @@ class Found:
             self._index = build_index(work / "_found", "found", rows(), kinds)
         self._refusals = pa.ipc.open_file(pa.memory_map(str(refusals))).read_all()
 
+    @property
+    def refused(self) -> int:
+        """The number of images that were refused."""
+        return len(self._refusals)
+
     def complete(self, rows: pa.Table) -> pa.Table:
         """Returns rows of READ with the columns of new images filled in."""
         new = rows["new"].to_numpy()

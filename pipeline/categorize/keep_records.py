@@ -49,6 +49,7 @@ class _Job:
     """What workers have to know."""
 
     pieces: list[str]
+    refused: str | None  # as in SortedRows
     out: str
     limits: Limits
 
@@ -70,12 +71,9 @@ def keep_records(
     if found and found.kind == PHOTOS and found.made_from == made_from:
         return
     work = begin(partial_of(out), made_from)
-    do = functools.partial(
-        write_part,
-        job=_Job(
-            [str(absolute(piece)) for piece in rows.pieces], str(absolute(work)), image_limits(settings)
-        ),
-    )
+    pieces = [str(absolute(piece)) for piece in rows.pieces]
+    refused = None if rows.refused is None else str(absolute(rows.refused))
+    do = functools.partial(write_part, job=_Job(pieces, refused, str(absolute(work)), image_limits(settings)))
     run_units("keep records", list(range(rows.parts)), do, work / ROWS, beam)
     images = 0
     with writing(work / "images.parquet") as working, pq.ParquetWriter(working, KEPT) as writer:
@@ -90,7 +88,8 @@ def keep_records(
 
 def write_part(number: int, done: AnyPath, *, job: _Job) -> None:
     """Writes the photos of a part and their rows; one that has changed meanwhile is left out."""
-    rows = read_part([any_path(piece) for piece in job.pieces], number)
+    refused = None if job.refused is None else any_path(job.refused)
+    rows = read_part([any_path(piece) for piece in job.pieces], number, refused)
     codes = rows["product_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     rows = rows.append_column("image_index", pa.array(image_indices(codes)))
     rows = rows.filter(pc.and_(pc.equal(rows["reason"], ""), pc.not_equal(rows["product_id"], "")))

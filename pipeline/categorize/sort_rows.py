@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from features.storage.paths import AnyPath, local, remove, writing
 from features.storage.store import digests_of
-from pipeline.beam.run_units import rows_in
+from pipeline.beam.run_units import rows_in, unit_file
 from pipeline.categorize.digest_index import KEY, SortedRuns, halves
 from pipeline.categorize.extract_new import Found
 from pipeline.categorize.read_units import READ
@@ -38,6 +38,7 @@ SORTED = pa.schema(
         *(READ.field(name) for name in READ.names if name not in ("seller", "order_key", "new")),
     ]
 )
+REFUSED = pa.schema([SORTED.field(name) for name in ("row", "reason", "detail")])
 
 
 @dataclass
@@ -51,12 +52,20 @@ class Account:
 
     def add(self, reason: pa.ChunkedArray) -> None:
         """Counts rows by their reasons."""
-        counts = {one["values"]: one["counts"] for one in pc.value_counts(reason).to_pylist()}
+        counts = _counts(reason)
         self.rows += sum(counts.values())
         self.images += sum(counts.values()) - counts.pop(NO_IMAGE, 0)
         self.left_out += counts.pop(LEFT_OUT, 0)
         counts.pop("", None)
         self.rejects.update(counts)
+
+    def refuse(self, reason: pa.ChunkedArray) -> None:
+        """Counts rows as refused that were counted as readable before."""
+        self.rejects.update(_counts(reason))
+
+
+def _counts(reason: pa.ChunkedArray) -> dict[str, int]:
+    return {one["values"]: one["counts"] for one in pc.value_counts(reason).to_pylist()}
 
 
 @dataclass(frozen=True)
@@ -67,21 +76,34 @@ class SortedRows:
     parts: int
     account: Account
     placeholders: np.ndarray  # (k,) uint64, ascending: first 64 bits of digests that many products share
+    refused: AnyPath | None = None  # folder of REFUSED, a file a part: rows that are refused later
 
     def part(self, number: int) -> pa.Table:
         """The rows of a part, sorted by product; the images of a product in the sources' order."""
-        return read_part(self.pieces, number)
+        return read_part(self.pieces, number, self.refused)
 
 
-def read_part(pieces: list[AnyPath], number: int) -> pa.Table:
-    """The rows of a part, SORTED, sorted by product and row."""
+def read_part(pieces: list[AnyPath], number: int, refused: AnyPath | None) -> pa.Table:
+    """The rows of a part, SORTED, sorted by product and row; arguments as in `SortedRows`."""
     batches = []
     for piece in pieces:
         with pa.memory_map(str(local(piece))) as file:
             batches.append(pa.ipc.open_file(file).get_batch(number))
     rows = pa.Table.from_batches(batches, SORTED).combine_chunks()
     # pieces are in the order of the rows, and the sort is stable
-    return rows.take(pc.sort_indices(rows["product_id"]))
+    rows = rows.take(pc.sort_indices(rows["product_id"]))
+    return rows if refused is None else _refused(rows, unit_file(refused, number))
+
+
+def _refused(rows: pa.Table, file: AnyPath) -> pa.Table:
+    """The rows, with the reasons and details of those that the file, REFUSED, holds."""
+    with file.open("rb") as opened:
+        refused = pq.read_table(opened)
+    at = pc.index_in(rows["row"], refused["row"].combine_chunks())
+    for name in ("reason", "detail"):
+        column = pc.coalesce(refused[name].take(at), rows[name])
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    return rows
 
 
 def sort_rows(units: list[AnyPath], found: Found, work: AnyPath, placeholder_products: int) -> SortedRows:

@@ -1,5 +1,6 @@
 """What a source gives: segments that a worker reads on its own, and images with where their bytes are."""
 
+import errno
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from features.storage.paths import AnyPath, any_path, read_range
 
 SPAN_BYTES = 2**20  # read at once, where the gaps between images are at most GAP_BYTES
 GAP_BYTES = 2**14
+
+# A missing file is a reject; a store that does not answer, a disk that fails or a file without permission
+# to read is an error: a reject would stay when the cause is gone.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 ImageKey = tuple[str, int]  # file and offset of an image
 
@@ -72,7 +77,9 @@ def read_images(
             end = offset[last] + length[last]
         try:
             data = read_range(any_path(file[first]), start, end - start)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in MISSING:
+                raise
             data = b""
         for image in range(first, last + 1):
             piece = data[offset[image] - start : offset[image] - start + length[image]]

@@ -7,7 +7,6 @@
 The images are files, or are in the same rows of a Parquet file (`Segment.pictures`).
 """
 
-import errno
 import os
 import stat
 import unicodedata
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from features.errors import ShelfmarkError
 from features.storage.object_stores import UnknownScheme
 from features.storage.paths import AnyPath, any_path, read_range, writing
-from pipeline.sources.image import Segment, SourceImage, path_text
+from pipeline.sources.image import MISSING, Segment, SourceImage, path_text
 from pipeline.sources.url_cache import Fetched
 from pipeline.sources.urls import Fetching, fetch_urls, is_url
 
@@ -31,10 +30,6 @@ LEFT_OUT = "left_out"  # the reason of an image that was not to be read
 Chosen = Callable[[list[str], list[str]], frozenset[str]]  # ids of products, sellers → the chosen ids
 PICTURES = 64  # read at a time from a Parquet file
 READ_BUFFER = 2**20  # bytes of a column at a time: without it, a whole row group's pictures are in memory
-
-# A missing file is a reject; a store that does not answer, a disk that fails or a file without permission
-# to read is an error: a reject would stay when the cause is gone.
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 def listing(columns: Mapping[str, list[str]], weight: list[float | None] | None = None) -> pa.Table:
