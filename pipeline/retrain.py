@@ -8,7 +8,7 @@ from features.storage.paths import AnyPath
 from pipeline.adapt.carry import carry_over
 from pipeline.adapt.flags import flag_wrong_sellers
 from pipeline.audit.suspects import suspects
-from pipeline.extract.extract import extract
+from pipeline.extract.extract import extract, require_extractable
 from pipeline.ingest.ingest import ingest
 from pipeline.job.account import RunAccount, account_of, was_interrupted
 from pipeline.job.run import Run
@@ -64,7 +64,7 @@ def retrain(
     with account_of(run.path, sys.argv, run.config.notify) as account:
         if not force:
             require_undamaged(run.releases)
-        run.require_backbone(tune)
+        require_extractable(run, tune)
         # decodes every image once
         records = ingest(run, sources, taxonomy, beam, mappings, goes_on=interrupted)
         flag_wrong_sellers(run, records)

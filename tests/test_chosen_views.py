@@ -10,7 +10,7 @@ from features.engines.backbones import Backbone
 from features.errors import ShelfmarkError
 from features.views import View
 from models.heads.architectures import HeadShape
-from pipeline.extract.chosen_views import AN_HOUR, choose_views
+from pipeline.extract.chosen_views import AN_HOUR, choose_views, require_views
 from pipeline.job.config import ExtractSettings
 from pipeline.job.load_config import load_config
 
@@ -88,6 +88,23 @@ def test_auto_keeps_to_the_views_of_the_release_of_the_same_backbone(
     assert caplog.messages == ["views: whole, 288, as the release in service: its images are in the store"]
     assert chosen(10**9, replace(before, fingerprint="another-224"), quality="auto")[0] == ["whole"]
     assert chosen(10**9, before, quality="auto", views=("flip",))[0] == ["flip"]
+
+
+def test_before_photos_are_counted_auto_is_refused_where_none_of_its_choices_can_be_had() -> None:
+    def require(before: HeadShape | None = None, **values: Any) -> None:
+        require_views(ExtractSettings(quality="auto", **values), cast(Backbone, Network()), before)
+
+    require(cascade=0.3, asked=("whole", "352-center"))  # those of best
+    with pytest.raises(
+        ShelfmarkError, match=r"extract.asked: 288: not among the views; expected some of whole, f"
+    ):
+        require(asked=("288",))
+    before = HeadShape(4, 3, (2, 2), 0.5, 1.0, "network-224", views=("whole", "288"))
+    require(before, asked=("288",))
+    with pytest.raises(
+        ShelfmarkError, match=r"352-center: not among the views; expected some of whole, 288;"
+    ):
+        require(before, asked=("352-center",))
 
 
 def test_every_backbone_can_have_the_views_of_best() -> None:

@@ -378,6 +378,23 @@ def test_a_backbone_that_cannot_be_loaded_is_refused_before_anything_is_read(tmp
     assert finished(tmp_path / "W") == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('extract.views=["40-center"]', "a crop of 40 px, the backbone's own size, out of 40 px"),
+        ('extract.asked=["flip"]', "extract.asked: flip: not among the views; expected some of whole"),
+        ("extract.cascade=0.4", "predictions are made from one view, whole; expected two or more"),
+    ],
+)
+def test_views_that_cannot_be_had_are_refused_before_anything_is_read(
+    tmp_path, photos, setting, message, capsys
+):
+    options = ["--workspace", str(tmp_path / "W"), "--run", "r", "--weights", "random", "--set", setting]
+    assert run("retrain", str(photos), "--backbone", "mobilenet", "--image-size", "40", *options) == 1
+    assert message in error_line(capsys)
+    assert finished(tmp_path / "W") == []
+
+
 def test_an_internal_fault_is_one_line_and_a_traceback_only_with_debug(tmp_path, photos, capsys, monkeypatch):
     import pipeline.ingest.ingest
 

@@ -49,28 +49,56 @@ def choose_views(
     """
     quality, why = settings.quality, ""
     if quality == "auto":
-        if before is not None and before.fingerprint == backbone.fingerprint and _is_open(settings):
-            kept = tuple(map(parse_view, before.views))
+        if kept := _kept(settings, backbone, before):
             log.info("views: %s, as the release in service: its images are in the store", _listed(kept))
             return _with_asked(settings, kept)
         size = images * cost(_views_of("best", backbone), backbone.image_size)
         quality = "best" if size <= AN_HOUR else "fast"
         why = f"all views of {images:,} photos cost as much as {size:,.0f} whole ones; limit {AN_HOUR:,}"
+    chosen = _chosen(settings, quality, backbone)
+    if settings.views and settings.quality != "fast":
+        log.info("views: %s, as extract.views says; not those of quality %s", _listed(chosen.views), quality)
+    if why:
+        log.info("views: %s (%s): %s", _listed(chosen.views), quality, why)
+    return chosen
+
+
+def require_views(settings: ExtractSettings, backbone: Backbone, before: HeadShape | None) -> None:
+    """Checks the views of a run before its images are counted; arguments as of `choose_views`.
+
+    What `auto` takes may depend on their number: it is refused where neither best nor fast can be had.
+
+    Raises:
+        ShelfmarkError: as `choose_views`.
+    """
+    if settings.quality != "auto":
+        _chosen(settings, settings.quality, backbone)
+    elif kept := _kept(settings, backbone, before):
+        _with_asked(settings, kept)
+    else:
+        try:
+            _chosen(settings, "fast", backbone)
+        except ShelfmarkError:
+            _chosen(settings, "best", backbone)
+
+
+def _kept(settings: ExtractSettings, backbone: Backbone, before: HeadShape | None) -> tuple[View, ...] | None:
+    """The views of the release in service, if `auto` keeps to them."""
+    is_open = settings.views is None and settings.flip is None
+    if before is None or before.fingerprint != backbone.fingerprint or not is_open:
+        return None
+    return tuple(map(parse_view, before.views))
+
+
+def _chosen(settings: ExtractSettings, quality: str, backbone: Backbone) -> ChosenViews:
+    """The views of the settings, which a quality fills; raises as `choose_views`."""
     mirrored = settings.flip if settings.flip is not None else QUALITIES[quality][1]
     views = _views_of(quality, backbone, mirrored)
     if settings.views:
         views = _mirrored([parse_view(name) for name in settings.views], mirrored)
-        if settings.quality != "fast":
-            log.info("views: %s, as extract.views says; not those of quality %s", _listed(views), quality)
     for view in views:
         backbone.require_view(view)
-    if why:
-        log.info("views: %s (%s): %s", _listed(views), quality, why)
     return _with_asked(settings, views)
-
-
-def _is_open(settings: ExtractSettings) -> bool:
-    return settings.views is None and settings.flip is None
 
 
 def _views_of(quality: str, backbone: Backbone, mirrored: bool | None = None) -> tuple[View, ...]:

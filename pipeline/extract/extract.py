@@ -13,7 +13,7 @@ from features.storage.paths import AnyPath
 from features.storage.store import Digests, Locations, Store
 from models.heads.architectures import HeadShape, load_head
 from pipeline.extract.beam_worker import fill_store_on_beam
-from pipeline.extract.chosen_views import choose_views
+from pipeline.extract.chosen_views import choose_views, require_views
 from pipeline.extract.fill_store import RecordReader, fill_store, fill_views
 from pipeline.extract.index import read_digests, shards_of, write_index
 from pipeline.job.config import ExtractSettings
@@ -30,10 +30,29 @@ def extract(run: Run, beam: tuple[str, ...] = ()) -> Artifact:
     Raises:
         ShelfmarkError: see `extract_records`.
     """
-    out, settings, before = run.path / "bottlenecks", run.config.extract, None
-    if settings.quality == "auto" and (released := run.release_before()):
-        before = load_head(released.folder()).shape
-    return extract_records(run.records(), run.backbone, run.store, out, settings, beam, before)
+    out, settings = run.path / "bottlenecks", run.config.extract
+    return extract_records(run.records(), run.backbone, run.store, out, settings, beam, _shape_before(run))
+
+
+def require_extractable(run: Run, tune: bool) -> None:
+    """Checks the backbone and its views before hours of ingest.
+
+    Args:
+        run: opened.
+        tune: the backbone will be tuned first.
+
+    Raises:
+        ShelfmarkError: as `Run.require_backbone` and `choose_views`.
+    """
+    if backbone := run.require_backbone(tune):
+        before = None if tune else _shape_before(run)  # the tuned one is another one than that in service
+        require_views(run.config.extract, backbone, before)
+
+
+def _shape_before(run: Run) -> HeadShape | None:
+    """Of the head in service, where `quality = auto` may keep to its views."""
+    released = run.release_before() if run.config.extract.quality == "auto" else None
+    return load_head(released.folder()).shape if released else None
 
 
 def extract_records(

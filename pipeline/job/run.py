@@ -30,7 +30,6 @@ from features.engines.onnx_input import EncoderOptions
 from features.errors import ShelfmarkError
 from features.storage.artifact import Artifact, digest_of, find_artifact, open_artifact
 from features.storage.paths import MARK, AnyPath, any_path, local, write_whole
-from features.views import parse_view
 from models.decisions.releases import in_service, require_whole
 from pipeline.job.config import Config
 from pipeline.job.progress import log
@@ -171,17 +170,18 @@ class Run:
         encoder = EncoderOptions(settings.layout, settings.scaling, settings.pooling)
         return load_backbone(settings.name, weights, settings.image_size, self.config.seed, encoder)
 
-    def require_backbone(self, tune: bool) -> None:
-        """Loads the run's backbone, before hours of ingest; not one that this run has tuned or will tune.
+    def require_backbone(self, tune: bool) -> Backbone | None:
+        """Loads the run's backbone, before hours of ingest; if it is to be tuned, the one to start from.
+
+        Returns:
+            The backbone; None where this run has tuned its own, after its ingest.
 
         Raises:
-            ShelfmarkError: the network, its layers or its weights cannot be had, or do not fit; or a view.
+            ShelfmarkError: the network, its layers or its weights cannot be had, or do not fit.
         """
         if not tune and (self.path / "backbone" / MARK).is_file():
-            return
-        backbone = self.untuned_backbone() if tune else self.backbone  # which is kept for the stages
-        for view in self.config.extract.views or ():
-            backbone.require_view(parse_view(view))
+            return None
+        return self.untuned_backbone() if tune else self.backbone  # which is kept for the stages
 
     @cached_property
     def backbone(self) -> Backbone:
