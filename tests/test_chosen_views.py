@@ -135,6 +135,27 @@ def test_a_name_that_is_no_view_is_refused_with_the_setting(name: str) -> None:
         load_config(sets=(f'{name}=["whole","middle"]',))
 
 
+@pytest.mark.parametrize("name", ["extract.views", "extract.asked"])
+@pytest.mark.parametrize("given", ["whole", "[whole,256]", '"256"'])
+def test_views_that_are_no_list_are_refused_with_how_to_write_one(name: str, given: str) -> None:
+    with pytest.raises(ShelfmarkError) as refused:
+        load_config(sets=(f"{name}={given}",))
+    text = given.strip('"')
+    assert str(refused.value).startswith(
+        f'--set {name}={given}: {name} = {text!r}: expected a list of views, as in --set \'{name}=["whole"'
+    )
+
+
+@pytest.mark.parametrize("name", ["extract.views", "extract.asked"])
+def test_a_view_that_is_named_twice_is_refused(name: str) -> None:
+    text = f'{name}=["whole","256","whole"]'
+    with pytest.raises(ShelfmarkError) as refused:
+        load_config(sets=(text,))
+    assert str(refused.value) == (
+        f"--set {text}: {name}: whole is there more than once; expected each view once; correct the setting"
+    )
+
+
 def test_views_of_the_settings_are_taken_before_those_of_a_quality_and_a_line_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

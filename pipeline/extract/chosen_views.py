@@ -115,7 +115,7 @@ def _mirrored(views: Sequence[View], mirrored: bool) -> tuple[View, ...]:
 
 
 def _with_asked(settings: ExtractSettings, views: tuple[View, ...]) -> ChosenViews:
-    asked = tuple(dict.fromkeys(map(parse_view, settings.asked))) or views
+    asked = tuple(map(parse_view, settings.asked)) or views
     if lacking := [view for view in asked if view not in views]:
         raise ShelfmarkError(
             f"extract.asked: {_listed(lacking)}: not among the views; expected some of {_listed(views)}; "

@@ -43,6 +43,13 @@ def _view_name(name: str) -> str:
     return name
 
 
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of which none is there twice."""
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{twice} is there more than once; expected each view once")
+    return names
+
+
 ViewName = Annotated[str, AfterValidator(_view_name)]
 
 
@@ -220,7 +227,7 @@ class ExtractSettings(Section):
     times; `auto` takes best for a small catalogue, else fast, and keeps to the views of the release in
     service; the log says which and why. Set best when accuracy matters more than the time that extraction
     and categorizing take (docs/extraction.md)."""
-    views: Annotated[tuple[ViewName, ...], Field(min_length=1)] | None = None
+    views: Annotated[tuple[ViewName, ...], Field(min_length=1), AfterValidator(_distinct)] | None = None
     """Views of each photo: `whole`, or its size in pixels when that is not the backbone's own, then a crop
     (center, top-left, top-right, bottom-left, bottom-right), `max` and `flip`, as in
     `["whole","256","288-center-flip"]`. Each is extracted once, and training takes all of them. Without it
@@ -230,7 +237,7 @@ class ExtractSettings(Section):
     """Extract the mirrored image of each view, too. Without it as `quality` says: not for fast. Set true when
     accuracy matters more than time: it gave 2 points on grocery photos and doubles the work of extraction,
     also when products are categorized."""
-    asked: tuple[ViewName, ...] = ()
+    asked: Annotated[tuple[ViewName, ...], AfterValidator(_distinct)] = ()
     """Views, of those that are trained on, that predictions are made from: when thresholds are calibrated,
     when products are categorized, and by the service. Without it all of them. Name fewer to categorize faster
     than you train."""

@@ -21,6 +21,8 @@ Values = dict[str, object]  # of settings, by section or by name
 LISTS = {  # settings that are lists, and what they hold
     "hidden": "two numbers, as in [1024,1024]",
     "level_weights": "a number for each level, as in [1,1,2]",
+    "views": """a list of views, as in --set 'extract.views=["whole","256"]'""",
+    "asked": """a list of views, as in --set 'extract.asked=["whole"]'""",
 }
 
 
