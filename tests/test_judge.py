@@ -168,6 +168,12 @@ def test_an_equal_bundle_is_released_as_the_setting_says(copy: Path, drawn_weigh
             assert verdict.outcome == "not told apart"
             assert verdict.sentence.startswith("not told apart from release good: ")
             released[rule, changed] = verdict.release
+            assert ("because the categories have changed" in verdict.sentence) == (
+                rule == "tree_changed" and changed
+            )
+            assert verdict.sentence.endswith("(gate.when_equal)") == verdict.release
+            forced = judged(copy, "equal", drawn_weights, setting, force=True, tree_changed=changed)
+            assert forced.sentence == verdict.sentence + "; released by --force" * (not verdict.release)
     assert released == {
         ("keep", False): False, ("keep", True): False, ("tree_changed", False): False,
         ("tree_changed", True): True, ("release", False): True, ("release", True): True,

@@ -162,7 +162,6 @@ def read_verdict(run: Run) -> Verdict | None:
 
 
 EQUAL = {  # why a bundle that is not told apart is released, by gate.when_equal
-    "keep": "",
     "tree_changed": "it takes its place because the categories have changed (gate.when_equal)",
     "release": "it takes its place as the newer one (gate.when_equal)",
 }
@@ -240,10 +239,10 @@ class _Judge:
             withdraw = not self.promise.covers(self.required)
         counted = replace(old, certified=False) if withdraw else old
         result = outcome_of(self.required, counted, self.promise, comparison, settings.certainty)
-        equal = settings.when_equal == "release" or (
-            settings.when_equal == "tree_changed" and self.tree_changed
+        equal = result.outcome == NOT_TOLD_APART and (
+            settings.when_equal == "release" or (settings.when_equal == "tree_changed" and self.tree_changed)
         )
-        releases = result.outcome == BETTER or (result.outcome == NOT_TOLD_APART and equal)
+        releases = result.outcome == BETTER or equal
         self.trees.append(current.categorizer.predictor.taxonomy)
         clauses = [self._difference(result, comparison, summary)]
         if for_less:
@@ -265,7 +264,7 @@ class _Judge:
             "(gate.old_promise)"
             if withdraw
             else EQUAL[settings.when_equal]
-            if result.outcome == NOT_TOLD_APART
+            if equal
             else "",
             if_kept=f"{self.name} serves with its old promise (gate.old_promise)" if for_less else "",
             withdraw=withdraw,
