@@ -659,21 +659,44 @@ def test_only_new_of_the_output_itself_is_refused(batch: Batch) -> None:
         batch(source, only_new=str(batch.folder / "d.parquet"))
 
 
-def test_a_table_takes_only_new_decisions_week_after_week(batch: Batch) -> None:
+def test_a_table_takes_only_new_decisions_from_the_first_week_on(
+    batch: Batch, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("sqlalchemy")
     import sqlite3
 
+    caplog.set_level("INFO", "shelfmark")
     table = f"sqlite:///{batch.folder / 'shop.db'}#decisions"
     store, more = batch.folder / "W" / "store", {"only_new": table}
-    assert len(PRODUCTS[:30]) == sum(
-        categorize([together(batch.folder, PRODUCTS[:30])], batch.bundle, store, table, CONFIG).values()
-    )
+    first = categorize([together(batch.folder, PRODUCTS[:30])], batch.bundle, store, table, CONFIG, **more)
+    assert sum(first.values()) == 30
+    assert f"only new: {table} does not exist yet: all products are new" in caplog.text
     counts = categorize([shuffled(batch.folder / "shop")], batch.bundle, store, table, CONFIG, **more)
     assert sum(counts.values()) == 31
     with sqlite3.connect(batch.folder / "shop.db") as database:
         rows = database.execute("select product_id, status from decisions order by product_id").fetchall()
     wanted = batch(shuffled(batch.folder / "shop"))
     assert rows == list(zip(wanted["product_id"], wanted["status"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "message"),
+    [
+        ("other.db#decisions", "no such file; expected decisions of"),
+        ("shop.db#choices", "no such table; expected"),
+    ],
+)
+def test_a_missing_table_of_only_new_that_is_not_the_output_is_refused(
+    batch: Batch, earlier: str, message: str
+) -> None:
+    pytest.importorskip("sqlalchemy")
+    source, store = together(batch.folder, PRODUCTS[:3]), batch.folder / "W" / "store"
+    table = f"sqlite:///{batch.folder / 'shop.db'}#decisions"
+    categorize([source], batch.bundle, store, table, CONFIG)
+    with pytest.raises(ShelfmarkError, match=message):
+        categorize(
+            [source], batch.bundle, store, table, CONFIG, only_new=f"sqlite:///{batch.folder / earlier}"
+        )
 
 
 # Records

@@ -52,7 +52,7 @@ from pipeline.ingest.rejects import refuse_flood_of
 from pipeline.job.config import Config
 from pipeline.job.corrected import find_corrections
 from pipeline.job.decisions_file import SCHEMA, WITH_ADAPTED, decisions_digest, rejects_beside
-from pipeline.job.decisions_output import decisions_source, open_output, require_output
+from pipeline.job.decisions_output import decisions_source, is_new_table, open_output, require_output
 from pipeline.job.lock import only_job
 from pipeline.job.progress import log
 from pipeline.job.stage import counts_of
@@ -184,9 +184,13 @@ class _Job:
         known.mkdir(parents=True, exist_ok=True)
         self._index_store()
         if self.only_new is not None and not (known / f"{DECIDED}.rest.npy").is_file():
-            left, adapted = index_decided(
-                self.only_new, self.bundle.categorizer.release, self.corrected, known
-            )
+            earlier: str | None = self.only_new
+            if is_new_table(self.only_new, self.output):
+                log.info(
+                    "only new: %s does not exist yet: all products are new", decisions_source(self.output)
+                )
+                earlier = None
+            left, adapted = index_decided(earlier, self.bundle.categorizer.release, self.corrected, known)
             again = f"; {adapted:,} more with corrections, which are decided again" if adapted else ""
             sellers = f"; all of {len(self.corrected):,} sellers with corrections in use are decided again"
             log.info(

@@ -59,7 +59,7 @@ def unpacked(place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def index_decided(
-    decisions: str, release: str | None, sellers: Collection[str], folder: AnyPath
+    decisions: str | None, release: str | None, sellers: Collection[str], folder: AnyPath
 ) -> tuple[int, int]:
     """Writes the index of the products that this release has decided about; returns how many they are.
 
@@ -67,7 +67,7 @@ def index_decided(
     whose decisions corrections stand behind, because these may have changed: they are the second number.
 
     Args:
-        decisions: earlier ones.
+        decisions: earlier ones; None: there are none yet.
         release: in service.
         sellers: whose corrections are in use; they get an index, too.
         folder: of the indices.
@@ -77,7 +77,8 @@ def index_decided(
     def rows() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         nonlocal adapted
         columns = ["product_id", "status", "release", "corrections"]
-        for table in read_decisions(decisions_source(decisions), columns):
+        earlier = () if decisions is None else read_decisions(decisions_source(decisions), columns)
+        for table in earlier:
             own = pc.and_(pc.equal(table["release"], release), pc.not_equal(table["status"], UNREADABLE))
             there = pc.sum(own, min_count=0).as_py()
             own = pc.and_(own, pc.equal(pc.fill_null(table["corrections"], 0), 0))

@@ -117,6 +117,14 @@ def decisions_source(text: str) -> AnyPath | StoredDecisions:
     return DecisionsTable.of(text) if is_database(text) else any_path(text)
 
 
+def is_new_table(decisions: str, output: str) -> bool:
+    """Whether earlier decisions are the table that the new ones go to, and there is no such table yet."""
+    if not (is_database(decisions) and is_database(output)):
+        return False
+    table = DecisionsTable.of(output)
+    return DecisionsTable.of(decisions) == table and not table.exists()
+
+
 def _is_folder(target: str) -> bool:
     """Whether a folder of parts is meant: by a slash at the end, or because one is there."""
     return target.endswith("/") or _is_own(any_path(target))

@@ -69,7 +69,7 @@ class DecisionsTable:
     url: str = field(repr=False)  # with SQLAlchemy's name of dialect and driver, without #table
     table: str
     schema: str | None
-    shown: str  # url#table, the password hidden
+    shown: str = field(compare=False)  # url#table, the password hidden
 
     @classmethod
     def of(cls, text: str) -> "DecisionsTable":
@@ -113,6 +113,21 @@ class DecisionsTable:
         return f"{self.schema}.{self.table}" if self.schema else self.table
 
     # Reading
+
+    def exists(self) -> bool:
+        """Whether the table is there.
+
+        Raises:
+            ShelfmarkError: the database cannot be reached or read.
+        """
+        import sqlalchemy as sql
+
+        with self._errors(), self._opened(writes=True) as engine:
+            file = _file_of(engine.url)
+            if file is not None and not file.exists():  # SQLite would make it
+                return False
+            with engine.connect() as connection:
+                return sql.inspect(connection).has_table(self.table, schema=self.schema)
 
     def read(self, columns: Sequence[str]) -> Generator[pa.Table]:
         """Yields the columns piece by piece, lists of SQLite as JSON texts; rows come in no order.
