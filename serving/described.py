@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-from serving.schemas import Health, Level, Release
+from serving.schemas import Cascade, Health, Level, Release
 
 if TYPE_CHECKING:
     from serving.served import Served
@@ -69,6 +69,7 @@ def _release(served: "Served") -> bytes:
         engine=extractor.engine,
         views=[view.name for view in extractor.views],
         averaged=extractor.is_averaged,
+        cascade=Cascade(limit=rules.cascade.limit, share=rules.cascade.share) if rules.cascade else None,
         threshold=rules.certificate.threshold,
         target_precision=rules.target,
         delta=rules.delta,

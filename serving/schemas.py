@@ -203,6 +203,15 @@ class Level(_Body):
     """Confidence from which products stop there; null where none is certified."""
 
 
+class Cascade(_Body):
+    """Which products are looked at in all views."""
+
+    limit: float
+    """Where the first view gives its most likely category at least this probability, it decides alone."""
+    share: float
+    """Of the validation products that the limit was chosen on, those that all views decide about."""
+
+
 class Release(_Body):
     """What is in service, and what it promises."""
 
@@ -221,6 +230,8 @@ class Release(_Body):
     maximum of the last map (`max`)."""
     averaged: bool
     """Whether the views of a photo are averaged before the head; else the head predicts from each."""
+    cascade: Cascade | None
+    """Null where all views decide about every product."""
     threshold: float | None
     """Confidence from which a category is decided automatically; null when none is certified."""
     target_precision: float

@@ -392,7 +392,7 @@ def test_readiness_names_the_release_and_the_newer_one_that_was_refused(state: S
 def test_the_release_says_what_it_promises(client: TestClient, bundle: Bundle) -> None:
     assert client.get("/v1/release").json() == {
         "release": "week", "bundle": bundle.digest, "backbone": bundle.fingerprint, "image_size": 8,
-        "views": ["whole"], "averaged": False,
+        "views": ["whole"], "averaged": False, "cascade": None,
         "engine": "by hand", "threshold": 0.25, "target_precision": 0.9, "delta": 0.1,
         "caveats": ["the weights of its backbone are random: its decisions are a demonstration"],
         "levels": [{"level": 1, "threshold": None}], "categories": 6, "aggregation": "mean",

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,9 @@ def test_decisions_over_http_are_those_of_batch(
         release = client.get("/v1/release").json()
     state.corrections.close()
     assert release["views"] == list(KINDS[name].views) and release["averaged"] is KINDS[name].averaged
+    rule = served.bundle.categorizer.rules.cascade
+    assert (rule is not None) == KINDS[name].cascade
+    assert release["cascade"] == (asdict(rule) if rule else None)
     assert release["image_size"] == SIZE
 
 
