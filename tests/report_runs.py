@@ -323,6 +323,10 @@ def _write_jsons(
                 "certificate": certificate(drawn, 0.9).to_dict(),
             },
         },
+        "head/head.json": {
+            **{"width": 8, "categories": len(table), "hidden": [512, 512], "dropout": 0.5, "scale": 1.0},
+            **{"fingerprint": "inception_v3-299", "views": ["whole"]},
+        },
         "records/manifest.json": {"kind": "records", "summary": SUMMARY},
         "config.json": {
             **{"run": "2026-W47", "code_version": "0.1.0", "based_on": "2026-W46"},

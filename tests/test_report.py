@@ -323,6 +323,25 @@ def test_settings_show_the_values_used_and_no_paths_of_this_computer(run: Path) 
     assert "None" not in settings.to_list() and "null" not in settings.to_list()
 
 
+def test_the_views_that_decide_are_named_and_with_a_cascade_when_the_first_does(run: Path) -> None:
+    text = read(run).text
+    assert "Predictions are made from these views of each photo: whole" in text
+    assert "The first one decides" not in text and "The head reads their mean." not in text
+    change(run, "head/head.json", views=["whole", "352-center"])
+    change(run, "thresholds/thresholds.json", cascade={"limit": 0.6125, "share": 0.3984})
+    page = read(run)
+    assert "these views of each photo: whole, 352-center" in page.text
+    assert (
+        "it gives a probability of 0.6125 or more. All of them decide about the others: 39.8% of" in page.text
+    )
+    settings = page.table("settings").set_index("Setting")["Value"]
+    assert settings["extract.views"] == settings["extract.asked"] == "whole, 352-center"
+    use(run, language="fr")
+    assert "probabilité de 0,6125 ou plus" in read(run).text
+    change(run, "head/head.json", averaged=True)
+    assert "352-center Le modèle lit leur moyenne." in read(run).text
+
+
 # Categories, confusions, suspects, changes
 
 
@@ -751,6 +770,7 @@ def test_a_run_is_compared_with_another_one_of_the_workspace_only(run: Path, oth
         ("in_service/decisions.parquet", "shelfmark retrain"),
         ("thresholds/thresholds.json", "shelfmark calibrate"),
         ("head/history.csv", "shelfmark train"),
+        ("head/head.json", "shelfmark train"),
         ("records/manifest.json", "shelfmark ingest"),
         ("config.json", "shelfmark ingest"),
     ],

@@ -2,8 +2,9 @@
 
 runs/<run>/config.json                  run, code_version, based_on, settings
            records/manifest.json        summary: where every image went
+           head/head.json               the views of each photo that it predicts from
            head/history.csv             epoch, loss, accuracy, and of FIT val_loss, val_accuracy
-           thresholds/thresholds.json   temperature, confidence model; certificates of levels and targets
+           thresholds/thresholds.json   temperature, confidence, cascade; certificates of levels, targets
            evaluation/metrics.json      train, val, cert, test; graded_on, independent, weights, backbone
            evaluation/*.parquet         curves, categories, confusions, ladder, unlearnt; decisions, measured
            tree/changes.csv             categories that are not what they were in the release in service
@@ -31,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from features.errors import ShelfmarkError
 from features.storage.paths import AnyPath, local
 from models.decisions.categorizer import DecisionRules
+from models.heads.architectures import HeadShape
 from pipeline.job.account import VERDICT
 from pipeline.job.run import SavedRun
 from pipeline.job.summaries import RecordsSummary
@@ -133,6 +135,7 @@ class ReportData:
     settings: Mapping[str, object]
     metrics: Metrics
     rules: DecisionRules  # in use, and what is certified beside them
+    head: HeadShape
     records: RecordsSummary
     history: pd.DataFrame  # one row for each epoch
     curve: pd.DataFrame  # of the measured part, by descending threshold
@@ -199,6 +202,7 @@ def load(run: AnyPath) -> ReportData:
         rules=_read(
             run, "thresholds/thresholds.json", lambda data: DecisionRules.from_dict(json.loads(data))
         ),
+        head=_read(run, "head/head.json", lambda data: HeadShape.from_json(data.decode())),
         records=_read(run, "records/manifest.json", _RecordsManifest.model_validate_json).summary,
         products=_read_products(run, "evaluation"),
         in_service=_read_products(run, "in_service") if (run / IN_SERVICE).is_file() else None,

@@ -21,7 +21,7 @@ from pipeline.report.page import build, render
 from pipeline.report.two_runs import render_two
 from pipeline.report.xlsx import write_xlsx
 
-VERSION = 8
+VERSION = 9
 PAGE, WORKBOOK = "index.html", "report.xlsx"
 
 

@@ -698,26 +698,28 @@ def settings_table(shown: Shown) -> Table:
     """Every setting with the value that was used."""
     metrics = shown.data.metrics
     rows = [["backbone", metrics.backbone], ["weights", metrics.weights]]
-    rows += [list(pair) for pair in used_settings(shown.config, shown.data.rules.aggregation, shown.words)]
+    rows += [list(pair) for pair in used_settings(shown.data, shown.config, shown.words)]
     columns = [shown.column("setting", "code"), shown.column("value", "code")]
     return Table("settings", shown.words("settings.title"), columns, rows)
 
 
-def used_settings(config: Config, aggregation: str, words: Words) -> Iterator[tuple[str, str]]:
+def used_settings(data: ReportData, config: Config, words: Words) -> Iterator[tuple[str, str]]:
     """section.name and the value that was used as text, in the order of the settings."""
     values: dict[str, Any] = config.model_dump()
     values["train"] |= config.training()
     if config.train.warm_start:
         values["train"]["warm_epochs"] = config.train.warm_epochs or -(-values["train"]["epochs"] // 4)
     values["report"]["language"] = words.language
-    values["head"] |= {"loss": config.loss(), "aggregation": aggregation}
+    values["head"] |= {"loss": config.loss(), "aggregation": data.rules.aggregation}
     backbone, size = parse_name(config.backbone.name), config.backbone.image_size
     own = words("settings.detected") if backbone.path else backbone.image_size(None)
     values["backbone"] |= {"name": without_folder(config.backbone.name), "image_size": size or own}
     for name in ("views", "flip"):
         if values["extract"][name] is None:
             values["extract"][name] = config.extract.quality
-    values["extract"]["asked"] = config.extract.asked or values["extract"]["views"]
+    values["extract"]["asked"] = data.head.views
+    if not config.extract.asked:  # then they are all that there are
+        values["extract"]["views"] = data.head.views
     for name in ("csv_delimiter", "csv_encoding"):
         values["ingest"][name] = values["ingest"][name] or words("settings.detected")
     if config.head.kind != "flat":

@@ -853,6 +853,23 @@ TEXTS: dict[str, tuple[str, str]] = {
         "fréquence des décisions correctes pour la catégorie",
     ),
     "evidence.intercept": ("intercept, before any evidence", "constante, avant tout indice"),
+    "views.title": ("How photos are looked at", "Comment les photos sont regardées"),
+    "views.text": (
+        "Predictions are made from these views of each photo:",
+        "Les prédictions sont faites à partir de ces vues de chaque photo :",
+    ),
+    "views.averaged": (
+        "The head reads their mean.",
+        "Le modèle lit leur moyenne.",
+    ),
+    "views.cascade": (
+        "The first one decides about products whose most likely category it gives a probability of {limit} "
+        "or more. All of them decide about the others: {share} of the products that this limit was chosen "
+        "on.",
+        "La première décide pour les produits dont elle donne à la catégorie la plus probable une "
+        "probabilité de {limit} ou plus. Toutes décident pour les autres : {share} des produits sur lesquels "
+        "cette limite a été choisie.",
+    ),
     "settings.title": ("Settings", "Réglages"),
     "settings.text": (
         "The values that this run used, also where the setting was left open.",

@@ -157,7 +157,7 @@ def _of_categories(data: ReportData) -> pd.DataFrame:
 def _settings_table(one: ReportData, other: ReportData, words: Words) -> Table:
     """The settings that differ."""
     sides = [
-        dict(tables.used_settings(Config.model_validate(data.settings), data.rules.aggregation, words))
+        dict(tables.used_settings(data, Config.model_validate(data.settings), words))
         | {"backbone": data.metrics.backbone, "weights": data.metrics.weights}
         for data in (other, one)
     ]
