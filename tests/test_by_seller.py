@@ -83,7 +83,7 @@ def products_of(seller: str, base: list[int], true: list[str], images: int = 2) 
     bounds = np.arange(len(base) + 1) * images
     ids = np.array([f"{seller}-{number}" for number in range(len(base))], object)
     bottlenecks = np.repeat(np.array(base, np.float16), images)[:, None]
-    return MeasuredSeller(seller, ids, bottlenecks, bounds, np.array(true, object))
+    return MeasuredSeller(seller, ids, bottlenecks, bounds, np.array(true, object), np.ones(len(base), bool))
 
 
 def row_of(fake: Fake, one: MeasuredSeller) -> dict[str, Any]:
@@ -122,9 +122,8 @@ def test_flagged_sellers_change_nothing() -> None:
 
 def test_a_product_is_judged_with_all_of_its_images_and_only_its_own() -> None:
     one = products_of("s", [0, 1, 2], ["mug", "cup", "bowl"], images=1)
-    mixed = MeasuredSeller(
-        "s", one.product_id, np.array([[0], [1], [1], [1], [2]], np.float16), np.array([0, 1, 4, 5]), one.true
-    )
+    bottlenecks, bounds = np.array([[0], [1], [1], [1], [2]], np.float16), np.array([0, 1, 4, 5])
+    mixed = MeasuredSeller("s", one.product_id, bottlenecks, bounds, one.true, one.again)
     rows, bounds = mixed.taken(np.array([1, 0, 1]))
     assert rows[:, 0].tolist() == [1, 1, 1, 0, 1, 1, 1]
     assert bounds.tolist() == [0, 3, 4, 7]

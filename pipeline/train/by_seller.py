@@ -215,7 +215,7 @@ class MeasuredSeller:
     bottlenecks: np.ndarray  # (rows, d) float16, products together; those that decide
     bounds: np.ndarray  # (n + 1,)
     true: np.ndarray  # (n,) str, categories
-    again: np.ndarray | None = None  # (n,) bool, as `Categorizer.looks_again`; None: all, without a cascade
+    again: np.ndarray  # (n,) bool, as `Categorizer.looks_again`
 
     def taken(self, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bottlenecks and bounds of products by their positions, which may repeat."""
@@ -249,8 +249,7 @@ def adapt_seller(adapter: Adapter, one: MeasuredSeller) -> dict[str, object]:
         return named | row | {"gain": None}
     rows = np.concatenate([judged for _, _, judged in blocks])
     states = [state for _, state, judged in blocks for _ in judged]
-    again = None if one.again is None else one.again[rows]
-    decided = adapter.decide(one.product_id[rows], *one.taken(rows), states, again)
+    decided = adapter.decide(one.product_id[rows], *one.taken(rows), states, one.again[rows])
     correct = decided["category"].to_numpy() == one.true[rows]
     accepted = (decided["status"] == ACCEPTED).to_numpy()
     adapted = accepted & decided["adapted"].to_numpy(bool)
