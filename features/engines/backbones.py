@@ -92,6 +92,7 @@ class Backbone(ABC):
     def bottlenecks(self, pixels: np.ndarray) -> np.ndarray:
         """Computes bottlenecks: (n, size, size, 3) uint8 → (n, d) float32."""
 
+    @abstractmethod
     def for_view(self, view: View) -> "Backbone":
         """Returns the backbone that computes a view: itself for mirrored images and crops.
 
@@ -101,8 +102,6 @@ class Backbone(ABC):
         Raises:
             ShelfmarkError: this backbone, or a backbone of this size, cannot have the view.
         """
-        self.require_view(view)
-        return self if self._computes(view) else self._another(view)
 
     def require_view(self, view: View) -> None:
         """Checks what can be known of a view without its network; raises as `for_view`."""
@@ -117,10 +116,6 @@ class Backbone(ABC):
     @abstractmethod
     def _only_itself(self, view: View) -> str:
         """Why no other network of it computes the view, and what was expected; "" where one does."""
-
-    def _another(self, view: View) -> "Backbone":
-        """Its weights in a network that computes the view."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -180,8 +175,11 @@ class KerasBackbone(Backbone):
             return "does not end in the mean of one map; expected views without max"
         return ""
 
-    def _another(self, view: View) -> Backbone:
-        """See Backbone. The network is built anew: its paddings depend on its size."""
+    def for_view(self, view: View) -> Backbone:
+        """See Backbone. Another network is built anew: its paddings depend on its size."""
+        self.require_view(view)
+        if self._computes(view):
+            return self
         import keras
 
         size = view.input(self.image_size)
@@ -230,6 +228,11 @@ class OnnxBackbone(Backbone):
     def bottlenecks(self, pixels: np.ndarray) -> np.ndarray:
         """See Backbone."""
         return bottlenecks_of(open_session(self.onnx), pixels)
+
+    def for_view(self, view: View) -> Backbone:
+        """See Backbone; itself, for it has no other network."""
+        self.require_view(view)
+        return self
 
     def _only_itself(self, view: View) -> str:
         """See Backbone."""
