@@ -32,6 +32,7 @@ from catalogues import (
 from conftest import make_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos_alone import categorize_photos
 from test_categorizer import seeing
 from test_extract import Colours, Running
 from test_ingest import in_a_loop
@@ -47,7 +48,6 @@ from features.storage.store import Store
 from features.views import FLIP, parse_view
 from models.decisions.bundle import open_bundle
 from models.decisions.cascade import Cascade
-from models.decisions.categorizer import categorize_photos
 from pipeline.categorize import categorize as categorize_module
 from pipeline.categorize import decide, extract_new, keep_records, look_again, read_units, sort_rows
 from pipeline.categorize.categorize import categorize

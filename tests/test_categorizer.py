@@ -10,6 +10,7 @@ import conftest
 import numpy as np
 import pandas as pd
 import pytest
+from photos_alone import categorize_photos
 from PIL import Image
 
 from features.engines.backbones import Backbone
@@ -24,7 +25,6 @@ from models.decisions.categorizer import (
     COLUMNS,
     Categorizer,
     LevelRule,
-    categorize_photos,
     unreadable,
 )
 from models.decisions.confidence import ConfidenceModel
@@ -208,49 +208,6 @@ def test_decisions_about_photos_are_those_about_their_bottlenecks(
         np.array(["shoe-é"], dtype=object), bundled.predict(bottlenecks, np.array([0, 3]))
     )
     pd.testing.assert_frame_equal(table, expected, rtol=1e-4)
-
-
-def test_refused_photos_are_reported_and_the_others_decide(
-    bundled: Categorizer, engine: Engine, photo: conftest.Photo
-) -> None:
-    photos = [b"", photo(1), photo(2)[:-200], b"text"]
-    table, refusals = categorize_photos(bundled, {WHOLE: engine}, "p", photos, Limits())
-    alone, _ = categorize_photos(bundled, {WHOLE: engine}, "p", [photo(1)], Limits())
-    pd.testing.assert_frame_equal(table, alone)
-    assert [refusal and refusal.reason for refusal in refusals] == [
-        "empty",
-        None,
-        "truncated",
-        "not_an_image",
-    ]
-
-
-@pytest.mark.parametrize("views", [("whole",), ("whole", "flip")])
-def test_a_photo_given_twice_counts_once(
-    bundled: Categorizer, photo: conftest.Photo, views: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[int] = []
-
-    def predict(self: Categorizer, bottlenecks: np.ndarray, bounds: np.ndarray) -> object:
-        calls.append(len(bottlenecks))
-        return original(self, np.zeros((len(bottlenecks), bundled.predictor.head.shape.width)), bounds)
-
-    original = Categorizer.predict
-    monkeypatch.setattr(Categorizer, "predict", predict)
-    categorizer = seeing(bundled, views)
-    photos = [photo(1), b"text", photo(2), photo(1), b"text", photo(1)]
-    _, refusals = categorize_photos(categorizer, {WHOLE: Corner()}, "p", photos, Limits())
-    assert calls == [2 * len(views)], "two photos, in one view or in two"
-    assert [refusal is not None for refusal in refusals] == [False, True, False, False, True, False]
-
-
-@pytest.mark.parametrize("photos", [[b"", b"text"], []], ids=["all broken", "none"])
-def test_product_without_a_readable_photo_is_unreadable(
-    bundled: Categorizer, engine: Engine, photos: list[bytes]
-) -> None:
-    table, refusals = categorize_photos(bundled, {WHOLE: engine}, "p", photos, Limits())
-    pd.testing.assert_frame_equal(table, unreadable(["p"], bundled.release))
-    assert [refusal is not None for refusal in refusals] == [True] * len(photos)
 
 
 # Views

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from conftest import Photo
 from drawn_categorizers import KINDS, MIRRORED, Kind, draw_categorizer, draw_lenet, rows_of, write_bundle
+from photos_alone import categorize_photos
 from test_retrain import run_here
 
 from features.engines.backbone_names import parse_name
@@ -27,7 +28,7 @@ from features.images.refusal import LIMITS
 from features.storage.artifact import damaged_file, open_artifact
 from features.views import WHOLE, parse_view
 from models.decisions.bundle import open_bundle
-from models.decisions.categorizer import Categorizer, categorize_photos
+from models.decisions.categorizer import Categorizer
 from models.heads.architectures import SET
 from pipeline.arguments import EXPORT_NEEDS
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from catalogues import draw_products, manifest_rows, write_manifest
 from fastapi.testclient import TestClient
+from photos_alone import categorize_photos
 from service import serving
 from test_engines import BF16, LIMIT, needs, without
 
@@ -32,7 +33,6 @@ from features.images.refusal import LIMITS
 from features.records import pieces_of
 from features.views import WHOLE
 from models.decisions.bundle import open_bundle
-from models.decisions.categorizer import categorize_photos
 from pipeline.cli import main
 
 pytest.importorskip("onnxruntime")

@@ -23,6 +23,7 @@ import keras
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from photos_alone import categorize_photos
 from PIL import Image
 from service import client_of, images, problem, scope_of_a_form, serving, state_of
 
@@ -34,7 +35,7 @@ from features.images.refusal import LIMITS
 from features.records import pieces_of
 from features.views import WHOLE
 from models.decisions.bundle import Bundle, open_bundle
-from models.decisions.categorizer import COLUMNS, LevelRule, categorize_photos
+from models.decisions.categorizer import COLUMNS, LevelRule
 from models.decisions.confidence import ConfidenceModel
 from models.decisions.thresholds import Certificate
 from serving import app as app_module

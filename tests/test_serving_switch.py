@@ -23,6 +23,7 @@ import httpx
 import keras
 import pytest
 from fastapi.testclient import TestClient
+from photos_alone import categorize_photos
 from test_serving import TREE, photo
 
 from features.engines.backbones import load_backbone, start_tensorflow
@@ -31,7 +32,6 @@ from features.images.refusal import LIMITS
 from features.storage.artifact import file_digest
 from features.views import WHOLE
 from models.decisions.bundle import VERSION, Bundle, open_bundle
-from models.decisions.categorizer import categorize_photos
 from models.decisions.releases import put_into_service, take_out_of_service
 from serving import watcher as watching
 from serving.app import create_app

@@ -1,10 +1,9 @@
-"""The categorizer: head, confidence model and threshold together, from bottlenecks (or photos) to decisions.
+"""The categorizer: head, confidence model and threshold together, from bottlenecks to decisions.
 
 Batch and HTTP, evaluation and release all decide through it, so their decisions are the same.
 """
 
 import functools
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,8 +15,6 @@ from pydantic import TypeAdapter
 
 from features.engines.engine import Engine, extract
 from features.errors import ShelfmarkError
-from features.images.normalise import normalise
-from features.images.refusal import Limits, Refused
 from features.records import pieces_of
 from features.views import View, combined, parse_view
 from models.decisions.cascade import Cascade, certainty, rows_that_decide
@@ -383,69 +380,3 @@ def unreadable_columns(product_id: Sequence[str], release: str | None) -> dict[s
         name: [[] for _ in product_id] for name in ("top_categories", "top_probabilities")
     }
     return {name: [value] * count for name, value in same.items()} | {"product_id": list(product_id)} | empty
-
-
-@dataclass(frozen=True)
-class ReadPhotos:
-    """The readable photos of a product."""
-
-    digests: tuple[str, ...]  # sha256 (hex) of the k readable ones, each once
-    bottlenecks: np.ndarray  # (k · rows_of_image, d) float16
-    refusals: list[Refused | None]  # of each photo that was given why it was refused, or None
-
-
-def read_photos(
-    categorizer: Categorizer,
-    engines: Mapping[View, Engine],
-    product_id: str,
-    photos: Sequence[bytes],
-    limits: Limits,
-) -> ReadPhotos:
-    """Reads the photos of one product; arguments as of `categorize_photos`."""
-    jpegs: list[bytes] = []
-    refusal: dict[bytes, Refused | None] = {}
-    digests = [hashlib.sha256(photo).digest() for photo in photos]
-    for digest, photo in zip(digests, photos, strict=True):
-        if digest in refusal:
-            continue
-        refusal[digest] = None
-        try:
-            jpegs.append(normalise(photo, limits).jpeg)
-        except Refused as refused:
-            refusal[digest] = refused
-    bottlenecks = np.empty((0, categorizer.predictor.head.shape.width), np.float16)
-    if jpegs:
-        bottlenecks = categorizer.bottlenecks(engines, jpegs, f"product {product_id}")
-    readable = tuple(digest.hex() for digest, refused in refusal.items() if refused is None)
-    return ReadPhotos(readable, bottlenecks, [refusal[digest] for digest in digests])
-
-
-def categorize_photos(
-    categorizer: Categorizer,
-    engines: Mapping[View, Engine],
-    product_id: str,
-    photos: Sequence[bytes],
-    limits: Limits,
-) -> tuple[pd.DataFrame, list[Refused | None]]:
-    """The decision about one product from its photos' bytes.
-
-    Args:
-        categorizer: decides.
-        engines: run the categorizer's own backbone, by `View.network`.
-        product_id: of the decision.
-        photos: contents of their files; one that is given twice counts once.
-        limits: of image sizes.
-
-    Returns:
-        A decision, one row, and for each photo why it was refused, or None.
-    """
-    read = read_photos(categorizer, engines, product_id, photos, limits)
-    return decide_read(categorizer, product_id, read), read.refusals
-
-
-def decide_read(categorizer: Categorizer, product_id: str, read: ReadPhotos) -> pd.DataFrame:
-    """The decision about one product, one row, from what was read of its photos."""
-    if not read.digests:
-        return unreadable([product_id], categorizer.release)
-    predictions = categorizer.predict_all(read.bottlenecks, np.array([0, len(read.bottlenecks)]))
-    return categorizer.decide(np.array([product_id], dtype=object), predictions)
