@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/views.py [--images 4096] [--repeats 5] [--scratch DIR]
 
 Each subject extracts the same photos of 180 px from TFRecord shards into a store of its own, by the engine
-that auto takes; views of one network together, as pipeline/extract does. Subjects take turns; every engine has run before. "cost" is the pixels that the network
-reads, in units of one whole photo; "share" is the seconds divided by those of one view and by the cost: 1.1
-at most. Random weights: they cost the same. Writes results/views.json.
+that auto takes; views of one network together, as pipeline/extract does. Subjects take turns; every engine
+has run before. "cost" is the pixels that the network reads, in units of one whole photo; "share" is the
+seconds divided by those of one view and by the cost: 1.1 at most. Random weights: they cost the same. Writes
+results/views.json.
 """
 
 import argparse

@@ -582,7 +582,9 @@ def test_views_of_one_network_are_read_together_and_stored_as_one_view_at_a_time
     assert made.summary["view_names"] == list(SHARED)
 
 
-def test_interrupted_in_several_views_it_goes_on_with_the_same_shards(records, tmp_path, read_for, monkeypatch):
+def test_interrupted_in_several_views_it_goes_on_with_the_same_shards(
+    records, tmp_path, read_for, monkeypatch
+):
     together = ("whole", "40-bottom-right", "flip", "40-center-flip")
     undisturbed = extract_records(records, Colours(), tmp_path / "one", tmp_path / "a", reading(SHARED))
     appended, real = [], Store.append

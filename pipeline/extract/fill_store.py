@@ -27,7 +27,7 @@ from features.views import View, by_network
 from pipeline.job.account import count_new_images
 from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import Progress, log
-from pipeline.job.room import EXTRACT, require_disk, warn_of_memory
+from pipeline.job.room import EXTRACT, EXTRACT_VIEW, require_disk, warn_of_memory
 from pipeline.sources.image import Changed
 
 RECORD = ("file", "offset", "length")  # columns of images.parquet: where a record is
@@ -209,7 +209,8 @@ def require_room(views: Sequence[Store], images: int, backbone: Backbone) -> Non
         ShelfmarkError: less is free than the bottlenecks of these images in these views take.
     """
     require_disk("extract", views[0].path, len(views) * images * backbone.width * np.float16().nbytes)
-    warn_of_memory("extract", EXTRACT, "end other programs, or lower extract.batch")
+    needed = EXTRACT + (len(views) - 1) * EXTRACT_VIEW
+    warn_of_memory("extract", needed, "end other programs, or lower extract.batch")
 
 
 def _with_progress(read: Read, shard: np.ndarray, done: int, progress: Progress) -> Iterator[Piece]:
@@ -337,6 +338,6 @@ def require_all(
     for name in sorted(failed)[:1]:
         others = f"; {len(failed) - 1} others failed, too" if len(failed) > 1 else ""
         raise ShelfmarkError(
-            f"{stores[0].path}: shard {name} failed twice ({failed[name]}){others}; expected {expected}; correct "
-            "the cause and run the command again, which makes what is missing"
+            f"{stores[0].path}: shard {name} failed twice ({failed[name]}){others}; expected {expected}; "
+            "correct the cause and run the command again, which makes what is missing"
         )
