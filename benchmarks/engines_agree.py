@@ -99,7 +99,7 @@ def bottlenecks(
         made = choose_engine(backbone, 32, engine, precision, calibration)
         extract(made, pieces_of(photos[:64], "photos"), 64)
         began = time.monotonic()
-        found = extract(made, pieces_of(photos, "photos"), len(photos), dtype=np.float32)
+        [found] = extract(made, pieces_of(photos, "photos"), len(photos), dtype=np.float32)
         np.savez(out, bottlenecks=found, seconds=time.monotonic() - began)
 
 

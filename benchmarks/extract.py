@@ -105,7 +105,7 @@ def shelfmark(records: str, out: str, images: str) -> dict[str, Any]:
     ready = time.monotonic()
     for first in range(0, len(rows), SHARD):
         its = rows[first : first + SHARD]
-        bottlenecks = extract(engine, read_pieces(Path(records), its), len(its))
+        [bottlenecks] = extract(engine, read_pieces(Path(records), its), len(its))
         digests = np.frombuffer(bytes.fromhex("".join(its["image_digest"])), np.uint8).reshape(-1, 32)
         store.append(digests, bottlenecks, engine=engine.name)
     return _timed(len(rows), began, ready) | {"setting": engine.name}

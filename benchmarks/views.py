@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/views.py [--images 4096] [--repeats 5] [--scratch DIR]
 
 Each subject extracts the same photos of 180 px from TFRecord shards into a store of its own, by the engine
-that auto takes. Subjects take turns; every engine has run before. "cost" is the pixels that the network
-reads, in units of one whole photo; "share" is the seconds divided by those of one view and by the cost: 1.1
-at most. Random weights: they cost the same. Writes results/views.json.
+that auto takes; views of one network together, as pipeline/extract does. Subjects take turns; every engine
+has run before. "cost" is the pixels that the network reads, in units of one whole photo; "share" is the
+seconds divided by those of one view and by the cost: 1.1 at most. Random weights: they cost the same. Writes
+results/views.json.
 """
 
 import argparse
@@ -84,15 +85,17 @@ def extract_set(
     from features.engines.engine import extract
     from features.records import read_pieces
     from features.storage.store import Store
+    from pipeline.extract.fill_store import stores_by_network
 
     began = time.perf_counter()
-    for view in map(parse_view, names):
-        engine = engines[view.network]
+    for stores in stores_by_network([Store(store).view(parse_view(name)) for name in names]):
+        engine, views = engines[stores[0].of.network], [one.of for one in stores]
         for first in range(0, len(rows), SHARD):
             its = rows[first : first + SHARD]
-            bottlenecks = extract(engine, read_pieces(records, its), len(its), view)
             digests = np.frombuffer(bytes.fromhex("".join(its["image_digest"])), np.uint8).reshape(-1, 32)
-            Store(store).view(view).append(digests, bottlenecks, engine=engine.name)
+            found = extract(engine, read_pieces(records, its), len(its), views)
+            for one, bottlenecks in zip(stores, found, strict=True):
+                one.append(digests, bottlenecks, engine=engine.name)
     return time.perf_counter() - began
 
 

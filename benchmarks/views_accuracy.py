@@ -166,9 +166,9 @@ class _Trial:
             engine = engines_of_views(self.base, [its], BATCH)[its.network]
             pieces = lambda rows: read_pieces(self.photos.records.path, rows)  # noqa: E731
             images = self.photos.images
-            extract(engine, pieces(images[: 2 * BATCH]), 2 * BATCH, its)  # has run before it is timed
+            extract(engine, pieces(images[: 2 * BATCH]), 2 * BATCH, [its])  # has run before it is timed
             began = time.process_time()
-            rows = extract(engine, pieces(images), len(images), its)
+            [rows] = extract(engine, pieces(images), len(images), [its])
             (folder / f"{view}.json").write_text(json.dumps(time.process_time() - began))
             return rows
 

@@ -382,7 +382,7 @@ def test_a_view_is_what_keras_computes_of_the_pixels_cut_and_mirrored_here(
 
     view = parse_view(name)
     jpegs = pieces_of([photo(1), photo(2)], "drawn")
-    found = next(read_pixels(jpegs, view.input(32), 2, view))
+    found = next(read_pixels(jpegs, view.input(32), 2, [view]))
     assert_same(mobilenet.for_view(view).bottlenecks(found), expected)
 
 

@@ -45,7 +45,7 @@ from features.images.refusal import Limits, Refused
 from features.records import image_of, read_pieces
 from features.storage.paths import sizes
 from features.storage.store import Store
-from features.views import FLIP, parse_view
+from features.views import FLIP, View, parse_view
 from models.decisions.bundle import open_bundle
 from models.decisions.cascade import Cascade
 from pipeline.categorize import categorize as categorize_module
@@ -200,12 +200,19 @@ def test_every_product_gets_the_decision_that_it_gets_alone(
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_several_views_decide_in_a_batch_as_alone_and_a_photo_is_decoded_once_for_all(
-    batch: Batch, bundle: Held, decoded: list[bytes], averaged: bool
+    batch: Batch, bundle: Held, decoded: list[bytes], averaged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    views = ("40-bottom-right", "whole", "48-max", "flip")
+    views, shared = ("40-bottom-right", "whole", "48-max", "flip"), set[tuple[str, ...]]()
     batch.bundle = replace(bundle, categorizer=seeing(bundle.categorizer, views, averaged))
-    source = together(batch.folder)
+    source, readable = together(batch.folder), extract_new.extract_readable
+
+    def seen(engine: Any, pieces: Any, most: int, its: list[View]) -> list[np.ndarray]:
+        shared.add(tuple(view.name for view in its))
+        return readable(engine, pieces, most, its)
+
+    monkeypatch.setattr(extract_new, "extract_readable", seen)
     found = batch(source)
+    assert shared == {("40-bottom-right", "whole", "flip")}, "one network computes them together"
     assert len(decoded) == len({picture for product in PRODUCTS for picture in product.pictures if picture})
     few = [PRODUCTS[at] for at in (3, 5, 7, 11, 50)]
     these = found[found["product_id"].isin([one.id for one in few])].reset_index(drop=True)

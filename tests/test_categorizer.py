@@ -203,7 +203,7 @@ def test_decisions_about_photos_are_those_about_their_bottlenecks(
     table, refusals = categorize_photos(bundled, {WHOLE: engine}, "shoe-é", photos, Limits())
     assert refusals == [None, None, None]
     other = choose_engine(mobilenet, batch=4, engine="tensorflow")
-    bottlenecks = extract(other, pieces_of(photos, "drawn"), 3)
+    [bottlenecks] = extract(other, pieces_of(photos, "drawn"), 3)
     expected = bundled.decide(
         np.array(["shoe-é"], dtype=object), bundled.predict(bottlenecks, np.array([0, 3]))
     )

@@ -78,7 +78,7 @@ def reference(backbone: Backbone, jpegs: list[bytes]) -> np.ndarray:
 
 
 def run(engine: Engine, jpegs: list[bytes], view: View = WHOLE) -> np.ndarray:
-    return extract(engine, pieces_of(jpegs, "drawn"), len(jpegs), view)
+    return extract(engine, pieces_of(jpegs, "drawn"), len(jpegs), [view])[0]
 
 
 def errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -190,6 +190,17 @@ def test_what_float16_cannot_hold_becomes_infinite_without_a_warning(
     model = keras.Model(backbone.model.input, keras.layers.Rescaling(1e9)(backbone.model.output))
     found = run(choose_engine(replace(backbone, model=model), 8, name, precision), jpegs)
     assert np.isinf(found).any(axis=1).all()
+
+
+@pytest.mark.parametrize(("name", "precision"), [("tensorflow", "fp32"), FP32, BF16])
+def test_views_extracted_together_are_the_same_bit_by_bit_as_one_at_a_time(
+    made: Callable[..., Engine], jpegs: list[bytes], name: str, precision: str
+) -> None:
+    engine, views = made(name, precision), [WHOLE, FLIP, View(100, "center"), View(100, "center", True)]
+    together = extract(engine, pieces_of(jpegs, "drawn"), COUNT, views)
+    for view, found in zip(views, together, strict=True):
+        np.testing.assert_array_equal(found, run(engine, jpegs, view))
+    assert not np.array_equal(together[0], together[1])
 
 
 def test_nothing_to_extract_gives_no_rows(made: Callable[..., Engine]) -> None:
@@ -411,8 +422,8 @@ jpegs = np.load(folder + "/jpegs.npy", allow_pickle=True).tolist()
 print(keras.backend.backend(), backbone.fingerprint)
 for precision in ("auto", "bf16"):
     engine = choose_engine(backbone, 8, "auto" if precision == "auto" else "jax", precision)
-    found = extract(engine, pieces_of(jpegs, "drawn"), len(jpegs))
-    alone = extract(engine, pieces_of(jpegs[-1:], "drawn"), 1)
+    [found] = extract(engine, pieces_of(jpegs, "drawn"), len(jpegs))
+    [alone] = extract(engine, pieces_of(jpegs[-1:], "drawn"), 1)
     print(engine.name, np.array_equal(alone[0], found[-1]))
     np.save(folder + "/" + engine.name.replace(" ", "-") + ".npy", found)
 for other in ("tensorflow", "openvino"):

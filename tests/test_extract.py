@@ -101,13 +101,13 @@ def by_hand(monkeypatch):
 
 @pytest.fixture
 def extracted(monkeypatch):
-    """Images extracted so far, shard by shard."""
+    """Images extracted so far, shard by shard of each view."""
     counts = []
     real = shards_module.extract
 
-    def counting(engine, pieces, count, view):
-        counts.append(count)
-        return real(engine, pieces, count, view)
+    def counting(engine, pieces, count, views):
+        counts.extend([count] * len(views))
+        return real(engine, pieces, count, views)
 
     monkeypatch.setattr(shards_module, "extract", counting)
     return counts
@@ -380,7 +380,7 @@ def test_a_lost_image_is_a_fault_and_no_row_of_zeros(tmp_path):
     store = Store(tmp_path / "colours-8")
     digests = Digests(np.arange(96, dtype=np.uint8).reshape(3, 32))
     with pytest.raises(ShelfmarkError, match="ValueError: expected 3 images, found 2"):
-        fill_store(store, digests, lambda rows: pieces_of([photo(1), photo(2)], "test"), Colours, SETTINGS)
+        fill_store([store], digests, lambda rows: pieces_of([photo(1), photo(2)], "test"), Colours, SETTINGS)
     assert store.shards() == []
 
 
@@ -410,9 +410,9 @@ def test_useless_bottlenecks_end_the_extraction_at_its_first_shard(
 
 def test_one_number_that_float16_cannot_hold_is_enough(records, tmp_path, extracted, monkeypatch):
     def overflowing(*arguments):
-        rows = extract(*arguments)
+        [rows] = extract(*arguments)
         rows[3, 5] = np.inf
-        return rows
+        return [rows]
 
     extract = shards_module.extract
     monkeypatch.setattr(shards_module, "extract", overflowing)
@@ -531,6 +531,92 @@ def test_a_second_run_extracts_new_images_and_new_views_alone(records, tmp_path,
     more = records_of([*PRODUCTS, Drawn("900", "1", photos)], tmp_path / "more")
     extract_records(more, Colours(), store, tmp_path / "four", reading())
     assert extracted == [2] * len(VIEWS), "two photos more"
+
+
+# Views of one network, and one of a network of its own
+SHARED = ("whole", "40-bottom-right", "max", "flip", "40-center-flip")
+
+
+@pytest.fixture
+def read_for(monkeypatch):
+    """Which views photos were read for so far, decoded once for them, and how many photos."""
+    seen = []
+    real = shards_module.extract
+
+    def seeing(engine, pieces, count, views):
+        seen.append((tuple(view.name for view in views), count))
+        return real(engine, pieces, count, views)
+
+    monkeypatch.setattr(shards_module, "extract", seeing)
+    return seen
+
+
+def images_by_views(read_for):
+    found = {}
+    for views, count in read_for:
+        found[views] = found.get(views, 0) + count
+    return found
+
+
+def files_of(store):
+    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+
+
+def test_views_of_one_network_are_read_together_and_stored_as_one_view_at_a_time(
+    records, tmp_path, read_for, monkeypatch
+):
+    for number in range(len(SHARED)):
+        settings = reading(SHARED[: number + 1])
+        extract_records(records, Colours(), tmp_path / "alone", tmp_path / "one", settings)
+    assert images_by_views(read_for) == {(name,): DIFFERENT for name in SHARED}
+    read_for.clear()
+    counted = []
+    monkeypatch.setattr(shards_module, "count_new_images", counted.append)
+    made = extract_records(records, Colours(), tmp_path / "both", tmp_path / "two", reading(SHARED))
+    assert images_by_views(read_for) == {
+        ("whole", "40-bottom-right", "flip", "40-center-flip"): DIFFERENT,
+        ("max",): DIFFERENT,
+    }
+    assert files_of(tmp_path / "both") == files_of(tmp_path / "alone")
+    assert sum(counted) == DIFFERENT, "a photo counts once"
+    assert made.summary["view_names"] == list(SHARED)
+
+
+def test_interrupted_in_several_views_it_goes_on_with_the_same_shards(
+    records, tmp_path, read_for, monkeypatch
+):
+    together = ("whole", "40-bottom-right", "flip", "40-center-flip")
+    undisturbed = extract_records(records, Colours(), tmp_path / "one", tmp_path / "a", reading(SHARED))
+    appended, real = [], Store.append
+
+    def interrupted(store, *arguments, **values):
+        if len(appended) == 6:  # two views of the second shard are there
+            raise KeyboardInterrupt
+        appended.append(store.of.name)
+        return real(store, *arguments, **values)
+
+    monkeypatch.setattr(Store, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract_records(records, Colours(), tmp_path / "two", tmp_path / "b", reading(SHARED))
+    monkeypatch.setattr(Store, "append", real)
+    read_for.clear()
+    resumed = extract_records(records, Colours(), tmp_path / "two", tmp_path / "b", reading(SHARED))
+    assert images_by_views(read_for) == {
+        together[2:]: 30, together: DIFFERENT - 60, ("max",): DIFFERENT
+    }  # fmt: skip
+    assert resumed.digest == undisturbed.digest
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
+def test_views_that_lack_other_images_are_read_for_these_alone(records, tmp_path, read_for):
+    store = tmp_path / "store"
+    extract_records(records, Colours(), store, tmp_path / "one", reading(("whole", "flip")))
+    more = records_of([*PRODUCTS, Drawn("900", "1", (photo(900), photo(901)))], tmp_path / "more")
+    read_for.clear()
+    extract_records(more, Colours(), store, tmp_path / "two", reading(SHARED[:4]))
+    assert images_by_views(read_for) == {
+        ("whole", "flip"): 2, ("40-bottom-right",): DIFFERENT + 2, ("max",): DIFFERENT + 2
+    }  # fmt: skip
 
 
 def test_all_views_are_trained_on_and_those_asked_are_predicted_from(records, tmp_path):

@@ -123,7 +123,7 @@ def test_engines_agree(saved: Saved, tmp_path: Path, photo: conftest.Photo, kind
     assert isinstance(backbone, KerasBackbone)
     jpegs = [photo(seed) for seed in range(5)]
     expected = backbone.bottlenecks(conftest.pixels_of(jpegs, SIZE))
-    found = extract(
+    [found] = extract(
         choose_engine(backbone, 8, "auto", "fp32"), pieces_of(jpegs, "drawn"), 5, dtype=np.float32
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -79,7 +79,7 @@ def reference(in_keras: Backbone, jpegs: list[bytes]) -> np.ndarray:
 
 def run(backbone: Backbone, jpegs: list[bytes], engine: str, precision: str, batch: int = 8) -> np.ndarray:
     runs = choose_engine(backbone, batch, engine, precision)
-    return extract(runs, pieces_of(jpegs, "drawn"), len(jpegs), dtype=np.float32)
+    return extract(runs, pieces_of(jpegs, "drawn"), len(jpegs), dtype=np.float32)[0]
 
 
 def errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ def test_int8_is_fitted_to_the_catalogue(
 ) -> None:
     calibration = Int8Calibration(tmp_path, lambda most: iter(pieces_of(jpegs[:most], "drawn")))
     engine = choose_engine(in_onnx, 8, "openvino", "int8", calibration)
-    found = extract(engine, pieces_of(jpegs, "drawn"), COUNT, dtype=np.float32)
+    [found] = extract(engine, pieces_of(jpegs, "drawn"), COUNT, dtype=np.float32)
     assert (engine.name, (tmp_path / "int8.xml").is_file()) == ("openvino int8", True)
     assert errors(found, reference).mean() < 0.2 < errors(np.roll(found, 1, axis=0), reference).mean()
 

@@ -1,7 +1,7 @@
 """Pixels are what Pillow decodes, resized plainly bilinear, in order, in batches of one size."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import conftest
 import numpy as np
@@ -9,11 +9,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from features.engines.pixels import read_pixels
+from features.engines import pixels
+from features.engines.pixels import decode_jpegs, read_pixels
 from features.errors import ShelfmarkError
 from features.product import ProductImage
 from features.records import Piece, frame, pieces_of, serialise
-from features.views import FLIP
+from features.views import FLIP, WHOLE, View
 
 pytestmark = pytest.mark.usefixtures("quiet_tensorflow")
 
@@ -86,8 +87,33 @@ def test_records_give_the_pixels_of_their_images(photo: conftest.Photo) -> None:
 
 def test_flipped_pixels_are_mirrored_left_to_right(photo: conftest.Photo) -> None:
     jpegs = [photo(seed) for seed in range(3)]
-    found = np.concatenate(list(read_pixels(pieces_of(jpegs, "drawn"), 16, 4, FLIP)))[:3]
+    found = np.concatenate(list(read_pixels(pieces_of(jpegs, "drawn"), 16, 4, [FLIP])))[:3]
     np.testing.assert_array_equal(found, conftest.pixels_of(jpegs, 16)[:, :, ::-1])
+
+
+def test_each_photo_is_decoded_once_and_its_batches_come_in_each_view_in_turn(
+    photo: conftest.Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jpegs = [photo(seed, 40) for seed in range(6)]
+    views = [FLIP, View(20, "top-right"), WHOLE, View(20, "top-right", flip=True)]
+    alone = [list(read_pixels(pieces_of(jpegs, "drawn"), 16, 4, [view])) for view in views]
+    sizes: list[list[int]] = []
+
+    def decode(jpegs: tf.Tensor, its: Sequence[int]) -> list[tf.Tensor]:
+        sizes.append(list(its))
+        return decode_jpegs(jpegs, its)
+
+    monkeypatch.setattr(pixels, "decode_jpegs", decode)
+    found = list(read_pixels(pieces_of(jpegs, "drawn"), 16, 4, views))
+    assert sizes == [[16, 20]], "decoded in one place of the graph, resized to each size once"
+    assert len(found) == 2 * len(views)
+    for number, batches in enumerate(alone):
+        np.testing.assert_array_equal(found[number :: len(views)], batches)
+
+
+def test_a_view_of_another_size_than_the_networks_is_refused(photo: conftest.Photo) -> None:
+    with pytest.raises(ValueError, match="expected a network for view 20, found one of 16 px"):
+        next(read_pixels(pieces_of([photo(1)], "drawn"), 16, 4, [WHOLE, View(20)]))
 
 
 def test_error_of_the_source_of_photos_comes_through_as_it_is(photo: conftest.Photo) -> None:

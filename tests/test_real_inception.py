@@ -45,7 +45,7 @@ def computed(
 ) -> np.ndarray:
     calibration = Int8Calibration(folder, lambda most: pieces_of(photos[:most], "photos"))
     made = choose_engine(backbone, 8, engine, precision, calibration)
-    return extract(made, pieces_of(photos, "photos"), len(photos), dtype=np.float32)
+    return extract(made, pieces_of(photos, "photos"), len(photos), dtype=np.float32)[0]
 
 
 def test_every_engine_and_precision_gives_the_bottlenecks_of_keras(

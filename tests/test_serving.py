@@ -153,7 +153,7 @@ def test_decision_is_the_one_made_from_bottlenecks(
 ) -> None:
     photos = [photo(SURE), photo(8, "PNG"), photo(9, "BMP", side=200)]  # the last, 1.9 MB, waits on disk
     jpegs = [normalise(data).jpeg for data in photos]
-    bottlenecks = extract(engine, pieces_of(jpegs, "drawn"), len(jpegs))
+    [bottlenecks] = extract(engine, pieces_of(jpegs, "drawn"), len(jpegs))
     categorizer = bundle.categorizer
     table = categorizer.decide(np.array(["x"], object), categorizer.predict(bottlenecks, np.array([0, 3])))
     assert (

@@ -11,7 +11,7 @@ int8 270.
 """
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -48,36 +48,40 @@ class Engine(Protocol):
 
 
 def extract(
-    engine: Engine, pieces: Iterable[Piece], count: int, view: View = WHOLE, dtype: type = np.float16
-) -> np.ndarray:
-    """Computes the bottlenecks of images, in order.
+    engine: Engine,
+    pieces: Iterable[Piece],
+    count: int,
+    views: Sequence[View] = (WHOLE,),
+    dtype: type = np.float16,
+) -> list[np.ndarray]:
+    """Computes the bottlenecks of images, in order; each image is decoded once for all views.
 
     Args:
-        engine: of the backbone for this view, see `Backbone.for_view`.
+        engine: of the backbone for these views, see `Backbone.for_view`.
         pieces: of strict JPEGs.
         count: how many images they hold.
-        view: of the images.
+        views: of the images, of one `View.network`.
         dtype: float16, as they are stored, or float32, as they are computed.
 
     Returns:
-        (count, d) of that type.
+        Of each view (count, d) of that type.
     """
-    rows: np.ndarray = np.empty((-(-count // engine.batch) * engine.batch, engine.width), dtype)
-    engine.fill(read_pixels(_counted(pieces, count), engine.size, engine.batch, view), rows)
-    return rows[:count]
+    return _filled(engine, _counted(pieces, count), count, views, dtype)
 
 
-def extract_readable(engine: Engine, pieces: Iterable[Piece], most: int, view: View = WHOLE) -> np.ndarray:
+def extract_readable(
+    engine: Engine, pieces: Iterable[Piece], most: int, views: Sequence[View] = (WHOLE,)
+) -> list[np.ndarray]:
     """Computes the bottlenecks of images of which some may turn out unreadable, in order.
 
     Args:
-        engine: of the backbone for this view.
+        engine: of the backbone for these views.
         pieces: of strict JPEGs.
         most: how many images they hold at most.
-        view: of the images.
+        views: of the images, of one `View.network`.
 
     Returns:
-        (n, d) float16, of the n images that there are.
+        Of each view (n, d) float16, of the n images that there are.
     """
     counts: list[int] = []
 
@@ -86,9 +90,19 @@ def extract_readable(engine: Engine, pieces: Iterable[Piece], most: int, view: V
             counts.append(len(piece.starts))
             yield piece
 
-    rows: np.ndarray = np.empty((-(-most // engine.batch) * engine.batch, engine.width), np.float16)
-    engine.fill(read_pixels(counted(), engine.size, engine.batch, view), rows)
-    return rows[: sum(counts)]
+    found = _filled(engine, counted(), most, views, np.float16)
+    return [rows[: sum(counts)] for rows in found]
+
+
+def _filled(
+    engine: Engine, pieces: Iterable[Piece], most: int, views: Sequence[View], dtype: type
+) -> list[np.ndarray]:
+    """Returns of each view (most, d), filled from the top; the engine's batches are of each view in turn."""
+    batches = -(-most // engine.batch)
+    rows: np.ndarray = np.empty((batches * len(views) * engine.batch, engine.width), dtype)
+    engine.fill(read_pixels(pieces, engine.size, engine.batch, views), rows)
+    in_turn = rows.reshape(batches, len(views), engine.batch, engine.width)
+    return [in_turn[:, number].reshape(-1, engine.width)[:most] for number in range(len(views))]
 
 
 def _counted(pieces: Iterable[Piece], count: int) -> Iterator[Piece]:

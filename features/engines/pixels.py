@@ -1,7 +1,9 @@
 """From JPEGs to pixels: pieces are cut, decoded and resized in TensorFlow's threads, beside the backbone.
 
-    Piece ─► cut ─► batch ─► parse the Examples ─► decode, resize, round ─► cut, mirror: see views.py
+    Piece ─► cut ─► batch ─► parse the Examples ─► decode, resize, round ─► of each view: cut, mirror
                              `────────── batches side by side, on the CPU ──────────´
+
+A photo is decoded once for all its views (views.py), and resized once to each size.
 
 Python handles pieces of some megabytes and batches of pixels, no single image: 0.8 ms of a core for an image
 of 180 px at 299 instead of 1.1 with a generator of JPEGs.
@@ -15,7 +17,7 @@ import numpy as np
 
 from features.errors import ShelfmarkError
 from features.records import Piece, feature_spec
-from features.views import WHOLE, View
+from features.views import WHOLE, View, sizes_of
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -26,32 +28,35 @@ if TYPE_CHECKING:
 RESIZE = "bilinear"
 
 
-def read_pixels(pieces: Iterable[Piece], size: int, batch: int, view: View = WHOLE) -> Iterator[np.ndarray]:
+def read_pixels(
+    pieces: Iterable[Piece], size: int, batch: int, views: Sequence[View] = (WHOLE,)
+) -> Iterator[np.ndarray]:
     """Decodes and resizes images, in order.
 
     Args:
         pieces: of strict JPEGs.
         size: px, of the network's input.
         batch: images; a short last batch is filled with black, so that every batch runs the same kernels.
-        view: of the photos.
+        views: of the photos, which one network computes.
 
     Yields:
-        (batch, size, size, 3) uint8.
+        (batch, size, size, 3) uint8: the first batch of photos in each of the views, then the second, …
 
     Raises:
         ShelfmarkError: an image that ingest had decoded cannot be decoded.
-        ValueError: the network takes another size than the view has.
+        ValueError: the network takes another size than a view has.
         Exception: whatever `pieces` raises.
     """
     import tensorflow as tf
 
-    if view.input(size) != size:
-        raise ValueError(f"expected a network for view {view.name}, found one of {size} px")
+    for view in views:
+        if view.input(size) != size:
+            raise ValueError(f"expected a network for view {view.name}, found one of {size} px")
     source = _Source(pieces)
     done = 0
     try:
-        for images in _batches(source, size, batch, view):
-            yield images
+        for images in _batches(source, size, batch, views):
+            yield from images
             done += batch
     except tf.errors.InvalidArgumentError as error:
         raise ShelfmarkError(
@@ -86,8 +91,13 @@ class _Source:
         return list(dict.fromkeys(name for begin, stop, name in self._read if begin < end and stop > first))
 
 
-def _batches(source: _Source, size: int, batch: int, view: View) -> Iterator[np.ndarray]:
-    """Starts TensorFlow's threads; returns (batch, size, size, 3) uint8 in order."""
+def _batches(
+    source: _Source, size: int, batch: int, views: Sequence[View]
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Starts TensorFlow's threads; returns for each view (batch, size, size, 3) uint8, in order.
+
+    Two batches for the network, or one in all its views, always wait for it.
+    """
     import tensorflow as tf
 
     numbers = tf.TensorSpec([None], tf.int64)
@@ -95,11 +105,12 @@ def _batches(source: _Source, size: int, batch: int, view: View) -> Iterator[np.
     with tf.device("cpu"):
         texts = tf.data.Dataset.from_generator(source, output_signature=signature).flat_map(_cut)
         pixels = texts.batch(batch).map(
-            lambda texts, examples: _pixels(_jpegs(texts, examples), size, batch, view),
+            lambda texts, examples: _pixels(_jpegs(texts, examples), size, batch, views),
             num_parallel_calls=os.cpu_count(),
             deterministic=True,
         )
-        batches: Iterator[np.ndarray] = pixels.prefetch(2).with_options(_untuned()).as_numpy_iterator()
+        waiting = pixels.prefetch(2 if len(views) == 1 else 1).with_options(_untuned())
+        batches: Iterator[tuple[np.ndarray, ...]] = waiting.as_numpy_iterator()
     return batches
 
 
@@ -130,14 +141,14 @@ def _jpegs(texts: "tf.Tensor", examples: "tf.Tensor") -> "tf.Tensor":
     return tf.cond(examples[0], lambda: tf.io.parse_example(texts, parsed)["image"], lambda: texts)
 
 
-def _pixels(jpegs: "tf.Tensor", size: int, batch: int, view: View) -> "tf.Tensor":
-    """Decodes (n,) JPEGs, n up to `batch` → (batch, size, size, 3) uint8, black at the end."""
+def _pixels(jpegs: "tf.Tensor", size: int, batch: int, views: Sequence[View]) -> "tuple[tf.Tensor, ...]":
+    """Decodes (n,) JPEGs, n up to `batch` → for each view (batch, size, size, 3) uint8, black at the end."""
     import tensorflow as tf
 
-    [photos] = decode_jpegs(jpegs, [view.resized(size)])
-    images = view.of_pixels(photos, size)
-    images = tf.pad(images, [[0, batch - tf.shape(images)[0]], [0, 0], [0, 0], [0, 0]])
-    return tf.ensure_shape(images, (batch, size, size, 3))
+    sizes, black = sizes_of(views, size), [[0, batch - tf.shape(jpegs)[0]], [0, 0], [0, 0], [0, 0]]
+    photos = {px: tf.pad(its, black) for px, its in zip(sizes, decode_jpegs(jpegs, sizes), strict=True)}
+    images = [view.of_pixels(photos[view.resized(size)], size) for view in views]
+    return tuple(tf.ensure_shape(one, (batch, size, size, 3)) for one in images)
 
 
 def decode_jpegs(jpegs: "tf.Tensor", sizes: Sequence[int]) -> "list[tf.Tensor]":

@@ -175,7 +175,8 @@ class Categorizer:
             source: named by errors.
         """
         pieces = functools.partial(pieces_of, jpegs, source=source)
-        return self.rows([extract(engines[one.network], pieces(), len(jpegs), one) for one in self.views])
+        count = len(jpegs)
+        return self.rows([extract(engines[one.network], pieces(), count, [one])[0] for one in self.views])
 
     def looks_again(self, first: Rows, bounds: np.ndarray) -> np.ndarray:
         """(n,) bool: about which products all views decide; without a cascade about all of them.

@@ -25,7 +25,14 @@ from features.storage.store import Digests, Store
 from features.views import View
 from models.decisions.bundle import Bundle
 from pipeline.adapt.given import RefusedPhoto
-from pipeline.extract.fill_store import engines_of, make_shard, require_all, require_room, try_twice
+from pipeline.extract.fill_store import (
+    engines_of,
+    make_shard,
+    require_all,
+    require_room,
+    stores_by_network,
+    try_twice,
+)
 from pipeline.ingest.check_images import fetching_of, image_limits
 from pipeline.ingest.index import NO_IMAGE
 from pipeline.job.config import Config
@@ -126,7 +133,7 @@ def _extract(
     products = {product for product, its in photos.digests.items() if lacking.intersection(its)}
     log.info("adapt: %s photos are new to the store", f"{len(lacking):,}")
     backbone, limits = bundle.backbone(), image_limits(config.ingest)
-    require_room(views[0], len(lacking) * len(views), backbone)
+    require_room(views, len(lacking), backbone)
     engines: dict[View, Engine] = {}
     done, refused = set[bytes](), dict[bytes, Refused | None]()
     held: dict[bytes, bytes] = {}  # digest → strict JPEG
@@ -140,12 +147,12 @@ def _extract(
             engines.update(engines_of(backbone, views, config.extract, sample))
         digests = np.frombuffer(b"".join(held), np.uint8).reshape(-1, 32)
         pieces = functools.partial(pieces_of, jpegs, source="photos")
-        for store in views:
-            engine = engines[store.of.network]
+        for stores in stores_by_network(views):
+            engine = engines[stores[0].of.network]
             reason = try_twice(
-                functools.partial(make_shard, store, digests, pieces, engine, backbone.weights)
+                functools.partial(make_shard, stores, digests, pieces, engine, backbone.weights)
             )
-            require_all(store, {"of photos": reason} if reason else {}, "photos that were sent along")
+            require_all(stores, {"of photos": reason} if reason else {}, "photos that were sent along")
         photos.extracted += len(held)
         held.clear()
 

@@ -39,11 +39,12 @@ from pipeline.categorize.digest_index import DigestIndex, build_index
 from pipeline.extract.beam_worker import FAILED, LoadedNetwork, SharedNetwork, failures, share_network
 from pipeline.extract.fill_store import (
     MOST_FAILED,
+    append,
     engines_of,
     require_all,
     require_room,
-    require_use,
     spread,
+    stores_by_network,
     try_twice,
 )
 from pipeline.job.config import ExtractSettings
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from apache_beam.utils.shared import Shared
 
 PLAN, NEW = "_plan.arrow", "_new"
-LENGTH = struct.Struct("<Q")  # before each JPEG that is kept for other views
+LENGTH = struct.Struct("<Q")  # before each JPEG that is kept for other networks
 PHOTOS = "the source's photos"
 PLANNED = pa.schema(
     [
@@ -167,14 +168,14 @@ def extract_new(
     backbone = load()
     with pa.memory_map(str(local(work / PLAN))) as plan:
         images = pa.ipc.open_file(plan).read_all().num_rows
-    require_room(views[0], images * len(views), backbone)
+    require_room(views, images, backbone)
     stores = tuple(str(absolute(view.path)) for view in views)
     job = _Job(str(absolute(work)), stores, backbone.weights, limits)
     if beam:
         failed = _on_beam(job, backbone, settings, marks, beam)
     else:
         failed = _here(job, engines_of(backbone, views, settings, functools.partial(_sample, job)), marks)
-    require_all(views[0], failed, "the bottlenecks of all new images")
+    require_all(views, failed, "the bottlenecks of all new images")
     return marks
 
 
@@ -261,25 +262,25 @@ class Outcome(NamedTuple):
 def make_shard(number: int, mark: AnyPath, job: _Job, engines: Mapping[View, Engine]) -> None:
     """Makes the shard of planned images, appends it to the stores, and writes what was found about them.
 
-    The images are read and decoded strictly for the first view; the others take the JPEGs that this has kept.
+    The images are read and decoded strictly for the views of the first network, together; those of the others
+    take the JPEGs that this has kept.
     """
-    rows, views = _planned(job, number), job.views
+    rows, networks = _planned(job, number), stores_by_network(job.views)
     outcomes: list[Outcome] = []
     name = ""
     with tempfile.TemporaryFile() as kept:
-        for view in views:
-            engine = engines[view.of.network]
-            if view is views[0]:
-                pieces = _pieces(rows, job.limits, outcomes, kept if len(views) > 1 else None)
-                bottlenecks = extract_readable(engine, pieces, len(rows), view.of)
+        for stores in networks:
+            engine, views = engines[stores[0].of.network], [store.of for store in stores]
+            if stores is networks[0]:
+                pieces = _pieces(rows, job.limits, outcomes, kept if len(networks) > 1 else None)
+                found = extract_readable(engine, pieces, len(rows), views)
                 good = np.array([not one.reason for one in outcomes], bool)
                 digests = digests_of(rows["image_digest"])[good]
             else:
-                bottlenecks = extract(engine, _kept_pieces(kept), len(digests), view.of)
+                found = extract(engine, _kept_pieces(kept), len(digests), views)
             if not len(digests):
                 break
-            require_use(bottlenecks, job.weights, view)
-            name = view.append(digests, bottlenecks, engine=engine.name)
+            name = append(stores, digests, found, engine, job.weights)
     columns = [rows["image_digest"].combine_chunks(), *map(list, zip(*outcomes, strict=True))]
     table = pa.table(dict(zip(FOUND.names, columns, strict=True)), schema=FOUND)
     write_table(table.replace_schema_metadata({SHARD: name}), mark)

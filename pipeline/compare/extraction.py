@@ -160,7 +160,7 @@ def extract_and_measure(work: Extraction) -> ExtractionResult:
     records = open_artifact(work.run.path / "records", "records")
     store, read = Store(work.run.store / backbone.fingerprint), RecordReader(records)
     digests = Digests(read_digests(records.file("images.parquet")))
-    fill_store(store, digests, read, lambda: backbone, settings)
+    fill_store([store], digests, read, lambda: backbone, settings)
     numbers = np.arange(len(digests))
     engine = engine_of(backbone, store, settings, lambda most: read(spread(numbers, most)))
     from features.engines.engine import extract

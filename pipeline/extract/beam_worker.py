@@ -23,6 +23,7 @@ from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact, open_artifact
 from features.storage.paths import AnyPath, absolute, any_path, remove, write_whole, writing
 from features.storage.store import Digests, Locations, Store, digest_array, digests_of, shard_name
+from features.views import View
 from pipeline.beam.run_units import run_units
 from pipeline.extract.fill_store import RECORD, engines_of, fill, make_shard, require_all, spread, try_twice
 from pipeline.job.config import ExtractSettings
@@ -35,18 +36,18 @@ MISSING, NETWORK, FAILED = "_missing.arrow", "_backbone", "_failed"
 
 
 def fill_store_on_beam(
-    store: Store,
+    views: Sequence[Store],
     digests: Digests,
     records: Artifact,
     backbone: Backbone,
     settings: ExtractSettings,
     beam: tuple[str, ...],
     work: AnyPath,
-) -> Locations:
+) -> dict[View, Locations]:
     """As `fill_store`, on Beam's workers.
 
     Args:
-        store: of the backbone; workers write there.
+        views: their stores, of the backbone; workers write there.
         digests: of the images of the records.
         records: workers read them.
         backbone: frozen; workers load its weights from `work`.
@@ -55,21 +56,24 @@ def fill_store_on_beam(
         work: the working directory, which workers see.
     """
 
-    def extract_shards(shards: list[np.ndarray]) -> None:
+    def extract_shards(stores: Sequence[Store], shards: list[np.ndarray]) -> None:
         from apache_beam.utils.shared import Shared
 
-        require_disk("extract", store.path, sum(map(len, shards)) * backbone.width * np.float16().nbytes)
+        certain = len(stores) * sum(map(len, shards)) * backbone.width * np.float16().nbytes
+        require_disk("extract", stores[0].path, certain)
         remove(work / FAILED)
         _write_missing(shards, digests.values, records.file("images.parquet"), work / MISSING)
         sample = functools.partial(_sample, records)
-        network = share_network(backbone, work, [store], settings, sample)
-        job = _Job(str(absolute(records.path)), str(absolute(work)), network)
+        network = share_network(backbone, work, stores, settings, sample)
+        paths = tuple(str(absolute(store.path)) for store in stores)
+        job = _Job(str(absolute(records.path)), paths, str(absolute(work)), network)
         do = functools.partial(_make_unit, job=job, loaded=Shared())
         marks = [f"{shard_name(digests.values[shard])}.parquet" for shard in shards]
-        run_units("extract", list(range(len(shards))), do, absolute(store.path), beam, marks)
-        require_all(store, failures(work))
+        last = absolute(stores[-1].path)  # written last
+        run_units("extract", list(range(len(shards))), do, last, beam, marks)
+        require_all(stores, failures(work))
 
-    return fill(store, digests, settings, extract_shards)
+    return fill(views, digests, settings, extract_shards)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class _Job:
     """What workers have to know."""
 
     records: str  # path of the records
+    stores: tuple[str, ...]  # paths of the views' stores, which one network computes
     work: str  # path of the working directory
     network: "SharedNetwork"
 
@@ -103,10 +108,9 @@ def _sample_of_records(records: str, most: int) -> Iterator[Piece]:
 
 def _make_unit(number: int, mark: AnyPath, *, job: _Job, loaded: "Shared") -> None:
     """Makes a shard in a worker; when that fails, the reason goes into a file and the job continues."""
-    work = any_path(job.work)
-    store = Store(mark.parent)
+    work, stores = any_path(job.work), [Store(any_path(path)) for path in job.stores]
     sample = functools.partial(_sample_of_records, job.records)
-    here: LoadedNetwork = loaded.acquire(functools.partial(LoadedNetwork, job.network, [store], sample))
+    here: LoadedNetwork = loaded.acquire(functools.partial(LoadedNetwork, job.network, stores, sample))
     with (work / MISSING).open("rb") as file:
         rows = pa.Table.from_batches([pa.ipc.open_file(file).get_batch(number)])
     digests = digests_of(rows["image_digest"])
@@ -115,8 +119,8 @@ def _make_unit(number: int, mark: AnyPath, *, job: _Job, loaded: "Shared") -> No
     def read() -> Iterator[Piece]:
         return read_pieces(any_path(job.records), records)
 
-    engine = here.engines[store.of.network]
-    here.make(mark.stem, lambda: make_shard(store, digests, read, engine, job.network.weights))
+    engine = here.engines[stores[0].of.network]
+    here.make(mark.stem, lambda: make_shard(stores, digests, read, engine, job.network.weights))
 
 
 # The network of a worker

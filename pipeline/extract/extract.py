@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from features.engines.backbones import Backbone
 from features.storage.artifact import Artifact
 from features.storage.paths import AnyPath
-from features.storage.store import Digests, Locations, Store
+from features.storage.store import Digests, Store
 from models.heads.architectures import HeadShape, load_head
 from pipeline.extract.beam_worker import fill_store_on_beam
 from pipeline.extract.chosen_views import choose_views, require_views
-from pipeline.extract.fill_store import RecordReader, fill_store, fill_views
+from pipeline.extract.fill_store import RecordReader, fill_store
 from pipeline.extract.index import read_digests, shards_of, write_index
 from pipeline.job.config import ExtractSettings
 from pipeline.job.run import Run
@@ -86,13 +86,11 @@ def extract_records(
     def make(work: AnyPath) -> Mapping[str, object]:
         images = records.file("images.parquet")
         digests = Digests(read_digests(images))
-
-        def filled(view: Store) -> Locations:
-            if beam:
-                return fill_store_on_beam(view, digests, records, backbone, settings, beam, work)
-            return fill_store(view, digests, RecordReader(records), lambda: backbone, settings)
-
-        locations = fill_views([main.view(view) for view in chosen.views], filled)
+        views = [main.view(view) for view in chosen.views]
+        if beam:
+            locations = fill_store_on_beam(views, digests, records, backbone, settings, beam, work)
+        else:
+            locations = fill_store(views, digests, RecordReader(records), lambda: backbone, settings)
         new.append(max(found.new for found in locations.values()))
         write_index(images, digests.values, locations, work / "index.parquet")
         return BottlenecksSummary(

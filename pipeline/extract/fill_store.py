@@ -1,13 +1,14 @@
 """Fill the store: the bottlenecks that it lacks, shard after shard, in this process.
 
-What is missing is cut into shards in the order of the images. Shard boundaries do not depend on finished
+What a view lacks is cut into shards in the order of the images. Shard boundaries do not depend on finished
 shards: a killed job continues with the same shards, of the same names and bytes, as an undisturbed one.
-Beam's workers extract the same shards, see beam_worker.py.
+Views that one network computes and that lack the same shard are extracted together: each photo is decoded
+once for them. Beam's workers extract the same shards, see beam_worker.py.
 """
 
 import errno
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,11 +23,11 @@ from features.errors import ShelfmarkError
 from features.records import Piece, read_pieces
 from features.storage.artifact import Artifact
 from features.storage.store import Digests, Locations, Store, StoredRows, joined, shard_name
-from features.views import View
+from features.views import View, by_network
 from pipeline.job.account import count_new_images
 from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import Progress, log
-from pipeline.job.room import EXTRACT, require_disk, warn_of_memory
+from pipeline.job.room import EXTRACT, EXTRACT_VIEW, require_disk, warn_of_memory
 from pipeline.sources.image import Changed
 
 RECORD = ("file", "offset", "length")  # columns of images.parquet: where a record is
@@ -41,12 +42,16 @@ Read = Callable[[np.ndarray], Iterator[Piece]]  # numbers of images → pieces o
 
 
 def fill_store(
-    store: Store, digests: Digests, read: Read, load: Callable[[], Backbone], settings: ExtractSettings
-) -> Locations:
-    """Extracts what the store lacks in this process; an identical image once.
+    views: Sequence[Store],
+    digests: Digests,
+    read: Read,
+    load: Callable[[], Backbone],
+    settings: ExtractSettings,
+) -> dict[View, Locations]:
+    """Extracts what the stores of views lack in this process; an identical image once.
 
     Args:
-        store: of the backbone.
+        views: their stores, of the backbone.
         digests: of the images.
         read: numbers of images → pieces of their strict JPEGs, in order; called again when a shard is
             tried again.
@@ -54,31 +59,32 @@ def fill_store(
         settings: the section [extract].
 
     Returns:
-        Where the images are in the store.
+        Of each view where its images are in the store.
 
     Raises:
         ShelfmarkError: shards could not be made; the others are kept.
         OSError: the disk is full, not writable, …
     """
 
-    def extract_shards(shards: list[np.ndarray]) -> None:
+    def extract_shards(stores: Sequence[Store], shards: list[np.ndarray]) -> None:
         failed: dict[str, str] = {}
-        backbone = load()
-        require_room(store, sum(map(len, shards)), backbone)
-        engine = engine_of(backbone, store, settings, lambda most: read(spread(np.concatenate(shards), most)))
-        with Progress("extract", sum(map(len, shards))) as progress:
+        backbone, images = load(), sum(map(len, shards))
+        require_room(stores, images, backbone)
+        sample = lambda most: read(spread(np.concatenate(shards), most))  # noqa: E731
+        engine = engine_of(backbone, stores[0], settings, sample)
+        with Progress("extract", images) as progress:
             for number, shard in enumerate(shards):
                 done = number * settings.shard_images
                 pieces = functools.partial(_with_progress, read, shard, done, progress)
                 own = digests.values[shard]
-                extract_it = functools.partial(make_shard, store, own, pieces, engine, backbone.weights)
+                extract_it = functools.partial(make_shard, stores, own, pieces, engine, backbone.weights)
                 if reason := try_twice(extract_it):
                     failed[shard_name(own)] = reason
                 if len(failed) == MOST_FAILED:
                     break
-        require_all(store, failed)
+        require_all(stores, failed)
 
-    return fill(store, digests, settings, extract_shards)
+    return fill(views, digests, settings, extract_shards)
 
 
 def rows_of(
@@ -105,22 +111,11 @@ def rows_of(
         (n, d) if averaged, else (n · views, d).
     """
     stores = [store.view(view) for view in views]
-    found = fill_views(stores, lambda view: fill_store(view, digests, read, load, settings))
+    found = fill_store(stores, digests, read, load, settings)
     rows = [
         store.rows(one.names, one.shard, one.row) for store, one in zip(stores, found.values(), strict=True)
     ]
     return joined(rows, averaged)
-
-
-def fill_views(stores: Sequence[Store], fill_store: Callable[[Store], Locations]) -> dict[View, Locations]:
-    """Fills the stores of several views, one after the other; a new image counts once."""
-    found, new = dict[View, Locations](), 0
-    for store in stores:
-        found[store.of] = fill_store(store)
-        if (more := found[store.of].new - new) > 0:
-            count_new_images(more)
-            new += more
-    return found
 
 
 class RecordReader:
@@ -140,45 +135,82 @@ class RecordReader:
 
 
 def fill(
-    store: Store,
+    views: Sequence[Store],
     digests: Digests,
     settings: ExtractSettings,
-    extract_shards: Callable[[list[np.ndarray]], None],
-) -> Locations:
-    """Cuts the images that the store lacks into shards, and has them extracted.
+    extract_shards: Callable[[Sequence[Store], list[np.ndarray]], None],
+) -> dict[View, Locations]:
+    """Cuts the images that the stores of views lack into shards, and has them extracted.
+
+    A new image counts once.
 
     Args:
-        store: of the backbone.
+        views: their stores, of the backbone.
         digests: of the images.
         settings: the section [extract].
-        extract_shards: appends shards to the store, each given as the numbers of its images.
+        extract_shards: appends shards, each given as the numbers of its images, to the stores that all lack
+            them, of views that one network computes.
 
     Returns:
-        Where the images are in the store.
+        Of each view, in their order, where its images are in the store.
     """
-    locations = store.find(digests)
-    missing = np.flatnonzero(digests.first & (locations.row < 0))
-    if not len(missing):
-        return locations
-    size = settings.shard_images
-    extract_shards([missing[start : start + size] for start in range(0, len(missing), size)])
+    found, new = {store.of: store.find(digests) for store in views}, 0
+    for stores in stores_by_network(views):
+        missing = {store: np.flatnonzero(digests.first & (found[store.of].row < 0)) for store in stores}
+        for lacking, shards in _together(missing, digests, settings.shard_images):
+            extract_shards(lacking, shards)
+        for store, numbers in missing.items():
+            if len(numbers):
+                found[store.of] = _find_all(store, digests, len(numbers))
+        if (more := max(map(len, missing.values())) - new) > 0:
+            count_new_images(more)
+            new += more
+    return found
+
+
+def stores_by_network(views: Sequence[Store]) -> list[list[Store]]:
+    """The stores of views, those together that one network computes."""
+    numbers = by_network([store.of for store in views]).values()
+    return [[views[number] for number in its] for its in numbers]
+
+
+def _together(
+    missing: Mapping[Store, np.ndarray], digests: Digests, size: int
+) -> list[tuple[Sequence[Store], list[np.ndarray]]]:
+    """Cuts what stores lack, numbers of images, into shards; those together that the same stores lack."""
+    shards, lacking = dict[str, np.ndarray](), dict[str, list[Store]]()
+    for store, numbers in missing.items():
+        for start in range(0, len(numbers), size):
+            shard = numbers[start : start + size]
+            name = shard_name(digests.values[shard])
+            shards[name] = shard
+            lacking.setdefault(name, []).append(store)
+    found: dict[tuple[Store, ...], list[np.ndarray]] = {}
+    for name, stores in lacking.items():
+        found.setdefault(tuple(stores), []).append(shards[name])
+    return list(found.items())
+
+
+def _find_all(store: Store, digests: Digests, new: int) -> Locations:
+    """Where all images are in the store, of which so many were just extracted."""
     locations = store.find(digests)
     if (locations.row < 0).any():
         raise ShelfmarkError(
             f"{store.path}: lacks images that were just extracted; expected no other job to remove shards; "
             "run the command again"
         )
-    return replace(locations, new=len(missing))
+    return replace(locations, new=new)
 
 
-def require_room(store: Store, images: int, backbone: Backbone) -> None:
+def require_room(views: Sequence[Store], images: int, backbone: Backbone) -> None:
     """Refuses an extraction whose bottlenecks do not fit on the disk; warns where memory is short.
 
     Raises:
-        ShelfmarkError: less is free than the bottlenecks of these images take.
+        ShelfmarkError: less is free than the bottlenecks of these images in these views take.
     """
-    require_disk("extract", store.path, images * backbone.width * np.float16().nbytes)
-    warn_of_memory("extract", EXTRACT, "end other programs, or lower extract.batch")
+    require_disk("extract", views[0].path, len(views) * images * backbone.width * np.float16().nbytes)
+    needed = EXTRACT + (len(views) - 1) * EXTRACT_VIEW
+    warn_of_memory("extract", needed, "end other programs, or lower extract.batch")
 
 
 def _with_progress(read: Read, shard: np.ndarray, done: int, progress: Progress) -> Iterator[Piece]:
@@ -203,13 +235,13 @@ def engine_of(
 
 def engines_of(
     backbone: Backbone,
-    stores: Iterable[Store],
+    stores: Sequence[Store],
     settings: ExtractSettings,
     sample: Callable[[int], Iterator[Piece]],
 ) -> dict[View, Engine]:
     """The engines of the settings for these stores' views, by `View.network`: one for views that share it."""
-    networks = {store.of.network: store for store in stores}
-    return {network: engine_of(backbone, store, settings, sample) for network, store in networks.items()}
+    first = [its[0] for its in stores_by_network(stores)]
+    return {store.of.network: engine_of(backbone, store, settings, sample) for store in first}
 
 
 def spread(numbers: np.ndarray, most: int) -> np.ndarray:
@@ -225,18 +257,44 @@ class _Useless(ShelfmarkError):
 
 
 def make_shard(
-    store: Store, digests: np.ndarray, read: Callable[[], Iterator[Piece]], engine: Engine, weights: str
+    stores: Sequence[Store],
+    digests: np.ndarray,
+    read: Callable[[], Iterator[Piece]],
+    engine: Engine,
+    weights: str,
 ) -> None:
-    """Extracts the images of a shard, whose digests are (n, 32) uint8, and appends it.
+    """Extracts the images of a shard, whose digests are (n, 32) uint8, and appends it to each view's store.
 
     Ingest has decoded every image: here nothing is rejected, and `extract` refuses more or fewer images.
     """
-    bottlenecks = extract(engine, read(), len(digests), store.of)
-    require_use(bottlenecks, weights, store)
-    store.append(digests, bottlenecks, engine=engine.name)
+    found = extract(engine, read(), len(digests), [store.of for store in stores])
+    append(stores, digests, found, engine, weights)
 
 
-def require_use(bottlenecks: np.ndarray, weights: str, store: Store) -> None:
+def append(
+    stores: Sequence[Store],
+    digests: np.ndarray,
+    bottlenecks: Sequence[np.ndarray],
+    engine: Engine,
+    weights: str,
+) -> str:
+    """Appends a shard to each store, if its bottlenecks are of use; returns its name.
+
+    Args:
+        stores: of the views.
+        digests: (n, 32) uint8.
+        bottlenecks: of each view (n, d) float16.
+        engine: which computed them.
+        weights: what the network's weights are called.
+    """
+    name = ""
+    for store, its in zip(stores, bottlenecks, strict=True):
+        _require_use(its, weights, store)
+        name = store.append(digests, its, engine=engine.name)
+    return name
+
+
+def _require_use(bottlenecks: np.ndarray, weights: str, store: Store) -> None:
     """Raises _Useless about numbers that are not finite, and about a store that would begin with zeros.
 
     Later a shard may be all zero: it can be the one of a single image.
@@ -274,12 +332,12 @@ def try_twice(make: Callable[[], object]) -> str:
 
 
 def require_all(
-    store: Store, failed: Mapping[str, str], expected: str = "every image of the records"
+    stores: Sequence[Store], failed: Mapping[str, str], expected: str = "every image of the records"
 ) -> None:
     """Raises a ShelfmarkError about the first of the failed shards, name → reason."""
     for name in sorted(failed)[:1]:
         others = f"; {len(failed) - 1} others failed, too" if len(failed) > 1 else ""
         raise ShelfmarkError(
-            f"{store.path}: shard {name} failed twice ({failed[name]}){others}; expected {expected}; correct "
-            "the cause and run the command again, which makes what is missing"
+            f"{stores[0].path}: shard {name} failed twice ({failed[name]}){others}; expected {expected}; "
+            "correct the cause and run the command again, which makes what is missing"
         )

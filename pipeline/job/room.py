@@ -18,6 +18,9 @@ from pipeline.job.progress import log
 # Peak bytes of all processes, of docs/benchmarks.md: ingest 443 to 460 MB; extraction with Inception v3
 # 1,427 MB; training on 2,000,000 images 2.28 GB, of which 0.5 GB are two windows of bottlenecks
 INGEST, EXTRACT, TRAIN = 450_000_000, 1_400_000_000, 900_000_000
+# Bytes of each further view of extraction, Inception v3 on two cores: batches of pixels, at most four of a
+# view, and the bottlenecks of a shard, which are there twice while they are taken apart
+EXTRACT_VIEW = 60_000_000
 TRAIN_IMAGE = 400  # bytes of an image beside its bottleneck: ids, digests, order
 UNLIMITED = 2**60  # bytes: cgroups of version 1 say so with a number above
 
