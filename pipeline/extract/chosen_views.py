@@ -11,8 +11,8 @@ from pipeline.job.config import ExtractSettings
 from pipeline.job.progress import log
 
 # What a quality adds to the whole photo: its middle, cut out of the photo at this size, in units of the
-# backbone's own; and each view mirrored, too. Every backbone can have these views. Chosen by measurement:
-# docs/experiments/views.md.
+# backbone's own; and each view mirrored, too, to train on. Every backbone can have these views. Chosen by
+# measurement: docs/experiments/views.md.
 QUALITIES: dict[str, tuple[tuple[float, ...], bool]] = {"fast": ((), False), "best": ((11 / 7,), True)}
 # Whole photos that may be extracted for `auto` to take best: Inception v3 extracts 28 a second in float32 on
 # two cores, 100,000 in an hour; smaller networks, and processors that compute in bfloat16, take less time.
@@ -50,9 +50,9 @@ def choose_views(
     quality, why = settings.quality, ""
     if quality == "auto":
         if kept := _kept(settings, backbone, before):
-            log.info("views: %s, as the release in service: its images are in the store", _listed(kept))
-            return _with_asked(settings, kept)
-        size = images * cost(_views_of("best", backbone), backbone.image_size)
+            log.info("views: %s, as the release in service: its images are in the store", _listed(kept.views))
+            return kept
+        size = images * cost(_of_quality("best", backbone)[0], backbone.image_size)
         quality = "best" if size <= AN_HOUR else "fast"
         why = f"all views of {images:,} photos cost as much as {size:,.0f} whole ones; limit {AN_HOUR:,}"
     chosen = _chosen(settings, quality, backbone)
@@ -73,49 +73,61 @@ def require_views(settings: ExtractSettings, backbone: Backbone, before: HeadSha
     """
     if settings.quality != "auto":
         _chosen(settings, settings.quality, backbone)
-    elif kept := _kept(settings, backbone, before):
-        _with_asked(settings, kept)
-    else:
+    elif not _kept(settings, backbone, before):
         try:
             _chosen(settings, "fast", backbone)
         except ShelfmarkError:
             _chosen(settings, "best", backbone)
 
 
-def _kept(settings: ExtractSettings, backbone: Backbone, before: HeadShape | None) -> tuple[View, ...] | None:
-    """The views of the release in service, if `auto` keeps to them."""
+def _kept(settings: ExtractSettings, backbone: Backbone, before: HeadShape | None) -> ChosenViews | None:
+    """The views of the release in service, if `auto` keeps to them; raises as `choose_views`.
+
+    A head says from which views it predicts. Where they are those of one quality, it was trained on all of
+    that quality.
+    """
     is_open = settings.views is None and settings.flip is None
     if before is None or before.fingerprint != backbone.fingerprint or not is_open:
         return None
-    return tuple(map(parse_view, before.views))
+    predicts = tuple(map(parse_view, before.views))
+    alike = [name for name in QUALITIES if predicts == (_asked(settings) or _of_quality(name, backbone)[1])]
+    if len(alike) == 1:
+        return _chosen(settings, alike[0], backbone)
+    return None if alike else _with_asked(settings, predicts, predicts)
 
 
 def _chosen(settings: ExtractSettings, quality: str, backbone: Backbone) -> ChosenViews:
     """The views of the settings, which a quality fills; raises as `choose_views`."""
     mirrored = settings.flip if settings.flip is not None else QUALITIES[quality][1]
-    views = _views_of(quality, backbone, mirrored)
-    if settings.views:
-        views = _mirrored([parse_view(name) for name in settings.views], mirrored)
-    for view in views:
+    views = tuple(map(parse_view, settings.views or ())) or _of_quality(quality, backbone)[1]
+    every = _mirrored(views) if mirrored else views
+    for view in every:
         backbone.require_view(view)
-    return _with_asked(settings, views)
+    return _with_asked(settings, every, every if settings.flip else views)
 
 
-def _views_of(quality: str, backbone: Backbone, mirrored: bool | None = None) -> tuple[View, ...]:
-    """The views of a quality; `mirrored` in place of its own, if given."""
-    scales, flip = QUALITIES[quality]
+def _of_quality(name: str, backbone: Backbone) -> tuple[tuple[View, ...], tuple[View, ...]]:
+    """The views of a quality that are trained on, and of these those that predictions are made from."""
+    scales, flip = QUALITIES[name]
     middles = [View(round(backbone.image_size * scale), "center") for scale in scales]
-    return _mirrored([WHOLE, *middles], flip if mirrored is None else mirrored)
+    views = (WHOLE, *middles)
+    return _mirrored(views) if flip else views, views
 
 
-def _mirrored(views: Sequence[View], mirrored: bool) -> tuple[View, ...]:
-    """The views, each followed by its mirrored one where `mirrored`; each once."""
-    pairs = [(view, view.mirrored()) if mirrored else (view,) for view in views]
-    return tuple(dict.fromkeys(view for pair in pairs for view in pair))
+def _mirrored(views: Sequence[View]) -> tuple[View, ...]:
+    """The views, each followed by its mirrored one; each once."""
+    return tuple(dict.fromkeys(one for view in views for one in (view, view.mirrored())))
 
 
-def _with_asked(settings: ExtractSettings, views: tuple[View, ...]) -> ChosenViews:
-    asked = tuple(map(parse_view, settings.asked)) or views
+def _asked(settings: ExtractSettings) -> tuple[View, ...]:
+    return tuple(map(parse_view, settings.asked))
+
+
+def _with_asked(
+    settings: ExtractSettings, views: tuple[View, ...], predicts: tuple[View, ...]
+) -> ChosenViews:
+    """The views, of which extract.asked names those that predictions are made from; else `predicts`."""
+    asked = _asked(settings) or predicts
     if lacking := [view for view in asked if view not in views]:
         raise ShelfmarkError(
             f"extract.asked: {_listed(lacking)}: not among the views; expected some of {_listed(views)}; "

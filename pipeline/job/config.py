@@ -234,13 +234,13 @@ class ExtractSettings(Section):
     they are those of `quality`. Set them when `shelfmark evaluate` shows that they are worth their time on
     your photos."""
     flip: bool | None = None
-    """Extract the mirrored image of each view, too. Without it as `quality` says: not for fast. Set true when
-    accuracy matters more than time: it gave 2 points on grocery photos and doubles the work of extraction,
-    also when products are categorized."""
+    """Extract the mirrored image of each view, too. Without it as `quality` says: not for fast; for best, to
+    train on them alone. Set true when accuracy matters more than time: it gave 2 points on grocery photos and
+    doubles the work of extraction, also when products are categorized."""
     asked: Annotated[tuple[ViewName, ...], AfterValidator(_distinct)] = ()
     """Views, of those that are trained on, that predictions are made from: when thresholds are calibrated,
-    when products are categorized, and by the service. Without it all of them. Name fewer to categorize faster
-    than you train."""
+    when products are categorized, and by the service. Without it all of them, but the mirrored ones that
+    quality best adds. Name fewer to categorize faster than you train."""
     combine: Literal["apart", "averaged"] = "apart"
     """What becomes of a photo's views: `apart`, each is predicted from as if it were a photo of its own;
     `averaged`, their mean is one bottleneck. Choose averaged when the head must not take longer than with one

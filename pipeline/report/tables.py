@@ -718,7 +718,8 @@ def used_settings(data: ReportData, config: Config, words: Words) -> Iterator[tu
         if values["extract"][name] is None:
             values["extract"][name] = config.extract.quality
     values["extract"]["asked"] = data.head.views
-    if not config.extract.asked:  # then they are all that there are
+    all_asked = config.extract.quality == "fast" or config.extract.flip is not None
+    if all_asked and not config.extract.asked:
         values["extract"]["views"] = data.head.views
     for name in ("csv_delimiter", "csv_encoding"):
         values["ingest"][name] = values["ingest"][name] or words("settings.detected")
