@@ -1,14 +1,15 @@
 """Recipes of fine-tuning on real photos: what each gives on photos of other shops, and what it takes.
 
     .venv/bin/python benchmarks/finetune_recipes.py [--data ../shared] [--seeds 1]
-        [--recipe "NAME: finetune.epochs=8 finetune.cutmix=1"]… [--ask 224 256] [--workspace DIR]
+        [--recipe "NAME: finetune.epochs=8 finetune.cutmix=1"]… [--precision float32] [--workspace DIR]
 
 Photos: those of benchmarks/shops.py, with an ImageNet-trained MobileNet in `<data>/weights`. Each recipe is
 tuned on half A and asked about half B, and about the 296 validation photos.
 
 `along`: the head that is tuned together with the backbone; `own`: one that is trained as usual on the tuned
-bottlenecks of half A, which is what a run does. Nothing selects an epoch. With --workspace decoded photos are
-kept, and rows of earlier commands stay in the table. Writes benchmarks/results/finetune_recipes.json.
+bottlenecks of half A, which is what a run does: of the whole photos and of their middles. Each is asked about
+the whole photo, and about `both` views. Nothing selects an epoch. With --workspace decoded photos are kept,
+and rows of earlier commands stay in the table. Writes benchmarks/results/finetune_recipes.json.
 """
 
 import argparse
@@ -21,10 +22,13 @@ from typing import Any
 import measure
 import numpy as np
 from grocery import add_data, find_grocery
-from shops import GroceryPhotos, accuracies, cached, halves, trained_head
+from shops import GroceryPhotos, accuracies, cached, halves, softmax, trained_head
+
+from features.views import WHOLE, View, parse_view
 
 RESULTS = Path(__file__).parent / "results" / "finetune_recipes.json"
 SIZE = 224  # px, of the backbone
+VIEWS = (WHOLE, parse_view("352-center"))  # from which quality best predicts
 BATCH = 128
 
 
@@ -35,8 +39,8 @@ def main() -> None:
     )
     add_data(parser)
     parser.add_argument("--recipe", dest="recipes", action="append", metavar="NAME: SETTING=VALUE …")
-    parser.add_argument("--image-size", type=int, default=SIZE, help="of the backbone, px")
-    parser.add_argument("--ask", type=int, nargs="+", help="px; default: the backbone's")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--epochs", type=int, default=60, help="of a head on one view; of two: half as many")
     parser.add_argument(
         "--between",
         type=float,
@@ -54,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rows = try_all(*found, options, options.workspace or Path(scratch))
     print_table(rows)
-    results = {"image_size": options.image_size, "rows": rows}
+    results = {"image_size": SIZE, "precision": options.precision, "epochs": options.epochs, "rows": rows}
     RESULTS.write_text(
         json.dumps(results | {"conditions": measure.conditions("tensorflow", "keras")}, indent=1)
     )
@@ -88,17 +92,14 @@ def try_all(
     kept = workspace / "rows.json"
     rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
     photos = GroceryPhotos(manifest, workspace)
-    base = load_backbone("mobilenet", str(weights), options.image_size)
-    frozen = cached(
-        workspace / f"frozen-{options.image_size}.npy",
-        lambda: bottlenecks(base.model, photos.of(options.image_size)),
-    )
+    base = load_backbone("mobilenet", str(weights), SIZE)
+    frozen = cached(workspace / "frozen.npy", lambda: bottlenecks(base.model, photos, WHOLE))
     half = halves(frozen[photos.train], photos.category[photos.train])
     for text in options.recipes or ["default:"]:
         name, _, sets = text.partition(":")
         for seed in range(options.seeds):
             for tuned in range(options.halves):
-                base = load_backbone("mobilenet", str(weights), options.image_size)
+                base = load_backbone("mobilenet", str(weights), SIZE)
                 row = try_recipe(base, photos, frozen, half == tuned, sets.split(), seed, options)
                 rows.append(
                     {"recipe": name, "settings": sets.strip(), "half": "AB"[tuned], "seed": seed} | row
@@ -114,7 +115,7 @@ def try_recipe(
 ) -> dict[str, Any]:  # fmt: skip
     """Tunes on a half and asks about the rest."""
     from models.heads.architectures import Head
-    from models.heads.finetune import Photos, trunk_of, tune_backbone
+    from models.heads.finetune import Photos, tune_backbone
     from pipeline.job.load_config import load_config
     from pipeline.train.finetune import steps_of, tuning_of
     from pipeline.train.from_settings import loss_of
@@ -124,12 +125,14 @@ def try_recipe(
     own = np.flatnonzero(photos.train)[tuned]
     shops = {"B": np.flatnonzero(photos.train)[~tuned], "val": np.flatnonzero(~photos.train)}
 
-    def head_on(rows: np.ndarray) -> Head:
-        return trained_head(rows, labels[own], taxonomy, config, base.fingerprint)
+    def head_on(views: list[np.ndarray]) -> Head:
+        rows, its = np.concatenate([view[own] for view in views]), np.tile(labels[own], len(views))
+        return trained_head(
+            rows, its, taxonomy, config, base.fingerprint, epochs=options.epochs // len(views)
+        )
 
-    start = head_on(frozen[own])
-    tuning = tuning_of(config.finetune, base)
-    pixels = photos.of(options.image_size)
+    start = head_on([frozen])
+    pixels = photos.of(SIZE)
 
     def read(numbers: np.ndarray, batch: int) -> Any:
         for first in range(0, len(numbers), batch):
@@ -138,8 +141,8 @@ def try_recipe(
     before = [model.get_weights() for model in (base.model, start.model)]
     began, cpu = time.monotonic(), time.process_time()
     tune_backbone(
-        base, start, Photos(read, labels[own]), None, steps_of(config, "float32"), tuning,
-        loss_of(taxonomy, config),
+        base, start, Photos(read, labels[own]), None, steps_of(config, options.precision),
+        tuning_of(config.finetune, base), loss_of(taxonomy, config),
     )  # fmt: skip
     row = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     after = [model.get_weights() for model in (base.model, start.model)]
@@ -148,26 +151,30 @@ def try_recipe(
             model.set_weights(
                 [share * one + (1 - share) * other for one, other in zip(new, old, strict=True)]
             )
-        for size in options.ask or [options.image_size]:
-            trunk = trunk_of(base, size)
-            asked = {name: bottlenecks(trunk, photos.of(size)[some]) for name, some in shops.items()}
-            heads = {"along": Head.of(start.shape, start.model)}
-            if share == 1:
-                heads["own"] = head_on(bottlenecks(trunk, photos.of(size)[own]))
-            for kind, head in heads.items():
-                title = f"{kind} {size}" + (f" {share}" if share < 1 else "")
+        seen = [bottlenecks(base.model, photos, view) for view in VIEWS]
+        heads = {"along": Head.of(start.shape, start.model)}
+        if share == 1:
+            heads["own"] = head_on(seen)
+        for kind, head in heads.items():
+            found = [softmax(head.logits(view)) for view in seen]
+            for asked, probabilities in {"whole": found[0], "both": sum(found)}.items():
+                title = f"{kind} {asked}" + (f" {share}" if share < 1 else "")
                 row |= {
                     f"{title} {name}/{level}": right
                     for name, some in shops.items()
-                    for level, right in accuracies(head.logits(asked[name]), labels[some], taxonomy).items()
+                    for level, right in accuracies(probabilities[some], labels[some], taxonomy).items()
                 }
     return row
 
 
-def bottlenecks(trunk: Any, pixels: np.ndarray) -> np.ndarray:
-    """(n, px, px, 3) uint8 → (n, d) float32."""
-    parts = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-    return np.concatenate([np.asarray(trunk.predict_on_batch(part.astype(np.float32))) for part in parts])
+def bottlenecks(trunk: Any, photos: GroceryPhotos, view: View) -> np.ndarray:
+    """Of all photos in a view, (n, d) float32."""
+    pixels = photos.of(view.resized(SIZE))
+    parts = [
+        view.of_pixels(pixels[start : start + BATCH], SIZE).astype(np.float32)
+        for start in range(0, len(pixels), BATCH)
+    ]
+    return np.concatenate([np.asarray(trunk.predict_on_batch(part)) for part in parts])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,13 @@ def accuracies(logits: np.ndarray, labels: np.ndarray, taxonomy: "Taxonomy") -> 
     }
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(n, C) scores → probabilities of each row."""
+    power = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probability: np.ndarray = power / power.sum(axis=1, keepdims=True)
+    return probability
+
+
 def halves(frozen: np.ndarray, category: np.ndarray) -> np.ndarray:
     """(n,) int, 0 or 1: the half of each training photo; of about equal size."""
     from sklearn.cluster import KMeans

@@ -26,7 +26,7 @@ from typing import Any
 import measure
 import numpy as np
 from grocery import add_data, find_grocery
-from shops import GroceryPhotos, accuracies, cached, halves, trained_head
+from shops import GroceryPhotos, accuracies, cached, halves, softmax, trained_head
 
 RESULTS = Path(__file__).parent / "results" / "views_accuracy.json"
 SETS = (
@@ -149,7 +149,7 @@ class _Trial:
             rows, labels, self.photos.taxonomy, self.config, self.base.fingerprint,
             seed=seed, epochs=self.options.epochs,
         )  # fmt: skip
-        return {view: _softmax(head.logits(self.of(view)[test])) for view in views}
+        return {view: softmax(head.logits(self.of(view)[test])) for view in views}
 
     def of(self, view: str) -> np.ndarray:
         """(n, d) float16, the bottlenecks of all photos."""
@@ -198,12 +198,6 @@ def _mean(of_view: dict[str, np.ndarray], asked: Sequence[str]) -> np.ndarray:
     """(n, C), the mean of the views asked."""
     mean: np.ndarray = np.mean([of_view[view] for view in asked], axis=0)
     return mean
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    power = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probability: np.ndarray = power / power.sum(axis=1, keepdims=True)
-    return probability
 
 
 if __name__ == "__main__":
