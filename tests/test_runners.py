@@ -296,7 +296,8 @@ def extract_arguments(workspace: Path) -> list[str]:
 
 
 def shards_of(workspace: Path) -> dict[str, bytes]:
-    files = [file for file in workspace.glob("store/**/*.*") if file.is_file()]
+    """The shards of all views; not the networks that OpenVINO keeps beside them."""
+    files = [file for kind in ("npy", "parquet") for file in workspace.glob(f"store/**/*.{kind}")]
     return {str(file.relative_to(workspace)): file.read_bytes() for file in files}
 
 
