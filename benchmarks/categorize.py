@@ -215,6 +215,7 @@ def new(options: argparse.Namespace, each: int, folder: Path) -> dict[str, Any]:
     from features.engines.choose import choose_engine
     from features.engines.pixels import read_pixels
     from features.records import pieces_of
+    from features.views import WHOLE
     from pipeline.beam.process_pool import local_workers
     from pipeline.categorize import extract_new
 
@@ -237,7 +238,7 @@ def new(options: argparse.Namespace, each: int, folder: Path) -> dict[str, Any]:
     held = mock.Mock(wraps=bundle, categorizer=bundle.categorizer, path=bundle.path, digest=bundle.digest,
                      fingerprint=bundle.fingerprint, caveats=(), backbone=lambda: backbone)  # fmt: skip
     ratios, rates, peers = [], [], []
-    with local_workers(), mock.patch.object(extract_new, "engine_of", lambda *_: engine):
+    with local_workers(), mock.patch.object(extract_new, "engines_of", lambda *_: {WHOLE: engine}):
         for turn in range(options.repeats + 1):
             size = images if turn else 64  # the first one starts the workers
             write_catalogue(folder / "shop.bson", pictures, size // each * each, each)
