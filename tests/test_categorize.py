@@ -349,7 +349,7 @@ def test_photos_that_are_gone_before_the_second_look_are_rejects_and_the_others_
     changed = batch.rejects().query("reason == 'changed'")
     assert sorted(changed["source"]) == [f"photos/{file.name}" for file in files]
     assert set(changed["detail"]) == {"gone, or not the same, when it was read again"}
-    assert f"cascade: {len(files)} photos could not be read again and are now rejects" in caplog.text
+    assert f"cascade: {len(files)} photos have changed or gone before the second look" in caplog.text
     left = [
         replace(one, pictures=tuple(picture for picture in one.pictures if picture not in gone))
         for one in products if one.id in uncertain

@@ -79,6 +79,7 @@ class HeadShape:
     second_dropout: float = 0.0  # share of the second hidden layer
     views: tuple[str, ...] = ("whole",)  # of each image, from which it predicts; see features/views.py
     averaged: bool = False  # their mean is one row; else each view is a row of its image
+    trained: tuple[str, ...] = ()  # views of each image on which it was trained; (): `views`
 
     def __post_init__(self) -> None:
         if self.kind not in ARCHITECTURES:
@@ -107,7 +108,8 @@ class HeadShape:
         mirrored = values.pop("flip", False)  # of older releases
         views = values.get("views", ("whole", "flip") if mirrored else ("whole",))
         parents = tuple(map(tuple, values.get("parents", ())))
-        return cls(**values | {"hidden": tuple(values["hidden"]), "parents": parents, "views": tuple(views)})
+        names = {"views": tuple(views), "trained": tuple(values.get("trained", ()))}
+        return cls(**values | names | {"hidden": tuple(values["hidden"]), "parents": parents})
 
     @property
     def rows_of_image(self) -> int:

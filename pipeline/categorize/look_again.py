@@ -78,8 +78,8 @@ def look_again(
             lacking += int(lacks[at].sum())
             progress.to(min((number + 1) * len(part.rows), rows.account.rows))
     log.info(
-        "cascade: %s products are looked at again, in %s more views; of their %s photos %s lack one of these",
-        f"{again:,}", len(views), f"{photos:,}", f"{lacking:,}",
+        "cascade: %s products are looked at again (further views: %s); of their %s photos %s lack one",
+        f"{again:,}", ", ".join(view.of.name for view in views), f"{photos:,}", f"{lacking:,}",
     )  # fmt: skip
     shards = plan_new(units, folder, settings.shard_images)
     marks = extract_new(shards, folder, views, load, settings, limits, beam)
@@ -99,5 +99,8 @@ def _without_refused(rows: SortedRows, units: list[AnyPath], found: Found, folde
         write_table(own.select(REFUSED.names), unit_file(folder, number))
         rows.account.refuse(own["reason"])
         refused += len(own)
-    log.warning("cascade: %s photos could not be read again and are now rejects", f"{refused:,}")
+    log.warning(
+        "cascade: %s photos have changed or gone before the second look, and are rejects (changed)",
+        f"{refused:,}",
+    )
     return replace(rows, refused=folder)

@@ -47,19 +47,24 @@ def choose_views(
     Raises:
         ShelfmarkError: the backbone cannot have a view, or a view of `asked` is not extracted.
     """
-    quality, why = settings.quality, ""
-    if quality == "auto":
-        if kept := _kept(settings, backbone, before):
-            log.info("views: %s, as the release in service: its images are in the store", _listed(kept.views))
-            return kept
-        size = images * cost(_of_quality("best", backbone)[0], backbone.image_size)
-        quality = "best" if size <= AN_HOUR else "fast"
-        why = f"all views of {images:,} photos cost as much as {size:,.0f} whole ones; limit {AN_HOUR:,}"
+    if settings.views:
+        chosen = _chosen(settings, "fast", backbone)
+        if settings.quality != "fast":
+            views = _listed(chosen.views)
+            log.info("views: %s, as extract.views says; not those of quality %s", views, settings.quality)
+        return chosen
+    if settings.quality != "auto":
+        return _chosen(settings, settings.quality, backbone)
+    if kept := _kept(settings, backbone, before):
+        log.info("views: %s, as the release in service: its images are in the store", _listed(kept.views))
+        return kept
+    size = images * cost(_of_quality("best", backbone, None)[0], backbone.image_size)
+    quality = "best" if size <= AN_HOUR else "fast"
     chosen = _chosen(settings, quality, backbone)
-    if settings.views and settings.quality != "fast":
-        log.info("views: %s, as extract.views says; not those of quality %s", _listed(chosen.views), quality)
-    if why:
-        log.info("views: %s (%s): %s", _listed(chosen.views), quality, why)
+    log.info(
+        "views: %s (%s): all views of %s photos cost as much as %s whole ones; limit %s",
+        _listed(chosen.views), quality, f"{images:,}", f"{size:,.0f}", f"{AN_HOUR:,}",
+    )  # fmt: skip
     return chosen
 
 
@@ -71,8 +76,8 @@ def require_views(settings: ExtractSettings, backbone: Backbone, before: HeadSha
     Raises:
         ShelfmarkError: as `choose_views`.
     """
-    if settings.quality != "auto":
-        _chosen(settings, settings.quality, backbone)
+    if settings.views or settings.quality != "auto":
+        _chosen(settings, "fast" if settings.quality == "auto" else settings.quality, backbone)
     elif not _kept(settings, backbone, before):
         try:
             _chosen(settings, "fast", backbone)
@@ -81,37 +86,38 @@ def require_views(settings: ExtractSettings, backbone: Backbone, before: HeadSha
 
 
 def _kept(settings: ExtractSettings, backbone: Backbone, before: HeadShape | None) -> ChosenViews | None:
-    """The views of the release in service, if `auto` keeps to them; raises as `choose_views`.
-
-    A head says from which views it predicts. Where they are those of one quality, it was trained on all of
-    that quality.
-    """
-    is_open = settings.views is None and settings.flip is None
-    if before is None or before.fingerprint != backbone.fingerprint or not is_open:
+    """The views of the release in service, if `auto` keeps to them; raises as `choose_views`."""
+    if before is None or before.fingerprint != backbone.fingerprint:
         return None
-    predicts = tuple(map(parse_view, before.views))
-    alike = [name for name in QUALITIES if predicts == (_asked(settings) or _of_quality(name, backbone)[1])]
-    if len(alike) == 1:
-        return _chosen(settings, alike[0], backbone)
-    return None if alike else _with_asked(settings, predicts, predicts)
+    views, predicts = (
+        tuple(map(parse_view, names)) for names in (before.trained or before.views, before.views)
+    )
+    if settings.flip not in (None, any(view.flip for view in views)):
+        return None
+    return _with_asked(settings, views, predicts)
 
 
 def _chosen(settings: ExtractSettings, quality: str, backbone: Backbone) -> ChosenViews:
-    """The views of the settings, which a quality fills; raises as `choose_views`."""
-    mirrored = settings.flip if settings.flip is not None else QUALITIES[quality][1]
-    views = tuple(map(parse_view, settings.views or ())) or _of_quality(quality, backbone)[1]
-    every = _mirrored(views) if mirrored else views
-    for view in every:
+    """The views of the settings, or of a quality; raises as `choose_views`."""
+    views, predicts = _of_quality(quality, backbone, settings.flip)
+    if settings.views:
+        predicts = tuple(map(parse_view, settings.views))
+        views = predicts = _mirrored(predicts) if settings.flip else predicts
+    for view in views:
         backbone.require_view(view)
-    return _with_asked(settings, every, every if settings.flip else views)
+    return _with_asked(settings, views, predicts)
 
 
-def _of_quality(name: str, backbone: Backbone) -> tuple[tuple[View, ...], tuple[View, ...]]:
+def _of_quality(
+    name: str, backbone: Backbone, flip: bool | None
+) -> tuple[tuple[View, ...], tuple[View, ...]]:
     """The views of a quality that are trained on, and of these those that predictions are made from."""
-    scales, flip = QUALITIES[name]
-    middles = [View(round(backbone.image_size * scale), "center") for scale in scales]
-    views = (WHOLE, *middles)
-    return _mirrored(views) if flip else views, views
+    scales, mirrored = QUALITIES[name]
+    views = (WHOLE, *(View(round(backbone.image_size * scale), "center") for scale in scales))
+    if flip is None:
+        return _mirrored(views) if mirrored else views, views
+    every = _mirrored(views) if flip else views
+    return every, every
 
 
 def _mirrored(views: Sequence[View]) -> tuple[View, ...]:
@@ -119,15 +125,11 @@ def _mirrored(views: Sequence[View]) -> tuple[View, ...]:
     return tuple(dict.fromkeys(one for view in views for one in (view, view.mirrored())))
 
 
-def _asked(settings: ExtractSettings) -> tuple[View, ...]:
-    return tuple(map(parse_view, settings.asked))
-
-
 def _with_asked(
     settings: ExtractSettings, views: tuple[View, ...], predicts: tuple[View, ...]
 ) -> ChosenViews:
     """The views, of which extract.asked names those that predictions are made from; else `predicts`."""
-    asked = _asked(settings) or predicts
+    asked = tuple(map(parse_view, settings.asked)) or predicts
     if lacking := [view for view in asked if view not in views]:
         raise ShelfmarkError(
             f"extract.asked: {_listed(lacking)}: not among the views; expected some of {_listed(views)}; "
@@ -149,8 +151,8 @@ def require_cascade(share: float, asked: Sequence[View], averaged: bool) -> None
     if len(asked) < 2:
         raise ShelfmarkError(
             f"extract.cascade: predictions are made from one view, {_listed(asked)}; expected two or more, "
-            "the first of which decides alone where it is certain; set --quality best or extract.views, or "
-            "extract.cascade = 0"
+            "the first of which decides alone where it is certain; set --quality best, name more views in "
+            "extract.views or extract.asked, or set extract.cascade = 0"
         )
     if averaged:
         raise ShelfmarkError(

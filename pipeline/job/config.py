@@ -234,9 +234,9 @@ class ExtractSettings(Section):
     they are those of `quality`. Set them when `shelfmark evaluate` shows that they are worth their time on
     your photos."""
     flip: bool | None = None
-    """Extract the mirrored image of each view, too. Without it as `quality` says: not for fast; for best, to
-    train on them alone. Set true when accuracy matters more than time: it gave 2 points on grocery photos and
-    doubles the work of extraction, also when products are categorized."""
+    """Extract the mirrored image of each view, too. Without it as `quality` says: for best, to train on them
+    alone; not for fast, nor with `views`. Set true when accuracy matters more than time: it gave 2 points on
+    grocery photos and doubles the work of extraction, also when products are categorized."""
     asked: Annotated[tuple[ViewName, ...], AfterValidator(_distinct)] = ()
     """Views, of those that are trained on, that predictions are made from: when thresholds are calibrated,
     when products are categorized, and by the service. Without it all of them, but the mirrored ones that
@@ -246,7 +246,7 @@ class ExtractSettings(Section):
     `averaged`, their mean is one bottleneck. Choose averaged when the head must not take longer than with one
     view."""
     cascade: Annotated[float, Field(ge=0, lt=1), "calibrate"] = 0.0
-    """Share of the products, on validation, that are looked at in all views: those about which the first view
+    """Share of FIT's products that are looked at in all views: those about which the first view
     is least certain. The first view decides about the others, whose other views are not extracted when
     products are categorized, nor by the service. 0: all views decide about every product. Set 0.3 when
     several views are worth their time for hard products alone (docs/extraction.md)."""

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from features.engines.backbone_names import parse_name, without_folder
+from features.views import parse_view
 from models.decisions.boosting import Boosting
 from models.decisions.categorizer import DecisionRules
 from models.decisions.thresholds import Certificate
@@ -714,13 +715,9 @@ def used_settings(data: ReportData, config: Config, words: Words) -> Iterator[tu
     backbone, size = parse_name(config.backbone.name), config.backbone.image_size
     own = words("settings.detected") if backbone.path else backbone.image_size(None)
     values["backbone"] |= {"name": without_folder(config.backbone.name), "image_size": size or own}
-    for name in ("views", "flip"):
-        if values["extract"][name] is None:
-            values["extract"][name] = config.extract.quality
-    values["extract"]["asked"] = data.head.views
-    all_asked = config.extract.quality == "fast" or config.extract.flip is not None
-    if all_asked and not config.extract.asked:
-        values["extract"]["views"] = data.head.views
+    views = data.head.trained or data.head.views
+    mirrored = any(parse_view(name).flip for name in views)
+    values["extract"] |= {"views": views, "flip": mirrored, "asked": data.head.views}
     for name in ("csv_delimiter", "csv_encoding"):
         values["ingest"][name] = values["ingest"][name] or words("settings.detected")
     if config.head.kind != "flat":

@@ -143,6 +143,7 @@ def _open_training(records: Artifact, bottlenecks: Artifact, store: AnyPath, con
     shape = replace(
         shape_of(trained, taxonomy, extracted.fingerprint, config),
         views=tuple(view.name for view in extracted.predicted_from),
+        trained=tuple(view.name for view in extracted.extracted),
         averaged=extracted.averaged,
     )
     fit = val.only(division.fit & np.isin(val.product_id, category.index))
