@@ -1,11 +1,11 @@
-"""Whether this machine trains faster in bfloat16 than in float32: it is tried, for a fraction of a second.
+"""Whether this machine trains faster in bfloat16 than in float32: it is tried, for about a second.
 
     a head      the products of one training step: of every dense layer y = x·w, and the gradients
                 g·wᵀ of x and xᵀ·g of w, with the casts around them
     a network   a few random photos through it, and the gradients of what is trained
 
 Names of processor features do not say it: TensorFlow's products are 2 to 3 times as fast in bfloat16 with
-amx_bf16, 1.55 to 1.8 times with avx512_bf16 alone; with neither it computes them in float32, and casts.
+amx_bf16; with avx512_bf16 alone 0.6 to 1.8 times; with neither it computes them in float32, and casts.
 
 Both precisions take turns. What counts is the processor time of this process: the time on the clock depends
 on what else runs on the machine (docs/experiments/training.md).
