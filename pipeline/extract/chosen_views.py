@@ -99,10 +99,11 @@ def _kept(settings: ExtractSettings, backbone: Backbone, before: HeadShape | Non
 
 def _chosen(settings: ExtractSettings, quality: str, backbone: Backbone) -> ChosenViews:
     """The views of the settings, or of a quality; raises as `choose_views`."""
-    views, predicts = _of_quality(quality, backbone, settings.flip)
     if settings.views:
-        predicts = tuple(map(parse_view, settings.views))
-        views = predicts = _mirrored(predicts) if settings.flip else predicts
+        named = tuple(map(parse_view, settings.views))
+        views = predicts = _mirrored(named) if settings.flip else named
+    else:
+        views, predicts = _of_quality(quality, backbone, settings.flip)
     for view in views:
         backbone.require_view(view)
     return _with_asked(settings, views, predicts)
