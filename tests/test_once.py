@@ -86,9 +86,9 @@ def records_of(folder: Path, times: int) -> Artifact:
         return make_records([catalogue(folder, times)], folder / "records", CONFIG.ingest)
 
 
-def extracted(records: Artifact, folder: Path, flip: bool = False) -> Artifact:
+def extracted(records: Artifact, folder: Path, flip: bool = False, asked: tuple[str, ...] = ()) -> Artifact:
     with light():
-        settings = ExtractSettings(batch=16, flip=flip)
+        settings = ExtractSettings(batch=16, flip=flip, asked=asked)
         return extract_records(records, Colours(), folder / "store", folder / "bottlenecks", settings)
 
 
@@ -173,6 +173,16 @@ def test_an_image_given_twice_keeps_both_of_its_views(once: Week, tmp_path: Path
         np.testing.assert_array_equal(part.first_view().rows[:], alone.rows[:])
         quarters = part.rows[:].reshape(-1, 2, 2, 2, 3)
         np.testing.assert_array_equal(quarters[:, 1], quarters[:, 0, :, ::-1])
+
+
+def test_a_head_names_the_views_that_it_was_trained_on_and_those_that_it_predicts_from(
+    once: Week, tmp_path: Path
+) -> None:
+    both = extracted(once.records, tmp_path, flip=True, asked=("whole",))
+    head = train_head(once.records, both, tmp_path / "store", tmp_path / "head", CONFIG)
+    shape = load_predictor(head.path).head.shape
+    assert (shape.trained, shape.views) == (("whole", "flip"), ("whole",))
+    assert load_predictor(once.head.path).head.shape.trained == ("whole",)
 
 
 def test_fine_tuning_draws_each_image_of_a_product_once(once: Week, tmp_path: Path) -> None:
