@@ -184,20 +184,23 @@ class _Job:
         known.mkdir(parents=True, exist_ok=True)
         self._index_store()
         if self.only_new is not None and not (known / f"{DECIDED}.rest.npy").is_file():
-            earlier: str | None = self.only_new
-            if is_new_table(self.only_new, self.output):
-                log.info(
-                    "only new: %s does not exist yet: all products are new", decisions_source(self.output)
-                )
-                earlier = None
-            left, adapted = index_decided(earlier, self.bundle.categorizer.release, self.corrected, known)
-            again = f"; {adapted:,} more with corrections, which are decided again" if adapted else ""
-            sellers = f"; all of {len(self.corrected):,} sellers with corrections in use are decided again"
-            log.info(
-                "only new: %s products were decided by this release before%s%s",
-                f"{left:,}", again, sellers if self.corrected else "",
-            )  # fmt: skip
+            self._index_decided(self.only_new, known)
         return len(self.views)
+
+    def _index_decided(self, earlier: str, known: AnyPath) -> None:
+        """Indexes what earlier decisions hold; nothing where they are the output's table, not yet there."""
+        release, first = self.bundle.categorizer.release, is_new_table(earlier, self.output)
+        left, adapted = index_decided(None if first else earlier, release, self.corrected, known)
+        if first:
+            source = decisions_source(self.output)
+            log.info("only new: %s does not exist yet: all products are new", source)
+            return
+        again = f"; {adapted:,} more with corrections, which are decided again" if adapted else ""
+        sellers = f"; all of {len(self.corrected):,} sellers with corrections in use are decided again"
+        log.info(
+            "only new: %s products were decided by this release before%s%s",
+            f"{left:,}", again, sellers if self.corrected else "",
+        )  # fmt: skip
 
     def _index_store(self) -> None:
         known = self.work / KNOWN
