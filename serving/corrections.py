@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -122,6 +123,7 @@ MADE = problems(
 SELLER: dict[str, Any] = {"maxLength": LONGEST["seller"], "pattern": NOT_EMPTY}
 LISTED = problems(_413="Too long a name", _422="No seller, or another wrong parameter", **_KEPT)
 UNDONE = problems(_404="No such correction in use", _422="No number", **_KEPT)
+TAGS: list[str | Enum] = ["corrections"]
 
 
 # The store
@@ -459,7 +461,10 @@ def add_routes(app: FastAPI, state: ServiceState) -> None:
         assert state.corrections is not None
         return state.corrections
 
-    @app.post("/v1/corrections", status_code=201, responses=MADE, openapi_extra=BODY)
+    @app.post(
+        "/v1/corrections", status_code=201, responses=MADE, openapi_extra=BODY,
+        summary="Make a correction", tags=TAGS,
+    )  # fmt: skip
     async def make_correction(request: Request, response: Response) -> CorrectionMade:
         """Makes a correction: this product of this seller has this category.
 
@@ -468,7 +473,7 @@ def add_routes(app: FastAPI, state: ServiceState) -> None:
         """
         return await service().make(request, response)
 
-    @app.get("/v1/corrections", responses=LISTED)
+    @app.get("/v1/corrections", responses=LISTED, summary="A seller's corrections", tags=TAGS)
     async def corrections_of_seller(
         seller: Annotated[str, Query(description="His name.", json_schema_extra=SELLER)],
         limit: Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Of a page.")] = PAGE,
@@ -479,7 +484,7 @@ def add_routes(app: FastAPI, state: ServiceState) -> None:
         """Lists a seller's corrections, undone and replaced ones too, the newest first."""
         return await service().page(seller, limit, after)
 
-    @app.delete("/v1/corrections/{number}", responses=UNDONE)
+    @app.delete("/v1/corrections/{number}", responses=UNDONE, summary="Undo a correction", tags=TAGS)
     async def undo_correction(
         number: Annotated[int, fastapi.Path(ge=1, le=LARGEST_ID, description="The correction's id.")],
     ) -> CorrectionUndone:

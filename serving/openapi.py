@@ -90,6 +90,8 @@ TIMEOUT_HEADER: dict[str, Any] = {
     "schema": {"type": "number", "minimum": SHORTEST, "maximum": 30},
 }
 CATEGORIZE: dict[str, Any] = {
+    "summary": "Decide about products from their photos",
+    "tags": ["decisions"],
     "responses": {
         200: {
             "model": Decision | Decisions,
@@ -115,17 +117,33 @@ CATEGORIZE: dict[str, Any] = {
     },
 }
 _NOT_READY = problems(_503="The release is being loaded, or the service is ending")
-RELEASE: dict[str, Any] = {"responses": {200: {"model": Release}, **_NOT_READY}}
+RELEASE: dict[str, Any] = {
+    "summary": "The release in service",
+    "tags": ["release"],
+    "responses": {200: {"model": Release}, **_NOT_READY},
+}
 TAXONOMY: dict[str, Any] = {
+    "summary": "Its tree of categories",
+    "tags": ["release"],
     "responses": {
         200: {"model": Tree, "headers": {"ETag": {"schema": {"type": "string"}}}},
         304: {"description": "If-None-Match names the tree as it is"},
         **_NOT_READY,
-    }
+    },
 }
-HEALTH: dict[str, Any] = {"responses": {200: {"model": Health}}}
-READINESS: dict[str, Any] = {"responses": {200: {"model": Readiness}, **_NOT_READY}}
+HEALTH: dict[str, Any] = {
+    "summary": "Whether the process runs",
+    "tags": ["state"],
+    "responses": {200: {"model": Health}},
+}
+READINESS: dict[str, Any] = {
+    "summary": "Whether requests are taken",
+    "tags": ["state"],
+    "responses": {200: {"model": Readiness}, **_NOT_READY},
+}
 METRICS: dict[str, Any] = {
+    "summary": "Figures for Prometheus",
+    "tags": ["state"],
     "responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     "response_class": PlainTextResponse,
 }
