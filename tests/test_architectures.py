@@ -171,6 +171,7 @@ def test_structure_is_written_in_plain_json(head: Head, tmp_path: Path) -> None:
         "second_dropout": 0.0,
         "views": ["whole"],
         "averaged": False,
+        "trained": [],
     }
 
 
