@@ -112,6 +112,11 @@ class HeadShape:
         return cls(**values | names | {"hidden": tuple(values["hidden"]), "parents": parents})
 
     @property
+    def trained_views(self) -> tuple[str, ...]:
+        """The views of each image on which it was trained."""
+        return self.trained or self.views
+
+    @property
     def rows_of_image(self) -> int:
         """Bottlenecks of each image that it predicts from."""
         return 1 if self.averaged else len(self.views)

@@ -47,14 +47,12 @@ def choose_views(
     Raises:
         ShelfmarkError: the backbone cannot have a view, or a view of `asked` is not extracted.
     """
-    if settings.views:
-        chosen = _chosen(settings, "fast", backbone)
-        if settings.quality != "fast":
+    if settings.views or settings.quality != "auto":
+        chosen = _chosen(settings, settings.quality, backbone)
+        if settings.views and settings.quality != "fast":
             views = _listed(chosen.views)
             log.info("views: %s, as extract.views says; not those of quality %s", views, settings.quality)
         return chosen
-    if settings.quality != "auto":
-        return _chosen(settings, settings.quality, backbone)
     if kept := _kept(settings, backbone, before):
         log.info("views: %s, as the release in service: its images are in the store", _listed(kept.views))
         return kept
@@ -77,7 +75,7 @@ def require_views(settings: ExtractSettings, backbone: Backbone, before: HeadSha
         ShelfmarkError: as `choose_views`.
     """
     if settings.views or settings.quality != "auto":
-        _chosen(settings, "fast" if settings.quality == "auto" else settings.quality, backbone)
+        _chosen(settings, settings.quality, backbone)
     elif not _kept(settings, backbone, before):
         try:
             _chosen(settings, "fast", backbone)
@@ -89,9 +87,7 @@ def _kept(settings: ExtractSettings, backbone: Backbone, before: HeadShape | Non
     """The views of the release in service, if `auto` keeps to them; raises as `choose_views`."""
     if before is None or before.fingerprint != backbone.fingerprint:
         return None
-    views, predicts = (
-        tuple(map(parse_view, names)) for names in (before.trained or before.views, before.views)
-    )
+    views, predicts = (tuple(map(parse_view, names)) for names in (before.trained_views, before.views))
     if settings.flip not in (None, any(view.flip for view in views)):
         return None
     return _with_asked(settings, views, predicts)

@@ -715,7 +715,7 @@ def used_settings(data: ReportData, config: Config, words: Words) -> Iterator[tu
     backbone, size = parse_name(config.backbone.name), config.backbone.image_size
     own = words("settings.detected") if backbone.path else backbone.image_size(None)
     values["backbone"] |= {"name": without_folder(config.backbone.name), "image_size": size or own}
-    views = data.head.trained or data.head.views
+    views = data.head.trained_views
     mirrored = any(parse_view(name).flip for name in views)
     values["extract"] |= {"views": views, "flip": mirrored, "asked": data.head.views}
     for name in ("csv_delimiter", "csv_encoding"):
